@@ -1,0 +1,52 @@
+# Everything runs in a virtual environment of its own, from the versions that requirements.lock pins.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev run test test-system check lock clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anitune needs Python 3.11 or newer; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and pinned, so that no other package pulls another build of it.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml requirements.lock
+	@echo "Installing anitune into $(VENV) (some minutes on the first time)"
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what the tests need"
+	$(PIP) --editable '.[dev,dft,postgres,export]'
+	@touch $@
+
+install: $(VENV)/.installed ## install into .venv
+install-dev: $(VENV)/.installed-dev ## install with what the tests need
+
+run: install ## the quickstart study: search on the shipped sample, with leaderboard
+	$(BIN)/anitune study run examples/quickstart.yaml
+
+check: install-dev ## lint, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## all tests that need nothing but Python
+	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
+
+test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
+	$(BIN)/python -m pytest -m "browser" $(PYTEST_ARGS)
+
+lock: ## pin the versions of all dependencies anew
+	$(PYTHON) tools/lock.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

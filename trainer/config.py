@@ -1,0 +1,250 @@
+"""The settings of one training run: each declared once, with its default, range, unit and meaning.
+
+The search space, the study file's schema, the command line's help and the table in the docs are made
+from these declarations (see :func:`searchable_fields`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from trainer.errors import ConfigError
+
+T = TypeVar("T")
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Activation = Literal["relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian"]
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["constant", "plateau", "cosine"]
+Loss = Literal["mse", "mse_per_sqrt_atoms"]
+Precision = Literal["float32", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """The unit of a setting, as shown to people."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchRange:
+    """Where a study looks for a number by default."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchChoices:
+    """What a study chooses from by default."""
+
+    values: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchWidths:
+    """How deep and wide a study builds the hidden layers by default."""
+
+    layers: SearchRange
+    width: SearchRange
+
+
+SearchDefault = SearchRange | SearchChoices | SearchWidths
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """Everything that decides the result of a training on given data, split and features."""
+
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...],
+        Field(min_length=1, max_length=8, description="widths of the hidden layers of each element's network"),
+        Unit("neurons"),
+        SearchWidths(layers=SearchRange(1, 4, step=1), width=SearchRange(32, 256, step=32)),
+    ] = (128,)
+    activation: Annotated[
+        Activation,
+        Field(description="function after each hidden layer"),
+        SearchChoices(("relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian")),
+    ] = "celu"
+    dropout: Annotated[
+        float,
+        Field(ge=0, lt=1, description="probability that a hidden neuron is dropped in training"),
+        SearchRange(0.0, 0.3),
+    ] = 0.0
+    activate_output: Annotated[
+        bool,
+        Field(description="dropout and activation also after the output layer: bounds the energy of an atom"),
+    ] = False
+    learning_rate: Annotated[
+        float,
+        Field(gt=0, le=1, description="step size of the optimizer at the start"),
+        SearchRange(1e-4, 1e-2, log=True),
+    ] = 1e-3
+    batch_size: Annotated[
+        int,
+        Field(ge=1, description="structures a step"),
+        Unit("structures"),
+        SearchChoices((64, 128, 256, 512, 1024)),
+    ] = 256
+    weight_decay: Annotated[
+        float,
+        Field(ge=0, le=1, description="coupled L2 with adam, decoupled with adamw"),
+        SearchRange(1e-8, 1e-3, log=True),
+    ] = 0.0
+    optimizer: Annotated[Optimizer, Field(description="adam or adamw")] = "adamw"
+    schedule: Annotated[
+        Schedule,
+        Field(description="learning rate over the epochs: constant, halved on a plateau, or cosine to zero"),
+    ] = "cosine"
+    epochs: Annotated[int, Field(ge=1, description="passes over the training part at most"), Unit("epochs")] = 100
+    patience: Annotated[
+        int | None,
+        Field(ge=1, description="stop after so many epochs without a better validation MAE; null: never"),
+        Unit("epochs"),
+    ] = None
+    loss: Annotated[
+        Loss,
+        Field(description="squared error, or squared error over the square root of the number of atoms"),
+        Unit("hartree^2"),
+    ] = "mse"
+    ema_decay: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="decay a step of the average of the weights that is evaluated; null: none"),
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data")] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]")] = "auto"
+    precision: Annotated[Precision, Field(description="of the weights and the matrix products")] = "float32"
+    checkpoint_seconds: Annotated[
+        float, Field(ge=0, description="least time between two checkpoints outside rungs"), Unit("s")
+    ] = 30.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class AEVConfig:
+    """Constants of the atomic environment vectors (the defaults are those of ANI-1x: 384 numbers an atom).
+
+    Smith, Isayev, Roitberg, Chem. Sci. 8, 3192 (2017), equations 3 and 4.
+    """
+
+    elements: Annotated[tuple[str, ...], Field(min_length=1, description="in the order of the networks")] = (
+        "H",
+        "C",
+        "N",
+        "O",
+    )
+    radial_cutoff: Annotated[float, Field(gt=0), Unit("Å")] = 5.2
+    radial_eta: Annotated[float, Field(gt=0), Unit("1/Å^2")] = 16.0
+    radial_shifts: Annotated[tuple[float, ...], Field(min_length=1), Unit("Å")] = tuple(
+        0.9 + 0.26875 * i for i in range(16)
+    )
+    angular_cutoff: Annotated[float, Field(gt=0), Unit("Å")] = 3.5
+    angular_eta: Annotated[float, Field(gt=0), Unit("1/Å^2")] = 8.0
+    zeta: Annotated[float, Field(gt=0)] = 32.0
+    angular_shifts: Annotated[tuple[float, ...], Field(min_length=1), Unit("Å")] = (0.90, 1.55, 2.20, 2.85)
+    angle_sections: Annotated[int, Field(ge=1)] = 8
+
+
+@dataclass(frozen=True, config=STRICT)
+class FeatureConfig:
+    """How features are computed and kept."""
+
+    aev: AEVConfig = dataclasses.field(default_factory=AEVConfig)
+    store_limit_gib: Annotated[
+        float, Field(ge=0, description="a larger feature store is not built: AEVs are computed batch by batch"), Unit("GiB")
+    ] = 32.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Which structures are used; ``sample`` names the data set that ships with the package."""
+
+    files: Annotated[tuple[str, ...], Field(min_length=1, description="HDF5 files, or the word sample")] = ("sample",)
+    high_energy: Annotated[bool, Field(description="include the high-energy structures of the ANI-1 layout")] = False
+    self_energies: Annotated[
+        dict[str, float] | None,
+        Field(description="energy of a single atom by element; null: fitted on the training part"),
+        Unit("hartree"),
+    ] = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class SplitConfig:
+    """How the data is divided into training, validation and test part."""
+
+    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one part")] = "structure"
+    fractions: Annotated[
+        tuple[float, float, float], Field(description="training, validation and test share; they sum to 1")
+    ] = (0.8, 0.1, 0.1)
+    folds: Annotated[
+        int | None, Field(ge=2, description="number of folds of the non-test part; null: one fixed validation part")
+    ] = None
+    fold: Annotated[int, Field(ge=0, description="the fold that validates")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        if any(f < 0 for f in self.fractions) or abs(sum(self.fractions) - 1.0) > 1e-9 or self.fractions[0] <= 0:
+            raise ValueError("split.fractions must be three shares that sum to 1, the first above 0")
+        if self.folds is None and self.fold != 0:
+            raise ValueError("split.fold needs split.folds")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"split.fold must be below split.folds = {self.folds}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """One training without a search: the file of ``anitune train``."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
+    training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def load_config(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Check ``values`` against the schema of ``kind``.
+
+    Raises
+    ------
+    ConfigError
+        with one line that names ``where``, each offending key and what it may be.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(p) for p in fault['loc']) or 'the file'}: {_plain(fault)}" for fault in error.errors()
+        )
+        raise ConfigError(f"{where}: {faults}") from None
+
+
+def _plain(fault: Any) -> str:
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return "no such setting"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})" if fault["type"] != "value_error" else message
+
+
+def dump_config(config: Any) -> dict[str, Any]:
+    """Settings as plain JSON values, all of them, in the order of their declaration."""
+    return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+def searchable_fields() -> dict[str, SearchDefault]:
+    """The settings of :class:`TrainConfig` that a study may search, and where it looks by default."""
+    found: dict[str, SearchDefault] = {}
+    for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            for note in get_args(hint)[1:]:
+                if isinstance(note, SearchDefault):
+                    found[name] = note
+    return found

@@ -1,0 +1,271 @@
+"""The project's own data set: structures by normal-mode sampling, energies by density-functional theory.
+
+The work is cut into small pieces (a molecule's geometry and vibrations; ten structures of it), each a
+file in a work folder beside the output that appears by rename. A killed run resumes from these.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from trainer.data.normal_modes import FloatArray, NormalModes, sample_structure
+from trainer.errors import DataError, MissingExtraError
+
+HARTREE_TO_KCALMOL = 627.5094738898777
+HIGH_ENERGY_KCALMOL = 275.0
+STRUCTURES_A_PIECE = 10
+
+#: Closed-shell molecules of C, N and O (SMILES) by number of heavy atoms.
+MOLECULES: dict[int, tuple[str, ...]] = {
+    1: ("C", "N", "O"),
+    2: ("CC", "C=C", "C#C", "CN", "C=N", "C#N", "CO", "C=O", "NN", "N=N", "NO", "N=O", "OO"),
+    3: ("CCO", "CC=O", "CC#N", "NC=O", "OC=O", "C=C=O", "N=C=O", "CC#C", "O=C=O", "COC"),
+}
+
+#: Temperature ranges in K by number of heavy atoms. The upper ends are those of the ANI-1 paper.
+TEMPERATURES: dict[int, tuple[float, float]] = {1: (300.0, 2000.0), 2: (300.0, 1500.0), 3: (300.0, 1000.0)}
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How many structures of which molecules, and the seed that decides each of them."""
+
+    molecules: tuple[str, ...]
+    structures: tuple[int, ...]
+    heavy_atoms: tuple[int, ...]
+    seed: int
+
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """(molecule, first structure, end) of every piece, cheap molecules first."""
+        for molecule, count in enumerate(self.structures):
+            for first in range(0, count, STRUCTURES_A_PIECE):
+                yield molecule, first, min(first + STRUCTURES_A_PIECE, count)
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What a finished sample holds."""
+
+    molecules: int
+    structures: int
+    high_energy: int
+    unconverged: int
+
+
+def sample_plan(counts: dict[int, int], seed: int, molecules: Iterable[str] | None = None) -> SamplePlan:
+    """Plan ``counts[h]`` structures for every molecule of h heavy atoms (of ``molecules``, if given)."""
+    wanted = None if molecules is None else set(molecules)
+    if wanted is not None and (unknown := wanted - {s for group in MOLECULES.values() for s in group}):
+        raise DataError(f"no such molecule in the sample's list: {', '.join(sorted(unknown))}")
+    chosen = [
+        (smiles, counts[heavy], heavy)
+        for heavy, group in MOLECULES.items()
+        for smiles in group
+        if counts.get(heavy, 0) > 0 and (wanted is None or smiles in wanted)
+    ]
+    if not chosen:
+        raise DataError("the sample would hold no structure: ask for at least one a molecule")
+    names, structures, heavies = zip(*chosen, strict=True)
+    return SamplePlan(names, structures, heavies, seed)
+
+
+def generate_sample(
+    output: Path,
+    plan: SamplePlan,
+    workers: int,
+    progress: Callable[[str, int, int], None],
+) -> SampleSummary:
+    """Compute the sample and write it in the ANI-1 release layout.
+
+    Parameters
+    ----------
+    output : the HDF5 file, which appears when everything is computed
+    plan : the molecules, counts and seed
+    workers : processes, one thread each
+    progress : called with (stage, done, total) after every piece
+
+    Raises
+    ------
+    DataError
+        if the work folder beside ``output`` belongs to another plan.
+    MissingExtraError
+        if PySCF is not installed.
+    """
+    try:
+        from trainer.data.dft import provenance
+
+        level = provenance()
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"computing a sample needs {error.name}: install it with pip install 'anitune[dft]'"
+        ) from error
+
+    work = output.with_name(output.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    _claim_work_folder(work, plan, level)
+
+    # One thread a process: the environment is inherited by the spawned workers before they load a BLAS.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            geometries = {
+                pool.submit(_prepare_molecule, work, i, smiles) for i, smiles in enumerate(plan.molecules)
+            }
+            _drain(geometries, "geometries", progress)
+            pieces = {pool.submit(_compute_piece, work, plan, *piece) for piece in plan.pieces()}
+            _drain(pieces, "energies", progress)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    summary = _assemble(output, work, plan, level)
+    shutil.rmtree(work)
+    return summary
+
+
+def _drain(futures: set[Future[None]], stage: str, progress: Callable[[str, int, int], None]) -> None:
+    total, done = len(futures), 0
+    progress(stage, 0, total)
+    while futures:
+        finished, futures = wait(futures, return_when=FIRST_COMPLETED)
+        for future in finished:
+            future.result()
+        done += len(finished)
+        progress(stage, done, total)
+
+
+def _claim_work_folder(work: Path, plan: SamplePlan, level: dict[str, str | int | float]) -> None:
+    """A work folder belongs to one plan and level of theory: mixing two would give a file of neither."""
+    claim = json.dumps({"plan": asdict(plan), "level": level}, indent=1)
+    stamp = work / "plan.json"
+    if stamp.exists():
+        if stamp.read_text() != claim:
+            raise DataError(
+                f"{work} holds an unfinished sample with other settings: finish it with those, or delete the folder"
+            )
+    else:
+        _write_by_rename(stamp, claim.encode())
+
+
+def _write_by_rename(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _save_arrays(path: Path, **arrays: object) -> None:
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def _prepare_molecule(work: Path, index: int, smiles: str) -> None:
+    path = work / f"molecule-{index}.npz"
+    if path.exists():
+        return
+    from trainer.data.dft import initial_geometry, optimized_modes, single_point
+
+    symbols, start = initial_geometry(smiles)
+    try:
+        modes = optimized_modes(symbols, start)
+    except ValueError as error:
+        raise DataError(f"{smiles}: {error}") from error
+    minimum = single_point(symbols, modes.equilibrium)
+    _save_arrays(
+        path,
+        symbols=np.array(symbols, dtype="S2"),
+        equilibrium=modes.equilibrium,
+        displacements=modes.displacements,
+        force_constants=modes.force_constants,
+        energy=minimum.energy,
+        density=minimum.density,
+    )
+
+
+def _compute_piece(work: Path, plan: SamplePlan, molecule: int, first: int, end: int) -> None:
+    path = work / f"energies-{molecule}-{first}.npz"
+    if path.exists():
+        return
+    from trainer.data.dft import single_point
+
+    prepared = np.load(work / f"molecule-{molecule}.npz")
+    symbols = tuple(s.decode() for s in prepared["symbols"])
+    modes = NormalModes(prepared["equilibrium"], prepared["displacements"], prepared["force_constants"])
+    temperatures = TEMPERATURES[plan.heavy_atoms[molecule]]
+    coordinates, energies, kelvin = [], [], []
+    for index in range(first, end):
+        # A structure depends on the plan's seed, the molecule and its number alone: not on workers or order.
+        key = int.from_bytes(plan.molecules[molecule].encode(), "big")
+        rng = np.random.default_rng([plan.seed, key, index])
+        structure, temperature = sample_structure(modes, temperatures, rng)
+        # The file keeps float32 coordinates: the energy belongs to exactly those.
+        stored = structure.astype(np.float32)
+        point = single_point(symbols, stored.astype(np.float64), prepared["density"])
+        coordinates.append(stored)
+        energies.append(point.energy if point.converged else np.nan)
+        kelvin.append(temperature)
+    _save_arrays(path, coordinates=np.array(coordinates), energies=np.array(energies), temperatures=np.array(kelvin))
+
+
+def _assemble(
+    output: Path, work: Path, plan: SamplePlan, level: dict[str, str | int | float]
+) -> SampleSummary:
+    structures = high_energy = unconverged = 0
+    numbers: dict[int, int] = {}
+    partial = output.with_name(output.name + ".part")
+    with h5py.File(partial, "w") as file:
+        for i, smiles in enumerate(plan.molecules):
+            prepared = np.load(work / f"molecule-{i}.npz")
+            pieces = [np.load(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.pieces() if m == i]
+            coordinates = np.concatenate([p["coordinates"] for p in pieces])
+            energies = np.concatenate([p["energies"] for p in pieces])
+            temperatures = np.concatenate([p["temperatures"] for p in pieces])
+            converged = np.isfinite(energies)
+            # A NaN compares false, so that an unconverged structure is in neither part.
+            high = (energies - float(prepared["energy"])) * HARTREE_TO_KCALMOL > HIGH_ENERGY_KCALMOL
+            low = converged & ~high
+
+            heavy = plan.heavy_atoms[i]
+            number = numbers.get(heavy, 0)
+            numbers[heavy] = number + 1
+            group = file.create_group(f"gdb11_s{heavy:02d}/gdb11_s{heavy:02d}-{number}")
+            group["species"] = np.array([s.decode() for s in prepared["symbols"]], dtype="S1")
+            group["smiles"] = np.array(list(smiles), dtype="S1")
+            _write_arrays(group, "", coordinates[low], energies[low], temperatures[low])
+            _write_arrays(group, "HE", coordinates[high], energies[high], temperatures[high])
+            group["equilibrium"] = prepared["equilibrium"]
+            group["normal_modes"] = prepared["displacements"].astype(np.float32)
+            group["force_constants"] = prepared["force_constants"]
+            group.attrs["equilibrium_energy_hartree"] = float(prepared["energy"])
+            group.attrs["temperature_range_K"] = TEMPERATURES[heavy]
+            group.attrs["unconverged"] = int(np.sum(~converged))
+            structures += int(low.sum())
+            high_energy += int(high.sum())
+            unconverged += int(np.sum(~converged))
+        file.attrs.update(level)
+        file.attrs["seed"] = plan.seed
+        file.attrs["sampling"] = (
+            "normal modes about optimized geometries, Smith, Isayev, Roitberg, Chem. Sci. 8, 3192 (2017)"
+        )
+        file.attrs["units"] = "coordinates Å, energies hartree, force constants hartree/Å^2, temperatures K"
+        file.attrs["high_energy_above_kcalmol"] = HIGH_ENERGY_KCALMOL
+        file.attrs["unconverged"] = unconverged
+    partial.replace(output)
+    return SampleSummary(len(plan.molecules), structures, high_energy, unconverged)
+
+
+def _write_arrays(
+    group: h5py.Group, suffix: str, coordinates: FloatArray, energies: FloatArray, temperatures: FloatArray
+) -> None:
+    for name, values in (("coordinates", coordinates), ("energies", energies), ("temperatures", temperatures)):
+        group.create_dataset(name + suffix, data=values, compression="gzip", shuffle=True)

@@ -1,0 +1,31 @@
+"""What can go wrong in one training run, in the user's words."""
+
+from __future__ import annotations
+
+
+class TrainerError(Exception):
+    """The training run cannot go on."""
+
+
+class ConfigError(TrainerError):
+    """A setting is unknown or out of its range."""
+
+
+class DataError(TrainerError):
+    """A data file cannot be used as it is."""
+
+
+class FeatureStoreError(TrainerError):
+    """The feature store cannot be built or read."""
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint does not belong to this training, or is damaged."""
+
+
+class TrainingFailed(TrainerError):
+    """The training ended without a usable network: the message is the reason."""
+
+
+class MissingExtraError(TrainerError):
+    """A package of an extra is not installed."""

@@ -1,0 +1,54 @@
+"""What a training tells the one who asked for it, while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch. Epochs count from 1.
+
+    Losses are in hartree^2 (of the configured loss), errors in kcal/mol, of the weights that would be exported.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_mae: float
+    val_rmse: float
+    val_max_error: float
+    learning_rate: float
+    seconds: float
+    finished_at: float
+    """Seconds since 1970-01-01 UTC: the time stamp that trackers show."""
+
+
+class Reporter(Protocol):
+    """Receives the course of one training. Called from the training's own thread."""
+
+    def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
+        """Take the epochs since the last call; answer whether to stop here (pruned).
+
+        Called at each rung, after its checkpoint is on disk.
+        """
+
+    def records(self, records: tuple[EpochRecord, ...]) -> None:
+        """Take the epochs since the last call, at a checkpoint or the end of the training."""
+
+    def should_stop(self) -> bool:
+        """Whether the training must checkpoint and return at the end of this epoch (a signal, a lost lease)."""
+
+
+class SilentReporter:
+    """Asks for nothing and keeps nothing."""
+
+    def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
+        return False
+
+    def records(self, records: tuple[EpochRecord, ...]) -> None:
+        pass
+
+    def should_stop(self) -> bool:
+        return False
