@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.errors import ConfigError
 
 T = TypeVar("T")
@@ -152,6 +153,14 @@ class AEVConfig:
     zeta: Annotated[float, Field(gt=0)] = 32.0
     angular_shifts: Annotated[tuple[float, ...], Field(min_length=1), Unit("Å")] = (0.90, 1.55, 2.20, 2.85)
     angle_sections: Annotated[int, Field(ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        if unknown := [e for e in self.elements if e not in ATOMIC_NUMBERS]:
+            raise ValueError(f"elements: {', '.join(unknown)} is no symbol of an element")
+        if len(set(self.elements)) < len(self.elements):
+            raise ValueError("elements must name each element once")
+        if self.angular_cutoff >= self.radial_cutoff:
+            raise ValueError(f"angular_cutoff must be below radial_cutoff = {self.radial_cutoff}")
 
 
 @dataclass(frozen=True, config=STRICT)

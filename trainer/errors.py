@@ -23,9 +23,21 @@ class CheckpointError(TrainerError):
     """A checkpoint does not belong to this training, or is damaged."""
 
 
+class ModelFileError(TrainerError):
+    """A model file is damaged, or not one of ours."""
+
+
 class TrainingFailed(TrainerError):
     """The training ended without a usable network: the message is the reason."""
 
 
 class MissingExtraError(TrainerError):
     """A package of an extra is not installed."""
+
+
+class OutputError(TrainerError):
+    """A file cannot be written: the folder is read-only, or the disk is full."""
+
+
+class DownloadError(TrainerError):
+    """A file cannot be downloaded."""

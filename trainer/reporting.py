@@ -52,3 +52,16 @@ class SilentReporter:
 
     def should_stop(self) -> bool:
         return False
+
+
+def epoch_metrics(record: EpochRecord) -> dict[str, float]:
+    """The numbers of an epoch under the names that files, databases and trackers use; the step is the epoch."""
+    return {
+        "train/loss": record.train_loss,
+        "val/loss": record.val_loss,
+        "val/mae_kcalmol": record.val_mae,
+        "val/rmse_kcalmol": record.val_rmse,
+        "val/max_error_kcalmol": record.val_max_error,
+        "train/learning_rate": record.learning_rate,
+        "train/epoch_seconds": record.seconds,
+    }

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,15 +43,15 @@ def provenance() -> dict[str, str | int | float]:
 
 
 def _mean_field(symbols: tuple[str, ...], coordinates: FloatArray) -> Any:
-    """A restricted Kohn-Sham calculation of one neutral closed-shell molecule, one thread, coordinates in Å."""
+    """A restricted Kohn-Sham calculation of a neutral molecule in one thread, coordinates in Å."""
     from pyscf import dft, gto, lib
     from pyscf.scf import hf
 
     class LongRangeInCore(dft.rks.RKS):  # type: ignore[misc]
         """Keeps the long-range integrals, which PySCF computes anew in each iteration (half of the time)."""
 
-        _keys = {"_long_range"}
-        _long_range = None
+        _keys: ClassVar = {"_long_range"}
+        _long_range: Any = None
 
         def reset(self, mol: Any = None) -> Any:
             self._long_range = None
@@ -104,19 +104,21 @@ def single_point(
     """
     mean_field = _mean_field(symbols, coordinates)
     mean_field.kernel(dm0=guess)
-    return SinglePoint(float(mean_field.e_tot), bool(mean_field.converged), np.asarray(mean_field.make_rdm1()))
+    return SinglePoint(
+        float(mean_field.e_tot), bool(mean_field.converged), np.asarray(mean_field.make_rdm1())
+    )
 
 
 def initial_geometry(smiles: str) -> tuple[tuple[str, ...], FloatArray]:
     """Chemical symbols and a force-field geometry, (Na, 3) Å, of a molecule with its hydrogens."""
     from rdkit import Chem
-    from rdkit.Chem import AllChem
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
     # The seed of the embedding is no choice of the user's: the optimized geometry is what counts.
-    if AllChem.EmbedMolecule(molecule, randomSeed=7) != 0:
+    if rdDistGeom.EmbedMolecule(molecule, randomSeed=7) != 0:
         raise ValueError(f"no three-dimensional geometry could be embedded for {smiles}")
-    AllChem.MMFFOptimizeMolecule(molecule)
+    rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)
     symbols = tuple(atom.GetSymbol() for atom in molecule.GetAtoms())
     return symbols, np.asarray(molecule.GetConformer().GetPositions(), dtype=np.float64)
 

@@ -6,22 +6,29 @@ file in a work folder beside the output that appears by rename. A killed run res
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from trainer.data.normal_modes import FloatArray, NormalModes, sample_structure
-from trainer.errors import DataError, MissingExtraError
+from trainer.errors import DataError, MissingExtraError, OutputError, TrainerError
+from trainer.evaluation.units import HARTREE_TO_KCALMOL
+from trainer.files import write_by_rename
+from trainer.progress import Progress
 
-HARTREE_TO_KCALMOL = 627.5094738898777
 HIGH_ENERGY_KCALMOL = 275.0
 STRUCTURES_A_PIECE = 10
 
@@ -31,6 +38,10 @@ MOLECULES: dict[int, tuple[str, ...]] = {
     2: ("CC", "C=C", "C#C", "CN", "C=N", "C#N", "CO", "C=O", "NN", "N=N", "NO", "N=O", "OO"),
     3: ("CCO", "CC=O", "CC#N", "NC=O", "OC=O", "C=C=O", "N=C=O", "CC#C", "O=C=O", "COC"),
 }
+
+#: Structures of each molecule, by number of heavy atoms, and the seed of the shipped sample.
+SHIPPED_COUNTS: dict[int, int] = {1: 300, 2: 270, 3: 100}
+SHIPPED_SEED = 20170217
 
 #: Temperature ranges in K by number of heavy atoms. The upper ends are those of the ANI-1 paper.
 TEMPERATURES: dict[int, tuple[float, float]] = {1: (300.0, 2000.0), 2: (300.0, 1500.0), 3: (300.0, 1000.0)}
@@ -64,15 +75,15 @@ class SampleSummary:
 
 def sample_plan(counts: dict[int, int], seed: int, molecules: Iterable[str] | None = None) -> SamplePlan:
     """Plan ``counts[h]`` structures for every molecule of h heavy atoms (of ``molecules``, if given)."""
-    wanted = None if molecules is None else set(molecules)
-    if wanted is not None and (unknown := wanted - {s for group in MOLECULES.values() for s in group}):
-        raise DataError(f"no such molecule in the sample's list: {', '.join(sorted(unknown))}")
-    chosen = [
-        (smiles, counts[heavy], heavy)
-        for heavy, group in MOLECULES.items()
-        for smiles in group
-        if counts.get(heavy, 0) > 0 and (wanted is None or smiles in wanted)
-    ]
+    listed = {smiles: heavy for heavy, group in MOLECULES.items() for smiles in group}
+    wanted = list(listed) if molecules is None else list(molecules)
+    if unknown := sorted(set(wanted) - set(listed)):
+        raise DataError(f"no such molecule in the sample's list: {', '.join(unknown)}")
+    if none := [heavy for heavy, count in counts.items() if heavy not in MOLECULES or count < 0]:
+        raise DataError(f"no molecules of {none[0]} heavy atoms, or a number of structures below 0")
+    if molecules is not None and (idle := [s for s in wanted if not counts.get(listed[s])]):
+        raise DataError(f"no number of structures is given for molecules like {idle[0]}")
+    chosen = [(s, counts[heavy], heavy) for s, heavy in listed.items() if s in wanted and counts.get(heavy)]
     if not chosen:
         raise DataError("the sample would hold no structure: ask for at least one a molecule")
     names, structures, heavies = zip(*chosen, strict=True)
@@ -83,7 +94,7 @@ def generate_sample(
     output: Path,
     plan: SamplePlan,
     workers: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> SampleSummary:
     """Compute the sample and write it in the ANI-1 release layout.
 
@@ -97,10 +108,14 @@ def generate_sample(
     Raises
     ------
     DataError
-        if the work folder beside ``output`` belongs to another plan.
+        if ``output`` exists, or the work folder beside it belongs to another plan.
     MissingExtraError
         if PySCF is not installed.
+    OutputError
+        if ``output`` or its work folder cannot be written.
     """
+    if output.exists():
+        raise DataError(f"{output} exists: choose another name, or delete it")
     try:
         from trainer.data.dft import provenance
 
@@ -110,6 +125,15 @@ def generate_sample(
             f"computing a sample needs {error.name}: install it with pip install 'anitune[dft]'"
         ) from error
 
+    try:
+        return _generate(output, plan, level, workers, progress)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def _generate(
+    output: Path, plan: SamplePlan, level: dict[str, str | int | float], workers: int, progress: Progress
+) -> SampleSummary:
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     _claim_work_folder(work, plan, level)
@@ -117,7 +141,8 @@ def generate_sample(
     # One thread a process: the environment is inherited by the spawned workers before they load a BLAS.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    lifeline, held = context.Pipe(duplex=False)
+    with lifeline, held, ProcessPoolExecutor(workers, context, _live_on, (lifeline,)) as pool:
         try:
             geometries = {
                 pool.submit(_prepare_molecule, work, i, smiles) for i, smiles in enumerate(plan.molecules)
@@ -125,15 +150,35 @@ def generate_sample(
             _drain(geometries, "geometries", progress)
             pieces = {pool.submit(_compute_piece, work, plan, *piece) for piece in plan.pieces()}
             _drain(pieces, "energies", progress)
-        except BaseException:
+        except BaseException as error:
+            held.close()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise TrainerError(
+                    "a process of the generator was killed (for want of memory?): start it again to go on"
+                ) from error
             raise
     summary = _assemble(output, work, plan, level)
     shutil.rmtree(work)
     return summary
 
 
-def _drain(futures: set[Future[None]], stage: str, progress: Callable[[str, int, int], None]) -> None:
+def _live_on(lifeline: Connection) -> None:
+    """Make a worker end with the generator, however that ends: a pool's own workers would wait for ever.
+
+    Nobody writes to the pipe. It is at its end when the generator has closed its side, or is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the generator decides
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError):
+            lifeline.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _drain(futures: set[Future[None]], stage: str, progress: Progress) -> None:
     total, done = len(futures), 0
     progress(stage, 0, total)
     while futures:
@@ -151,16 +196,10 @@ def _claim_work_folder(work: Path, plan: SamplePlan, level: dict[str, str | int 
     if stamp.exists():
         if stamp.read_text() != claim:
             raise DataError(
-                f"{work} holds an unfinished sample with other settings: finish it with those, or delete the folder"
+                f"{work} holds an unfinished sample with other settings: finish it with those, or delete it"
             )
     else:
-        _write_by_rename(stamp, claim.encode())
-
-
-def _write_by_rename(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(content)
-    partial.replace(path)
+        write_by_rename(stamp, claim.encode())
 
 
 def _save_arrays(path: Path, **arrays: object) -> None:
@@ -214,7 +253,9 @@ def _compute_piece(work: Path, plan: SamplePlan, molecule: int, first: int, end:
         coordinates.append(stored)
         energies.append(point.energy if point.converged else np.nan)
         kelvin.append(temperature)
-    _save_arrays(path, coordinates=np.array(coordinates), energies=np.array(energies), temperatures=np.array(kelvin))
+    _save_arrays(
+        path, coordinates=np.array(coordinates), energies=np.array(energies), temperatures=np.array(kelvin)
+    )
 
 
 def _assemble(
@@ -267,5 +308,9 @@ def _assemble(
 def _write_arrays(
     group: h5py.Group, suffix: str, coordinates: FloatArray, energies: FloatArray, temperatures: FloatArray
 ) -> None:
-    for name, values in (("coordinates", coordinates), ("energies", energies), ("temperatures", temperatures)):
+    for name, values in (
+        ("coordinates", coordinates),
+        ("energies", energies),
+        ("temperatures", temperatures),
+    ):
         group.create_dataset(name + suffix, data=values, compression="gzip", shuffle=True)

@@ -1,0 +1,15 @@
+"""What can go wrong with the dashboards, in the user's words."""
+
+from __future__ import annotations
+
+
+class DashboardError(Exception):
+    """The dashboards cannot be shown."""
+
+
+class AddressError(DashboardError):
+    """A dashboard cannot listen on the address that was asked for."""
+
+
+class ServerEndedError(DashboardError):
+    """A dashboard's server ended by itself."""

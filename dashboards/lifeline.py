@@ -1,0 +1,36 @@
+"""Runs a module as ``python -m`` does, and ends it, with its children, when its starter is gone.
+
+A parent that is killed cannot stop what it started. But the kernel closes its end of the pipe that is the
+standard input here, and that is noticed. To be started in a session of its own: the whole process group ends.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+GRACE_SECONDS = 5.0
+"""Time between SIGTERM and SIGKILL."""
+
+
+def main() -> None:
+    """Run the module that the first argument names, with the arguments after it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Serves the Optuna dashboard of the storage that the environment names.
+
+Started as a process of its own. The storage's URL, which may hold a password, comes from the environment,
+where a list of processes does not show it. Requests are served by threads: ``optuna_dashboard.run_server``
+answers one at a time. One address is added, ``/mlflow``, which leads to the MLflow server: notes link to runs
+by it, and so stay right when that server has another port tomorrow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import optuna_dashboard
+from optuna.artifacts import FileSystemArtifactStore
+from storage.database import open_database
+
+from storage.settings import load_settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _ServerIPv6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    """The page asks for news every few seconds: successes are not logged."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        if not str(code).startswith(("2", "3")):
+            super().log_request(code, size)
+
+
+def with_mlflow(app: WSGIApplication, mlflow: str) -> WSGIApplication:
+    """Answer ``/mlflow`` with a redirection to the server ``mlflow``; the rest is ``app``'s.
+
+    ``mlflow`` is a URL, or the port of a server on this machine, which the browser then reaches by the host
+    name that it has used for this one. It keeps the part of the address after ``#``, which names the page.
+    """
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"].rstrip("/") != "/mlflow":
+            return app(environ, start_response)
+        location = mlflow if "://" in mlflow else f"http://{_hostname(environ)}:{mlflow}/"
+        start_response("302 Found", [("Location", location), ("Cache-Control", "no-store")])
+        return [b""]
+
+    return serve
+
+
+def _hostname(environ: WSGIEnvironment) -> str:
+    name = urlsplit(f"//{environ['HTTP_HOST']}").hostname or "localhost"
+    return f"[{name}]" if ":" in name else name
+
+
+def main() -> None:
+    """Serve until the process is stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument(
+        "--mlflow", required=True, help="URL of the MLflow server, or its port on this machine"
+    )
+    arguments = parser.parse_args()
+    settings = load_settings()
+    settings.optuna_artifacts.mkdir(parents=True, exist_ok=True)
+    app = optuna_dashboard.wsgi(
+        open_database(settings).optuna, artifact_store=FileSystemArtifactStore(settings.optuna_artifacts)
+    )
+    kind = _ServerIPv6 if ":" in arguments.host else _Server
+    with make_server(
+        arguments.host,
+        arguments.port,
+        with_mlflow(app, arguments.mlflow),
+        server_class=kind,
+        handler_class=_Quiet,
+    ) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

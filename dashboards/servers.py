@@ -1,0 +1,278 @@
+"""Runs the real MLflow UI and the real Optuna dashboard on the databases of the settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+import httpx
+
+from dashboards.errors import AddressError, ServerEndedError
+from dashboards.lifeline import GRACE_SECONDS
+from storage.settings import Settings
+
+logger = logging.getLogger("anitune")
+
+START_SECONDS = 180.0
+"""Longest wait for an answer. MLflow needs about 20 s on two cores, more when it first makes its tables."""
+
+POLL_SECONDS = 0.25
+
+_ANY_ADDRESS = ("0.0.0.0", "::")
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_PRIVATE_ADDRESSES = (
+    "10.*",
+    "192.168.*",
+    *(f"172.{n}.*" for n in range(16, 32)),
+    "[[]fc*",
+    "[[]fd*",
+)  # [[] is a bracket
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the two answer; no slash at the end."""
+
+    mlflow: str
+    optuna: str
+
+
+@dataclass(frozen=True)
+class _Server:
+    name: str
+    process: subprocess.Popen[bytes]
+    health: str
+    log: Path
+    log_start: int
+
+    def check(self) -> None:
+        code = self.process.poll()
+        if code is not None:
+            raise ServerEndedError(
+                f"{self.name} ended by itself (exit code {code}): {self._last_line()} (log: {self.log})"
+            )
+
+    def _last_line(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(self.log_start)
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def answers(self) -> bool:
+        # Not through a proxy that the environment names: this is an address of this machine.
+        return _answers(self.health, trust_env=False)
+
+    def stop(self) -> None:
+        """End the server's process group, children included."""
+        for signal_, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 1.0)):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal_)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                self.process.poll()
+                if not self._group_lives():
+                    return
+                time.sleep(0.05)
+
+    def _group_lives(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+class Dashboards:
+    """The running servers; made by :func:`run_dashboards`."""
+
+    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...]) -> None:
+        self.addresses = addresses
+        self._servers = servers
+
+    def watch(self) -> None:
+        """Return never: until a signal's exception, or a server's end.
+
+        Raises
+        ------
+        ServerEndedError
+            with the name of the server and the last line that it logged.
+        """
+        while True:
+            for server in self._servers:
+                server.check()
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def run_dashboards(
+    settings: Settings,
+    *,
+    host: str = "127.0.0.1",
+    mlflow_port: int | None = None,
+    optuna_port: int | None = None,
+) -> Iterator[Dashboards]:
+    """Start both servers, wait until they answer, and stop them at the end of the block, however it ends.
+
+    Where the tracking URI is a server's already, that one is linked to and no MLflow is started. A port that
+    is not given is a free one. The servers log to files under ``settings.logs``.
+
+    Raises
+    ------
+    AddressError
+        when the host is not this machine's, or the port is taken.
+    ServerEndedError
+        when a server does not come up.
+    """
+    (mlflow_free, optuna_free) = _free_ports(
+        host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port}
+    )
+    if not is_loopback(host):
+        logger.warning(
+            "Neither dashboard asks for a sign-in: who can reach %s can read, change and delete the studies.",
+            host,
+        )
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    shown, local = _in_url(socket.gethostname() if host in _ANY_ADDRESS else host), _in_url(_reachable(host))
+    remote = (
+        settings.tracking_uri.rstrip("/")
+        if settings.tracking_uri.startswith(("http://", "https://"))
+        else None
+    )
+    addresses = Addresses(
+        mlflow=public_url(remote) if remote else f"http://{shown}:{mlflow_free}",
+        optuna=f"http://{shown}:{optuna_free}",
+    )
+    with ExitStack() as stack:
+
+        def start(name: str, health: str, arguments: list[str], environment: Mapping[str, str]) -> _Server:
+            log = settings.logs / f"{name.lower().replace(' ', '-')}.log"
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    # -P: what lies in the current folder is never imported.
+                    [sys.executable, "-P", "-m", "dashboards.lifeline", *arguments],
+                    stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment},
+                    start_new_session=True,
+                )
+                server = _Server(name, process, health, log, log_start=output.tell())
+            stack.callback(process.stdin.close)  # type: ignore[union-attr]  # it is a pipe
+            stack.callback(server.stop)
+            return server
+
+        optuna_arguments = ["dashboards.optuna_server", "--host", host, "--port", str(optuna_free)]
+        servers = [
+            start(
+                "Optuna dashboard",
+                f"http://{local}:{optuna_free}/api/meta",
+                [*optuna_arguments, "--mlflow", addresses.mlflow if remote else str(mlflow_free)],
+                settings.environment(),
+            )
+        ]
+        if not remote:
+            servers.append(
+                start(
+                    "MLflow",
+                    f"http://{local}:{mlflow_free}/health",
+                    ["mlflow", "server", "--host", host, "--port", str(mlflow_free), "--workers", "1"],
+                    _mlflow_environment(settings, host, mlflow_free),
+                )
+            )
+        elif not _answers(f"{remote}/health"):
+            logger.warning("The MLflow server %s does not answer.", addresses.mlflow)
+        _wait_for_answers(servers)
+        yield Dashboards(addresses, tuple(servers))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on ``host``."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def public_url(url: str) -> str:
+    """A server's URL as it may be shown and linked to: without user, password and last slash."""
+    return str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
+
+
+def _answers(url: str, trust_env: bool = True) -> bool:
+    try:
+        return httpx.get(url, timeout=5.0, trust_env=trust_env).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _wait_for_answers(servers: list[_Server]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    waiting = list(servers)
+    while waiting:
+        for server in servers:
+            server.check()
+        waiting = [server for server in waiting if not server.answers()]
+        if waiting and time.monotonic() > deadline:
+            raise ServerEndedError(
+                f"{waiting[0].name} has not answered for {START_SECONDS:.0f} s (log: {waiting[0].log})"
+            )
+        time.sleep(POLL_SECONDS if waiting else 0)
+
+
+def _free_ports(host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
+    """A port for each option: the wanted one, which must be free, or any free one; all different."""
+    with ExitStack() as held:
+        ports = []
+        for option, port in wanted.items():
+            probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the servers themselves
+            try:
+                probe.bind((host, port or 0))
+            except OSError as error:
+                place, advice = (
+                    (f"{host} port {port}", f"choose another {option}") if port else (host, "see --host")
+                )
+                raise AddressError(f"cannot listen on {place}: {error.strerror}; {advice}") from None
+            ports.append(probe.getsockname()[1])
+        return tuple(ports)
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, str]:
+    """Settings of ``mlflow server``; the database's URL may hold a password, which arguments would show."""
+    environment: dict[str, str] = {
+        "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlflow-artifacts"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        # Evaluation jobs of language models: two more processes that nobody here needs.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    if not is_loopback(host):
+        names = [*_LOOPBACK_NAMES, _in_url(socket.gethostname())]
+        names += _PRIVATE_ADDRESSES if host in _ANY_ADDRESS else [_in_url(host)]
+        # The Host header carries the port. Beyond localhost the page's own POSTs count as cross-origin.
+        allowed = {
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in names),
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
+        }
+        # A person's own lists (of a proxy, say) count.
+        environment.update({key: os.environ.get(key, value) for key, value in allowed.items()})
+    return environment

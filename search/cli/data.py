@@ -1,0 +1,155 @@
+"""``anitune data``: look at data files, compute or download them, prepare their features."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trainer.data.summary import DatasetSummary
+
+data_app = typer.Typer(help="Look at data files, compute or download them, prepare their features.")
+
+Files = Annotated[
+    list[str], typer.Argument(help="HDF5 files in the ANI-1 or ANI-1x layout, or the word: sample")
+]
+HighEnergy = Annotated[bool, typer.Option("--high-energy", help="Include the high-energy structures.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Archive(StrEnum):
+    """What can be downloaded."""
+
+    ANI1 = "ani1"
+
+
+@data_app.command()
+def info(files: Files, as_json: Json = False, high_energy: HighEnergy = False) -> None:
+    """Count molecules, structures and atoms, and show the range of the energies."""
+    from trainer.data.readers import read_dataset
+    from trainer.data.summary import summarize
+
+    summary = summarize(read_dataset(files, high_energy))
+    if as_json:
+        typer.echo(json.dumps(asdict(summary), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(
+        f"[bold]{summary.molecules:,}[/] molecules, [bold]{summary.structures:,}[/] structures, "
+        f"{summary.atoms:,} atoms ({summary.atoms_per_structure:.1f} a structure), "
+        f"elements {' '.join(summary.elements)}"
+    )
+    console.print(_by_heavy_atoms(summary))
+
+
+def _by_heavy_atoms(summary: DatasetSummary) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="energies in hartree; span: the widest of one molecule, in kcal/mol",
+    )
+    for heading in ("heavy atoms", "molecules", "structures", "atoms", "lowest", "highest", "span"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in summary.by_heavy_atoms:
+        table.add_row(
+            str(row.heavy_atoms),
+            f"{row.molecules:,}",
+            f"{row.structures:,}",
+            f"{row.atoms_min} to {row.atoms_max}",
+            f"{row.energy_min_hartree:.4f}",
+            f"{row.energy_max_hartree:.4f}",
+            f"{row.widest_kcalmol:.1f}",
+        )
+    return table
+
+
+@data_app.command()
+def sample(
+    output: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to write.")],
+    structures: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HEAVY=COUNT",
+            help="Structures of each molecule with so many heavy atoms; may be repeated. "
+            "Default: those of the shipped sample.",
+        ),
+    ] = None,
+    molecule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SMILES", help="Only this molecule of the list; may be repeated."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: that of the shipped sample.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+) -> None:
+    """Compute structures and omegaB97X/6-31G(d) energies of small molecules (extra: dft).
+
+    A run that was stopped goes on where it was when it is started again with the same options.
+    """
+    import os
+
+    from trainer.data.sample import SHIPPED_COUNTS, SHIPPED_SEED, generate_sample, sample_plan
+
+    counts = SHIPPED_COUNTS if not structures else dict(_count(text) for text in structures)
+    plan = sample_plan(counts, SHIPPED_SEED if seed is None else seed, molecule)
+    with progress_bar() as progress:
+        done = generate_sample(output, plan, workers or os.cpu_count() or 1, progress)
+    typer.echo(
+        f"{output}: {done.molecules} molecules, {done.structures} structures, {done.high_energy} above "
+        f"275 kcal/mol, {done.unconverged} unconverged and left out"
+    )
+
+
+def _count(text: str) -> tuple[int, int]:
+    heavy, _, count = text.partition("=")
+    try:
+        return int(heavy), int(count)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not HEAVY=COUNT, like 2=100", param_hint="--structures"
+        ) from None
+
+
+@data_app.command()
+def fetch(
+    archive: Annotated[Archive, typer.Argument(help="The data set.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to download into.")],
+) -> None:
+    """Download an official archive (ani1: about 4.6 GB), or go on with it, and check it."""
+    from trainer.data.fetch import fetch_ani1
+
+    with progress_bar("bytes") as progress:
+        file = fetch_ani1(to, progress)
+    typer.echo(f"{file}: complete and checked; unpack it with: tar -xzf {file} -C {to}")
+
+
+@data_app.command()
+def features(
+    files: Files,
+    high_energy: HighEnergy = False,
+    limit_gib: Annotated[float, typer.Option(min=0, help="Refuse to store more, GiB.")] = 32.0,
+) -> None:
+    """Compute the atomic environment vectors of data files ahead, once for all trials."""
+    from storage.settings import load_settings
+    from trainer.config import FeatureConfig
+    from trainer.data.readers import read_dataset
+    from trainer.features.source import StoredFeatures, open_features
+
+    dataset = read_dataset(files, high_energy)
+    root = load_settings().features
+    with progress_bar() as progress:
+        source = open_features(dataset, FeatureConfig(store_limit_gib=limit_gib), root, progress)
+    if isinstance(source, StoredFeatures):
+        typer.echo(f"{root}: the features of {dataset.structures:,} structures are stored")

@@ -1,0 +1,45 @@
+"""Progress bars where a person waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from trainer.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn, TaskID
+
+
+@contextmanager
+def progress_bar(unit: Literal["steps", "bytes"] = "steps") -> Iterator[Progress]:
+    """Show a bar for each stage on standard error, if that is a terminal, and nothing otherwise."""
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield no_progress
+        return
+    amounts: list[ProgressColumn] = (
+        [rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn()]
+        if unit == "bytes"
+        else [rich_progress.MofNCompleteColumn()]
+    )
+    with rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        *amounts,
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show

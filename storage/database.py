@@ -1,0 +1,281 @@
+"""The SQL database of the records: SQLite for one machine, PostgreSQL for many. Optuna lives in it too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.engine import make_url
+
+from storage.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseUnreachableError,
+    SchemaTooNewError,
+    SettingsError,
+)
+from storage.records import schema
+from storage.settings import Settings, redacted
+from storage.trials import fencing
+
+log = logging.getLogger("anitune")
+
+SQLITE_PATIENCE = 30.0
+"""How long a write to SQLite waits for another process's, s."""
+
+OPENING_PATIENCE = 120.0
+"""How long we wait for another process that is making or changing the tables, s."""
+
+# A worker that was stopped (SIGSTOP, a sleeping laptop) may hold row locks: its transaction is ended before others
+# give up waiting for it, and all of that is shorter than a lease.
+_POSTGRESQL_OPTIONS = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=20s"
+_POSTGRESQL_CONNECTION = {
+    "connect_timeout": 10,  # s
+    "tcp_user_timeout": 20_000,  # ms
+    "keepalives_idle": 10,  # s
+    "keepalives_interval": 5,  # s
+    "keepalives_count": 3,
+    "application_name": "anitune",
+    "options": _POSTGRESQL_OPTIONS,
+}
+_OPENING_LOCK = 0x616E6974756E65  # "anitune": the key of PostgreSQL's advisory lock
+
+_NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "fuse.sshfs"}
+)
+
+
+class Database:
+    """An open database: our tables through :meth:`reading` and :meth:`writing`, Optuna's through ``optuna``.
+
+    Never call Optuna inside a block of :meth:`writing`: on SQLite it would wait for that very block.
+
+    Attributes
+    ----------
+    settings
+        What it was opened with.
+    engine
+        SQLAlchemy's engine of our tables.
+    optuna
+        Optuna's storage on the same database. Its writes obey :func:`storage.trials.fencing.fenced`.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, rdb: RDBStorage) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.optuna: BaseStorage = optuna.storages.get_storage(rdb)
+        self._rdb = rdb
+        self._readers = engine.execution_options(reading=True)
+        fencing.guard(rdb.scoped_session.session_factory)
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection to read our tables with; on SQLite it sees one state, and blocks nobody."""
+        with self.plain_errors(), self._readers.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction: committed at the end of the block, undone if the block raises."""
+        with self.plain_errors(), self.engine.begin() as connection:
+            yield connection
+
+    def plain_errors(self) -> AbstractContextManager[None]:
+        """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
+        return _plain_errors(self.settings.storage_url)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._rdb.remove_session()
+        self._rdb.engine.dispose()
+        self.engine.dispose()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_database(settings: Settings) -> Database:
+    """Open the database, and make or change its tables where that is needed.
+
+    Any number of processes may do so at once.
+
+    Raises
+    ------
+    DatabaseError
+        in one line: it does not answer, does not let us in, cannot be written, or a newer anitune made it.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = make_url(settings.storage_url)
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite:
+        _prepare_folder(Path(str(url.database)))
+    options = _engine_options(url)
+    with _plain_errors(settings.storage_url):
+        try:
+            engine = create_engine(url, **options)
+        except ModuleNotFoundError:
+            raise SettingsError(
+                "PostgreSQL needs one more package: pip install 'anitune[postgres]'"
+            ) from None
+        if sqlite:
+            _begin_by_ourselves(engine)
+        if not _is_current(engine):
+            with _opening_lock(engine, url):
+                if not _is_current(engine):
+                    _make_tables(settings, engine, options)
+        return Database(settings, engine, _optuna_storage(settings, options, make_tables=False))
+
+
+def network_filesystem(path: Path, mounts: str) -> str | None:
+    """The kind of the network file system that holds an absolute path, by the text of ``/proc/mounts``."""
+    kind = ""
+    longest = -1
+    for line in mounts.splitlines():
+        _, point, candidate, *_ = line.split()
+        if path.is_relative_to(point) and len(point) >= longest:
+            kind, longest = candidate, len(point)
+    return kind if kind in _NETWORK_FILESYSTEMS else None
+
+
+def _prepare_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnreachableError(
+            f"{file.parent}: cannot make this folder for the database: {error.strerror}"
+        ) from error
+    mounts = Path("/proc/mounts")
+    kind = network_filesystem(file.parent.resolve(), mounts.read_text()) if mounts.exists() else None
+    if kind is not None:
+        log.warning(
+            "%s lies on a network file system (%s), where SQLite can lose data: use PostgreSQL, or a local folder",
+            file,
+            kind,
+        )
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_PATIENCE}}
+    given = {key: value for key, value in _POSTGRESQL_CONNECTION.items() if key not in url.query}
+    return {"connect_args": given, "pool_pre_ping": True}
+
+
+def _begin_by_ourselves(engine: Engine) -> None:
+    """Let a transaction of ours take SQLite's write lock when it begins.
+
+    The driver would begin at the first write, and fail at once if another process wrote since our first read.
+    """
+
+    @event.listens_for(engine, "connect")
+    def no_hidden_begin(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _is_current(engine: Engine) -> bool:
+    with engine.execution_options(reading=True).connect() as connection:
+        return schema.is_current(connection)
+
+
+@contextmanager
+def _opening_lock(engine: Engine, url: URL) -> Iterator[None]:
+    if engine.dialect.name == "sqlite":
+        try:
+            with FileLock(f"{url.database}.lock", timeout=OPENING_PATIENCE):
+                yield
+        except Timeout:
+            raise DatabaseBusyError(f"{url.database}: another process has been making the tables for long") from None
+        except OSError as error:
+            raise DatabaseUnreachableError(f"{url.database}: cannot be written: {error.strerror}") from error
+        return
+    with engine.connect() as connection:
+        # Closed, not given back to the pool: its end frees the lock, whatever happens.
+        connection.detach()
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text(f"SET lock_timeout = '{OPENING_PATIENCE:.0f}s'"))
+        connection.execute(text(f"SELECT pg_advisory_lock({_OPENING_LOCK})"))
+        yield
+
+
+def _make_tables(settings: Settings, engine: Engine, options: dict[str, Any]) -> None:
+    if engine.dialect.name == "sqlite":
+        # A property of the file, so that Optuna's connections have it too: readers do not block the writer.
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA journal_mode = WAL")
+        finally:
+            raw.close()
+    rdb = _optuna_storage(settings, options, make_tables=True)
+    rdb.remove_session()
+    rdb.engine.dispose()
+    with engine.begin() as connection:
+        schema.upgrade(connection)
+
+
+def _optuna_storage(settings: Settings, options: dict[str, Any], *, make_tables: bool) -> RDBStorage:
+    # Optuna fills a template in the URL.
+    url = settings.storage_url.replace("{", "{{").replace("}", "}}")
+    try:
+        return RDBStorage(url, engine_kwargs=dict(options), skip_table_creation=not make_tables)
+    except RuntimeError as error:
+        raise SchemaTooNewError(f"{redacted(settings.storage_url)}: {error}") from error
+
+
+@contextmanager
+def _plain_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise _explained(error.__cause__ or error, url) from error
+    except exc.SQLAlchemyError as error:
+        raise _explained(error, url) from error
+
+
+def _explained(error: BaseException, url: str) -> DatabaseError:
+    where = redacted(url)
+    if not isinstance(error, exc.DBAPIError) or error.orig is None:
+        return DatabaseError(f"{where}: {_first_line(error)}")
+    said = _first_line(error.orig)
+    if make_url(url).get_backend_name() == "sqlite":
+        return _explained_sqlite(said, where)
+    state = getattr(error.orig, "sqlstate", None)
+    if state in ("55P03", "40P01", "40001"):
+        return DatabaseBusyError(f"{where}: {said}")
+    # No state: no server spoke. 08: connection, 28: password, 3D: no such database, 53: too many connections or a
+    # full disk, 57P: it is shutting down or starting, 25P03: it ended an idle transaction.
+    if error.connection_invalidated or state is None or state[:2] in ("08", "28", "3D", "53") or state[:3] == "57P":
+        return DatabaseUnreachableError(f"{where}: {said}; check the URL, and that the database runs")
+    return DatabaseError(f"{where}: {said}")
+
+
+def _explained_sqlite(said: str, where: str) -> DatabaseError:
+    if "locked" in said:
+        return DatabaseBusyError(
+            f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s; several workers need PostgreSQL"
+        )
+    if "unable to open" in said or "readonly" in said:
+        return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
+    if "full" in said:
+        return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
+    return DatabaseError(f"{where}: {said}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

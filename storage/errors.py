@@ -1,0 +1,62 @@
+"""What can go wrong with the records, in the user's words. A docstring is the default message."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The storage cannot be used."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message if message is not None else type(self).__doc__)
+
+
+class SettingsError(StorageError):
+    """A setting of the storage is not usable."""
+
+
+class DatabaseError(StorageError):
+    """The database refused to read or write."""
+
+
+class DatabaseUnreachableError(DatabaseError):
+    """The database does not answer, or does not let us in."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """Another process holds a lock in the database for too long."""
+
+
+class SchemaTooNewError(DatabaseError):
+    """The database was made by a newer anitune: upgrade this one."""
+
+
+class StudyNotFoundError(StorageError):
+    """There is no study of that name."""
+
+
+class StudyExistsError(StorageError):
+    """A study of that name exists with another configuration."""
+
+
+class FactsChangedError(StorageError):
+    """The study's data is not what it was when the study began."""
+
+
+class LeaseLostError(StorageError):
+    """Another worker has taken this trial over: nothing was written."""
+
+
+class TrialClosedError(StorageError):
+    """The trial was ended or deleted in the Optuna dashboard."""
+
+
+class BlobMissingError(StorageError):
+    """A file that the records name is not there."""
+
+
+class BlobDamagedError(StorageError):
+    """The content of a stored file has changed."""
+
+
+class BlobWriteError(StorageError):
+    """A file could not be stored."""

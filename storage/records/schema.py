@@ -1,0 +1,78 @@
+"""The versions of the tables, and how a database is brought to the newest.
+
+A change of ``tables.py`` needs a migration: ``python -m storage.records.schema "what changes"`` writes the draft.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine
+
+from storage.errors import SchemaTooNewError
+from storage.records.tables import PREFIX, VERSION_TABLE, PlainJSON, metadata
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the tables are there, in the version of this program.
+
+    Raises
+    ------
+    SchemaTooNewError
+        if a newer program made them.
+    """
+    script = ScriptDirectory.from_config(_config())
+    version = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    if version is not None and version not in {revision.revision for revision in script.walk_revisions()}:
+        raise SchemaTooNewError(
+            f"the database was made by a newer anitune (its tables have version {version}): upgrade anitune"
+        )
+    return version == script.get_current_head()
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the tables to the version of this program, in the open transaction."""
+    alembic.command.upgrade(_config(connection), "head")
+
+
+def context_options() -> dict[str, Any]:
+    """How alembic looks at a database that also holds tables of Optuna."""
+    return {
+        "target_metadata": metadata,
+        "version_table": VERSION_TABLE,
+        "include_name": _is_ours,
+        "render_item": _render,
+        "compare_type": True,
+    }
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
+    return kind != "table" or (name is not None and name.startswith(PREFIX) and name != VERSION_TABLE)
+
+
+def _render(kind: str, item: Any, context: Any) -> str | bool:
+    return "sa.Text()" if kind == "type" and isinstance(item, PlainJSON) else False
+
+
+def _draft(message: str) -> None:
+    with create_engine("sqlite://").begin() as connection:
+        upgrade(connection)
+        number = len(list(ScriptDirectory.from_config(_config()).walk_revisions())) + 1
+        alembic.command.revision(_config(connection), message, autogenerate=True, rev_id=f"{number:04d}")
+
+
+if __name__ == "__main__":
+    _draft(sys.argv[1])

@@ -1,0 +1,208 @@
+"""The tables of the records: what happened, in one SQL database beside Optuna's own tables.
+
+All times are seconds since 1970-01-01 UTC by the clock of the database (see :class:`now`), except
+``anitune_metrics.time_ms``, which the worker measured.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+PREFIX = "anitune_"
+VERSION_TABLE = "anitune_alembic_version"
+
+
+class PlainJSON(TypeDecorator[Any]):
+    """A JSON value as text, alike on every database; NaN and infinity survive, as in Python's json."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class now(FunctionElement[float]):  # noqa: N801  (named as the SQL function that it stands for)
+    """Seconds since 1970-01-01 UTC by the database's clock: workers on many machines agree on it."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: SQLCompiler, **_: Any) -> str:
+    # now() would be the time at which the transaction began, before it waited for a lock.
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: SQLCompiler, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite counts up a primary key by itself only if it is an INTEGER.
+_RowId = BigInteger().with_variant(Integer, "sqlite")
+
+studies = Table(
+    "anitune_studies",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("optuna_study_id", Integer, nullable=False),
+    Column("config", PlainJSON, nullable=False),
+    Column("budget_trials", Integer),
+    Column("budget_seconds", Double),
+    Column("budget_epochs", Integer),
+    Column("facts", PlainJSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("mlflow_experiment_id", String(64)),
+    Column("mlflow_run_id", String(64)),
+)
+
+trials = Table(
+    "anitune_trials",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("optuna_trial_id", Integer, nullable=False),
+    Column("state", String(16), nullable=False),  # running, complete, pruned, failed
+    Column("attempt", Integer, nullable=False),  # the latest
+    Column("config", PlainJSON),
+    Column("params", PlainJSON),
+    Column("planned_epochs", Integer),
+    Column("value", Double),  # best validation MAE, kcal/mol
+    Column("reason", Text),
+    Column("summary", PlainJSON, nullable=False),
+    Column("tags", PlainJSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("told", Boolean, nullable=False),  # whether Optuna knows the end
+    Column("mlflow_run_id", String(64)),
+)
+
+attempts = Table(
+    "anitune_attempts",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("token", String(32), nullable=False, unique=True),
+    Column("worker", PlainJSON, nullable=False),  # the fields of WorkerInfo
+    Column("started_at", Double, nullable=False),
+    Column("renewed_at", Double, nullable=False),
+    Column("lease_until", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String(16)),  # complete, pruned, failed, handed_back, expired; null: none yet
+    Column("reason", Text),
+    Column("epochs", Integer, nullable=False),  # trained in this attempt
+    Column("last_epoch", Integer, nullable=False),  # reached in this attempt; 0: none
+    ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+metrics = Table(
+    "anitune_metrics",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(250), primary_key=True),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("value", Double),  # null: NaN, which SQLite cannot hold
+    Column("time_ms", BigInteger, nullable=False),  # since 1970-01-01 UTC, by the worker's clock
+    Column("attempt", Integer, nullable=False),
+    ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+rungs = Table(
+    "anitune_rungs",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("value", Double, nullable=False),  # best validation MAE so far, kcal/mol
+    Column(
+        "earlier_marks", PlainJSON, nullable=False
+    ),  # the pruner's attributes of the trial before it was asked
+    Column("stop", Boolean),  # null: not decided yet
+    ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+artifacts = Table(
+    "anitune_artifacts",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("path", String(250), primary_key=True),  # within the run, as plots/loss.png
+    Column("position", Integer, nullable=False),  # order within the trial, from 1
+    Column("digest", String(64), nullable=False),  # sha256 of the content, hexadecimal
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("attempt", Integer, nullable=False),
+    ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+outbox = Table(
+    "anitune_outbox",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False),
+    Column("number", Integer),  # null: about the study itself
+    Column("kind", String(16), nullable=False),  # see storage.tracking.outbox
+    Column("payload", PlainJSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("delivered_at", Double),
+    Column("parked", Text),  # why the tracking server will never take it
+)
+Index(
+    "ix_anitune_outbox_open",
+    outbox.c.study_id,
+    outbox.c.id,
+    sqlite_where=outbox.c.delivered_at.is_(None),
+    postgresql_where=outbox.c.delivered_at.is_(None),
+)
+
+relays = Table(
+    "anitune_relays",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
+    Column("token", String(32), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("renewed_at", Double, nullable=False),
+    Column("lease_until", Double, nullable=False),
+    Column("stop_requested", Boolean, nullable=False),
+    Column("last_error", Text),
+)

@@ -1,0 +1,134 @@
+"""Where a person's studies are kept: from arguments, the environment, or the embedded defaults."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from storage.errors import SettingsError
+
+HOME_VARIABLE = "ANITUNE_HOME"
+STORAGE_VARIABLE = "ANITUNE_STORAGE_URL"
+TRACKING_VARIABLE = "ANITUNE_TRACKING_URI"
+
+_SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The places that a study is written to.
+
+    Attributes
+    ----------
+    home
+        Absolute folder of everything that is a file: artifacts, features, checkpoints, logs.
+    storage_url
+        SQLAlchemy URL of the database of the records and of Optuna (SQLite or PostgreSQL).
+    tracking_uri
+        MLflow's tracking URI; as a database it must be another one than ``storage_url``.
+    """
+
+    home: Path
+    storage_url: str
+    tracking_uri: str
+
+    def __post_init__(self) -> None:
+        # Optuna and MLflow both keep a table called alembic_version.
+        if _place(self.storage_url) == _place(self.tracking_uri):
+            raise SettingsError(
+                f"{STORAGE_VARIABLE} and {TRACKING_VARIABLE} are the same database,"
+                f" {redacted(self.storage_url)}: give MLflow one of its own"
+            )
+
+    @property
+    def artifacts(self) -> Path:
+        """Root of the files kept by content digest."""
+        return self.home / "artifacts"
+
+    @property
+    def optuna_artifacts(self) -> Path:
+        """Folder of the images that the Optuna dashboard shows."""
+        return self.home / "optuna-artifacts"
+
+    @property
+    def features(self) -> Path:
+        """Root of the feature store."""
+        return self.home / "features"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the log files of processes in the background."""
+        return self.home / "logs"
+
+    def trial_folder(self, study: str, number: int) -> Path:
+        """Folder in which a trial is trained: its checkpoint and results."""
+        return self.home / "trials" / study / f"{number:05d}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that hand these settings to a child process (``ps`` shows arguments to all)."""
+        return {
+            HOME_VARIABLE: str(self.home),
+            STORAGE_VARIABLE: self.storage_url,
+            TRACKING_VARIABLE: self.tracking_uri,
+        }
+
+
+def load_settings(storage_url: str | None = None, tracking_uri: str | None = None) -> Settings:
+    """Settings from the arguments, else from the environment, else embedded in the home folder.
+
+    ``ANITUNE_HOME`` names the home folder (``./anitune-data``), ``ANITUNE_STORAGE_URL`` the database of the
+    records, ``ANITUNE_TRACKING_URI`` the MLflow server or database.
+
+    Raises
+    ------
+    SettingsError
+        for a URL that cannot be read, or that names a database we do not work with.
+    """
+    home = Path(os.environ.get(HOME_VARIABLE) or "anitune-data").expanduser().absolute()
+    url = storage_url or os.environ.get(STORAGE_VARIABLE) or f"sqlite:///{home / 'anitune.db'}"
+    uri = tracking_uri or os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{home / 'mlflow.db'}"
+    return Settings(home=home, storage_url=_normalized(url), tracking_uri=uri)
+
+
+def redacted(url: str) -> str:
+    """The URL as it may be shown: without passwords."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return "(unreadable URL)"
+    query = {key: "***" if key in _SECRET_QUERY_KEYS else value for key, value in parsed.query.items()}
+    return parsed.set(query=query).render_as_string(hide_password=True)
+
+
+def _normalized(url: str) -> str:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError(
+            f"{STORAGE_VARIABLE} is not a database URL: write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        ) from None
+    if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    if parsed.get_backend_name() != "sqlite":
+        raise SettingsError(
+            f"{redacted(url)}: the records can be kept in SQLite or PostgreSQL (with psycopg) only"
+        )
+    if parsed.database in (None, "", ":memory:"):
+        raise SettingsError(
+            f"{redacted(url)}: name a file, as in sqlite:///studies.db; memory is gone when we end"
+        )
+    # Absolute, because the relay and other children may run in another folder.
+    return parsed.set(database=str(Path(str(parsed.database)).expanduser().absolute())).render_as_string()
+
+
+def _place(url: str) -> tuple[object, ...] | str:
+    """What tells two databases apart, whatever driver and user reach them."""
+    try:
+        parsed: URL = make_url(url)
+    except ArgumentError:
+        return url
+    return (parsed.get_backend_name(), parsed.host, parsed.port, parsed.database)

@@ -1,0 +1,190 @@
+"""MLflow, spoken to so that every call may be repeated: the result is the same as of one call.
+
+MLflow is imported when the first :class:`MlflowRuns` is made: that takes seconds, and belongs into a
+process that does not train.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from storage.errors import TrackingRefusedError, TrackingUnavailableError
+from storage.tracking.outbox import MetricRow
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
+
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+KEY_TAG = "anitune.key"
+"""Names what a run stands for. MLflow chooses run ids itself: by this tag a run is found again."""
+
+_ENVIRONMENT = {
+    # MLflow's own retries repeat a create whose answer was lost, and that makes a second run.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Its log lines may hold the URL with a password; what goes wrong is said by our errors.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+}
+
+# Answers that say nothing about the request itself: sign in, not allowed (yet), too slow, too many.
+_PASSING_STATUS = frozenset({401, 403, 407, 408, 425, 429, 499})
+_USER_INFO = re.compile(r"://[^/\s]*@")
+_MESSAGE_LENGTH = 500  # characters
+
+
+class MlflowRuns:
+    """The experiments and runs of one tracking server or database.
+
+    Every method raises :class:`TrackingUnavailableError` where it is worth trying again later, and
+    :class:`TrackingRefusedError` where it is not.
+
+    Parameters
+    ----------
+    tracking_uri
+        Of a server (http, https) or of a database. It may hold a password, and is never shown.
+    artifact_root
+        Folder of the artifacts if there is no server. A server has a place of its own.
+    """
+
+    def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
+        os.environ.update(_ENVIRONMENT)
+        from mlflow import MlflowClient
+
+        self._artifact_root = None if tracking_uri.startswith(("http://", "https://")) else artifact_root
+        try:
+            with _translated():
+                self._client = MlflowClient(tracking_uri)
+                self._client.search_experiments(max_results=1)
+        except TrackingRefusedError as error:
+            # Not to take a first question is no verdict on what is to be delivered.
+            raise TrackingUnavailableError(str(error)) from None
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment of that name, which is made if need be."""
+        with _translated():
+            found = self._client.get_experiment_by_name(name) or self._create_experiment(name)
+        if found.lifecycle_stage != "active":
+            raise TrackingRefusedError(
+                f"the MLflow experiment {name!r} was deleted: bring it back with"
+                f" `mlflow experiments restore --experiment-id {found.experiment_id}`"
+            )
+        return str(found.experiment_id)
+
+    def _create_experiment(self, name: str) -> Experiment:
+        location = None
+        if self._artifact_root is not None:
+            location = (self._artifact_root / name).as_uri()
+        return self._client.get_experiment(self._client.create_experiment(name, artifact_location=location))
+
+    def find_or_create(
+        self, experiment: str, key: str, name: str, start_ms: int, tags: Mapping[str, str]
+    ) -> str:
+        """The id of the run that stands for ``key``, which is made if need be.
+
+        Where an unlucky create made two, the one with the lowest id stays and the others are deleted.
+
+        Parameters
+        ----------
+        start_ms
+            Milliseconds since 1970-01-01 UTC.
+        """
+        with _translated():
+            found = sorted(run.info.run_id for run in self._with_key(experiment, key))
+            if not found:
+                run = self._client.create_run(
+                    experiment, start_time=start_ms, tags={**tags, KEY_TAG: key}, run_name=name
+                )
+                found = [run.info.run_id]
+        self._delete(found[1:])
+        return str(found[0])
+
+    def delete_doubles(self, experiment: str, key: str, keep: str) -> None:
+        """Delete the runs that stand for ``key`` except one: a slow server may have made them after all."""
+        with _translated():
+            found = [run.info.run_id for run in self._with_key(experiment, key)]
+        self._delete(run for run in found if run != keep)
+
+    def _with_key(self, experiment: str, key: str) -> Sequence[Run]:
+        runs: Sequence[Run] = self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")
+        return runs
+
+    def _delete(self, runs: Iterable[str]) -> None:
+        with _translated():
+            for run in runs:
+                self._client.delete_run(run)
+
+    def log(
+        self,
+        run: str,
+        metrics: Sequence[MetricRow] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write metrics with their own steps and times, parameters and tags.
+
+        A metric that is there already stays one, a tag is overwritten, a parameter of another value is refused.
+        The client divides what is more than MLflow takes in one request.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        with _translated():
+            self._client.log_batch(
+                run,
+                [Metric(row.key, row.value, row.time_ms, row.step) for row in metrics],
+                [Param(key, value) for key, value in (params or {}).items()],
+                [RunTag(key, value) for key, value in (tags or {}).items()],
+            )
+
+    def upload(self, run: str, file: Path, path: str) -> None:
+        """Put a file among the artifacts of a run, as ``path`` (such as plots/loss.png)."""
+        place = PurePosixPath(path)
+        folder = None if place.parent == PurePosixPath() else str(place.parent)
+        with tempfile.TemporaryDirectory() as named, _translated():
+            link = Path(named) / place.name  # MLflow keeps the name that the file has here
+            link.symlink_to(file)
+            self._client.log_artifact(run, str(link), folder)
+
+    def set_status(self, run: str, status: RunStatus, end_ms: int | None = None) -> None:
+        """Say what became of a run; ``end_ms`` in milliseconds since 1970-01-01 UTC, if it ended."""
+        with _translated():
+            if end_ms is None:
+                self._client.update_run(run, status)
+            else:
+                self._client.set_terminated(run, status, end_ms)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what MLflow raises into our errors, on one line and without a password."""
+    try:
+        yield
+    except Exception as error:  # the stores of databases, HTTP and clouds share no class of errors
+        line = " ".join(_USER_INFO.sub("://***@", str(error)).split())[:_MESSAGE_LENGTH]
+        kind = TrackingRefusedError if _is_final(error) else TrackingUnavailableError
+        # Not "from error": its text and those of its causes may hold the URL.
+        raise kind(f"MLflow: {line or type(error).__name__}") from None
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the server understood, and will say the same again: a 4xx of its own."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        # A path that is unknown as such is another server's answer, as of a proxy with nothing behind it.
+        return error.error_code != "ENDPOINT_NOT_FOUND" and _is_final_status(error.get_http_status_code())
+    answer: Any = getattr(error, "response", None)  # as errors of requests have it, which uploads raise
+    return _is_final_status(getattr(answer, "status_code", None))
+
+
+def _is_final_status(status: int | None) -> bool:
+    return status is not None and 400 <= status < 500 and status not in _PASSING_STATUS

@@ -1,0 +1,81 @@
+"""What a message looks like in MLflow: names, tags, colours and states that its UI shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from storage.tracking.mlflow_runs import RunStatus
+from storage.tracking.outbox import MetricRow, TrialEnd, TrialEndMessage
+
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+COLOR_TAG = "mlflow.runColor"
+STATE_TAG = "optuna.state"
+
+FINAL_METRIC = "final/val_mae_kcalmol"
+"""Of complete trials only: MLflow sorts by the last step, where a pruned trial can be ahead of a complete one."""
+
+RUNNING_TAGS = {STATE_TAG: "RUNNING"}
+
+
+@dataclass(frozen=True)
+class _End:
+    status: RunStatus
+    optuna_state: str
+    color: str | None
+    """MLflow marks KILLED and FAILED alike; complete trials keep the colours that it tells curves apart by."""
+
+
+_ENDS: Mapping[TrialEnd, _End] = {
+    "complete": _End("FINISHED", "COMPLETE", None),
+    "pruned": _End("KILLED", "PRUNED", "#9e9e9e"),
+    "failed": _End("FAILED", "FAIL", "#d32f2f"),
+}
+
+
+def run_name(number: int) -> str:
+    """The name of a trial's run."""
+    return f"trial {number}"
+
+
+def param_texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow keeps them: text as it is, all else as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
+
+
+def end_status(message: TrialEndMessage) -> RunStatus:
+    """The status of the run of a trial that ended."""
+    return _ENDS[message.state].status
+
+
+def end_tags(message: TrialEndMessage) -> dict[str, str]:
+    """The tags that say what became of a trial."""
+    end = _ENDS[message.state]
+    tags = {**message.tags, STATE_TAG: end.optuna_state}
+    if end.color is not None:
+        tags[COLOR_TAG] = end.color
+    if message.state == "pruned":
+        tags["pruned"] = "true"
+    if message.state == "failed":
+        tags["fail_reason"] = message.reason or "unknown"
+    return tags
+
+
+def end_metrics(message: TrialEndMessage, ended_ms: int) -> list[MetricRow]:
+    """What a trial came to: its cost always (``cost/...``), its accuracy if it is complete (``final/...``).
+
+    Accuracies are the keys of the summary with a part before a slash: ``val/mae_kcalmol_heavy_2`` becomes
+    ``final/val_mae_kcalmol_heavy_2``.
+    """
+    values: dict[str, float] = {}
+    for key, value in message.summary.items():
+        if "/" not in key:
+            values[f"cost/{key}"] = value
+        elif message.state == "complete":
+            values[f"final/{key.replace('/', '_')}"] = value
+    if message.state == "complete" and message.value is not None:
+        values[FINAL_METRIC] = message.value  # the very number that Optuna has
+    return [MetricRow(key, step=0, value=value, time_ms=ended_ms) for key, value in values.items()]

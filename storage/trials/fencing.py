@@ -1,0 +1,88 @@
+"""No worker writes about a trial that another worker has taken over.
+
+The lease is read in the very transaction that writes, and its row is locked until the transaction ends: a check
+before the write would race with a worker that was stopped in between and wakes up later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, event, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from storage.errors import LeaseLostError
+from storage.records.tables import attempts
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of one worker to write about one trial. The token is unique to the attempt."""
+
+    study_id: int
+    number: int
+    token: str
+
+
+def hold(connection: Connection, lease: Lease) -> Row[Any]:
+    """The row of the attempt, locked until the open transaction ends.
+
+    A lease whose time is over is good until someone takes the trial over: that ends the attempt.
+
+    Raises
+    ------
+    LeaseLostError
+        if the attempt has ended.
+    """
+    row = find(connection, lease)
+    if row.ended_at is not None:
+        raise LeaseLostError(
+            f"trial {lease.number}: attempt {row.attempt} has ended ({row.outcome}), nothing was written"
+        )
+    return row
+
+
+def find(connection: Connection, lease: Lease) -> Row[Any]:
+    """The row of the attempt, ended or not, locked until the open transaction ends."""
+    return connection.execute(select(attempts).where(*_is(lease)).with_for_update()).one()
+
+
+@contextmanager
+def fenced(lease: Lease) -> Iterator[None]:
+    """Refuse Optuna's own writes in this block, in this thread, once the lease is lost."""
+    token = _fence.set(lease)
+    try:
+        yield
+    finally:
+        _fence.reset(token)
+
+
+def guard(sessions: sessionmaker[Session]) -> None:
+    """Make Optuna's sessions obey :func:`fenced`."""
+    event.listen(sessions, "before_commit", _check)
+
+
+_fence: ContextVar[Lease | None] = ContextVar("fence", default=None)
+
+
+def _check(session: Session) -> None:
+    lease = _fence.get()
+    if lease is None:
+        return
+    # SQLite takes its write lock with the first write: only from then on the lease cannot change.
+    session.flush()
+    live = select(attempts.c.attempt).where(*_is(lease), attempts.c.ended_at.is_(None))
+    if session.execute(live.with_for_update(read=True)).first() is None:
+        raise LeaseLostError(f"trial {lease.number}: another worker has taken it over, nothing was written")
+
+
+def _is(lease: Lease) -> tuple[Any, ...]:
+    return (
+        attempts.c.study_id == lease.study_id,
+        attempts.c.number == lease.number,
+        attempts.c.token == lease.token,
+    )

@@ -1,0 +1,49 @@
+"""What must hold of the repository as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("trainer", "storage", "search", "dashboards")
+
+
+def test_init_files_are_empty() -> None:
+    # Importing a package must cost nothing.
+    assert [str(f) for p in PACKAGES for f in (ROOT / p).rglob("__init__.py") if f.read_text()] == []
+
+
+def test_packages_nest_one_level_at_most() -> None:
+    deep = [
+        str(f.relative_to(ROOT))
+        for p in PACKAGES
+        for f in (ROOT / p).rglob("*.py")
+        if len(f.relative_to(ROOT).parts) > 3 and "migrations" not in f.parts
+    ]
+    assert deep == []
+
+
+def test_lock_pins_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    names = {d.split(">")[0].split("[")[0].strip().lower() for d in wanted}
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
+    }
+    assert names - pinned == set()
+    assert "torch==2.13.0" in (ROOT / "requirements.lock").read_text().splitlines()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
+    code = (
+        f"import {package}, sys; "
+        "print([m for m in ('torch', 'torchani', 'optuna', 'mlflow', 'sqlalchemy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,148 @@
+"""Download of the official ANI-1 archive: resumable, and checked against the digest of its first use."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
+
+from trainer.errors import DataError, DownloadError, OutputError
+from trainer.files import write_by_rename
+from trainer.progress import Progress
+
+#: figshare collection doi 10.6084/m9.figshare.c.3846712, about 4.6 GB.
+ANI1_URL = "https://ndownloader.figshare.com/files/9057631"
+ANI1_ARCHIVE = "ANI1_release.tar.gz"
+
+_CHUNK = 1 << 20
+_ATTEMPTS = 5
+
+
+def fetch_ani1(to: Path, progress: Progress, *, url: str = ANI1_URL, retry_seconds: float = 1.0) -> Path:
+    """Download the ANI-1 archive into the folder ``to``, or check the one that is there.
+
+    A broken connection is taken up again where it broke, also by a later call, from the ``.part`` file.
+    The SHA-256 of the finished archive is written beside it on first use and compared from then on.
+
+    Parameters
+    ----------
+    progress : called with the bytes done and to be done
+    retry_seconds : wait before the second attempt; it doubles with each further one
+
+    Raises
+    ------
+    DownloadError
+        if the server cannot be reached or refuses; what has come so far is kept for the next call.
+    DataError
+        if the archive is not the one that was recorded.
+    OutputError
+        if ``to`` cannot be written.
+    """
+    archive = to / ANI1_ARCHIVE
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(to / f"{ANI1_ARCHIVE}.lock", timeout=0))
+            except Timeout:
+                raise DownloadError(f"{to}: another download into this folder is running") from None
+            if not archive.exists():
+                _download(archive, url, progress, retry_seconds)
+            _check_digest(archive, progress)
+    except OSError as error:
+        raise OutputError(
+            f"{to}: cannot be written: {error.strerror or error}; free or choose another folder"
+        ) from error
+    return archive
+
+
+def _download(archive: Path, url: str, progress: Progress, retry_seconds: float) -> None:
+    part = archive.with_name(f"{archive.name}.part")
+    attempts = Retrying(
+        retry=retry_if_exception_type(httpx.TransportError),
+        # Without a single byte there is no network to wait for.
+        stop=lambda attempt: attempt.attempt_number >= _ATTEMPTS or not part.exists(),
+        wait=wait_exponential(multiplier=retry_seconds),
+        reraise=True,
+    )
+    try:
+        attempts(_continue_download, part, url, progress)
+    except httpx.HTTPStatusError as error:
+        raise DownloadError(
+            f"{url}: the server answers {error.response.status_code} {error.response.reason_phrase}; "
+            "see https://doi.org/10.6084/m9.figshare.c.3846712"
+        ) from error
+    except httpx.HTTPError as error:
+        kept = (
+            f"{part} keeps what has come: run it again to go on" if part.exists() else "is there a network?"
+        )
+        raise DownloadError(f"{url}: cannot be downloaded ({error}); {kept}") from error
+    part.replace(archive)
+    _validator_file(part).unlink(missing_ok=True)
+
+
+def _continue_download(part: Path, url: str, progress: Progress) -> None:
+    """Append to ``part`` what it lacks, or begin anew where the file on the server is another one by now."""
+    begun = part.stat().st_size if part.exists() else 0
+    validator = _validator_file(part)
+    headers = {"Accept-Encoding": "identity"}
+    if begun and (version := validator.read_text() if validator.exists() else ""):
+        headers |= {"Range": f"bytes={begun}-", "If-Range": version}
+    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30.0) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # Nothing is left to be sent: the last call ended between the last byte and the renaming.
+            if response.headers.get("Content-Range") != f"bytes */{begun}":
+                part.unlink()
+                _continue_download(part, url, progress)
+            return
+        response.raise_for_status()
+        resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
+        done = begun if resumed else 0
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
+            raise DownloadError(f"{url}: the server sends another range of bytes than it was asked for")
+        total = done + int(response.headers.get("Content-Length", 0))
+        with part.open("ab" if resumed else "wb") as file:
+            # Only now is what an earlier version left in the file gone.
+            validator.write_text(_version(response))
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                done += len(chunk)
+                progress("download", done, max(done, total))
+
+
+def _version(response: httpx.Response) -> str:
+    """What ``If-Range`` may name; a weak ETag it may not (RFC 9110, section 13.1.5)."""
+    tag: str = response.headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def _validator_file(part: Path) -> Path:
+    """Keeps what the server said of the version of a file, which ``If-Range`` sends back."""
+    return part.with_name(f"{part.name}.version")
+
+
+def _check_digest(archive: Path, progress: Progress) -> None:
+    record = archive.with_name(f"{archive.name}.sha256")
+    found = _digest(archive, progress)
+    if not record.exists():
+        # In the format of the program sha256sum, which can check it too.
+        write_by_rename(record, f"{found}  {archive.name}\n".encode())
+    elif (recorded := record.read_text().split()[0]) != found:
+        raise DataError(
+            f"{archive}: its SHA-256 {found[:12]}... is not the recorded one, {recorded[:12]}...: "
+            "it has changed or is damaged; delete it to download it anew"
+        )
+
+
+def _digest(path: Path, progress: Progress) -> str:
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress("checksum", done, total)
+    return digest.hexdigest()

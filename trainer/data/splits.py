@@ -1,0 +1,110 @@
+"""Division of the data into training, validation and test part.
+
+Every structure has exactly one label, so that no structure can be in two parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import SplitConfig
+from trainer.data.dataset import Dataset
+from trainer.errors import DataError
+
+TRAINING: Final = 0
+VALIDATION: Final = 1
+TEST: Final = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The part of every structure.
+
+    Attributes
+    ----------
+    parts : (S,) uint8 array of TRAINING, VALIDATION or TEST
+    """
+
+    parts: npt.NDArray[np.uint8]
+
+    @cached_property
+    def train(self) -> npt.NDArray[np.int64]:
+        """Indices of the training structures, ascending."""
+        return np.flatnonzero(self.parts == TRAINING)
+
+    @cached_property
+    def validation(self) -> npt.NDArray[np.int64]:
+        """Indices of the validation structures, ascending."""
+        return np.flatnonzero(self.parts == VALIDATION)
+
+    @cached_property
+    def test(self) -> npt.NDArray[np.int64]:
+        """Indices of the test structures, ascending."""
+        return np.flatnonzero(self.parts == TEST)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the labels."""
+        return hashlib.sha256(self.parts.tobytes()).hexdigest()
+
+
+def split_dataset(dataset: Dataset, config: SplitConfig) -> Split:
+    """Label every structure, by structure or by molecule (shares are then of the number of molecules).
+
+    The test part depends on the seed and its share alone: it is the same for every fold.
+
+    Raises
+    ------
+    DataError
+        if there are too few structures or molecules for the parts.
+    """
+    if config.by == "structure":
+        return Split(_label_units(dataset.structures, config, "structures"))
+    # Groups of the same identity are one molecule and go together.
+    numbers: dict[str, int] = {}
+    molecules = np.array([numbers.setdefault(identity, len(numbers)) for identity in dataset.identities()])
+    labels = _label_units(len(numbers), config, "molecules")[molecules]
+    return Split(np.repeat(labels, np.diff(dataset.offsets)))
+
+
+def _label_units(count: int, config: SplitConfig, units: str) -> npt.NDArray[np.uint8]:
+    """The part of each of ``count`` units, of which a share above 0 gets at least one."""
+    _, validation_share, test_share = config.fractions
+    order = _permutation(count, config.seed)
+    test = _size(test_share, count)
+    rest = order[test:]
+    if config.folds is None:
+        validation = rest[: _size(validation_share, count)]
+    else:
+        # With folds, the share of the validation part is one fold of what is not test.
+        if len(rest) < config.folds:
+            raise DataError(
+                f"{count} {units} are too few for {config.folds} folds and a test part of {test}: "
+                "lower split.folds or give more data"
+            )
+        validation = np.array_split(rest, config.folds)[config.fold]
+    if len(validation) >= len(rest):
+        raise DataError(
+            f"{count} {units} are too few for the parts of the split: "
+            f"{len(validation)} for validation and {test} for the test leave none for training; "
+            "give more data, or change split.fractions or split.by"
+        )
+    labels = np.full(count, TRAINING, dtype=np.uint8)
+    labels[order[:test]] = TEST
+    labels[validation] = VALIDATION
+    return labels
+
+
+def _size(share: float, count: int) -> int:
+    return max(1, round(share * count)) if share > 0 else 0
+
+
+def _permutation(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """NumPy keeps the raw numbers of a bit generator the same for ever, but not those of ``Generator``."""
+    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")

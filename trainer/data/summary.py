@@ -1,0 +1,73 @@
+"""What a data set holds, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.data.dataset import Dataset, Molecule
+from trainer.evaluation.units import HARTREE_TO_KCALMOL
+
+
+@dataclass(frozen=True)
+class HeavyAtomsSummary:
+    """The molecules of one number of heavy atoms.
+
+    Energies are in hartree; ``widest_kcalmol`` is the largest span of the energies of one molecule.
+    """
+
+    heavy_atoms: int
+    molecules: int
+    structures: int
+    atoms_min: int
+    atoms_max: int
+    energy_min_hartree: float
+    energy_max_hartree: float
+    widest_kcalmol: float
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """A whole data set; ``atoms`` counts the atoms of all structures."""
+
+    fingerprint: str
+    molecules: int
+    structures: int
+    atoms: int
+    atoms_per_structure: float
+    elements: tuple[str, ...]
+    energy_min_hartree: float
+    energy_max_hartree: float
+    by_heavy_atoms: tuple[HeavyAtomsSummary, ...]
+
+
+def summarize(dataset: Dataset) -> DatasetSummary:
+    """Count molecules, structures and atoms, and find the range of the energies."""
+    atoms = sum(m.atoms * m.structures for m in dataset.molecules)
+    by_heavy: dict[int, list[Molecule]] = {}
+    for molecule in dataset.molecules:
+        by_heavy.setdefault(molecule.heavy_atoms, []).append(molecule)
+    return DatasetSummary(
+        fingerprint=dataset.fingerprint,
+        molecules=len(dataset.molecules),
+        structures=dataset.structures,
+        atoms=atoms,
+        atoms_per_structure=atoms / dataset.structures,
+        elements=dataset.elements,
+        energy_min_hartree=min(float(m.energies.min()) for m in dataset.molecules),
+        energy_max_hartree=max(float(m.energies.max()) for m in dataset.molecules),
+        by_heavy_atoms=tuple(_of_heavy_atoms(heavy, by_heavy[heavy]) for heavy in sorted(by_heavy)),
+    )
+
+
+def _of_heavy_atoms(heavy: int, molecules: list[Molecule]) -> HeavyAtomsSummary:
+    return HeavyAtomsSummary(
+        heavy_atoms=heavy,
+        molecules=len(molecules),
+        structures=sum(m.structures for m in molecules),
+        atoms_min=min(m.atoms for m in molecules),
+        atoms_max=max(m.atoms for m in molecules),
+        energy_min_hartree=min(float(m.energies.min()) for m in molecules),
+        energy_max_hartree=max(float(m.energies.max()) for m in molecules),
+        widest_kcalmol=max(float(m.energies.max() - m.energies.min()) for m in molecules)
+        * HARTREE_TO_KCALMOL,
+    )

@@ -1,0 +1,64 @@
+"""What a network predicts for some structures, beside what is true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.evaluation.units import HARTREE_TO_KCALMOL
+from trainer.features.source import PartFeatures
+from trainer.networks.model import ElementNetworks
+from trainer.task import Task
+
+#: Structures that are evaluated at once.
+BATCH = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Predicted and true energies of n structures, less the self-energies of their atoms.
+
+    Attributes
+    ----------
+    predicted, target : (n,) float64, kcal/mol
+    heavy_atoms : (n,) number of heavy atoms
+    element_sets : (n,) elements in alphabetical order, like CHO
+    """
+
+    predicted: npt.NDArray[np.float64]
+    target: npt.NDArray[np.float64]
+    heavy_atoms: npt.NDArray[np.int64]
+    element_sets: npt.NDArray[np.str_]
+
+    @property
+    def errors(self) -> npt.NDArray[np.float64]:
+        """Predicted less true energy, (n,), kcal/mol."""
+        return self.predicted - self.target
+
+
+@torch.no_grad()
+def predict(model: ElementNetworks, part: PartFeatures, structures: int) -> torch.Tensor:
+    """Energies of all structures of a part, less self-energies, (structures,) hartree.
+
+    The model is in evaluation mode when this returns.
+    """
+    model.eval()
+    return torch.cat([model(part.batch(some)) for some in torch.arange(structures).split(BATCH)])
+
+
+def evaluate(model: ElementNetworks, task: Task, structures: npt.NDArray[np.int64]) -> Evaluation:
+    """Evaluate ``model`` on the structures with these global indices (n,)."""
+    parameter = next(model.parameters())
+    part = task.features.part(structures, parameter.device, parameter.dtype)
+    predicted = predict(model, part, len(structures))
+    owners = task.dataset.molecule_of(structures)
+    element_sets = np.array([m.element_set for m in task.dataset.molecules])
+    return Evaluation(
+        predicted=predicted.double().cpu().numpy() * HARTREE_TO_KCALMOL,
+        target=task.energies[structures] * HARTREE_TO_KCALMOL,
+        heavy_atoms=task.dataset.heavy_atoms()[owners],
+        element_sets=element_sets[owners],
+    )

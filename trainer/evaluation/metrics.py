@@ -1,0 +1,49 @@
+"""How far predictions are off: each metric once, overall and by kind of molecule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.evaluation.evaluate import Evaluation
+
+
+def mean_absolute_error(errors: npt.NDArray[np.float64]) -> float:
+    """Mean of the sizes of the errors, in their unit."""
+    return float(np.abs(errors).mean())
+
+
+def root_mean_square_error(errors: npt.NDArray[np.float64]) -> float:
+    """Root of the mean of the squared errors, in their unit."""
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def max_error(errors: npt.NDArray[np.float64]) -> float:
+    """Size of the largest error, in its unit."""
+    return float(np.abs(errors).max())
+
+
+#: From errors (n,) in kcal/mol to a number; what is here is recorded, shown and reported under its name.
+METRICS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
+    "mae_kcalmol": mean_absolute_error,
+    "rmse_kcalmol": root_mean_square_error,
+    "max_error_kcalmol": max_error,
+}
+
+
+def measure(evaluation: Evaluation, part: str) -> dict[str, float]:
+    """Every metric, overall, by number of heavy atoms and by element set.
+
+    The names are ``part/metric``, ``part/metric_heavy_2`` and ``part/metric_elements_CHO``.
+    """
+    errors = evaluation.errors
+    groups = {"": errors}
+    for heavy in np.unique(evaluation.heavy_atoms):
+        groups[f"_heavy_{heavy}"] = errors[evaluation.heavy_atoms == heavy]
+    for elements in np.unique(evaluation.element_sets):
+        groups[f"_elements_{elements}"] = errors[evaluation.element_sets == elements]
+    return {
+        f"{part}/{name}{group}": metric(some) for group, some in groups.items() for name, metric in METRICS.items()
+    }

@@ -1,0 +1,147 @@
+"""Pictures of one training: records in, figure out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredText
+from matplotlib.ticker import MaxNLocator
+
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.metrics import max_error, mean_absolute_error, root_mean_square_error
+from trainer.reporting import EpochRecord
+
+#: Above so many structures a density is drawn instead of points.
+POINTS: Final = 5000
+
+_TRAINING: Final = "#3b6fb6"
+_VALIDATION: Final = "#d9602b"
+_INK: Final = "#2b2f36"
+_FAINT: Final = "#d5d9e0"
+
+
+def loss_figure(history: Sequence[EpochRecord]) -> Figure:
+    """Loss of training and validation part, and MAE of the validation part, against the epoch."""
+    epochs = [r.epoch for r in history]
+    best = min(history, key=lambda r: r.val_mae)
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(history) < 30 else {}
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    losses, errors = figure.subplots(1, 2)
+
+    losses.plot(epochs, [r.train_loss for r in history], color=_TRAINING, label="training", **marker)
+    losses.plot(epochs, [r.val_loss for r in history], color=_VALIDATION, label="validation", **marker)
+    losses.plot(best.epoch, best.val_loss, **_best_marker(f"best epoch, {best.epoch}"))
+    _label(losses, "Loss", "epoch", "loss, hartree²")
+
+    errors.plot(epochs, [r.val_mae for r in history], color=_VALIDATION, label="validation", **marker)
+    errors.plot(best.epoch, best.val_mae, **_best_marker(f"best: {best.val_mae:.3g} kcal/mol"))
+    _label(errors, "Error of the validation part", "epoch", "MAE, kcal/mol")
+
+    for axes in (losses, errors):
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+    return figure
+
+
+def parity_figure(evaluation: Evaluation) -> Figure:
+    """Predicted against true energy of every structure."""
+    predicted, target = evaluation.predicted, evaluation.target
+    figure = Figure(figsize=(5.6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    low = min(predicted.min(), target.min())
+    high = max(predicted.max(), target.max())
+    margin = 0.04 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color=_INK, linewidth=0.8, zorder=0)
+    if len(target) > POINTS:
+        density = axes.hexbin(
+            target, predicted, gridsize=90, extent=(*limits, *limits), bins="log", mincnt=1, cmap="viridis"
+        )
+        figure.colorbar(density, ax=axes, label="structures", shrink=0.8)
+    else:
+        axes.scatter(target, predicted, s=9, alpha=0.45, linewidths=0, color=_TRAINING)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    _label(axes, "Validation part", "DFT energy, kcal/mol", "predicted energy, kcal/mol")
+    figure.supxlabel("energies less the self-energies of the atoms", fontsize=8, color="#6b7280")
+    errors = evaluation.errors
+    _note(
+        axes,
+        f"MAE  {mean_absolute_error(errors):.3g} kcal/mol\n"
+        f"RMSE {root_mean_square_error(errors):.3g} kcal/mol\n"
+        f"{len(errors):,} structures",
+        "upper left",
+    )
+    return figure
+
+
+def errors_figure(evaluation: Evaluation) -> Figure:
+    """Distribution of the errors."""
+    errors = evaluation.errors
+    mae = mean_absolute_error(errors)
+    # A few outliers must not squeeze the rest into one bar: those beyond are counted in words.
+    reach = float(np.quantile(np.abs(errors), 0.995)) * 1.1 or 1.0
+    outside = int(np.sum(np.abs(errors) > reach))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    bins = int(np.clip(np.sqrt(len(errors)), 11, 81)) | 1
+    axes.hist(errors, bins=bins, range=(-reach, reach), color=_TRAINING, alpha=0.85)
+    for side in (-mae, mae):
+        axes.axvline(side, color=_VALIDATION, linewidth=1.2, linestyle="--")
+    axes.set_xlim(-reach, reach)
+    _label(axes, "Errors of the validation part", "predicted − DFT energy, kcal/mol", "structures")
+    beyond = f"\n{outside} beyond ±{reach:.3g}" if outside else ""
+    _note(
+        axes,
+        f"MAE  ±{mae:.3g} kcal/mol\nmean  {errors.mean():+.2g}\nlargest  {max_error(errors):.3g}{beyond}",
+        "upper right",
+    )
+    return figure
+
+
+def draw_plots(history: Sequence[EpochRecord], evaluation: Evaluation) -> dict[str, bytes]:
+    """Every plot of a training as PNG, by file name."""
+    figures: dict[str, Callable[[], Figure]] = {
+        "loss.png": lambda: loss_figure(history),
+        "parity.png": lambda: parity_figure(evaluation),
+        "errors.png": lambda: errors_figure(evaluation),
+    }
+    return {name: _png(draw()) for name, draw in figures.items()}
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
+
+
+def _best_marker(label: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "color": _INK,
+        "marker": "*",
+        "markersize": 11,
+        "linestyle": "none",
+        "markeredgecolor": "white",
+        "zorder": 3,
+    }
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=_FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _note(axes: Axes, text: str, place: str) -> None:
+    box = AnchoredText(text, loc=place, prop={"fontsize": 9, "color": _INK})
+    box.patch.set(boxstyle="round,pad=0.3", edgecolor=_FAINT, facecolor="white", alpha=0.9)
+    axes.add_artist(box)

@@ -1,0 +1,114 @@
+"""Checkpoints of one training: a single file that appears by rename.
+
+Its tensors and its record (JSON in the header of the safetensors file) are one unit, under one digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+
+from trainer.errors import CheckpointError
+from trainer.files import write_by_rename
+from trainer.reporting import EpochRecord
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+
+Identity = Mapping[str, Any]
+"""What a training must share with its checkpoint: plain JSON values, in sections."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a training after an epoch.
+
+    Attributes
+    ----------
+    identity : the settings and data of the training
+    history : the epochs so far; the schedule, the order of the data and the best epoch follow from it
+    threads : CPU threads that computed it
+    tensors : weights, best weights, average, optimizer and generators, by name, on the CPU
+    """
+
+    identity: Identity
+    history: tuple[EpochRecord, ...]
+    threads: int
+    tensors: Mapping[str, torch.Tensor]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint at ``path``.
+
+    Raises
+    ------
+    OutputError
+        if it cannot be written; the earlier one is still there.
+    """
+    record = json.dumps(
+        {
+            "identity": checkpoint.identity,
+            "history": [asdict(epoch) for epoch in checkpoint.history],
+            "threads": checkpoint.threads,
+        }
+    )
+    tensors = dict(checkpoint.tensors)
+    write_by_rename(
+        path, safetensors.torch.save(tensors, {"record": record, "digest": _digest(record, tensors)})
+    )
+
+
+def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
+    """The checkpoint at ``path``, if there is one.
+
+    Raises
+    ------
+    CheckpointError
+        if it is damaged, or belongs to a training with another identity.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        record = header["record"]
+        intact = header["digest"] == _digest(record, tensors)
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); delete it to train from the start") from error
+    if not intact:
+        raise CheckpointError(f"{path}: damaged (its digest does not fit); delete it to train from the start")
+    values = json.loads(record)
+    if differing := _differences(values["identity"], identity):
+        raise CheckpointError(
+            f"{path}: belongs to another training (other {', '.join(differing)}); "
+            "choose another folder, or delete it to train from the start"
+        )
+    history = tuple(EpochRecord(**epoch) for epoch in values["history"])
+    return Checkpoint(values["identity"], history, values["threads"], tensors)
+
+
+def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(record.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _differences(one: Identity, other: Identity) -> list[str]:
+    """The names of the values, ``section.name``, that are not the same in both."""
+    return [
+        f"{section}.{name}"
+        for section in sorted(one.keys() | other.keys())
+        for name in sorted(one.get(section, {}).keys() | other.get(section, {}).keys())
+        if one.get(section, {}).get(name) != other.get(section, {}).get(name)
+    ]

@@ -1,0 +1,119 @@
+"""One training: epochs between checkpoints, rungs and a reason to stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.config import TrainConfig
+from trainer.errors import TrainingFailed
+from trainer.files import remove_leftovers
+from trainer.fitting.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from trainer.fitting.devices import memory_errors_explained
+from trainer.fitting.training import Training
+from trainer.networks.model import ElementNetworks
+from trainer.progress import Progress, no_progress
+from trainer.reporting import EpochRecord, Reporter
+from trainer.task import Task
+
+Outcome = Literal["finished", "pruned", "stopped"]
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A training and its best network.
+
+    Attributes
+    ----------
+    outcome : finished, pruned at a rung, or stopped by the reporter (then it may be resumed)
+    history : every epoch
+    best : the epoch of least validation MAE
+    model : the network with the weights of that epoch (their average if it is on), in evaluation mode
+    """
+
+    outcome: Outcome
+    history: tuple[EpochRecord, ...]
+    best: EpochRecord
+    model: ElementNetworks
+
+
+def fit(
+    task: Task,
+    config: TrainConfig,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    rungs: tuple[int, ...] = (),
+    warm_start: Path | None = None,
+    progress: Progress = no_progress,
+) -> FitResult:
+    """Train on the training part, and choose the epoch by the validation part. The test part is not touched.
+
+    A checkpoint of this training in ``folder`` is resumed; on the CPU the numbers are then those of a
+    training that was never interrupted, bit for bit, if the number of threads is the same.
+
+    Parameters
+    ----------
+    folder : where the checkpoint is written, with one training at a time
+    rungs : epochs after which the reporter may prune; a rung that ends the training prunes nothing
+    warm_start : a model file whose weights are the initial ones
+    progress : told the epochs done
+
+    Raises
+    ------
+    ConfigError
+        if the device does not exist, or the warm start has other layers.
+    CheckpointError
+        if the checkpoint is of another training, or damaged.
+    TrainingFailed
+        if the loss is not finite, or the memory does not suffice.
+    OutputError
+        if the checkpoint cannot be written.
+    """
+    remove_leftovers(folder)
+    with memory_errors_explained(config):
+        training = Training(task, config, warm_start)
+        if saved := load_checkpoint(folder / CHECKPOINT, training.identity):
+            training.restore(saved)
+        outcome = _run(training, config, folder / CHECKPOINT, reporter, rungs, progress)
+        return FitResult(outcome, training.history, training.best, training.best_model())
+
+
+def _run(
+    training: Training,
+    config: TrainConfig,
+    checkpoint: Path,
+    reporter: Reporter,
+    rungs: tuple[int, ...],
+    progress: Progress,
+) -> Outcome:
+    reported = 0
+    saved_at = time.monotonic()
+    while True:
+        progress("training", training.epoch, config.epochs)
+        # A resumed training comes here before its next epoch: the rung it stopped at may be undecided, and
+        # which of its epochs were reported is not known, so all are reported again.
+        if training.epoch > 0:
+            finished = training.finished
+            at_rung = training.epoch in rungs and not finished
+            stopping = reporter.should_stop()
+            due = time.monotonic() - saved_at >= config.checkpoint_seconds
+            if finished or at_rung or stopping or due:
+                save_checkpoint(checkpoint, training.snapshot())
+                saved_at = time.monotonic()
+                fresh, reported = training.history[reported:], training.epoch
+                if at_rung and reporter.rung(training.epoch, training.best.val_mae, fresh):
+                    return "pruned"
+                if not at_rung:
+                    reporter.records(fresh)
+                if finished:
+                    return "finished"
+                if stopping:
+                    return "stopped"
+        try:
+            training.train_epoch()
+        except TrainingFailed:
+            reporter.records(training.history[reported:])
+            raise

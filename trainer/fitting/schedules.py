@@ -1,0 +1,49 @@
+"""Learning rate of each epoch, by name of the schedule.
+
+A schedule is a function of the settings and of the validation MAEs so far. It has no state of its own,
+so that a resumed training goes on with the same rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from trainer.config import Schedule, TrainConfig
+
+#: Epochs without a better validation MAE after which the plateau schedule halves the rate.
+PLATEAU_EPOCHS = 10
+
+
+def _constant(config: TrainConfig, val_maes: Sequence[float]) -> float:
+    return config.learning_rate
+
+
+def _plateau(config: TrainConfig, val_maes: Sequence[float]) -> float:
+    """Halved whenever the best validation MAE is ``PLATEAU_EPOCHS`` old, counted anew after each halving."""
+    rate, best, waited = config.learning_rate, math.inf, 0
+    for mae in val_maes:
+        best, waited = (mae, 0) if mae < best else (best, waited + 1)
+        if waited == PLATEAU_EPOCHS:
+            rate, waited = rate / 2, 0
+    return rate
+
+
+def _cosine(config: TrainConfig, val_maes: Sequence[float]) -> float:
+    """Half a cosine from the full rate in the first epoch to zero after the last.
+
+    Loshchilov, Hutter, ICLR 2017, arXiv:1608.03983, equation 5 without restarts.
+    """
+    return config.learning_rate * (1 + math.cos(math.pi * len(val_maes) / config.epochs)) / 2
+
+
+SCHEDULES: dict[Schedule, Callable[[TrainConfig, Sequence[float]], float]] = {
+    "constant": _constant,
+    "plateau": _plateau,
+    "cosine": _cosine,
+}
+
+
+def next_learning_rate(config: TrainConfig, val_maes: Sequence[float]) -> float:
+    """The rate of the epoch that follows those with validation MAEs ``val_maes``."""
+    return SCHEDULES[config.schedule](config, val_maes)

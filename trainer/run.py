@@ -1,0 +1,131 @@
+"""One training with everything that is kept of it: numbers, curves, plots and the network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig, dump_config
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.metrics import measure
+from trainer.files import write_by_rename
+from trainer.fitting.devices import find_device, peak_memory_mib
+from trainer.fitting.loop import FitResult, Outcome, fit
+from trainer.networks.files import save_model
+from trainer.progress import Progress, no_progress
+from trainer.reporting import EpochRecord, Reporter, epoch_metrics
+from trainer.task import Task
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training.
+
+    Attributes
+    ----------
+    outcome : finished, pruned at a rung, or stopped by the reporter (then it may be resumed)
+    best_val_mae : least validation MAE of the epochs, kcal/mol: the objective
+    best_epoch : the epoch that reached it, whose weights are kept
+    epochs : epochs trained
+    metrics : of the best weights on the validation part and of the run, by name; empty if stopped
+    history : every epoch
+    artifacts : the files written; empty if stopped
+    """
+
+    outcome: Outcome
+    best_val_mae: float
+    best_epoch: int
+    epochs: int
+    metrics: dict[str, float]
+    history: tuple[EpochRecord, ...]
+    artifacts: tuple[Path, ...]
+
+
+def run_training(
+    task: Task,
+    config: TrainConfig,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    rungs: tuple[int, ...] = (),
+    warm_start: Path | None = None,
+    progress: Progress = no_progress,
+) -> TrainingResult:
+    """Train, evaluate the best weights on the validation part, and write all of it into ``folder``.
+
+    The checkpoint stays in ``folder``: called again after the end, this gives the same result without
+    training. The files are ``config.json`` (which ``anitune train`` reads), ``metrics.json``, ``history.csv``,
+    ``model.safetensors`` and ``plots/``.
+
+    Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
+    """
+    result = fit(task, config, folder, reporter, rungs=rungs, warm_start=warm_start, progress=progress)
+    metrics: dict[str, float] = {}
+    artifacts: tuple[Path, ...] = ()
+    if result.outcome != "stopped":
+        # Imported late: drawing takes a second to load, which a worker that trains does not wait for.
+        from trainer.evaluation.plots import draw_plots
+
+        evaluation = evaluate(result.model, task, task.split.validation)
+        metrics = measure(evaluation, "val") | _run_metrics(task, config, result)
+        summary = {
+            "outcome": result.outcome,
+            "epochs": len(result.history),
+            "best_epoch": result.best.epoch,
+            "best_val_mae_kcalmol": result.best.val_mae,
+            "device": str(find_device(config.device)),
+            "self_energies_hartree": task.self_energies,
+            "fingerprints": task.fingerprints,
+            "metrics": metrics,
+        }
+        files = {
+            "config.json": _json({**task.settings, "training": dump_config(config)}),
+            "metrics.json": _json(summary),
+            "history.csv": _csv(result.history),
+        } | {f"plots/{name}": png for name, png in draw_plots(result.history, evaluation).items()}
+        for name, content in files.items():
+            write_by_rename(folder / name, content)
+        save_model(folder / "model.safetensors", result.model, task.aev, task.self_energies)
+        artifacts = (folder / "model.safetensors", *(folder / name for name in files))
+    return TrainingResult(
+        outcome=result.outcome,
+        best_val_mae=result.best.val_mae,
+        best_epoch=result.best.epoch,
+        epochs=len(result.history),
+        metrics=metrics,
+        history=result.history,
+        artifacts=artifacts,
+    )
+
+
+def _run_metrics(task: Task, config: TrainConfig, result: FitResult) -> dict[str, float]:
+    seconds = sum(record.seconds for record in result.history)
+    return {
+        "parameters": result.model.parameter_count,
+        "structures_per_second": len(result.history) * len(task.split.train) / seconds,
+        "seconds": seconds,
+        "peak_memory_mib": peak_memory_mib(find_device(config.device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _csv(history: Sequence[EpochRecord]) -> bytes:
+    text = io.StringIO()
+    rows = [
+        {"epoch": record.epoch, **epoch_metrics(record), "finished_at": record.finished_at} for record in history
+    ]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,94 @@
+"""What all trainings of a study share: data, split, self-energies and features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import AEVConfig, DataConfig, FeatureConfig, SplitConfig, dump_config
+from trainer.data.dataset import Dataset
+from trainer.data.readers import read_dataset
+from trainer.data.self_energies import fit_self_energies, subtract
+from trainer.data.splits import Split, split_dataset
+from trainer.errors import DataError
+from trainer.features.source import FeatureSource, open_features
+from trainer.progress import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a network is trained on.
+
+    Attributes
+    ----------
+    settings : the sections ``data``, ``split`` and ``features`` of a run's settings, as plain JSON values
+    dataset : all structures, S
+    split : the part of each structure
+    aev : the constants of the features
+    self_energies : energy of a single atom by element, hartree
+    energies : (S,) float64, hartree: energies less the self-energies of the atoms, what networks learn
+    features : where the AEVs of any structures come from
+    fingerprints : what tells this task from others, by kind (data, split, self_energies, features)
+    """
+
+    settings: dict[str, Any]
+    dataset: Dataset
+    split: Split
+    aev: AEVConfig
+    self_energies: dict[str, float]
+    energies: npt.NDArray[np.float64]
+    features: FeatureSource
+    fingerprints: dict[str, str]
+
+
+def prepare_task(
+    data: DataConfig, split: SplitConfig, features: FeatureConfig, cache: Path, progress: Progress
+) -> Task:
+    """Read the data, divide it, and open the features, which are computed if ``cache`` does not hold them.
+
+    Raises
+    ------
+    DataError
+        if the data cannot be used as it is, or is too little for a training and a validation part.
+    FeatureStoreError
+        if the features can be neither read nor computed.
+    """
+    files = ", ".join(data.files)
+    progress("reading data", 0, 1)
+    dataset = read_dataset(data.files, data.high_energy)
+    progress("reading data", 1, 1)
+    if dataset.structures < 2:
+        raise DataError(f"{files}: one structure only; training and validation need at least one each")
+    parts = split_dataset(dataset, split)
+    if not len(parts.train) or not len(parts.validation):
+        empty = "validation" if len(parts.train) else "training"
+        raise DataError(
+            f"{files}: the {empty} part of the {dataset.structures} structures is empty; change split.fractions"
+        )
+    self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
+    return Task(
+        settings={"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)},
+        dataset=dataset,
+        split=parts,
+        aev=features.aev,
+        self_energies=self_energies,
+        energies=subtract(dataset, self_energies),
+        features=open_features(dataset, features, cache, progress),
+        fingerprints={
+            "data": dataset.fingerprint,
+            "split": parts.fingerprint,
+            # Those that are fitted follow from data and split; their last bits depend on the machine.
+            "self_energies": _digest(data.self_energies) if data.self_energies else "fitted",
+            "features": _digest(dump_config(features.aev)),
+        },
+    )
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
