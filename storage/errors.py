@@ -60,3 +60,15 @@ class BlobDamagedError(StorageError):
 
 class BlobWriteError(StorageError):
     """A file could not be stored."""
+
+
+class TrackingUnavailableError(StorageError):
+    """The tracking server does not answer: what it must be told is kept, and told later."""
+
+
+class TrackingRefusedError(StorageError):
+    """The tracking server will never take this."""
+
+
+class RelayLeaseLostError(StorageError):
+    """Another relay delivers this study now."""

@@ -17,11 +17,22 @@ RADII = {"H": 0.31, "C": 0.76, "O": 0.66}  # Å
 #: SMILES, symbols and an approximate geometry in Å.
 MOLECULES = (
     ("O", "OHH", [(0, 0, 0.12), (0, 0.76, -0.47), (0, -0.76, -0.47)]),
-    ("C", "CHHHH", [(0, 0, 0), (0.63, 0.63, 0.63), (-0.63, -0.63, 0.63), (-0.63, 0.63, -0.63), (0.63, -0.63, -0.63)]),
+    (
+        "C",
+        "CHHHH",
+        [(0, 0, 0), (0.63, 0.63, 0.63), (-0.63, -0.63, 0.63), (-0.63, 0.63, -0.63), (0.63, -0.63, -0.63)],
+    ),
     (
         "CO",
         "COHHHH",
-        [(-0.05, 0.66, 0), (-0.05, -0.76, 0), (0.98, 0.99, 0), (-0.56, 1.04, 0.89), (-0.56, 1.04, -0.89), (0.88, -1.04, 0)],
+        [
+            (-0.05, 0.66, 0),
+            (-0.05, -0.76, 0),
+            (0.98, 0.99, 0),
+            (-0.56, 1.04, 0.89),
+            (-0.56, 1.04, -0.89),
+            (0.88, -1.04, 0),
+        ],
     ),
 )
 STRUCTURES_A_MOLECULE = 40
@@ -40,7 +51,7 @@ def pair_energy(symbols: str, coordinates: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Water, methane and methanol, 40 perturbed structures each, in the ANI-1 layout; the energy is analytic."""
+    """Water, methane and methanol, 40 perturbed structures each, in the ANI-1 layout."""
     random = np.random.default_rng(1)
     path = tmp_path_factory.mktemp("data") / "molecules.h5"
     with h5py.File(path, "w") as file:

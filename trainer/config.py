@@ -219,8 +219,18 @@ class RunConfig:
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
-def load_config(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+def load_config(
+    kind: type[T],
+    values: Mapping[str, Any],
+    where: str,
+    lines: Mapping[tuple[str | int, ...], int] | None = None,
+) -> T:
     """Check ``values`` against the schema of ``kind``.
+
+    Parameters
+    ----------
+    where : the file that the values come from, for messages
+    lines : the line of each key in that file, by the path to the key
 
     Raises
     ------
@@ -230,15 +240,24 @@ def load_config(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(p) for p in fault['loc']) or 'the file'}: {_plain(fault)}" for fault in error.errors()
-        )
-        raise ConfigError(f"{where}: {faults}") from None
+        raise ConfigError(f"{where}: {'; '.join(_described(fault, lines or {}) for fault in error.errors())}") from None
+
+
+def _described(fault: Any, lines: Mapping[tuple[str | int, ...], int]) -> str:
+    # Names in angle brackets tell which of several forms a value has; no key of the file has them.
+    path = tuple(part for part in fault["loc"] if not str(part).startswith("<"))
+    if not path:
+        return _plain(fault)
+    key = ".".join(str(part) for part in path)
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    return f"{key}: {_plain(fault)}" if line is None else f"{key} (line {line}): {_plain(fault)}"
 
 
 def _plain(fault: Any) -> str:
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return "no such setting"
+    if fault["type"] in ("missing", "missing_argument"):
+        return "is missing"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})" if fault["type"] != "value_error" else message
 

@@ -34,6 +34,6 @@ def write_by_rename(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote left in ``folder``, which now has one writer."""
+    """Remove what killed processes left half-written in ``folder``, which now has one writer."""
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)

@@ -60,9 +60,9 @@ def run_training(
 ) -> TrainingResult:
     """Train, evaluate the best weights on the validation part, and write all of it into ``folder``.
 
-    The checkpoint stays in ``folder``: called again after the end, this gives the same result without
-    training. The files are ``config.json`` (which ``anitune train`` reads), ``metrics.json``, ``history.csv``,
-    ``model.safetensors`` and ``plots/``.
+    The files are ``config.json`` (which ``anitune train`` reads), ``metrics.json``, ``history.csv``,
+    ``model.safetensors`` and ``plots/``. The checkpoint stays beside them: called again after the end, this
+    gives the same result without training.
 
     Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
     """
@@ -123,7 +123,8 @@ def _json(values: dict[str, Any]) -> bytes:
 def _csv(history: Sequence[EpochRecord]) -> bytes:
     text = io.StringIO()
     rows = [
-        {"epoch": record.epoch, **epoch_metrics(record), "finished_at": record.finished_at} for record in history
+        {"epoch": record.epoch, **epoch_metrics(record), "finished_at": record.finished_at}
+        for record in history
     ]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

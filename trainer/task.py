@@ -69,7 +69,8 @@ def prepare_task(
     if not len(parts.train) or not len(parts.validation):
         empty = "validation" if len(parts.train) else "training"
         raise DataError(
-            f"{files}: the {empty} part of the {dataset.structures} structures is empty; change split.fractions"
+            f"{files}: the {empty} part of the {dataset.structures} structures is empty: "
+            "change split.fractions"
         )
     self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
     return Task(

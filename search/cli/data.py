@@ -61,7 +61,7 @@ def _by_heavy_atoms(summary: DatasetSummary) -> Table:
         box=box.SIMPLE_HEAD,
         caption="energies in hartree; span: the widest of one molecule, in kcal/mol",
     )
-    for heading in ("heavy atoms", "molecules", "structures", "atoms", "lowest", "highest", "span"):
+    for heading in ("heavy\natoms", "molecules", "structures", "atoms", "lowest", "highest", "span"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary.by_heavy_atoms:
         table.add_row(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from storage.errors import ArtifactError
+from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
 
 _CHUNK = 1 << 20  # bytes
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -40,7 +40,7 @@ class BlobStore:
 
         Raises
         ------
-        ArtifactError
+        BlobWriteError
             if the file cannot be read or the copy not written; no part of it stays.
         """
         try:
@@ -52,8 +52,9 @@ class BlobStore:
                 Path(copy.name).replace(target)
             _flush_folder(target.parent)
         except OSError as error:
-            raise ArtifactError(
-                f"{file}: not kept under {self.root}: {error.strerror}; free space or correct the folder's rights"
+            raise BlobWriteError(
+                f"{file}: cannot be copied to {self.root}: {error.strerror};"
+                " free some space, or correct the folder's rights"
             ) from error
         return digest
 
@@ -62,12 +63,14 @@ class BlobStore:
 
         Raises
         ------
-        ArtifactError
+        BlobMissingError
             if there is no such blob.
         """
         place = self._place(digest)
         if not place.is_file():
-            raise ArtifactError(f"{place}: no such blob; it was deleted, or belongs to another home folder")
+            raise BlobMissingError(
+                f"{place}: no such blob; it was deleted, or belongs to another home folder"
+            )
         return place
 
     def verify(self, digest: str) -> None:
@@ -75,19 +78,21 @@ class BlobStore:
 
         Raises
         ------
-        ArtifactError
-            if there is no such blob, or its content has another digest.
+        BlobMissingError
+            if there is no such blob.
+        BlobDamagedError
+            if its content has another digest.
         """
         place = self.path(digest)
         with place.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
-            raise ArtifactError(f"{place}: damaged, its content has the digest {found}")
+            raise BlobDamagedError(f"{place}: damaged, its content has the digest {found}")
 
     def _place(self, digest: str) -> Path:
         # A digest comes from a database row: it must never lead out of the root.
         if not _DIGEST.fullmatch(digest):
-            raise ArtifactError(f"{digest!r} is no SHA-256 digest")
+            raise BlobMissingError(f"{digest!r} is no SHA-256 digest")
         return self.root / digest[:2] / digest
 
     @contextmanager

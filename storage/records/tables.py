@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Dialect,
     Double,
     ForeignKey,
@@ -24,6 +25,8 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    case,
+    func,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -206,3 +209,9 @@ relays = Table(
     Column("stop_requested", Boolean, nullable=False),
     Column("last_error", Text),
 )
+
+
+def seconds_spent() -> ColumnElement[float]:
+    """Seconds that an attempt took: to its end, or while it lasts to now, or to the end of its lease."""
+    last_sign = case((attempts.c.lease_until < now(), attempts.c.lease_until), else_=now())
+    return func.coalesce(attempts.c.ended_at, last_sign) - attempts.c.started_at

@@ -7,60 +7,62 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, insert, select, update
 
+from storage.database import Database
 from storage.errors import RelayLeaseLostError
-from storage.records.tables import now, relays
+from storage.records.tables import now, relays, studies
 
 LEASE_SECONDS = 120.0
-"""Longer than any one call to MLflow takes, which its timeout of 30 s ends."""
+"""Longer than a call to MLflow takes, which its timeout ends after 30 s without a byte."""
 
 
 class RelayLease:
-    """The right to deliver one study, as long as every write goes through :meth:`transaction`."""
+    """The right to deliver one study, as long as every write goes through :meth:`writing`."""
 
-    def __init__(self, engine: Engine, study_id: int, token: str) -> None:
-        self.engine = engine
+    def __init__(self, db: Database, study_id: int, token: str) -> None:
+        self.db = db
         self.study_id = study_id
         self._token = token
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A transaction that also renews the lease.
+    def writing(self, **values: Any) -> Iterator[Connection]:
+        """A transaction that renews the lease (and sets ``values`` in its row).
 
         Raises
         ------
         RelayLeaseLostError
             before anything is written, if another relay took over.
         """
-        with self.engine.begin() as connection:
+        with self.db.writing() as connection:
             renewed = connection.execute(
                 update(relays)
                 .where(relays.c.study_id == self.study_id, relays.c.token == self._token)
-                .values(renewed_at=now(), lease_until=now() + LEASE_SECONDS)
+                .values({"renewed_at": now(), "lease_until": now() + LEASE_SECONDS, **values})
             )
             if renewed.rowcount == 0:
                 raise RelayLeaseLostError()
             yield connection
 
+    def renew(self) -> None:
+        """Hold the lease for another :data:`LEASE_SECONDS`."""
+        with self.writing():
+            pass
+
     def record_error(self, message: str | None) -> None:
         """Say what keeps the tracking server from being told (nothing: ``None``)."""
-        with self.transaction() as connection:
-            connection.execute(
-                update(relays).where(relays.c.study_id == self.study_id).values(last_error=message)
-            )
+        with self.writing(last_error=message):
+            pass
 
     def release(self) -> None:
         """Let the next relay begin at once."""
-        with self.transaction() as connection:
-            connection.execute(
-                update(relays).where(relays.c.study_id == self.study_id).values(lease_until=now())
-            )
+        with self.writing(lease_until=now()):
+            pass
 
 
-def take_lease(engine: Engine, study_id: int) -> RelayLease | None:
+def take_lease(db: Database, study_id: int) -> RelayLease | None:
     """The lease of a study, or ``None`` while another relay holds it."""
     token = uuid.uuid4().hex
     values = {
@@ -70,57 +72,47 @@ def take_lease(engine: Engine, study_id: int) -> RelayLease | None:
         "started_at": now(),
         "renewed_at": now(),
         "lease_until": now() + LEASE_SECONDS,
-        "stop_requested": False,
         "last_error": None,
     }
-    try:
-        with engine.begin() as connection:
-            holder = _holder(connection, study_id)
-            if holder is None:
-                connection.execute(insert(relays).values(study_id=study_id, **values))
-            elif _lives(holder):
-                return None
-            else:
-                taken = connection.execute(
-                    update(relays)
-                    .where(relays.c.study_id == study_id, relays.c.token == holder.token)
-                    .values(**values)
-                )
-                if taken.rowcount == 0:
-                    return None
-    except IntegrityError:  # another relay made the row first
-        return None
-    return RelayLease(engine, study_id, token)
+    with db.writing() as connection:
+        # Two relays that start together come here one after the other.
+        connection.execute(select(studies.c.id).where(studies.c.id == study_id).with_for_update())
+        holder = _holder(connection, study_id)
+        if holder is None:
+            connection.execute(insert(relays).values(study_id=study_id, **values))
+        elif _lives(holder):
+            return None
+        else:
+            connection.execute(update(relays).where(relays.c.study_id == study_id).values(**values))
+    return RelayLease(db, study_id, token)
 
 
-def relay_lives(engine: Engine, study_id: int) -> bool:
+def relay_lives(db: Database, study_id: int) -> bool:
     """Whether a relay delivers the study now."""
-    with engine.connect() as connection:
+    with db.reading() as connection:
         holder = _holder(connection, study_id)
     return holder is not None and _lives(holder)
 
 
-def last_error(engine: Engine, study_id: int) -> str | None:
-    """What keeps the living relay from delivering."""
-    with engine.connect() as connection:
+def last_error(db: Database, study_id: int) -> str | None:
+    """What keeps the relay from delivering."""
+    with db.reading() as connection:
         return connection.scalar(select(relays.c.last_error).where(relays.c.study_id == study_id))
 
 
-def _holder(connection: Connection, study_id: int) -> Row[tuple[str, str, int, bool]] | None:
+def _holder(connection: Connection, study_id: int) -> Row[Any] | None:
+    valid = (relays.c.lease_until > now()).label("valid")
     return connection.execute(
-        select(relays.c.token, relays.c.host, relays.c.pid, (relays.c.lease_until > now()).label("valid")).where(
-            relays.c.study_id == study_id
-        )
+        select(relays.c.host, relays.c.pid, valid).where(relays.c.study_id == study_id)
     ).one_or_none()
 
 
-def _lives(holder: Row[tuple[str, str, int, bool]]) -> bool:
-    """Whether the lease holds. One of a process of this machine that was killed ends with the process."""
-    token, host, pid, valid = holder
-    if not valid or host != socket.gethostname():
-        return valid
+def _lives(holder: Row[Any]) -> bool:
+    """Whether the lease holds. That of a process of this machine ends with the process."""
+    if not holder.valid or holder.host != socket.gethostname():
+        return bool(holder.valid)
     try:
-        os.kill(pid, 0)
+        os.kill(holder.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # it lives, and is another user's

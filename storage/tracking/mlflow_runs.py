@@ -132,8 +132,8 @@ class MlflowRuns:
     ) -> None:
         """Write metrics with their own steps and times, parameters and tags.
 
-        A metric that is there already stays one, a tag is overwritten, a parameter of another value is refused.
-        The client divides what is more than MLflow takes in one request.
+        A metric that is there already stays one, a tag is overwritten, another value of a parameter is
+        refused. The client divides what is more than MLflow takes in one request.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -180,8 +180,9 @@ def _is_final(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        # A path that is unknown as such is another server's answer, as of a proxy with nothing behind it.
-        return error.error_code != "ENDPOINT_NOT_FOUND" and _is_final_status(error.get_http_status_code())
+        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        # A path that is unknown as such is not MLflow's answer, but perhaps of a proxy with nothing behind it.
+        return error.error_code != "ENDPOINT_NOT_FOUND" and _is_final_status(status)
     answer: Any = getattr(error, "response", None)  # as errors of requests have it, which uploads raise
     return _is_final_status(getattr(answer, "status_code", None))
 

@@ -16,7 +16,7 @@ COLOR_TAG = "mlflow.runColor"
 STATE_TAG = "optuna.state"
 
 FINAL_METRIC = "final/val_mae_kcalmol"
-"""Of complete trials only: MLflow sorts by the last step, where a pruned trial can be ahead of a complete one."""
+"""Of complete trials only: by a metric's last step a pruned trial can be ahead of a complete one."""
 
 RUNNING_TAGS = {STATE_TAG: "RUNNING"}
 
@@ -26,7 +26,7 @@ class _End:
     status: RunStatus
     optuna_state: str
     color: str | None
-    """MLflow marks KILLED and FAILED alike; complete trials keep the colours that it tells curves apart by."""
+    """MLflow marks KILLED and FAILED alike. It gives complete trials colours that tell them apart."""
 
 
 _ENDS: Mapping[TrialEnd, _End] = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from trainer.data.normal_modes import (
 from trainer.data.readers import read_dataset
 from trainer.data.sample import SHIPPED_COUNTS, SHIPPED_SEED, generate_sample, sample_plan
 from trainer.data.shipped import sample_file
-from trainer.errors import DataError, MissingExtraError, OutputError
+from trainer.errors import DataError, MissingExtraError, OutputError, TrainerError
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.progress import no_progress
 
@@ -186,6 +187,17 @@ def test_an_unfinished_sample_of_other_settings(tmp_path: Path) -> None:
     (work / "plan.json").write_text("{}")
     with pytest.raises(DataError, match="holds an unfinished sample with other settings"):
         generate_sample(tmp_path / "out.h5", sample_plan({1: 1}, 0), 1, no_progress)
+
+
+@pytest.mark.dft
+def test_a_worker_that_was_killed(tmp_path: Path) -> None:
+    def kill_workers(stage: str, done: int, total: int) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    with pytest.raises(TrainerError, match="start it again to go on"):
+        generate_sample(tmp_path / "out.h5", sample_plan({1: 1}, 0), 1, kill_workers)
+    assert not (tmp_path / "out.h5").exists()
 
 
 def content(path: Path) -> dict[str, object]:

@@ -55,7 +55,8 @@ def fetch_ani1(to: Path, progress: Progress, *, url: str = ANI1_URL, retry_secon
             _check_digest(archive, progress)
     except OSError as error:
         raise OutputError(
-            f"{to}: cannot be written: {error.strerror or error}; free or choose another folder"
+            f"{to}: cannot be written: {error.strerror or error}; "
+            "free space, or choose a folder that can be written"
         ) from error
     return archive
 

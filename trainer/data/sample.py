@@ -138,11 +138,14 @@ def _generate(
     work.mkdir(parents=True, exist_ok=True)
     _claim_work_folder(work, plan, level)
 
-    # One thread a process: the environment is inherited by the spawned workers before they load a BLAS.
-    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)
-    with lifeline, held, ProcessPoolExecutor(workers, context, _live_on, (lifeline,)) as pool:
+    with (
+        lifeline,
+        held,
+        _one_thread_a_process(),
+        ProcessPoolExecutor(workers, context, _live_on, (lifeline,)) as pool,
+    ):
         try:
             geometries = {
                 pool.submit(_prepare_molecule, work, i, smiles) for i, smiles in enumerate(plan.molecules)
@@ -161,6 +164,19 @@ def _generate(
     summary = _assemble(output, work, plan, level)
     shutil.rmtree(work)
     return summary
+
+
+@contextlib.contextmanager
+def _one_thread_a_process() -> Iterator[None]:
+    """Spawned workers inherit the environment before they load a BLAS."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _live_on(lifeline: Connection) -> None:

@@ -46,7 +46,7 @@ def predict(model: ElementNetworks, part: PartFeatures, structures: int) -> torc
     The model is in evaluation mode when this returns.
     """
     model.eval()
-    return torch.cat([model(part.batch(some)) for some in torch.arange(structures).split(BATCH)])
+    return torch.cat([model(part.batch(some)) for some in torch.split(torch.arange(structures), BATCH)])
 
 
 def evaluate(model: ElementNetworks, task: Task, structures: npt.NDArray[np.int64]) -> Evaluation:

@@ -45,5 +45,7 @@ def measure(evaluation: Evaluation, part: str) -> dict[str, float]:
     for elements in np.unique(evaluation.element_sets):
         groups[f"_elements_{elements}"] = errors[evaluation.element_sets == elements]
     return {
-        f"{part}/{name}{group}": metric(some) for group, some in groups.items() for name, metric in METRICS.items()
+        f"{part}/{name}{group}": metric(some)
+        for group, some in groups.items()
+        for name, metric in METRICS.items()
     }

@@ -21,8 +21,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from torchani.aev import AEVComputer
 
-#: Angles between neighbours in one chunk: bounds the memory of the computation to about half a GiB.
-MAX_TRIPLES: Final = 250_000
+#: Angles and atoms in one chunk: they bound the memory of the computation to about a quarter of a GiB.
+MAX_TRIPLES: Final = 100_000
+MAX_ATOMS: Final = 8192
 
 
 def make_aev_computer(config: AEVConfig) -> AEVComputer:
@@ -80,7 +81,7 @@ class MoleculeFeatures:
     def chunk(molecule: Molecule) -> int:
         """How many structures of the molecule may be computed at once."""
         triples = molecule.atoms * math.comb(molecule.atoms - 1, 2)
-        return max(1, MAX_TRIPLES // max(1, triples))
+        return max(1, min(MAX_TRIPLES // max(1, triples), MAX_ATOMS // molecule.atoms))
 
     @torch.no_grad()
     def compute(self, molecule: Molecule, structures: npt.NDArray[np.int64] | slice) -> Tensor:

@@ -28,4 +28,4 @@ class WeightAverage:
     def update(self, parameters: list[torch.nn.Parameter], step: int) -> None:
         """Take in the weights after ``step`` steps."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self._averaged, parameters, step)
+        get_ema_multi_avg_fn(decay)(self._averaged, parameters, step)  # type: ignore[no-untyped-call]

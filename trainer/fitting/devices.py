@@ -26,7 +26,9 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if gpus else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise ConfigError(f"training.device: {name} is asked for, but torch sees {gpus} CUDA GPUs; use cpu or auto")
+        raise ConfigError(
+            f"training.device: {name} is asked for, but torch sees {gpus} CUDA GPUs; use cpu or auto"
+        )
     return device
 
 

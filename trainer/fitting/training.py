@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
@@ -26,8 +25,8 @@ from trainer.fitting.losses import LOSSES
 from trainer.fitting.optimizers import make_optimizer
 from trainer.fitting.randomness import dropout_seed, epoch_order
 from trainer.fitting.schedules import next_learning_rate
-from trainer.networks.files import load_model
-from trainer.networks.model import ElementNetworks
+from trainer.networks.files import warm_start as load_warm_start
+from trainer.networks.model import DTYPES, ElementNetworks
 from trainer.reporting import EpochRecord
 from trainer.task import Task
 
@@ -74,17 +73,20 @@ class Training:
         self.history: tuple[EpochRecord, ...] = ()
         self._config = config
         self._device = find_device(config.device)
-        dtype: torch.dtype = getattr(torch, config.precision)
-        self._train = _Part(task, task.split.train, self._device, dtype)
-        self._validation = _Part(task, task.split.validation, self._device, dtype)
+        self._task = task
+        self._train = _Part(task, task.split.train, self._device, DTYPES[config.precision])
+        self._validation = _Part(task, task.split.validation, self._device, DTYPES[config.precision])
 
-        self._model = _initial_model(task, config, warm_start).to(self._device, dtype)
+        self._model = self._network()
+        if warm_start is not None:
+            load_warm_start(self._model, task.aev, warm_start)
         self._parameters = list(self._model.parameters())
         self._optimizer = make_optimizer(config, self._parameters)
         # What is evaluated and kept: the average of the weights if there is one.
         self._evaluated, self._average = self._model, None
         if config.ema_decay is not None:
-            self._evaluated = copy.deepcopy(self._model)
+            self._evaluated = self._network()
+            self._evaluated.load_state_dict(self._model.state_dict())
             self._average = WeightAverage(self._evaluated.parameters(), config.ema_decay)
         self._best_weights = _copy(self._evaluated.state_dict(), self._device)
 
@@ -109,9 +111,13 @@ class Training:
 
     def best_model(self) -> ElementNetworks:
         """A network with the weights of the best epoch, in evaluation mode."""
-        model = copy.deepcopy(self._evaluated)
+        model = self._network()
         model.load_state_dict(self._best_weights)
         return model.eval()
+
+    def _network(self) -> ElementNetworks:
+        features = self._task.features
+        return ElementNetworks(self._config, features.elements, features.length, self._device)
 
     def train_epoch(self) -> None:
         """Go through the training part once, and evaluate on the validation part.
@@ -154,12 +160,14 @@ class Training:
         part, batch_size = self._train, self._config.batch_size
         loss_of = LOSSES[self._config.loss]
         order = torch.from_numpy(epoch_order(len(part), self._config.seed, epoch))
-        targets, atoms = (of_all[order.to(self._device)].split(batch_size) for of_all in (part.targets, part.atoms))
+        targets, atoms = (
+            torch.split(of_all[order.to(self._device)], batch_size) for of_all in (part.targets, part.atoms)
+        )
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         step = (epoch - 1) * math.ceil(len(part) / batch_size)
         self._model.train()
         self._model.dropout_generator.manual_seed(dropout_seed(self._config.seed, epoch))
-        for positions, target, atom_count in zip(order.split(batch_size), targets, atoms, strict=True):
+        for positions, target, atom_count in zip(torch.split(order, batch_size), targets, atoms, strict=True):
             step += 1
             self._optimizer.zero_grad()
             loss = loss_of(self._model(part.features.batch(positions)) - target, atom_count)
@@ -193,7 +201,7 @@ class Training:
         """Go on where a training with this identity was at ``checkpoint``."""
         if checkpoint.threads != torch.get_num_threads():
             _log.warning(
-                "resumed with %d CPU threads, begun with %d: the last digits may differ from an undisturbed training",
+                "resumed with %d CPU threads, begun with %d: the last digits may differ from those of one go",
                 torch.get_num_threads(),
                 checkpoint.threads,
             )

@@ -1,0 +1,100 @@
+"""The command ``anitune``: joins the command groups, and turns our errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dashboards.errors import DashboardError
+from search.cli.data import data_app
+from search.errors import SearchError, StudyFileError
+from storage.errors import SettingsError, StorageError, StudyExistsError, StudyNotFoundError
+from trainer.errors import ConfigError, DataError, TrainerError
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+"""Exit codes. A command that a signal ended exits with 128 + its number."""
+
+_OURS = (TrainerError, StorageError, SearchError, DashboardError)
+_CAUSED_BY_INPUT = (
+    ConfigError,
+    DataError,
+    StudyFileError,
+    SettingsError,
+    StudyExistsError,
+    StudyNotFoundError,
+)
+
+
+class _Commands(TyperGroup):
+    """A command group whose errors a person can read."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (*_OURS, OSError) as error:
+            if ctx.params["debug"]:
+                raise
+            typer.echo(f"anitune: {_in_words(error)}", err=True)
+            raise typer.Exit(BAD_INPUT if isinstance(error, _CAUSED_BY_INPUT) else FAILED) from None
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+class _OneLine(logging.Handler):
+    """Shows a record on standard error, also while a progress bar has taken that over."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", file=sys.stderr)
+
+
+app = typer.Typer(
+    name="anitune",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Database of the records. Default: $ANITUNE_STORAGE_URL."),
+    ] = None,
+    tracking: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="MLflow server or database. Default: $ANITUNE_TRACKING_URI."),
+    ] = None,
+) -> None:
+    """Find the best neural-network potential of the ANI kind for a data set."""
+    if storage is not None or tracking is not None:
+        from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
+
+        # The environment also reaches the processes that a command starts.
+        os.environ |= {STORAGE_VARIABLE: storage} if storage is not None else {}
+        os.environ |= {TRACKING_VARIABLE: tracking} if tracking is not None else {}
+    logger = logging.getLogger("anitune")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_OneLine()]
+    logger.propagate = False
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,123 @@
+"""What a study proposes next. A new sampler is an entry of ``SAMPLERS`` and a kind of ``SamplerConfig``.
+
+A sampler is built anew for each proposal, seeded by the study's seed and the trial's number: so a worker
+that starts again does not repeat the proposals that it began with, workers side by side do not propose
+the same, and a study with one worker can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from search.propose.rows import row_params
+from search.propose.seeds import sampler_seed
+from search.propose.space import distributions, grid_points, used_params
+from search.study import StudyConfig
+
+STARTUP_TRIALS = 10
+
+
+class PointsSampler(BaseSampler):
+    """Gives each trial the point of its number.
+
+    Optuna's own grid would train a network once for each value of the widths that it does not have,
+    and would leave it to chance whether two workers train the same point.
+    """
+
+    def __init__(self, points: Sequence[Mapping[str, Any]]) -> None:
+        self.points = points
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.points[trial.number][param_name]
+
+
+def _startup(config: StudyConfig) -> int:
+    return (config.sampler.startup_trials if config.sampler else None) or STARTUP_TRIALS
+
+
+SAMPLERS: dict[str, Callable[[StudyConfig, int], BaseSampler]] = {
+    "tpe": lambda config, seed: TPESampler(n_startup_trials=_startup(config), seed=seed),
+    "gp": lambda config, seed: GPSampler(
+        n_startup_trials=_startup(config), seed=seed, warn_independent_sampling=False
+    ),
+    "random": lambda config, seed: RandomSampler(seed=seed),
+    # One sequence for the whole study, of which each trial takes the next point.
+    "qmc": lambda config, seed: QMCSampler(
+        scramble=True,
+        seed=config.seed,
+        independent_sampler=RandomSampler(seed=seed),
+        warn_independent_sampling=False,
+    ),
+    "grid": lambda config, seed: PointsSampler(grid_points(config)),
+}
+
+
+def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
+    """The sampler that proposes the trial of this number."""
+    if config.rows is not None:
+        return PointsSampler([row_params(config, row) for row in config.rows])
+    assert config.sampler is not None
+    return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number))
+
+
+def trial_limit(config: StudyConfig) -> int | None:
+    """Trials that a study has at most; grids and rows end when they are used up."""
+    if config.rows is not None:
+        return len(config.rows)
+    assert config.sampler is not None
+    if config.sampler.kind != "grid":
+        return config.limits.trials
+    size = len(grid_points(config))
+    return size if config.limits.trials is None else min(size, config.limits.trials)
+
+
+def propose(storage: BaseStorage, config: StudyConfig, trial_id: int, number: int) -> dict[str, Any]:
+    """Choose the parameters of a trial that Optuna already counts as running.
+
+    A proposal that a crash cut short is completed. The study is shown to the sampler whole, also with
+    Optuna's hyperband, which would let it learn from the trials of one bracket only.
+
+    Returns
+    -------
+    The parameters of the network that is trained, by name.
+    """
+    sampler = make_sampler(config, number)
+    study = optuna.load_study(study_name=config.name, storage=storage, sampler=sampler)
+    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before parameters are written
+    trial = optuna.Trial(study, trial_id)
+    space = distributions(config)
+    names = sampler.points[number] if isinstance(sampler, PointsSampler) else space
+    for name in names:
+        _suggest(trial, name, space[name])
+    return used_params(trial.params)
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, optuna.distributions.IntDistribution):
+        trial.suggest_int(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    elif isinstance(distribution, optuna.distributions.FloatDistribution):
+        trial.suggest_float(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )

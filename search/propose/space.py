@@ -1,0 +1,129 @@
+"""From the space of a study to the configuration of a trial: flat parameters, in Optuna's terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search.propose.rows import row_params, row_settings
+from search.propose.seeds import training_seed
+from search.study import Choices, Dimension, Range, StudyConfig
+from trainer.config import TrainConfig, load_config
+from trainer.errors import ConfigError
+
+LARGEST_GRID = 100_000
+"""Points of a grid at most."""
+
+_WIDTH = "width_"
+
+
+def distributions(config: StudyConfig) -> dict[str, BaseDistribution]:
+    """The parameters of a study. A setting with one fixed value is none.
+
+    The space of a search is flat: it has a width for each layer of the deepest network, and a trial with
+    fewer layers leaves some unused. So a sampler learns from all widths together, which it could not
+    from parameters that come and go.
+    """
+    if config.rows is None:
+        return {name: _distribution(dimension) for name, dimension in _searched(config).items()}
+    points = [row_params(config, row) for row in config.rows]
+    names = dict.fromkeys(name for point in points for name in point)
+    return {
+        name: CategoricalDistribution(tuple(dict.fromkeys(p[name] for p in points if name in p)))
+        for name in names
+    }
+
+
+def used_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters without the widths of layers that the network does not have."""
+    layers = params.get("layers", math.inf)
+    return {
+        name: value
+        for name, value in params.items()
+        if not name.startswith(_WIDTH) or int(name.removeprefix(_WIDTH)) <= layers
+    }
+
+
+def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) -> TrainConfig:
+    """The settings of the trial of this number.
+
+    Raises
+    ------
+    ConfigError
+        if settings that are right on their own do not go together.
+    """
+    seed = {"seed": training_seed(config.seed, number)}
+    if config.rows is not None:
+        return load_config(TrainConfig, seed | row_settings(config, config.rows[number]), config.name)
+    fixed = {name: d for name, d in _dimensions(config).items() if not isinstance(d, Range | Choices)}
+    chosen: dict[str, Any] = fixed | dict(params)
+    if "layers" in chosen:
+        chosen["hidden"] = tuple(chosen[f"{_WIDTH}{layer}"] for layer in range(1, chosen["layers"] + 1))
+    settings = {f.name for f in dataclasses.fields(TrainConfig)}
+    chosen = {name: value for name, value in chosen.items() if name in settings}
+    return load_config(TrainConfig, seed | config.training | chosen, config.name)
+
+
+def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
+    """All points of the space, each architecture once, in an order that the study's seed decides.
+
+    Raises
+    ------
+    ConfigError
+        if there are more than :data:`LARGEST_GRID`.
+    """
+    values = {name: _grid_values(dimension) for name, dimension in _searched(config).items()}
+    depths = values.get("layers")
+    # One grid a depth, because a network has no use for the widths of further layers.
+    grids = [used_params(values | {"layers": n}) | {"layers": [n]} for n in depths] if depths else [values]
+    if sum(math.prod(len(v) for v in grid.values()) for grid in grids) > LARGEST_GRID:
+        raise ConfigError(
+            f"{config.name}: the grid has more than {LARGEST_GRID:,} points; give fewer choices"
+        )
+    points = [
+        dict(zip(grid, combination, strict=True))
+        for grid in grids
+        for combination in itertools.product(*grid.values())
+    ]
+    order = np.random.default_rng(config.seed).permutation(len(points))
+    return [points[i] for i in order]
+
+
+def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
+    """The space, with a width for each layer of the deepest network."""
+    assert config.space is not None
+    space = dict(config.space)
+    if "layers" not in space:
+        return space
+    layers, width = space["layers"], space.pop("width")
+    deepest = max(layers.choices) if isinstance(layers, Choices) else layers
+    deepest = deepest.high if isinstance(deepest, Range) else deepest
+    assert isinstance(deepest, int)
+    return {"layers": space.pop("layers")} | {f"{_WIDTH}{n}": width for n in range(1, deepest + 1)} | space
+
+
+def _searched(config: StudyConfig) -> dict[str, Range[Any] | Choices[Any]]:
+    return {name: d for name, d in _dimensions(config).items() if isinstance(d, Range | Choices)}
+
+
+def _distribution(dimension: Range[Any] | Choices[Any]) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(dimension.choices)
+    low, high, step = dimension.low, dimension.high, dimension.step
+    if isinstance(low, int):
+        return IntDistribution(low, high, log=dimension.log, step=step or 1)
+    return FloatDistribution(low, high, log=dimension.log, step=step)
+
+
+def _grid_values(dimension: Range[Any] | Choices[Any]) -> list[Any]:
+    if isinstance(dimension, Choices):
+        return list(dimension.choices)
+    low, step = dimension.low, dimension.step
+    assert step is not None
+    return [low + n * step for n in range(round((dimension.high - low) / step) + 1)]

@@ -1,0 +1,367 @@
+"""The study file: what is searched, on which data, how, and for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetPydanticSchema, Tag
+from pydantic.dataclasses import dataclass
+from pydantic_core import core_schema
+
+from search.documents import read_document
+from trainer.config import (
+    STRICT,
+    DataConfig,
+    FeatureConfig,
+    SearchChoices,
+    SearchRange,
+    SearchWidths,
+    SplitConfig,
+    TrainConfig,
+    Unit,
+    load_config,
+    searchable_fields,
+)
+
+MAX_LAYERS = 4
+"""Hidden layers at most in a search."""
+
+SAMPLE = "sample"
+"""Stands for the shipped data in ``data.files``."""
+
+N = TypeVar("N")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Range(Generic[N]):
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: N
+    high: N
+    log: bool = False
+    step: N | None = None
+
+    def __post_init__(self) -> None:
+        low, high, step = (float(x) if x is not None else None for x in (self.low, self.high, self.step))  # type: ignore[arg-type]
+        assert low is not None
+        assert high is not None
+        if low > high:
+            raise ValueError(f"low must not be above high ({self.low} > {self.high})")
+        if self.log and low <= 0:
+            raise ValueError("log needs low above 0")
+        if self.log and step is not None:
+            raise ValueError("log and step exclude each other")
+        if step is not None and step <= 0:
+            raise ValueError("step must be above 0")
+        if step is not None and not math.isclose(round((high - low) / step) * step, high - low, rel_tol=1e-9):
+            raise ValueError("high must be low plus a multiple of step")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Choices(Generic[N]):
+    """One of some values."""
+
+    choices: Annotated[tuple[N, ...], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("a choice is there twice")
+
+
+Dimension = Range[Any] | Choices[Any] | int | float | str | bool
+"""Where a setting is searched: a range, choices, or a single value (then it is not searched)."""
+
+
+def default_dimensions() -> dict[str, Range[Any] | Choices[Any]]:
+    """Where a study looks if its file does not say; ``hidden`` is searched as ``layers`` and ``width``."""
+    found: dict[str, Range[Any] | Choices[Any]] = {}
+    for name, default in searchable_fields().items():
+        if isinstance(default, SearchWidths):
+            found["layers"] = _range(default.layers)
+            found["width"] = _range(default.width)
+        elif isinstance(default, SearchChoices):
+            found[name] = Choices(default.values)
+        else:
+            found[name] = _range(default)
+    return found
+
+
+def _range(default: SearchRange) -> Range[Any]:
+    return Range(default.low, default.high, default.log, default.step)
+
+
+def _form(value: object) -> str:
+    if isinstance(value, Range) or (isinstance(value, Mapping) and "choices" not in value):
+        return "<range>"
+    return "<choices>" if isinstance(value, Choices | Mapping) else "<value>"
+
+
+def _dimension_type(name: str) -> Any:
+    """The type of the dimension of a setting: its values obey the bounds of the setting itself."""
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    if name == "layers":
+        of: Any = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    elif name == "width":
+        of = get_args(get_args(hints["hidden"])[0])[0]
+    else:
+        of = hints[name]
+    default = default_dimensions()[name]
+    forms: Any = Annotated[Choices[of], Tag("<choices>")] | Annotated[of, Tag("<value>")]
+    if get_args(of)[0] in (int, float):
+        forms = Annotated[Range[of], Tag("<range>")] | forms
+    return Annotated[
+        forms,
+        Discriminator(_form, custom_error_type="form", custom_error_message="give choices, or one value"),
+        BeforeValidator(lambda value: dataclasses.asdict(default) if value == "default" else value),
+    ]
+
+
+def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:
+    """A mapping with any of these keys, and no others."""
+    return GetPydanticSchema(
+        lambda _, handler: core_schema.typed_dict_schema(
+            {
+                key: core_schema.typed_dict_field(handler.generate_schema(kind), required=False)
+                for key, kind in types.items()
+            },
+            extra_behavior="forbid",
+        )
+    )
+
+
+TrainSettings = Annotated[dict[str, Any], _settings_schema(get_type_hints(TrainConfig, include_extras=True))]
+"""Some of the settings of :class:`TrainConfig`."""
+
+Space = Annotated[
+    dict[str, Dimension], _settings_schema({name: _dimension_type(name) for name in default_dimensions()})
+]
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is not None or {"password", "sslpassword"} & parse_qs(parts.query).keys():
+        raise ValueError(
+            "a study file is no place for a password: use the environment (ANITUNE_STORAGE_URL,"
+            " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"
+        )
+    return url
+
+
+@dataclass(frozen=True, config=STRICT)
+class SamplerConfig:
+    """How the next configuration is chosen."""
+
+    kind: Annotated[
+        Literal["tpe", "gp", "random", "qmc", "grid"], Field(description="tpe, gp, random, qmc or grid")
+    ] = "tpe"
+    startup_trials: Annotated[
+        int | None, Field(ge=1, description="random trials before tpe and gp begin to learn; null: 10")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.startup_trials is not None and self.kind not in ("tpe", "gp"):
+            raise ValueError(f"startup_trials is for tpe and gp; {self.kind} does not learn")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PrunerConfig:
+    """When a trial is given up, by comparison at rungs: after min_epochs x reduction_factor^k epochs."""
+
+    kind: Annotated[
+        Literal["hyperband", "asha", "median", "none"], Field(description="hyperband, asha, median or none")
+    ] = "hyperband"
+    min_epochs: Annotated[
+        int | None,
+        Field(ge=1, description="the first rung; null: epochs / reduction_factor^2"),
+        Unit("epochs"),
+    ] = None
+    reduction_factor: Annotated[int, Field(ge=2, description="one of so many goes on (hyperband, asha)")] = 3
+    startup_trials: Annotated[int, Field(ge=1, description="complete trials before median begins")] = 5
+
+
+@dataclass(frozen=True, config=STRICT)
+class Limits:
+    """When a study is done: whichever comes first."""
+
+    trials: Annotated[int | None, Field(ge=1)] = None
+    hours: Annotated[float | None, Field(gt=0, description="since the study began"), Unit("h")] = None
+    epochs: Annotated[
+        int | None, Field(ge=1, description="trained in all trials together"), Unit("epochs")
+    ] = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Row:
+    """A configuration that is trained as it stands."""
+
+    label: Annotated[str, Field(min_length=1, max_length=40)]
+    training: TrainSettings = dataclasses.field(default_factory=dict)
+    start_from: Annotated[
+        str | None, Field(description="label of the row whose weights are the initial ones")
+    ] = None
+    reported_mae: Annotated[float | None, Field(ge=0, description="as published"), Unit("kcal/mol")] = None
+    note: Annotated[str, Field(description="why the published figure differs")] = ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyConfig:
+    """One study: a search of a space, or a list of rows."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            max_length=100,
+            description="letters, digits, dots, dashes and underscores",
+        ),
+    ]
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
+    training: Annotated[TrainSettings, Field(description="settings that all trials share")] = (
+        dataclasses.field(default_factory=dict)
+    )
+    space: Space | None = None
+    rows: Annotated[tuple[Row, ...] | None, Field(min_length=1)] = None
+    scale_batch_from: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="training structures that the batch sizes are meant for: steps an epoch are kept",
+        ),
+        Unit("structures"),
+    ] = None
+    sampler: SamplerConfig | None = None
+    pruner: PrunerConfig | None = None
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    reference: Annotated[
+        StudyConfig | None,
+        Field(description="in a file: path of a study of rows that is run beside this one"),
+    ] = None
+    storage: Annotated[
+        str | None,
+        Field(exclude=True, description="database URL of the records"),
+        AfterValidator(_without_password),
+    ] = None
+    tracking: Annotated[
+        str | None, Field(exclude=True, description="MLflow tracking URI"), AfterValidator(_without_password)
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            _check_rows(self)
+        else:
+            _check_search(self)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not pruned."""
+        return int(self.training.get("epochs", TrainConfig.epochs))
+
+
+def _check_rows(config: StudyConfig) -> None:
+    assert config.rows is not None
+    for name in ("space", "sampler", "pruner", "reference"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"{name} and rows exclude each other: rows are trained as they stand, all of them"
+            )
+    if config.limits.trials is not None:
+        raise ValueError("limits.trials and rows exclude each other: each row is one trial")
+    seen: set[str] = set()
+    for row in config.rows:
+        if row.label in seen:
+            raise ValueError(f"rows: two have the label {row.label}")
+        if row.start_from is not None and row.start_from not in seen:
+            raise ValueError(f"rows: {row.label} starts from {row.start_from}, which is no row above it")
+        seen.add(row.label)
+
+
+def _check_search(config: StudyConfig) -> None:
+    if config.scale_batch_from is not None:
+        raise ValueError("scale_batch_from is for studies of rows")
+    if config.reference is not None and config.reference.rows is None:
+        raise ValueError(f"reference: {config.reference.name} is not a study of rows")
+    if config.space is None or config.sampler is None or config.pruner is None:
+        raise ValueError("give a space (with a sampler and a pruner), or rows")
+    for name in config.space:
+        setting = "hidden" if name in ("layers", "width") else name
+        if setting in config.training:
+            raise ValueError(f"space.{name} and training.{setting} exclude each other")
+    if config.limits == Limits():
+        raise ValueError("limits: set trials, hours or epochs, so that the study ends")
+    stops = config.pruner.kind != "none"
+    if config.sampler.kind == "gp" and stops:
+        raise ValueError(
+            "sampler gp learns nothing from pruned trials: set pruner: {kind: none}, or sampler: {kind: tpe}"
+        )
+    if stops and config.pruner.min_epochs is not None and config.pruner.min_epochs >= config.epochs:
+        raise ValueError(f"pruner.min_epochs must be below training.epochs = {config.epochs}")
+    if config.sampler.kind == "grid":
+        endless = [name for name, d in config.space.items() if isinstance(d, Range) and d.step is None]
+        if endless:
+            raise ValueError(f"sampler grid needs choices, or a range with a step, for: {', '.join(endless)}")
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read and check a study file, and the one that it refers to.
+
+    Paths in a study file start from its folder. What a file does not say is filled in, so that the
+    record of a study tells all.
+
+    Raises
+    ------
+    StudyFileError, ConfigError
+        in one line that names the file, the key and its line.
+    """
+    document = read_document(path)
+    values = dict(document.values)
+    reference = values.pop("reference", None)
+    config = study_from_values(values, str(path), document.lines, path.parent)
+    if reference is None:
+        return config
+    if isinstance(reference, str):
+        reference = _load_reference(path.parent / reference, config)
+    return study_from_values(values | {"reference": reference}, str(path), document.lines, path.parent)
+
+
+def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
+    """The study of rows at ``path``, on the data and split of the main one."""
+    document = read_document(path)
+    values = document.values | {key: getattr(main, key) for key in ("data", "split", "features")}
+    if "name" in values:
+        values["name"] = f"{main.name}-{values['name']}"
+    return study_from_values(values, str(path), document.lines)
+
+
+def study_from_values(
+    values: Mapping[str, Any],
+    where: str,
+    lines: Mapping[tuple[str | int, ...], int] | None = None,
+    folder: Path = Path(),
+) -> StudyConfig:
+    """The study of plain values, as read from a file or from its record, with all that they do not say.
+
+    Parameters
+    ----------
+    where : the file, for messages
+    folder : where relative paths of data files start
+    """
+    filled = dict(values)
+    if filled.get("rows") is None:
+        training, space = filled.get("training") or {}, filled.get("space")
+        if isinstance(training, Mapping) and (space in (None, "default") or isinstance(space, Mapping)):
+            taken = set(training) | ({"layers", "width"} if "hidden" in training else set())
+            free = {name: "default" for name in default_dimensions() if name not in taken}
+            filled["space"] = free | dict(space if isinstance(space, Mapping) else {})
+        filled["sampler"] = filled.get("sampler") or {}
+        filled["pruner"] = filled.get("pruner") or {}
+    config = load_config(StudyConfig, filled, where, lines)
+    files = tuple(f if f == SAMPLE else str((folder / f).absolute()) for f in config.data.files)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, files=files))

@@ -1,0 +1,302 @@
+"""Studies: a name, a configuration that stays, a budget that may be raised, and what was learned of the data."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import optuna
+from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage.database import Database
+from storage.errors import FactsChangedError, StudyExistsError, StudyNotFoundError
+from storage.records.tables import attempts, now, seconds_spent, studies, trials
+from storage.tracking.outbox import StudyMessage, enqueue
+
+METRIC_NAME = "val MAE, kcal/mol"
+"""What Optuna calls the objective of every study; smaller is better."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a study begins no more trials; a trial that began is always finished. None: no limit.
+
+    Attributes
+    ----------
+    trials
+        Trials begun, whatever became of them.
+    seconds
+        Time of all attempts together, s: not the time between Ctrl-C and the next start.
+    epochs
+        Epochs trained in all attempts together.
+    """
+
+    trials: int | None = None
+    seconds: float | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in the database."""
+
+    database: Database = field(repr=False, compare=False)
+    id: int
+    name: str
+    optuna_study_id: int
+    config: dict[str, Any]
+    budget: Budget
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was learned of the data (see :meth:`set_facts`)."""
+        with self.database.reading() as connection:
+            query = select(studies.c.facts).where(studies.c.id == self.id)
+            return dict(connection.execute(query).scalar_one())
+
+    def set_facts(self, facts: Mapping[str, str]) -> None:
+        """Keep fingerprints of the data and the split; the first to set one decides.
+
+        Raises
+        ------
+        FactsChangedError
+            if one of them was set to another value before: trials could not be compared.
+        """
+        with self.database.writing() as connection:
+            query = select(studies.c.facts, studies.c.config).where(studies.c.id == self.id).with_for_update()
+            known, config = connection.execute(query).one()
+            for name, value in facts.items():
+                if known.get(name, value) != value:
+                    raise FactsChangedError(
+                        f"study {self.name!r}: the {name} was {known[name]} and is {value} now;"
+                        " bring the old data back, or begin a study of another name"
+                    )
+            new = {name: value for name, value in facts.items() if name not in known}
+            if new:
+                connection.execute(update(studies).where(studies.c.id == self.id).values(facts=known | new))
+                enqueue(connection, self.id, None, [StudyMessage(config=config, tags=new)])
+
+    @cached_property
+    def optuna(self) -> optuna.Study:
+        """Optuna's view of the study; whoever proposes sets its sampler and pruner."""
+        with self.database.plain_errors():
+            try:
+                return optuna.load_study(study_name=self.name, storage=self.database.optuna)
+            except KeyError:
+                raise StudyNotFoundError(f"study {self.name!r} was deleted from Optuna's tables") from None
+
+    def optuna_trial(self, optuna_trial_id: int) -> optuna.Trial:
+        """A trial to propose a configuration with, also one that another process began."""
+        with self.database.plain_errors():
+            # Optuna's cache knows only the trials that it has listed or created, and refuses parameters of others.
+            self.optuna.get_trials(deepcopy=False)
+            return optuna.Trial(self.optuna, optuna_trial_id)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study at a glance.
+
+    Attributes
+    ----------
+    created_at
+        Seconds since 1970-01-01 UTC.
+    trials
+        Number of trials by state: running, interrupted (nobody works on it now), complete, pruned, failed.
+    best_number, best_value
+        The complete trial of the smallest validation MAE (kcal/mol), if there is one.
+    seconds, epochs
+        Spent in all attempts together.
+    epochs_saved
+        Epochs that pruned trials were planned for and did not train.
+    """
+
+    name: str
+    created_at: float
+    budget: Budget
+    trials: dict[str, int]
+    best_number: int | None
+    best_value: float | None
+    seconds: float
+    epochs: int
+    epochs_saved: int
+
+
+def create_study(database: Database, name: str, config: Mapping[str, Any], budget: Budget) -> Study:
+    """Begin a study, or go on with the one of that name and configuration under the budget given now.
+
+    Raises
+    ------
+    StudyExistsError
+        if the name is taken with another configuration, or by a study that Optuna has and we have not.
+    """
+    if not _NAME.fullmatch(name):
+        raise StudyExistsError(
+            f"{name!r} cannot name a study: write 1 to 100 letters, digits, dots, dashes or underscores,"
+            " beginning with a letter or a digit"
+        )
+    plain = json.loads(json.dumps(config))
+    if not _exists(database, name):
+        optuna_study_id = _create_in_optuna(database, name)
+        try:
+            with database.writing() as connection:
+                _insert(connection, name, optuna_study_id, plain, budget)
+        except StudyExistsError:
+            pass  # begun by another process at this moment
+    with database.writing() as connection:
+        row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
+        if row.config != plain:
+            raise StudyExistsError(
+                f"study {name!r} exists with other settings ({', '.join(_differences(row.config, plain))}):"
+                " give this one another name, or undo the change"
+            )
+        connection.execute(update(studies).where(studies.c.id == row.id).values(_budget_values(budget)))
+    return open_study(database, name)
+
+
+def open_study(database: Database, name: str) -> Study:
+    """The study of that name.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if there is none.
+    """
+    with database.reading() as connection:
+        row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
+    if row is None:
+        raise StudyNotFoundError(f"there is no study {name!r}: `anitune study list` shows those there are")
+    return Study(
+        database=database,
+        id=row.id,
+        name=row.name,
+        optuna_study_id=row.optuna_study_id,
+        config=row.config,
+        budget=budget_of(row),
+    )
+
+
+def list_studies(database: Database) -> list[StudySummary]:
+    """All studies, the oldest first."""
+    with database.reading() as connection:
+        rows = connection.execute(select(studies).order_by(studies.c.id)).all()
+        return [_summary(connection, row) for row in rows]
+
+
+def summarize_study(database: Database, study: Study) -> StudySummary:
+    """One study at a glance."""
+    with database.reading() as connection:
+        row = connection.execute(select(studies).where(studies.c.id == study.id)).one()
+        return _summary(connection, row)
+
+
+def budget_of(row: Row[Any]) -> Budget:
+    """The budget in a row of ``anitune_studies``."""
+    return Budget(trials=row.budget_trials, seconds=row.budget_seconds, epochs=row.budget_epochs)
+
+
+def _budget_values(budget: Budget) -> dict[str, Any]:
+    return {
+        "budget_trials": budget.trials,
+        "budget_seconds": budget.seconds,
+        "budget_epochs": budget.epochs,
+    }
+
+
+def _exists(database: Database, name: str) -> bool:
+    with database.reading() as connection:
+        return connection.execute(select(studies.c.id).where(studies.c.name == name)).first() is not None
+
+
+def _create_in_optuna(database: Database, name: str) -> int:
+    with database.plain_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = optuna.create_study(
+            study_name=name, storage=database.optuna, direction="minimize", load_if_exists=True
+        )
+        if made.get_trials(deepcopy=False) and not _exists(database, name):
+            raise StudyExistsError(
+                f"Optuna has a study {name!r} in this database that anitune did not make: choose another name"
+            )
+        made.set_metric_names([METRIC_NAME])
+        return database.optuna.get_study_id_from_name(name)
+
+
+def _insert(
+    connection: Connection, name: str, optuna_study_id: int, config: dict[str, Any], budget: Budget
+) -> None:
+    values = {
+        "name": name,
+        "optuna_study_id": optuna_study_id,
+        "config": config,
+        "facts": {},
+        "created_at": now(),
+        **_budget_values(budget),
+    }
+    try:
+        study_id = connection.execute(insert(studies).values(values).returning(studies.c.id)).scalar_one()
+    except IntegrityError as error:
+        raise StudyExistsError(f"study {name!r} exists") from error
+    enqueue(connection, study_id, None, [StudyMessage(config=config, tags={})])
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{path}: {json.dumps(old)} there, {json.dumps(new)} here"]
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    return found
+
+
+def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
+    latest = trials.join(
+        attempts,
+        (attempts.c.study_id == trials.c.study_id)
+        & (attempts.c.number == trials.c.number)
+        & (attempts.c.attempt == trials.c.attempt),
+    )
+    live = attempts.c.ended_at.is_(None) & (attempts.c.lease_until >= now())
+    state = (
+        select(trials.c.number, trials.c.state, trials.c.value, live.label("live"))
+        .select_from(latest)
+        .where(trials.c.study_id == row.id)
+        .order_by(trials.c.number)
+    )
+    counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
+    best: tuple[float, int] | None = None
+    for trial in connection.execute(state):
+        counts["interrupted" if trial.state == "running" and not trial.live else trial.state] += 1
+        if trial.state == "complete":
+            best = min(best or (trial.value, trial.number), (trial.value, trial.number))
+    spent = select(
+        func.coalesce(func.sum(seconds_spent()), 0.0), func.coalesce(func.sum(attempts.c.epochs), 0)
+    ).where(attempts.c.study_id == row.id)
+    seconds, epochs = connection.execute(spent).one()
+    reached = (
+        select(func.max(attempts.c.last_epoch))
+        .where(attempts.c.study_id == trials.c.study_id, attempts.c.number == trials.c.number)
+        .scalar_subquery()
+    )
+    saved = select(func.coalesce(func.sum(trials.c.planned_epochs - reached), 0)).where(
+        trials.c.study_id == row.id, trials.c.state == "pruned"
+    )
+    return StudySummary(
+        name=row.name,
+        created_at=row.created_at,
+        budget=budget_of(row),
+        trials=counts,
+        best_number=best[1] if best else None,
+        best_value=best[0] if best else None,
+        seconds=float(seconds),
+        epochs=int(epochs),
+        epochs_saved=int(connection.execute(saved).scalar_one()),
+    )

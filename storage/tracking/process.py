@@ -1,0 +1,251 @@
+"""The relay as a process of its own, one a study: MLflow's import and its calls would disturb a training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Event
+from types import FrameType
+
+from sqlalchemy import select
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
+from tenacity.stop import stop_base
+
+from storage.database import Database
+from storage.errors import (
+    DatabaseBusyError,
+    DatabaseUnreachableError,
+    RelayLeaseLostError,
+    StudyNotFoundError,
+    TrackingUnavailableError,
+)
+from storage.records.tables import attempts, now, studies
+from storage.settings import redacted
+from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
+from storage.tracking.relay import NoteWriter, Relay, release_parked, undelivered
+
+log = logging.getLogger("anitune")
+
+POLL_SECONDS = 0.5
+"""How often the outbox is looked into."""
+
+IDLE_SECONDS = 20.0
+"""A relay ends when for so long there was nothing to deliver, and nobody works on the study."""
+
+GIVE_UP_SECONDS = 3600.0
+"""A relay ends when for so long the server was away, and nobody works on the study. The rows stay."""
+
+LONGEST_WAIT_SECONDS = 30.0
+"""Between two tries to reach a server that is away."""
+
+SYNC_TRIES = 4
+
+_PASSING = (TrackingUnavailableError, DatabaseUnreachableError, DatabaseBusyError)
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What a synchronous delivery came to, in rows of the outbox.
+
+    Attributes
+    ----------
+    delivered
+        Rows that MLflow has now and had not before.
+    parked
+        Rows that remain: MLflow will not take them, or one before them.
+    """
+
+    delivered: int
+    parked: int
+
+
+def start_relay(db: Database, study: str) -> subprocess.Popen[bytes] | None:
+    """Start a relay in the background, unless one delivers the study already.
+
+    It is a session of its own, outlives us, ends by itself, and logs to ``logs/relay-STUDY.log`` in the home
+    folder. Where one lives this costs one query: call it whenever a worker takes a trial.
+    """
+    if relay_lives(db, _study_id(db, study)):
+        return None
+    settings = db.settings
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    with (settings.logs / f"relay-{study}.log").open("ab") as output:
+        return subprocess.Popen(
+            # -P: what lies in the current folder is never imported.
+            [sys.executable, "-P", "-m", "search.cli.main", "relay", "--", study],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **settings.environment(), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+
+def run_relay(db: Database, study: str, write_note: NoteWriter, idle_seconds: float = IDLE_SECONDS) -> None:
+    """Deliver a study until nobody works on it and nothing is left, or until SIGTERM.
+
+    Returns at once where another relay delivers. Must be called in the main thread, for the signals.
+    """
+    study_id = _study_id(db, study)
+    lease = take_lease(db, study_id)
+    if lease is None:
+        log.info("%s: another relay delivers", study)
+        return
+    stopping = Event()
+    relay = Relay(lease, study, write_note, stopping)
+    log.info("%s: relay to %s begins", study, redacted(db.settings.tracking_uri))
+    with _set_by_signals(stopping):
+        try:
+            _deliver_while_open(relay, lease, stopping, idle_seconds)
+            with suppress(TrackingUnavailableError):  # the next relay says it
+                relay.tell_study()
+            lease.release()
+        except RelayLeaseLostError as error:
+            log.warning("%s: relay ends: %s", study, error)
+            return
+    log.info("%s: relay ends, %d rows left", study, undelivered(db, study_id))
+
+
+def sync(db: Database, study: str, write_note: NoteWriter) -> SyncResult:
+    """Deliver all that a study has to tell, now; parked queues are tried again.
+
+    Where a relay delivers already, wait for it.
+
+    Raises
+    ------
+    TrackingUnavailableError
+        if the tracking server does not answer; nothing is lost.
+    """
+    study_id = _study_id(db, study)
+    before = undelivered(db, study_id)
+    release_parked(db, study_id)
+    while (lease := take_lease(db, study_id)) is None:
+        if (trouble := last_error(db, study_id)) is not None:
+            raise TrackingUnavailableError(trouble)
+        if undelivered(db, study_id) == 0:
+            return SyncResult(delivered=before, parked=0)
+        time.sleep(POLL_SECONDS)
+    never = Event()
+    relay = Relay(lease, study, write_note, never)
+    patiently = _patience(stop_after_attempt(SYNC_TRIES), never, _Trouble(lease, study))
+    try:
+        while patiently(relay.deliver):
+            pass
+        patiently(relay.tell_study)
+    finally:
+        lease.release()
+    left = undelivered(db, study_id)
+    return SyncResult(delivered=before - left, parked=left)
+
+
+def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_seconds: float) -> None:
+    trouble = _Trouble(lease, relay.study)
+    patiently = _patience(
+        stop_when_event_set(stopping) | stop_after_delay(GIVE_UP_SECONDS), stopping, trouble
+    )
+    idle_since = time.monotonic()
+    while not stopping.is_set():
+        try:
+            delivered = patiently(relay.deliver)
+        except _PASSING:
+            if not _is_worked_on(lease):
+                return
+            continue
+        if not stopping.is_set():
+            trouble.is_over()
+        if delivered:
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since > idle_seconds:
+            if not _is_worked_on(lease):
+                return
+            idle_since = time.monotonic()
+        else:
+            stopping.wait(POLL_SECONDS)
+
+
+class _Trouble:
+    """Says what keeps us from delivering: once in the log, and in the relay's row for ``sync``."""
+
+    def __init__(self, lease: RelayLease, study: str) -> None:
+        self._lease = lease
+        self._study = study
+        self._said: str | None = None
+
+    def tell(self, state: RetryCallState) -> None:
+        assert state.outcome is not None, "tenacity calls this after a failure"
+        error = state.outcome.exception()
+        if str(error) == self._said:
+            return
+        self._said = str(error)
+        log.warning("%s: not delivered yet: %s", self._study, error)
+        if isinstance(error, TrackingUnavailableError):  # otherwise it is the records that cannot be written
+            self._lease.record_error(self._said)
+
+    def is_over(self) -> None:
+        if self._said is not None:
+            self._said = None
+            self._lease.record_error(None)
+            log.info("%s: delivers again", self._study)
+
+
+def _patience(stop: stop_base, woken: Event, trouble: _Trouble) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(_PASSING),
+        wait=wait_exponential_jitter(initial=0.5, max=LONGEST_WAIT_SECONDS),
+        stop=stop,
+        sleep=sleep_using_event(woken),
+        before_sleep=trouble.tell,
+        reraise=True,
+    )
+
+
+@contextmanager
+def _set_by_signals(event: Event) -> Iterator[None]:
+    def set_event(number: int, frame: FrameType | None) -> None:
+        event.set()
+
+    before = {number: signal.signal(number, set_event) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _study_id(db: Database, study: str) -> int:
+    with db.reading() as connection:
+        found: int | None = connection.scalar(select(studies.c.id).where(studies.c.name == study))
+    if found is None:
+        raise StudyNotFoundError(f"there is no study named {study!r} in {redacted(db.settings.storage_url)}")
+    return found
+
+
+def _is_worked_on(lease: RelayLease) -> bool:
+    """Whether a worker holds a trial."""
+    with lease.db.reading() as connection:
+        trial = connection.execute(
+            select(attempts.c.number)
+            .where(
+                attempts.c.study_id == lease.study_id,
+                attempts.c.ended_at.is_(None),
+                attempts.c.lease_until > now(),
+            )
+            .limit(1)
+        ).first()
+    return trial is not None

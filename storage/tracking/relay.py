@@ -1,0 +1,355 @@
+"""Delivers the outbox of one study to MLflow: in order for each run, as often as it takes, with one result.
+
+MLflow is a projection of the records. What is said twice (after a crash, a timeout, a lost answer) changes
+nothing there: each call of :class:`~storage.tracking.mlflow_runs.MlflowRuns` may be repeated, and what it says
+comes from the rows. A row is marked delivered only after MLflow has taken it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from typing import Any, assert_never
+
+from sqlalchemy import func, select, update
+
+from storage.blobs.store import BlobStore
+from storage.database import Database
+from storage.errors import (
+    BlobMissingError,
+    StudyNotFoundError,
+    TrackingRefusedError,
+    TrackingUnavailableError,
+)
+from storage.records.tables import now, outbox, studies, trials
+from storage.tracking import projection
+from storage.tracking.lease import RelayLease
+from storage.tracking.mlflow_runs import MlflowRuns
+from storage.tracking.outbox import (
+    METRICS_A_ROW,
+    ArtifactMessage,
+    Message,
+    MetricsMessage,
+    StudyMessage,
+    TrialEndMessage,
+    TrialStartMessage,
+    TrialTagsMessage,
+    read_message,
+)
+
+log = logging.getLogger("anitune")
+
+NoteWriter = Callable[[int | None], str]
+"""Gives the Markdown note of a trial's run by the trial's number, and of the study's run for ``None``."""
+
+ROWS_AT_ONCE = 100
+"""Rows of a run that are read together, so that a long queue does not fill the memory."""
+
+FAILURES_IN_A_PASS = 3
+"""After so many runs that could not be delivered the server counts as away."""
+
+RENEW_SECONDS = 15.0
+"""How often the lease is renewed where there is nothing to deliver."""
+
+STUDY_NOTE_SECONDS = 15.0
+"""The study's run tells how the study stands; not more often than this."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: int
+    time_ms: int
+    message: Message
+
+
+class Relay:
+    """Delivers one study while it holds the lease.
+
+    Parameters
+    ----------
+    lease
+        Every write to the records is refused once another relay has it.
+    study
+        Name of the study.
+    write_note
+        See :data:`NoteWriter`.
+    stopping
+        Ends a pass after the batch in hand.
+    """
+
+    def __init__(self, lease: RelayLease, study: str, write_note: NoteWriter, stopping: Event) -> None:
+        self.lease = lease
+        self._db = lease.db
+        self.study = study
+        self._write_note = write_note
+        self._stopping = stopping
+        self._blobs = BlobStore(self._db.settings.artifacts)
+        self._renewed = time.monotonic()
+        self._study_told = float("-inf")  # when, by time.monotonic()
+        self._study_changed = True  # the relay before us may have ended before it said so
+
+    @cached_property
+    def _runs(self) -> MlflowRuns:
+        settings = self._db.settings
+        return MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+
+    @cached_property
+    def _key(self) -> str:
+        """Names the study in MLflow for good: another home folder may have a study of the same name."""
+        with self._db.reading() as connection:
+            created = connection.scalar(
+                select(studies.c.created_at).where(studies.c.id == self.lease.study_id)
+            )
+        if created is None:
+            raise StudyNotFoundError(f"{self.study}: no such study")
+        return f"{self.study}@{_milliseconds(created)}"
+
+    def deliver(self) -> int:
+        """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
+
+        Raises
+        ------
+        TrackingUnavailableError
+            at the end of the pass, if some of it must be tried again.
+        RelayLeaseLostError
+            if another relay took over.
+        """
+        if time.monotonic() - self._renewed > RENEW_SECONDS:
+            self.lease.renew()
+            self._renewed = time.monotonic()
+        delivered = 0
+        failures: list[TrackingUnavailableError] = []
+        for number in self._waiting():
+            if self._stopping.is_set() or len(failures) == FAILURES_IN_A_PASS:
+                break
+            if number is not None and self._run_id(None) is None:
+                break  # a trial's run lies under the study's
+            try:
+                delivered += self._deliver_run(number)
+            except TrackingUnavailableError as error:
+                # It may be this run that the server cannot cope with: the others go on.
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        if time.monotonic() - self._study_told > STUDY_NOTE_SECONDS:
+            self.tell_study()
+        return delivered
+
+    def _deliver_run(self, number: int | None) -> int:
+        delivered = 0
+        for batch in _batches(self._rows(number)):
+            if self._stopping.is_set():
+                break
+            try:
+                self._send(number, batch)
+            except (TrackingRefusedError, BlobMissingError) as refusal:
+                self._park(number, batch[0], str(refusal))
+                break
+            self._acknowledge(batch)
+            delivered += len(batch)
+        return delivered
+
+    def tell_study(self) -> None:
+        """Bring status and note of the study's run up to date, if a trial began or ended.
+
+        They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
+        """
+        if not self._study_changed or (run := self._run_id(None)) is None:
+            return
+        with self._db.reading() as connection:
+            states = select(trials.c.ended_at).where(trials.c.study_id == self.lease.study_id)
+            ends = connection.scalars(states).all()
+        try:
+            self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
+            if not ends or None in ends:
+                self._runs.set_status(run, "RUNNING")
+            else:
+                self._runs.set_status(run, "FINISHED", _milliseconds(max(ends)))
+        except TrackingRefusedError as refusal:
+            log.warning("%s: the study's run is not brought up to date: %s", self.study, refusal)
+        self._study_changed = False
+        self._study_told = time.monotonic()
+
+    def _waiting(self) -> list[int | None]:
+        """The runs with undelivered rows that are not parked: the study's, then the longest waiting."""
+        with self._db.reading() as connection:
+            numbers = connection.scalars(
+                select(outbox.c.number)
+                .where(outbox.c.study_id == self.lease.study_id, outbox.c.delivered_at.is_(None))
+                .group_by(outbox.c.number)
+                .having(func.count(outbox.c.parked) == 0)
+                .order_by(func.min(outbox.c.id))
+            ).all()
+        return sorted(numbers, key=lambda number: number is not None)
+
+    def _rows(self, number: int | None) -> list[_Row]:
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                select(outbox.c.id, outbox.c.kind, outbox.c.payload, outbox.c.created_at)
+                .where(
+                    outbox.c.study_id == self.lease.study_id,
+                    outbox.c.number.is_(None) if number is None else outbox.c.number == number,
+                    outbox.c.delivered_at.is_(None),
+                )
+                .order_by(outbox.c.id)
+                .limit(ROWS_AT_ONCE)
+            ).all()
+        return [
+            _Row(row.id, _milliseconds(row.created_at), read_message(row.kind, row.payload)) for row in rows
+        ]
+
+    def _send(self, number: int | None, batch: Sequence[_Row]) -> None:
+        row = batch[0]
+        match row.message:
+            case StudyMessage():
+                self._send_study(row.message, row.time_ms)
+            case TrialStartMessage():
+                self._send_start(_trial(number), row.message, row.time_ms)
+            case TrialTagsMessage():
+                self._runs.log(self._known_run(number), tags=row.message.tags)
+            case MetricsMessage():
+                metrics = [metric for row in batch for metric in _metrics(row)]
+                self._runs.log(self._known_run(number), metrics)
+            case ArtifactMessage():
+                file = self._blobs.path(row.message.digest)
+                self._runs.upload(self._known_run(number), file, row.message.path)
+            case TrialEndMessage():
+                self._send_end(_trial(number), row.message, row.time_ms)
+            case _:
+                assert_never(row.message)
+
+    def _send_study(self, message: StudyMessage, time_ms: int) -> None:
+        experiment = self._runs.experiment(self.study)
+        tags = {**message.tags, "anitune.study": self.study}
+        run = self._runs.find_or_create(experiment, self._key, self.study, time_ms, tags)
+        with self.lease.writing() as connection:
+            connection.execute(
+                update(studies)
+                .where(studies.c.id == self.lease.study_id)
+                .values(mlflow_experiment_id=experiment, mlflow_run_id=run)
+            )
+        self._runs.log(run, tags=tags)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "study.json"
+            file.write_text(json.dumps(message.config, indent=2) + "\n")
+            self._runs.upload(run, file, file.name)
+        self._study_changed = True
+
+    def _send_start(self, number: int, message: TrialStartMessage, time_ms: int) -> None:
+        tags = {
+            **message.tags,
+            **projection.RUNNING_TAGS,
+            projection.PARENT_TAG: self._known_run(None),
+            "anitune.study": self.study,
+        }
+        run = self._runs.find_or_create(
+            self._experiment(), self._trial_key(number), projection.run_name(number), time_ms, tags
+        )
+        with self.lease.writing() as connection:
+            connection.execute(
+                update(trials)
+                .where(trials.c.study_id == self.lease.study_id, trials.c.number == number)
+                .values(mlflow_run_id=run)
+            )
+        self._runs.log(run, params=projection.param_texts(message.params), tags=tags)
+        self._study_changed = True
+
+    def _send_end(self, number: int, message: TrialEndMessage, time_ms: int) -> None:
+        run = self._known_run(number)
+        tags = {**projection.end_tags(message), projection.NOTE_TAG: self._write_note(number)}
+        self._runs.log(run, projection.end_metrics(message, time_ms), tags=tags)
+        self._runs.set_status(run, projection.end_status(message), time_ms)
+        self._runs.delete_doubles(self._experiment(), self._trial_key(number), keep=run)
+        self._study_changed = True
+
+    def _acknowledge(self, batch: Iterable[_Row]) -> None:
+        with self.lease.writing() as connection:
+            connection.execute(
+                update(outbox).where(outbox.c.id.in_([row.id for row in batch])).values(delivered_at=now())
+            )
+
+    def _park(self, number: int | None, row: _Row, reason: str) -> None:
+        what = "the study" if number is None else f"trial {number}"
+        log.warning("%s: MLflow is told no more about %s: %s", self.study, what, reason)
+        with self.lease.writing() as connection:
+            connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
+
+    def _trial_key(self, number: int) -> str:
+        return f"{self._key}/{number}"
+
+    def _experiment(self) -> str:
+        with self._db.reading() as connection:
+            experiment: str | None = connection.scalar(
+                select(studies.c.mlflow_experiment_id).where(studies.c.id == self.lease.study_id)
+            )
+        assert experiment is not None, "it is recorded with the study's run, before any trial's"
+        return experiment
+
+    def _run_id(self, number: int | None) -> str | None:
+        """The recorded run of a trial, or of the study."""
+        if number is None:
+            query = select(studies.c.mlflow_run_id).where(studies.c.id == self.lease.study_id)
+        else:
+            query = select(trials.c.mlflow_run_id).where(
+                trials.c.study_id == self.lease.study_id, trials.c.number == number
+            )
+        with self._db.reading() as connection:
+            return connection.scalar(query)
+
+    def _known_run(self, number: int | None) -> str:
+        run = self._run_id(number)
+        assert run is not None, "the first message about a run makes and records it"
+        return run
+
+
+def release_parked(db: Database, study_id: int) -> int:
+    """Let parked queues be tried again, after a person removed the cause; answers how many rows were."""
+    with db.writing() as connection:
+        parked = outbox.c.parked.is_not(None) & outbox.c.delivered_at.is_(None)
+        return connection.execute(
+            update(outbox).where(outbox.c.study_id == study_id, parked).values(parked=None)
+        ).rowcount
+
+
+def undelivered(db: Database, study_id: int) -> int:
+    """Rows that MLflow has not taken yet."""
+    with db.reading() as connection:
+        count = connection.scalar(
+            select(func.count()).where(outbox.c.study_id == study_id, outbox.c.delivered_at.is_(None))
+        )
+    return int(count or 0)
+
+
+def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Rows one by one, but neighbours of metrics together as far as MLflow takes them in one request."""
+    batch: list[_Row] = []
+    metrics = 0
+    for row in rows:
+        size = len(_metrics(row))
+        if batch and (size == 0 or metrics == 0 or metrics + size > METRICS_A_ROW):
+            yield batch
+            batch, metrics = [], 0
+        batch.append(row)
+        metrics += size
+    if batch:
+        yield batch
+
+
+def _metrics(row: _Row) -> tuple[Any, ...]:
+    return row.message.rows if isinstance(row.message, MetricsMessage) else ()
+
+
+def _trial(number: int | None) -> int:
+    assert number is not None, "a message about a trial has its number"
+    return number
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,179 @@
+"""How a trial ends: first in our record, then in Optuna, each step repeatable.
+
+Optuna refuses attributes and artifacts of a trial that it was told the end of. So telling comes last, and a worker
+that dies anywhere before it leaves a trial that the next claim settles from the record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mimetypes
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+from sqlalchemy import Connection, Row, func, select, update
+
+from storage.blobs.store import BlobStore
+from storage.database import Database
+from storage.errors import BlobMissingError
+from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
+from storage.studies import Study
+from storage.tracking.outbox import TrialEnd, TrialEndMessage, TrialStartMessage, enqueue
+
+log = logging.getLogger("anitune")
+
+_OPTUNA_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What became of a trial.
+
+    Attributes
+    ----------
+    value
+        Best validation MAE, kcal/mol; a pruned trial keeps its own.
+    reason
+        Why it stopped, in a person's words.
+    summary, tags
+        Numbers and words worth a column: they become user attributes in Optuna.
+    """
+
+    state: TrialEnd
+    value: float | None = None
+    reason: str | None = None
+    summary: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
+    """Write the end of a trial (a row of ``anitune_trials``) in the open transaction."""
+    connection.execute(
+        update(trials)
+        .where(trials.c.study_id == trial.study_id, trials.c.number == trial.number)
+        .values(
+            state=ending.state,
+            value=ending.value,
+            reason=ending.reason,
+            summary=dict(ending.summary),
+            tags={**trial.tags, **ending.tags},
+            ended_at=now(),
+        )
+    )
+    end = TrialEndMessage(
+        state=ending.state,
+        value=ending.value,
+        reason=ending.reason,
+        summary=dict(ending.summary),
+        tags=dict(ending.tags),
+    )
+    # A trial can fail before a configuration was proposed for it.
+    start = [TrialStartMessage(params={}, tags={})] if trial.config is None else []
+    enqueue(connection, trial.study_id, trial.number, [*start, end])
+
+
+def settle_all(database: Database, study: Study) -> None:
+    """Tell Optuna of all trials that have ended in our record only."""
+    query = select(trials.c.number).where(
+        trials.c.study_id == study.id, trials.c.state != "running", trials.c.told.is_(False)
+    )
+    with database.reading() as connection:
+        numbers = connection.execute(query.order_by(trials.c.number)).scalars().all()
+    for number in numbers:
+        settle(database, study, number)
+
+
+def settle(database: Database, study: Study, number: int) -> None:
+    """Give Optuna the attributes and images of a trial that has ended, then tell it.
+
+    Two processes may do this at once: they write the same.
+    """
+    this = (trials.c.study_id == study.id, trials.c.number == number)
+    with database.reading() as connection:
+        trial = connection.execute(select(trials).where(*this)).one()
+        attributes = _user_attributes(connection, trial)
+        images = [row for row in _artifact_rows(connection, trial) if _is_image(row.path)]
+    with database.plain_errors():
+        try:
+            for key, value in attributes.items():
+                database.optuna.set_trial_user_attr(trial.optuna_trial_id, key, value)
+            for row in images:
+                _show_image(database, trial.optuna_trial_id, row)
+            values = None if trial.value is None or trial.state == "failed" else [trial.value]
+            database.optuna.set_trial_state_values(
+                trial.optuna_trial_id, _OPTUNA_STATES[trial.state], values
+            )
+        except UpdateFinishedTrialError:
+            pass  # told before, by us or by a person in the dashboard: our record stands
+        except KeyError:
+            log.warning("study %s: trial %d was deleted in the Optuna dashboard", study.name, number)
+    with database.writing() as connection:
+        connection.execute(update(trials).where(*this).values(told=True))
+
+
+def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str | float]:
+    spent = select(
+        func.sum(seconds_spent()).label("seconds"), func.max(attempts.c.last_epoch).label("epochs")
+    ).where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
+    row = connection.execute(spent).one()
+    reason = {"fail_reason" if trial.state == "failed" else "stopped_because": trial.reason}
+    return {
+        **trial.tags,
+        **trial.summary,
+        "epochs": row.epochs,
+        "attempt seconds": round(row.seconds, 1),
+        "attempt": trial.attempt,
+        **(reason if trial.reason is not None else {}),
+    }
+
+
+def _artifact_rows(connection: Connection, trial: Row[Any]) -> list[Row[Any]]:
+    query = select(artifacts).where(
+        artifacts.c.study_id == trial.study_id, artifacts.c.number == trial.number
+    )
+    return list(connection.execute(query.order_by(artifacts.c.position)))
+
+
+def _is_image(path: str) -> bool:
+    return (mimetypes.guess_type(path)[0] or "").startswith("image/")
+
+
+def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None:
+    """Hang an image on the trial in the Optuna dashboard.
+
+    Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition would hang
+    the image twice.
+    """
+    try:
+        blob = BlobStore(database.settings.artifacts).path(row.digest)
+    except BlobMissingError as error:
+        log.warning("trial %d: %s is not shown in the Optuna dashboard: %s", row.number, row.path, error)
+        return
+    artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{row.digest[:16]}"
+    _copy(blob, database.settings.optuna_artifacts / artifact_id)
+    described = {
+        "artifact_id": artifact_id,
+        "filename": PurePosixPath(row.path).name,
+        "mimetype": mimetypes.guess_type(row.path)[0],
+        "encoding": None,
+    }
+    database.optuna.set_trial_system_attr(
+        optuna_trial_id, f"artifacts:{artifact_id}", json.dumps(described)
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    part.replace(target)

@@ -1,0 +1,66 @@
+"""The few statements of ours on Optuna's own tables.
+
+Optuna commits every call by itself. Made in our transaction instead, a trial of Optuna and the claim of it exist both
+or not at all: no crash leaves a trial that nobody owns, and no lost acknowledgement makes a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
+
+from storage.errors import StudyNotFoundError
+
+_studies: Table = models.StudyModel.__table__
+_trials: Table = models.TrialModel.__table__
+_attributes: Table = models.TrialSystemAttributeModel.__table__
+
+_MARK = "completed_rung_"
+"""Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
+
+
+def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]:
+    """Begin the first trial that waits in Optuna's queue, else a new one; its number and id.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if the study was deleted in the Optuna dashboard.
+    """
+    # The lock that Optuna takes itself when it numbers a trial.
+    lock = select(_studies.c.study_id).where(_studies.c.study_id == optuna_study_id).with_for_update()
+    if connection.execute(lock).first() is None:
+        raise StudyNotFoundError("the study was deleted in the Optuna dashboard: begin one of another name")
+    ours = _trials.c.study_id == optuna_study_id
+    running: dict[str, Any] = {
+        "state": TrialState.RUNNING,
+        "datetime_start": datetime.now(UTC).replace(tzinfo=None),  # as Optuna keeps it
+    }
+    queue = select(_trials.c.number, _trials.c.trial_id).where(ours, _trials.c.state == TrialState.WAITING)
+    waiting = connection.execute(queue.order_by(_trials.c.number).limit(1).with_for_update()).first()
+    if waiting is not None:
+        connection.execute(update(_trials).where(_trials.c.trial_id == waiting.trial_id).values(running))
+        return waiting.number, waiting.trial_id
+    number = connection.execute(select(func.count()).select_from(_trials).where(ours)).scalar_one()
+    new = insert(_trials).values(study_id=optuna_study_id, number=number, **running)
+    return number, connection.execute(new.returning(_trials.c.trial_id)).scalar_one()
+
+
+def pruner_marks(connection: Connection, optuna_trial_id: int) -> list[str]:
+    """Names of the rungs that the pruner has marked as passed."""
+    query = select(_attributes.c.key).where(*_marks_of(optuna_trial_id)).order_by(_attributes.c.key)
+    return list(connection.execute(query).scalars())
+
+
+def drop_pruner_marks(connection: Connection, optuna_trial_id: int, keep: Collection[str]) -> None:
+    """Take back the marks of a rung whose decision was never recorded, so that the pruner decides afresh."""
+    connection.execute(delete(_attributes).where(*_marks_of(optuna_trial_id), _attributes.c.key.not_in(keep)))
+
+
+def _marks_of(optuna_trial_id: int) -> tuple[Any, ...]:
+    return (_attributes.c.trial_id == optuna_trial_id, _attributes.c.key.startswith(_MARK, autoescape=True))

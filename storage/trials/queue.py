@@ -1,0 +1,239 @@
+"""Who trains what: the budget is spent, and a lease given, in one transaction under the lock of the study."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from storage.database import Database
+from storage.records.tables import attempts, now, seconds_spent, studies, trials
+from storage.studies import Study, budget_of
+from storage.tracking.outbox import TrialTagsMessage, enqueue
+from storage.trials import endings, optuna_rows
+
+LEASE_SECONDS = 60.0
+"""A worker that shows no sign of life for so long loses its trial, s."""
+
+DEATHS_ALLOWED = 3
+"""Attempts in a row that end in silence before their first epoch, until the trial is given up."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """The process that works on a trial."""
+
+    name: str
+    host: str
+    pid: int
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker, and no other, may work on while it renews the lease.
+
+    Attributes
+    ----------
+    number, optuna_trial_id
+        Of the trial, in Optuna too.
+    attempt
+        Counts the workers that tried, from 1.
+    token
+        Proves the claim to the database.
+    config, params
+        As an earlier attempt recorded them; None if no configuration was proposed yet.
+    lease_seconds
+        How long the claim lasts without a renewal, s.
+    """
+
+    number: int
+    optuna_trial_id: int
+    attempt: int
+    token: str
+    worker: WorkerInfo
+    lease_seconds: float
+    config: dict[str, Any] | None
+    params: dict[str, Any] | None
+
+
+def claim_trial(
+    database: Database, study: Study, worker: WorkerInfo, lease_seconds: float = LEASE_SECONDS
+) -> Claim | None:
+    """Claim the next trial of the study; None if there is none to begin or to go on with now.
+
+    First comes a trial whose worker died or handed it back, then one that waits in Optuna's queue, then a new one.
+    The last two only while the budget lasts.
+    """
+    endings.settle_all(database, study)
+    with database.writing() as connection:
+        query = select(studies).where(studies.c.id == study.id).with_for_update()
+        row = connection.execute(query).one()
+        claim = _take_over(connection, study, worker, lease_seconds)
+        if claim is None and _budget_lasts(connection, row):
+            claim = _begin(connection, study, worker, lease_seconds)
+    if claim is None:
+        endings.settle_all(database, study)  # trials given up just now
+    return claim
+
+
+def open_trials(database: Database, study: Study) -> int:
+    """Trials that have begun and not ended, on whatever machine; one of them may still become claimable."""
+    query = select(func.count()).where(trials.c.study_id == study.id, trials.c.state == "running")
+    with database.reading() as connection:
+        return connection.execute(query).scalar_one()
+
+
+def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
+    """What the tracking server shows of the worker of an attempt."""
+    return {
+        "attempt": str(attempt),
+        "worker": worker.name,
+        "host": worker.host,
+        "device": worker.device,
+        **{f"version.{package}": version for package, version in worker.versions.items()},
+    }
+
+
+def _budget_lasts(connection: Connection, row: Row[Any]) -> bool:
+    budget = budget_of(row)
+    begun = connection.execute(select(func.count()).where(trials.c.study_id == row.id)).scalar_one()
+    spent = select(
+        func.coalesce(func.sum(seconds_spent()), 0.0).label("seconds"),
+        func.coalesce(func.sum(attempts.c.epochs), 0).label("epochs"),
+    ).where(attempts.c.study_id == row.id)
+    used = connection.execute(spent).one()
+    return (
+        (budget.trials is None or begun < budget.trials)
+        and (budget.seconds is None or used.seconds < budget.seconds)
+        and (budget.epochs is None or used.epochs < budget.epochs)
+    )
+
+
+def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float) -> Claim:
+    number, optuna_trial_id = optuna_rows.begin_trial(connection, study.optuna_study_id)
+    connection.execute(
+        insert(trials).values(
+            study_id=study.id,
+            number=number,
+            optuna_trial_id=optuna_trial_id,
+            state="running",
+            attempt=1,
+            summary={},
+            tags={},
+            created_at=now(),
+            told=False,
+        )
+    )
+    token = _begin_attempt(connection, study, number, 1, worker, lease_seconds)
+    return Claim(number, optuna_trial_id, 1, token, worker, lease_seconds, config=None, params=None)
+
+
+def _take_over(
+    connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float
+) -> Claim | None:
+    abandoned = (
+        select(trials, attempts.c.ended_at.label("attempt_ended_at"))
+        .join(
+            attempts,
+            (attempts.c.study_id == trials.c.study_id)
+            & (attempts.c.number == trials.c.number)
+            & (attempts.c.attempt == trials.c.attempt),
+        )
+        .where(
+            trials.c.study_id == study.id,
+            trials.c.state == "running",
+            attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
+        )
+        .order_by(trials.c.number)
+        .limit(1)
+        # A row that its worker has locked is about to be renewed or ended.
+        .with_for_update(of=attempts, skip_locked=True)
+    )
+    while (trial := connection.execute(abandoned).first()) is not None:
+        if trial.attempt_ended_at is None:
+            _end_silent_attempt(connection, trial)
+        if _is_deadly(connection, trial):
+            endings.record(
+                connection,
+                trial,
+                endings.Ending(
+                    state="failed",
+                    reason=f"{DEATHS_ALLOWED} workers in a row died before they finished an epoch",
+                ),
+            )
+            continue
+        attempt = trial.attempt + 1
+        connection.execute(update(trials).where(*_is(trial)).values(attempt=attempt))
+        token = _begin_attempt(connection, study, trial.number, attempt, worker, lease_seconds)
+        if trial.config is not None:
+            message = TrialTagsMessage(tags=worker_tags(worker, attempt))
+            enqueue(connection, study.id, trial.number, [message])
+        return Claim(
+            trial.number,
+            trial.optuna_trial_id,
+            attempt,
+            token,
+            worker,
+            lease_seconds,
+            config=trial.config,
+            params=trial.params,
+        )
+    return None
+
+
+def _begin_attempt(
+    connection: Connection,
+    study: Study,
+    number: int,
+    attempt: int,
+    worker: WorkerInfo,
+    lease_seconds: float,
+) -> str:
+    token = uuid.uuid4().hex
+    connection.execute(
+        insert(attempts).values(
+            study_id=study.id,
+            number=number,
+            attempt=attempt,
+            token=token,
+            worker=asdict(worker),
+            started_at=now(),
+            renewed_at=now(),
+            lease_until=now() + lease_seconds,
+            epochs=0,
+            last_epoch=0,
+        )
+    )
+    return token
+
+
+def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
+    connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.study_id == trial.study_id,
+            attempts.c.number == trial.number,
+            attempts.c.attempt == trial.attempt,
+        )
+        .values(ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker fell silent")
+    )
+
+
+def _is_deadly(connection: Connection, trial: Row[Any]) -> bool:
+    """Whether the trial kills its workers (out of memory, a crash of a driver), so that it must not go round forever."""
+    query = (
+        select(attempts.c.outcome, attempts.c.epochs)
+        .where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
+        .order_by(attempts.c.attempt.desc())
+        .limit(DEATHS_ALLOWED)
+    )
+    last = connection.execute(query).all()
+    return len(last) == DEATHS_ALLOWED and all(row.outcome == "expired" and row.epochs == 0 for row in last)
+
+
+def _is(trial: Row[Any]) -> tuple[Any, ...]:
+    return (trials.c.study_id == trial.study_id, trials.c.number == trial.number)

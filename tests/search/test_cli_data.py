@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from search.cli.data import data_app
+from search.cli.progress import progress_bar
+from trainer.data.fetch import ANI1_ARCHIVE
+from trainer.data.readers import read_dataset
+from trainer.errors import DataError, DownloadError
+
+
+def anitune_data(*arguments: object) -> Result:
+    return CliRunner().invoke(data_app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Water (4 structures and 2 of high energy) and hydrogen peroxide (3 structures)."""
+    path = tmp_path / "data.h5"
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for name, symbols, low, suffix in (
+            ("s01/0", "OHH", [-76.0, -76.25, -76.5, -76.125], ""),
+            ("s01/0", "OHH", [-75.0, -75.5], "HE"),
+            ("s02/0", "OOHH", [-151.0, -151.5, -151.25], ""),
+        ):
+            group = file.require_group(name)
+            if not suffix:
+                group["species"] = np.array(list(symbols), dtype="S1")
+            group[f"coordinates{suffix}"] = rng.normal(size=(len(low), len(symbols), 3)).astype(np.float32)
+            group[f"energies{suffix}"] = np.array(low)
+    return path
+
+
+def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
+    heavy = ("torch", "torchani", "h5py", "numpy", "httpx", "optuna", "mlflow", "sqlalchemy", "pyscf")
+    program = f"import sys, search.cli.data; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_info_as_json(file: Path) -> None:
+    summary = json.loads(anitune_data("info", file, "--json").stdout)
+    assert summary["molecules"] == 2
+    assert summary["structures"] == 7
+    assert summary["atoms"] == 4 * 3 + 3 * 4
+    assert summary["elements"] == ["H", "O"]
+    assert summary["energy_min_hartree"] == -151.5
+    assert summary["energy_max_hartree"] == -76.0
+    assert summary["fingerprint"] == read_dataset([file]).fingerprint
+    one, two = summary["by_heavy_atoms"]
+    assert (one["heavy_atoms"], one["molecules"], one["structures"]) == (1, 1, 4)
+    assert one["widest_kcalmol"] == pytest.approx(0.5 * 627.5094738898777)
+    assert (two["heavy_atoms"], two["atoms_min"], two["atoms_max"]) == (2, 4, 4)
+
+
+def test_info_with_high_energies(file: Path) -> None:
+    summary = json.loads(anitune_data("info", file, "--json", "--high-energy").stdout)
+    assert summary["structures"] == 9
+    assert summary["energy_max_hartree"] == -75.0
+
+
+def test_info_for_people(file: Path) -> None:
+    lines = anitune_data("info", file).stdout.splitlines()
+    assert lines[0] == "2 molecules, 7 structures, 24 atoms (3.4 a structure), elements H O"
+    rows = [" ".join(line.split()) for line in lines[1:] if line.strip()[:1].isdigit()]
+    assert rows == ["1 1 4 3 to 3 -76.5000 -76.0000 313.8", "2 1 3 4 to 4 -151.5000 -151.0000 313.8"]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_info_of_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        anitune_data("info", tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("structures", ["2:100", "two=100", "2"])
+def test_sample_with_counts_that_cannot_be_read(structures: str, tmp_path: Path) -> None:
+    result = anitune_data("sample", tmp_path / "out.h5", "--structures", structures)
+    assert result.exit_code == 2
+    assert "HEAVY=COUNT" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_with_a_molecule_that_is_not_in_the_list(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such molecule"):
+        anitune_data("sample", tmp_path / "out.h5", "--molecule", "CCCCCC")
+
+
+@pytest.mark.dft
+@pytest.mark.slow
+def test_sample_makes_a_file_that_can_be_read(tmp_path: Path) -> None:
+    output = tmp_path / "out.h5"
+    options = ["--molecule", "O", "--structures", "1=2", "--seed", "5", "--workers", "1"]
+    result = anitune_data("sample", output, *options)
+    assert result.exit_code == 0
+    assert f"{output}: 1 molecules, 2 structures" in result.stdout
+    (water,) = read_dataset([output]).molecules
+    assert water.formula == "H2O"
+    assert water.smiles == "O"
+    assert np.all((water.energies > -76.39) & (water.energies < -76.3))
+
+
+def test_fetch_of_what_is_already_there(tmp_path: Path) -> None:
+    (tmp_path / ANI1_ARCHIVE).write_bytes(b"archive")
+    result = anitune_data("fetch", "ani1", "--to", tmp_path)
+    assert result.exit_code == 0
+    assert "complete and checked" in result.stdout
+    assert (tmp_path / f"{ANI1_ARCHIVE}.sha256").exists()
+
+
+def test_fetch_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(DownloadError, match="is there a network") as caught:
+        anitune_data("fetch", "ani1", "--to", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_fetch_of_an_unknown_archive(tmp_path: Path) -> None:
+    result = anitune_data("fetch", "ani7", "--to", tmp_path)
+    assert result.exit_code == 2
+    assert "ani1" in result.stderr
+
+
+def test_features_are_stored_in_the_home_folder(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ANITUNE_HOME", str(tmp_path / "home"))
+    result = anitune_data("features", file)
+    assert result.exit_code == 0
+    assert "the features of 7 structures are stored" in result.stdout
+    stored = {p: p.stat().st_mtime_ns for p in (tmp_path / "home" / "features").rglob("*") if p.is_file()}
+    assert sum(p.stat().st_size for p in stored) >= 24 * 384 * 4
+    anitune_data("features", file)
+    assert {p: p.stat().st_mtime_ns for p in stored} == stored
+
+
+def test_features_that_would_be_too_large(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ANITUNE_HOME", str(tmp_path / "home"))
+    with caplog.at_level(logging.WARNING, logger="anitune"):
+        result = anitune_data("features", file, "--limit-gib", "0")
+    assert "stored" not in result.stdout
+    assert "batch by batch" in caplog.text
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [("1", True), ("0", False)])
+@pytest.mark.parametrize(("unit", "amount"), [("steps", "7/9"), ("bytes", "7/9 bytes")])
+def test_a_bar_is_for_terminals_only(
+    terminal: str,
+    shown: bool,
+    unit: str,
+    amount: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bar(unit) as progress:
+        progress("energies", 7, 9)
+    written = capsys.readouterr()
+    assert ("energies" in written.err and amount in written.err) == shown
+    assert written.out == ""

@@ -1,0 +1,174 @@
+"""What every sampler must hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import optuna
+import pytest
+from optuna.storages import BaseStorage
+
+from search.propose.samplers import SAMPLERS, propose, trial_limit
+from search.propose.space import distributions, train_config
+from search.study import SamplerConfig, StudyConfig, study_from_values
+
+TRIALS = 14
+STARTUP = 4
+
+STEPPED = {
+    "layers": {"low": 1, "high": 3, "step": 1},
+    "width": {"low": 8, "high": 64, "step": 8},
+    "dropout": {"low": 0.0, "high": 0.3, "step": 0.1},
+    "learning_rate": {"choices": [1e-4, 1e-3, 1e-2]},
+    "batch_size": 64,
+    "weight_decay": 0.0,
+    "activation": {"choices": ["silu", "tanh"]},
+}
+
+MakeStudy = Callable[..., StudyConfig]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> BaseStorage:
+    """SQLite as in real studies: Optuna's cache behaves otherwise in memory."""
+    return optuna.storages.get_storage(f"sqlite:///{tmp_path_factory.mktemp('optuna')}/optuna.db")
+
+
+@pytest.fixture
+def make_study(storage: BaseStorage) -> MakeStudy:
+    names = itertools.count()
+
+    def make(kind: str, **values: Any) -> StudyConfig:
+        sampler = {"kind": kind} | ({"startup_trials": STARTUP} if kind in ("tpe", "gp") else {})
+        pruner = {"kind": "none" if kind == "gp" else "hyperband"}
+        space = {"space": STEPPED} if kind == "grid" else {}
+        limits = {"limits": {"trials": 20}}
+        name = f"{kind}-{id(names)}-{next(names)}"
+        config = study_from_values(
+            {"name": name, "sampler": sampler, "pruner": pruner, **space, **limits, **values}, "test"
+        )
+        optuna.create_study(study_name=name, storage=storage)
+        return config
+
+    return make
+
+
+def search(storage: BaseStorage, config: StudyConfig, trials: int = TRIALS) -> list[dict[str, Any]]:
+    """Proposals of a whole study whose objective prefers narrow networks and a large learning rate."""
+    study = optuna.load_study(study_name=config.name, storage=storage)
+    found = []
+    for _ in range(trials):
+        trial = study.ask()
+        params = propose(storage, config, trial._trial_id, trial.number)
+        found.append(params)
+        trained = train_config(config, params, trial.number)
+        value = sum(trained.hidden) / 64 + abs(trained.learning_rate - 1e-2)
+        study.tell(trial, value)
+    return found
+
+
+@pytest.fixture(params=SAMPLERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_proposals_lie_in_the_space(kind: str, storage: BaseStorage, make_study: MakeStudy) -> None:
+    config = make_study(kind)
+    space = distributions(config)
+    for params in search(storage, config):
+        assert all(
+            space[name]._contains(space[name].to_internal_repr(value)) for name, value in params.items()
+        )
+        assert {name for name in params if name.startswith("width_")} == {
+            f"width_{n}" for n in range(1, params["layers"] + 1)
+        }
+
+
+def test_a_study_can_be_repeated(kind: str, storage: BaseStorage, make_study: MakeStudy) -> None:
+    first, again = (search(storage, make_study(kind, seed=3)) for _ in range(2))
+    assert first == again
+
+
+def test_seeds_differ(kind: str, storage: BaseStorage, make_study: MakeStudy) -> None:
+    assert search(storage, make_study(kind, seed=3), 3) != search(storage, make_study(kind, seed=4), 3)
+
+
+def test_workers_side_by_side_do_not_propose_the_same(
+    kind: str, storage: BaseStorage, make_study: MakeStudy
+) -> None:
+    config = make_study(kind)
+    study = optuna.load_study(study_name=config.name, storage=storage)
+    running = [study.ask() for _ in range(5)]
+    found = [propose(storage, config, trial._trial_id, trial.number) for trial in running]
+    assert all(one != other for one, other in itertools.combinations(found, 2))
+
+
+def test_a_proposal_that_was_cut_short_is_completed(
+    kind: str, storage: BaseStorage, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_study(kind)
+    search(storage, config, STARTUP + 1)
+    trial = optuna.load_study(study_name=config.name, storage=storage).ask()
+    written = iter(range(3))
+    set_param = storage.set_trial_param
+
+    def die_at_the_third(*args: Any) -> None:
+        if next(written) == 2:
+            raise ConnectionAbortedError
+        set_param(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "set_trial_param", die_at_the_third)
+        with pytest.raises(ConnectionAbortedError):
+            propose(storage, config, trial._trial_id, trial.number)
+    kept = storage.get_trial(trial._trial_id).params
+    assert len(kept) == 2
+    params = propose(storage, config, trial._trial_id, trial.number)
+    assert kept.items() <= storage.get_trial(trial._trial_id).params.items()
+    train_config(config, params, trial.number)
+    # Once more: nothing changes.
+    assert propose(storage, config, trial._trial_id, trial.number) == params
+
+
+def test_every_kind_of_a_study_file_is_there() -> None:
+    assert set(SAMPLERS) == set(
+        get_args(get_args(get_type_hints(SamplerConfig, include_extras=True)["kind"])[0])
+    )
+
+
+def test_tpe_learns_all_widths_together(storage: BaseStorage, make_study: MakeStudy) -> None:
+    # Its proposals come from the joint space only if each trial has all parameters.
+    config = make_study("tpe")
+    search(storage, config)
+    frozen = storage.get_all_trials(storage.get_study_id_from_name(config.name))
+    assert {frozenset(trial.params) for trial in frozen} == {frozenset(distributions(config))}
+    assert any(key.startswith("tpe:relative_params") for key in frozen[-1].system_attrs)
+
+
+def test_tpe_finds_what_is_good(storage: BaseStorage, make_study: MakeStudy) -> None:
+    found = search(storage, make_study("tpe", sampler={"kind": "tpe", "startup_trials": 8}), 30)
+    early, late = (
+        [sum(v for k, v in p.items() if "width" in k) for p in part] for part in (found[:8], found[-8:])
+    )
+    assert sum(late) < 0.7 * sum(early)
+
+
+def test_a_grid_is_used_up_once(storage: BaseStorage, make_study: MakeStudy) -> None:
+    space = STEPPED | {"width": {"choices": [8, 16]}, "layers": 2, "dropout": 0.0, "learning_rate": 1e-3}
+    config = make_study("grid", space=space, limits={"trials": 1000})
+    assert trial_limit(config) == 8
+    found = search(storage, config, 8)
+    assert len({tuple(p.items()) for p in found}) == 8
+
+
+def test_rows_come_in_their_order(storage: BaseStorage) -> None:
+    rows = [{"label": "a", "training": {"hidden": [8]}}, {"label": "b", "training": {"hidden": [16, 4]}}]
+    config = study_from_values({"name": "rows", "rows": rows}, "test")
+    optuna.create_study(study_name="rows", storage=storage)
+    assert trial_limit(config) == 2
+    assert [p["layers"] for p in search(storage, config, 2)] == [1, 2]
+    first, second = storage.get_all_trials(storage.get_study_id_from_name("rows"))
+    assert "width_2" not in first.params
+    assert second.params["width_2"] == 4

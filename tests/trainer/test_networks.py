@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import copy
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.config import Activation, TrainConfig
+from trainer.data.dataset import Dataset, Molecule
+from trainer.features.batches import AtomBatch, PartLayout
+from trainer.networks.activations import ACTIVATIONS
+from trainer.networks.model import ElementNetworks
+
+ELEMENTS = ("H", "C", "N", "O")
+MOLECULES = ((8, 1, 1), (6, 1, 1, 1, 1), (1, 7, 8), (7, 7))
+LENGTH = 12
+
+
+def batch_of(
+    molecules: tuple[tuple[int, ...], ...], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> AtomBatch:
+    """One structure a molecule, with random features."""
+    dataset = Dataset(
+        tuple(
+            Molecule(
+                str(i), "", np.array(n, dtype=np.uint8), np.zeros((1, len(n), 3), np.float32), np.zeros(1)
+            )
+            for i, n in enumerate(molecules)
+        )
+    )
+    layout = PartLayout(dataset, ELEMENTS, np.arange(len(molecules))).batch(torch.arange(len(molecules)))
+    features = torch.randn(len(layout.owners), LENGTH, generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
+    return AtomBatch(tuple(features.split_with_sizes(layout.sizes)), layout.owners, layout.atoms)
+
+
+def networks(**settings: object) -> ElementNetworks:
+    return ElementNetworks(TrainConfig(**settings), ELEMENTS, LENGTH)  # type: ignore[arg-type]
+
+
+def reference_energies(model: ElementNetworks, batch: AtomBatch) -> Tensor:
+    """Structure by structure and atom by atom, without dropout."""
+    energies = torch.zeros(batch.size, dtype=torch.float64)
+    first = 0
+    for element, aevs in zip(ELEMENTS, batch.aevs, strict=True):
+        for i, x in enumerate(aevs.double()):
+            layers = list(model.networks[element].double().children())
+            for layer in layers[:-1]:
+                x = ACTIVATIONS[model.config.activation](layer(x))
+            energies[batch.owners[first + i]] += layers[-1](x).item()
+        first += len(aevs)
+    return energies
+
+
+@pytest.mark.parametrize("hidden", [(5,), (7, 3, 4)])
+def test_energies_are_sums_over_the_atoms_of_each_structure(hidden: tuple[int, ...]) -> None:
+    model, batch = (
+        networks(hidden=hidden, activation="tanh", precision="float64"),
+        batch_of(MOLECULES, torch.float64),
+    )
+    torch.testing.assert_close(model(batch), reference_energies(model, batch), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_those_of_the_sums() -> None:
+    model, batch = (
+        networks(hidden=(5,), activation="tanh", precision="float64"),
+        batch_of(MOLECULES, torch.float64),
+    )
+    weights = torch.arange(1.0, 5.0, dtype=torch.float64)
+    (model(batch) * weights).sum().backward()
+    for element in ELEMENTS:
+        bias = list(model.networks[element].children())[-1].bias
+        count = [sum(n == {"H": 1, "C": 6, "N": 7, "O": 8}[element] for n in m) for m in MOLECULES]
+        # The bias of the output is added once for each atom of the element.
+        assert bias.grad.item() == pytest.approx(float(weights @ torch.tensor(count, dtype=torch.float64)))
+
+    def energy(aevs: Tensor) -> Tensor:
+        return model(AtomBatch((aevs, *batch.aevs[1:]), batch.owners, batch.atoms))
+
+    assert torch.autograd.gradcheck(energy, (batch.aevs[0].clone().requires_grad_(),))
+
+
+def test_an_element_that_a_batch_lacks_adds_nothing() -> None:
+    model = networks(hidden=(5,))
+    both, alone = batch_of(((8, 1, 1), (6, 1, 1, 1, 1))), batch_of(((8, 1, 1),))
+    assert len(alone.aevs[1]) == len(alone.aevs[2]) == 0
+    water = AtomBatch((both.aevs[0][:2], both.aevs[1][:0], *both.aevs[2:]), alone.owners, alone.atoms)
+    torch.testing.assert_close(model(water)[0], model(both)[0])
+
+
+@pytest.mark.parametrize(("hidden", "count"), [((128,), 197_636), ((200,), 308_804), ((128, 64), 230_404)])
+def test_parameters_are_counted_as_published(hidden: tuple[int, ...], count: int) -> None:
+    assert ElementNetworks(TrainConfig(hidden=hidden), ELEMENTS, 384).parameter_count == count
+
+
+def test_weights_follow_from_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    one = networks(seed=5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    same, other, precise = networks(seed=5), networks(seed=6), networks(seed=5, precision="float64")
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b, c, d in zip(*(m.parameters() for m in (one, same, other, precise)), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+        assert torch.equal(a.double(), d)
+
+
+def test_weights_have_the_distribution_of_torch() -> None:
+    layer = next(ElementNetworks(TrainConfig(hidden=(512,)), ("H",), 384).networks["H"].children())
+    bound = 1 / math.sqrt(384)
+    for values in (layer.weight, layer.bias):
+        assert values.abs().max() <= bound
+        assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+
+def test_dropout_comes_before_the_activation_and_is_scaled() -> None:
+    # A dropped neuron is 0 before the sigmoid, and so 1/2 after it; a kept one is scaled by 1 / (1 - 0.25).
+    model = networks(hidden=(4096,), activation="sigmoid", dropout=0.25, precision="float64")
+    seen: list[Tensor] = []
+    layers = list(model.networks["N"].children())
+    layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    before: list[Tensor] = []
+    layers[0].register_forward_hook(lambda _, __, output: before.append(output))
+    model.train()(batch_of(((7,),), torch.float64))
+    after, linear = seen[0][0], before[0][0]
+    dropped = after == 0.5
+    assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.03)
+    torch.testing.assert_close(after[~dropped], torch.sigmoid(linear[~dropped] / 0.75))
+
+
+def test_nothing_is_dropped_in_evaluation() -> None:
+    plain, dropping, batch = networks(), networks(dropout=0.5), batch_of(MOLECULES)
+    assert torch.equal(dropping.eval()(batch), plain(batch))
+    assert not torch.equal(dropping.train()(batch), plain(batch))
+
+
+def test_dropout_goes_on_from_the_state_of_its_generator() -> None:
+    model, batch = networks(dropout=0.3), batch_of(MOLECULES)
+    model(batch)
+    state = model.dropout_generator.get_state()
+    expected = model(batch)
+    resumed = networks(dropout=0.3, seed=0)
+    torch.manual_seed(99)
+    resumed.dropout_generator.set_state(state)
+    assert torch.equal(resumed(batch), expected)
+
+
+def test_a_deep_copy_shares_nothing() -> None:
+    model, batch = networks(dropout=0.3), batch_of(MOLECULES)
+    copied = copy.deepcopy(model)
+    first = copied(batch)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    # Neither its weights nor its random numbers were touched.
+    assert torch.equal(model(batch), first)
+
+
+def test_activated_output_bounds_the_energy_of_an_atom() -> None:
+    model = networks(activation="sigmoid", activate_output=True)
+    with torch.no_grad():
+        list(model.networks["N"].children())[-1].bias.fill_(50.0)
+    assert model(batch_of(((7,), (7, 7)))).tolist() == pytest.approx([1.0, 2.0])
+
+
+def test_activated_output_is_dropped_in_training() -> None:
+    model = networks(activation="sigmoid", activate_output=True, dropout=0.5)
+    with torch.no_grad():
+        list(model.networks["N"].children())[-1].bias.fill_(50.0)
+    energies = model.train()(batch_of(((7,),) * 200))
+    # sigmoid(0) where it was dropped.
+    assert set(energies.tolist()) == {0.5, 1.0}
+
+
+def test_every_activation_has_an_entry() -> None:
+    assert set(ACTIVATIONS) == set(get_args(Activation))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("relu", 0.0),
+        ("sigmoid", 1 / (1 + math.exp(0.5))),
+        ("tanh", math.tanh(-0.5)),
+        ("softplus", math.log(1 + math.exp(-0.5))),
+        ("silu", -0.5 / (1 + math.exp(0.5))),
+        ("gelu", -0.5 * 0.5 * (1 + math.erf(-0.5 / math.sqrt(2)))),
+        ("celu", 0.1 * (math.exp(-0.5 / 0.1) - 1)),
+        ("gaussian", math.exp(-0.25)),
+    ],
+)
+def test_activations_are_the_functions_of_their_names(name: Activation, value: float) -> None:
+    assert ACTIVATIONS[name](torch.tensor(-0.5, dtype=torch.float64)).item() == pytest.approx(value)
