@@ -27,6 +27,7 @@ from trainer.config import (
     load_config,
     searchable_fields,
 )
+from trainer.errors import ConfigError
 
 MAX_LAYERS = 4
 """Hidden layers at most in a search."""
@@ -186,10 +187,10 @@ class PrunerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Limits:
-    """When a study is done: whichever comes first."""
+    """When a study begins no more trials: whichever comes first. They may be raised later."""
 
     trials: Annotated[int | None, Field(ge=1)] = None
-    hours: Annotated[float | None, Field(gt=0, description="since the study began"), Unit("h")] = None
+    hours: Annotated[float | None, Field(gt=0, description="worked on all trials together"), Unit("h")] = None
     epochs: Annotated[
         int | None, Field(ge=1, description="trained in all trials together"), Unit("epochs")
     ] = None
@@ -238,7 +239,7 @@ class StudyConfig:
     ] = None
     sampler: SamplerConfig | None = None
     pruner: PrunerConfig | None = None
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: Annotated[Limits, Field(exclude=True)] = dataclasses.field(default_factory=Limits)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     reference: Annotated[
         StudyConfig | None,
@@ -294,8 +295,6 @@ def _check_search(config: StudyConfig) -> None:
         setting = "hidden" if name in ("layers", "width") else name
         if setting in config.training:
             raise ValueError(f"space.{name} and training.{setting} exclude each other")
-    if config.limits == Limits():
-        raise ValueError("limits: set trials, hours or epochs, so that the study ends")
     stops = config.pruner.kind != "none"
     if config.sampler.kind == "gp" and stops:
         raise ValueError(
@@ -313,7 +312,7 @@ def load_study(path: Path) -> StudyConfig:
     """Read and check a study file, and the one that it refers to.
 
     Paths in a study file start from its folder. What a file does not say is filled in, so that the
-    record of a study tells all.
+    record of a study tells all; of limits and places, which may change, it tells nothing.
 
     Raises
     ------
@@ -324,6 +323,8 @@ def load_study(path: Path) -> StudyConfig:
     values = dict(document.values)
     reference = values.pop("reference", None)
     config = study_from_values(values, str(path), document.lines, path.parent)
+    if config.rows is None and config.limits == Limits():
+        raise ConfigError(f"{path}: limits: set trials, hours or epochs, so that the study ends")
     if reference is None:
         return config
     if isinstance(reference, str):

@@ -33,8 +33,8 @@ SQLITE_PATIENCE = 30.0
 OPENING_PATIENCE = 120.0
 """How long we wait for another process that is making or changing the tables, s."""
 
-# A worker that was stopped (SIGSTOP, a sleeping laptop) may hold row locks: its transaction is ended before others
-# give up waiting for it, and all of that is shorter than a lease.
+# A worker that was stopped (SIGSTOP, a sleeping laptop) may hold row locks: its transaction is ended before
+# others give up waiting for it, and all of that is shorter than a lease.
 _POSTGRESQL_OPTIONS = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=20s"
 _POSTGRESQL_CONNECTION = {
     "connect_timeout": 10,  # s
@@ -45,6 +45,11 @@ _POSTGRESQL_CONNECTION = {
     "application_name": "anitune",
     "options": _POSTGRESQL_OPTIONS,
 }
+# What the server says when it cannot serve: a broken connection, a wrong password, no such database, a full
+# disk or too many connections, shutting down or starting, and an idle transaction that it ended.
+_AWAY = ("08", "28", "3D", "53", "57P", "25P03")
+_BUSY = ("55P03", "40P01", "40001")  # waited too long for a lock, deadlock, conflict
+
 _OPENING_LOCK = 0x616E6974756E65  # "anitune": the key of PostgreSQL's advisory lock
 
 _NETWORK_FILESYSTEMS = frozenset(
@@ -158,7 +163,8 @@ def _prepare_folder(file: Path) -> None:
     kind = network_filesystem(file.parent.resolve(), mounts.read_text()) if mounts.exists() else None
     if kind is not None:
         log.warning(
-            "%s lies on a network file system (%s), where SQLite can lose data: use PostgreSQL, or a local folder",
+            "%s lies on a network file system (%s), where SQLite can lose data:"
+            " use PostgreSQL, or a local folder",
             file,
             kind,
         )
@@ -200,14 +206,15 @@ def _opening_lock(engine: Engine, url: URL) -> Iterator[None]:
             with FileLock(f"{url.database}.lock", timeout=OPENING_PATIENCE):
                 yield
         except Timeout:
-            raise DatabaseBusyError(f"{url.database}: another process has been making the tables for long") from None
+            raise DatabaseBusyError(
+                f"{url.database}: another process has been making the tables for long"
+            ) from None
         except OSError as error:
             raise DatabaseUnreachableError(f"{url.database}: cannot be written: {error.strerror}") from error
         return
-    with engine.connect() as connection:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # Closed, not given back to the pool: its end frees the lock, whatever happens.
         connection.detach()
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(text(f"SET lock_timeout = '{OPENING_PATIENCE:.0f}s'"))
         connection.execute(text(f"SELECT pg_advisory_lock({_OPENING_LOCK})"))
         yield
@@ -255,11 +262,10 @@ def _explained(error: BaseException, url: str) -> DatabaseError:
     if make_url(url).get_backend_name() == "sqlite":
         return _explained_sqlite(said, where)
     state = getattr(error.orig, "sqlstate", None)
-    if state in ("55P03", "40P01", "40001"):
+    if state in _BUSY:
         return DatabaseBusyError(f"{where}: {said}")
-    # No state: no server spoke. 08: connection, 28: password, 3D: no such database, 53: too many connections or a
-    # full disk, 57P: it is shutting down or starting, 25P03: it ended an idle transaction.
-    if error.connection_invalidated or state is None or state[:2] in ("08", "28", "3D", "53") or state[:3] == "57P":
+    away = state is None and isinstance(error, exc.OperationalError)  # no server spoke
+    if error.connection_invalidated or away or (state or "").startswith(_AWAY):
         return DatabaseUnreachableError(f"{where}: {said}; check the URL, and that the database runs")
     return DatabaseError(f"{where}: {said}")
 
@@ -267,7 +273,8 @@ def _explained(error: BaseException, url: str) -> DatabaseError:
 def _explained_sqlite(said: str, where: str) -> DatabaseError:
     if "locked" in said:
         return DatabaseBusyError(
-            f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s; several workers need PostgreSQL"
+            f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
+            " several workers need PostgreSQL"
         )
     if "unable to open" in said or "readonly" in said:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")

@@ -1,4 +1,4 @@
-"""Studies: a name, a configuration that stays, a budget that may be raised, and what was learned of the data."""
+"""Studies: a name, a configuration that stays, a budget that may be raised, and facts about the data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import optuna
+from optuna import Study as OptunaStudy
+from optuna import Trial as OptunaTrial
+from optuna import create_study as create_optuna_study
+from optuna import load_study as load_optuna_study
+from optuna.exceptions import ExperimentalWarning
 from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database
-from storage.errors import FactsChangedError, StudyExistsError, StudyNotFoundError
+from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.tracking.outbox import StudyMessage, enqueue
 
@@ -59,8 +63,12 @@ class Study:
     def facts(self) -> dict[str, str]:
         """What was learned of the data (see :meth:`set_facts`)."""
         with self.database.reading() as connection:
-            query = select(studies.c.facts).where(studies.c.id == self.id)
-            return dict(connection.execute(query).scalar_one())
+            return self.facts_in(connection)
+
+    def facts_in(self, connection: Connection) -> dict[str, str]:
+        """:attr:`facts`, read in an open transaction."""
+        query = select(studies.c.facts).where(studies.c.id == self.id)
+        return dict(connection.execute(query).scalar_one())
 
     def set_facts(self, facts: Mapping[str, str]) -> None:
         """Keep fingerprints of the data and the split; the first to set one decides.
@@ -85,20 +93,20 @@ class Study:
                 enqueue(connection, self.id, None, [StudyMessage(config=config, tags=new)])
 
     @cached_property
-    def optuna(self) -> optuna.Study:
+    def optuna(self) -> OptunaStudy:
         """Optuna's view of the study; whoever proposes sets its sampler and pruner."""
         with self.database.plain_errors():
             try:
-                return optuna.load_study(study_name=self.name, storage=self.database.optuna)
+                return load_optuna_study(study_name=self.name, storage=self.database.optuna)
             except KeyError:
                 raise StudyNotFoundError(f"study {self.name!r} was deleted from Optuna's tables") from None
 
-    def optuna_trial(self, optuna_trial_id: int) -> optuna.Trial:
+    def optuna_trial(self, optuna_trial_id: int) -> OptunaTrial:
         """A trial to propose a configuration with, also one that another process began."""
         with self.database.plain_errors():
-            # Optuna's cache knows only the trials that it has listed or created, and refuses parameters of others.
+            # Optuna's cache refuses parameters of a trial that it has neither created nor listed.
             self.optuna.get_trials(deepcopy=False)
-            return optuna.Trial(self.optuna, optuna_trial_id)
+            return OptunaTrial(self.optuna, optuna_trial_id)
 
 
 @dataclass(frozen=True)
@@ -137,9 +145,11 @@ def create_study(database: Database, name: str, config: Mapping[str, Any], budge
     ------
     StudyExistsError
         if the name is taken with another configuration, or by a study that Optuna has and we have not.
+    SettingsError
+        if it cannot be a name.
     """
     if not _NAME.fullmatch(name):
-        raise StudyExistsError(
+        raise SettingsError(
             f"{name!r} cannot name a study: write 1 to 100 letters, digits, dots, dashes or underscores,"
             " beginning with a letter or a digit"
         )
@@ -218,8 +228,8 @@ def _exists(database: Database, name: str) -> bool:
 
 def _create_in_optuna(database: Database, name: str) -> int:
     with database.plain_errors(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made = optuna.create_study(
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        made = create_optuna_study(
             study_name=name, storage=database.optuna, direction="minimize", load_if_exists=True
         )
         if made.get_trials(deepcopy=False) and not _exists(database, name):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from search.study import PrunerConfig, StudyConfig
 
@@ -36,13 +37,11 @@ def rungs(config: StudyConfig) -> tuple[int, ...]:
     return tuple(itertools.takewhile(lambda step: step < config.epochs, steps))
 
 
-def should_prune(storage: BaseStorage, config: StudyConfig, trial_id: int) -> bool:
-    """Ask the pruner about a trial whose value at the present rung Optuna knows."""
+def should_prune(storage: BaseStorage, config: StudyConfig, trial: FrozenTrial) -> bool:
+    """Ask the pruner about a trial as Optuna has it at a rung."""
     assert config.pruner is not None
     pruner = PRUNERS[config.pruner.kind](config, config.pruner)
-    study = optuna.load_study(study_name=config.name, storage=storage, pruner=pruner)
-    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before a pruner writes its marks
-    return pruner.prune(study, storage.get_trial(trial_id))
+    return pruner.prune(optuna.load_study(study_name=config.name, storage=storage, pruner=pruner), trial)
 
 
 def _first_rung(config: StudyConfig, pruner: PrunerConfig) -> int:

@@ -11,6 +11,16 @@ from trainer.config import TrainConfig, load_config, searchable_fields
 
 logger = logging.getLogger("anitune")
 
+WIDTH = "width_"
+"""Begins the name of the parameter that is the width of a layer; layers count from 1."""
+
+
+def flat_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a training with layers and widths in the place of ``hidden``, as in a search."""
+    settings = dataclasses.asdict(config)
+    hidden = settings.pop("hidden")
+    return {"layers": len(hidden)} | {f"{WIDTH}{n}": w for n, w in enumerate(hidden, start=1)} | settings
+
 
 def row_settings(config: StudyConfig, row: Row) -> dict[str, Any]:
     """What a study sets for the training of a row."""
@@ -19,10 +29,10 @@ def row_settings(config: StudyConfig, row: Row) -> dict[str, Any]:
 
 def row_params(config: StudyConfig, row: Row) -> dict[str, Any]:
     """The settings of a row that could be searched, by the names that they have in a search."""
-    settings = dataclasses.asdict(load_config(TrainConfig, row_settings(config, row), config.name))
-    hidden = settings["hidden"]
-    params = {"layers": len(hidden)} | {f"width_{n}": width for n, width in enumerate(hidden, start=1)}
-    return params | {name: settings[name] for name in searchable_fields() if name != "hidden"}
+    settings = load_config(TrainConfig, row_settings(config, row), config.name)
+    params = flat_settings(settings)
+    widths = [name for name in params if name.startswith(WIDTH)]
+    return {name: params[name] for name in ("layers", *widths, *searchable_fields()) if name in params}
 
 
 def scale_batches(config: StudyConfig, train_structures: int) -> StudyConfig:

@@ -7,6 +7,7 @@ the same, and a study with one worker can be repeated.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,9 @@ def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
     if config.rows is not None:
         return PointsSampler([row_params(config, row) for row in config.rows])
     assert config.sampler is not None
-    return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # qmc, since Optuna 3.0
+        return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number))
 
 
 def trial_limit(config: StudyConfig) -> int | None:

@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.propose.rows import row_params, row_settings
+from search.propose.rows import WIDTH, row_params, row_settings
 from search.propose.seeds import training_seed
 from search.study import Choices, Dimension, Range, StudyConfig
 from trainer.config import TrainConfig, load_config
@@ -19,8 +20,6 @@ from trainer.errors import ConfigError
 
 LARGEST_GRID = 100_000
 """Points of a grid at most."""
-
-_WIDTH = "width_"
 
 
 def distributions(config: StudyConfig) -> dict[str, BaseDistribution]:
@@ -46,7 +45,7 @@ def used_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in params.items()
-        if not name.startswith(_WIDTH) or int(name.removeprefix(_WIDTH)) <= layers
+        if not name.startswith(WIDTH) or int(name.removeprefix(WIDTH)) <= layers
     }
 
 
@@ -64,7 +63,7 @@ def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) ->
     fixed = {name: d for name, d in _dimensions(config).items() if not isinstance(d, Range | Choices)}
     chosen: dict[str, Any] = fixed | dict(params)
     if "layers" in chosen:
-        chosen["hidden"] = tuple(chosen[f"{_WIDTH}{layer}"] for layer in range(1, chosen["layers"] + 1))
+        chosen["hidden"] = tuple(chosen[f"{WIDTH}{layer}"] for layer in range(1, chosen["layers"] + 1))
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in chosen.items() if name in settings}
     return load_config(TrainConfig, seed | config.training | chosen, config.name)
@@ -105,7 +104,7 @@ def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
     deepest = max(layers.choices) if isinstance(layers, Choices) else layers
     deepest = deepest.high if isinstance(deepest, Range) else deepest
     assert isinstance(deepest, int)
-    return {"layers": space.pop("layers")} | {f"{_WIDTH}{n}": width for n in range(1, deepest + 1)} | space
+    return {"layers": space.pop("layers")} | {f"{WIDTH}{n}": width for n in range(1, deepest + 1)} | space
 
 
 def _searched(config: StudyConfig) -> dict[str, Range[Any] | Choices[Any]]:
@@ -124,6 +123,6 @@ def _distribution(dimension: Range[Any] | Choices[Any]) -> BaseDistribution:
 def _grid_values(dimension: Range[Any] | Choices[Any]) -> list[Any]:
     if isinstance(dimension, Choices):
         return list(dimension.choices)
-    low, step = dimension.low, dimension.step
-    assert step is not None
-    return [low + n * step for n in range(round((dimension.high - low) / step) + 1)]
+    # Decimals, since 0.1 + 0.1 + 0.1 as floating-point numbers lies above 0.3.
+    low, high, step = (Decimal(str(x)) for x in (dimension.low, dimension.high, dimension.step))
+    return [type(dimension.low)(low + n * step) for n in range(round((high - low) / step) + 1)]

@@ -1,6 +1,7 @@
 """The versions of the tables, and how a database is brought to the newest.
 
-A change of ``tables.py`` needs a migration: ``python -m storage.records.schema "what changes"`` writes the draft.
+A change of ``tables.py`` needs a migration, of which ``python -m storage.records.schema "what changes"``
+writes the draft.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def is_current(connection: Connection) -> bool:
         if a newer program made them.
     """
     script = ScriptDirectory.from_config(_config())
-    version = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    version = MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE}
+    ).get_current_revision()
     if version is not None and version not in {revision.revision for revision in script.walk_revisions()}:
         raise SchemaTooNewError(
             f"the database was made by a newer anitune (its tables have version {version}): upgrade anitune"

@@ -206,7 +206,6 @@ relays = Table(
     Column("started_at", Double, nullable=False),
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
-    Column("stop_requested", Boolean, nullable=False),
     Column("last_error", Text),
 )
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from storage.database import Database
 from storage.errors import RelayLeaseLostError
 from storage.records.tables import now, relays, studies
+from storage.studies import Study
 
 LEASE_SECONDS = 120.0
 """Longer than a call to MLflow takes, which its timeout ends after 30 s without a byte."""
@@ -22,9 +22,8 @@ LEASE_SECONDS = 120.0
 class RelayLease:
     """The right to deliver one study, as long as every write goes through :meth:`writing`."""
 
-    def __init__(self, db: Database, study_id: int, token: str) -> None:
-        self.db = db
-        self.study_id = study_id
+    def __init__(self, study: Study, token: str) -> None:
+        self.study = study
         self._token = token
 
     @contextmanager
@@ -36,10 +35,10 @@ class RelayLease:
         RelayLeaseLostError
             before anything is written, if another relay took over.
         """
-        with self.db.writing() as connection:
+        with self.study.database.writing() as connection:
             renewed = connection.execute(
                 update(relays)
-                .where(relays.c.study_id == self.study_id, relays.c.token == self._token)
+                .where(relays.c.study_id == self.study.id, relays.c.token == self._token)
                 .values({"renewed_at": now(), "lease_until": now() + LEASE_SECONDS, **values})
             )
             if renewed.rowcount == 0:
@@ -62,7 +61,7 @@ class RelayLease:
             pass
 
 
-def take_lease(db: Database, study_id: int) -> RelayLease | None:
+def take_lease(study: Study) -> RelayLease | None:
     """The lease of a study, or ``None`` while another relay holds it."""
     token = uuid.uuid4().hex
     values = {
@@ -74,36 +73,36 @@ def take_lease(db: Database, study_id: int) -> RelayLease | None:
         "lease_until": now() + LEASE_SECONDS,
         "last_error": None,
     }
-    with db.writing() as connection:
+    with study.database.writing() as connection:
         # Two relays that start together come here one after the other.
-        connection.execute(select(studies.c.id).where(studies.c.id == study_id).with_for_update())
-        holder = _holder(connection, study_id)
+        connection.execute(select(studies.c.id).where(studies.c.id == study.id).with_for_update())
+        holder = _holder(connection, study)
         if holder is None:
-            connection.execute(insert(relays).values(study_id=study_id, **values))
+            connection.execute(insert(relays).values(study_id=study.id, **values))
         elif _lives(holder):
             return None
         else:
-            connection.execute(update(relays).where(relays.c.study_id == study_id).values(**values))
-    return RelayLease(db, study_id, token)
+            connection.execute(update(relays).where(relays.c.study_id == study.id).values(**values))
+    return RelayLease(study, token)
 
 
-def relay_lives(db: Database, study_id: int) -> bool:
+def relay_lives(study: Study) -> bool:
     """Whether a relay delivers the study now."""
-    with db.reading() as connection:
-        holder = _holder(connection, study_id)
+    with study.database.reading() as connection:
+        holder = _holder(connection, study)
     return holder is not None and _lives(holder)
 
 
-def last_error(db: Database, study_id: int) -> str | None:
+def last_error(study: Study) -> str | None:
     """What keeps the relay from delivering."""
-    with db.reading() as connection:
-        return connection.scalar(select(relays.c.last_error).where(relays.c.study_id == study_id))
+    with study.database.reading() as connection:
+        return connection.scalar(select(relays.c.last_error).where(relays.c.study_id == study.id))
 
 
-def _holder(connection: Connection, study_id: int) -> Row[Any] | None:
+def _holder(connection: Connection, study: Study) -> Row[Any] | None:
     valid = (relays.c.lease_until > now()).label("valid")
     return connection.execute(
-        select(relays.c.host, relays.c.pid, valid).where(relays.c.study_id == study_id)
+        select(relays.c.host, relays.c.pid, valid).where(relays.c.study_id == study.id)
     ).one_or_none()
 
 

@@ -181,7 +181,7 @@ def _is_final(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        # A path that is unknown as such is not MLflow's answer, but perhaps of a proxy with nothing behind it.
+        # An unknown path is not MLflow's answer, but perhaps that of a proxy with nothing behind it.
         return error.error_code != "ENDPOINT_NOT_FOUND" and _is_final_status(status)
     answer: Any = getattr(error, "response", None)  # as errors of requests have it, which uploads raise
     return _is_final_status(getattr(answer, "status_code", None))

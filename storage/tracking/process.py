@@ -27,16 +27,15 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from storage.database import Database
 from storage.errors import (
     DatabaseBusyError,
     DatabaseUnreachableError,
     RelayLeaseLostError,
-    StudyNotFoundError,
     TrackingUnavailableError,
 )
-from storage.records.tables import attempts, now, studies
+from storage.records.tables import attempts, now
 from storage.settings import redacted
+from storage.studies import Study
 from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
 from storage.tracking.relay import NoteWriter, Relay, release_parked, undelivered
 
@@ -75,20 +74,20 @@ class SyncResult:
     parked: int
 
 
-def start_relay(db: Database, study: str) -> subprocess.Popen[bytes] | None:
+def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     """Start a relay in the background, unless one delivers the study already.
 
     It is a session of its own, outlives us, ends by itself, and logs to ``logs/relay-STUDY.log`` in the home
     folder. Where one lives this costs one query: call it whenever a worker takes a trial.
     """
-    if relay_lives(db, _study_id(db, study)):
+    if relay_lives(study):
         return None
-    settings = db.settings
+    settings = study.database.settings
     settings.logs.mkdir(parents=True, exist_ok=True)
-    with (settings.logs / f"relay-{study}.log").open("ab") as output:
+    with (settings.logs / f"relay-{study.name}.log").open("ab") as output:
         return subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [sys.executable, "-P", "-m", "search.cli.main", "relay", "--", study],
+            [sys.executable, "-P", "-m", "search.cli.main", "relay", "--", study.name],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -97,19 +96,18 @@ def start_relay(db: Database, study: str) -> subprocess.Popen[bytes] | None:
         )
 
 
-def run_relay(db: Database, study: str, write_note: NoteWriter, idle_seconds: float = IDLE_SECONDS) -> None:
+def run_relay(study: Study, write_note: NoteWriter, idle_seconds: float = IDLE_SECONDS) -> None:
     """Deliver a study until nobody works on it and nothing is left, or until SIGTERM.
 
     Returns at once where another relay delivers. Must be called in the main thread, for the signals.
     """
-    study_id = _study_id(db, study)
-    lease = take_lease(db, study_id)
+    lease = take_lease(study)
     if lease is None:
-        log.info("%s: another relay delivers", study)
+        log.info("%s: another relay delivers", study.name)
         return
     stopping = Event()
-    relay = Relay(lease, study, write_note, stopping)
-    log.info("%s: relay to %s begins", study, redacted(db.settings.tracking_uri))
+    relay = Relay(lease, write_note, stopping)
+    log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
     with _set_by_signals(stopping):
         try:
             _deliver_while_open(relay, lease, stopping, idle_seconds)
@@ -117,12 +115,12 @@ def run_relay(db: Database, study: str, write_note: NoteWriter, idle_seconds: fl
                 relay.tell_study()
             lease.release()
         except RelayLeaseLostError as error:
-            log.warning("%s: relay ends: %s", study, error)
+            log.warning("%s: relay ends: %s", study.name, error)
             return
-    log.info("%s: relay ends, %d rows left", study, undelivered(db, study_id))
+    log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
 
 
-def sync(db: Database, study: str, write_note: NoteWriter) -> SyncResult:
+def sync(study: Study, write_note: NoteWriter) -> SyncResult:
     """Deliver all that a study has to tell, now; parked queues are tried again.
 
     Where a relay delivers already, wait for it.
@@ -132,30 +130,29 @@ def sync(db: Database, study: str, write_note: NoteWriter) -> SyncResult:
     TrackingUnavailableError
         if the tracking server does not answer; nothing is lost.
     """
-    study_id = _study_id(db, study)
-    before = undelivered(db, study_id)
-    release_parked(db, study_id)
-    while (lease := take_lease(db, study_id)) is None:
-        if (trouble := last_error(db, study_id)) is not None:
+    before = undelivered(study)
+    release_parked(study)
+    while (lease := take_lease(study)) is None:
+        if (trouble := last_error(study)) is not None:
             raise TrackingUnavailableError(trouble)
-        if undelivered(db, study_id) == 0:
+        if undelivered(study) == 0:
             return SyncResult(delivered=before, parked=0)
         time.sleep(POLL_SECONDS)
     never = Event()
-    relay = Relay(lease, study, write_note, never)
-    patiently = _patience(stop_after_attempt(SYNC_TRIES), never, _Trouble(lease, study))
+    relay = Relay(lease, write_note, never)
+    patiently = _patience(stop_after_attempt(SYNC_TRIES), never, _Trouble(lease))
     try:
         while patiently(relay.deliver):
             pass
         patiently(relay.tell_study)
     finally:
         lease.release()
-    left = undelivered(db, study_id)
+    left = undelivered(study)
     return SyncResult(delivered=before - left, parked=left)
 
 
 def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_seconds: float) -> None:
-    trouble = _Trouble(lease, relay.study)
+    trouble = _Trouble(lease)
     patiently = _patience(
         stop_when_event_set(stopping) | stop_after_delay(GIVE_UP_SECONDS), stopping, trouble
     )
@@ -164,7 +161,7 @@ def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_s
         try:
             delivered = patiently(relay.deliver)
         except _PASSING:
-            if not _is_worked_on(lease):
+            if not _is_worked_on(relay.study):
                 return
             continue
         if not stopping.is_set():
@@ -172,7 +169,7 @@ def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_s
         if delivered:
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since > idle_seconds:
-            if not _is_worked_on(lease):
+            if not _is_worked_on(relay.study):
                 return
             idle_since = time.monotonic()
         else:
@@ -182,9 +179,8 @@ def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_s
 class _Trouble:
     """Says what keeps us from delivering: once in the log, and in the relay's row for ``sync``."""
 
-    def __init__(self, lease: RelayLease, study: str) -> None:
+    def __init__(self, lease: RelayLease) -> None:
         self._lease = lease
-        self._study = study
         self._said: str | None = None
 
     def tell(self, state: RetryCallState) -> None:
@@ -193,7 +189,7 @@ class _Trouble:
         if str(error) == self._said:
             return
         self._said = str(error)
-        log.warning("%s: not delivered yet: %s", self._study, error)
+        log.warning("%s: not delivered yet: %s", self._lease.study.name, error)
         if isinstance(error, TrackingUnavailableError):  # otherwise it is the records that cannot be written
             self._lease.record_error(self._said)
 
@@ -201,13 +197,13 @@ class _Trouble:
         if self._said is not None:
             self._said = None
             self._lease.record_error(None)
-            log.info("%s: delivers again", self._study)
+            log.info("%s: delivers again", self._lease.study.name)
 
 
 def _patience(stop: stop_base, woken: Event, trouble: _Trouble) -> Retrying:
     return Retrying(
         retry=retry_if_exception_type(_PASSING),
-        wait=wait_exponential_jitter(initial=0.5, max=LONGEST_WAIT_SECONDS),
+        wait=wait_exponential_jitter(max=LONGEST_WAIT_SECONDS),
         stop=stop,
         sleep=sleep_using_event(woken),
         before_sleep=trouble.tell,
@@ -228,24 +224,10 @@ def _set_by_signals(event: Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _study_id(db: Database, study: str) -> int:
-    with db.reading() as connection:
-        found: int | None = connection.scalar(select(studies.c.id).where(studies.c.name == study))
-    if found is None:
-        raise StudyNotFoundError(f"there is no study named {study!r} in {redacted(db.settings.storage_url)}")
-    return found
-
-
-def _is_worked_on(lease: RelayLease) -> bool:
+def _is_worked_on(study: Study) -> bool:
     """Whether a worker holds a trial."""
-    with lease.db.reading() as connection:
-        trial = connection.execute(
-            select(attempts.c.number)
-            .where(
-                attempts.c.study_id == lease.study_id,
-                attempts.c.ended_at.is_(None),
-                attempts.c.lease_until > now(),
-            )
-            .limit(1)
-        ).first()
-    return trial is not None
+    held = select(attempts.c.number).where(
+        attempts.c.study_id == study.id, attempts.c.ended_at.is_(None), attempts.c.lease_until > now()
+    )
+    with study.database.reading() as connection:
+        return connection.execute(held.limit(1)).first() is not None

@@ -1,8 +1,8 @@
 """Delivers the outbox of one study to MLflow: in order for each run, as often as it takes, with one result.
 
 MLflow is a projection of the records. What is said twice (after a crash, a timeout, a lost answer) changes
-nothing there: each call of :class:`~storage.tracking.mlflow_runs.MlflowRuns` may be repeated, and what it says
-comes from the rows. A row is marked delivered only after MLflow has taken it.
+nothing there: each call of :class:`~storage.tracking.mlflow_runs.MlflowRuns` may be repeated, and what it
+says comes from the rows. A row is marked delivered only after MLflow has taken it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any, assert_never
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 
 from storage.blobs.store import BlobStore
-from storage.database import Database
-from storage.errors import (
-    BlobMissingError,
-    StudyNotFoundError,
-    TrackingRefusedError,
-    TrackingUnavailableError,
-)
+from storage.errors import BlobMissingError, TrackingRefusedError, TrackingUnavailableError
 from storage.records.tables import now, outbox, studies, trials
+from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.lease import RelayLease
 from storage.tracking.mlflow_runs import MlflowRuns
@@ -76,18 +71,16 @@ class Relay:
     ----------
     lease
         Every write to the records is refused once another relay has it.
-    study
-        Name of the study.
     write_note
         See :data:`NoteWriter`.
     stopping
         Ends a pass after the batch in hand.
     """
 
-    def __init__(self, lease: RelayLease, study: str, write_note: NoteWriter, stopping: Event) -> None:
+    def __init__(self, lease: RelayLease, write_note: NoteWriter, stopping: Event) -> None:
         self.lease = lease
-        self._db = lease.db
-        self.study = study
+        self._db = lease.study.database
+        self.study = lease.study
         self._write_note = write_note
         self._stopping = stopping
         self._blobs = BlobStore(self._db.settings.artifacts)
@@ -104,12 +97,9 @@ class Relay:
     def _key(self) -> str:
         """Names the study in MLflow for good: another home folder may have a study of the same name."""
         with self._db.reading() as connection:
-            created = connection.scalar(
-                select(studies.c.created_at).where(studies.c.id == self.lease.study_id)
-            )
-        if created is None:
-            raise StudyNotFoundError(f"{self.study}: no such study")
-        return f"{self.study}@{_milliseconds(created)}"
+            query = select(studies.c.created_at).where(studies.c.id == self.study.id)
+            created = connection.execute(query).scalar_one()
+        return f"{self.study.name}@{_milliseconds(created)}"
 
     def deliver(self) -> int:
         """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
@@ -164,7 +154,7 @@ class Relay:
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
         with self._db.reading() as connection:
-            states = select(trials.c.ended_at).where(trials.c.study_id == self.lease.study_id)
+            states = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
             ends = connection.scalars(states).all()
         try:
             self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
@@ -173,7 +163,7 @@ class Relay:
             else:
                 self._runs.set_status(run, "FINISHED", _milliseconds(max(ends)))
         except TrackingRefusedError as refusal:
-            log.warning("%s: the study's run is not brought up to date: %s", self.study, refusal)
+            log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_told = time.monotonic()
 
@@ -182,7 +172,7 @@ class Relay:
         with self._db.reading() as connection:
             numbers = connection.scalars(
                 select(outbox.c.number)
-                .where(outbox.c.study_id == self.lease.study_id, outbox.c.delivered_at.is_(None))
+                .where(*_undelivered(self.study))
                 .group_by(outbox.c.number)
                 .having(func.count(outbox.c.parked) == 0)
                 .order_by(func.min(outbox.c.id))
@@ -193,11 +183,7 @@ class Relay:
         with self._db.reading() as connection:
             rows = connection.execute(
                 select(outbox.c.id, outbox.c.kind, outbox.c.payload, outbox.c.created_at)
-                .where(
-                    outbox.c.study_id == self.lease.study_id,
-                    outbox.c.number.is_(None) if number is None else outbox.c.number == number,
-                    outbox.c.delivered_at.is_(None),
-                )
+                .where(*_undelivered(self.study), outbox.c.number.is_not_distinct_from(number))
                 .order_by(outbox.c.id)
                 .limit(ROWS_AT_ONCE)
             ).all()
@@ -226,15 +212,17 @@ class Relay:
                 assert_never(row.message)
 
     def _send_study(self, message: StudyMessage, time_ms: int) -> None:
-        experiment = self._runs.experiment(self.study)
-        tags = {**message.tags, "anitune.study": self.study}
-        run = self._runs.find_or_create(experiment, self._key, self.study, time_ms, tags)
-        with self.lease.writing() as connection:
-            connection.execute(
-                update(studies)
-                .where(studies.c.id == self.lease.study_id)
-                .values(mlflow_experiment_id=experiment, mlflow_run_id=run)
-            )
+        tags = {**message.tags, "anitune.study": self.study.name}
+        run = self._run_id(None)
+        if run is None:
+            experiment = self._runs.experiment(self.study.name)
+            run = self._runs.find_or_create(experiment, self._key, self.study.name, time_ms, tags)
+            with self.lease.writing() as connection:
+                connection.execute(
+                    update(studies)
+                    .where(studies.c.id == self.study.id)
+                    .values(mlflow_experiment_id=experiment, mlflow_run_id=run)
+                )
         self._runs.log(run, tags=tags)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "study.json"
@@ -247,17 +235,19 @@ class Relay:
             **message.tags,
             **projection.RUNNING_TAGS,
             projection.PARENT_TAG: self._known_run(None),
-            "anitune.study": self.study,
+            "anitune.study": self.study.name,
         }
-        run = self._runs.find_or_create(
-            self._experiment(), self._trial_key(number), projection.run_name(number), time_ms, tags
-        )
-        with self.lease.writing() as connection:
-            connection.execute(
-                update(trials)
-                .where(trials.c.study_id == self.lease.study_id, trials.c.number == number)
-                .values(mlflow_run_id=run)
+        run = self._run_id(number)
+        if run is None:
+            run = self._runs.find_or_create(
+                self._experiment(), self._trial_key(number), projection.run_name(number), time_ms, tags
             )
+            with self.lease.writing() as connection:
+                connection.execute(
+                    update(trials)
+                    .where(trials.c.study_id == self.study.id, trials.c.number == number)
+                    .values(mlflow_run_id=run)
+                )
         self._runs.log(run, params=projection.param_texts(message.params), tags=tags)
         self._study_changed = True
 
@@ -277,7 +267,7 @@ class Relay:
 
     def _park(self, number: int | None, row: _Row, reason: str) -> None:
         what = "the study" if number is None else f"trial {number}"
-        log.warning("%s: MLflow is told no more about %s: %s", self.study, what, reason)
+        log.warning("%s: MLflow is told no more about %s: %s", self.study.name, what, reason)
         with self.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
 
@@ -287,7 +277,7 @@ class Relay:
     def _experiment(self) -> str:
         with self._db.reading() as connection:
             experiment: str | None = connection.scalar(
-                select(studies.c.mlflow_experiment_id).where(studies.c.id == self.lease.study_id)
+                select(studies.c.mlflow_experiment_id).where(studies.c.id == self.study.id)
             )
         assert experiment is not None, "it is recorded with the study's run, before any trial's"
         return experiment
@@ -295,10 +285,10 @@ class Relay:
     def _run_id(self, number: int | None) -> str | None:
         """The recorded run of a trial, or of the study."""
         if number is None:
-            query = select(studies.c.mlflow_run_id).where(studies.c.id == self.lease.study_id)
+            query = select(studies.c.mlflow_run_id).where(studies.c.id == self.study.id)
         else:
             query = select(trials.c.mlflow_run_id).where(
-                trials.c.study_id == self.lease.study_id, trials.c.number == number
+                trials.c.study_id == self.study.id, trials.c.number == number
             )
         with self._db.reading() as connection:
             return connection.scalar(query)
@@ -309,22 +299,22 @@ class Relay:
         return run
 
 
-def release_parked(db: Database, study_id: int) -> int:
-    """Let parked queues be tried again, after a person removed the cause; answers how many rows were."""
-    with db.writing() as connection:
-        parked = outbox.c.parked.is_not(None) & outbox.c.delivered_at.is_(None)
+def release_parked(study: Study) -> None:
+    """Let parked queues be tried again, as after a person removed the cause."""
+    with study.database.writing() as connection:
+        connection.execute(update(outbox).where(*_undelivered(study)).values(parked=None))
+
+
+def undelivered(study: Study) -> int:
+    """Rows of the outbox that MLflow has not taken yet."""
+    with study.database.reading() as connection:
         return connection.execute(
-            update(outbox).where(outbox.c.study_id == study_id, parked).values(parked=None)
-        ).rowcount
+            select(func.count()).select_from(outbox).where(*_undelivered(study))
+        ).scalar_one()
 
 
-def undelivered(db: Database, study_id: int) -> int:
-    """Rows that MLflow has not taken yet."""
-    with db.reading() as connection:
-        count = connection.scalar(
-            select(func.count()).where(outbox.c.study_id == study_id, outbox.c.delivered_at.is_(None))
-        )
-    return int(count or 0)
+def _undelivered(study: Study) -> tuple[ColumnElement[bool], ...]:
+    return (outbox.c.study_id == study.id, outbox.c.delivered_at.is_(None))
 
 
 def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:

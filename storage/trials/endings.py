@@ -1,7 +1,7 @@
 """How a trial ends: first in our record, then in Optuna, each step repeatable.
 
-Optuna refuses attributes and artifacts of a trial that it was told the end of. So telling comes last, and a worker
-that dies anywhere before it leaves a trial that the next claim settles from the record.
+Optuna refuses attributes and artifacts of a trial that it was told the end of. So telling comes last, and
+a worker that dies anywhere before it leaves a trial that the next claim settles from the record.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import mimetypes
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -110,9 +111,7 @@ def settle(database: Database, study: Study, number: int) -> None:
             for row in images:
                 _show_image(database, trial.optuna_trial_id, row)
             values = None if trial.value is None or trial.state == "failed" else [trial.value]
-            database.optuna.set_trial_state_values(
-                trial.optuna_trial_id, _OPTUNA_STATES[trial.state], values
-            )
+            database.optuna.set_trial_state_values(trial.optuna_trial_id, _OPTUNA_STATES[trial.state], values)
         except UpdateFinishedTrialError:
             pass  # told before, by us or by a person in the dashboard: our record stands
         except KeyError:
@@ -126,14 +125,14 @@ def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str |
         func.sum(seconds_spent()).label("seconds"), func.max(attempts.c.last_epoch).label("epochs")
     ).where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
     row = connection.execute(spent).one()
-    reason = {"fail_reason" if trial.state == "failed" else "stopped_because": trial.reason}
+    why = "fail_reason" if trial.state == "failed" else "stopped_because"
     return {
         **trial.tags,
         **trial.summary,
         "epochs": row.epochs,
-        "attempt seconds": round(row.seconds, 1),
+        "seconds": round(row.seconds, 1),
         "attempt": trial.attempt,
-        **(reason if trial.reason is not None else {}),
+        **({why: trial.reason} if trial.reason is not None else {}),
     }
 
 
@@ -151,8 +150,8 @@ def _is_image(path: str) -> bool:
 def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None:
     """Hang an image on the trial in the Optuna dashboard.
 
-    Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition would hang
-    the image twice.
+    Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition
+    would hang the image twice.
     """
     try:
         blob = BlobStore(database.settings.artifacts).path(row.digest)
@@ -167,13 +166,11 @@ def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None
         "mimetype": mimetypes.guess_type(row.path)[0],
         "encoding": None,
     }
-    database.optuna.set_trial_system_attr(
-        optuna_trial_id, f"artifacts:{artifact_id}", json.dumps(described)
-    )
+    database.optuna.set_trial_system_attr(optuna_trial_id, f"artifacts:{artifact_id}", json.dumps(described))
 
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     shutil.copyfile(source, part)
     part.replace(target)

@@ -1,7 +1,7 @@
 """No worker writes about a trial that another worker has taken over.
 
-The lease is read in the very transaction that writes, and its row is locked until the transaction ends: a check
-before the write would race with a worker that was stopped in between and wakes up later.
+The lease is read in the very transaction that writes, and its row is locked until that ends: a check before
+the write would race with a worker that was stopped in between and wakes up later.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The few statements of ours on Optuna's own tables.
 
-Optuna commits every call by itself. Made in our transaction instead, a trial of Optuna and the claim of it exist both
-or not at all: no crash leaves a trial that nobody owns, and no lost acknowledgement makes a second one.
+Optuna commits every call by itself. Made in our transaction instead, a trial of Optuna and the claim of it
+exist both or not at all: no crash leaves a trial that nobody owns, and no lost acknowledgement makes a
+second one.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def claim_trial(
 ) -> Claim | None:
     """Claim the next trial of the study; None if there is none to begin or to go on with now.
 
-    First comes a trial whose worker died or handed it back, then one that waits in Optuna's queue, then a new one.
-    The last two only while the budget lasts.
+    First comes a trial whose worker died or handed it back; then, while the budget lasts, one that waits in
+    Optuna's queue, or else a new one.
     """
     endings.settle_all(database, study)
     with database.writing() as connection:
@@ -224,7 +224,7 @@ def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
 
 
 def _is_deadly(connection: Connection, trial: Row[Any]) -> bool:
-    """Whether the trial kills its workers (out of memory, a crash of a driver), so that it must not go round forever."""
+    """Whether the trial kills its workers (out of memory, a driver): it must not go round forever."""
     query = (
         select(attempts.c.outcome, attempts.c.epochs)
         .where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)

@@ -41,7 +41,8 @@ def test_a_file_that_says_little_searches_the_default_space(tmp_path: Path) -> N
 def test_settings_of_the_training_are_not_searched(tmp_path: Path) -> None:
     text = (
         MINIMAL
-        + "training: {hidden: [64, 32], dropout: 0.1}\nspace: {activation: {choices: [silu, celu]}, batch_size: 64}\n"
+        + "training: {hidden: [64, 32], dropout: 0.1}\n"
+        + "space: {activation: {choices: [silu, celu]}, batch_size: 64}\n"
     )
     config = load_study(write(tmp_path, text))
     assert config.space is not None

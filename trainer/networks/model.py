@@ -93,8 +93,9 @@ class ElementNetworks(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self._keep == 1.0:
             return x
-        kept = torch.empty_like(x).bernoulli_(self._keep, generator=self.dropout_generator)
-        return x * kept.div_(self._keep)
+        # On a CPU this takes half the time of ``bernoulli_``.
+        drawn = torch.rand(x.shape, generator=self.dropout_generator, device=x.device, dtype=x.dtype)
+        return x * drawn.lt_(self._keep).div_(self._keep)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

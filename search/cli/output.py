@@ -1,0 +1,289 @@
+"""What a person reads: the course of a study, its leaderboard, and why published figures differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from search.study import StudyConfig
+    from search.work.worker import TrialNews, Watcher
+    from storage.studies import Budget, StudySummary
+    from storage.trials.views import TrialRow
+
+WIDE = 132
+"""Columns where no terminal sets a limit."""
+
+PLACES = 40
+"""Places of a leaderboard that are shown."""
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A console that does not squeeze tables when its output goes to a file."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+@contextmanager
+def watch() -> Iterator[Watcher]:
+    """Show the course of a study on standard error: by bars on a terminal, else by a line a trial."""
+    console = make_console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[best]}"),
+        console=console,
+        transient=True,
+    ) as bars:
+        yield _Bars(console, bars)
+
+
+class _Lines:
+    """A line for each trial that ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+        pass
+
+    def epoch(self, done: int) -> None:
+        pass
+
+    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        total = f"/{summary.budget.trials}" if summary.budget.trials is not None else ""
+        self._console.print(
+            f"{escape(news.study)} {_ended(summary)}{total}  {_what(news)}  {escape(_outcome(news, summary))}",
+            soft_wrap=True,
+        )
+
+
+class _Bars(_Lines):
+    """The lines, and below them one bar for the study and one for the present trial."""
+
+    def __init__(self, console: Console, bars: Progress) -> None:
+        super().__init__(console)
+        self._bars = bars
+        self._studies: dict[str, TaskID] = {}
+        self._trial: TaskID | None = None
+
+    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+        self._show_study(summary)
+        self._trial = self._bars.add_task(_what(news), total=news.planned_epochs, unit="epochs", best="")
+
+    def epoch(self, done: int) -> None:
+        if self._trial is not None:
+            self._bars.update(self._trial, completed=done)
+
+    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        super().ended(news, summary)
+        self._show_study(summary)
+        if self._trial is not None:
+            self._bars.remove_task(self._trial)
+            self._trial = None
+
+    def _show_study(self, summary: StudySummary) -> None:
+        if summary.name not in self._studies:
+            self._studies[summary.name] = self._bars.add_task(summary.name, unit="trials", best="")
+        best = f"best {summary.best_value:.3f} kcal/mol" if summary.best_value is not None else ""
+        self._bars.update(
+            self._studies[summary.name], completed=_ended(summary), total=summary.budget.trials, best=best
+        )
+
+
+def _ended(summary: StudySummary) -> int:
+    return sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
+
+
+def _what(news: TrialNews) -> str:
+    label = f"row {news.label}" if news.label is not None else f"trial {news.number}"
+    return f"{label}: {news.architecture}" if news.architecture else label
+
+
+def _outcome(news: TrialNews, summary: StudySummary) -> str:
+    if news.state == "failed":
+        return f"failed: {news.reason}"
+    if news.state == "interrupted":
+        return f"stopped after {news.epochs} of {news.planned_epochs} epochs; goes on there next time"
+    best = ", the best so far" if news.number == summary.best_number else ""
+    return f"{news.state} after {news.epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
+
+
+def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
+    """The complete trial of the least validation MAE."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    return min(complete, key=_value, default=None)
+
+
+def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) -> Table:
+    """All trials, the best first: complete ones by validation MAE, then those that were pruned, then the rest.
+
+    Parameters
+    ----------
+    reference : rows that were trained beside the study, shown in their places but without a rank
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    for heading in ("rank", "trial"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("architecture", overflow="fold")
+    for heading in ("val MAE", "params", "lr", "batch", "decay", "dropout", "epochs", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    ranks = {id(trial): n for n, trial in enumerate(sorted(_complete(trials), key=_value), start=1)}
+    order = ("complete", "pruned", "running", "interrupted", "failed")
+    places = sorted([*trials, *reference], key=lambda trial: (order.index(trial.state), _value(trial)))
+    for trial in places[:PLACES]:
+        row = trial.tags.get("row")
+        rank = str(ranks.get(id(trial), "")) if row is None else ""
+        style = "bold green" if rank == "1" else "cyan" if row is not None else "dim" if not rank else ""
+        table.add_row(
+            rank, str(trial.number) if row is None else f"row {escape(row)}", *_cells(trial), style=style
+        )
+    more = f"; {len(places) - PLACES} more" if len(places) > PLACES else ""
+    table.caption = (
+        f"val MAE in kcal/mol{', row: configuration of the reference study' if reference else ''}{more}"
+    )
+    return table
+
+
+def _complete(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    return [trial for trial in trials if trial.state == "complete"]
+
+
+def _value(trial: TrialRow) -> float:
+    return trial.value if trial.value is not None else float("inf")
+
+
+def _cells(trial: TrialRow) -> list[str]:
+    config = trial.config or {}
+
+    def number(name: str, form: str) -> str:
+        return format(config[name], form) if name in config else ""
+
+    return [
+        escape(trial.tags.get("arch", "")),
+        f"{trial.value:.3f}" if trial.value is not None else "",
+        f"{trial.summary['parameters']:,.0f}" if "parameters" in trial.summary else "",
+        number("learning_rate", ".2g"),
+        number("batch_size", "d"),
+        number("weight_decay", ".1g"),
+        number("dropout", ".2g"),
+        str(trial.epochs),
+        f"{trial.seconds:.0f}",
+        trial.state,
+    ]
+
+
+def rows_table(config: StudyConfig, trials: Sequence[TrialRow]) -> Table:
+    """Published figures beside ours, and why they differ."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"{config.name}: published and honest figures, MAE in kcal/mol",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("row", no_wrap=True)
+    table.add_column("settings", max_width=40)
+    table.add_column("reported", justify="right", no_wrap=True)
+    table.add_column("val MAE here", justify="right", no_wrap=True)
+    table.add_column("why they differ")
+    found = {trial.tags.get("row"): trial for trial in trials}
+    for row in config.rows or ():
+        trial = found.get(row.label)
+        reported = f"{row.reported_mae:.2f}" if row.reported_mae is not None else ""
+        table.add_row(
+            escape(row.label), escape(_settings(trial)), reported, _ours(trial), escape(row.note.strip())
+        )
+    return table
+
+
+def _ours(trial: TrialRow | None) -> str:
+    if trial is None:
+        return ""
+    return f"{trial.value:.3f}" if trial.value is not None else trial.state
+
+
+def _settings(trial: TrialRow | None) -> str:
+    if trial is None or trial.config is None:
+        return ""
+    config = trial.config
+    words = [trial.tags["arch"], f"lr {config['learning_rate']:g}", f"batch {config['batch_size']}"]
+    words += [f"dropout {config['dropout']:g}"] if config["dropout"] else []
+    words += [f"from {trial.tags['start_from']}"] if "start_from" in trial.tags else []
+    return ", ".join(words)
+
+
+def studies_table(summaries: Sequence[StudySummary]) -> Table:
+    """All studies, a line each."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="best: validation MAE, kcal/mol")
+    table.add_column("study", no_wrap=True)
+    for heading in ("trials", "complete", "pruned", "failed", "open", "best", "time", "epochs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary in summaries:
+        states = summary.trials
+        table.add_row(
+            escape(summary.name),
+            f"{_ended(summary)}/{summary.budget.trials}"
+            if summary.budget.trials is not None
+            else str(_ended(summary)),
+            *(str(states[state]) for state in ("complete", "pruned", "failed")),
+            str(states["running"] + states["interrupted"]),
+            f"{summary.best_value:.3f}" if summary.best_value is not None else "",
+            duration(summary.seconds),
+            f"{summary.epochs:,}",
+        )
+    return table
+
+
+def summary_lines(summary: StudySummary) -> list[str]:
+    """How a study stands."""
+    states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count) or "none yet"
+    total = summary.epochs + summary.epochs_saved
+    share = f" ({summary.epochs_saved / total:.0%} of what all trials would take)" if total else ""
+    best = (
+        f"{summary.best_value:.3f} kcal/mol (validation MAE of trial {summary.best_number})"
+        if summary.best_value is not None
+        else "no complete trial yet"
+    )
+    return [
+        f"trials       {states}; limit: {_budget(summary.budget)}",
+        f"best         {best}",
+        f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",
+        f"pruning      saved {summary.epochs_saved:,} epochs{share}",
+    ]
+
+
+def _budget(budget: Budget) -> str:
+    limits = [f"{budget.trials} trials"] if budget.trials is not None else []
+    limits += [duration(budget.seconds)] if budget.seconds is not None else []
+    limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
+    return ", ".join(limits) or "none"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that say most."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

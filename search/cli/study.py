@@ -1,0 +1,233 @@
+"""``anitune study``: create a study, run it, and look at what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.cli.worker import with_reference, work_on
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search.study import StudyConfig
+    from storage.database import Database
+    from storage.settings import Settings
+    from storage.studies import Study, StudySummary
+    from storage.trials.views import TrialRow
+
+study_app = typer.Typer(help="Create and run studies, and look at what came of them.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The study file (YAML).")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@study_app.command()
+def create(file: File) -> None:
+    """Make a study known, for workers to work on."""
+    from search.study import load_study
+    from storage.database import open_database
+
+    config = load_study(file)
+    with open_database(_settings(config)) as database:
+        study, _ = _create(database, config)[-1]
+    typer.echo(f"{study.name}: ready; work on it with: anitune worker {study.name}")
+
+
+@study_app.command()
+def run(file: File) -> None:
+    """Create a study, or go on with it, train all its trials here, and report."""
+    from search.cli.output import make_console
+    from search.study import load_study
+    from storage.database import open_database
+
+    config = load_study(file)
+    with open_database(_settings(config)) as database:
+        studies = _create(database, config)
+        work_on(database, studies, f"go on with: anitune study run {file}")
+        for study, _ in studies:
+            _deliver(study)
+        _report(make_console(), database, studies)
+
+
+@study_app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """Show all studies."""
+    from search.cli.output import make_console, studies_table
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import list_studies
+
+    with open_database(load_settings()) as database:
+        summaries = list_studies(database)
+    if as_json:
+        typer.echo(json.dumps([_summary_values(summary) for summary in summaries], indent=2))
+    elif summaries:
+        make_console().print(studies_table(summaries))
+    else:
+        typer.echo("No studies yet: anitune study run FILE begins one.")
+
+
+@study_app.command()
+def show(name: Name, as_json: Json = False) -> None:
+    """Show how a study stands: trials by state, the best, time spent, epochs saved by pruning."""
+    from search.cli.output import leaderboard, make_console, rows_table, summary_lines
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study, summarize_study
+    from storage.trials.views import trial_rows
+
+    with open_database(load_settings()) as database:
+        study = open_study(database, name)
+        summary = summarize_study(database, study)
+        trials = trial_rows(database, study)
+        *references, (_, config) = with_reference(database, study)
+        reference = [row for other, _ in references for row in trial_rows(database, other)]
+    if as_json:
+        values = _summary_values(summary) | {"rows": [_trial_values(trial) for trial in trials]}
+        typer.echo(json.dumps(values, indent=2))
+        return
+    console = make_console()
+    console.print(f"[bold]{name}[/]")
+    for line in summary_lines(summary):
+        console.print(line, markup=False)
+    console.print(leaderboard(trials, reference))
+    if config.rows is not None:
+        console.print(rows_table(config, trials))
+
+
+@study_app.command()
+def best(name: Name, as_json: Json = False) -> None:
+    """Show the best trial of a study: its settings, validation MAE, MLflow run and the file of its weights."""
+    from search.cli.output import best_trial
+    from search.errors import SearchError
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+    from storage.trials.views import trial_rows
+
+    with open_database(load_settings()) as database:
+        study = open_study(database, name)
+        trial = best_trial(trial_rows(database, study))
+        if trial is None:
+            raise SearchError(f"{name}: no trial is complete yet; see: anitune study show {name}")
+        values = _best_values(database, study, trial)
+    if as_json:
+        typer.echo(json.dumps(values, indent=2))
+        return
+    for key, value in values.items():
+        typer.echo(f"{key:<20} {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def _settings(config: StudyConfig) -> Settings:
+    """Places by the command line and the environment, else by the study file, else the defaults."""
+    from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
+
+    return load_settings(
+        storage_url=None if os.environ.get(STORAGE_VARIABLE) else config.storage,
+        tracking_uri=None if os.environ.get(TRACKING_VARIABLE) else config.tracking,
+    )
+
+
+def _create(database: Database, config: StudyConfig) -> list[tuple[Study, StudyConfig]]:
+    """Create the study and, before it, its reference."""
+    from search.propose.samplers import trial_limit
+    from storage.studies import Budget, create_study
+    from trainer.config import dump_config
+
+    studies = []
+    for each in (config.reference, config):
+        if each is not None:
+            hours = each.limits.hours
+            budget = Budget(
+                trials=trial_limit(each),
+                seconds=hours * 3600 if hours is not None else None,
+                epochs=each.limits.epochs,
+            )
+            studies.append((create_study(database, each.name, dump_config(each), budget), each))
+    return studies
+
+
+def _deliver(study: Study) -> None: ...
+
+
+def _report(console: Console, database: Database, studies: list[tuple[Study, StudyConfig]]) -> None:
+    from search.cli.output import best_trial, leaderboard, rows_table
+    from storage.trials.views import trial_rows
+
+    *references, (study, config) = studies
+    trials = trial_rows(database, study)
+    reference = [row for other, _ in references for row in trial_rows(database, other)]
+    console.print(leaderboard(trials, reference))
+    for other, rows in studies:
+        if rows.rows is not None:
+            console.print(rows_table(rows, trial_rows(database, other)))
+    trial = best_trial(trials)
+    if trial is None:
+        console.print(f"{study.name}: no trial is complete.", markup=False)
+    else:
+        values = _best_values(database, study, trial)
+        console.print(f"[bold]Best architecture[/]  {values['architecture']} (trial {trial.number})")
+        console.print(f"[bold]Validation MAE[/]     {trial.value:.3f} kcal/mol")
+        console.print(f"[bold]Its plots[/]          {values['plots']}", soft_wrap=True)
+    console.print(f"[bold]Look at it all[/]     anitune dashboards --study {study.name}")
+
+
+def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str, Any]:
+    from search.work.worker import MODEL
+    from storage.blobs.store import BlobStore
+
+    folder = database.settings.trial_folder(study.name, trial.number)
+    weights = folder / MODEL
+    if not weights.is_file():  # trained on another machine
+        digest = next(file.digest for file in trial.artifacts if file.path == MODEL)
+        weights = BlobStore(database.settings.artifacts).path(digest)
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "architecture": trial.tags["arch"],
+        "val_mae_kcalmol": trial.value,
+        "parameters": trial.params,
+        "mlflow_run_id": trial.mlflow_run_id,
+        "weights": str(weights),
+        "plots": str(folder / "plots"),
+    }
+
+
+def _summary_values(summary: StudySummary) -> dict[str, Any]:
+    return {
+        "name": summary.name,
+        "created_at": summary.created_at,
+        "limits": {
+            "trials": summary.budget.trials,
+            "seconds": summary.budget.seconds,
+            "epochs": summary.budget.epochs,
+        },
+        "trials": summary.trials,
+        "best_trial": summary.best_number,
+        "best_val_mae_kcalmol": summary.best_value,
+        "seconds": summary.seconds,
+        "epochs": summary.epochs,
+        "epochs_saved_by_pruning": summary.epochs_saved,
+    }
+
+
+def _trial_values(trial: TrialRow) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "architecture": trial.tags.get("arch"),
+        "val_mae_kcalmol": trial.value,
+        "parameters": trial.params,
+        "epochs": trial.epochs,
+        "seconds": trial.seconds,
+        "attempt": trial.attempt,
+        "reason": trial.reason,
+        "mlflow_run_id": trial.mlflow_run_id,
+        "metrics": trial.summary,
+    }

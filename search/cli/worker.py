@@ -1,0 +1,89 @@
+"""``anitune worker``, and the work that ``anitune study run`` shares with it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search.cli.output import watch
+from search.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from search.study import StudyConfig
+    from search.work.stopping import StopRequest
+    from storage.database import Database
+    from storage.studies import Study
+
+logger = logging.getLogger("anitune")
+
+
+def worker(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call this worker. Default: host and process id.")
+    ] = None,
+) -> None:
+    """Train trials of a study until it is done; any number of workers may, on many machines."""
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+
+    again = f"go on with: anitune worker {study}"
+    with open_database(load_settings()) as database:
+        if database.engine.dialect.name == "sqlite":
+            logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
+        work_on(database, with_reference(database, open_study(database, study)), again, name)
+
+
+def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
+    """A study and, before it, the rows that are trained beside it."""
+    from search.study import study_from_values
+    from storage.studies import open_study
+
+    config = study_from_values(study.config, f"the record of study {study.name}")
+    if config.reference is None:
+        return [(study, config)]
+    return [(open_study(database, config.reference.name), config.reference), (study, config)]
+
+
+def work_on(
+    database: Database, studies: list[tuple[Study, StudyConfig]], again: str, name: str | None = None
+) -> None:
+    """Train all trials of studies that share data, split and features.
+
+    Parameters
+    ----------
+    again : tells a person who stopped the work how to go on
+
+    Raises
+    ------
+    typer.Exit
+        if a signal stopped the work; the trial in hand was handed back.
+    """
+    from search.work.stopping import stop_on_signals
+    from search.work.worker import Worker
+    from trainer.task import prepare_task
+
+    _, config = studies[-1]
+    try:
+        with progress_bar() as progress:
+            task = prepare_task(
+                config.data, config.split, config.features, database.settings.features, progress
+            )
+        for study, _ in studies:
+            study.set_facts(task.fingerprints)
+        with stop_on_signals() as stop, watch() as watcher:
+            for study, config in studies:
+                Worker(database, study, config, task, watcher, stop, name).work()
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped at once; {again}", err=True)
+        raise typer.Exit(130) from None
+    _exit_if_stopped(stop, again)
+
+
+def _exit_if_stopped(stop: StopRequest, again: str) -> None:
+    if stop.signal is not None:
+        typer.echo(f"Stopped; {again}", err=True)
+        raise typer.Exit(128 + stop.signal)

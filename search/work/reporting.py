@@ -1,0 +1,46 @@
+"""Brings what a training reports into the records: the adapter between the trainer and the storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optuna.trial import FrozenTrial
+
+from storage.tracking.outbox import MetricRow
+from storage.trials.attempts import Attempt
+from trainer.reporting import EpochRecord, epoch_metrics
+
+
+class AttemptReporter:
+    """Writes to an attempt: one transaction at a rung or checkpoint, none in between.
+
+    Parameters
+    ----------
+    decide : asks the pruner about the trial as Optuna has it
+    stopping : whether the training must stop at the end of this epoch
+    """
+
+    def __init__(
+        self, attempt: Attempt, decide: Callable[[FrozenTrial], bool], stopping: Callable[[], bool]
+    ) -> None:
+        self._attempt = attempt
+        self._decide = decide
+        self._stopping = stopping
+
+    def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
+        return self._attempt.rung(epoch, best_val_mae, _metric_rows(records), self._decide)
+
+    def records(self, records: tuple[EpochRecord, ...]) -> None:
+        if records:
+            self._attempt.record_metrics(_metric_rows(records))
+
+    def should_stop(self) -> bool:
+        return self._stopping()
+
+
+def _metric_rows(records: tuple[EpochRecord, ...]) -> list[MetricRow]:
+    return [
+        MetricRow(key, record.epoch, value, round(record.finished_at * 1000))
+        for record in records
+        for key, value in epoch_metrics(record).items()
+    ]

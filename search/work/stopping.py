@@ -1,0 +1,59 @@
+"""A worker is asked to stop by a signal: at the end of the epoch the first time, at once the second."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether somebody wants this worker to stop.
+
+    Attributes
+    ----------
+    signal : the signal that asked
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._event = Event()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake up when asked to stop."""
+        self._event.wait(seconds)
+
+    def ask(self, by: signal.Signals) -> None:
+        """Ask the worker to stop."""
+        self.signal = by
+        self._event.set()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Let the first SIGINT or SIGTERM in the block ask to stop; a second one acts as it always does."""
+    request = StopRequest()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        request.ask(signal.Signals(number))
+        # Not by print or logging, which the signal may have interrupted.
+        os.write(2, b"\nStopping at the end of this epoch; once more: at once.\n")
+
+    for number in SIGNALS:
+        signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

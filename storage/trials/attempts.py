@@ -1,0 +1,365 @@
+"""The writing side of one attempt at a trial. Every write is refused once another worker has the trial."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
+from sqlalchemy import Connection, Row, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from storage.blobs.store import BlobStore
+from storage.database import Database
+from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError, TrialClosedError
+from storage.records.tables import artifacts, attempts, metrics, now, rungs, trials
+from storage.studies import Study
+from storage.tracking.outbox import (
+    METRICS_A_ROW,
+    ArtifactMessage,
+    MetricRow,
+    MetricsMessage,
+    TrialEnd,
+    TrialStartMessage,
+    enqueue,
+)
+from storage.trials import endings, fencing, optuna_rows
+from storage.trials.endings import Ending
+from storage.trials.queue import Claim, worker_tags
+
+PATIENCE = 600.0
+"""How long a training waits for a database that is away, s."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PASSING = retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError))
+
+
+def _patient(method: Callable[Concatenate[Attempt, P], R]) -> Callable[Concatenate[Attempt, P], R]:
+    """Repeat a method while the database is away: each of them can be repeated without another effect."""
+
+    @functools.wraps(method)
+    def repeated(self: Attempt, *args: P.args, **kwargs: P.kwargs) -> R:
+        retrying = Retrying(
+            retry=_PASSING,
+            wait=wait_random_exponential(multiplier=0.1, max=10),
+            stop=stop_after_delay(self.patience),
+            reraise=True,
+        )
+        return retrying(method, self, *args, **kwargs)
+
+    return cast(Callable[Concatenate["Attempt", P], R], repeated)
+
+
+class Attempt:
+    """What a worker records of a trial that it claimed.
+
+    Every method but :meth:`renew` waits for a database that is away, up to ``patience`` seconds.
+    All raise :class:`LeaseLostError`, and write nothing, once another worker has the trial.
+    """
+
+    def __init__(self, database: Database, study: Study, claim: Claim, patience: float = PATIENCE) -> None:
+        self.study = study
+        self.claim = claim
+        self.patience = patience
+        self._database = database
+        self._lease = fencing.Lease(study.id, claim.number, claim.token)
+
+    def fenced(self) -> AbstractContextManager[None]:
+        """A block in which Optuna's own writes, in this thread, are refused once the lease is lost."""
+        return fencing.fenced(self._lease)
+
+    def renew(self) -> None:
+        """Show a sign of life: the lease begins anew."""
+        with self._database.writing() as connection:
+            fencing.hold(connection, self._lease)
+            self._update_attempt(connection, renewed_at=now(), lease_until=now() + self.claim.lease_seconds)
+
+    @_patient
+    def record_config(
+        self,
+        config: Mapping[str, Any],
+        params: Mapping[str, Any],
+        *,
+        planned_epochs: int,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep what was proposed for the trial; done once, at its first attempt that comes so far.
+
+        Parameters
+        ----------
+        config
+            All settings of the training, to repeat it with.
+        params
+            The few that people compare trials by: flat names, plain values.
+        planned_epochs
+            Epochs of the trial if nothing stops it.
+        tags
+            Words worth a column, as the architecture.
+        """
+        with self._database.writing() as connection:
+            fencing.hold(connection, self._lease)
+            trial = self._trial(connection)
+            if trial.config is not None:
+                assert trial.config == json.loads(json.dumps(config)), "a trial has one configuration"
+                return
+            tags = dict(tags or {})
+            self._update_trial(
+                connection,
+                config=dict(config),
+                params=dict(params),
+                planned_epochs=planned_epochs,
+                tags=tags,
+            )
+            described = {
+                **self.study.facts_in(connection),
+                **worker_tags(self.claim.worker, self.claim.attempt),
+            }
+            message = TrialStartMessage(params=dict(params), tags={**described, **tags})
+            self._enqueue(connection, message)
+
+    @_patient
+    def record_metrics(self, rows: Sequence[MetricRow]) -> None:
+        """Keep metrics of epochs. Of a metric and step that are known the first value stays."""
+        with self._database.writing() as connection:
+            self._record_metrics(connection, fencing.hold(connection, self._lease), rows)
+
+    @_patient
+    def rung(
+        self, step: int, value: float, rows: Sequence[MetricRow], decide: Callable[[FrozenTrial], bool]
+    ) -> bool:
+        """Keep metrics, report to Optuna, and decide whether to stop the trial here.
+
+        A decision is made once: after a crash the one that was recorded is given again.
+
+        Parameters
+        ----------
+        step
+            The epoch.
+        value
+            Best validation MAE so far, kcal/mol.
+        rows
+            Metrics of the epochs since the last call.
+        decide
+            Asks the pruner about the trial as Optuna has it now.
+
+        Raises
+        ------
+        TrialClosedError
+            if the trial was ended or deleted in the Optuna dashboard.
+        """
+        decision = self._open_rung(step, value, rows)
+        if decision is not None:
+            return decision
+        optuna_storage, trial_id = self._database.optuna, self.claim.optuna_trial_id
+        with self._database.plain_errors(), self.fenced():
+            try:
+                optuna_storage.set_trial_intermediate_value(trial_id, step, value)
+                stop = decide(optuna_storage.get_trial(trial_id))
+            except (UpdateFinishedTrialError, KeyError) as error:
+                raise TrialClosedError(
+                    f"trial {self.claim.number} was ended or deleted in the Optuna dashboard"
+                ) from error
+        with self._database.writing() as connection:
+            fencing.hold(connection, self._lease)
+            connection.execute(update(rungs).where(*self._is(rungs), rungs.c.step == step).values(stop=stop))
+        return stop
+
+    @_patient
+    def record_artifact(self, path: str, file: Path) -> None:
+        """Keep a file of the trial under a path within its run, as ``plots/loss.png``; the last one stays.
+
+        Raises
+        ------
+        BlobWriteError
+            if there is no room for it.
+        """
+        # The bytes first: a row never names a file that is not there.
+        digest = BlobStore(self._database.settings.artifacts).put(file)
+        size = file.stat().st_size
+        with self._database.writing() as connection:
+            fencing.hold(connection, self._lease)
+            known = {
+                row.path: row for row in connection.execute(select(artifacts).where(*self._is(artifacts)))
+            }
+            if path in known and known[path].digest == digest:
+                return
+            values = {"digest": digest, "size": size, "attempt": self.claim.attempt}
+            if path in known:
+                this = (*self._is(artifacts), artifacts.c.path == path)
+                connection.execute(update(artifacts).where(*this).values(values))
+            else:
+                key = {"study_id": self.study.id, "number": self.claim.number, "path": path}
+                connection.execute(artifacts.insert().values(**key, position=len(known) + 1, **values))
+            self._enqueue(connection, ArtifactMessage(path=path, digest=digest, size=size))
+
+    @_patient
+    def finish(
+        self,
+        state: TrialEnd,
+        value: float | None = None,
+        reason: str | None = None,
+        summary: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """End the trial: in our record, then in Optuna with its attributes and images.
+
+        Parameters
+        ----------
+        state
+            What became of it.
+        value
+            Best validation MAE, kcal/mol; a pruned trial has its own.
+        reason
+            Why it stopped, in a person's words.
+        summary, tags
+            Numbers and words worth a column: they become user attributes in Optuna.
+        """
+        ending = Ending(state, value, reason, summary or {}, tags or {})
+        with self._database.writing() as connection:
+            row = fencing.find(connection, self._lease)
+            # Ended so by us: the acknowledgement of the first try was lost.
+            if row.ended_at is None or row.outcome != ending.state:
+                fencing.hold(connection, self._lease)
+                endings.record(connection, self._trial(connection), ending)
+                self._update_attempt(connection, ended_at=now(), outcome=ending.state, reason=ending.reason)
+        endings.settle(self._database, self.study, self.claim.number)
+
+    @_patient
+    def hand_back(self, reason: str) -> None:
+        """Give the trial back unfinished: the next claim goes on with it at once."""
+        with self._database.writing() as connection:
+            row = fencing.find(connection, self._lease)
+            if row.ended_at is None or row.outcome != "handed_back":
+                fencing.hold(connection, self._lease)
+                self._update_attempt(connection, ended_at=now(), outcome="handed_back", reason=reason)
+
+    def _open_rung(self, step: int, value: float, rows: Sequence[MetricRow]) -> bool | None:
+        """Keep the metrics and the rung; its decision, if one was recorded."""
+        with self._database.writing() as connection:
+            self._record_metrics(connection, fencing.hold(connection, self._lease), rows)
+            this = (*self._is(rungs), rungs.c.step == step)
+            rung = connection.execute(select(rungs).where(*this)).one_or_none()
+            trial_id = self.claim.optuna_trial_id
+            if rung is None:
+                connection.execute(
+                    rungs.insert().values(
+                        study_id=self.study.id,
+                        number=self.claim.number,
+                        step=step,
+                        value=value,
+                        earlier_marks=optuna_rows.pruner_marks(connection, trial_id),
+                    )
+                )
+                return None
+            if rung.stop is None:
+                # asha and hyperband mark a rung as passed before they answer: asked again, they would
+                # let the trial pass.
+                optuna_rows.drop_pruner_marks(connection, trial_id, keep=rung.earlier_marks)
+            decision: bool | None = rung.stop
+            return decision
+
+    def _record_metrics(self, connection: Connection, attempt: Row[Any], rows: Sequence[MetricRow]) -> None:
+        for start in range(0, len(rows), METRICS_A_ROW):
+            new = self._insert_metrics(connection, rows[start : start + METRICS_A_ROW])
+            if new:
+                self._enqueue(connection, MetricsMessage(rows=new))
+        epochs = {row.step for row in rows if row.step > attempt.last_epoch}
+        if epochs:
+            self._update_attempt(connection, epochs=attempt.epochs + len(epochs), last_epoch=max(epochs))
+
+    def _insert_metrics(self, connection: Connection, rows: Sequence[MetricRow]) -> tuple[MetricRow, ...]:
+        """Write the rows whose metric and step are new, and give those back."""
+        values = [
+            {
+                "study_id": self.study.id,
+                "number": self.claim.number,
+                "key": row.key,
+                "step": row.step,
+                "value": None if math.isnan(row.value) else row.value,
+                "time_ms": row.time_ms,
+                "attempt": self.claim.attempt,
+            }
+            for row in rows
+        ]
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        statement = insert(metrics).values(values).on_conflict_do_nothing()
+        written = {
+            tuple(key) for key in connection.execute(statement.returning(metrics.c.key, metrics.c.step))
+        }
+        return tuple(row for row in rows if (row.key, row.step) in written)
+
+    def _trial(self, connection: Connection) -> Row[Any]:
+        return connection.execute(select(trials).where(*self._is(trials))).one()
+
+    def _update_trial(self, connection: Connection, **values: Any) -> None:
+        connection.execute(update(trials).where(*self._is(trials)).values(**values))
+
+    def _update_attempt(self, connection: Connection, **values: Any) -> None:
+        this = (*self._is(attempts), attempts.c.token == self.claim.token)
+        connection.execute(update(attempts).where(*this).values(**values))
+
+    def _enqueue(self, connection: Connection, message: Any) -> None:
+        enqueue(connection, self.study.id, self.claim.number, [message])
+
+    def _is(self, table: Any) -> tuple[Any, ...]:
+        return (table.c.study_id == self.study.id, table.c.number == self.claim.number)
+
+
+class LeaseKeeper:
+    """Renews the lease of an attempt in a thread of its own, for as long as the block lasts.
+
+    Attributes
+    ----------
+    lost
+        Set when another worker has taken the trial over. A database that is away does not set it: once it
+        is back, either the lease is renewed, or it was really lost.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.lost = threading.Event()
+        self._attempt = attempt
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> LeaseKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        interval = self._attempt.claim.lease_seconds / 4
+        retrying = Retrying(
+            retry=_PASSING,
+            wait=wait_random_exponential(multiplier=0.2, max=interval),
+            stop=stop_when_event_set(self._stop),
+            sleep=sleep_using_event(self._stop),
+            reraise=True,
+        )
+        while not self._stop.wait(interval):
+            try:
+                retrying(self._attempt.renew)
+            except LeaseLostError:
+                self.lost.set()
+                return
+            except (DatabaseUnreachableError, DatabaseBusyError):
+                return  # told to stop while the database was away

@@ -1,0 +1,161 @@
+"""What the records say about the trials of a study, for people and for tables."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, func, select
+
+from storage.database import Database
+from storage.records.tables import artifacts, attempts, metrics, now, seconds_spent, trials
+from storage.studies import Study
+from storage.tracking.outbox import MetricRow
+from storage.trials.queue import WorkerInfo
+
+TrialState = Literal["running", "interrupted", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    """A file of a trial: path within the run, SHA-256 digest of its content in hexadecimal, size in bytes."""
+
+    path: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of a study.
+
+    Attributes
+    ----------
+    state
+        ``interrupted``: it was handed back or its worker fell silent, and the next claim goes on with it.
+    value
+        Best validation MAE, kcal/mol.
+    config, params, tags, planned_epochs
+        As proposed; None, and no tags, before.
+    attempt, worker
+        The latest.
+    started, ended
+        Seconds since 1970-01-01 UTC.
+    seconds
+        Spent in all attempts together.
+    epochs
+        Reached.
+    trained_epochs
+        In all attempts together; more than ``epochs`` if a crash made some be repeated.
+    """
+
+    number: int
+    optuna_trial_id: int
+    state: TrialState
+    value: float | None
+    config: dict[str, Any] | None
+    params: dict[str, Any] | None
+    tags: dict[str, str]
+    summary: dict[str, float]
+    reason: str | None
+    attempt: int
+    worker: WorkerInfo
+    started: float
+    ended: float | None
+    seconds: float
+    epochs: int
+    trained_epochs: int
+    planned_epochs: int | None
+    mlflow_run_id: str | None
+    artifacts: tuple[ArtifactRow, ...]
+
+
+def trial_rows(database: Database, study: Study) -> list[TrialRow]:
+    """All trials of the study, by number."""
+    with database.reading() as connection:
+        files = _artifacts(connection, study)
+        return [_trial(row, files.get(row.number, ())) for row in _rows(connection, study)]
+
+
+def metric_history(database: Database, study: Study, number: int) -> dict[str, tuple[MetricRow, ...]]:
+    """Each metric of a trial over its epochs."""
+    query = (
+        select(metrics)
+        .where(metrics.c.study_id == study.id, metrics.c.number == number)
+        .order_by(metrics.c.key, metrics.c.step)
+    )
+    history: defaultdict[str, list[MetricRow]] = defaultdict(list)
+    with database.reading() as connection:
+        for row in connection.execute(query):
+            value = math.nan if row.value is None else row.value
+            history[row.key].append(MetricRow(row.key, row.step, value, row.time_ms))
+    return {key: tuple(rows) for key, rows in history.items()}
+
+
+def _rows(connection: Connection, study: Study) -> list[Row[Any]]:
+    total = (
+        select(
+            attempts.c.number,
+            func.sum(seconds_spent()).label("seconds"),
+            func.sum(attempts.c.epochs).label("trained_epochs"),
+            func.max(attempts.c.last_epoch).label("reached"),
+        )
+        .where(attempts.c.study_id == study.id)
+        .group_by(attempts.c.number)
+        .subquery()
+    )
+    live = attempts.c.ended_at.is_(None) & (attempts.c.lease_until >= now())
+    query = (
+        select(
+            trials,
+            attempts.c.worker,
+            live.label("live"),
+            total.c.seconds,
+            total.c.trained_epochs,
+            total.c.reached,
+        )
+        .join(total, total.c.number == trials.c.number)
+        .join(
+            attempts,
+            (attempts.c.study_id == trials.c.study_id)
+            & (attempts.c.number == trials.c.number)
+            & (attempts.c.attempt == trials.c.attempt),
+        )
+        .where(trials.c.study_id == study.id)
+        .order_by(trials.c.number)
+    )
+    return list(connection.execute(query))
+
+
+def _artifacts(connection: Connection, study: Study) -> dict[int, tuple[ArtifactRow, ...]]:
+    query = select(artifacts).where(artifacts.c.study_id == study.id).order_by(artifacts.c.position)
+    files: defaultdict[int, list[ArtifactRow]] = defaultdict(list)
+    for row in connection.execute(query):
+        files[row.number].append(ArtifactRow(row.path, row.digest, row.size))
+    return {number: tuple(rows) for number, rows in files.items()}
+
+
+def _trial(row: Row[Any], files: tuple[ArtifactRow, ...]) -> TrialRow:
+    return TrialRow(
+        number=row.number,
+        optuna_trial_id=row.optuna_trial_id,
+        state="interrupted" if row.state == "running" and not row.live else row.state,
+        value=row.value,
+        config=row.config,
+        params=row.params,
+        tags=row.tags,
+        summary=row.summary,
+        reason=row.reason,
+        attempt=row.attempt,
+        worker=WorkerInfo(**row.worker),
+        started=row.created_at,
+        ended=row.ended_at,
+        seconds=row.seconds,
+        epochs=row.reached,
+        trained_epochs=int(row.trained_epochs),
+        planned_epochs=row.planned_epochs,
+        mlflow_run_id=row.mlflow_run_id,
+        artifacts=files,
+    )

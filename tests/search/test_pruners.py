@@ -1,0 +1,78 @@
+"""What every pruner must hold."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_type_hints
+
+import optuna
+import pytest
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from search.propose.pruners import PRUNERS, rungs, should_prune
+from search.study import PrunerConfig, StudyConfig, study_from_values
+
+EPOCHS = 27
+
+
+def make(kind: str, storage: BaseStorage, **pruner: Any) -> StudyConfig:
+    values = {"name": kind, "training": {"epochs": EPOCHS}, "limits": {"trials": 99}}
+    config = study_from_values(values | {"pruner": {"kind": kind} | pruner}, "test")
+    optuna.create_study(study_name=kind, storage=storage)
+    return config
+
+
+def train(storage: BaseStorage, config: StudyConfig, final: float) -> int:
+    """A trial whose error falls to ``final``; the epochs that it was trained."""
+    study = optuna.load_study(study_name=config.name, storage=storage)
+    trial = study.ask()
+    for step in rungs(config):
+        trial.report(final * EPOCHS / step, step)
+        if should_prune(storage, config, storage.get_trial(trial._trial_id)):
+            study.tell(trial, state=TrialState.PRUNED)
+            return step
+    study.tell(trial, final)
+    return EPOCHS
+
+
+@pytest.fixture
+def storage() -> BaseStorage:
+    return InMemoryStorage()
+
+
+@pytest.mark.parametrize("kind", PRUNERS)
+def test_pruners_spare_the_good_and_save_epochs(kind: str, storage: BaseStorage) -> None:
+    config = make(kind, storage)
+    # Good ones first, then ever worse ones.
+    epochs = [train(storage, config, final=1 + n) for n in range(24)]
+    assert epochs[0] == EPOCHS
+    if kind == "none":
+        assert set(epochs) == {EPOCHS}
+    else:
+        assert sum(epochs[12:]) < 0.8 * 12 * EPOCHS
+        assert set(epochs) <= {*rungs(config), EPOCHS}
+    assert train(storage, config, final=0.1) == EPOCHS  # the best so far is never stopped
+
+
+def test_rungs_lie_between_the_first_and_the_end(storage: BaseStorage) -> None:
+    assert rungs(make("asha", storage, min_epochs=2, reduction_factor=3)) == (2, 6, 18)
+    assert rungs(make("hyperband", storage)) == (3, 9)
+    # Rungs also tell Optuna's dashboard how a trial went.
+    assert rungs(make("none", storage, min_epochs=5, reduction_factor=2)) == (5, 10, 20)
+
+
+def test_default_rungs_suit_any_length() -> None:
+    for epochs in (1, 2, 5, 10, 100, 1000):
+        config = study_from_values({"name": "x", "training": {"epochs": epochs}}, "test")
+        assert all(0 < step < epochs for step in rungs(config))
+        assert len(rungs(config)) == (2 if epochs > 3 else max(0, epochs - 1))
+
+
+def test_rows_have_no_rungs() -> None:
+    assert rungs(study_from_values({"name": "rows", "rows": [{"label": "a"}]}, "test")) == ()
+
+
+def test_every_kind_of_a_study_file_is_there() -> None:
+    assert set(PRUNERS) == set(
+        get_args(get_args(get_type_hints(PrunerConfig, include_extras=True)["kind"])[0])
+    )

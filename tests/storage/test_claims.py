@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+
+import optuna
+import pytest
+from sqlalchemy import select, update
+
+from storage.database import Database, open_database
+from storage.errors import StudyNotFoundError
+from storage.records.tables import attempts, trials
+from storage.settings import Settings
+from storage.studies import Budget, Study, create_study, open_study
+from storage.tracking.outbox import MetricRow
+from storage.trials.attempts import Attempt
+from storage.trials.queue import DEATHS_ALLOWED, Claim, WorkerInfo, claim_trial, open_trials
+
+MakeStudy = Callable[..., Study]
+
+
+def die(database: Database, study: Study, claim: Claim) -> None:
+    """Let the lease of a claim run out, as if its worker had been killed some time ago."""
+    with database.writing() as connection:
+        connection.execute(
+            update(attempts).where(attempts.c.token == claim.token).values(lease_until=attempts.c.started_at)
+        )
+
+
+def claim_all(settings: Settings, name: str, host: str, barrier: object, taken: object) -> None:
+    with open_database(settings) as database:
+        study = open_study(database, "widths")
+        worker = WorkerInfo(name=name, host=host, pid=1, device="cpu", versions={})
+        barrier.wait()  # type: ignore[attr-defined]
+        while (claim := claim_trial(database, study, worker)) is not None:
+            taken.put(claim.number)  # type: ignore[attr-defined]
+            Attempt(database, study, claim).finish("complete", value=1.0)
+
+
+def test_four_processes_run_exactly_the_trials_asked_for(
+    settings: Settings, make_study: MakeStudy, database: Database
+) -> None:
+    study = make_study(trials=20)
+    context = multiprocessing.get_context("spawn")
+    barrier, taken = context.Barrier(4), context.Queue()
+    workers = [
+        context.Process(target=claim_all, args=(settings, f"w{i}", "alpha", barrier, taken)) for i in range(4)
+    ]
+    for process in workers:
+        process.start()
+    numbers = [taken.get(timeout=60) for _ in range(20)]
+    for process in workers:
+        process.join(60)
+
+    assert [process.exitcode for process in workers] == [0] * 4
+    assert sorted(numbers) == list(range(20))
+    assert taken.empty()
+    told = study.optuna.get_trials()
+    assert [trial.number for trial in told] == list(range(20))
+    assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in told)
+
+
+def test_a_claimed_trial_is_one_that_optuna_could_have_made(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study()
+    theirs = study.optuna.ask()
+    study.optuna.tell(theirs, 1.0)
+    claim = claim_trial(database, study, worker)
+
+    assert claim is not None
+    ours = study.optuna_trial(claim.optuna_trial_id)
+    ours.suggest_float("x", 0, 1)
+    first, second = study.optuna.get_trials()
+    assert second.number == claim.number == 1
+    assert second.state is optuna.trial.TrialState.RUNNING
+    assert second.params == ours.params
+    assert second.datetime_start is not None
+    assert first.datetime_start is not None
+    assert abs((second.datetime_start - first.datetime_start).total_seconds()) < 60
+    study.optuna.tell(claim.number, 0.5)
+    assert study.optuna.best_trial.number == 1
+    assert study.optuna.ask().number == 2
+
+
+def test_a_trial_in_optunas_queue_comes_before_a_new_one(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=3)
+    study.optuna.enqueue_trial({"x": 0.25})
+    study.optuna.enqueue_trial({"x": 0.75})
+    claims = [claim_trial(database, study, worker) for _ in range(4)]
+
+    assert [claim and claim.number for claim in claims] == [0, 1, 2, None]
+    first = claims[0]
+    assert first is not None
+    assert study.optuna_trial(first.optuna_trial_id).suggest_float("x", 0, 1) == 0.25
+
+
+def test_a_killed_workers_trial_goes_on_under_its_number_before_all_others(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=2)
+    dead, living = claim_trial(database, study, worker), claim_trial(database, study, worker)
+    assert dead is not None
+    assert living is not None
+    config = {"hidden": [64], "learning_rate": 1e-3}
+    Attempt(database, study, dead).record_config(config, {"width": 64}, planned_epochs=9)
+    die(database, study, dead)
+    second = claim_trial(database, study, replace(worker, name="w2"))
+
+    assert second is not None
+    assert (second.number, second.attempt) == (dead.number, 2)
+    assert second.optuna_trial_id == dead.optuna_trial_id
+    assert (second.config, second.params) == (config, {"width": 64})
+    assert second.token != dead.token
+    assert claim_trial(database, study, worker) is None
+    assert open_trials(database, study) == 2
+
+
+def test_a_lease_that_is_renewed_is_not_taken(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    die(database, study, claim)
+    Attempt(database, study, claim).renew()
+
+    assert claim_trial(database, study, worker) is None
+
+
+def test_a_trial_handed_back_is_claimed_at_once(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    Attempt(database, study, claim).hand_back("stopped by Ctrl-C")
+    again = claim_trial(database, study, worker)
+
+    assert again is not None
+    assert (again.number, again.attempt) == (0, 2)
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.RUNNING
+
+
+def test_a_trial_that_kills_its_workers_is_given_up(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    for attempt in range(1, DEATHS_ALLOWED + 1):
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        assert claim.attempt == attempt
+        die(database, study, claim)
+
+    assert claim_trial(database, study, worker) is None
+    (told,) = study.optuna.get_trials()
+    assert told.state is optuna.trial.TrialState.FAIL
+    assert "died" in told.user_attrs["fail_reason"]
+
+
+def test_a_trial_that_gets_on_is_never_given_up(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    for epoch in range(1, DEATHS_ALLOWED + 3):
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        Attempt(database, study, claim).record_metrics([MetricRow("val/loss", epoch, 0.5, 1_000)])
+        die(database, study, claim)
+
+
+@pytest.mark.parametrize("limit", [{"seconds": 5.0}, {"epochs": 3}])
+def test_a_spent_budget_begins_nothing_but_finishes_what_began(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo, limit: dict[str, float]
+) -> None:
+    study = make_study(**limit)
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    attempt = Attempt(database, study, claim)
+    attempt.record_metrics([MetricRow("val/loss", epoch, 0.5, 1_000) for epoch in (1, 2)])
+    assert claim_trial(database, study, worker) is not None
+
+    attempt.record_metrics([MetricRow("val/loss", 3, 0.5, 1_000)])
+    with database.writing() as connection:
+        # It began six seconds earlier.
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.token == claim.token)
+            .values(started_at=attempts.c.started_at - 6)
+        )
+    assert claim_trial(database, study, worker) is None
+
+    attempt.hand_back("stopped")
+    again = claim_trial(database, study, worker)
+    assert again is not None
+    assert again.number == claim.number
+
+
+def test_a_budget_may_be_raised(make_study: MakeStudy, database: Database, worker: WorkerInfo) -> None:
+    study = make_study(trials=1)
+    claims = [claim_trial(database, study, worker), claim_trial(database, study, worker)]
+    make_study(trials=2)
+
+    assert [claim and claim.number for claim in claims] == [0, None]
+    # A worker that opened the study before sees the new budget too.
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    assert claim.number == 1
+
+
+def test_the_end_of_a_trial_that_optuna_was_never_told_is_told_at_the_next_claim(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    Attempt(database, study, claim).finish("pruned", value=1.5, reason="pruned at epoch 3")
+    with database.writing() as connection:
+        # The state of a worker that died between its record and Optuna.
+        connection.exec_driver_sql("UPDATE trials SET state = 'RUNNING'")
+        connection.exec_driver_sql("DELETE FROM trial_values")
+        connection.execute(update(trials).values(told=False))
+    study = open_study(database, "widths")
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.RUNNING
+
+    assert claim_trial(database, study, worker) is None
+    (told,) = open_study(database, "widths").optuna.get_trials()
+    assert told.state is optuna.trial.TrialState.PRUNED
+    assert told.value == 1.5
+
+
+def test_a_study_deleted_in_the_dashboard_is_said_so(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study()
+    database.optuna.delete_study(study.optuna_study_id)
+
+    with pytest.raises(StudyNotFoundError, match="deleted in the Optuna dashboard"):
+        claim_trial(database, study, worker)
+    with database.reading() as connection:
+        assert connection.execute(select(trials)).all() == []
+
+
+def test_studies_share_a_database_without_sharing_trials(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    one = make_study("one", trials=1)
+    other = create_study(database, "other", {}, Budget(trials=1))
+    claims = [claim_trial(database, study, worker) for study in (one, other, one, other)]
+
+    assert [claim and claim.number for claim in claims] == [0, 0, None, None]

@@ -1,0 +1,540 @@
+"""The relay against a real MLflow tracking store in SQLite, of what workers really record."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from storage.database import Database, open_database
+from storage.errors import RelayLeaseLostError, TrackingUnavailableError
+from storage.records.tables import outbox, studies, trials
+from storage.settings import Settings
+from storage.studies import Budget, create_study, open_study
+from storage.tracking.lease import RelayLease, relay_lives, take_lease
+from storage.tracking.mlflow_runs import KEY_TAG, MlflowRuns
+from storage.tracking.outbox import MetricRow
+from storage.tracking.process import SyncResult, sync
+from storage.tracking.relay import Relay, undelivered
+from storage.trials.attempts import Attempt
+from storage.trials.endings import Ending
+from storage.trials.queue import WorkerInfo, claim_trial
+
+# MLflow uses what is deprecated elsewhere; our own warnings stay errors.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+
+STUDY = "quickstart"
+EPOCH_MS = 1_700_000_000_000  # milliseconds since 1970: the worker measured then, not now
+
+ARCHITECTURE = "384-128-64-1 silu"
+PARAMS = {"activation": "silu", "hidden": [128, 64], "learning_rate": 1e-3, "patience": None}
+WORKER = WorkerInfo(name="w1", host="h", pid=1, device="cpu", versions={"torch": "2.13.0"})
+
+COMPLETE = Ending(
+    "complete",
+    value=1.25,
+    summary={"val/mae_kcalmol": 1.25, "val/mae_kcalmol_heavy_2": 1.5, "parameters": 197636.0},
+)
+PRUNED = Ending("pruned", value=9.0, reason="behind the others", summary={"val/mae_kcalmol": 9.0})
+FAILED = Ending("failed", reason="loss became NaN")
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database: MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, mlflow_template: Path) -> Settings:
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    return Settings(
+        home=tmp_path,
+        storage_url=f"sqlite:///{tmp_path / 'anitune.db'}",
+        tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
+    )
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    with open_database(settings) as db:
+        yield db
+
+
+class Recorder:
+    """Records as a worker does, without training anything."""
+
+    def __init__(self, db: Database) -> None:
+        self.study = create_study(db, STUDY, {"name": STUDY, "seed": 7}, Budget(trials=100))
+        self.study.set_facts({"data": "5f3a"})
+        self.attempts: list[Attempt] = []
+
+    @property
+    def db(self) -> Database:
+        return self.study.database
+
+    def start(self) -> Attempt:
+        claim = claim_trial(self.db, self.study, WORKER)
+        assert claim is not None
+        attempt = Attempt(self.db, self.study, claim)
+        attempt.record_config({"hidden": [128, 64]}, PARAMS, planned_epochs=3, tags={"arch": ARCHITECTURE})
+        return attempt
+
+    def train(self, attempt: Attempt, epochs: range) -> None:
+        attempt.record_metrics(
+            [MetricRow("val/mae_kcalmol", e, 100.0 / e, EPOCH_MS + 1000 * e) for e in epochs]
+        )
+
+    def attach(self, attempt: Attempt, path: str, content: bytes) -> None:
+        file = self.db.settings.home / "made-by-worker"
+        file.write_bytes(content)
+        attempt.record_artifact(path, file)
+
+    def whole_trial(self, ending: Ending = COMPLETE) -> None:
+        attempt = self.start()
+        self.train(attempt, range(1, 4))
+        self.attach(attempt, "plots/loss.png", b"picture of trial %d" % attempt.claim.number)
+        end(attempt, ending)
+
+    def run_id(self, number: int | None) -> str | None:
+        with self.db.reading() as connection:
+            if number is None:
+                return connection.scalar(select(studies.c.mlflow_run_id))
+            return connection.scalar(select(trials.c.mlflow_run_id).where(trials.c.number == number))
+
+    def undelivered(self) -> int:
+        return undelivered(self.study)
+
+    def parked(self) -> dict[int | None, str]:
+        with self.db.reading() as connection:
+            rows = connection.execute(select(outbox.c.number, outbox.c.parked).where(outbox.c.parked != ""))
+            return {row.number: row.parked for row in rows}
+
+    def forget_acknowledgements(self) -> None:
+        """As if the relay had been killed each time between MLflow's answer and our own record."""
+        with self.db.writing() as connection:
+            connection.execute(update(outbox).values(delivered_at=None))
+            connection.execute(update(trials).values(mlflow_run_id=None))
+            connection.execute(update(studies).values(mlflow_run_id=None, mlflow_experiment_id=None))
+
+
+def end(attempt: Attempt, ending: Ending) -> None:
+    attempt.finish(ending.state, ending.value, ending.reason, ending.summary, ending.tags)
+
+
+@pytest.fixture
+def recorder(db: Database) -> Recorder:
+    return Recorder(db)
+
+
+def write_note(number: int | None) -> str:
+    return "**the study**" if number is None else f"**trial {number}**"
+
+
+@pytest.fixture
+def lease(recorder: Recorder) -> RelayLease:
+    lease = take_lease(recorder.study)
+    assert lease is not None
+    return lease
+
+
+@pytest.fixture
+def relay(lease: RelayLease) -> Relay:
+    return Relay(lease, write_note, stopping=Event())
+
+
+class Shown:
+    """What a person finds in MLflow."""
+
+    def __init__(self, settings: Settings) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(settings.tracking_uri)
+
+    def runs(self) -> dict[str, Any]:
+        experiment = self.client.get_experiment_by_name(STUDY)
+        found = self.client.search_runs([experiment.experiment_id])
+        runs = {run.info.run_name: run for run in found}
+        assert len(runs) == len(found), "a run is there twice"
+        return runs
+
+    def make_double(self, run: Any) -> Any:
+        """A second run that stands for the same trial."""
+        tags = {KEY_TAG: run.data.tags[KEY_TAG]}
+        return self.client.create_run(run.info.experiment_id, tags=tags, run_name=run.info.run_name)
+
+    def history(self, run: Any, key: str) -> list[tuple[int, float, int]]:
+        points = self.client.get_metric_history(run.info.run_id, key)
+        return sorted((point.step, point.value, point.timestamp) for point in points)
+
+    def artifacts(self, run: Any, folder: str | None = None) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for entry in self.client.list_artifacts(run.info.run_id, folder):
+            if entry.is_dir:
+                found |= self.artifacts(run, entry.path)
+            else:
+                found[entry.path] = Path(
+                    self.client.download_artifacts(run.info.run_id, entry.path)
+                ).read_bytes()
+        return found
+
+    def everything(self) -> dict[str, Any]:
+        """All that can be seen, to be compared before and after."""
+        return {
+            name: (
+                run.to_dictionary(),
+                {key: self.history(run, key) for key in run.data.metrics},
+                self.artifacts(run),
+            )
+            for name, run in self.runs().items()
+        }
+
+
+@pytest.fixture
+def shown(settings: Settings) -> Shown:
+    return Shown(settings)
+
+
+def test_a_trial_is_a_nested_run_with_all_that_happened(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    began = time.time()
+    recorder.whole_trial()
+    relay.deliver()
+
+    study, trial = shown.runs()[STUDY], shown.runs()["trial 0"]
+    assert trial.data.tags["mlflow.parentRunId"] == study.info.run_id
+    assert trial.data.params == {
+        "activation": "silu",
+        "hidden": "[128, 64]",
+        "learning_rate": "0.001",
+        "patience": "null",
+    }
+    expected = {
+        "arch": ARCHITECTURE,
+        "optuna.state": "COMPLETE",
+        "data": "5f3a",
+        "device": "cpu",
+        "version.torch": "2.13.0",
+        "mlflow.note.content": "**trial 0**",
+    }
+    assert {key: trial.data.tags.get(key) for key in expected} == expected
+    assert shown.history(trial, "val/mae_kcalmol") == [
+        (1, 100.0, EPOCH_MS + 1000),
+        (2, 50.0, EPOCH_MS + 2000),
+        (3, 100.0 / 3, EPOCH_MS + 3000),
+    ]
+    assert shown.artifacts(trial) == {"plots/loss.png": b"picture of trial 0"}
+    assert trial.info.status == "FINISHED"
+    assert b'"seed": 7' in shown.artifacts(study)["study.json"]
+    assert study.data.tags["data"] == "5f3a"
+    assert recorder.run_id(0) == trial.info.run_id
+    assert recorder.run_id(None) == study.info.run_id
+    assert recorder.undelivered() == 0
+    assert 1000 * began - 1 < trial.info.start_time <= trial.info.end_time < 1000 * time.time() + 1
+
+
+def test_a_run_begins_and_ends_when_the_trial_did_not_when_it_was_delivered(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    recorder.whole_trial()
+    with recorder.db.writing() as connection:  # it lay in the outbox for a day
+        connection.execute(update(outbox).values(created_at=outbox.c.created_at - 86400))
+    relay.deliver()
+    run = shown.runs()["trial 0"]
+    assert run.info.end_time < 1000 * (time.time() - 86000)
+    assert run.info.start_time < 1000 * (time.time() - 86000)
+
+
+def test_the_status_of_a_run_says_what_happened(recorder: Recorder, relay: Relay, shown: Shown) -> None:
+    for ending in (COMPLETE, PRUNED, FAILED):
+        recorder.whole_trial(ending)
+    relay.deliver()
+
+    complete, pruned, failed = (shown.runs()[f"trial {number}"] for number in range(3))
+    assert [run.info.status for run in (complete, pruned, failed)] == ["FINISHED", "KILLED", "FAILED"]
+    assert [run.data.tags["optuna.state"] for run in (complete, pruned, failed)] == [
+        "COMPLETE",
+        "PRUNED",
+        "FAIL",
+    ]
+    assert pruned.data.tags["pruned"] == "true"
+    assert failed.data.tags["fail_reason"] == "loss became NaN"
+    assert "mlflow.runColor" not in complete.data.tags
+    assert pruned.data.tags["mlflow.runColor"] != failed.data.tags["mlflow.runColor"]
+
+
+def test_only_a_complete_trial_has_final_accuracies(recorder: Recorder, relay: Relay, shown: Shown) -> None:
+    recorder.whole_trial(COMPLETE)
+    recorder.whole_trial(PRUNED)
+    relay.deliver()
+
+    final = {key: value for key, value in shown.runs()["trial 0"].data.metrics.items() if "final/" in key}
+    assert final == {"final/val_mae_kcalmol": 1.25, "final/val_mae_kcalmol_heavy_2": 1.5}
+    assert not [key for key in shown.runs()["trial 1"].data.metrics if "final/" in key]
+    assert shown.runs()["trial 0"].data.metrics["cost/parameters"] == 197636.0
+
+
+def test_a_trial_that_failed_before_it_had_a_configuration_is_shown(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    claim = claim_trial(recorder.db, recorder.study, WORKER)
+    assert claim is not None
+    end(Attempt(recorder.db, recorder.study, claim), FAILED)
+    relay.deliver()
+    run = shown.runs()["trial 0"]
+    assert (run.info.status, run.data.params) == ("FAILED", {})
+
+
+def test_the_studys_run_is_running_until_its_last_trial_ended(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    recorder.whole_trial()
+    last = recorder.start()
+    relay.deliver()
+    assert shown.runs()[STUDY].info.status == "RUNNING"
+
+    end(last, COMPLETE)
+    relay.deliver()
+    relay.tell_study()
+    study, trial = shown.runs()[STUDY], shown.runs()["trial 1"]
+    assert study.info.status == "FINISHED"
+    assert study.info.end_time == pytest.approx(trial.info.end_time, abs=50)
+    assert study.data.tags["mlflow.note.content"] == "**the study**"
+
+
+def test_a_trial_shows_while_it_runs_also_in_another_attempt(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    first = recorder.start()
+    recorder.train(first, range(1, 3))
+    relay.deliver()
+    first.hand_back("told to stop")
+    second = recorder.start()
+    recorder.train(second, range(2, 5))
+    relay.deliver()
+
+    run = shown.runs()["trial 0"]
+    assert (run.info.status, run.data.tags["attempt"]) == ("RUNNING", "2")
+    assert [step for step, *_ in shown.history(run, "val/mae_kcalmol")] == [1, 2, 3, 4]
+
+
+def test_telling_all_again_changes_nothing(recorder: Recorder, relay: Relay, shown: Shown) -> None:
+    recorder.whole_trial(COMPLETE)
+    recorder.whole_trial(PRUNED)
+    relay.deliver()
+    before = shown.everything()
+
+    recorder.forget_acknowledgements()
+    relay.deliver()
+
+    assert recorder.undelivered() == 0
+    assert shown.everything() == before
+    assert recorder.run_id(0) == before["trial 0"][0]["info"]["run_id"]
+
+
+def test_of_two_runs_made_for_one_trial_the_lower_id_stays(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    recorder.start()
+    relay.deliver()
+    first = shown.runs()["trial 0"]
+    # The answer to the create was lost, and a slow server made a second one.
+    second = shown.make_double(first)
+
+    recorder.forget_acknowledgements()
+    relay.deliver()
+
+    assert shown.runs()["trial 0"].info.run_id == min(first.info.run_id, second.info.run_id)
+    assert recorder.run_id(0) == min(first.info.run_id, second.info.run_id)
+
+
+def test_a_run_that_a_slow_server_made_late_is_gone_when_the_trial_ends(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()
+    kept = shown.runs()["trial 0"]
+    shown.make_double(kept)
+
+    end(attempt, COMPLETE)
+    relay.deliver()
+
+    assert shown.runs()["trial 0"].info.run_id == kept.info.run_id
+
+
+def test_studies_of_one_name_from_two_homes_share_an_experiment_but_no_run(
+    recorder: Recorder, relay: Relay, settings: Settings, tmp_path: Path
+) -> None:
+    recorder.whole_trial()
+    relay.deliver()
+    home = tmp_path / "other"
+    elsewhere = Settings(home, f"sqlite:///{home / 'anitune.db'}", settings.tracking_uri)
+    with open_database(elsewhere) as other_db:
+        other = Recorder(other_db)
+        other.whole_trial()
+        sync(other.study, write_note)
+        assert other.run_id(0) not in (None, recorder.run_id(0))
+
+
+def test_a_run_deleted_in_mlflow_stops_its_own_queue_only_and_goes_on_when_restored(
+    recorder: Recorder, relay: Relay, lease: RelayLease, shown: Shown
+) -> None:
+    attempts = [recorder.start(), recorder.start()]
+    relay.deliver()
+    deleted = recorder.run_id(0)
+    shown.client.delete_run(deleted)
+    for attempt in attempts:
+        recorder.train(attempt, range(1, 4))
+        end(attempt, COMPLETE)
+    relay.deliver()
+
+    assert shown.runs()["trial 1"].info.status == "FINISHED"
+    assert set(recorder.parked()) == {0}
+    assert "deleted" in recorder.parked()[0]
+    assert recorder.undelivered() == 2
+    assert relay.deliver() == 0  # not tried again and again
+    lease.release()
+
+    shown.client.restore_run(deleted)
+    result = sync(recorder.study, write_note)
+    assert (result.delivered, result.parked) == (2, 0)
+    assert shown.runs()["trial 0"].info.status == "FINISHED"
+    assert len(shown.history(shown.runs()["trial 0"], "val/mae_kcalmol")) == 3
+
+
+def test_an_artifact_whose_bytes_are_gone_is_named_and_stops_its_own_queue_only(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    recorder.attach(recorder.start(), "model.safetensors", b"weights of 0")
+    recorder.whole_trial()
+    (lost,) = (
+        path
+        for path in recorder.db.settings.artifacts.rglob("*")
+        if path.is_file() and path.read_bytes() == b"weights of 0"
+    )
+    lost.unlink()
+    relay.deliver()
+
+    assert f"{lost}: no such blob" in recorder.parked()[0]
+    assert shown.runs()["trial 1"].info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    experiment = shown.client.create_experiment(STUDY)
+    shown.client.delete_experiment(experiment)
+    recorder.whole_trial()
+    waiting = recorder.undelivered()
+    relay.deliver()
+
+    (reason,) = recorder.parked().values()
+    assert f"mlflow experiments restore --experiment-id {experiment}" in reason
+    assert recorder.undelivered() == waiting
+
+
+def test_more_metrics_than_one_request_takes_all_arrive(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    attempt = recorder.start()
+    for first in range(1, 2401, 300):
+        recorder.train(attempt, range(first, first + 300))
+    relay.deliver()
+    assert len(shown.history(shown.runs()["trial 0"], "val/mae_kcalmol")) == 2400
+
+
+def test_a_metric_that_is_no_number_arrives_as_such(recorder: Recorder, relay: Relay, shown: Shown) -> None:
+    recorder.start().record_metrics([MetricRow("val/loss", 1, math.nan, EPOCH_MS)])
+    relay.deliver()
+    ((step, value, _),) = shown.history(shown.runs()["trial 0"], "val/loss")
+    assert (step, math.isnan(value)) == (1, True)
+
+
+def test_one_relay_delivers_a_study(recorder: Recorder, lease: RelayLease) -> None:
+    assert relay_lives(recorder.study)
+    assert take_lease(recorder.study) is None
+    lease.release()
+    assert not relay_lives(recorder.study)
+    assert take_lease(recorder.study) is not None
+
+
+def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(
+    recorder: Recorder, lease: RelayLease
+) -> None:
+    with lease.writing(pid=2**22 + 1):  # above Linux' largest process id
+        pass
+    assert take_lease(recorder.study) is not None
+
+
+def test_the_lease_of_another_machine_holds_until_its_time_is_over(
+    recorder: Recorder, lease: RelayLease
+) -> None:
+    with lease.writing(host="elsewhere", pid=2**22 + 1):
+        pass
+    assert take_lease(recorder.study) is None
+    with lease.writing(lease_until=0.0):
+        pass
+    assert take_lease(recorder.study) is not None
+
+
+def test_a_relay_that_was_replaced_records_nothing(
+    recorder: Recorder, relay: Relay, lease: RelayLease
+) -> None:
+    recorder.whole_trial()
+    with lease.writing(lease_until=0.0):  # it was stopped for long
+        pass
+    assert take_lease(recorder.study) is not None
+
+    before = recorder.undelivered()
+    with pytest.raises(RelayLeaseLostError):
+        relay.deliver()
+    assert recorder.undelivered() == before
+    assert recorder.run_id(None) is None
+
+
+def test_a_relay_told_to_stop_keeps_what_it_has_not_delivered(recorder: Recorder, lease: RelayLease) -> None:
+    recorder.whole_trial()
+    stopping = Event()
+    relay = Relay(lease, write_note, stopping)
+    stopping.set()
+    before = recorder.undelivered()
+    assert relay.deliver() == 0
+    assert recorder.undelivered() == before
+
+
+def test_sync_counts_what_it_delivered(recorder: Recorder, shown: Shown) -> None:
+    recorder.whole_trial()
+    waiting = recorder.undelivered()
+    assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
+    assert shown.runs()[STUDY].info.status == "FINISHED"
+
+
+def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, shown: Shown
+) -> None:
+    monkeypatch.setattr("storage.tracking.process.SYNC_TRIES", 1)
+    away = Settings(settings.home, settings.storage_url, "http://someone:geheim@127.0.0.1:9")
+    with open_database(away) as db:
+        recorder = Recorder(db)
+        recorder.whole_trial()
+        waiting = recorder.undelivered()
+        with pytest.raises(TrackingUnavailableError, match="refused") as caught:
+            sync(recorder.study, write_note)
+        assert "geheim" not in "".join(traceback.format_exception(caught.value))
+        assert recorder.undelivered() == waiting
+        assert recorder.parked() == {}
+    with open_database(settings) as db:
+        assert sync(open_study(db, STUDY), write_note) == SyncResult(delivered=waiting, parked=0)
+    assert shown.runs()["trial 0"].info.status == "FINISHED"
