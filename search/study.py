@@ -200,10 +200,11 @@ class Limits:
 class Row:
     """A configuration that is trained as it stands."""
 
-    label: Annotated[str, Field(min_length=1, max_length=40)]
+    label: Annotated[str, Field(min_length=1, max_length=40, coerce_numbers_to_str=True)]
     training: TrainSettings = dataclasses.field(default_factory=dict)
     start_from: Annotated[
-        str | None, Field(description="label of the row whose weights are the initial ones")
+        str | None,
+        Field(coerce_numbers_to_str=True, description="label of the row whose weights are the initial ones"),
     ] = None
     reported_mae: Annotated[float | None, Field(ge=0, description="as published"), Unit("kcal/mol")] = None
     note: Annotated[str, Field(description="why the published figure differs")] = ""
@@ -275,13 +276,19 @@ def _check_rows(config: StudyConfig) -> None:
             )
     if config.limits.trials is not None:
         raise ValueError("limits.trials and rows exclude each other: each row is one trial")
-    seen: set[str] = set()
+    widths: dict[str, Any] = {}
     for row in config.rows:
-        if row.label in seen:
+        if row.label in widths:
             raise ValueError(f"rows: two have the label {row.label}")
-        if row.start_from is not None and row.start_from not in seen:
+        widths[row.label] = (config.training | row.training).get("hidden", TrainConfig.hidden)
+        if row.start_from is None:
+            continue
+        if row.start_from not in widths or row.start_from == row.label:
             raise ValueError(f"rows: {row.label} starts from {row.start_from}, which is no row above it")
-        seen.add(row.label)
+        if widths[row.start_from] != widths[row.label]:
+            raise ValueError(
+                f"rows: {row.label} starts from {row.start_from}, whose hidden widths are others"
+            )
 
 
 def _check_search(config: StudyConfig) -> None:

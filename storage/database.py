@@ -134,11 +134,15 @@ def open_database(settings: Settings) -> Database:
             ) from None
         if sqlite:
             _begin_by_ourselves(engine)
-        if not _is_current(engine):
-            with _opening_lock(engine, url):
-                if not _is_current(engine):
-                    _make_tables(settings, engine, options)
-        return Database(settings, engine, _optuna_storage(settings, options, make_tables=False))
+        try:
+            if not _is_current(engine):
+                with _opening_lock(engine, url):
+                    if not _is_current(engine):
+                        _make_tables(settings, engine, options)
+            return Database(settings, engine, _optuna_storage(settings, options, make_tables=False))
+        except BaseException:
+            engine.dispose()
+            raise
 
 
 def network_filesystem(path: Path, mounts: str) -> str | None:

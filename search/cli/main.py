@@ -12,6 +12,9 @@ from typer.core import TyperGroup
 
 from dashboards.errors import DashboardError
 from search.cli.data import data_app
+from search.cli.relay import relay, sync
+from search.cli.study import study_app
+from search.cli.worker import worker
 from search.errors import SearchError, StudyFileError
 from storage.errors import SettingsError, StorageError, StudyExistsError, StudyNotFoundError
 from trainer.errors import ConfigError, DataError, TrainerError
@@ -68,6 +71,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
+app.command()(worker)
+app.command()(sync)
+app.command(hidden=True)(relay)
 
 
 @app.callback()
@@ -98,3 +105,7 @@ def options(
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -56,6 +56,18 @@ def watch() -> Iterator[Watcher]:
         yield _Bars(console, bars)
 
 
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what we wait for, with a spinner where a person looks on."""
+    console = make_console(stderr=True)
+    if console.is_terminal:
+        with console.status(f"{escape(what)} ..."):
+            yield
+    else:
+        console.print(f"{what} ...", markup=False)
+        yield
+
+
 class _Lines:
     """A line for each trial that ended."""
 
@@ -70,10 +82,8 @@ class _Lines:
 
     def ended(self, news: TrialNews, summary: StudySummary) -> None:
         total = f"/{summary.budget.trials}" if summary.budget.trials is not None else ""
-        self._console.print(
-            f"{escape(news.study)} {_ended(summary)}{total}  {_what(news)}  {escape(_outcome(news, summary))}",
-            soft_wrap=True,
-        )
+        line = f"{news.study} {_ended(summary)}{total}  {_what(news)}  {_outcome(news, summary)}"
+        self._console.print(line, soft_wrap=True, markup=False)
 
 
 class _Bars(_Lines):
@@ -121,10 +131,11 @@ def _what(news: TrialNews) -> str:
 def _outcome(news: TrialNews, summary: StudySummary) -> str:
     if news.state == "failed":
         return f"failed: {news.reason}"
+    epochs = f"{news.epochs} of {news.planned_epochs}"
     if news.state == "interrupted":
-        return f"stopped after {news.epochs} of {news.planned_epochs} epochs; goes on there next time"
+        return f"stopped after {epochs} epochs; goes on there next time"
     best = ", the best so far" if news.number == summary.best_number else ""
-    return f"{news.state} after {news.epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
+    return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
 
 
 def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
@@ -134,7 +145,7 @@ def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
 
 
 def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) -> Table:
-    """All trials, the best first: complete ones by validation MAE, then those that were pruned, then the rest.
+    """All trials, the best first: complete ones by validation MAE, then pruned ones, then the rest.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from storage.settings import Settings
     from storage.studies import Study, StudySummary
     from storage.trials.views import TrialRow
+
+logger = logging.getLogger("anitune")
 
 study_app = typer.Typer(help="Create and run studies, and look at what came of them.", no_args_is_help=True)
 
@@ -103,7 +106,7 @@ def show(name: Name, as_json: Json = False) -> None:
 
 @study_app.command()
 def best(name: Name, as_json: Json = False) -> None:
-    """Show the best trial of a study: its settings, validation MAE, MLflow run and the file of its weights."""
+    """Show the best trial of a study: its settings, validation MAE, MLflow run and weights."""
     from search.cli.output import best_trial
     from search.errors import SearchError
     from storage.database import open_database
@@ -160,7 +163,7 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
     from search.cli.output import best_trial, leaderboard, rows_table
     from storage.trials.views import trial_rows
 
-    *references, (study, config) = studies
+    *references, (study, _) = studies
     trials = trial_rows(database, study)
     reference = [row for other, _ in references for row in trial_rows(database, other)]
     console.print(leaderboard(trials, reference))

@@ -64,6 +64,7 @@ def work_on(
     """
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker
+    from storage.tracking.process import start_relay
     from trainer.task import prepare_task
 
     _, config = studies[-1]
@@ -76,7 +77,7 @@ def work_on(
             study.set_facts(task.fingerprints)
         with stop_on_signals() as stop, watch() as watcher:
             for study, config in studies:
-                Worker(database, study, config, task, watcher, stop, name).work()
+                Worker(database, study, config, task, watcher, stop, start_relay, name).work()
     except KeyboardInterrupt:
         typer.echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None

@@ -30,7 +30,6 @@ from storage.errors import (
     TrialClosedError,
 )
 from storage.studies import Study, StudySummary, summarize_study
-from storage.tracking.process import start_relay
 from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
 from storage.trials.views import trial_rows
@@ -100,6 +99,7 @@ class Worker:
     ----------
     config : of the study
     task : what all its trials are trained on
+    start_relay : called when a trial begins: sees to it that the tracking server will hear of it
     name : what people call the worker; by default host and process id
     """
 
@@ -111,6 +111,7 @@ class Worker:
         task: Task,
         watcher: Watcher,
         stop: StopRequest,
+        start_relay: Callable[[Study], object],
         name: str | None = None,
     ) -> None:
         self._database = database
@@ -119,6 +120,7 @@ class Worker:
         self._task = task
         self._watcher = watcher
         self._stop = stop
+        self._start_relay = start_relay
         self._rungs = rungs(config)
         self._info = describe_worker(name, find_device(config.training.get("device", TrainConfig.device)))
 
@@ -136,12 +138,12 @@ class Worker:
             claim = _patiently(lambda: claim_trial(self._database, self._study, self._info))
             if claim is not None:
                 waiting = False
-                start_relay(self._study)
+                self._start_relay(self._study)
                 self._train(claim)
             elif left := _patiently(lambda: open_trials(self._database, self._study)):
                 if not waiting:
                     logger.info(
-                        "%s: waiting for %d trials of other workers; a dead one loses its trial within %.0f s",
+                        "%s: waiting for %d trials of other workers; a dead one loses its own within %.0f s",
                         self._study.name,
                         left,
                         LEASE_SECONDS,

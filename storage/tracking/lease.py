@@ -20,11 +20,14 @@ LEASE_SECONDS = 120.0
 
 
 class RelayLease:
-    """The right to deliver one study, as long as every write goes through :meth:`writing`."""
+    """The right to deliver one study, as long as every write goes through :meth:`writing`.
+
+    The token proves it, to whomever it was handed.
+    """
 
     def __init__(self, study: Study, token: str) -> None:
         self.study = study
-        self._token = token
+        self.token = token
 
     @contextmanager
     def writing(self, **values: Any) -> Iterator[Connection]:
@@ -38,7 +41,7 @@ class RelayLease:
         with self.study.database.writing() as connection:
             renewed = connection.execute(
                 update(relays)
-                .where(relays.c.study_id == self.study.id, relays.c.token == self._token)
+                .where(relays.c.study_id == self.study.id, relays.c.token == self.token)
                 .values({"renewed_at": now(), "lease_until": now() + LEASE_SECONDS, **values})
             )
             if renewed.rowcount == 0:
@@ -53,6 +56,11 @@ class RelayLease:
     def record_error(self, message: str | None) -> None:
         """Say what keeps the tracking server from being told (nothing: ``None``)."""
         with self.writing(last_error=message):
+            pass
+
+    def hand_to(self, pid: int) -> None:
+        """Let the lease end with that process of this machine, not with us."""
+        with self.writing(pid=pid):
             pass
 
     def release(self) -> None:

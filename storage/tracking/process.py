@@ -55,6 +55,12 @@ LONGEST_WAIT_SECONDS = 30.0
 
 SYNC_TRIES = 4
 
+LEASE_VARIABLE = "ANITUNE_RELAY_LEASE"
+"""Hands a relay the lease that was taken for it, so that no second one is started meanwhile."""
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Relays that this process started: kept, since one that ended is a zombie until it is asked for."""
+
 _PASSING = (TrackingUnavailableError, DatabaseUnreachableError, DatabaseBusyError)
 
 
@@ -80,20 +86,32 @@ def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     It is a session of its own, outlives us, ends by itself, and logs to ``logs/relay-STUDY.log`` in the home
     folder. Where one lives this costs one query: call it whenever a worker takes a trial.
     """
+    _started[:] = [relay for relay in _started if relay.poll() is None]
     if relay_lives(study):
         return None
     settings = study.database.settings
     settings.logs.mkdir(parents=True, exist_ok=True)
     with (settings.logs / f"relay-{study.name}.log").open("ab") as output:
-        return subprocess.Popen(
+        lease = take_lease(study)
+        if lease is None:
+            return None
+        relay = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
             [sys.executable, "-P", "-m", "search.cli.main", "relay", "--", study.name],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **settings.environment(), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                **settings.environment(),
+                LEASE_VARIABLE: lease.token,
+                "OMP_NUM_THREADS": "1",
+            },
             start_new_session=True,
         )
+    lease.hand_to(relay.pid)
+    _started.append(relay)
+    return relay
 
 
 def run_relay(study: Study, write_note: NoteWriter, idle_seconds: float = IDLE_SECONDS) -> None:
@@ -101,7 +119,8 @@ def run_relay(study: Study, write_note: NoteWriter, idle_seconds: float = IDLE_S
 
     Returns at once where another relay delivers. Must be called in the main thread, for the signals.
     """
-    lease = take_lease(study)
+    token = os.environ.get(LEASE_VARIABLE)
+    lease = RelayLease(study, token) if token is not None else take_lease(study)
     if lease is None:
         log.info("%s: another relay delivers", study.name)
         return

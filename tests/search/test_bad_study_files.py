@@ -82,6 +82,10 @@ FAULTS = {
         "name: r\nrows: [{label: a, start_from: b}, {label: b}]\n",
         "rows: a starts from b, which is no row above it",
     ),
+    "start from other layers": (
+        "name: r\nrows: [{label: a}, {label: b, start_from: a, training: {hidden: [8]}}]\n",
+        "rows: b starts from a, whose hidden widths are others",
+    ),
     "bad row": (
         "name: r\nrows:\n  - label: a\n    training: {epochs: 0}\n",
         "rows.0.training.epochs (line 4)",

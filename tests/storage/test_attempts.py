@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Engine, create_engine, event, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, event, select, text, update
 
 from storage.database import Database
 from storage.errors import LeaseLostError, TrialClosedError
@@ -308,10 +308,11 @@ def killed_before_commit(number: int) -> Iterator[None]:
     """Die before the given commit, counted from 1, of any transaction in the block."""
     left = number
 
-    def count(connection: object) -> None:
+    def count(connection: Connection) -> None:
         nonlocal left
         left -= 1
         if left == 0:
+            connection.connection.rollback()
             raise Killed
 
     event.listen(Engine, "commit", count)

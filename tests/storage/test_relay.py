@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,10 +20,10 @@ from storage.errors import RelayLeaseLostError, TrackingUnavailableError
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
-from storage.tracking.lease import RelayLease, relay_lives, take_lease
+from storage.tracking.lease import RelayLease, take_lease
 from storage.tracking.mlflow_runs import KEY_TAG, MlflowRuns
 from storage.tracking.outbox import MetricRow
-from storage.tracking.process import SyncResult, sync
+from storage.tracking.process import SyncResult, run_relay, sync
 from storage.tracking.relay import Relay, undelivered
 from storage.trials.attempts import Attempt
 from storage.trials.endings import Ending
@@ -461,33 +462,6 @@ def test_a_metric_that_is_no_number_arrives_as_such(recorder: Recorder, relay: R
     assert (step, math.isnan(value)) == (1, True)
 
 
-def test_one_relay_delivers_a_study(recorder: Recorder, lease: RelayLease) -> None:
-    assert relay_lives(recorder.study)
-    assert take_lease(recorder.study) is None
-    lease.release()
-    assert not relay_lives(recorder.study)
-    assert take_lease(recorder.study) is not None
-
-
-def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(
-    recorder: Recorder, lease: RelayLease
-) -> None:
-    with lease.writing(pid=2**22 + 1):  # above Linux' largest process id
-        pass
-    assert take_lease(recorder.study) is not None
-
-
-def test_the_lease_of_another_machine_holds_until_its_time_is_over(
-    recorder: Recorder, lease: RelayLease
-) -> None:
-    with lease.writing(host="elsewhere", pid=2**22 + 1):
-        pass
-    assert take_lease(recorder.study) is None
-    with lease.writing(lease_until=0.0):
-        pass
-    assert take_lease(recorder.study) is not None
-
-
 def test_a_relay_that_was_replaced_records_nothing(
     recorder: Recorder, relay: Relay, lease: RelayLease
 ) -> None:
@@ -538,3 +512,30 @@ def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_told(
     with open_database(settings) as db:
         assert sync(open_study(db, STUDY), write_note) == SyncResult(delivered=waiting, parked=0)
     assert shown.runs()["trial 0"].info.status == "FINISHED"
+
+
+def test_records_in_postgresql_are_delivered_alike(
+    settings: Settings, postgresql_url: str, shown: Shown
+) -> None:
+    with open_database(replace(settings, storage_url=postgresql_url)) as db:
+        recorder = Recorder(db)
+        for ending in (COMPLETE, PRUNED):
+            recorder.whole_trial(ending)
+        waiting = recorder.undelivered()
+        assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+        runs = shown.runs()
+        assert recorder.run_id(1) == runs["trial 1"].info.run_id
+    assert [runs[f"trial {number}"].info.status for number in (0, 1)] == ["FINISHED", "KILLED"]
+
+
+def test_a_relay_stays_while_a_worker_holds_a_trial_and_then_ends_by_itself(
+    recorder: Recorder, shown: Shown
+) -> None:
+    claim = claim_trial(recorder.db, recorder.study, WORKER, lease_seconds=2.0)
+    assert claim is not None
+    leased_until = time.monotonic() + 1.9
+    run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert time.monotonic() > leased_until
+    assert recorder.undelivered() == 0
+    assert take_lease(recorder.study) is not None
+    assert STUDY in shown.runs()

@@ -1,0 +1,75 @@
+"""Tells MLflow what the records hold: in the background (``relay``), or now (``sync``)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from storage.studies import Study
+    from storage.tracking.relay import NoteWriter
+
+NICENESS = 10
+"""Training goes before telling of it."""
+
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def relay(study: StudyName) -> None:
+    """Deliver a study to MLflow until nobody works on it; workers start this by themselves."""
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+    from storage.tracking.process import run_relay
+
+    os.nice(NICENESS)
+    _log_with_time()
+    with open_database(load_settings()) as database:
+        opened = open_study(database, study)
+        run_relay(opened, note_writer(opened))
+
+
+def sync(study: StudyName, as_json: Json = False) -> None:
+    """Tell MLflow everything about a study that it was not told yet, now."""
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+    from storage.tracking.process import sync as deliver
+
+    with open_database(load_settings()) as database:
+        opened = open_study(database, study)
+        result = deliver(opened, note_writer(opened))
+    if as_json:
+        typer.echo(json.dumps({"study": study, **asdict(result)}))
+    else:
+        typer.echo(f"{study}: {result.delivered} messages delivered, {result.parked} refused")
+    if result.parked:
+        raise typer.Exit(1)
+
+
+def note_writer(study: Study) -> NoteWriter:
+    """Writes the notes that MLflow shows from what the records hold at that time."""
+    from dashboards.notes import mlflow_study_note, mlflow_trial_note
+    from storage.studies import summarize_study
+    from storage.trials.views import trial_rows
+
+    def write(number: int | None) -> str:
+        rows = trial_rows(study.database, study)
+        if number is None:
+            return mlflow_study_note(summarize_study(study.database, study), rows)
+        (row,) = (row for row in rows if row.number == number)
+        return mlflow_trial_note(row)
+
+    return write
+
+
+def _log_with_time() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("anitune").handlers = [handler]

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.engine import make_url
+
+from storage.database import Database, network_filesystem, open_database
+from storage.errors import DatabaseError, DatabaseUnreachableError, SchemaTooNewError
+from storage.records.tables import now, studies
+from storage.settings import Settings
+from storage.studies import Study, list_studies
+from storage.tracking.outbox import MetricRow
+from storage.trials.attempts import Attempt
+from storage.trials.queue import WorkerInfo, claim_trial
+from storage.trials.views import metric_history
+
+NOBODY = 65534
+
+
+def one_line(error: pytest.ExceptionInfo[DatabaseError]) -> str:
+    said = str(error.value)
+    assert "\n" not in said
+    return said
+
+
+def sqlite_settings(home: Path) -> Settings:
+    return Settings(home, f"sqlite:///{home / 'anitune.db'}", f"sqlite:///{home / 'mlflow.db'}")
+
+
+def open_and_count(settings: Settings, barrier: object, counts: object) -> None:
+    barrier.wait()  # type: ignore[attr-defined]
+    with open_database(settings) as database:
+        counts.put(len(list_studies(database)))  # type: ignore[attr-defined]
+
+
+def test_many_processes_may_open_an_empty_database_at_once(settings: Settings) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, counts = context.Barrier(3), context.Queue()
+    openers = [context.Process(target=open_and_count, args=(settings, barrier, counts)) for _ in range(3)]
+    for process in openers:
+        process.start()
+    found = [counts.get(timeout=60) for _ in openers]
+    for process in openers:
+        process.join(60)
+
+    assert found == [0, 0, 0]
+    assert [process.exitcode for process in openers] == [0, 0, 0]
+
+
+def test_what_was_written_is_there_after_opening_again(
+    settings: Settings, make_study: Callable[..., Study]
+) -> None:
+    make_study("widths")
+    with open_database(settings) as again:
+        assert [study.name for study in list_studies(again)] == ["widths"]
+
+
+def test_a_block_that_raises_writes_nothing(database: Database) -> None:
+    row = {"name": "x", "optuna_study_id": 1, "config": {}, "facts": {}, "created_at": now()}
+    with suppress(KeyError), database.writing() as connection:
+        connection.execute(insert(studies).values(row))
+        raise KeyError
+    with database.reading() as connection:
+        assert connection.execute(select(studies)).all() == []
+
+
+def test_the_clock_of_the_database_runs_within_a_transaction(database: Database) -> None:
+    with database.writing() as connection:
+        first = connection.execute(select(now())).scalar_one()
+        times = [connection.execute(select(now())).scalar_one() for _ in range(200)]
+    assert times[-1] > first
+    assert times == sorted(times)
+
+
+def test_a_reader_does_not_wait_for_the_writer(database: Database, make_study: Callable[..., Study]) -> None:
+    make_study("before")
+    row = {"name": "x", "optuna_study_id": 1, "config": {}, "facts": {}, "created_at": now()}
+    with database.writing() as writer:
+        writer.execute(insert(studies).values(row))
+        with database.reading() as reader:
+            assert reader.execute(select(studies.c.name)).scalars().all() == ["before"]
+
+
+def test_tables_of_a_newer_program_are_left_alone(settings: Settings, database: Database) -> None:
+    with database.writing() as connection:
+        connection.exec_driver_sql("UPDATE anitune_alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaTooNewError, match=r"newer anitune.*9999") as error:
+        open_database(settings)
+    one_line(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_a_stopped_worker_does_not_stop_the_others(
+    database: Database, make_study: Callable[..., Study], worker: WorkerInfo
+) -> None:
+    study = make_study()
+    claim = None
+    with suppress(DatabaseUnreachableError), database.writing() as stopped:
+        stopped.execute(select(studies).with_for_update()).all()
+        # Waits until the server ends the transaction of the one that does nothing.
+        claim = claim_trial(database, study, worker)
+    assert claim is not None
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, "postgresql+psycopg://ann:secret@127.0.0.1:1/x", "http://mlflow")
+    with pytest.raises(DatabaseUnreachableError, match=r"127\.0\.0\.1:1/x.*refused") as error:
+        open_database(settings)
+    assert "secret" not in one_line(error)
+
+
+def test_a_database_that_is_not_there(tmp_path: Path, postgresql_server: str) -> None:
+    url = make_url(postgresql_server).set(drivername="postgresql+psycopg", database="absent")
+    settings = Settings(tmp_path, url.render_as_string(hide_password=False), "http://mlflow")
+    with pytest.raises(DatabaseUnreachableError, match='"absent" does not exist') as error:
+        open_database(settings)
+    one_line(error)
+
+
+def test_a_wrong_password(tmp_path: Path, postgresql_url: str) -> None:
+    url = make_url(postgresql_url)
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        rules = Path(connection.execute("SHOW hba_file").fetchone()[0])  # type: ignore[index]
+        trusting = rules.read_text()
+        connection.execute("DROP ROLE IF EXISTS ann")
+        connection.execute("CREATE ROLE ann LOGIN PASSWORD 'right'")
+        rules.write_text(f"local all ann scram-sha-256\n{trusting}")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            wrong = url.set(username="ann", password="wr0ng").render_as_string(hide_password=False)
+            with pytest.raises(DatabaseUnreachableError, match="password authentication failed") as error:
+                open_database(Settings(tmp_path, wrong, "http://mlflow"))
+            assert "wr0ng" not in one_line(error)
+        finally:
+            rules.write_text(trusting)
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def test_a_home_that_is_a_file(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("")
+    with pytest.raises(DatabaseUnreachableError, match=f"{home}.*folder") as error:
+        open_database(sqlite_settings(home))
+    one_line(error)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "anitune.db").write_text("a letter to a friend, longer than the header of a database")
+    with pytest.raises(DatabaseError, match="not a database") as error:
+        open_database(sqlite_settings(tmp_path))
+    one_line(error)
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Be a user who may write where all may only: root may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that other users can enter, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("home", ["", "new/home"])
+def test_a_read_only_folder(public_folder: Path, home: str) -> None:
+    public_folder.chmod(0o555)
+    with without_rights(), pytest.raises(DatabaseUnreachableError, match=str(public_folder)) as error:
+        open_database(sqlite_settings(public_folder / home))
+    one_line(error)
+    assert list(public_folder.iterdir()) == []
+
+
+def test_a_read_only_database(public_folder: Path, worker: WorkerInfo) -> None:
+    settings = sqlite_settings(public_folder)
+    open_database(settings).close()
+    (public_folder / "anitune.db").chmod(0o444)
+    public_folder.chmod(0o555)
+    with without_rights(), pytest.raises(DatabaseUnreachableError, match="can be written") as error:
+        open_database(settings)
+    one_line(error)
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_a_full_disk_loses_nothing_that_was_recorded(
+    database: Database, make_study: Callable[..., Study], worker: WorkerInfo
+) -> None:
+    study = make_study()
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    attempt = Attempt(database, study, claim)
+    attempt.record_metrics([MetricRow("val/loss", 1, 0.5, 1_000)])
+    with database.engine.connect() as connection:
+        # What SQLite does without a free page is what it does on a full disk.
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    many = [MetricRow("val/loss", epoch, 0.5, 1_000) for epoch in range(2, 5_000)]
+
+    with pytest.raises(DatabaseError, match="full; free some space") as error:
+        attempt.record_metrics(many)
+    one_line(error)
+    assert [row.step for row in metric_history(database, study, 0)["val/loss"]] == [1]
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    attempt.record_metrics(many)
+    assert len(metric_history(database, study, 0)["val/loss"]) == 4_999
+
+
+def test_a_password_with_strange_characters_reaches_the_server(tmp_path: Path, postgresql_url: str) -> None:
+    url = make_url(postgresql_url).set(username="postgres", password="{a}%/@:")
+    settings = Settings(tmp_path, url.render_as_string(hide_password=False), "http://mlflow")
+    with open_database(settings) as database:
+        assert list_studies(database) == []
+
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+server:/export /home nfs4 rw 0 0
+/dev/sdb1 /home/ann/scratch xfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/home/ann/study", "nfs4"), ("/home/ann/scratch/study", None), ("/homework", None), ("/home", "nfs4")],
+)
+def test_a_network_file_system_is_noticed(path: str, kind: str | None) -> None:
+    assert network_filesystem(Path(path), MOUNTS) == kind
+
+
+def test_a_local_folder_gets_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        open_database(replace(sqlite_settings(tmp_path))).close()
+    assert caplog.records == []

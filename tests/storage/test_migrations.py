@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, inspect
+
+from storage.database import Database, open_database
+from storage.errors import DatabaseError
+from storage.records import schema
+from storage.records.tables import VERSION_TABLE, metadata
+from storage.settings import Settings
+from storage.studies import Budget, create_study, list_studies
+
+
+def ours(connection: Connection) -> set[str]:
+    return {name for name in inspect(connection).get_table_names() if name.startswith("anitune_")}
+
+
+def test_the_migrations_make_the_tables_that_the_program_uses(database: Database) -> None:
+    with database.reading() as connection:
+        context = MigrationContext.configure(connection, opts=schema.context_options())
+        assert compare_metadata(context, metadata) == []
+        assert ours(connection) == {VERSION_TABLE, *metadata.tables}
+
+
+def test_optunas_own_version_table_is_not_ours(database: Database) -> None:
+    with database.reading() as connection:
+        tables = set(inspect(connection).get_table_names())
+        versions = {
+            table: connection.exec_driver_sql(f"SELECT version_num FROM {table}").scalars().all()
+            for table in ("alembic_version", VERSION_TABLE)
+        }
+    assert {"studies", "trials"} <= tables
+    assert versions["alembic_version"] != versions[VERSION_TABLE]
+
+
+def test_a_database_that_optuna_made_before_gets_our_tables_and_keeps_its_studies(
+    settings: Settings, database: Database
+) -> None:
+    create_study(database, "widths", {}, Budget())
+    with database.writing() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.exec_driver_sql(f"DROP TABLE {table.name}")
+        connection.exec_driver_sql(f"DROP TABLE {VERSION_TABLE}")
+
+    with open_database(settings) as again:
+        assert list_studies(again) == []
+        assert [study.study_name for study in again.optuna.get_all_studies()] == ["widths"]
+
+
+def test_a_migration_that_fails_changes_nothing(settings: Settings) -> None:
+    settings.home.mkdir()
+    other = create_engine(settings.storage_url)
+    with other.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE anitune_rungs (height INTEGER)")  # the last that we make
+
+    with pytest.raises(DatabaseError, match="anitune_rungs"):
+        open_database(settings)
+    with other.connect() as connection:
+        assert ours(connection) == {"anitune_rungs"}
+    other.dispose()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from storage.errors import RelayLeaseLostError
+from storage.studies import Study
+from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
+
+NO_PROCESS = 2**22 + 1  # above the largest process id of Linux
+
+
+@pytest.fixture
+def study(make_study: Callable[..., Study]) -> Study:
+    return make_study()
+
+
+@pytest.fixture
+def lease(study: Study) -> RelayLease:
+    lease = take_lease(study)
+    assert lease is not None
+    return lease
+
+
+def test_one_relay_delivers_a_study_until_it_gives_its_lease_back(study: Study, lease: RelayLease) -> None:
+    assert relay_lives(study)
+    assert take_lease(study) is None
+    lease.release()
+    assert not relay_lives(study)
+    assert take_lease(study) is not None
+
+
+def test_studies_have_a_relay_each(lease: RelayLease, make_study: Callable[..., Study]) -> None:
+    assert take_lease(make_study("another")) is not None
+
+
+def test_of_relays_that_start_together_one_gets_the_lease(study: Study) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        leases = list(pool.map(take_lease, [study] * 8))
+    assert sum(lease is not None for lease in leases) == 1
+
+
+def test_the_lease_of_a_process_that_ended_on_this_machine_is_free_at_once(
+    study: Study, lease: RelayLease
+) -> None:
+    lease.hand_to(NO_PROCESS)
+    assert not relay_lives(study)
+    assert take_lease(study) is not None
+
+
+def test_the_lease_of_another_machine_holds_until_its_time_is_over(study: Study, lease: RelayLease) -> None:
+    with lease.writing(host="elsewhere", pid=NO_PROCESS):
+        pass
+    assert take_lease(study) is None
+    with lease.writing(lease_until=0.0):
+        pass
+    assert take_lease(study) is not None
+
+
+def test_who_lost_the_lease_writes_nothing(study: Study, lease: RelayLease) -> None:
+    lease.release()
+    assert take_lease(study) is not None
+    with pytest.raises(RelayLeaseLostError):
+        lease.record_error("from the past")
+    assert last_error(study) is None

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage.errors import SettingsError
+from storage.settings import Settings, load_settings, redacted
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder, and nothing set."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("ANITUNE_HOME", "ANITUNE_STORAGE_URL", "ANITUNE_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_with_nothing_set_up_all_lies_in_one_folder(tmp_path: Path) -> None:
+    settings = load_settings()
+
+    home = tmp_path / "anitune-data"
+    assert settings.home == home
+    assert settings.storage_url == f"sqlite:///{home}/anitune.db"
+    assert settings.tracking_uri == f"sqlite:///{home}/mlflow.db"
+    assert settings.trial_folder("widths", 7) == home / "trials" / "widths" / "00007"
+    assert not home.exists()
+
+
+def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANITUNE_HOME", "/data/ani")
+    monkeypatch.setenv("ANITUNE_STORAGE_URL", "postgresql://ann@db/studies")
+    monkeypatch.setenv("ANITUNE_TRACKING_URI", "http://mlflow:5000")
+
+    assert load_settings() == Settings(
+        Path("/data/ani"), "postgresql+psycopg://ann@db/studies", "http://mlflow:5000"
+    )
+    given = load_settings("postgres://bob@db/other", "http://other:5000")
+    assert given == Settings(Path("/data/ani"), "postgresql+psycopg://bob@db/other", "http://other:5000")
+
+
+def test_a_child_process_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = load_settings("postgresql://ann:s3cr%40t@db/studies")
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir("/")
+
+    assert load_settings() == settings
+
+
+def test_a_relative_file_stays_the_same_file_in_another_folder(tmp_path: Path) -> None:
+    assert load_settings("sqlite:///studies.db").storage_url == f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("studies.db", "not a database URL"),
+        ("mysql://ann:secret@db/studies", "SQLite or PostgreSQL"),
+        ("sqlite://", "name a file"),
+        ("sqlite:///:memory:", "name a file"),
+    ],
+)
+def test_an_unusable_url_is_refused_in_one_line(url: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as error:
+        load_settings(url)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "tracking"),
+    [
+        ("sqlite:///one.db", "sqlite:///{here}/one.db"),
+        ("postgresql://ann:secret@db/x", "postgresql+psycopg2://bob:other@db/x"),
+    ],
+)
+def test_mlflow_may_not_share_the_database(storage: str, tracking: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="same database") as error:
+        load_settings(storage, tracking.format(here=tmp_path))
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://ann:secret@db/x", "postgresql://ann@db/x?password=secret", "secret"]
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    assert "secret" not in redacted(url)
