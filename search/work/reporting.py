@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from optuna.trial import FrozenTrial
 
@@ -16,31 +16,38 @@ class AttemptReporter:
 
     Parameters
     ----------
+    recorded : time stamp (ms) of each epoch that an earlier attempt recorded: a training that is resumed
+        reports those again, and they must not be counted as trained twice
     decide : asks the pruner about the trial as Optuna has it
     stopping : whether the training must stop at the end of this epoch
     """
 
     def __init__(
-        self, attempt: Attempt, decide: Callable[[FrozenTrial], bool], stopping: Callable[[], bool]
+        self,
+        attempt: Attempt,
+        recorded: Mapping[int, int],
+        decide: Callable[[FrozenTrial], bool],
+        stopping: Callable[[], bool],
     ) -> None:
         self._attempt = attempt
+        self._recorded = recorded
         self._decide = decide
         self._stopping = stopping
 
     def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
-        return self._attempt.rung(epoch, best_val_mae, _metric_rows(records), self._decide)
+        return self._attempt.rung(epoch, best_val_mae, self._rows(records), self._decide)
 
     def records(self, records: tuple[EpochRecord, ...]) -> None:
-        if records:
-            self._attempt.record_metrics(_metric_rows(records))
+        if rows := self._rows(records):
+            self._attempt.record_metrics(rows)
 
     def should_stop(self) -> bool:
         return self._stopping()
 
-
-def _metric_rows(records: tuple[EpochRecord, ...]) -> list[MetricRow]:
-    return [
-        MetricRow(key, record.epoch, value, round(record.finished_at * 1000))
-        for record in records
-        for key, value in epoch_metrics(record).items()
-    ]
+    def _rows(self, records: tuple[EpochRecord, ...]) -> list[MetricRow]:
+        return [
+            MetricRow(key, record.epoch, value, time_ms)
+            for record in records
+            if self._recorded.get(record.epoch) != (time_ms := round(record.finished_at * 1000))
+            for key, value in epoch_metrics(record).items()
+        ]

@@ -24,7 +24,9 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._event = Event()
 
-    def __bool__(self) -> bool:
+    @property
+    def asked(self) -> bool:
+        """Whether the worker was asked to stop."""
         return self._event.is_set()
 
     def wait(self, seconds: float) -> None:

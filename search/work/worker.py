@@ -32,7 +32,7 @@ from storage.errors import (
 from storage.studies import Study, StudySummary, summarize_study
 from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
-from storage.trials.views import trial_rows
+from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
 from trainer.fitting.devices import find_device
@@ -134,7 +134,7 @@ class Worker:
             trial alone fails that trial, and the next one begins.
         """
         waiting = False
-        while not self._stop:
+        while not self._stop.asked:
             claim = _patiently(lambda: claim_trial(self._database, self._study, self._info))
             if claim is not None:
                 waiting = False
@@ -179,8 +179,9 @@ class Worker:
                 folder,
                 AttemptReporter(
                     attempt,
+                    self._recorded_epochs(attempt.claim),
                     lambda trial: should_prune(self._database.optuna, self._config, trial),
-                    lambda: bool(self._stop) or lost.is_set(),
+                    lambda: self._stop.asked or lost.is_set(),
                 ),
                 rungs=self._rungs,
                 warm_start=warm_start,
@@ -261,6 +262,12 @@ class Worker:
                 f"row {label}, whose weights it starts from, has none: it {trials[number].state}"
             )
         return BlobStore(self._database.settings.artifacts).path(digests[0])
+
+    def _recorded_epochs(self, claim: Claim) -> dict[int, int]:
+        if claim.attempt == 1:
+            return {}
+        history = _patiently(lambda: metric_history(self._database, self._study, claim.number))
+        return {row.step: row.time_ms for rows in history.values() for row in rows}
 
     def _row_tags(self, number: int) -> dict[str, str]:
         if self._config.rows is None:

@@ -271,7 +271,7 @@ class Attempt:
             if rung.stop is None:
                 # asha and hyperband mark a rung as passed before they answer: asked again, they would
                 # let the trial pass.
-                pass
+                optuna_rows.drop_pruner_marks(connection, trial_id, keep=rung.earlier_marks)
             decision: bool | None = rung.stop
             return decision
 
