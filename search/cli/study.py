@@ -156,7 +156,26 @@ def _create(database: Database, config: StudyConfig) -> list[tuple[Study, StudyC
     return studies
 
 
-def _deliver(study: Study) -> None: ...
+def _deliver(study: Study) -> None:
+    """Wait until MLflow knows all; what it cannot be told now is kept."""
+    from search.cli.output import working
+    from search.cli.relay import note_writer
+    from storage.errors import TrackingUnavailableError
+    from storage.tracking.process import sync
+
+    try:
+        with working(f"{study.name}: telling MLflow the rest"):
+            result = sync(study, note_writer(study))
+    except TrackingUnavailableError as error:
+        logger.warning("%s. Nothing is lost; later: anitune sync %s", error, study.name)
+    else:
+        if result.parked:
+            logger.warning(
+                "%s: MLflow refused %d messages; again: anitune sync %s",
+                study.name,
+                result.parked,
+                study.name,
+            )
 
 
 def _report(console: Console, database: Database, studies: list[tuple[Study, StudyConfig]]) -> None:

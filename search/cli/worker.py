@@ -32,9 +32,10 @@ def worker(
 
     again = f"go on with: anitune worker {study}"
     with open_database(load_settings()) as database:
+        studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
-        work_on(database, with_reference(database, open_study(database, study)), again, name)
+        work_on(database, studies, again, name)
 
 
 def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
