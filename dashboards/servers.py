@@ -259,7 +259,7 @@ def _mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, s
     """Settings of ``mlflow server``; the database's URL may hold a password, which arguments would show."""
     environment: dict[str, str] = {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,
-        "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlflow-artifacts"),
+        "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlartifacts"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         # Evaluation jobs of language models: two more processes that nobody here needs.

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredText
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.metrics import max_error, mean_absolute_error, root_mean_square_error
@@ -30,7 +30,8 @@ def loss_figure(history: Sequence[EpochRecord]) -> Figure:
     epochs = [r.epoch for r in history]
     best = min(history, key=lambda r: r.val_mae)
     marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(history) < 30 else {}
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2))
+    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.135, top=0.915, wspace=0.22)
     losses, errors = figure.subplots(1, 2)
 
     losses.plot(epochs, [r.train_loss for r in history], color=_TRAINING, label="training", **marker)
@@ -44,7 +45,11 @@ def loss_figure(history: Sequence[EpochRecord]) -> Figure:
 
     for axes in (losses, errors):
         axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(0.5, len(history) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend(frameon=False)
     return figure
 
@@ -52,7 +57,8 @@ def loss_figure(history: Sequence[EpochRecord]) -> Figure:
 def parity_figure(evaluation: Evaluation) -> Figure:
     """Predicted against true energy of every structure."""
     predicted, target = evaluation.predicted, evaluation.target
-    figure = Figure(figsize=(5.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(6.2, 5.4))
+    figure.subplots_adjust(left=0.14, right=0.97, bottom=0.15, top=0.93)
     axes = figure.subplots()
     low = min(predicted.min(), target.min())
     high = max(predicted.max(), target.max())
@@ -65,10 +71,10 @@ def parity_figure(evaluation: Evaluation) -> Figure:
         )
         figure.colorbar(density, ax=axes, label="structures", shrink=0.8)
     else:
-        axes.scatter(target, predicted, s=9, alpha=0.45, linewidths=0, color=_TRAINING)
+        axes.scatter(target, predicted, s=16, alpha=0.5, linewidths=0, color=_TRAINING)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     _label(axes, "Validation part", "DFT energy, kcal/mol", "predicted energy, kcal/mol")
-    figure.supxlabel("energies less the self-energies of the atoms", fontsize=8, color="#6b7280")
+    axes.set_xlabel("DFT energy, kcal/mol\n(both less the self-energies of the atoms)")
     errors = evaluation.errors
     _note(
         axes,
@@ -87,7 +93,8 @@ def errors_figure(evaluation: Evaluation) -> Figure:
     # A few outliers must not squeeze the rest into one bar: those beyond are counted in words.
     reach = float(np.quantile(np.abs(errors), 0.995)) * 1.1 or 1.0
     outside = int(np.sum(np.abs(errors) > reach))
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2))
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.135, top=0.915)
     axes = figure.subplots()
     bins = int(np.clip(np.sqrt(len(errors)), 11, 81)) | 1
     axes.hist(errors, bins=bins, range=(-reach, reach), color=_TRAINING, alpha=0.85)
@@ -98,7 +105,7 @@ def errors_figure(evaluation: Evaluation) -> Figure:
     beyond = f"\n{outside} beyond ±{reach:.3g}" if outside else ""
     _note(
         axes,
-        f"MAE  ±{mae:.3g} kcal/mol\nmean  {errors.mean():+.2g}\nlargest  {max_error(errors):.3g}{beyond}",
+        f"MAE  ±{mae:.3g} kcal/mol\nmean  {errors.mean():+.2g} kcal/mol\nlargest  {max_error(errors):.3g} kcal/mol{beyond}",
         "upper right",
     )
     return figure
@@ -116,7 +123,7 @@ def draw_plots(history: Sequence[EpochRecord], evaluation: Evaluation) -> dict[s
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140)
+    figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
