@@ -1,8 +1,8 @@
 """Addresses of pages in the two dashboards, as their pages themselves use them.
 
-MLflow opens in a mode for language models: every link to it names the other mode. Its pages are named after the
-``#`` of the address, so ``server`` may be a server's address, one that redirects to it, or empty for a link from
-one of its pages to another.
+MLflow opens in a mode for language models: every link to it names the other mode. Its pages are named after
+the ``#`` of the address, so ``server`` may be a server's address, one that redirects to it, or empty for a
+link from one of its pages to another.
 """
 
 from __future__ import annotations
@@ -136,4 +136,5 @@ def _sorted() -> dict[str, str]:
 
 def _mlflow(server: str, page: str, **query: str) -> str:
     start = f"{server}/" if server else ""
-    return f"{start}#/{page}?{urlencode({**query, 'workflowType': 'machine_learning'}, quote_via=quote, safe='')}"
+    words = urlencode({**query, "workflowType": "machine_learning"}, quote_via=quote, safe="")
+    return f"{start}#/{page}?{words}"

@@ -125,6 +125,8 @@ class StudySummary:
         Spent in all attempts together.
     epochs_saved
         Epochs that pruned trials were planned for and did not train.
+    mlflow_experiment_id, mlflow_run_id
+        What stands for the study in MLflow, once that was told.
     """
 
     name: str
@@ -136,6 +138,8 @@ class StudySummary:
     seconds: float
     epochs: int
     epochs_saved: int
+    mlflow_experiment_id: str | None
+    mlflow_run_id: str | None
 
 
 def create_study(database: Database, name: str, config: Mapping[str, Any], budget: Budget) -> Study:
@@ -309,4 +313,6 @@ def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
         seconds=float(seconds),
         epochs=int(epochs),
         epochs_saved=int(connection.execute(saved).scalar_one()),
+        mlflow_experiment_id=row.mlflow_experiment_id,
+        mlflow_run_id=row.mlflow_run_id,
     )

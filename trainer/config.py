@@ -68,7 +68,9 @@ class TrainConfig:
 
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, le=4096)], ...],
-        Field(min_length=1, max_length=8, description="widths of the hidden layers of each element's network"),
+        Field(
+            min_length=1, max_length=8, description="widths of the hidden layers of each element's network"
+        ),
         Unit("neurons"),
         SearchWidths(layers=SearchRange(1, 4, step=1), width=SearchRange(32, 256, step=32)),
     ] = (128,)
@@ -107,7 +109,9 @@ class TrainConfig:
         Schedule,
         Field(description="learning rate over the epochs: constant, halved on a plateau, or cosine to zero"),
     ] = "cosine"
-    epochs: Annotated[int, Field(ge=1, description="passes over the training part at most"), Unit("epochs")] = 100
+    epochs: Annotated[
+        int, Field(ge=1, description="passes over the training part at most"), Unit("epochs")
+    ] = 100
     patience: Annotated[
         int | None,
         Field(ge=1, description="stop after so many epochs without a better validation MAE; null: never"),
@@ -120,10 +124,16 @@ class TrainConfig:
     ] = "mse"
     ema_decay: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="decay a step of the average of the weights that is evaluated; null: none"),
+        Field(
+            gt=0, lt=1, description="decay a step of the average of the weights that is evaluated; null: none"
+        ),
     ] = None
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data")] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]")] = "auto"
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data")
+    ] = 0
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]")
+    ] = "auto"
     precision: Annotated[Precision, Field(description="of the weights and the matrix products")] = "float32"
     checkpoint_seconds: Annotated[
         float, Field(ge=0, description="least time between two checkpoints outside rungs"), Unit("s")
@@ -169,7 +179,9 @@ class FeatureConfig:
 
     aev: AEVConfig = dataclasses.field(default_factory=AEVConfig)
     store_limit_gib: Annotated[
-        float, Field(ge=0, description="a larger feature store is not built: AEVs are computed batch by batch"), Unit("GiB")
+        float,
+        Field(ge=0, description="a larger feature store is not built: AEVs are computed batch by batch"),
+        Unit("GiB"),
     ] = 32.0
 
 
@@ -177,8 +189,12 @@ class FeatureConfig:
 class DataConfig:
     """Which structures are used; ``sample`` names the data set that ships with the package."""
 
-    files: Annotated[tuple[str, ...], Field(min_length=1, description="HDF5 files, or the word sample")] = ("sample",)
-    high_energy: Annotated[bool, Field(description="include the high-energy structures of the ANI-1 layout")] = False
+    files: Annotated[tuple[str, ...], Field(min_length=1, description="HDF5 files, or the word sample")] = (
+        "sample",
+    )
+    high_energy: Annotated[
+        bool, Field(description="include the high-energy structures of the ANI-1 layout")
+    ] = False
     self_energies: Annotated[
         dict[str, float] | None,
         Field(description="energy of a single atom by element; null: fitted on the training part"),
@@ -190,18 +206,25 @@ class DataConfig:
 class SplitConfig:
     """How the data is divided into training, validation and test part."""
 
-    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one part")] = "structure"
+    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one part")] = (
+        "structure"
+    )
     fractions: Annotated[
         tuple[float, float, float], Field(description="training, validation and test share; they sum to 1")
     ] = (0.8, 0.1, 0.1)
     folds: Annotated[
-        int | None, Field(ge=2, description="number of folds of the non-test part; null: one fixed validation part")
+        int | None,
+        Field(ge=2, description="number of folds of the non-test part; null: one fixed validation part"),
     ] = None
     fold: Annotated[int, Field(ge=0, description="the fold that validates")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def __post_init__(self) -> None:
-        if any(f < 0 for f in self.fractions) or abs(sum(self.fractions) - 1.0) > 1e-9 or self.fractions[0] <= 0:
+        if (
+            any(f < 0 for f in self.fractions)
+            or abs(sum(self.fractions) - 1.0) > 1e-9
+            or self.fractions[0] <= 0
+        ):
             raise ValueError("split.fractions must be three shares that sum to 1, the first above 0")
         if self.folds is None and self.fold != 0:
             raise ValueError("split.fold needs split.folds")
@@ -240,7 +263,9 @@ def load_config(
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(_described(fault, lines or {}) for fault in error.errors())}") from None
+        raise ConfigError(
+            f"{where}: {'; '.join(_described(fault, lines or {}) for fault in error.errors())}"
+        ) from None
 
 
 def _described(fault: Any, lines: Mapping[tuple[str | int, ...], int]) -> str:
@@ -259,7 +284,11 @@ def _plain(fault: Any) -> str:
     if fault["type"] in ("missing", "missing_argument"):
         return "is missing"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})" if fault["type"] != "value_error" else message
+    return (
+        f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+        if fault["type"] != "value_error"
+        else message
+    )
 
 
 def dump_config(config: Any) -> dict[str, Any]:

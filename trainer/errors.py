@@ -27,7 +27,7 @@ class ModelFileError(TrainerError):
     """A model file is damaged, or not one of ours."""
 
 
-class TrainingFailed(TrainerError):
+class TrainingFailed(TrainerError):  # noqa: N818  (an outcome, not a fault of the program)
     """The training ended without a usable network: the message is the reason."""
 
 

@@ -10,7 +10,8 @@ from typing import Protocol
 class EpochRecord:
     """One finished epoch. Epochs count from 1.
 
-    Losses are in hartree^2 (of the configured loss), errors in kcal/mol, of the weights that would be exported.
+    Losses are in hartree^2 (of the configured loss), errors in kcal/mol, of the weights that would be
+    exported.
     """
 
     epoch: int
@@ -38,7 +39,7 @@ class Reporter(Protocol):
         """Take the epochs since the last call, at a checkpoint or the end of the training."""
 
     def should_stop(self) -> bool:
-        """Whether the training must checkpoint and return at the end of this epoch (a signal, a lost lease)."""
+        """Whether to checkpoint and return at the end of this epoch (a signal, a lost lease)."""
 
 
 class SilentReporter:
@@ -55,7 +56,7 @@ class SilentReporter:
 
 
 def epoch_metrics(record: EpochRecord) -> dict[str, float]:
-    """The numbers of an epoch under the names that files, databases and trackers use; the step is the epoch."""
+    """The numbers of an epoch under the names that files and trackers use; the step is the epoch."""
     return {
         "train/loss": record.train_loss,
         "val/loss": record.val_loss,

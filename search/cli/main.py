@@ -11,9 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from dashboards.errors import DashboardError
+from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.relay import relay, sync
 from search.cli.study import study_app
+from search.cli.train import train
 from search.cli.worker import worker
 from search.errors import SearchError, StudyFileError
 from storage.errors import SettingsError, StorageError, StudyExistsError, StudyNotFoundError
@@ -72,8 +74,10 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
+app.command()(train)
 app.command()(worker)
 app.command()(sync)
+app.command()(dashboards)
 app.command(hidden=True)(relay)
 
 

@@ -54,14 +54,16 @@ def sync(study: StudyName, as_json: Json = False) -> None:
 
 
 def note_writer(study: Study) -> NoteWriter:
-    """Writes the notes that MLflow shows from what the records hold at that time."""
+    """Writes the notes that MLflow shows from what the records hold at that time, and Optuna's with them."""
     from dashboards.notes import mlflow_study_note, mlflow_trial_note
+    from dashboards.optuna_notes import write_optuna_notes
     from storage.studies import summarize_study
     from storage.trials.views import trial_rows
 
     def write(number: int | None) -> str:
         rows = trial_rows(study.database, study)
         if number is None:
+            write_optuna_notes(study)
             return mlflow_study_note(summarize_study(study.database, study), rows)
         (row,) = (row for row in rows if row.number == number)
         return mlflow_trial_note(row)

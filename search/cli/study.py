@@ -45,6 +45,7 @@ def create(file: File) -> None:
 @study_app.command()
 def run(file: File) -> None:
     """Create a study, or go on with it, train all its trials here, and report."""
+    from dashboards.optuna_notes import write_optuna_notes
     from search.cli.output import make_console
     from search.study import load_study
     from storage.database import open_database
@@ -54,6 +55,7 @@ def run(file: File) -> None:
         studies = _create(database, config)
         work_on(database, studies, f"go on with: anitune study run {file}")
         for study, _ in studies:
+            write_optuna_notes(study)  # also where MLflow is away
             _deliver(study)
         _report(make_console(), database, studies)
 

@@ -105,7 +105,9 @@ def errors_figure(evaluation: Evaluation) -> Figure:
     beyond = f"\n{outside} beyond ±{reach:.3g}" if outside else ""
     _note(
         axes,
-        f"MAE  ±{mae:.3g} kcal/mol\nmean  {errors.mean():+.2g} kcal/mol\nlargest  {max_error(errors):.3g} kcal/mol{beyond}",
+        f"MAE  ±{mae:.3g} kcal/mol\n"
+        f"mean  {errors.mean():+.2g} kcal/mol\n"
+        f"largest  {max_error(errors):.3g} kcal/mol{beyond}",
         "upper right",
     )
     return figure

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
@@ -16,16 +13,14 @@ class WeightAverage:
 
     Parameters
     ----------
-    averaged : the parameters that hold the average, equal to the initial weights
+    vector : holds the average; equal to the initial weights, and changed in place
     decay : between 0 and 1
     """
 
-    def __init__(self, averaged: Iterable[torch.nn.Parameter], decay: float) -> None:
-        self._averaged = [p.detach() for p in averaged]
+    def __init__(self, vector: torch.Tensor, decay: float) -> None:
+        self._vector = vector
         self._decay = decay
 
-    @torch.no_grad()
-    def update(self, parameters: list[torch.nn.Parameter], step: int) -> None:
+    def update(self, weights: torch.Tensor, step: int) -> None:
         """Take in the weights after ``step`` steps."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self._averaged, parameters, step)  # type: ignore[no-untyped-call]
+        self._vector.lerp_(weights, 1 - min(self._decay, (1 + step) / (10 + step)))

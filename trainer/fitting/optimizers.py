@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 
@@ -15,8 +15,8 @@ OPTIMIZERS: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The configured optimizer, one fused pass over all parameters a step."""
+def make_optimizer(config: TrainConfig, weights: torch.nn.Parameter) -> torch.optim.Optimizer:
+    """The configured optimizer of ``weights`` (P,), one fused pass over them a step."""
     return OPTIMIZERS[config.optimizer](
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        [weights], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )

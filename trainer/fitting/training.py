@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from trainer.fitting.losses import LOSSES
 from trainer.fitting.optimizers import make_optimizer
 from trainer.fitting.randomness import dropout_seed, epoch_order
 from trainer.fitting.schedules import next_learning_rate
+from trainer.fitting.weights import FlatWeights
 from trainer.networks.files import warm_start as load_warm_start
 from trainer.networks.model import DTYPES, ElementNetworks
 from trainer.reporting import EpochRecord
@@ -32,6 +32,9 @@ from trainer.task import Task
 
 #: Raised with each change after which an old checkpoint would not go on as it began.
 CHECKPOINT_FORMAT = 1
+
+#: How the names of the optimizer's tensors begin in a checkpoint.
+OPTIMIZER = "optimizer/"
 
 _log = logging.getLogger("anitune")
 
@@ -80,15 +83,16 @@ class Training:
         self._model = self._network()
         if warm_start is not None:
             load_warm_start(self._model, task.aev, warm_start)
-        self._parameters = list(self._model.parameters())
-        self._optimizer = make_optimizer(config, self._parameters)
+        self._weights = FlatWeights(self._model)
+        self._optimizer = make_optimizer(config, self._weights.vector)
         # What is evaluated and kept: the average of the weights if there is one.
-        self._evaluated, self._average = self._model, None
+        self._evaluated, self._evaluated_weights, self._average = self._model, self._weights, None
         if config.ema_decay is not None:
             self._evaluated = self._network()
-            self._evaluated.load_state_dict(self._model.state_dict())
-            self._average = WeightAverage(self._evaluated.parameters(), config.ema_decay)
-        self._best_weights = _copy(self._evaluated.state_dict(), self._device)
+            self._evaluated_weights = FlatWeights(self._evaluated)
+            self._evaluated_weights.load(self._weights.vector)
+            self._average = WeightAverage(self._evaluated_weights.vector.detach(), config.ema_decay)
+        self._best_weights = self._evaluated_weights.copy()
 
     @property
     def epoch(self) -> int:
@@ -112,7 +116,7 @@ class Training:
     def best_model(self) -> ElementNetworks:
         """A network with the weights of the best epoch, in evaluation mode."""
         model = self._network()
-        model.load_state_dict(self._best_weights)
+        FlatWeights(model).load(self._best_weights)
         return model.eval()
 
     def _network(self) -> ElementNetworks:
@@ -152,7 +156,7 @@ class Training:
             finished_at=time.time(),
         )
         if not self.history or record.val_mae < self.best.val_mae:
-            self._best_weights = _copy(self._evaluated.state_dict(), self._device)
+            self._best_weights = self._evaluated_weights.copy()
         self.history = (*self.history, record)
 
     def _pass_over_training_part(self, epoch: int) -> torch.Tensor:
@@ -169,12 +173,11 @@ class Training:
         self._model.dropout_generator.manual_seed(dropout_seed(self._config.seed, epoch))
         for positions, target, atom_count in zip(torch.split(order, batch_size), targets, atoms, strict=True):
             step += 1
-            self._optimizer.zero_grad()
             loss = loss_of(self._model(part.features.batch(positions)) - target, atom_count)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._weights.backward(loss)
             self._optimizer.step()
             if self._average is not None:
-                self._average.update(self._parameters, step)
+                self._average.update(self._weights.vector.detach(), step)
             total.add_(loss.detach(), alpha=len(positions))
         return total / len(part)
 
@@ -188,12 +191,11 @@ class Training:
 
     def snapshot(self) -> Checkpoint:
         """All that the following epochs depend on."""
-        tensors = {f"weights/{name}": tensor for name, tensor in self._model.state_dict().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self._best_weights.items()}
+        tensors = {"weights": self._weights.vector, "best": self._best_weights}
         if self._average is not None:
-            tensors |= {f"average/{name}": tensor for name, tensor in self._evaluated.state_dict().items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
+            tensors["average"] = self._evaluated_weights.vector
+        (state,) = self._optimizer.state_dict()["state"].values()
+        tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         return Checkpoint(self.identity, self.history, torch.get_num_threads(), on_cpu)
 
@@ -206,16 +208,14 @@ class Training:
                 checkpoint.threads,
             )
         self.history = checkpoint.history
-        self._model.load_state_dict(_section(checkpoint.tensors, "weights"))
-        self._best_weights = _copy(_section(checkpoint.tensors, "best"), self._device)
+        tensors = checkpoint.tensors
+        self._weights.load(tensors["weights"])
+        self._best_weights = tensors["best"].to(self._device)
         if self._average is not None:
-            self._evaluated.load_state_dict(_section(checkpoint.tensors, "average"))
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in _section(checkpoint.tensors, "optimizer").items():
-            index, name = key.split("/")
-            states.setdefault(int(index), {})[name] = tensor
+            self._evaluated_weights.load(tensors["average"])
+        state = {n.removeprefix(OPTIMIZER): t for n, t in tensors.items() if n.startswith(OPTIMIZER)}
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
 
 
 def _identity(task: Task, config: TrainConfig, warm_start: Path | None) -> Identity:
@@ -234,13 +234,3 @@ def _identity(task: Task, config: TrainConfig, warm_start: Path | None) -> Ident
         "task": task.fingerprints,
         "warm_start": started_from,
     }
-
-
-def _section(tensors: Mapping[str, torch.Tensor], section: str) -> dict[str, torch.Tensor]:
-    prefix = f"{section}/"
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _copy(state: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    # ``state_dict`` gives the live weights: kept without a copy they would become those of the last epoch.
-    return {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}

@@ -23,13 +23,10 @@ class _SumByStructure(torch.autograd.Function):
     """Each structure gathers its atoms; backward, each atom gathers from its structure."""
 
     @staticmethod
-    def forward(energies: Tensor, atoms: Tensor, owners: Tensor) -> Tensor:
+    def forward(ctx: Any, energies: Tensor, atoms: Tensor, owners: Tensor) -> Tensor:
+        ctx.save_for_backward(owners)
         # What fills up the table of atoms points at the zero after the last one.
         return torch.cat([energies, energies.new_zeros(1)])[atoms].sum(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

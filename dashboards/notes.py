@@ -1,0 +1,200 @@
+"""What people read beside a trial, a run or a study in the two dashboards: records in, Markdown out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dashboards import links
+from storage.studies import StudySummary
+from storage.trials.views import TrialRow
+
+PLACES = 20
+"""Trials in a ranked table."""
+
+MANY_COMPLETE = 30
+"""With fewer complete trials the importance of a setting is mostly chance."""
+
+LOSS_PLOT = "plots/loss.png"
+PARITY_PLOT = "plots/parity.png"
+
+_SETTINGS = ("learning_rate", "batch_size", "dropout", "weight_decay")
+_MORE_SETTINGS = ("optimizer", "schedule", "epochs", "ema_decay", "loss", "seed", "precision")
+_HEAVY = re.compile(r"val/mae_kcalmol_heavy_(\d+)")
+_MARKUP = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+@dataclass(frozen=True)
+class OptunaImage:
+    """An image of a trial in the Optuna dashboard: its name, as ``loss.png``, and Optuna's id of it."""
+
+    name: str
+    artifact_id: str
+
+
+def mlflow_trial_note(trial: TrialRow) -> str:
+    """The note of a trial's run. MLflow cuts it after about four lines: the first say what matters."""
+    note = [f"{_name(trial)}: {_outcome(trial)}", "", _cost(trial), "", *_errors(trial)]
+    if trial.mlflow_run_id is not None:
+        note += [
+            f"![{path}]({links.mlflow_image(trial.mlflow_run_id, path)})"
+            for path in (LOSS_PLOT, PARITY_PLOT)
+            if path in {file.path for file in trial.artifacts}
+        ]
+    return _joined(note)
+
+
+def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
+    """The note of a study's run: the best architecture, how the study stands, and a ranked table."""
+
+    def link(trial: TrialRow) -> str | None:
+        if trial.mlflow_run_id is None or summary.mlflow_experiment_id is None:
+            return None
+        return links.mlflow_run("", summary.mlflow_experiment_id, trial.mlflow_run_id)
+
+    return _joined([_best(summary, trials), "", _standing(summary), "", *_ranked(trials, link)])
+
+
+def optuna_trial_note(
+    study: int, experiment: str | None, trial: TrialRow, images: Sequence[OptunaImage]
+) -> str:
+    """The note of a trial in the Optuna dashboard: outcome, settings, errors, plots.
+
+    Parameters
+    ----------
+    study
+        Optuna's id of the study.
+    experiment
+        MLflow's id of the study's experiment, if there is one by now.
+    """
+    note = [f"### {_name(trial)}", "", _outcome(trial), "", _cost(trial)]
+    if experiment is not None and trial.mlflow_run_id is not None:
+        place = (links.MLFLOW_VIA_OPTUNA, experiment, trial.mlflow_run_id)
+        note += [
+            "",
+            f"[Run in MLflow]({links.mlflow_run(*place)}), [its curves]({links.mlflow_run_curves(*place)})",
+        ]
+    note += ["", *_settings(trial), *_errors(trial)]
+    plots = {image.name: image.artifact_id for image in images}
+    for path in (LOSS_PLOT, PARITY_PLOT):
+        name = path.rpartition("/")[2]
+        if name in plots:
+            note += [f"![{name}]({links.optuna_image(study, trial.optuna_trial_id, plots[name])})", ""]
+    return _joined(note)
+
+
+def optuna_study_note(study: int, summary: StudySummary, trials: Sequence[TrialRow]) -> str:
+    """The note of a study in the Optuna dashboard: the best architecture, links, and a ranked table."""
+    note = [f"### {_text(summary.name)}", "", _best(summary, trials), "", _standing(summary), ""]
+    pages = {"Best trial": links.optuna_best_trials("", study)}
+    if (experiment := summary.mlflow_experiment_id) is not None:
+        pages["Runs in MLflow, the best first"] = links.mlflow_leaderboard(
+            links.MLFLOW_VIA_OPTUNA, experiment
+        )
+        pages["Loss curves of the best"] = links.mlflow_curves(links.MLFLOW_VIA_OPTUNA, experiment)
+    note += [", ".join(f"[{title}]({url})" for title, url in pages.items()), ""]
+    note += _ranked(trials, lambda trial: links.optuna_trial("", study, trial.number))
+    if (count := summary.trials["complete"]) < MANY_COMPLETE:
+        note += [f"With {count} complete trials only, much of what the importance plot shows is chance."]
+    return _joined(note)
+
+
+def _best(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
+    best = next((trial for trial in trials if trial.number == summary.best_number), None)
+    if best is None:
+        return "No trial is complete yet."
+    return f"Best: {_name(best)}, validation MAE **{best.value:.3f} kcal/mol** (trial {best.number})"
+
+
+def _standing(summary: StudySummary) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count)
+    limit = f" of {summary.budget.trials}" if summary.budget.trials is not None else ""
+    return (
+        f"{sum(summary.trials.values())}{limit} trials begun ({states or 'none'});"
+        f" {summary.epochs:,} epochs trained, {summary.epochs_saved:,} saved by pruning"
+    )
+
+
+def _name(trial: TrialRow) -> str:
+    """The architecture; of a listed configuration also its label."""
+    name = f"`{trial.tags['arch']}`" if "arch" in trial.tags else f"trial {trial.number}"
+    return f"row {_text(trial.tags['row'])}, {name}" if "row" in trial.tags else name
+
+
+def _outcome(trial: TrialRow) -> str:
+    of_planned = f"{trial.epochs} of {trial.planned_epochs} epochs"
+    if trial.state == "failed":
+        return f"**failed** after {trial.epochs} epochs: {_text(trial.reason or 'the reason is unknown')}"
+    if trial.value is None:
+        return f"{trial.state}, {of_planned}"
+    error = f"validation MAE **{trial.value:.3f} kcal/mol**"
+    return (
+        f"{error} after {of_planned}"
+        if trial.state == "complete"
+        else f"{error} when {trial.state} after {of_planned}"
+    )
+
+
+def _cost(trial: TrialRow) -> str:
+    words = [f"{trial.summary['parameters']:,.0f} parameters"] if "parameters" in trial.summary else []
+    words += [f"{trial.seconds:,.0f} s", f"on {_text(trial.worker.device)}", f"by {_text(trial.worker.name)}"]
+    words += [f"attempt {trial.attempt}"] if trial.attempt > 1 else []
+    return ", ".join(words)
+
+
+def _settings(trial: TrialRow) -> list[str]:
+    config = trial.config or {}
+    shown = {name: config[name] for name in (*_SETTINGS, *_MORE_SETTINGS) if config.get(name) is not None}
+    return _table(
+        ("setting", "value"), [(name.replace("_", " "), _value(value)) for name, value in shown.items()]
+    )
+
+
+def _errors(trial: TrialRow) -> list[str]:
+    """Errors by number of heavy atoms, kcal/mol."""
+    rows = [
+        (found[1], f"{value:.3f}", f"{trial.summary[key.replace('mae', 'rmse')]:.3f}")
+        for key, value in trial.summary.items()
+        if (found := _HEAVY.fullmatch(key)) is not None
+    ]
+    return _table(("heavy atoms", "val MAE, kcal/mol", "val RMSE, kcal/mol"), rows)
+
+
+def _ranked(trials: Sequence[TrialRow], link: Callable[[TrialRow], str | None]) -> list[str]:
+    """The best complete trials, a row each."""
+    complete = sorted(
+        ((trial.value, trial) for trial in trials if trial.state == "complete" and trial.value is not None),
+        key=lambda pair: pair[0],
+    )
+    rows = []
+    for rank, (value, trial) in enumerate(complete[:PLACES], start=1):
+        url = link(trial)
+        number = f"[{trial.number}]({url})" if url is not None else str(trial.number)
+        config: Mapping[str, object] = trial.config or {}
+        cells = [str(rank), number, _name(trial), f"**{value:.3f}**"]
+        cells += [f"{trial.summary['parameters']:,.0f}" if "parameters" in trial.summary else ""]
+        cells += [_value(config[name]) if name in config else "" for name in _SETTINGS]
+        rows.append((*cells, f"{trial.seconds:,.0f}"))
+    headings = ("rank", "trial", "architecture", "val MAE, kcal/mol", "parameters")
+    more = [f"{len(complete) - PLACES} more complete trials.", ""] if len(complete) > PLACES else []
+    return [*_table((*headings, *(name.replace("_", " ") for name in _SETTINGS), "time, s"), rows), *more]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    return [*(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)), ""]
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else _text(str(value))
+
+
+def _text(text: str) -> str:
+    """Text of others on one line, shown as it is."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "\n".join(lines).rstrip() + "\n"

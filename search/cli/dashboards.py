@@ -1,0 +1,127 @@
+"""``anitune dashboards``: the MLflow UI and the Optuna dashboard, side by side."""
+
+from __future__ import annotations
+
+import json
+import signal
+import webbrowser
+from contextlib import ExitStack
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from search.cli.output import make_console, working
+
+if TYPE_CHECKING:
+    from dashboards.servers import Addresses
+    from storage.studies import Study
+
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Default: any that is free.")
+]
+
+
+def dashboards(
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="Link to the pages of this study.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: at all addresses.")
+    ] = "127.0.0.1",
+    mlflow_port: Port = None,
+    optuna_port: Port = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open both in the browser.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the links as a line of JSON.")] = False,
+) -> None:
+    """Show studies in the MLflow UI and in the Optuna dashboard, until Ctrl-C."""
+    from dashboards.optuna_notes import write_optuna_notes
+    from dashboards.servers import run_dashboards
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+    from storage.tracking.process import start_relay
+    from storage.tracking.relay import undelivered
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with open_database(load_settings()) as database, ExitStack() as stack:
+        shown = open_study(database, study) if study is not None else None
+        if shown is not None:
+            # A worker that was killed may have left both behind.
+            write_optuna_notes(shown)
+            if undelivered(shown):
+                start_relay(shown)
+        try:
+            with working("starting MLflow and the Optuna dashboard"):
+                running = stack.enter_context(
+                    run_dashboards(
+                        database.settings, host=host, mlflow_port=mlflow_port, optuna_port=optuna_port
+                    )
+                )
+            pages = _front_pages(running.addresses) | _study_pages(running.addresses, shown)
+            if as_json:
+                typer.echo(json.dumps(pages))
+            else:
+                _print(pages)
+            if open_:
+                for page in ("mlflow_runs", "optuna_study") if shown is not None else ("mlflow", "optuna"):
+                    webbrowser.open(pages[page])
+            running.watch()
+        except KeyboardInterrupt:
+            pass  # the usual end
+
+
+def _front_pages(addresses: Addresses) -> dict[str, str]:
+    from dashboards import links
+
+    return {
+        "mlflow": links.mlflow_experiments(addresses.mlflow),
+        "optuna": links.optuna_studies(addresses.optuna),
+    }
+
+
+def _study_pages(addresses: Addresses, study: Study | None) -> dict[str, str]:
+    from dashboards import links
+    from search.cli.output import best_trial
+    from storage.studies import summarize_study
+    from storage.trials.views import trial_rows
+
+    if study is None:
+        return {}
+    pages = {
+        "optuna_study": links.optuna_study(addresses.optuna, study.optuna_study_id),
+        "optuna_ranking": links.optuna_note(addresses.optuna, study.optuna_study_id),
+        "optuna_best": links.optuna_best_trials(addresses.optuna, study.optuna_study_id),
+    }
+    experiment = summarize_study(study.database, study).mlflow_experiment_id
+    if experiment is not None:
+        pages["mlflow_runs"] = links.mlflow_leaderboard(addresses.mlflow, experiment)
+        pages["mlflow_curves"] = links.mlflow_curves(addresses.mlflow, experiment)
+        best = best_trial(trial_rows(study.database, study))
+        if best is not None and best.mlflow_run_id is not None:
+            pages["mlflow_best"] = links.mlflow_run(addresses.mlflow, experiment, best.mlflow_run_id)
+    return pages
+
+
+_TITLES = {
+    "mlflow": "MLflow",
+    "mlflow_runs": "  runs, the best first",
+    "mlflow_curves": "  loss curves",
+    "mlflow_best": "  best run",
+    "optuna": "Optuna dashboard",
+    "optuna_study": "  study",
+    "optuna_ranking": "  ranked trials",
+    "optuna_best": "  best trial",
+}
+
+
+def _print(pages: dict[str, str]) -> None:
+    console = make_console()
+    for page, title in _TITLES.items():
+        if page in pages:
+            console.print(f"{title:<22} {pages[page]}", soft_wrap=True, markup=False)
+    console.print("Ctrl-C stops both.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
