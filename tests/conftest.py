@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from trainer.task import Task
+
+# Read by torch when it is first imported, here and in the processes that tests start: the last bits of a
+# sum depend on the number of threads, and tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # The time of one example says more of the machine than of the code.
 settings.register_profile("anitune", deadline=None)
@@ -64,3 +75,30 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             group["coordinates"] = coordinates
             group["energies"] = pair_energy(symbols, coordinates.astype(np.float64))
     return path
+
+
+@pytest.fixture(scope="session")
+def feature_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A feature store that all tests share."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="session")
+def task(data_file: Path, feature_root: Path) -> Task:
+    """The data of ``data_file``: 96 structures to train on, 12 to validate, 12 to test."""
+    from trainer.config import DataConfig, FeatureConfig, SplitConfig
+    from trainer.progress import no_progress
+    from trainer.task import prepare_task
+
+    data = DataConfig(files=(str(data_file),))
+    return prepare_task(data, SplitConfig(), FeatureConfig(), feature_root, no_progress)
+
+
+@pytest.fixture(autouse=True)
+def logger_of_a_fresh_process() -> Iterator[None]:
+    """Take back what the command line, run inside a test, does to our logger."""
+    logger = logging.getLogger("anitune")
+    state = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    level, logger.propagate, logger.handlers = state
+    logger.setLevel(level)

@@ -134,6 +134,10 @@ class TrainConfig:
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]")
     ] = "auto"
+    threads: Annotated[
+        int,
+        Field(ge=1, description="CPU threads; more pay from batches of about 1,000 structures on"),
+    ] = 1
     precision: Annotated[Precision, Field(description="of the weights and the matrix products")] = "float32"
     checkpoint_seconds: Annotated[
         float, Field(ge=0, description="least time between two checkpoints outside rungs"), Unit("s")

@@ -76,6 +76,8 @@ class Training:
         self.history: tuple[EpochRecord, ...] = ()
         self._config = config
         self._device = find_device(config.device)
+        # A sum over more threads has other last bits: their number is a setting, and so part of the record.
+        torch.set_num_threads(config.threads)
         self._task = task
         self._train = _Part(task, task.split.train, self._device, DTYPES[config.precision])
         self._validation = _Part(task, task.split.validation, self._device, DTYPES[config.precision])
