@@ -7,29 +7,12 @@ link from one of its pages to another.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
-from storage.tracking.projection import FINAL_METRIC, STATE_TAG
+from storage.tracking.saved_view import VIEW
 
 MLFLOW_VIA_OPTUNA = "/mlflow"
 """Leads from the Optuna dashboard to MLflow, whatever its port: see :mod:`dashboards.optuna_server`."""
-
-_VIEW = "leaderboard"
-_VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
-_BEST_FIRST = {"orderByKey": f"metrics.`{FINAL_METRIC}`", "orderByAsc": True}
-_COLUMNS = (
-    "tags.`arch`",
-    f"metrics.`{FINAL_METRIC}`",
-    "metrics.`cost/parameters`",
-    "metrics.`cost/seconds`",
-    "params.`learning_rate`",
-    "params.`batch_size`",
-    "params.`dropout`",
-    "params.`weight_decay`",
-    f"tags.`{STATE_TAG}`",
-)
 
 
 def mlflow_experiments(server: str) -> str:
@@ -38,13 +21,18 @@ def mlflow_experiments(server: str) -> str:
 
 
 def mlflow_leaderboard(server: str, experiment: str) -> str:
-    """The runs of a study as a table, the best first, in the view that :func:`mlflow_view_tags` keeps."""
-    return _mlflow(server, f"experiments/{experiment}/runs", viewStateShareKey=_VIEW, **_sorted())
+    """The runs of a study as a table, the best first."""
+    return _mlflow(server, f"experiments/{experiment}/runs", viewStateShareKey=VIEW)
 
 
 def mlflow_curves(server: str, experiment: str) -> str:
     """Loss curves of the best runs of a study, over each other."""
-    return _mlflow(server, f"experiments/{experiment}/runs", compareRunsMode="CHART", **_sorted())
+    return _mlflow(
+        server,
+        f"experiments/{experiment}/runs",
+        viewStateShareKey=VIEW,
+        compareRunsMode="CHART",
+    )
 
 
 def mlflow_run(server: str, experiment: str, run: str) -> str:
@@ -65,39 +53,6 @@ def mlflow_run_file(server: str, experiment: str, run: str, path: str) -> str:
 def mlflow_image(run: str, path: str) -> str:
     """The content of an image of a run, for a note that MLflow shows."""
     return f"get-artifact?{urlencode({'run_uuid': run, 'path': path}, safe='/')}"
-
-
-def mlflow_view_tags(time_ms: int) -> Mapping[str, str]:
-    """The tag of an experiment that puts the leaderboard, with columns worth reading, into its menu of views.
-
-    Parameters
-    ----------
-    time_ms
-        When the view is said to be made: milliseconds since 1970-01-01 UTC.
-    """
-    state = {
-        "searchFilter": "",
-        **_BEST_FIRST,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": _COLUMNS,
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsHiddenMode": "SHOWALL",
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": False,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-    }
-    view = {"name": _VIEW, "createdAt": time_ms, "updatedAt": time_ms, "state": json.dumps(state)}
-    return {_VIEW_TAG: json.dumps(view)}
 
 
 def optuna_studies(server: str) -> str:
@@ -128,10 +83,6 @@ def optuna_trial(server: str, study: int, number: int) -> str:
 def optuna_image(study: int, trial: int, artifact: str) -> str:
     """The content of an image of a trial (by Optuna's ids), for a note that the dashboard shows."""
     return f"/artifacts/{study}/{trial}/{artifact}"
-
-
-def _sorted() -> dict[str, str]:
-    return {key: json.dumps(value) if value is True else str(value) for key, value in _BEST_FIRST.items()}
 
 
 def _mlflow(server: str, page: str, **query: str) -> str:

@@ -59,7 +59,7 @@ def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
 def optuna_trial_note(
     study: int, experiment: str | None, trial: TrialRow, images: Sequence[OptunaImage]
 ) -> str:
-    """The note of a trial in the Optuna dashboard: outcome, settings, errors, plots.
+    """The note of a trial in the Optuna dashboard: outcome, plots, errors, settings.
 
     Parameters
     ----------
@@ -75,13 +75,13 @@ def optuna_trial_note(
             "",
             f"[Run in MLflow]({links.mlflow_run(*place)}), [its curves]({links.mlflow_run_curves(*place)})",
         ]
-    note += ["", *_settings(trial), *_errors(trial)]
+    note.append("")
     plots = {image.name: image.artifact_id for image in images}
     for path in (LOSS_PLOT, PARITY_PLOT):
         name = path.rpartition("/")[2]
         if name in plots:
             note += [f"![{name}]({links.optuna_image(study, trial.optuna_trial_id, plots[name])})", ""]
-    return _joined(note)
+    return _joined([*note, *_errors(trial), *_settings(trial)])
 
 
 def optuna_study_note(study: int, summary: StudySummary, trials: Sequence[TrialRow]) -> str:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -133,66 +133,68 @@ def run_dashboards(
     ServerEndedError
         when a server does not come up.
     """
-    (mlflow_free, optuna_free) = _free_ports(
-        host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port}
-    )
+    mlflow_port, optuna_port = _free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
     if not is_loopback(host):
         logger.warning(
             "Neither dashboard asks for a sign-in: who can reach %s can read, change and delete the studies.",
             host,
         )
-    settings.logs.mkdir(parents=True, exist_ok=True)
     shown, local = _in_url(socket.gethostname() if host in _ANY_ADDRESS else host), _in_url(_reachable(host))
-    remote = (
-        settings.tracking_uri.rstrip("/")
-        if settings.tracking_uri.startswith(("http://", "https://"))
-        else None
-    )
-    addresses = Addresses(
-        mlflow=public_url(remote) if remote else f"http://{shown}:{mlflow_free}",
-        optuna=f"http://{shown}:{optuna_free}",
-    )
-    with ExitStack() as stack:
-
-        def start(name: str, health: str, arguments: list[str], environment: Mapping[str, str]) -> _Server:
-            log = settings.logs / f"{name.lower().replace(' ', '-')}.log"
-            with log.open("ab") as output:
-                process = subprocess.Popen(
-                    # -P: what lies in the current folder is never imported.
-                    [sys.executable, "-P", "-m", "dashboards.lifeline", *arguments],
-                    stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **environment},
-                    start_new_session=True,
-                )
-                server = _Server(name, process, health, log, log_start=output.tell())
-            stack.callback(process.stdin.close)  # type: ignore[union-attr]  # it is a pipe
-            stack.callback(server.stop)
-            return server
-
-        optuna_arguments = ["dashboards.optuna_server", "--host", host, "--port", str(optuna_free)]
+    remote = settings.tracking_uri if settings.tracking_uri.startswith(("http://", "https://")) else None
+    mlflow = public_url(remote) if remote is not None else f"http://{shown}:{mlflow_port}"
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as running:
         servers = [
-            start(
-                "Optuna dashboard",
-                f"http://{local}:{optuna_free}/api/meta",
-                [*optuna_arguments, "--mlflow", addresses.mlflow if remote else str(mlflow_free)],
-                settings.environment(),
+            running.enter_context(
+                _server(
+                    "Optuna dashboard",
+                    ["dashboards.optuna_server", "--host", host, "--port", str(optuna_port), "--mlflow"]
+                    + [mlflow if remote is not None else str(mlflow_port)],
+                    settings.environment(),
+                    log=settings.logs / "optuna-dashboard.log",
+                    health=f"http://{local}:{optuna_port}/api/meta",
+                )
             )
         ]
-        if not remote:
+        if remote is None:
             servers.append(
-                start(
-                    "MLflow",
-                    f"http://{local}:{mlflow_free}/health",
-                    ["mlflow", "server", "--host", host, "--port", str(mlflow_free), "--workers", "1"],
-                    _mlflow_environment(settings, host, mlflow_free),
+                running.enter_context(
+                    _server(
+                        "MLflow",
+                        ["mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"],
+                        _mlflow_environment(settings, host, mlflow_port),
+                        log=settings.logs / "mlflow.log",
+                        health=f"http://{local}:{mlflow_port}/health",
+                    )
                 )
             )
-        elif not _answers(f"{remote}/health"):
-            logger.warning("The MLflow server %s does not answer.", addresses.mlflow)
+        elif not _answers(f"{remote.rstrip('/')}/health"):
+            logger.warning("The MLflow server %s does not answer.", mlflow)
         _wait_for_answers(servers)
-        yield Dashboards(addresses, tuple(servers))
+        yield Dashboards(Addresses(mlflow, f"http://{shown}:{optuna_port}"), tuple(servers))
+
+
+@contextmanager
+def _server(
+    name: str, arguments: Sequence[str], environment: Mapping[str, str], *, log: Path, health: str
+) -> Iterator[_Server]:
+    with log.open("ab") as output:
+        start = output.tell()
+        process = subprocess.Popen(
+            # -P: what lies in the current folder is never imported.
+            [sys.executable, "-P", "-m", "dashboards.lifeline", *arguments],
+            stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    server = _Server(name, process, health, log, start)
+    with process:
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def is_loopback(host: str) -> bool:
@@ -264,6 +266,7 @@ def _mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, s
         "DO_NOT_TRACK": "true",
         # Evaluation jobs of language models: two more processes that nobody here needs.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_UVICORN_OPTS": "--no-access-log",
     }
     if not is_loopback(host):
         names = [*_LOOPBACK_NAMES, _in_url(socket.gethostname())]

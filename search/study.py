@@ -27,13 +27,11 @@ from trainer.config import (
     load_config,
     searchable_fields,
 )
+from trainer.data.shipped import SAMPLE
 from trainer.errors import ConfigError
 
 MAX_LAYERS = 4
 """Hidden layers at most in a search."""
-
-SAMPLE = "sample"
-"""Stands for the shipped data in ``data.files``."""
 
 N = TypeVar("N")
 

@@ -14,8 +14,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from trainer.task import Task
 
-# Read by torch when it is first imported, here and in the processes that tests start: the last bits of a
-# sum depend on the number of threads, and tests run side by side.
+# Read by torch when it is first imported, here and in the processes that tests start: tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # The time of one example says more of the machine than of the code.

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainer.config import TrainConfig, dump_config
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import measure
@@ -112,7 +110,7 @@ def _run_metrics(task: Task, config: TrainConfig, result: FitResult) -> dict[str
         "structures_per_second": len(result.history) * len(task.split.train) / seconds,
         "seconds": seconds,
         "peak_memory_mib": peak_memory_mib(find_device(config.device)),
-        "threads": torch.get_num_threads(),
+        "threads": config.threads,
     }
 
 

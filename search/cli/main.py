@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dashboards.errors import DashboardError
+from dashboards.errors import AddressError, DashboardError
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.relay import relay, sync
@@ -18,8 +18,14 @@ from search.cli.study import study_app
 from search.cli.train import train
 from search.cli.worker import worker
 from search.errors import SearchError, StudyFileError
-from storage.errors import SettingsError, StorageError, StudyExistsError, StudyNotFoundError
-from trainer.errors import ConfigError, DataError, TrainerError
+from storage.errors import (
+    FactsChangedError,
+    SettingsError,
+    StorageError,
+    StudyExistsError,
+    StudyNotFoundError,
+)
+from trainer.errors import ConfigError, DataError, ModelFileError, TrainerError
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 """Exit codes. A command that a signal ended exits with 128 + its number."""
@@ -28,10 +34,13 @@ _OURS = (TrainerError, StorageError, SearchError, DashboardError)
 _CAUSED_BY_INPUT = (
     ConfigError,
     DataError,
+    ModelFileError,
     StudyFileError,
     SettingsError,
     StudyExistsError,
     StudyNotFoundError,
+    FactsChangedError,
+    AddressError,
 )
 
 

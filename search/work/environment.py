@@ -34,7 +34,7 @@ def describe_worker(name: str | None, device: torch.device) -> WorkerInfo:
 def _device_words(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
-    return f"{device}, {torch.get_num_threads()} threads"
+    return str(device)
 
 
 def _git_commit() -> str | None:

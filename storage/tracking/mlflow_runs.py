@@ -69,10 +69,10 @@ class MlflowRuns:
             # Not to take a first question is no verdict on what is to be delivered.
             raise TrackingUnavailableError(str(error)) from None
 
-    def experiment(self, name: str) -> str:
-        """The id of the experiment of that name, which is made if need be."""
+    def experiment(self, name: str, tags: Mapping[str, str]) -> str:
+        """The id of the experiment of that name, which is made if need be, with these tags."""
         with _translated():
-            found = self._client.get_experiment_by_name(name) or self._create_experiment(name)
+            found = self._client.get_experiment_by_name(name) or self._create_experiment(name, tags)
         if found.lifecycle_stage != "active":
             raise TrackingRefusedError(
                 f"the MLflow experiment {name!r} was deleted: bring it back with"
@@ -80,11 +80,12 @@ class MlflowRuns:
             )
         return str(found.experiment_id)
 
-    def _create_experiment(self, name: str) -> Experiment:
+    def _create_experiment(self, name: str, tags: Mapping[str, str]) -> Experiment:
         location = None
         if self._artifact_root is not None:
             location = (self._artifact_root / name).as_uri()
-        return self._client.get_experiment(self._client.create_experiment(name, artifact_location=location))
+        made = self._client.create_experiment(name, location, tags=dict(tags))
+        return self._client.get_experiment(made)
 
     def find_or_create(
         self, experiment: str, key: str, name: str, start_ms: int, tags: Mapping[str, str]

@@ -38,6 +38,7 @@ from storage.tracking.outbox import (
     TrialTagsMessage,
     read_message,
 )
+from storage.tracking.saved_view import view_tags
 
 log = logging.getLogger("anitune")
 
@@ -215,7 +216,7 @@ class Relay:
         tags = {**message.tags, "anitune.study": self.study.name}
         run = self._run_id(None)
         if run is None:
-            experiment = self._runs.experiment(self.study.name)
+            experiment = self._runs.experiment(self.study.name, view_tags(time_ms))
             run = self._runs.find_or_create(experiment, self._key, self.study.name, time_ms, tags)
             with self.lease.writing() as connection:
                 connection.execute(

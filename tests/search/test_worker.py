@@ -170,6 +170,22 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_numbers(
         assert results(work(untouched, config, task)) == results(after)
 
 
+def test_a_second_signal_hands_the_trial_back_at_once(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    def interrupt(number: int, epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(database, config, task, Watching(interrupt))
+    (trial,) = trial_rows(database, begin(database, config))
+    assert trial.state == "interrupted"
+    assert (
+        claim_trial(database, begin(database, config), WorkerInfo("other", "here", 1, "cpu", {})) is not None
+    )
+
+
 def test_a_trial_that_fails_does_not_end_the_study(
     database: Database, config: StudyConfig, task: Task
 ) -> None:

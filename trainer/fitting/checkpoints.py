@@ -34,13 +34,11 @@ class Checkpoint:
     ----------
     identity : the settings and data of the training
     history : the epochs so far; the schedule, the order of the data and the best epoch follow from it
-    threads : CPU threads that computed it
     tensors : weights, best weights, average, optimizer and generators, by name, on the CPU
     """
 
     identity: Identity
     history: tuple[EpochRecord, ...]
-    threads: int
     tensors: Mapping[str, torch.Tensor]
 
 
@@ -56,7 +54,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         {
             "identity": checkpoint.identity,
             "history": [asdict(epoch) for epoch in checkpoint.history],
-            "threads": checkpoint.threads,
         }
     )
     tensors = dict(checkpoint.tensors)
@@ -92,7 +89,7 @@ def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
             "choose another folder, or delete it to train from the start"
         )
     history = tuple(EpochRecord(**epoch) for epoch in values["history"])
-    return Checkpoint(values["identity"], history, values["threads"], tensors)
+    return Checkpoint(values["identity"], history, tensors)
 
 
 def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -52,7 +52,7 @@ def fit(
     """Train on the training part, and choose the epoch by the validation part. The test part is not touched.
 
     A checkpoint of this training in ``folder`` is resumed; on the CPU the numbers are then those of a
-    training that was never interrupted, bit for bit, if the number of threads is the same.
+    training that was never interrupted, bit for bit.
 
     Parameters
     ----------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from trainer.fitting.losses import LOSSES
 from trainer.fitting.optimizers import make_optimizer
 from trainer.fitting.randomness import dropout_seed, epoch_order
 from trainer.fitting.schedules import next_learning_rate
-from trainer.fitting.weights import FlatWeights
+from trainer.fitting.weights import FlatWeights, load_weights
 from trainer.networks.files import warm_start as load_warm_start
 from trainer.networks.model import DTYPES, ElementNetworks
 from trainer.reporting import EpochRecord
@@ -35,8 +34,6 @@ CHECKPOINT_FORMAT = 1
 
 #: How the names of the optimizer's tensors begin in a checkpoint.
 OPTIMIZER = "optimizer/"
-
-_log = logging.getLogger("anitune")
 
 
 class _Part:
@@ -118,7 +115,9 @@ class Training:
     def best_model(self) -> ElementNetworks:
         """A network with the weights of the best epoch, in evaluation mode."""
         model = self._network()
-        FlatWeights(model).load(self._best_weights)
+        # Into tensors of its own, as in a model that is read from a file: where a matrix begins in memory
+        # decides the last bits of its products.
+        load_weights(model, self._best_weights)
         return model.eval()
 
     def _network(self) -> ElementNetworks:
@@ -199,16 +198,10 @@ class Training:
         (state,) = self._optimizer.state_dict()["state"].values()
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        return Checkpoint(self.identity, self.history, torch.get_num_threads(), on_cpu)
+        return Checkpoint(self.identity, self.history, on_cpu)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where a training with this identity was at ``checkpoint``."""
-        if checkpoint.threads != torch.get_num_threads():
-            _log.warning(
-                "resumed with %d CPU threads, begun with %d: the last digits may differ from those of one go",
-                torch.get_num_threads(),
-                checkpoint.threads,
-            )
         self.history = checkpoint.history
         tensors = checkpoint.tensors
         self._weights.load(tensors["weights"])

@@ -36,3 +36,13 @@ class FlatWeights:
         """Give the network the weights ``vector``, (P,)."""
         with torch.no_grad():
             self.vector.copy_(vector)
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, vector: Tensor) -> None:
+    """Give a network whose parameters are tensors of their own the weights ``vector``, (P,)."""
+    parameters = list(model.parameters())
+    for parameter, weights in zip(
+        parameters, torch.split(vector, [p.numel() for p in parameters]), strict=True
+    ):
+        parameter.copy_(weights.view_as(parameter))

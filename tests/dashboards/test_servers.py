@@ -1,0 +1,222 @@
+"""The real servers: they answer, are reached by whom they should be, and never outlive who started them."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from dashboards.errors import AddressError, ServerEndedError
+from dashboards.servers import is_loopback, public_url, run_dashboards
+from storage.database import open_database
+from storage.settings import Settings
+from storage.studies import Budget, create_study
+
+PASSWORD = "open-sesame"
+
+
+def get(url: str, **headers: str) -> httpx.Response:
+    return httpx.get(url, headers=headers, timeout=30, trust_env=False)
+
+
+def listens(url: str) -> bool:
+    address = httpx.URL(url)
+    try:
+        socket.create_connection((address.host, address.port or 80), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def mlflow_elsewhere() -> Iterator[str]:
+    """The URL, with a password, of a server that answers as a healthy MLflow does."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"OK")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://someone:{PASSWORD}@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, mlflow_elsewhere: str) -> Settings:
+    """An empty home, and MLflow elsewhere: only the Optuna dashboard is started, which is quick."""
+    home = tmp_path / "home"
+    return Settings(home, storage_url=f"sqlite:///{home / 'anitune.db'}", tracking_uri=mlflow_elsewhere)
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Settings:
+    """An empty home with everything in it."""
+    home = tmp_path / "home"
+    return Settings(
+        home,
+        storage_url=f"sqlite:///{home / 'anitune.db'}",
+        tracking_uri=f"sqlite:///{home / 'mlflow.db'}",
+    )
+
+
+@pytest.mark.slow
+def test_both_answer_other_machines_and_refuse_other_sites(
+    embedded: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_database(embedded) as database:
+        study = create_study(database, "widths", {}, Budget(trials=1))
+        with run_dashboards(embedded, host="0.0.0.0") as running:
+            optuna, mlflow = running.addresses.optuna, running.addresses.mlflow
+            (shown,) = get(f"{optuna}/api/studies").json()["study_summaries"]
+            assert (shown["study_id"], shown["study_name"]) == (study.optuna_study_id, "widths")
+
+            assert socket.gethostname() in mlflow
+            name = {"json": {"name": "widths"}, "timeout": 30, "trust_env": False}
+            create = f"{mlflow}/api/2.0/mlflow/experiments/create"
+            assert httpx.post(create, headers={"Origin": "http://evil.example"}, **name).status_code == 403
+            assert httpx.post(create, headers={"Origin": mlflow}, **name).status_code == 200
+            assert get(f"{mlflow}/", Host="evil.example").status_code == 403
+
+            led = get(f"{optuna}/mlflow/").headers["location"]
+            assert httpx.URL(led) == httpx.URL(f"{mlflow}/")
+    assert not listens(optuna)
+    assert not listens(mlflow)
+    assert "Neither dashboard asks for a sign-in" in caplog.text
+    assert (embedded.home / "mlflow.db").exists()
+    assert not Path("mlruns").exists()
+
+
+def start_command(settings: Settings, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """``anitune dashboards`` and the links that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search.cli.main", "dashboards", "--json", *arguments],
+        env={**os.environ, **settings.environment()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()
+    return process, json.loads(line)
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_killed_command(embedded: Settings) -> None:
+    process, links = start_command(embedded)
+    assert listens(links["mlflow"])
+    assert listens(links["optuna"])
+    process.kill()
+    process.communicate()
+    until(lambda: not listens(links["mlflow"]) and not listens(links["optuna"]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_stops_its_server_and_says_nothing(settings: Settings, number: int) -> None:
+    with open_database(settings) as database:
+        study = create_study(database, "widths", {}, Budget(trials=1))
+    process, links = start_command(settings, "--study", "widths")
+    assert links["optuna_study"].endswith(f"/dashboard/studies/{study.optuna_study_id}")
+    assert get(links["optuna_study"]).status_code == 200
+    process.send_signal(number)
+    said, complained = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+    assert "Traceback" not in complained
+    assert "Aborted" not in complained
+    assert not listens(links["optuna"])
+
+
+def test_a_server_elsewhere_is_linked_to_without_its_password(settings: Settings) -> None:
+    with run_dashboards(settings) as running:
+        assert running.addresses.mlflow == settings.tracking_uri.replace(f"someone:{PASSWORD}@", "")
+        led = get(f"{running.addresses.optuna}/mlflow/").headers["location"]
+        assert led == running.addresses.mlflow
+        listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert "dashboards.optuna_server" in listed
+        assert PASSWORD not in listed
+        assert str(settings.home) not in listed  # nor the URL of the database
+
+
+def test_a_server_elsewhere_that_is_away_is_said(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    away = Settings(settings.home, settings.storage_url, f"http://someone:{PASSWORD}@127.0.0.1:{port}")
+    with run_dashboards(away):
+        assert f"The MLflow server http://127.0.0.1:{port} does not answer" in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+def test_the_end_of_a_server_is_told_with_its_last_words(settings: Settings) -> None:
+    Path(settings.home).mkdir()
+    Path(settings.home / "anitune.db").write_text("This is no database.\n" * 100)
+    with pytest.raises(ServerEndedError, match=r"Optuna dashboard ended .* file is not a database .*\.log"):
+        with run_dashboards(settings):
+            pytest.fail("it cannot have come up")
+
+
+def test_a_server_that_is_killed_later_is_told(settings: Settings) -> None:
+    with run_dashboards(settings) as running:
+        listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
+        (ours,) = (
+            int(pid)
+            for pid, parent, *_ in map(str.split, listed.stdout.splitlines()[1:])
+            if parent == str(os.getpid()) and "dashboards.optuna_server" in _
+        )
+        os.kill(ours, signal.SIGKILL)
+        with pytest.raises(ServerEndedError, match="Optuna dashboard ended by itself .exit code -9"):
+            running.watch()
+
+
+def test_a_port_in_use_is_one_clear_line(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            AddressError, match=f"127.0.0.1 port {port}: Address already in use.*--optuna-port"
+        ):
+            with run_dashboards(settings, optuna_port=port):
+                pytest.fail("it cannot have come up")
+
+
+def test_an_address_of_another_machine_is_one_clear_line(settings: Settings) -> None:
+    with pytest.raises(AddressError, match="cannot listen on 192.0.2.1: .*--host"):
+        with run_dashboards(settings, host="192.0.2.1"):
+            pytest.fail("it cannot have come up")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.0.1.1", True), ("::1", True), ("localhost", True)]
+    + [("0.0.0.0", False), ("::", False), ("10.0.0.7", False), ("node7.example", False)],
+)
+def test_which_hosts_only_this_machine_reaches(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_public_url() -> None:
+    assert public_url("https://user:secret@mlflow.example:8443/base/") == "https://mlflow.example:8443/base"
