@@ -7,6 +7,7 @@ link from one of its pages to another.
 
 from __future__ import annotations
 
+import json
 from urllib.parse import quote, urlencode
 
 from storage.tracking.saved_view import VIEW
@@ -40,9 +41,19 @@ def mlflow_run(server: str, experiment: str, run: str) -> str:
     return _mlflow(server, f"experiments/{experiment}/runs/{run}")
 
 
-def mlflow_run_curves(server: str, experiment: str, run: str) -> str:
-    """The metrics of one run over its epochs."""
-    return _mlflow(server, f"experiments/{experiment}/runs/{run}/model-metrics")
+def mlflow_run_losses(server: str, experiment: str, run: str) -> str:
+    """The losses of one run over its epochs, on a log scale."""
+    return _mlflow(
+        server,
+        "metric",
+        runs=json.dumps([run]),
+        experiments=json.dumps([experiment]),
+        metric=json.dumps("val/loss"),
+        plot_metric_keys=json.dumps(["train/loss", "val/loss"]),
+        x_axis="step",
+        y_axis_scale="log",
+        show_point="true",
+    )
 
 
 def mlflow_run_file(server: str, experiment: str, run: str, path: str) -> str:

@@ -73,7 +73,7 @@ def optuna_trial_note(
         place = (links.MLFLOW_VIA_OPTUNA, experiment, trial.mlflow_run_id)
         note += [
             "",
-            f"[Run in MLflow]({links.mlflow_run(*place)}), [its curves]({links.mlflow_run_curves(*place)})",
+            f"[Run in MLflow]({links.mlflow_run(*place)}), [its losses]({links.mlflow_run_losses(*place)})",
         ]
     note.append("")
     plots = {image.name: image.artifact_id for image in images}

@@ -142,14 +142,15 @@ def run_dashboards(
     shown, local = _in_url(socket.gethostname() if host in _ANY_ADDRESS else host), _in_url(_reachable(host))
     remote = settings.tracking_uri if settings.tracking_uri.startswith(("http://", "https://")) else None
     mlflow = public_url(remote) if remote is not None else f"http://{shown}:{mlflow_port}"
+    mlflow_place = mlflow if remote is not None else str(mlflow_port)
+    optuna_place = ["--host", host, "--port", str(optuna_port)]
     settings.logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as running:
         servers = [
             running.enter_context(
                 _server(
                     "Optuna dashboard",
-                    ["dashboards.optuna_server", "--host", host, "--port", str(optuna_port), "--mlflow"]
-                    + [mlflow if remote is not None else str(mlflow_port)],
+                    ["dashboards.optuna_server", *optuna_place, "--mlflow", mlflow_place],
                     settings.environment(),
                     log=settings.logs / "optuna-dashboard.log",
                     health=f"http://{local}:{optuna_port}/api/meta",

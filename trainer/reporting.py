@@ -27,7 +27,10 @@ class EpochRecord:
 
 
 class Reporter(Protocol):
-    """Receives the course of one training. Called from the training's own thread."""
+    """Receives the course of one training. Called from the training's own thread.
+
+    A resumed training tells all of its epochs again, and asks again about the rung that it stands at.
+    """
 
     def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
         """Take the epochs since the last call; answer whether to stop here (pruned).

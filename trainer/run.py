@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.config import TrainConfig, dump_config
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import measure
 from trainer.files import write_by_rename
-from trainer.fitting.devices import find_device, peak_memory_mib
+from trainer.fitting.devices import find_device, peak_memory_mib, reset_peak_memory
 from trainer.fitting.loop import FitResult, Outcome, fit
 from trainer.networks.files import save_model
 from trainer.progress import Progress, no_progress
@@ -64,6 +66,8 @@ def run_training(
 
     Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
     """
+    device = find_device(config.device)
+    reset_peak_memory(device)
     result = fit(task, config, folder, reporter, rungs=rungs, warm_start=warm_start, progress=progress)
     metrics: dict[str, float] = {}
     artifacts: tuple[Path, ...] = ()
@@ -72,13 +76,13 @@ def run_training(
         from trainer.evaluation.plots import draw_plots
 
         evaluation = evaluate(result.model, task, task.split.validation)
-        metrics = measure(evaluation, "val") | _run_metrics(task, config, result)
+        metrics = measure(evaluation, "val") | _run_metrics(task, config, result, device)
         summary = {
             "outcome": result.outcome,
             "epochs": len(result.history),
             "best_epoch": result.best.epoch,
             "best_val_mae_kcalmol": result.best.val_mae,
-            "device": str(find_device(config.device)),
+            "device": str(device),
             "self_energies_hartree": task.self_energies,
             "fingerprints": task.fingerprints,
             "metrics": metrics,
@@ -103,13 +107,15 @@ def run_training(
     )
 
 
-def _run_metrics(task: Task, config: TrainConfig, result: FitResult) -> dict[str, float]:
+def _run_metrics(
+    task: Task, config: TrainConfig, result: FitResult, device: torch.device
+) -> dict[str, float]:
     seconds = sum(record.seconds for record in result.history)
     return {
         "parameters": result.model.parameter_count,
         "structures_per_second": len(result.history) * len(task.split.train) / seconds,
         "seconds": seconds,
-        "peak_memory_mib": peak_memory_mib(find_device(config.device)),
+        "peak_memory_mib": peak_memory_mib(device),
         "threads": config.threads,
     }
 

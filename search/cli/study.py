@@ -39,7 +39,7 @@ def create(file: File) -> None:
     config = load_study(file)
     with open_database(_settings(config)) as database:
         study, _ = _create(database, config)[-1]
-    typer.echo(f"{study.name}: ready; work on it with: anitune worker {study.name}")
+    typer.echo(f"{study.name}: ready; work on it with: {_anitune(config)} worker {study.name}")
 
 
 @study_app.command()
@@ -139,6 +139,18 @@ def _settings(config: StudyConfig) -> Settings:
     )
 
 
+def _anitune(config: StudyConfig) -> str:
+    """The command with the places that the study file names: other commands do not read that file."""
+    from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
+
+    words = ["anitune"]
+    if config.storage is not None and not os.environ.get(STORAGE_VARIABLE):
+        words += ["--storage", config.storage]
+    if config.tracking is not None and not os.environ.get(TRACKING_VARIABLE):
+        words += ["--tracking", config.tracking]
+    return " ".join(words)
+
+
 def _create(database: Database, config: StudyConfig) -> list[tuple[Study, StudyConfig]]:
     """Create the study and, before it, its reference."""
     from search.propose.samplers import trial_limit
@@ -184,7 +196,7 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
     from search.cli.output import best_trial, leaderboard, rows_table
     from storage.trials.views import trial_rows
 
-    *references, (study, _) = studies
+    *references, (study, config) = studies
     trials = trial_rows(database, study)
     reference = [row for other, _ in references for row in trial_rows(database, other)]
     console.print(leaderboard(trials, reference))
@@ -199,7 +211,9 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         console.print(f"[bold]Best architecture[/]  {values['architecture']} (trial {trial.number})")
         console.print(f"[bold]Validation MAE[/]     {trial.value:.3f} kcal/mol")
         console.print(f"[bold]Its plots[/]          {values['plots']}", soft_wrap=True)
-    console.print(f"[bold]Look at it all[/]     anitune dashboards --study {study.name}")
+    console.print(
+        f"[bold]Look at it all[/]     {_anitune(config)} dashboards --study {study.name}", soft_wrap=True
+    )
 
 
 def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str, Any]:

@@ -173,3 +173,15 @@ def test_a_database_that_does_not_answer(ran: Ran) -> None:
     assert "127.0.0.1" in answer.stderr
     assert "secret" not in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+def test_places_of_the_study_file_come_after_the_environment(ran: Ran) -> None:
+    file = ran.folder / "placed.yaml"
+    file.write_text(f"name: placed\nstorage: sqlite:///{ran.folder}/placed.db\nlimits: {{trials: 1}}\n")
+    answer = anitune(ran, "study", "create", str(file))
+    # Other commands do not read the study file: they are told where to look.
+    assert answer.stdout.endswith(f"anitune --storage sqlite:///{ran.folder}/placed.db worker placed\n")
+    elsewhere = {**ran.environment, "ANITUNE_STORAGE_URL": f"sqlite:///{ran.folder}/elsewhere.db"}
+    answer = CliRunner(env=elsewhere).invoke(app, ["study", "create", str(file)])
+    assert answer.stdout.endswith("with: anitune worker placed\n")
+    assert (ran.folder / "elsewhere.db").exists()

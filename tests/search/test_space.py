@@ -73,7 +73,7 @@ def test_a_grid_too_large_to_list_is_refused() -> None:
 
 ROWS = [
     {"label": "wide", "training": {"hidden": [128], "batch_size": 8192}},
-    {"label": "deep", "training": {"hidden": [16, 8], "learning_rate": 1e-5}, "start_from": "wide"},
+    {"label": "deep", "training": {"hidden": [16, 8], "learning_rate": 1e-5}},
 ]
 
 

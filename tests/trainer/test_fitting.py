@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from trainer.config import TrainConfig, load_config
-from trainer.data.splits import TEST
+from trainer.data.splits import TEST, Split
 from trainer.errors import CheckpointError, ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import mean_absolute_error
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
+from trainer.features.batches import AtomBatch
 from trainer.features.source import FeatureSource, PartFeatures
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import CHECKPOINT
@@ -146,19 +148,29 @@ def test_the_average_of_the_weights_forgets_the_first_ones() -> None:
 
 
 class WatchedFeatures:
-    """Hands out features, and remembers of which structures."""
+    """Hands out features, and remembers of which structures, in the order in which they were asked for."""
 
     def __init__(self, source: FeatureSource) -> None:
         self._source = source
         self.elements = source.elements
         self.length = source.length
-        self.structures: set[int] = set()
+        self.structures: list[int] = []
 
     def part(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> PartFeatures:
-        self.structures |= set(structures.tolist())
-        return self._source.part(structures, device, dtype)
+        return WatchedPart(self._source.part(structures, device, dtype), structures, self.structures)
+
+
+class WatchedPart:
+    def __init__(self, part: PartFeatures, structures: npt.NDArray[np.int64], seen: list[int]) -> None:
+        self._part = part
+        self._structures = structures
+        self._seen = seen
+
+    def batch(self, positions: torch.Tensor) -> AtomBatch:
+        self._seen += self._structures[positions.numpy()].tolist()
+        return self._part.batch(positions)
 
 
 def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_path: Path) -> None:
@@ -168,7 +180,29 @@ def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_pa
         dataclasses.replace(task, features=features, energies=spoilt), CONFIG, tmp_path, SilentReporter()
     )
     assert numbers(result) == numbers(undisturbed)
-    assert features.structures == {*task.split.train.tolist(), *task.split.validation.tolist()}
+    assert set(features.structures) == {*task.split.train.tolist(), *task.split.validation.tolist()}
+
+
+def test_every_epoch_goes_through_the_training_part_once_in_an_order_of_its_own(
+    task: Task, tmp_path: Path
+) -> None:
+    features = WatchedFeatures(task.features)
+    fit(dataclasses.replace(task, features=features), CONFIG, tmp_path, SilentReporter())
+    training = set(task.split.train.tolist())
+    trained = [structure for structure in features.structures if structure in training]
+    epochs = [tuple(trained[n : n + len(training)]) for n in range(0, len(trained), len(training))]
+    assert len(epochs) == len(set(epochs)) == CONFIG.epochs
+    assert all(set(epoch) == training for epoch in epochs)
+
+
+def test_every_epoch_drops_other_neurons(task: Task, tmp_path: Path) -> None:
+    # A single structure and so small a rate that nothing else changes the loss of an epoch.
+    parts = task.split.parts.copy()
+    parts[task.split.train[1:]] = TEST
+    config = TrainConfig(hidden=(16,), dropout=0.3, learning_rate=1e-12, epochs=4, device="cpu")
+    result = fit(dataclasses.replace(task, split=Split(parts)), config, tmp_path, SilentReporter())
+    losses = sorted(record.train_loss for record in result.history)
+    assert all(later > earlier * 1.0001 for earlier, later in itertools.pairwise(losses))
 
 
 def test_each_epoch_has_an_order_of_its_own_that_seed_and_epoch_decide() -> None:

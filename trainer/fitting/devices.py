@@ -32,8 +32,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure anew on a GPU. The peak of a process cannot be taken back."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far: that of all tensors on a GPU; on the CPU that of the whole process."""
+    """Largest memory of all tensors on a GPU since the reset; on the CPU, of the whole process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -52,6 +59,6 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
             raise
         widths = "-".join(map(str, config.hidden))
         raise TrainingFailed(
-            f"out of memory on {config.device} with batch size {config.batch_size} and widths {widths}: "
+            f"out of memory on {find_device(config.device)} with batch size {config.batch_size} and widths {widths}: "
             "make training.batch_size or training.hidden smaller"
         ) from error
