@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from search.cli.main import app
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 from trainer.networks.files import load_model
 
 STUDY = """
@@ -49,12 +50,13 @@ class Ran:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "ANITUNE_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1"}
+        return {"ANITUNE_HOME": str(self.folder / "home")}
 
 
-def anitune(ran: Ran, *arguments: str) -> Any:
-    """Run a command in this process."""
-    return CliRunner(env=ran.environment).invoke(app, list(arguments))
+def anitune(ran: Ran, *arguments: str, **environment: str) -> Any:
+    """Run a command in this process; what it sets in the environment does not outlast it."""
+    places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
+    return CliRunner(env={**places, **ran.environment, **environment}).invoke(app, list(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Ran:
     ran.file.write_text(STUDY.format(data=data_file))
     answer = subprocess.run(
         [sys.executable, "-m", "search.cli.main", "study", "run", str(ran.file)],
-        env=ran.environment,
+        env={**os.environ, **ran.environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -181,7 +183,7 @@ def test_places_of_the_study_file_come_after_the_environment(ran: Ran) -> None:
     answer = anitune(ran, "study", "create", str(file))
     # Other commands do not read the study file: they are told where to look.
     assert answer.stdout.endswith(f"anitune --storage sqlite:///{ran.folder}/placed.db worker placed\n")
-    elsewhere = {**ran.environment, "ANITUNE_STORAGE_URL": f"sqlite:///{ran.folder}/elsewhere.db"}
-    answer = CliRunner(env=elsewhere).invoke(app, ["study", "create", str(file)])
+    elsewhere = f"sqlite:///{ran.folder}/elsewhere.db"
+    answer = anitune(ran, "study", "create", str(file), ANITUNE_STORAGE_URL=elsewhere)
     assert answer.stdout.endswith("with: anitune worker placed\n")
     assert (ran.folder / "elsewhere.db").exists()

@@ -66,7 +66,7 @@ def test_numbers_may_be_written_as_everywhere_else(tmp_path: Path) -> None:
 def test_the_record_of_a_study_gives_the_study_again(tmp_path: Path) -> None:
     write(
         tmp_path,
-        "name: rows\nrows: [{label: a, training: {hidden: [8]}}, {label: b, training: {hidden: [8]}, start_from: a}]\n",
+        "name: rows\ntraining: {hidden: [8]}\nrows: [{label: a}, {label: b, start_from: a}]\n",
         "rows.yaml",
     )
     text = MINIMAL + "reference: rows.yaml\nstorage: postgresql://me@host/db\nspace: {dropout: 0}\n"

@@ -35,7 +35,7 @@ def find_device(name: str) -> torch.device:
 def reset_peak_memory(device: torch.device) -> None:
     """Begin to measure anew on a GPU. The peak of a process cannot be taken back."""
     if device.type == "cuda":
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -59,6 +59,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
             raise
         widths = "-".join(map(str, config.hidden))
         raise TrainingFailed(
-            f"out of memory on {find_device(config.device)} with batch size {config.batch_size} and widths {widths}: "
+            f"out of memory on {find_device(config.device)} "
+            f"with batch size {config.batch_size} and widths {widths}: "
             "make training.batch_size or training.hidden smaller"
         ) from error
