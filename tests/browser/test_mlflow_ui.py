@@ -46,7 +46,8 @@ def test_the_leaderboard_has_all_runs_the_best_first(page: Page, shown: Shown, s
 
 def test_curves_of_the_study_lie_over_each_other(page: Page, shown: Shown, screenshots: Path) -> None:
     page.goto(shown.links["mlflow_curves"])
-    expect(page.get_by_text("Curves (4)")).to_be_visible()
+    for metric in ("val/mae_kcalmol", "val/loss", "train/loss"):
+        expect(page.get_by_role("heading", name=metric, exact=True)).to_be_visible()
     page.locator(POINTS).first.wait_for()
     page.screenshot(path=screenshots / "mlflow-curves.png")
     assert page.locator(".js-plotly-plot .scatterlayer .trace").count() > len(shown.complete)
