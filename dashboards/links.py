@@ -52,6 +52,7 @@ def mlflow_run_losses(server: str, experiment: str, run: str) -> str:
         plot_metric_keys=json.dumps(["train/loss", "val/loss"]),
         x_axis="step",
         y_axis_scale="log",
+        plot_layout=json.dumps({"autosize": True, "xaxis": {}, "yaxis": {"type": "log"}}),
         show_point="true",
     )
 

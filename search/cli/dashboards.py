@@ -27,7 +27,7 @@ def dashboards(
         str | None, typer.Option("--study", metavar="NAME", help="Link to the pages of this study.")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: at all addresses.")
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere, and no sign-in.")
     ] = "127.0.0.1",
     mlflow_port: Port = None,
     optuna_port: Port = None,

@@ -10,9 +10,11 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
 
 from storage.errors import TrackingRefusedError, TrackingUnavailableError
 from storage.tracking.outbox import MetricRow
@@ -42,6 +44,14 @@ _USER_INFO = re.compile(r"://[^/\s]*@")
 _MESSAGE_LENGTH = 500  # characters
 
 
+def _alone(artifact_root: Path | None) -> AbstractContextManager[object]:
+    """One process at a time: MLflow makes the tables of an embedded database when it first opens it."""
+    if artifact_root is None:
+        return nullcontext()
+    artifact_root.mkdir(parents=True, exist_ok=True)
+    return FileLock(artifact_root / ".opening.lock")
+
+
 class MlflowRuns:
     """The experiments and runs of one tracking server or database.
 
@@ -62,7 +72,7 @@ class MlflowRuns:
 
         self._artifact_root = None if tracking_uri.startswith(("http://", "https://")) else artifact_root
         try:
-            with _translated():
+            with _alone(self._artifact_root), _translated():
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except TrackingRefusedError as error:

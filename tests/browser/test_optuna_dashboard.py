@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 def assert_loaded(images: Locator) -> None:
     """Every image has come, and is one."""
     for image in images.all():
-        image.scroll_into_view_if_needed()
         image.page.wait_for_function("image => image.complete", arg=image.element_handle())
         assert image.evaluate("image => image.naturalWidth") > 100, image.get_attribute("src")
 
@@ -48,7 +47,7 @@ def test_a_trial_shows_its_numbers_and_plots(page: Page, shown: Shown, screensho
     in_note = page.locator("p img[src^='/artifacts/']")
     expect(in_note).to_have_count(2)
     assert_loaded(page.locator("img[src^='/artifacts/']"))
-    page.screenshot(path=screenshots / "optuna-trial.png", full_page=True)
+    page.screenshot(path=screenshots / "optuna-trial.png")
 
 
 def test_a_trial_leads_to_its_run_in_mlflow(page: Page, shown: Shown) -> None:
