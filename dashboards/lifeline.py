@@ -19,7 +19,7 @@ GRACE_SECONDS = 5.0
 
 def main() -> None:
     """Run the module that the first argument names, with the arguments after it."""
-    # threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
