@@ -18,8 +18,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
-from storage.database import open_database
 
+from storage.database import open_database
 from storage.settings import load_settings
 
 if TYPE_CHECKING:
