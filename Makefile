@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-system check lock clean
+.PHONY: help install install-dev run test test-system check bench lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -44,6 +44,9 @@ test: check ## all tests that need nothing but Python
 
 test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
 	$(BIN)/python -m pytest -m "browser" $(PYTEST_ARGS)
+
+bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lock: ## pin the versions of all dependencies anew
 	$(PYTHON) tools/lock.py

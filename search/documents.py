@@ -49,7 +49,7 @@ def read_document(path: Path) -> Document:
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
-            _find_lines(root, (), lines, path)
+            _find_lines(root, (), lines, path, ())
             values = loader.construct_document(root) if root is not None else None
         finally:
             loader.dispose()
@@ -72,16 +72,26 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _find_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], file: Path) -> None:
+def _find_lines(
+    node: yaml.Node | None,
+    path: KeyPath,
+    lines: dict[KeyPath, int],
+    file: Path,
+    around: tuple[yaml.Node, ...],
+) -> None:
+    if node in around:
+        raise StudyFileError(f"{file}, line {lines[path]}: an alias (*) stands within its own anchor (&)")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*path, key.value)
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise StudyFileError(f"{file}, line {line}: a key must be a single word")
+            here = (*path, key.value)
             if here in lines:
                 raise StudyFileError(f"{file}, line {line}: {key.value} is already set in line {lines[here]}")
             lines[here] = line
-            _find_lines(value, here, lines, file)
+            _find_lines(value, here, lines, file, (*around, node))
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[*path, index] = item.start_mark.line + 1
-            _find_lines(item, (*path, index), lines, file)
+            _find_lines(item, (*path, index), lines, file, (*around, node))

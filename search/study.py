@@ -254,6 +254,8 @@ class StudyConfig:
     ] = None
 
     def __post_init__(self) -> None:
+        if self.split.folds is None and self.split.fractions[1] == 0:
+            raise ValueError("split.fractions: the validation part decides, its share must be above 0")
         if self.rows is not None:
             _check_rows(self)
         else:

@@ -161,7 +161,8 @@ def _prepare_folder(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseUnreachableError(
-            f"{file.parent}: cannot make this folder for the database: {error.strerror}"
+            f"{file.parent}: cannot make this folder for the database: {error.strerror};"
+            " choose another one (ANITUNE_HOME, or ANITUNE_STORAGE_URL)"
         ) from error
     mounts = Path("/proc/mounts")
     kind = network_filesystem(file.parent.resolve(), mounts.read_text()) if mounts.exists() else None
@@ -214,7 +215,9 @@ def _opening_lock(engine: Engine, url: URL) -> Iterator[None]:
                 f"{url.database}: another process has been making the tables for long"
             ) from None
         except OSError as error:
-            raise DatabaseUnreachableError(f"{url.database}: cannot be written: {error.strerror}") from error
+            raise DatabaseUnreachableError(
+                f"{url.database}: cannot be written: {error.strerror}; free space, or choose another place"
+            ) from error
         return
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # Closed, not given back to the pool: its end frees the lock, whatever happens.
@@ -260,6 +263,8 @@ def _plain_errors(url: str) -> Iterator[None]:
 
 def _explained(error: BaseException, url: str) -> DatabaseError:
     where = redacted(url)
+    if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
+        return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
     if not isinstance(error, exc.DBAPIError) or error.orig is None:
         return DatabaseError(f"{where}: {_first_line(error)}")
     said = _first_line(error.orig)
@@ -284,6 +289,10 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
     if "full" in said:
         return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
+    if "I/O error" in said:  # also of a disk so full that not even the file of locks can grow
+        return DatabaseError(f"{where}: {said}; check the disk, and that it has free space")
+    if "not a database" in said or "malformed" in said:
+        return DatabaseError(f"{where}: {said}; bring back a copy of the file, or choose another one")
     return DatabaseError(f"{where}: {said}")
 
 

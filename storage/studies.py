@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
+from storage.settings import redacted
 from storage.tracking.outbox import StudyMessage, enqueue
 
 METRIC_NAME = "val MAE, kcal/mol"
@@ -167,13 +168,24 @@ def create_study(database: Database, name: str, config: Mapping[str, Any], budge
             pass  # begun by another process at this moment
     with database.writing() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
-        if row.config != plain:
-            raise StudyExistsError(
-                f"study {name!r} exists with other settings ({', '.join(_differences(row.config, plain))}):"
-                " give this one another name, or undo the change"
-            )
+        _refuse_other_settings(name, row.config, plain)
         connection.execute(update(studies).where(studies.c.id == row.id).values(_budget_values(budget)))
     return open_study(database, name)
+
+
+def is_begun(database: Database, name: str, config: Mapping[str, Any]) -> bool:
+    """Whether there is a study of that name and configuration.
+
+    Raises
+    ------
+    StudyExistsError
+        if the name is taken with another configuration.
+    """
+    with database.reading() as connection:
+        known = connection.execute(select(studies.c.config).where(studies.c.name == name)).scalar()
+    if known is not None:
+        _refuse_other_settings(name, known, json.loads(json.dumps(config)))
+    return known is not None
 
 
 def open_study(database: Database, name: str) -> Study:
@@ -187,7 +199,10 @@ def open_study(database: Database, name: str) -> Study:
     with database.reading() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
     if row is None:
-        raise StudyNotFoundError(f"there is no study {name!r}: `anitune study list` shows those there are")
+        raise StudyNotFoundError(
+            f"there is no study {name!r} in {redacted(database.settings.storage_url)}:"
+            " `anitune study list` shows those there are"
+        )
     return Study(
         database=database,
         id=row.id,
@@ -242,6 +257,14 @@ def _create_in_optuna(database: Database, name: str) -> int:
             )
         made.set_metric_names([METRIC_NAME])
         return database.optuna.get_study_id_from_name(name)
+
+
+def _refuse_other_settings(name: str, known: dict[str, Any], given: dict[str, Any]) -> None:
+    if known != given:
+        raise StudyExistsError(
+            f"study {name!r} exists with other settings ({', '.join(_differences(known, given))}):"
+            " give this one another name, or undo the change"
+        )
 
 
 def _insert(

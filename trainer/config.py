@@ -24,7 +24,7 @@ Activation = Literal["relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "cel
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["constant", "plateau", "cosine"]
 Loss = Literal["mse", "mse_per_sqrt_atoms"]
-Precision = Literal["float32", "float64"]
+Precision = Literal["auto", "float32", "float64", "tf32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,13 @@ class TrainConfig:
         int,
         Field(ge=1, description="CPU threads; more pay from batches of about 1,000 structures on"),
     ] = 1
-    precision: Annotated[Precision, Field(description="of the weights and the matrix products")] = "float32"
+    precision: Annotated[
+        Precision,
+        Field(
+            description="of weights and products: float32, float64, or float32 with tf32 or bfloat16 factors "
+            "in the products of a training; auto: the fastest that is as accurate as float32"
+        ),
+    ] = "float32"
     checkpoint_seconds: Annotated[
         float, Field(ge=0, description="least time between two checkpoints outside rungs"), Unit("s")
     ] = 30.0
@@ -187,6 +193,11 @@ class FeatureConfig:
         Field(ge=0, description="a larger feature store is not built: AEVs are computed batch by batch"),
         Unit("GiB"),
     ] = 32.0
+    build_memory_gib: Annotated[
+        float,
+        Field(gt=0, description="memory that building the store may take; it bounds the number of threads"),
+        Unit("GiB"),
+    ] = 0.5
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -288,6 +299,10 @@ def _plain(fault: Any) -> str:
     if fault["type"] in ("missing", "missing_argument"):
         return "is missing"
     message = str(fault["msg"]).removeprefix("Value error, ")
+    # Python's words for what a settings file calls otherwise.
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+    if fault["type"] == "dataclass_type":
+        message = "input should be a mapping"
     return (
         f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
         if fault["type"] != "value_error"

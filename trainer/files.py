@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.errors import OutputError
 
 
 def write_by_rename(path: Path, content: bytes) -> None:
-    """Write a file that readers see with all of ``content`` or not at all, also after a power cut.
+    """Write a file that readers see with all of ``content`` or not at all; see :func:`replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at ``path``: it is put there at the end of the block, unless that raises.
 
     Raises
     ------
@@ -20,17 +29,27 @@ def write_by_rename(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            yield partial
+            put_in_place(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; free space, or choose a folder that can be written"
-        ) from error
+        raise cannot_be_written(path, error) from error
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Rename a finished file to ``path``, which holds all of it also after a power cut."""
+    with finished.open("rb") as file:
+        os.fsync(file.fileno())
+    finished.replace(path)
+
+
+def cannot_be_written(path: Path, error: OSError) -> OutputError:
+    """The error to raise where the system refuses to write at ``path``."""
+    return OutputError(
+        f"{path}: cannot be written: {error.strerror or error};"
+        " free space, or choose a folder that can be written"
+    )
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Protocol
 class EpochRecord:
     """One finished epoch. Epochs count from 1.
 
-    Losses are in hartree^2 (of the configured loss), errors in kcal/mol, of the weights that would be
-    exported.
+    ``order`` is the number of the order in which it went through the training part: with it, the settings
+    and the data, the epoch can be repeated. Losses are in hartree^2 (of the configured loss), errors in
+    kcal/mol, of the weights that would be exported.
     """
 
     epoch: int
+    order: int
     train_loss: float
     val_loss: float
     val_mae: float

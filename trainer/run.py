@@ -16,8 +16,9 @@ from trainer.config import TrainConfig, dump_config
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import measure
 from trainer.files import write_by_rename
-from trainer.fitting.devices import find_device, peak_memory_mib, reset_peak_memory
+from trainer.fitting.devices import find_device, peak_memory_mib, reset_peak_memory, settle
 from trainer.fitting.loop import FitResult, Outcome, fit
+from trainer.fitting.packs import Companions
 from trainer.networks.files import save_model
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter, epoch_metrics
@@ -56,6 +57,7 @@ def run_training(
     *,
     rungs: tuple[int, ...] = (),
     warm_start: Path | None = None,
+    companions: Companions | None = None,
     progress: Progress = no_progress,
 ) -> TrainingResult:
     """Train, evaluate the best weights on the validation part, and write all of it into ``folder``.
@@ -66,9 +68,19 @@ def run_training(
 
     Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
     """
+    config = settle(config)
     device = find_device(config.device)
     reset_peak_memory(device)
-    result = fit(task, config, folder, reporter, rungs=rungs, warm_start=warm_start, progress=progress)
+    result = fit(
+        task,
+        config,
+        folder,
+        reporter,
+        rungs=rungs,
+        warm_start=warm_start,
+        companions=companions,
+        progress=progress,
+    )
     metrics: dict[str, float] = {}
     artifacts: tuple[Path, ...] = ()
     if result.outcome != "stopped":
@@ -127,7 +139,12 @@ def _json(values: dict[str, Any]) -> bytes:
 def _csv(history: Sequence[EpochRecord]) -> bytes:
     text = io.StringIO()
     rows = [
-        {"epoch": record.epoch, **epoch_metrics(record), "finished_at": record.finished_at}
+        {
+            "epoch": record.epoch,
+            "order": record.order,
+            **epoch_metrics(record),
+            "finished_at": record.finished_at,
+        }
         for record in history
     ]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -72,6 +72,10 @@ def prepare_task(
             f"{files}: the {empty} part of the {dataset.structures} structures is empty: "
             "change split.fractions"
         )
+    try:
+        opened = open_features(dataset, features, cache, progress)
+    except DataError as error:
+        raise DataError(f"{files}: {error}") from error
     self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
     return Task(
         settings={"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)},
@@ -80,7 +84,7 @@ def prepare_task(
         aev=features.aev,
         self_energies=self_energies,
         energies=subtract(dataset, self_energies),
-        features=open_features(dataset, features, cache, progress),
+        features=opened,
         fingerprints={
             "data": dataset.fingerprint,
             "split": parts.fingerprint,

@@ -141,7 +141,7 @@ def features(
     high_energy: HighEnergy = False,
     limit_gib: Annotated[float, typer.Option(min=0, help="Refuse to store more, GiB.")] = 32.0,
 ) -> None:
-    """Compute the atomic environment vectors of data files ahead, once for all trials."""
+    """Compute the atomic environment vectors of data files ahead, once for all trials; or check them."""
     from storage.settings import load_settings
     from trainer.config import FeatureConfig
     from trainer.data.readers import read_dataset
@@ -150,6 +150,7 @@ def features(
     dataset = read_dataset(files, high_energy)
     root = load_settings().features
     with progress_bar() as progress:
-        source = open_features(dataset, FeatureConfig(store_limit_gib=limit_gib), root, progress)
+        config = FeatureConfig(store_limit_gib=limit_gib)
+        source = open_features(dataset, config, root, progress, check=True)
     if isinstance(source, StoredFeatures):
         typer.echo(f"{root}: the features of {dataset.structures:,} structures are stored")

@@ -61,7 +61,7 @@ class _Commands(TyperGroup):
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
     return str(error)
 
 

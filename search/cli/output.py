@@ -77,7 +77,7 @@ class _Lines:
     def begun(self, news: TrialNews, summary: StudySummary) -> None:
         pass
 
-    def epoch(self, done: int) -> None:
+    def epoch(self, number: int, done: int) -> None:
         pass
 
     def ended(self, news: TrialNews, summary: StudySummary) -> None:
@@ -87,28 +87,28 @@ class _Lines:
 
 
 class _Bars(_Lines):
-    """The lines, and below them one bar for the study and one for the present trial."""
+    """The lines, and below them one bar for the study and one for each trial that is being trained."""
 
     def __init__(self, console: Console, bars: Progress) -> None:
         super().__init__(console)
         self._bars = bars
         self._studies: dict[str, TaskID] = {}
-        self._trial: TaskID | None = None
+        self._trials: dict[int, TaskID] = {}
 
     def begun(self, news: TrialNews, summary: StudySummary) -> None:
         self._show_study(summary)
-        self._trial = self._bars.add_task(_what(news), total=news.planned_epochs, unit="epochs", best="")
+        self._trials[news.number] = self._bars.add_task(
+            _what(news), total=news.planned_epochs, unit="epochs", best=""
+        )
 
-    def epoch(self, done: int) -> None:
-        if self._trial is not None:
-            self._bars.update(self._trial, completed=done)
+    def epoch(self, number: int, done: int) -> None:
+        self._bars.update(self._trials[number], completed=done)
 
     def ended(self, news: TrialNews, summary: StudySummary) -> None:
         super().ended(news, summary)
         self._show_study(summary)
-        if self._trial is not None:
-            self._bars.remove_task(self._trial)
-            self._trial = None
+        if news.number in self._trials:  # one can fail before it begins
+            self._bars.remove_task(self._trials.pop(news.number))
 
     def _show_study(self, summary: StudySummary) -> None:
         if summary.name not in self._studies:
@@ -131,6 +131,8 @@ def _what(news: TrialNews) -> str:
 def _outcome(news: TrialNews, summary: StudySummary) -> str:
     if news.state == "failed":
         return f"failed: {news.reason}"
+    if news.state == "lost":
+        return f"lost: {news.reason}"
     epochs = f"{news.epochs} of {news.planned_epochs}"
     if news.state == "interrupted":
         return f"stopped after {epochs} epochs; goes on there next time"

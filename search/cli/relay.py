@@ -38,13 +38,19 @@ def relay(study: StudyName) -> None:
 def sync(study: StudyName, as_json: Json = False) -> None:
     """Tell MLflow everything about a study that it was not told yet, now."""
     from storage.database import open_database
+    from storage.errors import TrackingUnavailableError
     from storage.settings import load_settings
     from storage.studies import open_study
     from storage.tracking.process import sync as deliver
 
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
-        result = deliver(opened, note_writer(opened))
+        try:
+            result = deliver(opened, note_writer(opened))
+        except TrackingUnavailableError as error:
+            raise TrackingUnavailableError(
+                f"{error}. Nothing is lost; when it answers again: anitune sync {study}"
+            ) from None
     if as_json:
         typer.echo(json.dumps({"study": study, **asdict(result)}))
     else:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.cli.worker import with_reference, work_on
+from search.cli.progress import progress_bar
+from search.cli.worker import Pack, with_reference, work_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,17 +44,20 @@ def create(file: File) -> None:
 
 
 @study_app.command()
-def run(file: File) -> None:
+def run(file: File, pack: Pack = None) -> None:
     """Create a study, or go on with it, train all its trials here, and report."""
     from dashboards.optuna_notes import write_optuna_notes
     from search.cli.output import make_console
     from search.study import load_study
     from storage.database import open_database
+    from trainer.config import TrainConfig
+    from trainer.fitting.devices import find_device
 
     config = load_study(file)
+    find_device(config.training.get("device", TrainConfig.device))  # before the study is recorded
     with open_database(_settings(config)) as database:
         studies = _create(database, config)
-        work_on(database, studies, f"go on with: anitune study run {file}")
+        work_on(database, studies, f"go on with: anitune study run {file}", pack)
         for study, _ in studies:
             write_optuna_notes(study)  # also where MLflow is away
             _deliver(study)
@@ -154,20 +158,40 @@ def _anitune(config: StudyConfig) -> str:
 def _create(database: Database, config: StudyConfig) -> list[tuple[Study, StudyConfig]]:
     """Create the study and, before it, its reference."""
     from search.propose.samplers import trial_limit
-    from storage.studies import Budget, create_study
+    from storage.studies import Budget, create_study, is_begun
     from trainer.config import dump_config
 
+    wanted = [each for each in (config.reference, config) if each is not None]
+    # A study stays: none is recorded before all names are free and the data can be trained on.
+    begun = [is_begun(database, each.name, dump_config(each)) for each in wanted]
+    if not all(begun):
+        _check_data(config)
     studies = []
-    for each in (config.reference, config):
-        if each is not None:
-            hours = each.limits.hours
-            budget = Budget(
-                trials=trial_limit(each),
-                seconds=hours * 3600 if hours is not None else None,
-                epochs=each.limits.epochs,
-            )
-            studies.append((create_study(database, each.name, dump_config(each), budget), each))
+    for each in wanted:
+        hours = each.limits.hours
+        budget = Budget(
+            trials=trial_limit(each),
+            seconds=hours * 3600 if hours is not None else None,
+            epochs=each.limits.epochs,
+        )
+        studies.append((create_study(database, each.name, dump_config(each), budget), each))
     return studies
+
+
+def _check_data(config: StudyConfig) -> None:
+    from trainer.data.readers import read_dataset
+    from trainer.data.self_energies import fit_self_energies, subtract
+    from trainer.data.splits import split_dataset
+    from trainer.features.aev import refuse_other_elements
+
+    with progress_bar() as progress:
+        progress("reading data", 0, 1)
+        dataset = read_dataset(config.data.files, config.data.high_energy)
+        progress("reading data", 1, 1)
+    refuse_other_elements(dataset, config.features.aev)
+    split = split_dataset(dataset, config.split)
+    given = config.data.self_energies
+    subtract(dataset, given or fit_self_energies(dataset, split, config.features.aev.elements))
 
 
 def _deliver(study: Study) -> None:

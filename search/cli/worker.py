@@ -19,11 +19,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anitune")
 
 
+def _trials_at_once(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise typer.BadParameter(f"give auto, or a number from 1 on (got {text!r})")
+    return int(text)
+
+
+Pack = Annotated[
+    int | None,
+    typer.Option(
+        "--pack",
+        metavar="auto|N",
+        parser=_trials_at_once,
+        help="Trials that are trained at once. Default: auto, on the CPU as many as its cores and the free"
+        " memory allow, on a GPU 1. With 1, and no other worker, a study can be repeated.",
+    ),
+]
+
+
 def worker(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
     name: Annotated[
         str | None, typer.Option("--name", help="What to call this worker. Default: host and process id.")
     ] = None,
+    pack: Pack = None,
 ) -> None:
     """Train trials of a study until it is done; any number of workers may, on many machines."""
     from storage.database import open_database
@@ -35,7 +56,7 @@ def worker(
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
-        work_on(database, studies, again, name)
+        work_on(database, studies, again, pack, name)
 
 
 def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
@@ -50,18 +71,23 @@ def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyC
 
 
 def work_on(
-    database: Database, studies: list[tuple[Study, StudyConfig]], again: str, name: str | None = None
+    database: Database,
+    studies: list[tuple[Study, StudyConfig]],
+    again: str,
+    pack: int | None,
+    name: str | None = None,
 ) -> None:
     """Train all trials of studies that share data, split and features.
 
     Parameters
     ----------
     again : tells a person who stopped the work how to go on
+    pack : trials that are trained at once; None: as many as suit the machine
 
     Raises
     ------
     typer.Exit
-        if a signal stopped the work; the trial in hand was handed back.
+        if a signal stopped the work; the trials in hand were handed back.
     """
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker
@@ -78,7 +104,7 @@ def work_on(
             study.set_facts(task.fingerprints)
         with stop_on_signals() as stop, watch() as watcher:
             for study, config in studies:
-                Worker(database, study, config, task, watcher, stop, start_relay, name).work()
+                Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
     except KeyboardInterrupt:
         typer.echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None

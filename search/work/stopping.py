@@ -13,11 +13,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether somebody wants this worker to stop.
+    """Whether this worker must stop: somebody wants it to, or a part of it cannot go on.
 
     Attributes
     ----------
-    signal : the signal that asked
+    signal : the signal that asked, if one did
     """
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class StopRequest:
         """Sleep, but wake up when asked to stop."""
         self._event.wait(seconds)
 
-    def ask(self, by: signal.Signals) -> None:
+    def ask(self, by: signal.Signals | None = None) -> None:
         """Ask the worker to stop."""
-        self.signal = by
+        self.signal = by or self.signal
         self._event.set()
 
 

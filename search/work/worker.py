@@ -1,4 +1,4 @@
-"""The worker: claims trials, one after the other, and trains them until the study is done."""
+"""The worker: claims trials, and trains one or several at once until the study is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Literal, Protocol, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -18,6 +18,7 @@ from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
 from search.work.reporting import AttemptReporter
+from search.work.slots import automatic_slots, work_in_slots
 from search.work.stopping import StopRequest
 from storage.blobs.store import BlobStore
 from storage.database import Database
@@ -35,7 +36,8 @@ from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
-from trainer.fitting.devices import find_device
+from trainer.fitting.devices import find_device, settle
+from trainer.fitting.packs import Companions
 from trainer.run import TrainingResult, run_training
 from trainer.task import Task
 
@@ -68,7 +70,7 @@ class TrialNews:
     number: int
     label: str | None
     architecture: str
-    state: Literal["running", "complete", "pruned", "failed", "interrupted"]
+    state: Literal["running", "complete", "pruned", "failed", "interrupted", "lost"]
     planned_epochs: int
     epochs: int = 0
     value: float | None = None
@@ -76,16 +78,16 @@ class TrialNews:
 
 
 class Watcher(Protocol):
-    """Shows a person what a worker does."""
+    """Shows a person what a worker does. It is told of epochs by the threads of several trials at once."""
 
     def begun(self, news: TrialNews, summary: StudySummary) -> None:
         """A trial begins, or goes on."""
 
-    def epoch(self, done: int) -> None:
-        """The present trial has so many epochs."""
+    def epoch(self, number: int, done: int) -> None:
+        """A trial that has begun has so many epochs."""
 
     def ended(self, news: TrialNews, summary: StudySummary) -> None:
-        """A trial has ended, or was handed back."""
+        """A trial has ended, was handed back, or is another worker's now."""
 
 
 class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for later)
@@ -95,12 +97,16 @@ class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for
 class Worker:
     """Trains the trials of one study in this process.
 
+    A slot is what works on one trial at a time: the main thread, or one of several threads that do the same
+    side by side. All of them are one worker in the records.
+
     Parameters
     ----------
     config : of the study
     task : what all its trials are trained on
     start_relay : called when a trial begins: sees to it that the tracking server will hear of it
     name : what people call the worker; by default host and process id
+    slots : trials that are trained at once; None: as many as suit the machine
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Worker:
         stop: StopRequest,
         start_relay: Callable[[Study], object],
         name: str | None = None,
+        slots: int | None = 1,
     ) -> None:
         self._database = database
         self._study = study
@@ -122,48 +129,93 @@ class Worker:
         self._stop = stop
         self._start_relay = start_relay
         self._rungs = rungs(config)
-        self._info = describe_worker(name, find_device(config.training.get("device", TrainConfig.device)))
+        device = find_device(config.training.get("device", TrainConfig.device))
+        self._info = describe_worker(name, device)
+        # On a GPU the slots' trainings share batches; on the CPU each keeps a core busy by itself.
+        self._companions = Companions() if device.type == "cuda" else None
+        self._slots = slots if slots is not None else automatic_slots(device, _threads(config))
+        self._in_hand: dict[int, Claim] = {}
+        self._said_to_wait = False
+        self._claiming = Lock()
+        self._proposing = Lock()
+        self._telling = Lock()
 
     def work(self) -> None:
         """Train until no trial is left, here or elsewhere, or until asked to stop.
 
         Raises
         ------
-        TrainerError, StorageError
-            if no trial can be trained here: the present one is handed back. What is wrong with a
+        TrainerError, StorageError, OSError
+            if no trial can be trained here: those in hand are handed back. What is wrong with a
             trial alone fails that trial, and the next one begins.
         """
-        waiting = False
+        slots = self._slots_needed()
+        if slots > 1:
+            logger.info("%s: %d trials at once", self._study.name, slots)
+            work_in_slots(slots, self._work_in_slot, self._stop)
+        else:
+            self._work_in_slot()
+
+    def _slots_needed(self) -> int:
+        summary = self._summary()
+        if summary.budget.trials is None:
+            return self._slots
+        ended = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
+        return min(self._slots, summary.budget.trials - ended)
+
+    def _work_in_slot(self) -> None:
         while not self._stop.asked:
-            claim = _patiently(lambda: claim_trial(self._database, self._study, self._info))
+            claim, to_come = self._claim()
             if claim is not None:
-                waiting = False
-                self._start_relay(self._study)
                 self._train(claim)
-            elif left := _patiently(lambda: open_trials(self._database, self._study)):
-                if not waiting:
-                    logger.info(
-                        "%s: waiting for %d trials of other workers; a dead one loses its own within %.0f s",
-                        self._study.name,
-                        left,
-                        LEASE_SECONDS,
-                    )
-                waiting = True
+            elif to_come:
                 self._stop.wait(POLL_SECONDS)
             else:
                 return
+
+    def _claim(self) -> tuple[Claim | None, bool]:
+        """The next trial; where there is none now, whether one may come that no other slot will take."""
+        with self._claiming:
+            in_hand = dict(self._in_hand)
+            if any(claim.last_chance for claim in in_hand.values()):
+                return None, True
+            early = self._early_rows()
+            claim = _patiently(
+                lambda: claim_trial(self._database, self._study, self._info, in_hand=in_hand, early=early)
+            )
+            if claim is not None:
+                self._in_hand[claim.number] = claim
+                self._said_to_wait = False
+                return claim, True
+            waited_for = _patiently(lambda: open_trials(self._database, self._study)) - in_hand.keys()
+            if waited_for and not in_hand and not self._said_to_wait:
+                logger.info(
+                    "%s: waiting for %d trials of other workers; a dead one loses its own within %.0f s",
+                    self._study.name,
+                    len(waited_for),
+                    LEASE_SECONDS,
+                )
+                self._said_to_wait = True
+            return None, bool(waited_for)
 
     def _train(self, claim: Claim) -> None:
         attempt = Attempt(self._database, self._study, claim)
         try:
             with LeaseKeeper(attempt) as keeper:
-                self._run(attempt, keeper.lost)
+                news = self._run(attempt, keeper.lost)
         except LeaseLostError as error:
-            logger.warning("%s: %s", self._study.name, error)
+            news = replace(self._news(claim), state="lost", reason=str(error))
+        finally:
+            del self._in_hand[claim.number]
+        if news is not None:
+            self._tell(self._watcher.ended, news)
 
-    def _run(self, attempt: Attempt, lost: Event) -> None:
+    def _run(self, attempt: Attempt, lost: Event) -> TrialNews | None:
+        """Train the trial of an attempt; None if it is too early for it."""
         news = self._news(attempt.claim)
         try:
+            with self._claiming:
+                self._start_relay(self._study)
             config = self._settings(attempt)
             news = replace(
                 news,
@@ -172,7 +224,7 @@ class Worker:
             )
             folder = self._database.settings.trial_folder(self._study.name, news.number)
             warm_start = self._warm_start(attempt.claim)
-            self._watcher.begun(news, self._summary())
+            self._tell(self._watcher.begun, news)
             result = run_training(
                 self._task,
                 config,
@@ -185,26 +237,25 @@ class Worker:
                 ),
                 rungs=self._rungs,
                 warm_start=warm_start,
-                progress=lambda stage, done, total: self._watcher.epoch(done),
+                companions=self._companions,
+                progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
             )
-            news = self._end(attempt, folder, news, result)
+            return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
             attempt.finish("failed", reason=str(error))
-            news = replace(news, state="failed", reason=str(error))
+            return replace(news, state="failed", reason=str(error))
         except _TooEarly as error:
             attempt.hand_back(str(error))
-            self._stop.wait(POLL_SECONDS)
-            return
+            return None
         except (LeaseLostError, DatabaseError):
             raise  # nothing can be written about the trial
-        except (TrainerError, StorageError, KeyboardInterrupt) as error:
+        except (TrainerError, StorageError, OSError, KeyboardInterrupt) as error:
             attempt.hand_back(str(error) or "the worker was interrupted")
             raise
         except Exception as error:
             # A fault of the program: it must not meet the next worker again.
             attempt.finish("failed", reason=f"{type(error).__name__}: {error}")
             raise
-        self._watcher.ended(news, self._summary())
 
     def _settings(self, attempt: Attempt) -> TrainConfig:
         """The configuration of the trial: as an earlier attempt recorded it, or proposed now."""
@@ -213,9 +264,10 @@ class Worker:
             return load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
 
         def choose() -> TrainConfig:
-            with self._database.plain_errors(), attempt.fenced():
+            # One after the other, so that each is told of those before it, which are still being trained.
+            with self._proposing, self._database.plain_errors(), attempt.fenced():
                 params = propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
-            return train_config(self._config, params, claim.number)
+            return settle(train_config(self._config, params, claim.number))
 
         config = _patiently(choose)
         attempt.record_config(
@@ -240,6 +292,15 @@ class Worker:
         attempt.finish("complete", result.best_val_mae, summary=result.metrics)
         return replace(news, state="complete")
 
+    def _early_rows(self) -> set[int]:
+        """Rows that start from the weights of a row that has not ended."""
+        starts = self._starts
+        if not starts:
+            return set()
+        trials = _patiently(lambda: trial_rows(self._database, self._study))
+        ended = {trial.number for trial in trials if trial.state not in ("running", "interrupted")}
+        return {number for number, start in starts.items() if start not in ended}
+
     def _warm_start(self, claim: Claim) -> Path | None:
         """The weights that a row starts from.
 
@@ -248,12 +309,14 @@ class Worker:
         TrainingFailed
             if there are none.
         """
-        rows = self._config.rows or ()
-        label = rows[claim.number].start_from if rows else None
-        if label is None:
+        number = self._starts.get(claim.number)
+        if number is None:
             return None
-        number = [row.label for row in rows].index(label)
-        trials = {trial.number: trial for trial in trial_rows(self._database, self._study)}
+        assert self._config.rows is not None
+        label = self._config.rows[number].label
+        trials = {
+            trial.number: trial for trial in _patiently(lambda: trial_rows(self._database, self._study))
+        }
         if number not in trials or trials[number].state in ("running", "interrupted"):
             raise _TooEarly(f"waits for row {label}, whose weights it starts from")
         digests = [file.digest for file in trials[number].artifacts if file.path == MODEL]
@@ -262,6 +325,13 @@ class Worker:
                 f"row {label}, whose weights it starts from, has none: it {trials[number].state}"
             )
         return BlobStore(self._database.settings.artifacts).path(digests[0])
+
+    @property
+    def _starts(self) -> dict[int, int]:
+        """By the number of a row that starts from the weights of another: the number of that one."""
+        rows = self._config.rows or ()
+        numbers = {row.label: number for number, row in enumerate(rows)}
+        return {numbers[row.label]: numbers[row.start_from] for row in rows if row.start_from is not None}
 
     def _recorded_epochs(self, claim: Claim) -> dict[int, int]:
         if claim.attempt == 1:
@@ -285,6 +355,10 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
+    def _tell(self, tell: Callable[[TrialNews, StudySummary], None], news: TrialNews) -> None:
+        with self._telling:  # so that the trials that have ended are counted upwards
+            tell(news, self._summary())
+
     def _summary(self) -> StudySummary:
         return _patiently(lambda: summarize_study(self._database, self._study))
 
@@ -293,6 +367,12 @@ def architecture(config: TrainConfig, inputs: int) -> str:
     """A network as one word, as ``384-128-64-1 silu``: sizes of its layers and activation."""
     output = " (output too)" if config.activate_output else ""
     return f"{'-'.join(map(str, (inputs, *config.hidden, 1)))} {config.activation}{output}"
+
+
+def _threads(config: StudyConfig) -> int:
+    """CPU threads of a training of the study; of the largest one where rows differ."""
+    settings = [config.training | row.training for row in config.rows or ()] or [config.training]
+    return max(int(each.get("threads", TrainConfig.threads)) for each in settings)
 
 
 def _patiently(action: Callable[[], R]) -> R:

@@ -72,7 +72,7 @@ class MlflowRuns:
 
         self._artifact_root = None if tracking_uri.startswith(("http://", "https://")) else artifact_root
         try:
-            with _alone(self._artifact_root), _translated():
+            with _translated(), _alone(self._artifact_root):
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except TrackingRefusedError as error:
@@ -160,7 +160,7 @@ class MlflowRuns:
         """Put a file among the artifacts of a run, as ``path`` (such as plots/loss.png)."""
         place = PurePosixPath(path)
         folder = None if place.parent == PurePosixPath() else str(place.parent)
-        with tempfile.TemporaryDirectory() as named, _translated():
+        with _translated(), tempfile.TemporaryDirectory() as named:
             link = Path(named) / place.name  # MLflow keeps the name that the file has here
             link.symlink_to(file)
             self._client.log_artifact(run, str(link), folder)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
@@ -86,7 +86,7 @@ def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     It is a session of its own, outlives us, ends by itself, and logs to ``logs/relay-STUDY.log`` in the home
     folder. Where one lives this costs one query: call it whenever a worker takes a trial.
     """
-    _started[:] = [relay for relay in _started if relay.poll() is None]
+    _forget_ended()
     if relay_lives(study):
         return None
     settings = study.database.settings
@@ -151,15 +151,19 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
     """
     before = undelivered(study)
     release_parked(study)
+    well = time.monotonic()
     while (lease := take_lease(study)) is None:
-        if (trouble := last_error(study)) is not None:
+        if (trouble := last_error(study)) is None:
+            well = time.monotonic()
+        elif time.monotonic() - well > LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
             raise TrackingUnavailableError(trouble)
         if undelivered(study) == 0:
             return SyncResult(delivered=before, parked=0)
         time.sleep(POLL_SECONDS)
+        _forget_ended()
     never = Event()
     relay = Relay(lease, write_note, never)
-    patiently = _patience(stop_after_attempt(SYNC_TRIES), never, _Trouble(lease))
+    patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
     try:
         while patiently(relay.deliver):
             pass
@@ -170,10 +174,15 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
     return SyncResult(delivered=before - left, parked=left)
 
 
+def _forget_ended() -> None:
+    """Let the relays of ours that have ended be gone: until then their leases seem to be held."""
+    _started[:] = [relay for relay in _started if relay.poll() is None]
+
+
 def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_seconds: float) -> None:
     trouble = _Trouble(lease)
     patiently = _patience(
-        stop_when_event_set(stopping) | stop_after_delay(GIVE_UP_SECONDS), stopping, trouble
+        stop_when_event_set(stopping) | stop_after_delay(GIVE_UP_SECONDS), stopping, trouble.tell
     )
     idle_since = time.monotonic()
     while not stopping.is_set():
@@ -219,13 +228,15 @@ class _Trouble:
             log.info("%s: delivers again", self._lease.study.name)
 
 
-def _patience(stop: stop_base, woken: Event, trouble: _Trouble) -> Retrying:
+def _patience(
+    stop: stop_base, woken: Event, before_sleep: Callable[[RetryCallState], None] | None = None
+) -> Retrying:
     return Retrying(
         retry=retry_if_exception_type(_PASSING),
         wait=wait_exponential_jitter(max=LONGEST_WAIT_SECONDS),
         stop=stop,
         sleep=sleep_using_event(woken),
-        before_sleep=trouble.tell,
+        before_sleep=before_sleep,
         reraise=True,
     )
 

@@ -243,10 +243,13 @@ class Attempt:
 
     @_patient
     def hand_back(self, reason: str) -> None:
-        """Give the trial back unfinished: the next claim goes on with it at once."""
+        """Give the trial back unfinished: the next claim goes on with it at once.
+
+        Where we have ended it, there is nothing to give back: the next claim tells Optuna of it.
+        """
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
-            if row.ended_at is None or row.outcome != "handed_back":
+            if row.ended_at is None or row.outcome == "expired":
                 fencing.hold(connection, self._lease)
                 self._update_attempt(connection, ended_at=now(), outcome="handed_back", reason=reason)
 

@@ -11,7 +11,7 @@ import logging
 import mimetypes
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from storage.blobs.store import BlobStore
 from storage.database import Database
-from storage.errors import BlobMissingError
+from storage.errors import BlobMissingError, BlobWriteError
 from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialEnd, TrialEndMessage, TrialStartMessage, enqueue
@@ -83,10 +83,13 @@ def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
     enqueue(connection, trial.study_id, trial.number, [*start, end])
 
 
-def settle_all(database: Database, study: Study) -> None:
-    """Tell Optuna of all trials that have ended in our record only."""
+def settle_all(database: Database, study: Study, leave: Collection[int] = ()) -> None:
+    """Tell Optuna of all trials that have ended in our record only, but for those to ``leave`` alone."""
     query = select(trials.c.number).where(
-        trials.c.study_id == study.id, trials.c.state != "running", trials.c.told.is_(False)
+        trials.c.study_id == study.id,
+        trials.c.state != "running",
+        trials.c.told.is_(False),
+        trials.c.number.not_in(leave),
     )
     with database.reading() as connection:
         numbers = connection.execute(query.order_by(trials.c.number)).scalars().all()
@@ -170,7 +173,15 @@ def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    shutil.copyfile(source, part)
-    part.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise BlobWriteError(
+            f"{target}: cannot be written: {error.strerror}; free some space, or correct the folder's rights"
+        ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +50,8 @@ class Claim:
         As an earlier attempt recorded them; None if no configuration was proposed yet.
     lease_seconds
         How long the claim lasts without a renewal, s.
+    last_chance
+        Whether the trial is given up if this attempt, too, dies before its first epoch.
     """
 
     number: int
@@ -58,33 +62,48 @@ class Claim:
     lease_seconds: float
     config: dict[str, Any] | None
     params: dict[str, Any] | None
+    last_chance: bool = False
 
 
 def claim_trial(
-    database: Database, study: Study, worker: WorkerInfo, lease_seconds: float = LEASE_SECONDS
+    database: Database,
+    study: Study,
+    worker: WorkerInfo,
+    lease_seconds: float = LEASE_SECONDS,
+    *,
+    in_hand: Collection[int] = (),
+    early: Collection[int] = (),
 ) -> Claim | None:
     """Claim the next trial of the study; None if there is none to begin or to go on with now.
 
     First comes a trial whose worker died or handed it back; then, while the budget lasts, one that waits in
     Optuna's queue, or else a new one.
+
+    Parameters
+    ----------
+    in_hand
+        Numbers of the trials that this worker trains at present. It takes none of them from itself, and
+        beside them none on its last chance: what kills the worker might be one of them.
+    early
+        Numbers of trials that it is too early to go on with.
     """
-    endings.settle_all(database, study)
+    endings.settle_all(database, study, leave=in_hand)
     with database.writing() as connection:
         query = select(studies).where(studies.c.id == study.id).with_for_update()
         row = connection.execute(query).one()
-        claim = _take_over(connection, study, worker, lease_seconds)
+        claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
         if claim is None and _budget_lasts(connection, row):
             claim = _begin(connection, study, worker, lease_seconds)
     if claim is None:
-        endings.settle_all(database, study)  # trials given up just now
+        endings.settle_all(database, study, leave=in_hand)  # trials given up just now
     return claim
 
 
-def open_trials(database: Database, study: Study) -> int:
+def open_trials(database: Database, study: Study) -> set[int]:
     """Trials that have begun and not ended, on whatever machine; one of them may still become claimable."""
-    query = select(func.count()).where(trials.c.study_id == study.id, trials.c.state == "running")
+    query = select(trials.c.number).where(trials.c.study_id == study.id, trials.c.state == "running")
     with database.reading() as connection:
-        return connection.execute(query).scalar_one()
+        return set(connection.execute(query).scalars())
 
 
 def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
@@ -133,8 +152,14 @@ def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_secon
 
 
 def _take_over(
-    connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float
+    connection: Connection,
+    study: Study,
+    worker: WorkerInfo,
+    lease_seconds: float,
+    in_hand: Collection[int],
+    early: Collection[int],
 ) -> Claim | None:
+    leave = {*in_hand, *early}
     abandoned = (
         select(trials, attempts.c.ended_at.label("attempt_ended_at"))
         .join(
@@ -153,10 +178,11 @@ def _take_over(
         # A row that its worker has locked is about to be renewed or ended.
         .with_for_update(of=attempts, skip_locked=True)
     )
-    while (trial := connection.execute(abandoned).first()) is not None:
+    while (trial := connection.execute(abandoned.where(trials.c.number.not_in(leave))).first()) is not None:
         if trial.attempt_ended_at is None:
             _end_silent_attempt(connection, trial)
-        if _is_deadly(connection, trial):
+        deaths = _deaths(connection, trial)
+        if deaths == DEATHS_ALLOWED:
             endings.record(
                 connection,
                 trial,
@@ -165,6 +191,10 @@ def _take_over(
                     reason=f"{DEATHS_ALLOWED} workers in a row died before they finished an epoch",
                 ),
             )
+            continue
+        last_chance = deaths == DEATHS_ALLOWED - 1
+        if last_chance and in_hand:
+            leave.add(trial.number)
             continue
         attempt = trial.attempt + 1
         connection.execute(update(trials).where(*_is(trial)).values(attempt=attempt))
@@ -181,6 +211,7 @@ def _take_over(
             lease_seconds,
             config=trial.config,
             params=trial.params,
+            last_chance=last_chance,
         )
     return None
 
@@ -223,8 +254,11 @@ def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
     )
 
 
-def _is_deadly(connection: Connection, trial: Row[Any]) -> bool:
-    """Whether the trial kills its workers (out of memory, a driver): it must not go round forever."""
+def _deaths(connection: Connection, trial: Row[Any]) -> int:
+    """How often in a row the trial was there when a worker died (out of memory, a driver) at its beginning.
+
+    At most DEATHS_ALLOWED: it must not go round forever.
+    """
     query = (
         select(attempts.c.outcome, attempts.c.epochs)
         .where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
@@ -232,7 +266,7 @@ def _is_deadly(connection: Connection, trial: Row[Any]) -> bool:
         .limit(DEATHS_ALLOWED)
     )
     last = connection.execute(query).all()
-    return len(last) == DEATHS_ALLOWED and all(row.outcome == "expired" and row.epochs == 0 for row in last)
+    return len(list(itertools.takewhile(lambda row: row.outcome == "expired" and row.epochs == 0, last)))
 
 
 def _is(trial: Row[Any]) -> tuple[Any, ...]:

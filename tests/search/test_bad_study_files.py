@@ -106,6 +106,15 @@ FAULTS = {
         HEAD + "seed: !!python/object/apply:os.system [ls]\n",
         "study.yaml, line 3: could not determine",
     ),
+    "key of several words": (HEAD + "? [a, b]\n: 3\n", "study.yaml, line 3: a key must be a single word"),
+    "alias of itself": (
+        HEAD + "space: &a {width: *a}\n",
+        "line 3: an alias (*) stands within its own anchor",
+    ),
+    "no validation part": (
+        HEAD + "split: {fractions: [0.9, 0, 0.1]}\n",
+        "split.fractions: the validation part decides",
+    ),
     "a list": ("- name\n", "holds no settings"),
     "empty": ("", "holds no settings"),
 }

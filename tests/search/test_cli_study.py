@@ -78,7 +78,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Ran:
 
 def test_run_tells_its_course_and_what_to_look_at(ran: Ran) -> None:
     assert "batch sizes scaled to 96 training structures from 1,000" in ran.stderr
-    assert "tiny 3/3  trial 2: 384-8-1 " in ran.stderr
+    assert "tiny 3/3  trial " in ran.stderr
     assert ran.stdout.count("complete") == 5
     assert "row first" in ran.stdout
     assert "3.99" in ran.stdout
@@ -166,7 +166,8 @@ def test_a_data_file_that_is_not_there(ran: Ran) -> None:
     missing.write_text("name: missing\ndata: {files: [nosuch.h5]}\nlimits: {trials: 1}\n")
     answer = anitune(ran, "study", "run", str(missing))
     assert answer.exit_code == 2
-    assert answer.stderr == f"anitune: {ran.folder}/nosuch.h5: no such file\n"
+    place = f"{ran.folder}/nosuch.h5"
+    assert answer.stderr == f"anitune: {place}: no such file; correct its name, or bring it there\n"
 
 
 def test_a_database_that_does_not_answer(ran: Ran) -> None:
@@ -187,3 +188,13 @@ def test_places_of_the_study_file_come_after_the_environment(ran: Ran) -> None:
     answer = anitune(ran, "study", "create", str(file), ANITUNE_STORAGE_URL=elsewhere)
     assert answer.stdout.endswith("with: anitune worker placed\n")
     assert (ran.folder / "elsewhere.db").exists()
+
+
+@pytest.mark.parametrize("pack", ["0", "-1", "two", ""])
+def test_trials_at_once_are_a_number_or_auto(ran: Ran, pack: str) -> None:
+    for command in (["study", "run", str(ran.file)], ["worker", "tiny"]):
+        answer = anitune(ran, *command, "--pack", pack)
+        assert answer.exit_code == 2
+        assert "--pack" in answer.stderr
+        assert "give auto, or a number from 1 on" in answer.stderr
+    assert anitune(ran, "worker", "tiny", "--pack", "auto").exit_code == 0

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +13,21 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from search.propose.samplers import trial_limit
+from search.propose.samplers import propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
+from search.work import worker as worker_module
 from search.work.stopping import StopRequest
 from search.work.worker import MODEL, TrialNews, Worker
 from storage.database import Database, open_database
-from storage.errors import FactsChangedError
+from storage.errors import DatabaseError, FactsChangedError
 from storage.records.tables import attempts
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study, summarize_study
-from storage.trials.queue import WorkerInfo, claim_trial
+from storage.trials.attempts import Attempt
+from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
+from trainer.errors import OutputError
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
 
@@ -33,13 +40,12 @@ class Watching:
     def __init__(self, at_epoch: Callable[[int, int], None] = lambda number, epoch: None) -> None:
         self.news: list[TrialNews] = []
         self._at_epoch = at_epoch
-        self._number = -1
 
     def begun(self, news: TrialNews, summary: StudySummary) -> None:
-        self._number = news.number
+        pass
 
-    def epoch(self, done: int) -> None:
-        self._at_epoch(self._number, done)
+    def epoch(self, number: int, done: int) -> None:
+        self._at_epoch(number, done)
 
     def ended(self, news: TrialNews, summary: StudySummary) -> None:
         self.news.append(news)
@@ -84,6 +90,8 @@ def work(
     task: Task,
     watching: Watching | None = None,
     stop: StopRequest | None = None,
+    slots: int = 1,
+    start_relay: Callable[[Study], object] = lambda _: None,
 ) -> list[TrialRow]:
     study = begin(database, config)
     Worker(
@@ -93,7 +101,8 @@ def work(
         task,
         watching or Watching(),
         stop or StopRequest(),
-        start_relay=lambda _: None,
+        start_relay=start_relay,
+        slots=slots,
     ).work()
     return trial_rows(database, study)
 
@@ -186,13 +195,14 @@ def test_a_second_signal_hands_the_trial_back_at_once(
     )
 
 
+@pytest.mark.parametrize("slots", [1, 2])
 def test_a_trial_that_fails_does_not_end_the_study(
-    database: Database, config: StudyConfig, task: Task
+    database: Database, config: StudyConfig, task: Task, slots: int
 ) -> None:
     folder = database.settings.trial_folder("tiny", 1)
     folder.mkdir(parents=True)
     (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
-    trials = work(database, config, task)
+    trials = work(database, config, task, slots=slots)
     assert [t.number for t in trials if t.state == "failed"] == [1]
     assert "checkpoint.safetensors" in str(trials[1].reason)
     assert len(trials) == 3
@@ -213,8 +223,10 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
             assert taken.number == 0
             stop.ask(signal.SIGTERM)
 
-    (trial,) = work(database, config, task, Watching(be_taken_over), stop)
+    watching = Watching(be_taken_over)
+    (trial,) = work(database, config, task, watching, stop)
     assert (trial.state, trial.worker.name, trial.epochs) == ("running", "other", 0)
+    assert [(news.number, news.state) for news in watching.news] == [(0, "lost")]
 
 
 def test_other_data_under_the_same_name_is_refused(
@@ -271,3 +283,268 @@ def test_a_row_whose_start_failed_fails_too(database: Database, config: StudyCon
     _, second = work(database, rows, task)
     assert second.state == "failed"
     assert second.reason == "row first, whose weights it starts from, has none: it failed"
+
+
+class Meeting:
+    """Lets threads that come once wait until so many are there: they run at the same time."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self._barrier = threading.Barrier(threads)
+        self._came: set[int] = set()
+
+    def join(self, number: int) -> None:
+        if number not in self._came:
+            self._came.add(number)
+            self._barrier.wait(timeout=60)
+
+
+class Crowd:
+    """Counts how many threads are in a block at once."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._now = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        self._now += 1
+        self.most = max(self.most, self._now)
+        time.sleep(0.1)
+        yield
+        self._now -= 1
+
+
+def numbers(database: Database, config: StudyConfig, trials: list[TrialRow]) -> list[Any]:
+    """All that was recorded of trials but for times: configurations, weights, metrics of every epoch."""
+    study = begin(database, config)
+    return [
+        (
+            results([trial]),
+            [file.digest for file in trial.artifacts if file.path == MODEL],
+            {
+                key: [(row.step, row.value) for row in rows]
+                for key, rows in metric_history(database, study, trial.number).items()
+                if key != "train/epoch_seconds"
+            },
+        )
+        for trial in trials
+    ]
+
+
+SIDE_BY_SIDE = [
+    {"label": "plain"},
+    {"label": "dropout", "training": {"dropout": 0.2, "hidden": [16, 8], "activation": "gelu"}},
+    {"label": "average", "training": {"ema_decay": 0.9, "batch_size": 8, "optimizer": "adam"}},
+    {"label": "double", "training": {"precision": "float64", "schedule": "plateau"}},
+]
+
+
+def test_a_trial_beside_another_gives_the_numbers_that_it_gives_alone(
+    database: Database, config: StudyConfig, task: Task, tmp_path: Path
+) -> None:
+    rows = study_from_values({"name": "rows", "training": config.training, "rows": SIDE_BY_SIDE}, "test")
+    meeting = Meeting()
+
+    def train_together(number: int, epoch: int) -> None:
+        if number in (0, 1) and epoch == 1:
+            meeting.join(number)
+
+    beside = work(database, rows, task, Watching(train_together), slots=2)
+    assert [t.state for t in beside] == ["complete"] * 4
+    assert all(t.worker == beside[0].worker and t.attempt == 1 for t in beside)
+    home = tmp_path / "alone"
+    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as other:
+        assert numbers(database, rows, beside) == numbers(other, rows, work(other, rows, task))
+
+
+def test_slots_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A slot that has nothing to do would find out after this time only.
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 100.0)
+    watching = Watching()
+    begun = time.monotonic()
+    trials = work(database, replace(config, limits=Limits(trials=5)), task, watching, slots=4)
+    assert time.monotonic() - begun < 100
+    assert [(t.number, t.state, t.attempt) for t in trials] == [(n, "complete", 1) for n in range(5)]
+    assert sorted(news.number for news in watching.news) == list(range(5))
+
+
+def test_no_more_slots_than_trials_are_left(database: Database, config: StudyConfig, task: Task) -> None:
+    threads = set()
+    watching = Watching(lambda number, epoch: threads.add(threading.current_thread()))
+    work(database, replace(config, limits=Limits(trials=1)), task, watching, slots=4)
+    assert threads == {threading.main_thread()}
+
+
+def test_trials_that_were_stopped_side_by_side_go_on_to_the_same_numbers(
+    database: Database, config: StudyConfig, task: Task, tmp_path: Path
+) -> None:
+    rows = study_from_values({"name": "rows", "training": config.training, "rows": SIDE_BY_SIDE[:2]}, "test")
+    stop, meeting = StopRequest(), Meeting()
+
+    def stop_in_the_middle(number: int, epoch: int) -> None:
+        if epoch == 2:
+            meeting.join(number)
+            stop.ask(signal.SIGINT)
+
+    watching = Watching(stop_in_the_middle)
+    interrupted = work(database, rows, task, watching, stop, slots=2)
+    assert [(t.state, t.epochs) for t in interrupted] == [("interrupted", 2)] * 2
+    assert [news.state for news in watching.news] == ["interrupted"] * 2
+    after = work(database, rows, task, slots=2)
+    assert [(t.attempt, t.trained_epochs) for t in after] == [(2, EPOCHS)] * 2
+    home = tmp_path / "other"
+    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as untouched:
+        assert numbers(database, rows, after) == numbers(untouched, rows, work(untouched, rows, task))
+
+
+def test_a_second_signal_hands_the_trials_of_all_slots_back_at_once(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    meeting = Meeting()
+
+    def be_long(number: int, epoch: int) -> None:
+        if epoch == 2:
+            meeting.join(number)
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(3000):
+                time.sleep(0.01)
+            pytest.fail("was not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        work(database, config, task, Watching(be_long), slots=2)
+    trials = trial_rows(database, begin(database, config))
+    assert [(t.state, t.attempt) for t in trials] == [("interrupted", 1)] * 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("slot", "lease"))]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (OutputError("the disk is full"), "interrupted", None),
+        (DatabaseError("the database is gone"), "interrupted", None),
+        (ZeroDivisionError("a bug"), "failed", "ZeroDivisionError: a bug"),
+    ],
+)
+def test_a_fault_in_one_slot_ends_all_and_is_raised_once(
+    database: Database, config: StudyConfig, task: Task, error: Exception, state: str, reason: str | None
+) -> None:
+    meeting = Meeting()
+
+    def fail_beside_another(number: int, epoch: int) -> None:
+        if epoch == 1:
+            meeting.join(number)
+            if number == 0:
+                raise error
+
+    watching = Watching(fail_beside_another)
+    with pytest.raises(type(error)) as raised:
+        work(database, config, task, watching, slots=2)
+    assert raised.value is error
+    expire_leases(database)  # what cannot be written about is found by its lease
+    faulty, other = trial_rows(database, begin(database, config))
+    assert (faulty.state, faulty.reason) == (state, reason)
+    assert other.state == "interrupted"
+    assert [(news.number, news.state) for news in watching.news] == [(1, "interrupted")]
+
+
+def expire_leases(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(update(attempts).where(attempts.c.ended_at.is_(None)).values(lease_until=0.0))
+
+
+def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
+    third_has_ended = threading.Event()
+    rows = study_from_values(
+        {"name": "rows", "training": config.training, "rows": [*ROWS, {"label": "third"}]}, "test"
+    )
+
+    class Waiting(Watching):
+        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+            super().ended(news, summary)
+            if news.number == 2:
+                third_has_ended.set()
+
+    def outlast_the_third(number: int, epoch: int) -> None:
+        if (number, epoch) == (0, 1):
+            assert third_has_ended.wait(60)
+            time.sleep(1)  # the other slot asks for work many times meanwhile
+
+    watching = Waiting(outlast_the_third)
+    first, second, third = work(database, rows, task, watching, slots=2)
+    assert [t.state for t in (first, second, third)] == ["complete"] * 3
+    assert [news.number for news in watching.news] == [2, 0, 1]
+    # It was begun once too early, to get at the third; it was not claimed again before its time.
+    assert (first.attempt, second.attempt, third.attempt) == (1, 2, 1)
+    assert second.value == pytest.approx(first.value, rel=0.01)
+
+
+def test_trials_are_proposed_one_after_the_other(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd()
+
+    def propose_slowly(*arguments: Any) -> dict[str, Any]:
+        with crowd.counted():
+            return propose(*arguments)
+
+    monkeypatch.setattr(worker_module, "propose", propose_slowly)
+    trials = work(database, config, task, slots=3)
+    assert crowd.most == 1
+    assert len({t.config["learning_rate"] for t in trials if t.config is not None}) == 3
+
+
+def test_slots_start_one_relay(database: Database, config: StudyConfig, task: Task) -> None:
+    crowd = Crowd()
+
+    def start(study: Study) -> None:
+        with crowd.counted():
+            pass
+
+    work(database, config, task, slots=3, start_relay=start)
+    assert crowd.most == 1
+
+
+def test_a_relay_that_cannot_be_started_costs_no_trial(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    def fail(study: Study) -> None:
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        work(database, config, task, start_relay=fail)
+    (trial,) = trial_rows(database, begin(database, config))
+    assert trial.state == "interrupted"
+
+
+@pytest.mark.parametrize("deadly", [0, 1])
+def test_a_trial_on_its_last_chance_is_trained_alone(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, deadly: int
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
+    study, other = begin(database, config), WorkerInfo("other", "here", 1, "cpu", {})
+    for _ in range(DEATHS_ALLOWED - 1):
+        claims = [claim_trial(database, study, other) for _ in range(2)]
+        harmless = claims[1 - deadly]
+        assert harmless is not None
+        Attempt(database, study, harmless).hand_back("stopped")
+        expire_leases(database)
+    course: list[tuple[str, int]] = []
+
+    class Noting(Watching):
+        def begun(self, news: TrialNews, summary: StudySummary) -> None:
+            course.append(("begun", news.number))
+
+        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+            course.append(("ended", news.number))
+
+    trials = work(database, config, task, Noting(lambda number, epoch: time.sleep(0.1)), slots=2)
+    assert [t.state for t in trials] == ["complete"] * 3
+    assert course.index(("ended", deadly)) == course.index(("begun", deadly)) + 1
+    begun = {number: place for place, (what, number) in enumerate(course) if what == "begun"}
+    assert begun[deadly] == (0 if deadly == 0 else 4)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine, create_engine, event, select, text, update
 
 from storage.database import Database
-from storage.errors import LeaseLostError, TrialClosedError
+from storage.errors import BlobWriteError, LeaseLostError, TrialClosedError
 from storage.records.tables import artifacts, attempts, metrics, outbox, rungs, trials
 from storage.settings import Settings
 from storage.studies import Study
@@ -455,3 +455,25 @@ def test_a_training_outlives_a_database_that_is_away(
         wait_for(lambda: renewals(database) > begun + 1.5, keeper)
         assert not keeper.lost.is_set()
     assert len(metric_history(database, study, 0)["val/loss"]) == 1
+
+
+def test_an_image_that_the_dashboard_cannot_get_is_told_and_given_later(
+    database: Database, study: Study, attempt: Attempt, worker: WorkerInfo, plot: Path
+) -> None:
+    attempt.record_artifact("plots/loss.png", plot)
+    place = database.settings.optuna_artifacts
+    place.write_text("in the way of the folder")
+    with pytest.raises(BlobWriteError, match=r"cannot be written: .*; free some space") as error:
+        attempt.finish("complete", 1.25)
+    assert str(place) in str(error.value)
+    # What a worker then does: there is nothing left to give back, and nobody to blame.
+    attempt.hand_back(str(error.value))
+    with database.reading() as connection:
+        assert connection.execute(select(trials.c.state, trials.c.told)).one() == ("complete", False)
+
+    place.unlink()
+    claim_trial(database, study, worker)
+    assert [path.read_bytes() for path in place.iterdir()] == [plot.read_bytes()]
+    with database.reading() as connection:
+        assert connection.execute(select(trials.c.told).where(trials.c.number == 0)).scalar_one()
+    assert study.optuna.get_trials()[0].value == 1.25

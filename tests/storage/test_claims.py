@@ -116,7 +116,7 @@ def test_a_killed_workers_trial_goes_on_under_its_number_before_all_others(
     assert (second.config, second.params) == (config, {"width": 64})
     assert second.token != dead.token
     assert claim_trial(database, study, worker) is None
-    assert open_trials(database, study) == 2
+    assert open_trials(database, study) == {0, 1}
 
 
 def test_a_lease_that_is_renewed_is_not_taken(
@@ -159,6 +159,62 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     (told,) = study.optuna.get_trials()
     assert told.state is optuna.trial.TrialState.FAIL
     assert "died" in told.user_attrs["fail_reason"]
+
+
+def test_a_worker_takes_no_trial_from_itself_and_none_before_its_time(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=3)
+    mine, early = claim_trial(database, study, worker), claim_trial(database, study, worker)
+    assert mine is not None
+    assert early is not None
+    die(database, study, mine)  # of the machine that slept, not of the worker
+    Attempt(database, study, early).hand_back("too early")
+
+    third = claim_trial(database, study, worker, in_hand={mine.number}, early={early.number})
+    assert third is not None
+    assert third.number == 2
+    in_hand = {mine.number, third.number}
+    assert claim_trial(database, study, worker, in_hand=in_hand, early={early.number}) is None
+    again = claim_trial(database, study, worker, in_hand=in_hand)
+    assert again is not None
+    assert again.number == early.number
+
+
+def test_a_trial_on_its_last_chance_is_not_claimed_beside_others(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=2)
+    for _ in range(DEATHS_ALLOWED - 1):
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        assert not claim.last_chance
+        die(database, study, claim)
+
+    other = claim_trial(database, study, worker, in_hand={7})
+    assert other is not None
+    assert (other.number, other.last_chance) == (1, False)
+    assert claim_trial(database, study, worker, in_hand={1}) is None
+    last = claim_trial(database, study, worker)
+    assert last is not None
+    assert (last.number, last.last_chance) == (0, True)
+
+
+def test_what_a_worker_is_just_ending_is_left_to_the_one_that_ends_it(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    Attempt(database, study, claim).finish("complete", value=1.0)
+    told = select(trials.c.told)
+    with database.writing() as connection:
+        connection.execute(update(trials).values(told=False))
+
+    for in_hand, expected in (({claim.number}, False), (set(), True)):
+        assert claim_trial(database, study, worker, in_hand=in_hand) is None
+        with database.reading() as connection:
+            assert connection.execute(told).scalar_one() is expected
 
 
 def test_a_trial_that_gets_on_is_never_given_up(

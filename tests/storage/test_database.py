@@ -5,17 +5,18 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import create_engine, insert, select
 from sqlalchemy.engine import make_url
 
 from storage.database import Database, network_filesystem, open_database
-from storage.errors import DatabaseError, DatabaseUnreachableError, SchemaTooNewError
+from storage.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError, SchemaTooNewError
 from storage.records.tables import now, studies
 from storage.settings import Settings
 from storage.studies import Study, list_studies
@@ -91,6 +92,42 @@ def test_a_reader_does_not_wait_for_the_writer(database: Database, make_study: C
             assert reader.execute(select(studies.c.name)).scalars().all() == ["before"]
 
 
+def test_a_thread_that_gets_no_connection_may_try_again(database: Database) -> None:
+    engine = create_engine(database.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    small = Database(database.settings, engine, database._rdb)
+    with small.reading(), pytest.raises(DatabaseBusyError) as error, small.reading():
+        pass
+    one_line(error)
+    engine.dispose()
+
+
+def test_threads_claim_and_finish_trials_side_by_side(
+    database: Database, make_study: Callable[..., Study], worker: WorkerInfo
+) -> None:
+    study = make_study(trials=12)
+
+    def work() -> list[int]:
+        numbers = []
+        while (claim := claim_trial(database, study, worker)) is not None:
+            attempt = Attempt(database, study, claim)
+            with database.plain_errors(), attempt.fenced():
+                study.optuna_trial(claim.optuna_trial_id).suggest_float("x", 0, 1)
+            for step in (1, 2):
+                rows = [MetricRow("val/loss", step, 0.5, 1_000)]
+                assert not attempt.rung(step, 1.0 / step, rows, lambda trial: False)
+            attempt.finish("complete", value=float(claim.number))
+            numbers.append(claim.number)
+        return numbers
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [future.result() for future in [pool.submit(work) for _ in range(6)]]
+    assert sorted(number for numbers in done for number in numbers) == list(range(12))
+    for trial in study.optuna.get_trials():
+        assert trial.value == trial.number
+        assert trial.intermediate_values == {1: 1.0, 2: 0.5}
+        assert list(trial.params) == ["x"]
+
+
 def test_tables_of_a_newer_program_are_left_alone(settings: Settings, database: Database) -> None:
     with database.writing() as connection:
         connection.exec_driver_sql("UPDATE anitune_alembic_version SET version_num = '9999'")
@@ -158,7 +195,7 @@ def test_a_home_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "anitune.db").write_text("a letter to a friend, longer than the header of a database")
-    with pytest.raises(DatabaseError, match="not a database") as error:
+    with pytest.raises(DatabaseError, match="not a database; bring back a copy") as error:
         open_database(sqlite_settings(tmp_path))
     one_line(error)
 
@@ -184,12 +221,14 @@ def public_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("home", ["", "new/home"])
-def test_a_read_only_folder(public_folder: Path, home: str) -> None:
+@pytest.mark.parametrize(
+    ("home", "advice"), [("", "its folder can be written"), ("new/home", "choose another one")]
+)
+def test_a_read_only_folder(public_folder: Path, home: str, advice: str) -> None:
     public_folder.chmod(0o555)
     with without_rights(), pytest.raises(DatabaseUnreachableError, match=str(public_folder)) as error:
         open_database(sqlite_settings(public_folder / home))
-    one_line(error)
+    assert advice in one_line(error)
     assert list(public_folder.iterdir()) == []
 
 
@@ -254,3 +293,13 @@ def test_a_local_folder_gets_no_warning(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         open_database(replace(sqlite_settings(tmp_path))).close()
     assert caplog.records == []
+
+
+def test_a_truncated_database(tmp_path: Path) -> None:
+    settings = sqlite_settings(tmp_path)
+    open_database(settings).close()
+    with (tmp_path / "anitune.db").open("r+b") as file:
+        file.truncate(20_000)
+    with pytest.raises(DatabaseError, match="malformed; bring back a copy") as error:
+        open_database(settings)
+    one_line(error)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import update
 
-from storage.errors import RelayLeaseLostError
+from storage.errors import RelayLeaseLostError, TrackingUnavailableError
+from storage.records.tables import now, outbox
 from storage.studies import Study
 from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
+from storage.tracking.process import POLL_SECONDS, SyncResult, sync
 
 NO_PROCESS = 2**22 + 1  # above the largest process id of Linux
 
@@ -65,3 +71,43 @@ def test_who_lost_the_lease_writes_nothing(study: Study, lease: RelayLease) -> N
     with pytest.raises(RelayLeaseLostError):
         lease.record_error("from the past")
     assert last_error(study) is None
+
+
+def no_note(number: int | None) -> str:
+    raise AssertionError("another relay delivers")
+
+
+def test_who_waits_for_a_relay_outlasts_a_trouble_that_passes(study: Study, lease: RelayLease) -> None:
+    lease.record_error("MLflow is away")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sync, study, no_note)
+        with pytest.raises(TimeoutError):
+            waiting.result(3 * POLL_SECONDS)
+        lease.record_error(None)
+        with lease.writing() as connection:
+            connection.execute(update(outbox).values(delivered_at=now()))
+        assert waiting.result(30) == SyncResult(delivered=1, parked=0)
+
+
+def test_who_waits_for_a_relay_is_told_of_a_trouble_that_stays(
+    study: Study, lease: RelayLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", POLL_SECONDS)
+    lease.record_error("MLflow is away")
+    with pytest.raises(TrackingUnavailableError, match="MLflow is away"):
+        sync(study, no_note)
+
+
+def test_who_waits_for_a_relay_of_its_own_notices_that_it_ended(
+    study: Study, lease: RelayLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    monkeypatch.setattr("storage.tracking.process._started", [ended])
+    lease.hand_to(ended.pid)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as nobody has asked for it
+    home = study.database.settings.home
+    home.mkdir(exist_ok=True)
+    (home / "mlartifacts").write_text("in the way of the folder")
+    monkeypatch.setattr("storage.tracking.process.SYNC_TRIES", 1)
+    with pytest.raises(TrackingUnavailableError, match="mlartifacts"):
+        sync(study, no_note)

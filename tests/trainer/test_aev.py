@@ -12,6 +12,7 @@ from trainer.features.aev import (
     AEVComputer,
     MoleculeFeatures,
     aev_length,
+    columns,
     make_aev_computer,
     refuse_other_elements,
 )
@@ -73,19 +74,52 @@ def test_small_molecules_have_features(numbers: tuple[int, ...]) -> None:
     np.testing.assert_allclose(computed, torchani_aevs(structures)[:, order], atol=1e-5)
 
 
+@pytest.mark.parametrize("numbers", [(8,), (8, 1, 1), ETHANOL_AND_WATER, (1, 6, 7, 8, 1)])
+def test_compact_features_are_the_columns_of_the_elements(numbers: tuple[int, ...]) -> None:
+    structures, features = molecule(numbers), MoleculeFeatures(AEVConfig(), CPU)
+    kept = columns(AEVConfig(), [(1, 6, 7, 8).index(n) for n in set(numbers)])
+    full, compact = (f(structures, slice(None)) for f in (features.compute, features.compact))
+    assert torch.equal(full[..., kept], compact)
+    assert torch.count_nonzero(full) == torch.count_nonzero(compact)
+
+
+def test_features_are_those_of_torchani_to_the_precision_of_float32() -> None:
+    structures = molecule(ETHANOL_AND_WATER, structures=200)
+    order = np.argsort(structures.atomic_numbers, kind="stable")
+    species = torch.tensor([(1, 6, 7, 8).index(n) for n in structures.atomic_numbers[order]])
+    computer = make_aev_computer(AEVConfig()).double()
+    coordinates = torch.from_numpy(structures.coordinates[:, order].astype(np.float64, order="C"))
+    exact = computer(species.repeat(200, 1), coordinates)
+    computed = MoleculeFeatures(AEVConfig(), CPU).compute(structures, slice(None))
+    torch.testing.assert_close(computed.double(), exact, rtol=1e-5, atol=5e-6)
+
+
+def test_atoms_in_the_same_place_have_the_features_that_torchani_gives_them() -> None:
+    structures = molecule((6, 1, 1, 1))
+    structures.coordinates[:, 1] = structures.coordinates[:, 2]
+    computed = MoleculeFeatures(AEVConfig(), CPU).compute(structures, slice(None))
+    np.testing.assert_allclose(
+        computed,
+        torchani_aevs(structures)[:, np.argsort(structures.atomic_numbers, kind="stable")],
+        atol=1e-5,
+    )
+
+
 def test_features_do_not_depend_on_what_is_computed_with_them_or_on_threads() -> None:
-    structures = molecule(ETHANOL_AND_WATER, structures=40)
+    structures, random = molecule(ETHANOL_AND_WATER, structures=150), np.random.default_rng(2)
     features = MoleculeFeatures(AEVConfig(), CPU)
-    together = features.compute(structures, slice(None))
-    alone = torch.cat([features.compute(structures, np.array([i])) for i in range(40)])
+    together = features.compact(structures, slice(None))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        threaded = features.compute(structures, slice(None))
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(features.compact(structures, slice(None)), together)
+            for size in (1, 2, 7, 31, 100):
+                some = random.choice(150, size, replace=False)
+                assert torch.equal(features.compact(structures, some), together[some])
+            assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(together, alone)
-    assert torch.equal(together, threaded)
 
 
 def test_chunks_bound_the_memory_however_large_the_molecule() -> None:

@@ -4,7 +4,8 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,13 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import mean_absolute_error
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.batches import AtomBatch
-from trainer.features.source import FeatureSource, PartFeatures
+from trainer.features.source import FeatureSource, Load, PartFeatures
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import CHECKPOINT
 from trainer.fitting.devices import memory_errors_explained
 from trainer.fitting.loop import FitResult, fit
 from trainer.fitting.optimizers import make_optimizer
-from trainer.fitting.randomness import dropout_seed, epoch_order
+from trainer.fitting.randomness import data_order, dropout_seed, first_order
 from trainer.networks.files import save_model
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
@@ -157,9 +158,10 @@ class WatchedFeatures:
         self.structures: list[int] = []
 
     def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
     ) -> PartFeatures:
-        return WatchedPart(self._source.part(structures, device, dtype), structures, self.structures)
+        part = self._source.part(structures, device, dtype, batch_size)
+        return WatchedPart(part, structures, self.structures)
 
 
 class WatchedPart:
@@ -168,9 +170,14 @@ class WatchedPart:
         self._structures = structures
         self._seen = seen
 
-    def batch(self, positions: torch.Tensor) -> AtomBatch:
-        self._seen += self._structures[positions.numpy()].tolist()
-        return self._part.batch(positions)
+    def steps(self, order: torch.Tensor, batch_size: int) -> Iterator[list[Load]]:
+        for pieces in self._part.steps(order, batch_size):
+            yield [partial(self._load, piece) for piece in pieces]
+
+    def _load(self, piece: Load) -> AtomBatch:
+        batch = piece()
+        self._seen += self._structures[batch.positions.numpy()].tolist()
+        return batch
 
 
 def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_path: Path) -> None:
@@ -205,12 +212,14 @@ def test_every_epoch_drops_other_neurons(task: Task, tmp_path: Path) -> None:
     assert all(later > earlier * 1.0001 for earlier, later in itertools.pairwise(losses))
 
 
-def test_each_epoch_has_an_order_of_its_own_that_seed_and_epoch_decide() -> None:
-    orders = {(seed, epoch): epoch_order(1000, seed, epoch) for seed in (0, 1) for epoch in (1, 2, 3)}
+def test_each_epoch_has_an_order_of_its_own_that_seeds_and_epoch_decide() -> None:
+    numbers = [first_order(seed) + epoch for seed in (0, 1) for epoch in (0, 1, 2)]
+    orders = {number: data_order(1000, 7, number) for number in numbers}
     for order in orders.values():
         assert sorted(order) == list(range(1000))
     assert len({order.tobytes() for order in orders.values()}) == 6
-    assert np.array_equal(epoch_order(1000, 0, 2), orders[0, 2])
+    assert np.array_equal(data_order(1000, 7, numbers[4]), orders[numbers[4]])
+    assert not np.array_equal(data_order(1000, 8, numbers[4]), orders[numbers[4]])
     assert len({dropout_seed(seed, epoch) for seed in (0, 1) for epoch in (1, 2, 3)}) == 6
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import get_args
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from trainer.config import Activation, TrainConfig
 from trainer.data.dataset import Dataset, Molecule
-from trainer.features.batches import AtomBatch, PartLayout
+from trainer.features.batches import AtomBatch, Layouts, atom_counts
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
@@ -32,11 +33,15 @@ def batch_of(
             for i, n in enumerate(molecules)
         )
     )
-    layout = PartLayout(dataset, ELEMENTS, np.arange(len(molecules))).batch(torch.arange(len(molecules)))
+    counts = atom_counts(dataset, ELEMENTS)
+    first_rows = (np.cumsum(counts, axis=0) - counts).T
+    layouts = Layouts(counts, np.arange(len(molecules)), first_rows)
+    (layout,) = layouts.lay_out(torch.arange(len(molecules))[None])
     features = torch.randn(len(layout.owners), LENGTH, generator=torch.Generator().manual_seed(seed)).to(
         dtype
     )
-    return AtomBatch(tuple(features.split_with_sizes(layout.sizes)), layout.owners, layout.atoms)
+    aevs = tuple(features.split_with_sizes(layout.sizes))
+    return AtomBatch(layout.positions, (0, 1, 2, 3), None, aevs, layout.owners, layout.atoms)
 
 
 def networks(**settings: object) -> ElementNetworks:
@@ -51,7 +56,7 @@ def reference_energies(model: ElementNetworks, batch: AtomBatch) -> Tensor:
         for i, x in enumerate(aevs.double()):
             layers = list(model.networks[element].double().children())
             for layer in layers[:-1]:
-                x = ACTIVATIONS[model.config.activation](layer(x))
+                x = ACTIVATIONS[model.config.activation].value(layer(x))
             energies[batch.owners[first + i]] += layers[-1](x).item()
         first += len(aevs)
     return energies
@@ -80,7 +85,7 @@ def test_gradients_are_those_of_the_sums() -> None:
         assert bias.grad.item() == pytest.approx(float(weights @ torch.tensor(count, dtype=torch.float64)))
 
     def energy(aevs: Tensor) -> Tensor:
-        return model(AtomBatch((aevs, *batch.aevs[1:]), batch.owners, batch.atoms))
+        return model(dataclasses.replace(batch, aevs=(aevs, *batch.aevs[1:])))
 
     assert torch.autograd.gradcheck(energy, (batch.aevs[0].clone().requires_grad_(),))
 
@@ -89,7 +94,7 @@ def test_an_element_that_a_batch_lacks_adds_nothing() -> None:
     model = networks(hidden=(5,))
     both, alone = batch_of(((8, 1, 1), (6, 1, 1, 1, 1))), batch_of(((8, 1, 1),))
     assert len(alone.aevs[1]) == len(alone.aevs[2]) == 0
-    water = AtomBatch((both.aevs[0][:2], both.aevs[1][:0], *both.aevs[2:]), alone.owners, alone.atoms)
+    water = dataclasses.replace(alone, aevs=(both.aevs[0][:2], both.aevs[1][:0], *both.aevs[2:]))
     torch.testing.assert_close(model(water)[0], model(both)[0])
 
 
@@ -119,46 +124,22 @@ def test_weights_have_the_distribution_of_torch() -> None:
         assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
-def test_dropout_comes_before_the_activation_and_is_scaled() -> None:
-    # A dropped neuron is 0 before the sigmoid, and so 1/2 after it; a kept one is scaled by 1 / (1 - 0.25).
-    model = networks(hidden=(4096,), activation="sigmoid", dropout=0.25, precision="float64")
-    seen: list[Tensor] = []
-    layers = list(model.networks["N"].children())
-    layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    before: list[Tensor] = []
-    layers[0].register_forward_hook(lambda _, __, output: before.append(output))
-    model.train()(batch_of(((7,),), torch.float64))
-    after, linear = seen[0][0], before[0][0]
-    dropped = after == 0.5
-    assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.03)
-    torch.testing.assert_close(after[~dropped], torch.sigmoid(linear[~dropped] / 0.75))
-
-
-def test_nothing_is_dropped_in_evaluation() -> None:
-    plain, dropping, batch = networks(), networks(dropout=0.5), batch_of(MOLECULES)
-    assert torch.equal(dropping.eval()(batch), plain(batch))
-    assert not torch.equal(dropping.train()(batch), plain(batch))
-
-
-def test_dropout_goes_on_from_the_state_of_its_generator() -> None:
-    model, batch = networks(dropout=0.3), batch_of(MOLECULES)
-    model(batch)
-    state = model.dropout_generator.get_state()
-    expected = model(batch)
-    resumed = networks(dropout=0.3, seed=0)
-    torch.manual_seed(99)
-    resumed.dropout_generator.set_state(state)
-    assert torch.equal(resumed(batch), expected)
+def test_columns_that_are_left_out_count_as_zero() -> None:
+    model, batch = networks(hidden=(5,)), batch_of(MOLECULES)
+    columns = torch.tensor([0, 2, 7])
+    compact = dataclasses.replace(batch, columns=columns, aevs=tuple(aevs[:, columns] for aevs in batch.aevs))
+    for aevs in batch.aevs:
+        aevs[:, [c for c in range(LENGTH) if c not in columns]] = 0
+    torch.testing.assert_close(model(compact), model(batch))
 
 
 def test_a_deep_copy_shares_nothing() -> None:
-    model, batch = networks(dropout=0.3), batch_of(MOLECULES)
+    model, batch = networks(), batch_of(MOLECULES)
     copied = copy.deepcopy(model)
     first = copied(batch)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
-    # Neither its weights nor its random numbers were touched.
     assert torch.equal(model(batch), first)
 
 
@@ -167,15 +148,6 @@ def test_activated_output_bounds_the_energy_of_an_atom() -> None:
     with torch.no_grad():
         list(model.networks["N"].children())[-1].bias.fill_(50.0)
     assert model(batch_of(((7,), (7, 7)))).tolist() == pytest.approx([1.0, 2.0])
-
-
-def test_activated_output_is_dropped_in_training() -> None:
-    model = networks(activation="sigmoid", activate_output=True, dropout=0.5)
-    with torch.no_grad():
-        list(model.networks["N"].children())[-1].bias.fill_(50.0)
-    energies = model.train()(batch_of(((7,),) * 200))
-    # sigmoid(0) where it was dropped.
-    assert set(energies.tolist()) == {0.5, 1.0}
 
 
 def test_every_activation_has_an_entry() -> None:
@@ -196,4 +168,4 @@ def test_every_activation_has_an_entry() -> None:
     ],
 )
 def test_activations_are_the_functions_of_their_names(name: Activation, value: float) -> None:
-    assert ACTIVATIONS[name](torch.tensor(-0.5, dtype=torch.float64)).item() == pytest.approx(value)
+    assert ACTIVATIONS[name].value(torch.tensor(-0.5, dtype=torch.float64)).item() == pytest.approx(value)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from trainer.evaluation import plots
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.plots import POINTS, draw_plots, errors_figure, loss_figure, parity_figure
 from trainer.reporting import EpochRecord
@@ -14,7 +18,7 @@ from trainer.reporting import EpochRecord
 
 def make_history(val_maes: list[float]) -> list[EpochRecord]:
     return [
-        EpochRecord(n, 1e-2 / n, 2e-2 / n, mae, mae * 1.3, mae * 5, 1e-3, 0.5, 0.0)
+        EpochRecord(n, n, 1e-2 / n, 2e-2 / n, mae, mae * 1.3, mae * 5, 1e-3, 0.5, 0.0)
         for n, mae in enumerate(val_maes, start=1)
     ]
 
@@ -40,13 +44,34 @@ def is_text(artist: object) -> bool:
 
 @pytest.mark.parametrize(("epochs", "structures"), [(1, 1), (7, 24), (60, 500), (30, POINTS + 1)])
 def test_plots_of_short_and_long_trainings_are_pictures(epochs: int, structures: int) -> None:
-    plots = draw_plots(make_history([5.0 / n for n in range(1, epochs + 1)]), make_evaluation(structures))
-    assert set(plots) == {"loss.png", "parity.png", "errors.png"}
-    for png in plots.values():
+    drawn = draw_plots(make_history([5.0 / n for n in range(1, epochs + 1)]), make_evaluation(structures))
+    assert set(drawn) == {"loss.png", "parity.png", "errors.png"}
+    for png in drawn.values():
         picture = imread(io.BytesIO(png))
         assert picture.shape[0] > 400
         assert picture.shape[1] > 600
         assert picture.std() > 0.05
+
+
+def test_plots_of_trainings_side_by_side_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = [
+        (make_history([5.0 / n for n in range(1, n + 3)]), make_evaluation(100 * n)) for n in range(1, 5)
+    ]
+    alone = [draw_plots(*training) for training in trainings]
+    drawing, most = 0, 0
+
+    def count(*arguments: Any) -> Figure:
+        nonlocal drawing, most
+        drawing += 1
+        most = max(most, drawing)
+        figure = loss_figure(*arguments)
+        drawing -= 1
+        return figure
+
+    monkeypatch.setattr(plots, "loss_figure", count)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda training: draw_plots(*training), trainings)) == alone
+    assert most == 1
 
 
 def test_loss_is_drawn_by_epoch_on_a_log_scale_and_the_best_epoch_is_marked() -> None:

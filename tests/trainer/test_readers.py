@@ -234,7 +234,10 @@ def test_no_file_at_all() -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    assert refused([tmp_path / "none.h5"]) == f"{tmp_path / 'none.h5'}: no such file"
+    assert (
+        refused([tmp_path / "none.h5"])
+        == f"{tmp_path / 'none.h5'}: no such file; correct its name, or bring it there"
+    )
 
 
 def test_a_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -198,6 +199,39 @@ def test_a_worker_that_was_killed(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="start it again to go on"):
         generate_sample(tmp_path / "out.h5", sample_plan({1: 1}, 0), 1, kill_workers)
     assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.dft
+def test_a_full_disk_at_the_end_leaves_nothing_beside_the_work_folder(tmp_path: Path) -> None:
+    """Its pieces are there already; a limit on the size of files stands for the disk."""
+    work, output = tmp_path / "out.h5.work", tmp_path / "out.h5"
+    work.mkdir()
+    np.savez(
+        work / "molecule-0.npz",
+        symbols=np.array(["O", "H", "H"], dtype="S2"),
+        equilibrium=WATER,
+        energy=-76.0,
+        displacements=np.zeros((3, 3, 3)),
+        force_constants=np.ones(3),
+    )
+    np.savez(
+        work / "energies-0-0.npz",
+        coordinates=np.zeros((1, 3, 3), np.float32),
+        energies=np.full(1, -76.0),
+        temperatures=np.full(1, 300.0),
+    )
+    plan = sample_plan({1: 1}, 0, ["O"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"out\.h5: cannot be written: .*; free space") as caught:
+            generate_sample(output, plan, 1, no_progress)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5.work"]
+    assert generate_sample(output, plan, 1, no_progress).structures == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
 
 
 def content(path: Path) -> dict[str, object]:

@@ -142,10 +142,10 @@ def test_a_seed_means_the_same_split_for_ever() -> None:
 @pytest.mark.parametrize(
     ("sizes", "config", "what"),
     [
-        ((1,), SplitConfig(), "1 structures"),
-        ((2,), SplitConfig(), "2 structures"),
-        ((100, 100), SplitConfig(by="molecule"), "2 molecules"),
-        ((1,), SplitConfig(fractions=(0.5, 0.5, 0.0)), "1 structures"),
+        ((1,), SplitConfig(), "structures (1)"),
+        ((2,), SplitConfig(), "structures (2)"),
+        ((100, 100), SplitConfig(by="molecule"), "molecules (2)"),
+        ((1,), SplitConfig(fractions=(0.5, 0.5, 0.0)), "structures (1)"),
         ((3,), SplitConfig(folds=5), "5 folds"),
         ((100, 100, 100), SplitConfig(by="molecule", folds=3), "3 folds"),
     ],

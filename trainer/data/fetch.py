@@ -10,8 +10,8 @@ import httpx
 from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
-from trainer.errors import DataError, DownloadError, OutputError
-from trainer.files import write_by_rename
+from trainer.errors import DataError, DownloadError
+from trainer.files import cannot_be_written, put_in_place, write_by_rename
 from trainer.progress import Progress
 
 #: figshare collection doi 10.6084/m9.figshare.c.3846712, about 4.6 GB.
@@ -54,10 +54,7 @@ def fetch_ani1(to: Path, progress: Progress, *, url: str = ANI1_URL, retry_secon
                 _download(archive, url, progress, retry_seconds)
             _check_digest(archive, progress)
     except OSError as error:
-        raise OutputError(
-            f"{to}: cannot be written: {error.strerror or error}; "
-            "free space, or choose a folder that can be written"
-        ) from error
+        raise cannot_be_written(to, error) from error
     return archive
 
 
@@ -82,7 +79,7 @@ def _download(archive: Path, url: str, progress: Progress, retry_seconds: float)
             f"{part} keeps what has come: run it again to go on" if part.exists() else "is there a network?"
         )
         raise DownloadError(f"{url}: cannot be downloaded ({error}); {kept}") from error
-    part.replace(archive)
+    put_in_place(part, archive)
     _validator_file(part).unlink(missing_ok=True)
 
 

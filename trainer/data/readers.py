@@ -52,7 +52,7 @@ def read_dataset(files: Sequence[Path | str], high_energy: bool = False) -> Data
 
 def _read_file(path: Path, high_energy: bool) -> list[Molecule]:
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file; correct its name, or bring it there")
     if not path.is_file():
         raise DataError(f"{path}: this is a folder; name the HDF5 files in it")
     try:

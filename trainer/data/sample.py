@@ -7,6 +7,7 @@ file in a work folder beside the output that appears by rename. A killed run res
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -24,9 +25,9 @@ import h5py
 import numpy as np
 
 from trainer.data.normal_modes import FloatArray, NormalModes, sample_structure
-from trainer.errors import DataError, MissingExtraError, OutputError, TrainerError
+from trainer.errors import DataError, MissingExtraError, TrainerError
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.files import write_by_rename
+from trainer.files import cannot_be_written, put_in_place, replacing, write_by_rename
 from trainer.progress import Progress
 
 HIGH_ENERGY_KCALMOL = 275.0
@@ -128,7 +129,7 @@ def generate_sample(
     try:
         return _generate(output, plan, level, workers, progress)
     except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise cannot_be_written(output, error) from error
 
 
 def _generate(
@@ -219,9 +220,8 @@ def _claim_work_folder(work: Path, plan: SamplePlan, level: dict[str, str | int 
 
 
 def _save_arrays(path: Path, **arrays: object) -> None:
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _prepare_molecule(work: Path, index: int, smiles: str) -> None:
@@ -279,8 +279,9 @@ def _assemble(
 ) -> SampleSummary:
     structures = high_energy = unconverged = 0
     numbers: dict[int, int] = {}
-    partial = output.with_name(output.name + ".part")
-    with h5py.File(partial, "w") as file:
+    # In memory: HDF5 does not end a file in good order that it could not write, on a full disk say.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         for i, smiles in enumerate(plan.molecules):
             prepared = np.load(work / f"molecule-{i}.npz")
             pieces = [np.load(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.pieces() if m == i]
@@ -317,7 +318,10 @@ def _assemble(
         file.attrs["units"] = "coordinates Å, energies hartree, force constants hartree/Å^2, temperatures K"
         file.attrs["high_energy_above_kcalmol"] = HIGH_ENERGY_KCALMOL
         file.attrs["unconverged"] = unconverged
-    partial.replace(output)
+    # From the work folder, so that a killed run leaves nothing beside the output.
+    assembled = work / output.name
+    assembled.write_bytes(content.getvalue())
+    put_in_place(assembled, output)
     return SampleSummary(len(plan.molecules), structures, high_energy, unconverged)
 
 

@@ -85,13 +85,13 @@ def _label_units(count: int, config: SplitConfig, units: str) -> npt.NDArray[np.
         # With folds, the share of the validation part is one fold of what is not test.
         if len(rest) < config.folds:
             raise DataError(
-                f"{count} {units} are too few for {config.folds} folds and a test part of {test}: "
+                f"too few {units} ({count}) for {config.folds} folds and a test part of {test}: "
                 "lower split.folds or give more data"
             )
         validation = np.array_split(rest, config.folds)[config.fold]
     if len(validation) >= len(rest):
         raise DataError(
-            f"{count} {units} are too few for the parts of the split: "
+            f"too few {units} ({count}) for the parts of the split: "
             f"{len(validation)} for validation and {test} for the test leave none for training; "
             "give more data, or change split.fractions or split.by"
         )

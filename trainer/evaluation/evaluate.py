@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.source import PartFeatures
+from trainer.features.source import Load, PartFeatures
+from trainer.fitting.threads import Threads
 from trainer.networks.model import ElementNetworks
 from trainer.task import Task
 
@@ -39,21 +41,27 @@ class Evaluation:
         return self.predicted - self.target
 
 
-@torch.no_grad()
-def predict(model: ElementNetworks, part: PartFeatures, structures: int) -> torch.Tensor:
-    """Energies of all structures of a part, less self-energies, (structures,) hartree.
+def predict(model: ElementNetworks, part: PartFeatures, structures: int, threads: Threads) -> torch.Tensor:
+    """Energies of all structures of a part, less self-energies, (structures,) hartree."""
+    parameter = next(model.parameters())
+    predicted = torch.empty(structures, dtype=parameter.dtype, device=parameter.device)
 
-    The model is in evaluation mode when this returns.
-    """
-    model.eval()
-    return torch.cat([model(part.batch(some)) for some in torch.split(torch.arange(structures), BATCH)])
+    @torch.no_grad()
+    def work(thread: int, pieces: Sequence[Load]) -> None:
+        for load in pieces:
+            batch = load()
+            predicted[batch.positions] = model(batch)
+
+    for pieces in part.steps(torch.arange(structures), BATCH):
+        threads.map(work, pieces)
+    return predicted
 
 
 def evaluate(model: ElementNetworks, task: Task, structures: npt.NDArray[np.int64]) -> Evaluation:
     """Evaluate ``model`` on the structures with these global indices (n,)."""
     parameter = next(model.parameters())
-    part = task.features.part(structures, parameter.device, parameter.dtype)
-    predicted = predict(model, part, len(structures))
+    part = task.features.part(structures, parameter.device, parameter.dtype, BATCH)
+    predicted = predict(model, part, len(structures), Threads(model.config.threads))
     owners = task.dataset.molecule_of(structures)
     element_sets = np.array([m.element_set for m in task.dataset.molecules])
     return Evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ from trainer.reporting import EpochRecord
 
 #: Above so many structures a density is drawn instead of points.
 POINTS: Final = 5000
+
+# Matplotlib's fonts and caches are not made for threads, and trials that train side by side may end at once.
+_one_at_a_time = threading.Lock()
 
 _TRAINING: Final = "#3b6fb6"
 _VALIDATION: Final = "#d9602b"
@@ -120,7 +124,8 @@ def draw_plots(history: Sequence[EpochRecord], evaluation: Evaluation) -> dict[s
         "parity.png": lambda: parity_figure(evaluation),
         "errors.png": lambda: errors_figure(evaluation),
     }
-    return {name: _png(draw()) for name, draw in figures.items()}
+    with _one_at_a_time:
+        return {name: _png(draw()) for name, draw in figures.items()}
 
 
 def _png(figure: Figure) -> bytes:

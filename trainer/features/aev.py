@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trainer.config import AEVConfig
 from trainer.data.dataset import Dataset, Molecule
@@ -21,9 +25,14 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from torchani.aev import AEVComputer
 
-#: Angles and atoms in one chunk: they bound the memory of the computation to about a quarter of a GiB.
-MAX_TRIPLES: Final = 100_000
+#: Angles and atoms in one chunk: its intermediate results take some 30 MiB. Much fewer, and the many small
+#: operations cost more than what they compute.
+MAX_TRIPLES: Final = 65_536
 MAX_ATOMS: Final = 8192
+
+#: Functions are computed of a multiple of so many rows. torch computes full vectors of numbers by other code
+#: than what is left over, which may have other last bits: nothing is left over.
+ROWS: Final = 32
 
 
 def make_aev_computer(config: AEVConfig) -> AEVComputer:
@@ -50,6 +59,24 @@ def aev_length(config: AEVConfig) -> int:
     return kinds * len(config.radial_shifts) + kinds * (kinds + 1) // 2 * angular
 
 
+def columns(config: AEVConfig, elements: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The AEV columns, (F_s,), that neighbours of these elements alone can make differ from zero.
+
+    An AEV holds the radial terms of each element, then the angular terms of each pair of elements, the
+    pairs in the order of the upper triangle of a matrix.
+
+    Parameters
+    ----------
+    elements : indices into ``AEVConfig.elements``
+    """
+    kinds, radial = len(config.elements), len(config.radial_shifts)
+    angular = len(config.angular_shifts) * config.angle_sections
+    owners: list[set[int]] = [{e} for e in range(kinds) for _ in range(radial)]
+    owners += [{one, other} for one in range(kinds) for other in range(one, kinds) for _ in range(angular)]
+    assert len(owners) == aev_length(config)
+    return np.array([c for c, needed in enumerate(owners) if needed <= set(elements)], dtype=np.int64)
+
+
 def refuse_other_elements(dataset: Dataset, config: AEVConfig) -> None:
     """Make sure that there are features for every element of the data.
 
@@ -68,34 +95,181 @@ def refuse_other_elements(dataset: Dataset, config: AEVConfig) -> None:
 class MoleculeFeatures:
     """Computes AEVs of structures of one molecule at a time, so that nothing is padded.
 
-    The arithmetic is float64, and the result is rounded to float32: it then does not depend on which
-    structures are computed together, nor on the number of threads.
+    The terms are torchani's. Which of them belong to which sum is found once a molecule, as all its
+    structures have the same atoms. What is computed on a device does not depend on which structures are
+    computed together, nor on the number of threads, to the last bit.
     """
 
     def __init__(self, config: AEVConfig, device: torch.device) -> None:
-        self._computer = make_aev_computer(config).to(device, torch.float64)
+        self._computer = make_aev_computer(config).to(device)
+        self._config = config
         self._numbers = np.array([ATOMIC_NUMBERS[e] for e in config.elements])
         self._device = device
 
     @staticmethod
     def chunk(molecule: Molecule) -> int:
-        """How many structures of the molecule may be computed at once."""
+        """How many structures of the molecule are computed at once."""
         triples = molecule.atoms * math.comb(molecule.atoms - 1, 2)
         return max(1, min(MAX_TRIPLES // max(1, triples), MAX_ATOMS // molecule.atoms))
 
-    @torch.no_grad()
     def compute(self, molecule: Molecule, structures: npt.NDArray[np.int64] | slice) -> Tensor:
-        """AEVs of these of the molecule's structures (n of them, not more than ``chunk`` allows).
+        """AEVs of these of the molecule's structures, n of them.
 
         Returns
         -------
         (n, Na, F) float32; the atoms are sorted by element, and those of one element are in the file's order.
         """
-        species = np.argmax(molecule.atomic_numbers[:, None] == self._numbers, axis=1)
-        order = np.argsort(species, kind="stable")
-        coordinates = torch.from_numpy(
-            molecule.coordinates[structures][:, order].astype(np.float64, order="C")
+        compact = self.compact(molecule, structures)
+        kept = columns(self._config, np.unique(self._elements(molecule)).tolist())
+        aevs = compact.new_zeros((*compact.shape[:2], aev_length(self._config)))
+        aevs[..., torch.from_numpy(kept).to(self._device)] = compact
+        return aevs
+
+    @torch.no_grad()
+    def compact(self, molecule: Molecule, structures: npt.NDArray[np.int64] | slice) -> Tensor:
+        """What :meth:`compute` gives, but only the :func:`columns` of its elements: (n, Na, F_s)."""
+        elements = self._elements(molecule)
+        order = np.argsort(elements, kind="stable")
+        species = tuple(elements[order].tolist())
+        chosen = molecule.coordinates[structures][:, order].astype(np.float32, order="C")
+        coordinates = torch.from_numpy(chosen).to(self._device)
+        length = len(columns(self._config, species))
+        aevs = torch.empty((len(coordinates), molecule.atoms, length), device=self._device)
+        with _one_thread():
+            for begin in range(0, len(coordinates), self.chunk(molecule)):
+                chunk = slice(begin, begin + self.chunk(molecule))
+                self._compute_chunk(species, coordinates[chunk], aevs[chunk])
+        return aevs
+
+    def _elements(self, molecule: Molecule) -> npt.NDArray[np.int64]:
+        """The element of each atom, (Na,), as index into ``AEVConfig.elements``."""
+        elements: npt.NDArray[np.int64] = np.argmax(molecule.atomic_numbers[:, None] == self._numbers, axis=1)
+        return elements
+
+    def _compute_chunk(self, species: tuple[int, ...], coordinates: Tensor, aevs: Tensor) -> None:
+        """Write the AEVs of structures whose atoms are of these species into ``aevs``."""
+        structures, atoms, _ = coordinates.shape
+        radial, angular = self._computer.radial, self._computer.angular
+        terms = _Terms(*(indices.to(self._device) for indices in _terms(species, structures)))
+        vectors = coordinates.view(-1, 3).index_select(0, terms.others)
+        vectors -= coordinates.view(-1, 3).index_select(0, terms.atoms)
+        distances = vectors.norm(dim=-1)
+
+        near, begins = _kept(distances <= radial.cutoff, terms.first_pairs)
+        values = radial(distances.index_select(0, _fill_up(near)))
+        # A sum of rows that follow each other has the same order on every device, unlike one by index_add.
+        sums = functional.embedding_bag(
+            torch.arange(len(near), device=self._device), values, begins, mode="sum"
         )
-        kinds = torch.from_numpy(species[order]).to(self._device).repeat(len(coordinates), 1)
-        aevs: Tensor = self._computer(kinds, coordinates.to(self._device))
-        return aevs.to(torch.float32)
+        length = len(set(species)) * radial.num_feats
+        aevs[..., :length] = sums.view(structures, atoms, length)
+
+        within = distances <= angular.cutoff
+        reached = within.index_select(0, terms.one_side) & within.index_select(0, terms.other_side)
+        near, begins = _kept(reached, terms.first_angles)
+        angles = _fill_up(near)
+        sides = torch.cat([terms.one_side.index_select(0, angles), terms.other_side.index_select(0, angles)])
+        one, other = distances.index_select(0, sides).view(2, -1, 1)
+        one_vector, other_vector = vectors.index_select(0, sides).view(2, -1, 3)
+        cosines = (one_vector * other_vector).sum(1, keepdim=True) / (one * other).clamp(min=1e-10)
+        by_angle = angular.compute_cos_angles(cosines)
+        by_distance = angular.compute_radial(one, other)
+        by_distance *= angular.cutoff_fn(one, angular.cutoff) * angular.cutoff_fn(other, angular.cutoff)
+        # torchani's module multiplies the two for each angle: many numbers, of which only sums are needed.
+        each = torch.arange(len(near), device=self._device)
+        products = [
+            functional.embedding_bag(each, by_angle, begins, mode="sum", per_sample_weights=weights)
+            for weights in by_distance[: len(near)].T.contiguous()
+        ]
+        aevs[..., length:] = torch.stack(products, 1).view(structures, atoms, aevs.shape[2] - length)
+
+
+def _kept(mask: Tensor, firsts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ``mask`` is true, and which of these places are the first at or after each of ``firsts``."""
+    return mask.nonzero().flatten(), functional.pad(mask.cumsum(0), (1, 0)).index_select(0, firsts)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from dividing the operations of the calling thread, each part with numbers left over."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fill_up(indices: Tensor) -> Tensor:
+    """Repeat the first index until their number is a multiple of ``ROWS``."""
+    missing = -len(indices) % ROWS
+    return torch.cat([indices, indices[:1].expand(missing)])
+
+
+class _Terms(NamedTuple):
+    """The terms of the AEVs of structures with the same atoms, in the order of the sums that they belong to.
+
+    Atoms are numbered through all structures. A pair is an atom with another one of its structure. An angle
+    has its vertex at the atom of both its sides, which are pairs. There is a radial sum for each atom and
+    element of the molecule, and an angular one for each atom and pair of these elements.
+
+    Attributes
+    ----------
+    atoms, others : (P,) the atoms of each pair
+    first_pairs : for each radial sum, the first of its pairs
+    one_side, other_side : (T,) the sides of each angle
+    first_angles : for each angular sum, the first of its angles
+    """
+
+    atoms: Tensor
+    others: Tensor
+    first_pairs: Tensor
+    one_side: Tensor
+    other_side: Tensor
+    first_angles: Tensor
+
+
+@lru_cache(maxsize=8)
+def _terms(species: tuple[int, ...], structures: int) -> _Terms:
+    """The terms of so many structures whose atoms are of these species, which are sorted."""
+    one, atoms = _terms_of_one(species), len(species)
+    pairs, angles = len(one.atoms), len(one.one_side)
+    return _Terms(
+        atoms=_of_each(one.atoms, structures, atoms),
+        others=_of_each(one.others, structures, atoms),
+        first_pairs=_of_each(one.first_pairs, structures, pairs),
+        one_side=_of_each(one.one_side, structures, pairs),
+        other_side=_of_each(one.other_side, structures, pairs),
+        first_angles=_of_each(one.first_angles, structures, angles),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _terms_of_one(species: tuple[int, ...]) -> _Terms:
+    count, present = len(species), sorted(set(species))
+    kinds, kind_pairs = len(present), math.comb(len(present) + 1, 2)
+    kind = torch.tensor([present.index(element) for element in species])
+    kind_pair = torch.zeros((kinds, kinds), dtype=torch.int64)
+    upper = tuple(torch.triu_indices(kinds, kinds))
+    kind_pair[upper] = kind_pair.T[upper] = torch.arange(kind_pairs)
+
+    atoms, others = (~torch.eye(count, dtype=torch.bool)).nonzero().T
+    pair_sums = atoms * kinds + kind[others]
+    # The pairs of an atom follow each other, and any two of them are the sides of an angle.
+    sides = _of_each(torch.triu_indices(count - 1, count - 1, 1), count, count - 1)
+    angle_sums = atoms[sides[0]] * kind_pairs + kind_pair[tuple(kind[others[sides]])]
+    angle_sums, order = angle_sums.sort(stable=True)
+    return _Terms(
+        atoms=atoms,
+        others=others,
+        first_pairs=torch.searchsorted(pair_sums, torch.arange(count * kinds)),
+        one_side=sides[0, order],
+        other_side=sides[1, order],
+        first_angles=torch.searchsorted(angle_sums, torch.arange(count * kind_pairs)),
+    )
+
+
+def _of_each(indices: Tensor, things: int, count: int) -> Tensor:
+    """(..., n) indices into the ``count`` parts of a thing as (..., things * n), for so many things."""
+    begins = torch.arange(things)[:, None] * count
+    return (begins + indices[..., None, :]).flatten(-2)

@@ -20,12 +20,18 @@ class AtomBatch:
 
     Attributes
     ----------
-    aevs : for each element, (n_e, F): the AEVs of its atoms
+    positions : (B,) int64: which structures of the part they are
+    elements : which elements they have, as places in the order of the networks
+    columns : (F_b,) int64: which entries of the AEVs are given, as the others are zero; None: all
+    aevs : for each of ``elements``, (n_e, F_b): the AEVs of its atoms
     owners : (n,) int64: which structure of the batch, 0 to B - 1, each of all the atoms belongs to
     atoms : (A, B) int64: which of all the atoms, 0 to n - 1, make up each structure; filled up with n
         where a structure has fewer than A
     """
 
+    positions: Tensor
+    elements: tuple[int, ...]
+    columns: Tensor | None
     aevs: tuple[Tensor, ...]
     owners: Tensor
     atoms: Tensor
@@ -42,58 +48,84 @@ class BatchLayout:
 
     Attributes
     ----------
+    positions : (B,) int64
     sizes : number of atoms of each element
-    runs : (E * B,) int64: where the run of atoms of each element and structure begins
-    run_of : (n,) int64: the run of each atom
+    rows : (n,) int64: the row of each atom in the table of its element
     owners, atoms : as in :class:`AtomBatch`
     """
 
+    positions: Tensor
     sizes: list[int]
-    runs: Tensor
-    run_of: Tensor
+    rows: Tensor
     owners: Tensor
     atoms: Tensor
 
 
-class PartLayout:
-    """Which atoms the structures of a part have, so that a batch of them is laid out without a loop.
+class Layouts:
+    """Which atoms some structures have, so that batches of them are laid out without a loop.
 
     Parameters
     ----------
-    structures : (n,) global indices of the part's structures
+    counts : (M, E) number of atoms of each element in each molecule
+    molecule : (n,) the molecule of each structure
+    first_rows : (E, n) where the atoms of each structure begin in the table of each element
     """
 
-    def __init__(self, dataset: Dataset, elements: Sequence[str], structures: npt.NDArray[np.int64]) -> None:
-        self.molecule = torch.from_numpy(dataset.molecule_of(structures))
-        self.counts = torch.from_numpy(atom_counts(dataset, elements))
+    def __init__(
+        self,
+        counts: npt.NDArray[np.int64],
+        molecule: npt.NDArray[np.int64],
+        first_rows: npt.NDArray[np.int64],
+    ) -> None:
+        self.molecule = torch.from_numpy(molecule)
+        self._counts = torch.from_numpy(counts)
+        self._first_rows = torch.from_numpy(first_rows)
         # The atoms of a molecule sorted by element, one a row: the element, and the place among its kind.
-        kinds, most = len(elements), int(self.counts.sum(1).max())
-        element = torch.full((most, len(self.counts)), kinds)
-        place = torch.zeros((most, len(self.counts)), dtype=torch.int64)
-        for m, counts in enumerate(self.counts):
-            atoms = int(counts.sum())
-            element[:atoms, m] = torch.repeat_interleave(counts)
-            place[:atoms, m] = torch.cat([torch.arange(int(c)) for c in counts])
+        kinds, most = counts.shape[1], int(counts.sum(1).max())
+        element = torch.full((most, len(counts)), kinds)
+        place = torch.zeros((most, len(counts)), dtype=torch.int64)
+        for m, of_molecule in enumerate(self._counts):
+            atoms = int(of_molecule.sum())
+            element[:atoms, m] = torch.repeat_interleave(of_molecule)
+            place[:atoms, m] = torch.cat([torch.arange(int(c)) for c in of_molecule])
         self._element, self._place = element, place
 
-    def batch(self, positions: Tensor) -> BatchLayout:
-        """Lay out the structures at these positions of the part, (B,) int64 on the CPU."""
+    def lay_out(self, positions: Tensor) -> list[BatchLayout]:
+        """Lay out N batches of B structures each, those at ``positions`` (N, B) int64 on the CPU.
+
+        One call for several small batches costs little more than one for one of them.
+        """
+        batches, size = positions.shape
         molecule = self.molecule[positions]
-        counts = self.counts[molecule].T
+        counts = self._counts[molecule].transpose(1, 2)  # (N, E, B), in the order of the atoms
         lengths = counts.flatten()
         ends = lengths.cumsum(0)
-        runs = ends - lengths
-        total = int(ends[-1])
-        run_of = torch.repeat_interleave(lengths, output_size=total)
-        # An atom that a structure lacks has the element after the last one, whose "run" is at n.
-        begins = torch.cat([runs.view_as(counts), runs.new_full((1, len(positions)), total)])
-        return BatchLayout(
-            sizes=counts.sum(1).tolist(),
-            runs=runs,
-            run_of=run_of,
-            owners=run_of.remainder(len(positions)),
-            atoms=begins.gather(0, self._element[:, molecule]) + self._place[:, molecule],
+        begins = (ends - lengths).view_as(counts)
+        run_of = torch.repeat_interleave(lengths, output_size=int(ends[-1]))
+        shifts = self._first_rows[:, positions].transpose(0, 1) - begins
+        rows = shifts.flatten()[run_of] + torch.arange(len(run_of))
+        owners = run_of.remainder(size)
+        # From here on atoms count from the first one of their batch. One that a structure lacks has the
+        # element after the last one, whose atoms "begin" behind all others.
+        sizes = counts.sum(2)
+        totals = sizes.sum(1)
+        begins = torch.cat(
+            [begins - begins[:, :1, :1], totals[:, None, None].expand(batches, 1, size)], dim=1
         )
+        element = self._element[:, molecule].transpose(0, 1)
+        atoms = begins.gather(1, element) + self._place[:, molecule].transpose(0, 1)
+        ends_of_batches = totals.tolist()
+        return [
+            BatchLayout(*parts)
+            for parts in zip(
+                positions,
+                sizes.tolist(),
+                rows.split_with_sizes(ends_of_batches),
+                owners.split_with_sizes(ends_of_batches),
+                atoms,
+                strict=True,
+            )
+        ]
 
 
 def atom_counts(dataset: Dataset, elements: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,45 +17,73 @@ from torch import Tensor
 from trainer.config import AEVConfig, FeatureConfig
 from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
-from trainer.features.batches import AtomBatch, PartLayout, atom_counts
-from trainer.features.store import open_store, store_bytes
+from trainer.features.batches import AtomBatch, BatchLayout, Layouts, atom_counts
+from trainer.features.element_sets import find_element_sets
+from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.progress import Progress
 
 logger = logging.getLogger("anitune")
 
-#: A part is copied to a GPU if it takes at most this share of the memory that is free there.
-RESIDENT_SHARE: Final = 0.8
+#: The dense AEVs of a part are copied to a GPU if they take at most this share of its free memory, and to
+#: memory of their own on the CPU, for small batches, if they take at most so many GiB.
+GPU_SHARE: Final = 0.8
+CPU_LIMIT_GIB: Final = 2.0
 
-#: Rows that are copied to a GPU at once.
+#: Rows that are copied at once.
 COPIED_ROWS: Final = 2**16
+
+#: From this batch size on a CPU works on each element set by itself, and leaves out the zero columns. In
+#: smaller batches the many small operations would cost more than the products that are saved.
+BY_SETS_FROM: Final = 192
+
+#: Structures of one element set that are worked on at once: their AEVs stay in the cache of a core.
+TILE: Final = 384
+
+#: Structures that small batches are laid out for at once.
+LAID_OUT: Final = 4096
+
+Load = Callable[[], AtomBatch]
+"""Gathers some structures of a batch."""
 
 
 class PartFeatures(Protocol):
     """AEVs of some structures, ready for a training."""
 
-    def batch(self, positions: Tensor) -> AtomBatch:
-        """The atoms of the structures at these positions of the part, (B,) int64 on the CPU."""
+    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
+        """Go through the structures in the ``order`` (n,) of their positions in the part, int64 on the CPU.
+
+        Yields
+        ------
+        For each batch of ``batch_size`` structures, pieces that make it up; each may be loaded and worked
+        on in a thread of its own.
+        """
 
 
 class FeatureSource(Protocol):
-    """AEVs of all structures of a data set. Both kinds give the same numbers, bit for bit."""
+    """AEVs of all structures of a data set. Both kinds give the same numbers, on the CPU bit for bit."""
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """The elements, in the order of ``AtomBatch.aevs``."""
+        """The elements, in the order of the networks."""
 
     @property
     def length(self) -> int:
         """Numbers in the AEV of an atom, F."""
 
     def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
     ) -> PartFeatures:
-        """The features of the structures with these global indices, for a training on ``device``."""
+        """The features of the structures with these global indices, for batches of this size."""
 
 
-def open_features(dataset: Dataset, config: FeatureConfig, root: Path, progress: Progress) -> FeatureSource:
+def open_features(
+    dataset: Dataset, config: FeatureConfig, root: Path, progress: Progress, *, check: bool = False
+) -> FeatureSource:
     """The features of a data set: stored under ``root``, built now if need be, or computed if too large.
+
+    Parameters
+    ----------
+    check : read a store that is there as a whole, and compare its digests
 
     Raises
     ------
@@ -71,7 +102,9 @@ def open_features(dataset: Dataset, config: FeatureConfig, root: Path, progress:
             config.store_limit_gib,
         )
         return ComputedFeatures(dataset, config.aev)
-    return StoredFeatures(dataset, config.aev, open_store(dataset, config.aev, root, progress))
+    memory = int(config.build_memory_gib * 2**30)
+    tables = open_tables(dataset, config.aev, root, progress, memory=memory, check=check)
+    return StoredFeatures(dataset, config.aev, tables)
 
 
 class StoredFeatures:
@@ -79,47 +112,100 @@ class StoredFeatures:
 
     Parameters
     ----------
-    tables : for each element, (N_e, F): the AEVs of all its atoms in the order of the structures
+    tables : the AEVs of all structures
     """
 
-    def __init__(self, dataset: Dataset, config: AEVConfig, tables: tuple[Tensor, ...]) -> None:
+    def __init__(self, dataset: Dataset, config: AEVConfig, tables: StoreTables) -> None:
         self.elements = config.elements
         self.length = aev_length(config)
         self._dataset = dataset
         self._tables = tables
-        # The rows of a structure follow from its number among those of its molecule.
         self._counts = atom_counts(dataset, config.elements)
+        # In its table a structure's atoms follow those of the structures before it that are of the same set.
         rows = self._counts * np.diff(dataset.offsets)[:, None]
-        self._first_rows = np.cumsum(rows, axis=0) - rows
+        self._first_rows = np.empty_like(rows)
+        for s in range(len(tables.sets.sets)):
+            of_set = tables.sets.of_molecule == s
+            self._first_rows[of_set] = np.cumsum(rows[of_set], axis=0) - rows[of_set]
+        # Trainings on the same part, at the same time or one after the other, share what is copied for it.
+        self._parts: dict[tuple[object, ...], _Part] = {}
+        self._lock = threading.Lock()
 
     def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
     ) -> PartFeatures:
-        """On a GPU the part is copied there, if it fits; on the CPU all processes share the mapped files."""
-        layout = PartLayout(self._dataset, self.elements, structures)
+        """Dense AEVs, copied to a GPU or for small batches, if they fit; else gathered from the files."""
         molecule = self._dataset.molecule_of(structures)
-        counts = self._counts[molecule].T
+        atoms = self._counts[molecule].sum()
+        gib = int(atoms) * self.length * dtype.itemsize / 2**30
+        dense = batch_size < BY_SETS_FROM and gib <= CPU_LIMIT_GIB
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0] / 2**30
+            dense = gib <= GPU_SHARE * free
+        key = (structures.tobytes(), device, dtype, dense)
+        with self._lock:
+            if key not in self._parts:
+                if device.type == "cuda" and not dense:
+                    logger.warning(
+                        "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
+                        "they stay in the memory of the host, and every batch is copied, which is slower",
+                        len(structures),
+                        gib,
+                        free,
+                        device,
+                    )
+                make = self._dense_part if dense else self._part_by_sets
+                self._parts[key] = make(structures, device, dtype)
+            return self._parts[key]
+
+    def _part_by_sets(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> _Part:
+        molecule = self._dataset.molecule_of(structures)
+        starts = self._starts(structures)
+        groups: list[_Group] = []
+        for s, element_set in enumerate(self._tables.sets.sets):
+            members = np.flatnonzero(self._tables.sets.of_molecule[molecule] == s)
+            if len(members):
+                elements = list(element_set.elements)
+                groups.append(
+                    _StoredGroup(
+                        torch.from_numpy(members),
+                        element_set.elements,
+                        torch.from_numpy(element_set.columns).to(device),
+                        Layouts(self._counts[:, elements], molecule[members], starts[members][:, elements].T),
+                        tuple(self._tables.tables[s, e] for e in elements),
+                        device,
+                        dtype,
+                    )
+                )
+        return _Part(groups, TILE)
+
+    def _dense_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> _Part:
+        molecule = self._dataset.molecule_of(structures)
+        counts = self._counts[molecule]
+        sources, targets = self._starts(structures), np.cumsum(counts, axis=0) - counts
+        kinds = range(len(self.elements))
+        tables = tuple(torch.zeros((int(n), self.length), device=device, dtype=dtype) for n in counts.sum(0))
+        for (s, e), stored in self._tables.tables.items():
+            members = np.flatnonzero(self._tables.sets.of_molecule[molecule] == s)
+            source = torch.split(_rows(sources[members, e], counts[members, e]), COPIED_ROWS)
+            target = torch.split(_rows(targets[members, e], counts[members, e]).to(device), COPIED_ROWS)
+            columns = torch.from_numpy(self._tables.sets.sets[s].columns).to(device)
+            for some, there in zip(source, target, strict=True):
+                tables[e][there[:, None], columns] = stored[some].to(device, dtype)
+        layouts = Layouts(self._counts, molecule, targets.T)
+        everything = torch.arange(len(structures))
+        return _Part([_StoredGroup(everything, tuple(kinds), None, layouts, tables, device, dtype)], None)
+
+    def _starts(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the atoms of each structure begin in the tables of its set, (n, E)."""
+        molecule = self._dataset.molecule_of(structures)
         within = structures - self._dataset.offsets[molecule]
-        starts = self._first_rows[molecule].T + within * counts
-        if device.type == "cpu":
-            return _StoredPart(layout, self._tables, torch.from_numpy(starts), device, dtype)
-        needed = int(counts.sum()) * self.length * 4
-        free, _ = torch.cuda.mem_get_info(device)
-        if needed > RESIDENT_SHARE * free:
-            logger.warning(
-                "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
-                "they stay in the memory of the host, and every batch is copied, which is slower",
-                len(structures),
-                needed / 2**30,
-                free / 2**30,
-                device,
-            )
-            return _StoredPart(layout, self._tables, torch.from_numpy(starts), device, dtype)
-        resident = tuple(
-            _copy_rows(table, starts[e], counts[e], device) for e, table in enumerate(self._tables)
-        )
-        compact = torch.from_numpy(np.cumsum(counts, axis=1) - counts)
-        return _StoredPart(layout, resident, compact, device, dtype)
+        starts: npt.NDArray[np.int64] = self._first_rows[molecule] + within[:, None] * self._counts[molecule]
+        return starts
 
 
 class ComputedFeatures:
@@ -130,95 +216,192 @@ class ComputedFeatures:
         self.length = aev_length(config)
         self._dataset = dataset
         self._config = config
+        self._sets = find_element_sets(dataset, config)
+        self._counts = atom_counts(dataset, config.elements)
 
     def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
     ) -> PartFeatures:
         """Nothing is computed yet."""
-        layout = PartLayout(self._dataset, self.elements, structures)
+        molecule = self._dataset.molecule_of(structures)
         features = MoleculeFeatures(self._config, device)
-        return _ComputedPart(self._dataset, features, structures, layout, device, dtype, self.length)
+
+        def group(
+            members: npt.NDArray[np.int64], elements: tuple[int, ...], columns: Tensor | None
+        ) -> _Group:
+            counts = self._counts[:, list(elements)]
+            # No table has rows of these.
+            layouts = Layouts(counts, molecule[members], np.zeros((len(elements), len(members)), np.int64))
+            return _ComputedGroup(
+                torch.from_numpy(members),
+                elements,
+                columns,
+                layouts,
+                self._dataset,
+                features,
+                structures[members],
+                device,
+                dtype,
+                self.length,
+            )
+
+        if batch_size < BY_SETS_FROM and device.type == "cpu":
+            return _Part([group(np.arange(len(structures)), tuple(range(len(self.elements))), None)], None)
+        of_structure = self._sets.of_molecule[molecule]
+        return _Part(
+            [
+                group(members, s.elements, torch.from_numpy(s.columns).to(device))
+                for number, s in enumerate(self._sets.sets)
+                if len(members := np.flatnonzero(of_structure == number))
+            ],
+            TILE,
+        )
 
 
-class _StoredPart:
-    """Rows gathered from tables; ``starts`` (E, n) tells where those of each structure begin."""
+class _Group:
+    """Structures of a part that are worked on together: their atoms have the same AEV columns.
+
+    Parameters
+    ----------
+    members : (n,) their positions in the part, ascending
+    """
+
+    def __init__(
+        self, members: Tensor, elements: tuple[int, ...], columns: Tensor | None, layouts: Layouts
+    ) -> None:
+        self.members = members
+        self.elements = elements
+        self.columns = columns
+        self.layouts = layouts
+
+    def load(self, layout: BatchLayout) -> AtomBatch:
+        raise NotImplementedError
+
+    def lay_out_and_load(self, members: Tensor) -> AtomBatch:
+        return self.load(self.layouts.lay_out(members[None])[0])
+
+
+class _StoredGroup(_Group):
+    """AEVs gathered from tables, one an element."""
 
     def __init__(
         self,
-        layout: PartLayout,
+        members: Tensor,
+        elements: tuple[int, ...],
+        columns: Tensor | None,
+        layouts: Layouts,
         tables: tuple[Tensor, ...],
-        starts: Tensor,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._layout = layout
+        super().__init__(members, elements, columns, layouts)
         self._tables = tables
-        self._starts = starts
         self._device = device
         self._dtype = dtype
 
-    def batch(self, positions: Tensor) -> AtomBatch:
-        layout = self._layout.batch(positions)
-        shifts = self._starts[:, positions].flatten() - layout.runs
-        rows = shifts[layout.run_of] + torch.arange(len(layout.run_of))
+    def load(self, layout: BatchLayout) -> AtomBatch:
         gathered = (
             table.index_select(0, wanted.to(table.device))
-            for table, wanted in zip(self._tables, rows.split_with_sizes(layout.sizes), strict=True)
+            for table, wanted in zip(self._tables, layout.rows.split_with_sizes(layout.sizes), strict=True)
         )
         return AtomBatch(
+            positions=self.members[layout.positions].to(self._device),
+            elements=self.elements,
+            columns=self.columns,
             aevs=tuple(aevs.to(self._device, self._dtype) for aevs in gathered),
             owners=layout.owners.to(self._device),
             atoms=layout.atoms.to(self._device),
         )
 
 
-class _ComputedPart:
+class _ComputedGroup(_Group):
     def __init__(
         self,
+        members: Tensor,
+        elements: tuple[int, ...],
+        columns: Tensor | None,
+        layouts: Layouts,
         dataset: Dataset,
         features: MoleculeFeatures,
         structures: npt.NDArray[np.int64],
-        layout: PartLayout,
         device: torch.device,
         dtype: torch.dtype,
         length: int,
     ) -> None:
+        super().__init__(members, elements, columns, layouts)
         self._dataset = dataset
         self._features = features
         self._structures = structures
-        self._layout = layout
         self._device = device
         self._dtype = dtype
         self._length = length
 
-    def batch(self, positions: Tensor) -> AtomBatch:
-        layout = self._layout.batch(positions)
+    def load(self, layout: BatchLayout) -> AtomBatch:
         atoms = layout.atoms.to(self._device)
-        aevs = torch.empty((len(layout.owners), self._length), device=self._device)
-        molecules = self._layout.molecule[positions].numpy()
+        length = self._length if self.columns is None else len(self.columns)
+        compute = self._features.compute if self.columns is None else self._features.compact
+        aevs = torch.empty((len(layout.owners), length), device=self._device)
+        molecules = self.layouts.molecule[layout.positions].numpy()
         for m in np.unique(molecules):
             molecule = self._dataset.molecules[m]
-            chunk = self._features.chunk(molecule)
-            members = np.flatnonzero(molecules == m)
-            for some in np.split(members, range(chunk, len(members), chunk)):
-                within = self._structures[positions.numpy()[some]] - self._dataset.offsets[m]
-                rows = atoms[: molecule.atoms, torch.from_numpy(some).to(self._device)].T
-                aevs[rows] = self._features.compute(molecule, within)
+            some = np.flatnonzero(molecules == m)
+            within = self._structures[layout.positions.numpy()[some]] - self._dataset.offsets[m]
+            rows = atoms[: molecule.atoms, torch.from_numpy(some).to(self._device)].T
+            aevs[rows] = compute(molecule, within)
         return AtomBatch(
-            tuple(aevs.to(self._dtype).split_with_sizes(layout.sizes)), layout.owners.to(self._device), atoms
+            positions=self.members[layout.positions].to(self._device),
+            elements=self.elements,
+            columns=self.columns,
+            aevs=tuple(aevs.to(self._dtype).split_with_sizes(layout.sizes)),
+            owners=layout.owners.to(self._device),
+            atoms=atoms,
         )
 
 
-def _copy_rows(
-    table: Tensor, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], device: torch.device
-) -> Tensor:
-    """The runs of rows that begin at ``starts`` and are ``counts`` long, one after another on ``device``."""
+class _Part:
+    """A part as groups of structures.
+
+    Parameters
+    ----------
+    tile : largest number of structures of a group that are loaded at once; None: a batch of the only group
+    """
+
+    def __init__(self, groups: Sequence[_Group], tile: int | None) -> None:
+        self._groups = groups
+        self._tile = tile
+        structures = sum(len(group.members) for group in groups)
+        self._group = torch.empty(structures, dtype=torch.int64)
+        self._member = torch.empty(structures, dtype=torch.int64)
+        for g, group in enumerate(groups):
+            self._group[group.members] = g
+            self._member[group.members] = torch.arange(len(group.members))
+
+    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
+        if self._tile is None:
+            yield from self._whole_batches(order, batch_size)
+            return
+        for positions in torch.split(order, batch_size):
+            group = self._group[positions]
+            yield [
+                partial(self._groups[g].lay_out_and_load, some)
+                for g in range(len(self._groups))
+                for some in torch.split(self._member[positions[group == g]], self._tile)
+                if len(some)
+            ]
+
+    def _whole_batches(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
+        (group,) = self._groups
+        full = len(order) // batch_size * batch_size
+        batches = order[:full].view(-1, batch_size)
+        for some in (*torch.split(batches, max(1, LAID_OUT // batch_size)), order[None, full:]):
+            if some.numel():
+                for layout in group.layouts.lay_out(some):
+                    yield [partial(group.load, layout)]
+
+
+def _rows(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Tensor:
+    """The rows of the runs that begin at ``starts`` and are ``counts`` long, one run after another."""
     lengths = torch.from_numpy(counts)
     ends = lengths.cumsum(0)
     rows = torch.repeat_interleave(torch.from_numpy(starts) - (ends - lengths), lengths)
-    rows += torch.arange(len(rows))
-    copied = torch.empty((len(rows), table.shape[1]), device=device)
-    for begin in range(0, len(rows), COPIED_ROWS):
-        block = rows[begin : begin + COPIED_ROWS]
-        copied[begin : begin + len(block)] = table.index_select(0, block)
-    return copied
+    return rows + torch.arange(len(rows))

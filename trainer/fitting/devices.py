@@ -6,11 +6,16 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
 
 import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainingFailed
+
+#: In smaller batches the products of a CPU are so small that rounding their factors costs more than it saves.
+BFLOAT16_FROM: Final = 1024
 
 
 def find_device(name: str) -> torch.device:
@@ -30,6 +35,27 @@ def find_device(name: str) -> torch.device:
             f"training.device: {name} is asked for, but torch sees {gpus} CUDA GPUs; use cpu or auto"
         )
     return device
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """The configuration with the precision that ``auto`` means on this machine: what is to be recorded.
+
+    Raises
+    ------
+    ConfigError
+        if this machine does not have the device or the precision.
+    """
+    device = find_device(config.device)
+    on_gpu = device.type == "cuda"
+    if config.precision == "tf32" and not on_gpu:
+        raise ConfigError("training.precision: tf32 needs a CUDA GPU; use auto")
+    if config.precision != "auto":
+        return config
+    if on_gpu:
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        return replace(config, precision="tf32" if fast else "float32")
+    fast = torch.cpu._is_avx512_bf16_supported() and config.batch_size >= BFLOAT16_FROM
+    return replace(config, precision="bfloat16" if fast else "float32")
 
 
 def reset_peak_memory(device: torch.device) -> None:

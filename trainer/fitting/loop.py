@@ -11,7 +11,8 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainingFailed
 from trainer.files import remove_leftovers
 from trainer.fitting.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
-from trainer.fitting.devices import memory_errors_explained
+from trainer.fitting.devices import memory_errors_explained, settle
+from trainer.fitting.packs import Companions
 from trainer.fitting.training import Training
 from trainer.networks.model import ElementNetworks
 from trainer.progress import Progress, no_progress
@@ -47,6 +48,7 @@ def fit(
     *,
     rungs: tuple[int, ...] = (),
     warm_start: Path | None = None,
+    companions: Companions | None = None,
     progress: Progress = no_progress,
 ) -> FitResult:
     """Train on the training part, and choose the epoch by the validation part. The test part is not touched.
@@ -59,6 +61,7 @@ def fit(
     folder : where the checkpoint is written, with one training at a time
     rungs : epochs after which the reporter may prune; a rung that ends the training prunes nothing
     warm_start : a model file whose weights are the initial ones
+    companions : trainings of other threads to share batches with; None: none
     progress : told the epochs done
 
     Raises
@@ -73,22 +76,26 @@ def fit(
         if the checkpoint cannot be written.
     """
     remove_leftovers(folder)
+    config = settle(config)
     with memory_errors_explained(config):
         training = Training(task, config, warm_start)
         if saved := load_checkpoint(folder / CHECKPOINT, training.identity):
             training.restore(saved)
-        outcome = _run(training, config, folder / CHECKPOINT, reporter, rungs, progress)
+        companions = companions or Companions()
+        with companions.joined(training):
+            outcome = _run(training, companions, folder / CHECKPOINT, reporter, rungs, progress)
         return FitResult(outcome, training.history, training.best, training.best_model())
 
 
 def _run(
     training: Training,
-    config: TrainConfig,
+    companions: Companions,
     checkpoint: Path,
     reporter: Reporter,
     rungs: tuple[int, ...],
     progress: Progress,
 ) -> Outcome:
+    config = training.config
     reported = 0
     saved_at = time.monotonic()
     while True:
@@ -113,7 +120,7 @@ def _run(
                 if stopping:
                     return "stopped"
         try:
-            training.train_epoch()
+            companions.train_epoch(training)
         except TrainingFailed:
             reporter.records(training.history[reported:])
             raise

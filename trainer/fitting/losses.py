@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import torch
+from torch import Tensor
 
 from trainer.config import Loss
 
-#: From errors (B,) in hartree and numbers of atoms (B,) to the loss in hartree^2.
-LOSSES: dict[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "mse": lambda errors, atoms: errors.square().mean(),
+#: A loss is the mean over structures of weight times squared error, hartree^2. The weights, (n,), follow
+#: from the numbers of atoms, (n,).
+LOSS_WEIGHTS: Final[Mapping[Loss, Callable[[Tensor], Tensor]]] = {
+    "mse": torch.ones_like,
     # The error of a sum of N atoms grows like sqrt(N): so large structures do not outweigh small ones.
-    "mse_per_sqrt_atoms": lambda errors, atoms: (errors.square() / atoms.sqrt()).mean(),
+    "mse_per_sqrt_atoms": torch.rsqrt,
 }

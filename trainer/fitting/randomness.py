@@ -1,4 +1,4 @@
-"""The random choices of an epoch, as functions of the seed and the epoch alone.
+"""The random choices of an epoch, as functions of seeds and numbers alone.
 
 Nothing is drawn from a stream that an interruption could break, so a checkpoint need not hold one: epoch 7
 sees the same order of the data and drops the same neurons whether the six before it ran in this process,
@@ -16,13 +16,24 @@ _ORDER: Final = 0
 _DROPOUT: Final = 1
 
 
-def epoch_order(structures: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order in which an epoch goes through the training part: a permutation (structures,)."""
+def first_order(seed: int) -> int:
+    """The number of the order of the data in the first epoch of a training alone; each epoch adds one."""
+    return seed << 16
+
+
+def data_order(structures: int, seed: int, number: int) -> npt.NDArray[np.int64]:
+    """An order in which an epoch goes through the training part: a permutation (structures,).
+
+    Parameters
+    ----------
+    seed : of the split: trainings with other seeds of their own can so go through the data together
+    number : 0 and up
+    """
     # NumPy keeps the raw numbers of a bit generator the same for ever, but not those of ``Generator``.
-    numbers = np.random.PCG64([seed, epoch, _ORDER]).random_raw(structures)
+    numbers = np.random.PCG64([seed, number, _ORDER]).random_raw(structures)
     return np.argsort(numbers, kind="stable")
 
 
 def dropout_seed(seed: int, epoch: int) -> int:
-    """What the generator of the dropout is seeded with for an epoch."""
+    """What the first piece of the first batch of an epoch drops; each further piece adds one."""
     return int(np.random.SeedSequence([seed, epoch, _DROPOUT]).generate_state(1)[0])

@@ -11,45 +11,52 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.config import TrainConfig, dump_config
+from trainer.config import Loss, TrainConfig, dump_config
 from trainer.errors import ConfigError, TrainingFailed
-from trainer.evaluation.evaluate import predict
+from trainer.evaluation.evaluate import BATCH, predict
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.source import PartFeatures
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import Checkpoint, Identity
 from trainer.fitting.devices import find_device
-from trainer.fitting.losses import LOSSES
+from trainer.fitting.losses import LOSS_WEIGHTS
 from trainer.fitting.optimizers import make_optimizer
-from trainer.fitting.randomness import dropout_seed, epoch_order
+from trainer.fitting.randomness import first_order
 from trainer.fitting.schedules import next_learning_rate
+from trainer.fitting.threads import Threads
 from trainer.fitting.weights import FlatWeights, load_weights
 from trainer.networks.files import warm_start as load_warm_start
-from trainer.networks.model import DTYPES, ElementNetworks
+from trainer.networks.model import WEIGHT_DTYPES, ElementNetworks
 from trainer.reporting import EpochRecord
 from trainer.task import Task
 
 #: Raised with each change after which an old checkpoint would not go on as it began.
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 #: How the names of the optimizer's tensors begin in a checkpoint.
 OPTIMIZER = "optimizer/"
 
 
-class _Part:
-    """The training or the validation part on the device: features, targets and numbers of atoms."""
+class Part:
+    """The training or the validation part on the device."""
 
     features: PartFeatures
     targets: torch.Tensor  # (n,) hartree
-    atoms: torch.Tensor  # (n,)
+    weights: torch.Tensor  # (n,) what the squared error of each structure counts in the loss
 
     def __init__(
-        self, task: Task, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+        self,
+        task: Task,
+        structures: npt.NDArray[np.int64],
+        device: torch.device,
+        dtype: torch.dtype,
+        loss: Loss,
+        batch_size: int,
     ) -> None:
-        self.features = task.features.part(structures, device, dtype)
+        self.features = task.features.part(structures, device, dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
-        atoms = np.array([m.atoms for m in task.dataset.molecules])
-        self.atoms = torch.from_numpy(atoms[task.dataset.molecule_of(structures)]).to(device, dtype)
+        atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
+        self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -66,26 +73,33 @@ class Training:
     ----------
     identity : what a checkpoint must share with this training
     history : the epochs so far
+    config, task : what it was made for
+    device, threads : where it runs
+    split_seed : decides the orders in which it goes through the data
+    train : the training part
+    model : the network that is trained
     """
 
     def __init__(self, task: Task, config: TrainConfig, warm_start: Path | None) -> None:
         self.identity = _identity(task, config, warm_start)
         self.history: tuple[EpochRecord, ...] = ()
-        self._config = config
-        self._device = find_device(config.device)
+        self.config = config
+        self.device = find_device(config.device)
         # A sum over more threads has other last bits: their number is a setting, and so part of the record.
-        torch.set_num_threads(config.threads)
-        self._task = task
-        self._train = _Part(task, task.split.train, self._device, DTYPES[config.precision])
-        self._validation = _Part(task, task.split.validation, self._device, DTYPES[config.precision])
+        self.threads = Threads(config.threads)
+        self.split_seed = int(task.settings["split"]["seed"])
+        self.task = task
+        dtype = WEIGHT_DTYPES[config.precision]
+        self.train = Part(task, task.split.train, self.device, dtype, config.loss, config.batch_size)
+        self._validation = Part(task, task.split.validation, self.device, dtype, config.loss, BATCH)
 
-        self._model = self._network()
+        self.model = self._network()
         if warm_start is not None:
-            load_warm_start(self._model, task.aev, warm_start)
-        self._weights = FlatWeights(self._model)
+            load_warm_start(self.model, task.aev, warm_start)
+        self._weights = FlatWeights(self.model)
         self._optimizer = make_optimizer(config, self._weights.vector)
         # What is evaluated and kept: the average of the weights if there is one.
-        self._evaluated, self._evaluated_weights, self._average = self._model, self._weights, None
+        self._evaluated, self._evaluated_weights, self._average = self.model, self._weights, None
         if config.ema_decay is not None:
             self._evaluated = self._network()
             self._evaluated_weights = FlatWeights(self._evaluated)
@@ -99,6 +113,11 @@ class Training:
         return len(self.history)
 
     @property
+    def next_order(self) -> int:
+        """The number of the order in which the next epoch goes through the data, if it can choose."""
+        return self.history[-1].order + 1 if self.history else first_order(self.config.seed)
+
+    @property
     def best(self) -> EpochRecord:
         """The (first) epoch of least validation MAE. There is one after the first epoch."""
         return min(self.history, key=lambda record: record.val_mae)
@@ -108,9 +127,9 @@ class Training:
         """Whether all epochs are done, or so many passed without a better validation MAE."""
         if self.epoch == 0:
             return False
-        patience = self._config.patience
+        patience = self.config.patience
         waited = self.epoch - self.best.epoch
-        return self.epoch == self._config.epochs or (patience is not None and waited >= patience)
+        return self.epoch == self.config.epochs or (patience is not None and waited >= patience)
 
     def best_model(self) -> ElementNetworks:
         """A network with the weights of the best epoch, in evaluation mode."""
@@ -121,23 +140,44 @@ class Training:
         return model.eval()
 
     def _network(self) -> ElementNetworks:
-        features = self._task.features
-        return ElementNetworks(self._config, features.elements, features.length, self._device)
+        features = self.task.features
+        return ElementNetworks(self.config, features.elements, features.length, self.device)
 
-    def train_epoch(self) -> None:
-        """Go through the training part once, and evaluate on the validation part.
+    def start_epoch(self) -> None:
+        """Set the learning rate of the next epoch."""
+        rate = next_learning_rate(self.config, [record.val_mae for record in self.history])
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def step(self, gradient: torch.Tensor, number: int) -> None:
+        """Change the weights.
+
+        Parameters
+        ----------
+        gradient : (P,) of the loss of a batch
+        number : of the step in the whole training, from 1
+        """
+        self._weights.vector.grad = gradient
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(self._weights.vector.detach(), number)
+
+    def end_epoch(self, train_loss: torch.Tensor, order: int, started: float) -> None:
+        """Evaluate on the validation part, and record the epoch.
+
+        Parameters
+        ----------
+        train_loss : mean loss over the epoch, a scalar on the device
+        order : number of the order in which it went through the data
+        started : ``time.perf_counter()`` when it began
 
         Raises
         ------
         TrainingFailed
             if a loss is not finite.
         """
-        started = time.perf_counter()
         epoch = self.epoch + 1
-        rate = next_learning_rate(self._config, [record.val_mae for record in self.history])
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        train_loss = self._pass_over_training_part(epoch)
+        rate = self._optimizer.param_groups[0]["lr"]
         # The only time in an epoch that the host waits for the device.
         losses = torch.stack([train_loss, *self._validate()]).tolist()
         for name, loss in zip(("training", "validation"), losses, strict=False):
@@ -147,6 +187,7 @@ class Training:
                 )
         record = EpochRecord(
             epoch=epoch,
+            order=order,
             train_loss=losses[0],
             val_loss=losses[1],
             val_mae=losses[2] * HARTREE_TO_KCALMOL,
@@ -160,34 +201,12 @@ class Training:
             self._best_weights = self._evaluated_weights.copy()
         self.history = (*self.history, record)
 
-    def _pass_over_training_part(self, epoch: int) -> torch.Tensor:
-        """Mean loss of the epoch, a float64 scalar on the device."""
-        part, batch_size = self._train, self._config.batch_size
-        loss_of = LOSSES[self._config.loss]
-        order = torch.from_numpy(epoch_order(len(part), self._config.seed, epoch))
-        targets, atoms = (
-            torch.split(of_all[order.to(self._device)], batch_size) for of_all in (part.targets, part.atoms)
-        )
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        step = (epoch - 1) * math.ceil(len(part) / batch_size)
-        self._model.train()
-        self._model.dropout_generator.manual_seed(dropout_seed(self._config.seed, epoch))
-        for positions, target, atom_count in zip(torch.split(order, batch_size), targets, atoms, strict=True):
-            step += 1
-            loss = loss_of(self._model(part.features.batch(positions)) - target, atom_count)
-            self._weights.backward(loss)
-            self._optimizer.step()
-            if self._average is not None:
-                self._average.update(self._weights.vector.detach(), step)
-            total.add_(loss.detach(), alpha=len(positions))
-        return total / len(part)
-
     def _validate(self) -> tuple[torch.Tensor, ...]:
         """Loss (hartree^2), MAE, RMSE and largest error (hartree), float64 scalars on the device."""
         part = self._validation
-        predicted = predict(self._evaluated, part.features, len(part))
+        predicted = predict(self._evaluated, part.features, len(part), self.threads)
         errors = (predicted - part.targets).double()
-        loss = LOSSES[self._config.loss](errors, part.atoms.double())
+        loss = (errors.square() * part.weights).mean()
         return loss, errors.abs().mean(), errors.square().mean().sqrt(), errors.abs().max()
 
     def snapshot(self) -> Checkpoint:
@@ -205,7 +224,7 @@ class Training:
         self.history = checkpoint.history
         tensors = checkpoint.tensors
         self._weights.load(tensors["weights"])
-        self._best_weights = tensors["best"].to(self._device)
+        self._best_weights = tensors["best"].to(self.device)
         if self._average is not None:
             self._evaluated_weights.load(tensors["average"])
         state = {n.removeprefix(OPTIMIZER): t for n, t in tensors.items() if n.startswith(OPTIMIZER)}

@@ -19,14 +19,8 @@ class FlatWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = list(model.parameters())
-        self.vector = nn.Parameter(parameters_to_vector(self._parameters).detach())
-        vector_to_parameters(self.vector.detach(), self._parameters)
-
-    def backward(self, loss: Tensor) -> None:
-        """Set the gradient of the vector to that of ``loss``."""
-        gradients = torch.autograd.grad(loss, self._parameters)
-        self.vector.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        self.vector = nn.Parameter(parameters_to_vector(model.parameters()).detach())
+        vector_to_parameters(self.vector.detach(), model.parameters())
 
     def copy(self) -> Tensor:
         """The weights as they are now, (P,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -12,20 +13,41 @@ from torch.nn import functional
 
 from trainer.config import Activation
 
+#: The alpha of ANI-1x and ANI-2x.
+CELU_ALPHA: Final = 0.1
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ActivationFunction:
+    """A function of each number of a tensor.
+
+    Attributes
+    ----------
+    value : y for x
+    backward : the gradient over x, for that over y, x and y; torch's own kernels where it has them
+    """
+
+    value: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 def gaussian(x: Tensor) -> Tensor:
     """exp(-x^2), as in the ANI-1 paper: Smith, Isayev, Roitberg, Chem. Sci. 8, 3192 (2017)."""
     return torch.exp(-x * x)
 
 
-ACTIVATIONS: Final[Mapping[Activation, Callable[[Tensor], Tensor]]] = {
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "softplus": functional.softplus,
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    # The alpha of ANI-1x and ANI-2x.
-    "celu": partial(functional.celu, alpha=0.1),
-    "gaussian": gaussian,
+ACTIVATIONS: Final[Mapping[Activation, ActivationFunction]] = {
+    "relu": ActivationFunction(torch.relu, lambda g, x, y: _aten.threshold_backward(g, y, 0)),
+    "sigmoid": ActivationFunction(torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward(g, y)),
+    "tanh": ActivationFunction(torch.tanh, lambda g, x, y: _aten.tanh_backward(g, y)),
+    "softplus": ActivationFunction(functional.softplus, lambda g, x, y: _aten.softplus_backward(g, x, 1, 20)),
+    "silu": ActivationFunction(functional.silu, lambda g, x, y: _aten.silu_backward(g, x)),
+    "gelu": ActivationFunction(functional.gelu, lambda g, x, y: _aten.gelu_backward(g, x)),
+    "celu": ActivationFunction(
+        partial(functional.celu, alpha=CELU_ALPHA),
+        lambda g, x, y: _aten.elu_backward(g, CELU_ALPHA, 1, 1 / CELU_ALPHA, False, x),
+    ),
+    "gaussian": ActivationFunction(gaussian, lambda g, x, y: g * (x * y).mul_(-2)),
 }

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from trainer.config import TrainConfig
+from trainer.config import Precision, TrainConfig
 from trainer.features.batches import AtomBatch
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.sums import sum_by_structure
 
-DTYPES: Final = {"float32": torch.float32, "float64": torch.float64}
-
-#: What the seed of a training is used for here; each use has random numbers of its own.
-WEIGHTS_STREAM: Final = 0
-DROPOUT_STREAM: Final = 1
+#: Of the weights, by ``TrainConfig.precision``.
+WEIGHT_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "tf32": torch.float32,
+    "bfloat16": torch.float32,
+}
 
 
 class ElementNetworks(nn.Module):
     """Energies of structures from the AEVs of their atoms, self-energies not included.
 
-    A hidden layer is a linear map, dropout and the activation, in this order. The initial weights follow
-    from the seed of ``config`` alone, whatever the device and the state of torch's own generator.
+    A hidden layer is a linear map, dropout and the activation, in this order; nothing is dropped here, but
+    in training (:mod:`trainer.fitting.gradients`). The initial weights follow from the seed of ``config``
+    alone, whatever the device and the state of torch's own generator.
 
     Parameters
     ----------
     config : widths, activation, dropout, precision and seed
     elements : symbols, in the order of ``AtomBatch.aevs``
     input_size : numbers in the AEV of an atom, F
-    device : where it runs; it stays there, as its dropout's random numbers are drawn there
-
-    Attributes
-    ----------
-    dropout_generator : draws what is dropped; its state belongs in a checkpoint
+    device : where it runs
     """
 
     def __init__(
@@ -51,12 +52,7 @@ class ElementNetworks(nn.Module):
         self.config = config
         self.elements = elements
         self.input_size = input_size
-        self._activation = ACTIVATIONS[config.activation]
-        self._keep = 1.0 - config.dropout
-        self.dropout_generator = torch.Generator(device).manual_seed(
-            _stream_seed(config.seed, DROPOUT_STREAM)
-        )
-        generator = torch.Generator().manual_seed(_stream_seed(config.seed, WEIGHTS_STREAM))
+        generator = torch.Generator().manual_seed(_weights_seed(config.seed))
         sizes = (input_size, *config.hidden, 1)
         self.networks = nn.ModuleDict(
             {
@@ -64,7 +60,7 @@ class ElementNetworks(nn.Module):
                 for element in elements
             }
         )
-        self.to(device, DTYPES[config.precision])
+        self.to(device, WEIGHT_DTYPES[config.precision])
 
     @property
     def parameter_count(self) -> int:
@@ -74,28 +70,24 @@ class ElementNetworks(nn.Module):
     def forward(self, batch: AtomBatch) -> Tensor:
         """Energies in hartree, (B,), without self-energies."""
         energies = [
-            self._atomic_energies(layers, aevs)
-            for layers, aevs in zip(self.networks.values(), batch.aevs, strict=True)
+            self._atomic_energies(self.layers(element), batch.columns, aevs)
+            for element, aevs in zip(batch.elements, batch.aevs, strict=True)
         ]
         return sum_by_structure(torch.cat(energies).squeeze(1), batch)
 
-    def _atomic_energies(self, layers: nn.Module, aevs: Tensor) -> Tensor:
-        """(n_e, 1) for (n_e, F)."""
-        *hidden, output = layers.children()
-        x = aevs
-        for layer in hidden:
-            x = self._activation(self._drop(layer(x)))
-        x = output(x)
-        if self.config.activate_output:
-            x = self._activation(self._drop(x))
-        return x
+    def layers(self, element: int) -> list[nn.Linear]:
+        """The layers of an element, by its place in ``elements``, the output last."""
+        return list(self.networks[self.elements[element]].children())  # type: ignore[arg-type]
 
-    def _drop(self, x: Tensor) -> Tensor:
-        if not self.training or self._keep == 1.0:
-            return x
-        # On a CPU this takes half the time of ``bernoulli_``.
-        drawn = torch.rand(x.shape, generator=self.dropout_generator, device=x.device, dtype=x.dtype)
-        return x * drawn.lt_(self._keep).div_(self._keep)
+    def _atomic_energies(self, layers: list[nn.Linear], columns: Tensor | None, aevs: Tensor) -> Tensor:
+        """(n_e, 1) for (n_e, F_b)."""
+        activation = ACTIVATIONS[self.config.activation].value
+        first, *others = layers
+        weight = first.weight if columns is None else first.weight.index_select(1, columns)
+        x = functional.linear(aevs, weight, first.bias)
+        for layer in others:
+            x = layer(activation(x))
+        return activation(x) if self.config.activate_output else x
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -108,5 +100,5 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def _stream_seed(seed: int, stream: int) -> int:
-    return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _weights_seed(seed: int) -> int:
+    return int(np.random.SeedSequence([seed, 0]).generate_state(1, np.uint64)[0] >> np.uint64(1))

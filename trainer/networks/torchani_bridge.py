@@ -25,7 +25,7 @@ class NamedActivation(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.name](x)
+        return ACTIVATIONS[self.name].value(x)
 
     def extra_repr(self) -> str:
         return self.name

@@ -1,0 +1,76 @@
+"""Measure anitune beside what people use otherwise, in one run on one machine.
+
+    python -m benchmarks --help
+
+It tells how fast things are, and never whether that is fast enough for a test to pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from benchmarks import features, loading, packs, study, training
+from benchmarks.figures import RATIO, Figure
+from benchmarks.machine import describe_machine
+from benchmarks.plan import Plan
+from benchmarks.report import PAGE, Report, print_table, write_json, write_page
+
+#: What is measured, and in which order.
+TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
+    training.TOPIC: training.measure,
+    packs.TOPIC: packs.measure,
+    features.TOPIC: features.measure,
+    loading.TOPIC: loading.measure,
+    study.TOPIC: study.measure,
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure anitune beside its references.")
+    for field in dataclasses.fields(Plan):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help=f"{field.metadata['help']} (default: %(default)s)",
+        )
+    parser.add_argument("--topics", nargs="+", choices=list(TOPICS), default=list(TOPICS), metavar="TOPIC")
+    parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="where figures go")
+    parser.add_argument("--folder", type=Path, help="keep made sets and feature stores here for the next run")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    options = parser.parse_args()
+    plan = Plan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)})
+
+    report = _measure(plan, options.topics, options.folder)
+    print_table(report)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(report, options.json)
+    if options.write_docs:
+        write_page(report)
+
+
+def _measure(plan: Plan, topics: list[str], folder: Path | None) -> Report:
+    started = time.perf_counter()
+    measured_at = datetime.now(UTC).isoformat(timespec="minutes")
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        place = folder.absolute() if folder is not None else Path(temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        for topic in topics:
+            print(f"measuring: {topic}", flush=True)
+            figures += TOPICS[topic](plan, place)
+    seconds = time.perf_counter() - started
+    figures.sort(key=lambda figure: figure.unit != RATIO)
+    return Report(measured_at, seconds, describe_machine(plan.device), plan, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Made sets of several sizes in one folder, each made when it is first asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.make_big import make_big
+
+
+def made_set(folder: Path, structures: int) -> Path:
+    """The file of the made set of this size."""
+    path = folder / f"made-{structures}.h5"
+    if not path.exists():
+        make_big(path, structures)
+    return path

@@ -1,0 +1,91 @@
+"""Training many networks: one after another, in several threads, and side by side in one pack."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks.figures import Figure, Goal, Samples, cost_ratio
+from benchmarks.plan import Plan
+from benchmarks.sides import SideTask, take_turns
+from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
+from trainer.fitting.loop import fit
+from trainer.fitting.packs import Companions
+from trainer.progress import no_progress
+from trainer.reporting import SilentReporter
+from trainer.task import prepare_task
+
+TOPIC: Final = "packs"
+
+CPU_GOAL: Final = Goal("at least", 1.2)
+GPU_GOAL: Final = Goal("at least", 5)
+
+#: The networks of a pack, again and again: of one to three layers of 32 to 256 neurons.
+WIDTHS: Final = ((32,), (64, 32), (128,), (64, 64, 32), (256,), (96, 48), (32, 32), (128, 64))
+ACTIVATIONS: Final = ("celu", "relu", "gelu", "silu")
+
+#: Small batches, where the cost of a step is that of its calls, and large ones, where it is the arithmetic.
+BATCH_SIZES: Final = (64, 1024)
+
+
+def measure(plan: Plan, folder: Path) -> list[Figure]:
+    """Train the same networks on the shipped sample in each of the three ways."""
+    figures = []
+    for batch_size in BATCH_SIZES:
+        configs = [
+            TrainConfig(
+                hidden=WIDTHS[n % len(WIDTHS)],
+                activation=ACTIVATIONS[n % len(ACTIVATIONS)],
+                batch_size=batch_size,
+                epochs=plan.pack_epochs,
+                seed=n,
+                device=plan.device,
+            )
+            for n in range(plan.pack_trials)
+        ]
+        # By itself a training may have all threads, which pays in large batches only.
+        alone = [replace(c, threads=plan.threads if batch_size >= 1024 else 1) for c in configs]
+        sides: dict[str, SideTask] = {
+            "one at a time": partial(train, alone, folder, 1, False),
+            f"in {plan.threads} threads": partial(train, configs, folder, plan.threads, False),
+            "side by side": partial(train, configs, folder, len(configs), True),
+        }
+        results = take_turns(sides, plan.repeats, plan.threads)
+        reference = Samples("s", tuple(results["one at a time"]))
+        figures += [
+            cost_ratio(
+                TOPIC,
+                f"{len(configs)} trials of batch {batch_size}, {way}, {plan.device}",
+                Samples("s", tuple(results[way])),
+                reference,
+                GPU_GOAL if plan.device != "cpu" else CPU_GOAL,
+                "what `pack: auto` does" if automatic else "",
+            )
+            for way, automatic in (
+                (f"in {plan.threads} threads", plan.device == "cpu"),
+                ("side by side", plan.device != "cpu"),
+            )
+        ]
+    return figures
+
+
+def train(configs: Sequence[TrainConfig], folder: Path, threads: int, together: bool) -> float:
+    """Seconds that the trainings take in so many threads."""
+    task = prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    companions = Companions() if together else None
+    with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(threads) as pool:
+
+        def run(number: int) -> None:
+            fit(task, configs[number], Path(place) / str(number), SilentReporter(), companions=companions)
+
+        # What only the first training pays.
+        fit(task, replace(configs[0], epochs=1), Path(place) / "first", SilentReporter())
+        started = time.perf_counter()
+        list(pool.map(run, range(len(configs))))
+        return time.perf_counter() - started

@@ -1,0 +1,24 @@
+"""How large the measurements are. The defaults keep all of them below 15 minutes on two cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a benchmark; each field is an option of the command line, with its metadata as help."""
+
+    repeats: int = field(default=3, metadata={"help": "turns of both sides of each comparison but the study"})
+    threads: int = field(default=2, metadata={"help": "CPU threads of both sides of each comparison"})
+    device: str = field(default="cpu", metadata={"help": "where both sides train: cpu or cuda"})
+    train_structures: int = field(default=40_000, metadata={"help": "structures of the made set to train on"})
+    train_epochs: int = field(
+        default=10, metadata={"help": "epochs of our training, of which each repeat has one"}
+    )
+    pack_trials: int = field(default=8, metadata={"help": "networks that are trained together"})
+    pack_epochs: int = field(default=10, metadata={"help": "epochs of each of them"})
+    feature_structures: int = field(default=20_000, metadata={"help": "structures to compute AEVs of"})
+    load_structures: int = field(default=100_000, metadata={"help": "structures to load"})
+    study_trials: int = field(default=3, metadata={"help": "trials of the study"})
+    study_epochs: int = field(default=30, metadata={"help": "epochs of each trial of the study"})

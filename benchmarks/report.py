@@ -1,0 +1,140 @@
+"""The figures as people read them: a table in the terminal, JSON, and a page of the documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.figures import Figure, Samples
+from benchmarks.machine import Machine
+from benchmarks.plan import Plan
+
+PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+HEADINGS: Final = ("", "figure", "goal", "reached", "ours", "reference", "repeats", "note")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the benchmark; ``measured_at`` is a date and time, UTC, in ISO 8601."""
+
+    measured_at: str
+    seconds: float
+    machine: Machine
+    plan: Plan
+    figures: Sequence[Figure]
+
+
+def print_table(report: Report) -> None:
+    """Show all figures."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 180
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in HEADINGS:
+        right = heading in ("figure", "goal", "ours", "reference", "repeats")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for figure in report.figures:
+        table.add_row(*(escape(cell) for cell in _cells(figure)))
+    console.print(table)
+    console.print(_machine_words(report), highlight=False)
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write all figures with all samples, ratios first."""
+    values: dict[str, Any] = {
+        "figures": [_plain(figure) for figure in report.figures],
+        **_but_figures(report),
+    }
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_page(report: Report, page: Path = PAGE) -> None:
+    """Put the table into the page, in the place of the one that was measured on the same kind of device.
+
+    What people wrote around the tables stays.
+    """
+    begin, end = (f"<!-- {word} of the table: {report.plan.device} -->" for word in ("begin", "end"))
+    lines = [
+        begin,
+        _machine_words(report),
+        "",
+        f"| {' | '.join(HEADINGS)} |",
+        f"|{' --- |' * len(HEADINGS)}",
+        *(f"| {' | '.join(_page_cells(figure))} |" for figure in report.figures),
+        end,
+    ]
+    table = "\n".join(lines)
+    text = page.read_text() if page.exists() else "# Benchmarks\n"
+    before, found, rest = text.partition(begin)
+    if found:
+        _, _, after = rest.partition(end)
+        text = before + table + after
+    else:
+        text = f"{text.rstrip()}\n\n{table}\n"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(text)
+
+
+def _cells(figure: Figure) -> list[str]:
+    value, goal = figure.value, figure.goal
+    return [
+        f"{figure.topic}: {figure.name}",
+        "not measured" if value is None else _quantity(value, figure.unit),
+        "" if goal is None else f"{goal.kind} {_quantity(goal.value, figure.unit)}",
+        "" if goal is None or value is None else ("yes" if goal.reached(value) else "no"),
+        _side(figure.ours),
+        _side(figure.reference),
+        "" if figure.ours is None else str(len(figure.ours.values)),
+        figure.note,
+    ]
+
+
+def _page_cells(figure: Figure) -> list[str]:
+    return [cell.replace("|", "\\|") for cell in _cells(figure)]
+
+
+def _side(samples: Samples | None) -> str:
+    return "" if samples is None else _quantity(samples.median, samples.unit)
+
+
+def _quantity(value: float, unit: str) -> str:
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{number} {unit}"
+
+
+def _machine_words(report: Report) -> str:
+    machine, plan = report.machine, report.plan
+    parts = [
+        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB",
+        *([machine.gpu] if machine.gpu else []),
+        f"CPU threads: {plan.threads}",
+        machine.system,
+        *(f"{name} {number}" for name, number in machine.versions.items()),
+    ]
+    return (
+        f"Measured {report.measured_at} in {report.seconds / 60:.0f} min. {'; '.join(parts)}. "
+        "Figures are of the medians of the repeats."
+    )
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    values = asdict(figure)
+    for side, samples in (("ours", figure.ours), ("reference", figure.reference)):
+        if samples is not None:
+            values[side]["median"] = samples.median
+    if figure.goal is not None and figure.value is not None:
+        values["goal"]["reached"] = figure.goal.reached(figure.value)
+    return values
+
+
+def _but_figures(report: Report) -> dict[str, Any]:
+    return {name: value for name, value in asdict(report).items() if name != "figures"}

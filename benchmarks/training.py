@@ -1,0 +1,291 @@
+"""Training one network: structures a second, ours against the reference loop, end to end."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, get_args, get_type_hints
+
+import numpy as np
+import torch
+
+from benchmarks import reference_loop
+from benchmarks.figures import RATIO, Figure, Goal, Samples, plain, rate_ratio
+from benchmarks.made_sets import made_set
+from benchmarks.plan import Plan
+from benchmarks.sides import SideTask, take_turns
+from trainer.config import AEVConfig, DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
+from trainer.errors import ConfigError
+from trainer.features.aev import aev_length
+from trainer.fitting.loop import fit
+from trainer.progress import no_progress
+from trainer.reporting import SilentReporter
+from trainer.task import Task, prepare_task
+
+TOPIC: Final = "training"
+
+#: The network and settings of the report's first row.
+CONFIG: Final = TrainConfig(
+    hidden=(128,),
+    activation="relu",
+    learning_rate=1e-3,
+    batch_size=8192,
+    weight_decay=1e-5,
+    optimizer="adam",
+    schedule="constant",
+)
+
+#: Least ratios to the reference loop by precision, on a CPU; on a GPU one for all.
+CPU_GOALS: Final = {"float32": Goal("at least", 20), "auto": Goal("at least", 30)}
+GPU_GOAL: Final = Goal("at least", 50)
+
+#: Milliseconds of an epoch of the whole of ANI-1's small molecules on a GPU.
+EPOCH_GOAL: Final = Goal("below", 30)
+EPOCH_STRUCTURES: Final = 691_918
+
+START_GOAL: Final = Goal("below", 1)  # s
+
+#: The reference's rate does not grow with the data, its time and memory for loading do.
+REFERENCE_STRUCTURES: Final = 100_000
+
+#: Rows of the products whose rate is measured: few, which stay in a cache, up to the hydrogens of a batch.
+PRODUCT_ROWS: Final = (1024, 8192, 40_960)
+
+#: How long a rate of products is measured, s.
+PRODUCT_SECONDS: Final = 0.5
+CALLS_AT_ONCE: Final = 4
+
+PRODUCT_GOAL: Final = Goal("at least", 80)  # %
+
+
+@dataclass(frozen=True)
+class FitTimes:
+    """One training of ours.
+
+    Attributes
+    ----------
+    seconds : of the whole of ``fit``: setting up, epochs, evaluation, checkpoints
+    start_seconds : from the call until the time at which the first epoch began, at the pace of the others
+    epoch_seconds : median of the epochs, each with its evaluation
+    train, validation : structures of the parts
+    product_operations : of one structure of the training part, in one product of the first layer
+    """
+
+    seconds: float
+    start_seconds: float
+    epoch_seconds: float
+    train: int
+    validation: int
+    product_operations: float
+
+
+@dataclass(frozen=True)
+class Products:
+    """Rates of float32 matrix products of the first layer's shape, operations/s."""
+
+    forward: float
+    weight_gradient: float
+
+
+def measure(plan: Plan, folder: Path) -> list[Figure]:
+    """Compare every precision with the reference loop, and the float32 step with the machine."""
+    file = made_set(folder, plan.train_structures)
+    reference_file = made_set(folder, min(plan.train_structures, REFERENCE_STRUCTURES))
+    config = replace(CONFIG, epochs=plan.train_epochs, threads=plan.threads, device=plan.device)
+    # On a CPU an epoch takes the reference so long that one is enough.
+    reference_epochs = plan.train_epochs if _on_gpu(plan.device) else 1
+    chosen = precisions()
+    sides: dict[str, SideTask] = {
+        f"ours {p}": partial(fit_once, file, folder, replace(config, precision=p)) for p in chosen
+    }
+    sides["reference"] = partial(train_reference, reference_file, plan.device, reference_epochs)
+    sides["products"] = partial(product_rates, plan.device, config.hidden[0])
+    results = take_turns(sides, plan.repeats, plan.threads)
+    reference = Samples("structures/s", tuple(results["reference"]))
+    figures = []
+    for precision in chosen:
+        figures += _precision_figures(precision, results[f"ours {precision}"], reference, config, plan)
+    fits = [times for times in results["ours float32"] if isinstance(times, FitTimes)]
+    figures.append(_share_of_products(fits, results["products"], config))
+    figures.append(
+        plain(
+            TOPIC,
+            "start of a second trial in a worker",
+            "s",
+            [times.start_seconds for times in fits],
+            START_GOAL,
+        )
+    )
+    return figures
+
+
+def _on_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+def precisions() -> tuple[Precision, ...]:
+    """What the setting ``precision`` offers."""
+    return get_args(get_type_hints(TrainConfig)["precision"])
+
+
+def fit_once(file: Path, folder: Path, config: TrainConfig) -> FitTimes | str:
+    """Train with our loop, as the second trial of a worker; the first is a short one.
+
+    Returns
+    -------
+    What it took, or why this machine cannot train so.
+    """
+    data = DataConfig(files=(str(file),))
+    task = prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            fit(task, replace(config, epochs=2), Path(place) / "first", SilentReporter())
+            began, started = time.time(), time.perf_counter()
+            result = fit(task, config, Path(place) / "second", SilentReporter())
+            seconds = time.perf_counter() - started
+    except ConfigError as error:
+        return str(error)
+    epoch_seconds = statistics.median(record.seconds for record in result.history)
+    return FitTimes(
+        seconds=seconds,
+        # Where the epochs vary by more than the start takes, the difference can be below zero.
+        start_seconds=max(0.0, result.history[0].finished_at - began - epoch_seconds),
+        epoch_seconds=epoch_seconds,
+        train=len(task.split.train),
+        validation=len(task.split.validation),
+        product_operations=_product_operations(task, config),
+    )
+
+
+def _product_operations(task: Task, config: TrainConfig) -> float:
+    """Operations of one product of the first layer for a mean training structure.
+
+    Only columns that can differ from zero count: an AEV has none for elements that its molecule lacks.
+    """
+    aev: AEVConfig = task.aev
+    angular = len(aev.angular_shifts) * aev.angle_sections
+    total = 0
+    for molecule, structures in zip(task.dataset.molecules, _train_counts(task), strict=True):
+        kinds = len(molecule.composition)
+        columns = kinds * len(aev.radial_shifts) + kinds * (kinds + 1) // 2 * angular
+        total += structures * molecule.atoms * columns
+    return 2 * config.hidden[0] * total / len(task.split.train)
+
+
+def _train_counts(task: Task) -> list[int]:
+    """Training structures of each molecule."""
+    owners = task.dataset.molecule_of(task.split.train)
+    counts: list[int] = np.bincount(owners, minlength=len(task.dataset.molecules)).tolist()
+    return counts
+
+
+def train_reference(file: Path, device: str, epochs: int) -> float:
+    """Train with the reference loop, evaluation and checkpoints included: structures/s."""
+    training, validation = (
+        reference_loop.make_batches(part, CONFIG.batch_size, torch.device(device))
+        for part in reference_loop.load_parts(file)
+    )
+    torch.manual_seed(0)
+    model = reference_loop.Potential(CONFIG.hidden).to(device)
+    # A step that warms the process up; the training forgets its gradient.
+    model(training[0].species, training[0].coordinates).sum().backward()
+    with tempfile.TemporaryDirectory() as place:
+        started = time.perf_counter()
+        reference_loop.train(
+            model,
+            training,
+            validation,
+            epochs=epochs,
+            learning_rate=CONFIG.learning_rate,
+            weight_decay=CONFIG.weight_decay,
+            checkpoint=Path(place) / "best.pt",
+        )
+        seconds = time.perf_counter() - started
+    return epochs * sum(len(batch.energies) for batch in training) / seconds
+
+
+def product_rates(device: str, width: int) -> Products:
+    """Measure how fast torch multiplies float32 matrices of the first layer's shape, at its best size."""
+    inputs = aev_length(AEVConfig())
+    forward, weight_gradient = [], []
+    for rows in PRODUCT_ROWS:
+        x = torch.randn(rows, inputs, device=device)
+        weight = torch.randn(width, inputs, device=device)
+        slope = torch.randn(rows, width, device=device)
+        operations = 2 * x.numel() * width
+        y, gradient = torch.empty_like(slope), torch.empty_like(weight)
+        forward.append(operations / _seconds_a_call(partial(torch.mm, x, weight.T, out=y), device))
+        weight_gradient.append(
+            operations / _seconds_a_call(partial(torch.mm, slope.T, x, out=gradient), device)
+        )
+    return Products(forward=max(forward), weight_gradient=max(weight_gradient))
+
+
+def _seconds_a_call(call: Callable[[], object], device: str) -> float:
+    def wait() -> None:
+        if _on_gpu(device):
+            torch.cuda.synchronize()
+
+    call()
+    wait()
+    calls, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < PRODUCT_SECONDS:
+        for _ in range(CALLS_AT_ONCE):
+            call()
+        wait()
+        calls += CALLS_AT_ONCE
+    return seconds / calls
+
+
+def _precision_figures(
+    precision: Precision, fits: list[FitTimes | str], reference: Samples, config: TrainConfig, plan: Plan
+) -> list[Figure]:
+    """The ratio of a precision, and on a GPU the time of an epoch."""
+    on_gpu = _on_gpu(plan.device)
+    widths = "-".join(map(str, config.hidden))
+    name = f"384-{widths}-1, batch {config.batch_size}, {precision}, {plan.device}"
+    goal = GPU_GOAL if on_gpu else CPU_GOALS.get(precision)
+    done = [times for times in fits if isinstance(times, FitTimes)]
+    if len(done) < len(fits):
+        reason = next(times for times in fits if isinstance(times, str))
+        return [Figure(TOPIC, name, None, RATIO, note=reason)]
+    rates = Samples("structures/s", tuple(config.epochs * times.train / times.seconds for times in done))
+    figures = [rate_ratio(TOPIC, name, rates, reference, goal, f"{config.epochs} epochs, start included")]
+    if on_gpu:
+        train = done[0].train
+        figures.append(
+            plain(
+                TOPIC,
+                f"an epoch of {train:,} structures and its evaluation, {precision}",
+                "ms",
+                [times.epoch_seconds * 1000 for times in done],
+                EPOCH_GOAL if train == EPOCH_STRUCTURES else None,
+            )
+        )
+    return figures
+
+
+def _share_of_products(fits: list[FitTimes], products: list[Products], config: TrainConfig) -> Figure:
+    """How much of a whole training would be left if the first layer's products were all there is to do."""
+    forward = statistics.median(rates.forward for rates in products)
+    weight_gradient = statistics.median(rates.weight_gradient for rates in products)
+    shares = []
+    for times in fits:
+        products_seconds = times.product_operations * (
+            times.train / forward + times.train / weight_gradient + times.validation / forward
+        )
+        shares.append(100 * config.epochs * products_seconds / times.seconds)
+    return plain(
+        TOPIC,
+        "share of the machine's product rate, float32",
+        "%",
+        shares,
+        PRODUCT_GOAL,
+        f"first layer's products without zero columns, end to end; torch reaches {forward / 1e9:.0f} Gflop/s "
+        f"forward and {weight_gradient / 1e9:.0f} for weight gradients",
+    )

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.__main__ import main
+from benchmarks.figures import Goal, Samples, cost_ratio, plain, rate_ratio
+from benchmarks.machine import describe_machine
+from benchmarks.plan import Plan
+from benchmarks.report import Report, write_json, write_page
+from benchmarks.sides import take_turns
+from benchmarks.study import study_of_rows
+from benchmarks.tracker_time import Stopwatch
+from search.study import load_study
+
+
+@pytest.fixture
+def report() -> Report:
+    fast, slow = Samples("structures/s", (90.0, 100.0, 500.0)), Samples("structures/s", (10.0, 5.0, 20.0))
+    figures = [
+        rate_ratio("training", "a net", fast, slow, Goal("at least", 20)),
+        cost_ratio("loading", "a file", Samples("s", (2.0,)), Samples("s", (12.0,)), Goal("at least", 5)),
+        plain("training", "start", "s", [0.5], Goal("below", 1)),
+    ]
+    return Report("2026-01-01T00:00+00:00", 60.0, describe_machine("cpu"), Plan(), figures)
+
+
+def test_ratios_are_of_the_medians(report: Report) -> None:
+    assert [figure.value for figure in report.figures] == [10.0, 6.0, 0.5]
+    reached = [figure.goal.reached(figure.value) for figure in report.figures if figure.goal and figure.value]
+    assert reached == [False, True, True]
+
+
+def test_json_holds_all_samples(report: Report, tmp_path: Path) -> None:
+    write_json(report, tmp_path / "benchmarks.json")
+    values: dict[str, Any] = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert next(iter(values)) == "figures"
+    assert values["figures"][0]["ours"] == {
+        "unit": "structures/s",
+        "values": [90.0, 100.0, 500.0],
+        "median": 100.0,
+    }
+    assert values["figures"][0]["goal"] == {"kind": "at least", "value": 20, "reached": False}
+    assert values["machine"]["cores"] >= 1
+    assert values["plan"]["repeats"] == 3
+
+
+def test_page_keeps_what_people_wrote(report: Report, tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "benchmarks.md"
+    write_page(report, page)
+    page.write_text(page.read_text() + "\nWhat stands in the way.\n")
+    write_page(dataclasses.replace(report, measured_at="2027-01-01T00:00+00:00"), page)
+    text = page.read_text()
+    assert "What stands in the way." in text
+    assert "2027" in text
+    assert "2026" not in text
+    assert text.count("training: a net") == 1
+
+
+def test_turns_are_taken() -> None:
+    # In a process of its own, with the threads that are asked for.
+    assert take_turns({"a": torch.get_num_threads}, repeats=1, threads=2) == {"a": [2]}
+
+
+def test_stopwatch_counts_nested_calls_once() -> None:
+    class Tracker:
+        def outer(self) -> str:
+            return self.inner()
+
+        def inner(self) -> str:
+            return "logged"
+
+    stopwatch = Stopwatch()
+    stopwatch.watch(Tracker, ("outer", "inner"))
+    assert Tracker().outer() == "logged"
+    assert stopwatch.seconds > 0
+
+
+def test_rows_are_a_study_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study_of_rows(trials=3, epochs=2)))
+    config = load_study(tmp_path / "study.yaml")
+    assert config.epochs == 2
+    assert len({json.dumps(row.training, default=str) for row in config.rows or ()}) == 3
+
+
+def test_help_names_every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Plan):
+        assert f"--{field.name.replace('_', '-')}" in text

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+
+from trainer.config import Activation, TrainConfig
+from trainer.errors import TrainingFailed
+from trainer.fitting.loop import FitResult, fit
+from trainer.fitting.packs import Companions, Pack
+from trainer.fitting.training import Training
+from trainer.reporting import EpochRecord, SilentReporter
+from trainer.task import Task
+
+CONFIG = TrainConfig(
+    hidden=(8, 4),
+    batch_size=32,
+    epochs=5,
+    precision="float64",
+    device="cpu",
+    ema_decay=0.9,
+    learning_rate=3e-3,
+)
+
+CONFIGS = st.builds(
+    dataclasses.replace,
+    st.just(CONFIG),
+    hidden=st.lists(st.sampled_from([3, 5, 8]), min_size=1, max_size=3).map(tuple),
+    activation=st.sampled_from(get_args(Activation)),
+    dropout=st.sampled_from([0.0, 0.2]),
+    learning_rate=st.sampled_from([1e-3, 1e-2]),
+    weight_decay=st.sampled_from([0.0, 1e-2]),
+    optimizer=st.sampled_from(["adam", "adamw"]),
+    schedule=st.sampled_from(["constant", "cosine", "plateau"]),
+    ema_decay=st.sampled_from([None, 0.9]),
+    epochs=st.integers(1, 5),
+    seed=st.integers(0, 5),
+)
+
+
+def losses(history: tuple[EpochRecord, ...]) -> list[tuple[float, float, float]]:
+    return [(record.train_loss, record.val_loss, record.learning_rate) for record in history]
+
+
+def alone(task: Task, config: TrainConfig, orders: list[int]) -> tuple[EpochRecord, ...]:
+    """The history of a training by itself in recorded orders of the data."""
+    training = Training(task, config, None)
+    pack = Pack([training])
+    for order in orders:
+        assert pack.train_epoch(order) == (None,)
+    return training.history
+
+
+@hypothesis.given(
+    configs=st.lists(CONFIGS, min_size=2, max_size=5),
+    begins=st.lists(st.integers(0, 4), min_size=5, max_size=5),
+    batch_size=st.sampled_from([40, 8192]),
+)
+@hypothesis.settings(max_examples=25, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_in_a_pack_each_training_is_what_it_is_alone(
+    task: Task, configs: list[TrainConfig], begins: list[int], batch_size: int
+) -> None:
+    # Each joins at an epoch of its own, and leaves when it is done.
+    configs = [dataclasses.replace(config, batch_size=batch_size) for config in configs]
+    trainings = [Training(task, config, None) for config in configs]
+    clock = 0
+    while unfinished := [training for training in trainings if not training.finished]:
+        joined = [
+            t for t, begin in zip(trainings, begins, strict=False) if t in unfinished and begin <= clock
+        ]
+        if joined:
+            assert not any(Pack(joined).train_epoch(clock))
+        clock += 1
+    for training, config, begin in zip(trainings, configs, begins, strict=False):
+        orders = [record.order for record in training.history]
+        assert orders == list(range(begin, begin + config.epochs))
+        np.testing.assert_allclose(
+            losses(training.history), losses(alone(task, config, orders)), rtol=1e-6, atol=0
+        )
+
+
+def fit_together(task: Task, configs: list[TrainConfig], root: Path) -> list[FitResult]:
+    companions = Companions()
+    barrier = threading.Barrier(len(configs))
+
+    def run(number: int) -> FitResult:
+        barrier.wait()
+        folder = root / str(number)
+        return fit(task, configs[number], folder, SilentReporter(), companions=companions)
+
+    with ThreadPoolExecutor(len(configs)) as pool:
+        return list(pool.map(run, range(len(configs))))
+
+
+def test_companions_share_epochs_and_keep_what_is_their_own(task: Task, tmp_path: Path) -> None:
+    configs = [
+        dataclasses.replace(CONFIG, seed=n, epochs=epochs, hidden=hidden, dropout=0.1 * (n % 2))
+        for n, (epochs, hidden) in enumerate([(4, (8,)), (7, (8, 4)), (9, (5,)), (6, (8, 4))])
+    ]
+    results = fit_together(task, configs, tmp_path)
+    together = [{record.order for record in result.history} for result in results]
+    # They met: most orders were gone through by several trainings.
+    assert len(set.union(*together)) < sum(map(len, together)) - 5
+    for config, result in zip(configs, results, strict=True):
+        assert [record.epoch for record in result.history] == list(range(1, config.epochs + 1))
+        orders = [record.order for record in result.history]
+        np.testing.assert_allclose(losses(result.history), losses(alone(task, config, orders)), rtol=1e-6)
+
+
+def test_a_training_alone_repeats_without_its_orders(task: Task, tmp_path: Path) -> None:
+    result = fit(task, CONFIG, tmp_path, SilentReporter())
+    orders = [record.order for record in result.history]
+    assert losses(result.history) == losses(alone(task, CONFIG, orders))
+
+
+def test_other_batches_are_not_waited_for(task: Task, tmp_path: Path) -> None:
+    configs = [CONFIG, dataclasses.replace(CONFIG, batch_size=16)]
+    for config, result in zip(configs, fit_together(task, configs, tmp_path), strict=True):
+        assert losses(result.history) == losses(
+            fit(task, config, tmp_path / "alone", SilentReporter()).history
+        )
+        (tmp_path / "alone" / "checkpoint.safetensors").unlink()
+
+
+def test_one_that_fails_does_not_harm_its_companions(task: Task, tmp_path: Path) -> None:
+    companions = Companions()
+    spoilt, sound = Training(task, CONFIG, None), Training(task, CONFIG, None)
+    with torch.no_grad():
+        next(spoilt.model.parameters()).fill_(float("nan"))
+    with companions.joined(spoilt), companions.joined(sound), ThreadPoolExecutor(2) as pool:
+        one, other = (pool.submit(companions.train_epoch, training) for training in (spoilt, sound))
+        with pytest.raises(TrainingFailed, match="the training loss is nan in epoch 1"):
+            one.result()
+        other.result()
+    (together,) = sound.history
+    np.testing.assert_allclose(
+        losses(sound.history), losses(alone(task, CONFIG, [together.order])), rtol=1e-6
+    )

@@ -1,0 +1,339 @@
+"""AEVs on disk: computed once, mapped into the memory of every process that trains on them.
+
+A store is a folder ``<root>/<key>`` with a NumPy file for each element of each element set. Its rows are the
+AEVs of the element's atoms in the structures of the set's molecules, in the order of the structures; its
+columns are those of the set. A manifest holds sizes and digests. The key is a digest of all that decides the
+content. The folder appears by rename once it is complete.
+
+To read a large store takes seconds. That all its digests are right is therefore remembered in the folder,
+with the identity and the time of change of each file, until a file or the system's boot is another one:
+after a power cut a file may lack what was written to it. Rot of the disk itself changes no time, and only
+a check of the digests finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from trainer.config import AEVConfig, dump_config
+from trainer.data.dataset import Dataset
+from trainer.errors import FeatureStoreError, OutputError
+from trainer.features.aev import MoleculeFeatures
+from trainer.features.batches import atom_counts
+from trainer.features.element_sets import ElementSets, find_element_sets
+from trainer.files import write_by_rename
+from trainer.progress import Progress
+
+logger = logging.getLogger("anitune")
+
+#: To be raised when the same data and constants give other files.
+FORMAT: Final = 2
+
+MANIFEST: Final = "manifest.json"
+CHECKED: Final = "checked.json"
+
+#: Another one after each start of the system. Where there is none, every opening checks the digests.
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+#: AEVs that a thread computes at a time, and all the memory that it takes to compute and to hand them over.
+PIECE_BYTES: Final = 4 * 2**20
+THREAD_BYTES: Final = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class StoreTables:
+    """The AEVs of all atoms of a data set.
+
+    Attributes
+    ----------
+    sets : the element sets of its molecules
+    tables : for the number of each set in ``sets.sets`` and each of its elements, (N, F_s) float32: the AEVs
+        of the element's atoms in the structures of the set's molecules, in the order of the structures and
+        within one in the file's order; only the ``columns`` of the set
+    """
+
+    sets: ElementSets
+    tables: dict[tuple[int, int], Tensor]
+
+
+def store_bytes(dataset: Dataset, config: AEVConfig) -> int:
+    """Size of the tables of a data set."""
+    sets = find_element_sets(dataset, config)
+    lengths = [len(sets.sets[s].columns) for s in sets.of_molecule]
+    return sum(m.structures * m.atoms * f * 4 for m, f in zip(dataset.molecules, lengths, strict=True))
+
+
+def open_tables(
+    dataset: Dataset,
+    config: AEVConfig,
+    root: Path,
+    progress: Progress,
+    *,
+    memory: int = 2**29,
+    check: bool = False,
+) -> StoreTables:
+    """Map the AEVs of a data set, after building or rebuilding the store if it is missing or damaged.
+
+    Parameters
+    ----------
+    memory : bytes that building may take; it bounds the number of threads, of which one is always there
+    check : read all files and compare their digests, even if it is remembered that they were right
+
+    Returns
+    -------
+    Tables that share the memory of the mapped files.
+
+    Raises
+    ------
+    FeatureStoreError
+        if the store cannot be built or read; nothing half-built stays.
+    """
+    content = {"format": FORMAT, "dataset": dataset.fingerprint, "aev": dump_config(config)}
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    folder = root / key
+    sets = find_element_sets(dataset, config)
+    try:
+        if fault := _fault(folder, content, check):
+            with _only_builder(root, key):
+                # Another process may have built it while this one waited.
+                if fault := _fault(folder, content, check):
+                    if folder.exists():
+                        logger.warning(
+                            "%s: the feature store is damaged (%s): it is built anew", folder, fault
+                        )
+                        shutil.rmtree(folder)
+                    _build(folder, content, dataset, config, sets, progress, memory)
+        return StoreTables(sets, {key: _map(folder / name) for key, name in _names(sets, config).items()})
+    except OSError as error:
+        raise FeatureStoreError(
+            f"{root}: the feature store cannot be built or read: {error.strerror or error}; "
+            f"it takes {store_bytes(dataset, config) / 2**30:.3g} GiB: free space, or choose another folder"
+        ) from error
+
+
+def _names(sets: ElementSets, config: AEVConfig) -> dict[tuple[int, int], str]:
+    """The file of each table, by set and element."""
+    return {
+        (s, e): f"{'-'.join(config.elements[i] for i in some.elements)}_{config.elements[e]}.npy"
+        for s, some in enumerate(sets.sets)
+        for e in some.elements
+    }
+
+
+def _fault(folder: Path, content: dict[str, Any], check: bool) -> str | None:
+    """What is wrong with the store, in words, or None if every byte is as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["content"] != content:
+            return f"{MANIFEST} describes other features"
+        files = [
+            (folder / name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
+        ]
+        for path, size, _ in files:
+            if path.stat().st_size != size:
+                return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    # Of before they are read: a file that changes meanwhile is not taken for the one that was read.
+    state = _state([path for path, _, _ in files])
+    if not check and _is_checked(folder, state):
+        return None
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for (path, _, wanted), found in zip(files, pool.map(_sha256, [f[0] for f in files]), strict=True):
+            if found != wanted:
+                return f"{path.name} has other bytes than were written"
+    _remember_checked(folder, state)
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state(paths: list[Path]) -> dict[str, Any]:
+    """What is another one when any of the files was changed, or may have been."""
+    stats = {path.name: path.stat() for path in paths}
+    # The time of the last change, unlike that of the last modification, cannot be set.
+    files = {name: [stat.st_ino, stat.st_ctime_ns] for name, stat in stats.items()}
+    return {"boot": BOOT_ID.read_text().strip() if BOOT_ID.exists() else None, "files": files}
+
+
+def _is_checked(folder: Path, state: dict[str, Any]) -> bool:
+    if state["boot"] is None:
+        return False
+    try:
+        return bool(json.loads((folder / CHECKED).read_text()) == state)
+    except (OSError, ValueError):
+        return False
+
+
+def _remember_checked(folder: Path, state: dict[str, Any]) -> None:
+    # Where it cannot be written down, in a store that is shared for reading, every opening checks.
+    with suppress(OutputError):
+        write_by_rename(folder / CHECKED, json.dumps(state).encode())
+
+
+@contextmanager
+def _only_builder(root: Path, key: str) -> Iterator[None]:
+    """Keep other processes from building the same store, or wait until one of them has."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("%s: waiting for another process that builds the feature store", root / key)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(
+    folder: Path,
+    content: dict[str, Any],
+    dataset: Dataset,
+    config: AEVConfig,
+    sets: ElementSets,
+    progress: Progress,
+    memory: int,
+) -> None:
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    # What a killed process left; no other one is building now.
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir()
+        files = _write_tables(unfinished, dataset, config, sets, progress, memory)
+        manifest = {"content": content, "files": files}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        _remember_checked(unfinished, _state([unfinished / name for name in files]))
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _write_tables(
+    folder: Path, dataset: Dataset, config: AEVConfig, sets: ElementSets, progress: Progress, memory: int
+) -> dict[str, dict[str, int | str]]:
+    """Write all files side by side, a piece of the structures at a time."""
+    rows = np.diff(dataset.offsets)[:, None] * atom_counts(dataset, config.elements)
+    with ExitStack() as stack:
+        tables = {
+            (s, e): stack.enter_context(
+                _Table(
+                    folder / name,
+                    (int(rows[sets.of_molecule == s, e].sum()), len(sets.sets[s].columns)),
+                )
+            )
+            for (s, e), name in _names(sets, config).items()
+        }
+        done = 0
+        progress("computing features", done, dataset.structures)
+        pieces = stack.enter_context(closing(_computed(dataset, config, sets, memory)))
+        for piece in pieces:
+            for e, aevs in piece.aevs.items():
+                tables[piece.number_of_set, e].write(aevs.data)
+            done += piece.structures
+            progress("computing features", done, dataset.structures)
+    return {
+        table.path.name: {"bytes": table.bytes, "sha256": table.digest.hexdigest()}
+        for table in tables.values()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some structures of a molecule: for each of its elements, (n, F_s) float32."""
+
+    number_of_set: int
+    structures: int
+    aevs: dict[int, npt.NDArray[np.float32]]
+
+
+def _computed(dataset: Dataset, config: AEVConfig, sets: ElementSets, memory: int) -> Generator[_Piece]:
+    """All structures in their order, computed some pieces ahead."""
+    features = MoleculeFeatures(config, torch.device("cpu"))
+    counts = atom_counts(dataset, config.elements)
+
+    def compute(m: int, begin: int, end: int) -> _Piece:
+        s = int(sets.of_molecule[m])
+        elements = sets.sets[s].elements
+        aevs = features.compact(dataset.molecules[m], slice(begin, end))
+        by_element = torch.split(aevs, counts[m, elements].tolist(), dim=1)
+        rows = [some.contiguous().view(-1, aevs.shape[2]).numpy() for some in by_element]
+        return _Piece(s, len(aevs), dict(zip(elements, rows, strict=True)))
+
+    _keep_freed_memory()
+    threads = max(1, min(torch.get_num_threads(), memory // THREAD_BYTES))
+    # Each piece in a thread of its own: that scales better than to divide each of many small operations.
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        ahead: deque[Future[_Piece]] = deque()
+        for m, molecule in enumerate(dataset.molecules):
+            length = len(sets.sets[sets.of_molecule[m]].columns)
+            size = max(1, PIECE_BYTES // (molecule.atoms * length * 4))
+            for begin in range(0, molecule.structures, size):
+                if len(ahead) == 2 * threads:
+                    yield ahead.popleft().result()
+                ahead.append(pool.submit(compute, m, begin, begin + size))
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse the memory of large arrays, instead of asking the system for each of them anew.
+
+    Threads wait for each other at every such request. Once an array of a size is freed, arrays up to this
+    size are kept: mallopt(3), M_MMAP_THRESHOLD, whose dynamic limit is 32 MiB.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+class _Table:
+    """A NumPy file of float32 that is written from its beginning to its end."""
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.path = path
+        self.bytes = 0
+        self.digest = hashlib.sha256()
+        self._file = path.open("wb")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        self.write(header.getbuffer())
+
+    def write(self, content: memoryview) -> None:
+        self._file.write(content)
+        self.digest.update(content)
+        self.bytes += content.nbytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _map(path: Path) -> Tensor:
+    # Copy-on-write, as torch has no tensors that cannot be written: the file stays as it is.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
