@@ -18,6 +18,10 @@ class Plan:
     )
     pack_trials: int = field(default=8, metadata={"help": "networks that are trained together"})
     pack_epochs: int = field(default=10, metadata={"help": "epochs of each of them"})
+    precision_seeds: int = field(
+        default=5, metadata={"help": "seeds of each precision whose errors are compared"}
+    )
+    precision_epochs: int = field(default=60, metadata={"help": "epochs of each of them"})
     feature_structures: int = field(default=20_000, metadata={"help": "structures to compute AEVs of"})
     load_structures: int = field(default=100_000, metadata={"help": "structures to load"})
     study_trials: int = field(default=3, metadata={"help": "trials of the study"})

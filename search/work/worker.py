@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Literal, Protocol, TypeVar
@@ -17,6 +18,7 @@ from search.propose.samplers import propose
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
+from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
 from search.work.slots import automatic_slots, work_in_slots
 from search.work.stopping import StopRequest
@@ -52,6 +54,9 @@ NOT_COMPARED = ("checkpoint_seconds",)
 """Settings of a training that change nothing of its result."""
 
 R = TypeVar("R")
+
+Train = Callable[..., TrainingResult]
+"""Like :func:`trainer.run.run_training`, for trainings on the task of the study."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Worker:
         self._rungs = rungs(config)
         device = find_device(config.training.get("device", TrainConfig.device))
         self._info = describe_worker(name, device)
-        # On a GPU the slots' trainings share batches; on the CPU each keeps a core busy by itself.
+        # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
         self._companions = Companions() if device.type == "cuda" else None
         self._slots = slots if slots is not None else automatic_slots(device, _threads(config))
         self._in_hand: dict[int, Claim] = {}
@@ -152,7 +157,9 @@ class Worker:
         slots = self._slots_needed()
         if slots > 1:
             logger.info("%s: %d trials at once", self._study.name, slots)
-            work_in_slots(slots, self._work_in_slot, self._stop)
+            # On the CPU threads of one process would hold each other up; on a GPU they share batches.
+            work = self._work_in_process if self._companions is None else self._work_in_slot
+            work_in_slots(slots, work, self._stop)
         else:
             self._work_in_slot()
 
@@ -164,10 +171,17 @@ class Worker:
         return min(self._slots, summary.budget.trials - ended)
 
     def _work_in_slot(self) -> None:
+        self._train_claims(partial(run_training, self._task, companions=self._companions))
+
+    def _work_in_process(self) -> None:
+        with TrainingProcess(self._task.settings, self._database.settings.features) as process:
+            self._train_claims(process.train)
+
+    def _train_claims(self, train: Train) -> None:
         while not self._stop.asked:
             claim, to_come = self._claim()
             if claim is not None:
-                self._train(claim)
+                self._train(claim, train)
             elif to_come:
                 self._stop.wait(POLL_SECONDS)
             else:
@@ -198,11 +212,11 @@ class Worker:
                 self._said_to_wait = True
             return None, bool(waited_for)
 
-    def _train(self, claim: Claim) -> None:
+    def _train(self, claim: Claim, train: Train) -> None:
         attempt = Attempt(self._database, self._study, claim)
         try:
             with LeaseKeeper(attempt) as keeper:
-                news = self._run(attempt, keeper.lost)
+                news = self._run(attempt, keeper.lost, train)
         except LeaseLostError as error:
             news = replace(self._news(claim), state="lost", reason=str(error))
         finally:
@@ -210,7 +224,7 @@ class Worker:
         if news is not None:
             self._tell(self._watcher.ended, news)
 
-    def _run(self, attempt: Attempt, lost: Event) -> TrialNews | None:
+    def _run(self, attempt: Attempt, lost: Event, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
         news = self._news(attempt.claim)
         try:
@@ -225,8 +239,7 @@ class Worker:
             folder = self._database.settings.trial_folder(self._study.name, news.number)
             warm_start = self._warm_start(attempt.claim)
             self._tell(self._watcher.begun, news)
-            result = run_training(
-                self._task,
+            result = train(
                 config,
                 folder,
                 AttemptReporter(
@@ -237,7 +250,6 @@ class Worker:
                 ),
                 rungs=self._rungs,
                 warm_start=warm_start,
-                companions=self._companions,
                 progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
             )
             return self._end(attempt, folder, news, result)

@@ -64,7 +64,10 @@ def test_a_warm_start_is_taken_up(config: Path, tmp_path: Path) -> None:
     train(config, "--out", tmp_path / "first")
     warm = train(config, "--out", tmp_path / "warm", "--warm-start", tmp_path / "first" / "model.safetensors")
     assert warm.exit_code == 0, warm.stderr
-    histories = [list(csv.DictReader((tmp_path / run / "history.csv").open())) for run in ("first", "warm")]
+    histories = [
+        list(csv.DictReader((tmp_path / run / "history.csv").read_text().splitlines()))
+        for run in ("first", "warm")
+    ]
     first_epoch_losses = [float(history[0]["train/loss"]) for history in histories]
     assert first_epoch_losses[1] < first_epoch_losses[0] / 2
 

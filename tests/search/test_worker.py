@@ -432,6 +432,8 @@ def test_a_fault_in_one_slot_ends_all_and_is_raised_once(
     database: Database, config: StudyConfig, task: Task, error: Exception, state: str, reason: str | None
 ) -> None:
     meeting = Meeting()
+    # The other one cannot come to its end before it is asked to stop.
+    config = replace(config, training={**config.training, "epochs": 100_000})
 
     def fail_beside_another(number: int, epoch: int) -> None:
         if epoch == 1:

@@ -1,0 +1,233 @@
+"""A process that trains for a slot of a worker.
+
+Trainings in threads of one process hold each other up: between two operations of torch, which take some ten
+microseconds for small networks, only one thread at a time may run Python. What a training reports comes
+through a pipe, so that the records are written by the worker alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, Self
+
+from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, load_config
+from trainer.errors import TrainerError, TrainingFailed
+from trainer.progress import Progress, no_progress
+from trainer.reporting import EpochRecord, Reporter
+from trainer.run import TrainingResult, run_training
+from trainer.task import prepare_task
+
+#: How long the worker's thread waits in one call, s: an interruption reaches it only between two calls.
+WAIT: Final = 0.2
+
+#: For prctl(2): the signal that a process gets when the thread that started it ends.
+PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A training to be done."""
+
+    config: TrainConfig
+    folder: Path
+    rungs: tuple[int, ...]
+    warm_start: Path | None
+
+
+@dataclass(frozen=True)
+class _Rung:
+    epoch: int
+    best_val_mae: float
+    records: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True)
+class _Records:
+    records: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True)
+class _ShouldStop:
+    pass
+
+
+@dataclass(frozen=True)
+class _Progress:
+    stage: str
+    done: int
+    total: int
+
+
+class TrainingProcess:
+    """Trains what it is given, one training after the other. It is started for the first one.
+
+    Parameters
+    ----------
+    task : the sections ``data``, ``split`` and ``features`` of the settings of all trainings
+    cache : where the features are stored
+    """
+
+    def __init__(self, task: Mapping[str, Any], cache: Path) -> None:
+        self._task = task
+        self._cache = cache
+        self._running: tuple[Any, Connection] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the process, at once."""
+        if self._running is not None:
+            process, connection = self._running
+            self._running = None
+            process.kill()
+            process.join()
+            connection.close()
+
+    def train(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        reporter: Reporter,
+        *,
+        rungs: tuple[int, ...],
+        warm_start: Path | None,
+        progress: Progress,
+    ) -> TrainingResult:
+        """Do what :func:`trainer.run.run_training` does, with the same parameters and errors.
+
+        Raises
+        ------
+        TrainingFailed
+            also if the process ends by itself, as when the system runs out of memory.
+        """
+        try:
+            process, connection = self._running or self._start()
+            connection.send(_Order(config, folder, rungs, warm_start))
+            while True:
+                while not connection.poll(WAIT):
+                    pass
+                message = connection.recv()
+                if isinstance(message, TrainingResult):
+                    return message
+                if isinstance(message, Exception):
+                    raise message
+                connection.send(_answer(message, reporter, progress))
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            process.join()
+            code = process.exitcode
+            self.end()
+            raise TrainingFailed(
+                f"the process of the training ended by itself ({_ending(code)}); is there enough memory?"
+            ) from error
+        except TrainerError:
+            raise
+        except BaseException:
+            # Whatever went wrong here, the training must not go on over there.
+            self.end()
+            raise
+
+    def _start(self) -> tuple[Any, Connection]:
+        context = get_context("spawn")
+        connection, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, dict(self._task), self._cache, os.getpid()))
+        process.start()
+        theirs.close()
+        self._running = process, connection
+        return self._running
+
+
+def _answer(message: object, reporter: Reporter, progress: Progress) -> bool | None:
+    match message:
+        case _Rung(epoch, best_val_mae, records):
+            return reporter.rung(epoch, best_val_mae, records)
+        case _Records(records):
+            reporter.records(records)
+        case _ShouldStop():
+            return reporter.should_stop()
+        case _Progress(stage, done, total):
+            progress(stage, done, total)
+    return None
+
+
+def _ending(code: int | None) -> str:
+    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+
+
+class _PipeReporter:
+    """Asks the worker at the other end, and waits for its answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def _ask(self, message: object) -> Any:
+        self._connection.send(message)
+        return self._connection.recv()
+
+    def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
+        return bool(self._ask(_Rung(epoch, best_val_mae, records)))
+
+    def records(self, records: tuple[EpochRecord, ...]) -> None:
+        self._ask(_Records(records))
+
+    def should_stop(self) -> bool:
+        return bool(self._ask(_ShouldStop()))
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self._ask(_Progress(stage, done, total))
+
+
+def _serve(connection: Connection, task: dict[str, Any], cache: Path, worker: int) -> None:
+    """Train until the worker has gone."""
+    _end_with(worker)
+    # A terminal sends its signals to all; the worker decides what they mean.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    reporter = _PipeReporter(connection)
+    prepared = None
+    while True:
+        try:
+            order = connection.recv()
+        except EOFError:
+            return
+        try:
+            prepared = prepared or prepare_task(
+                load_config(DataConfig, task["data"], "data"),
+                load_config(SplitConfig, task["split"], "split"),
+                load_config(FeatureConfig, task["features"], "features"),
+                cache,
+                no_progress,
+            )
+            end: TrainingResult | Exception = run_training(
+                prepared,
+                order.config,
+                order.folder,
+                reporter,
+                rungs=order.rungs,
+                warm_start=order.warm_start,
+                progress=reporter.progress,
+            )
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+        except Exception as error:
+            end = error
+        connection.send(end)
+
+
+def _end_with(worker: int) -> None:
+    """Let the system kill this process when the worker dies: another one will take its trials over."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != worker:
+        sys.exit()
