@@ -1,4 +1,4 @@
-"""Training many networks: one after another, in several threads, and side by side in one pack."""
+"""Training many networks: one after another, a process a core, and side by side in one pack."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 from benchmarks.figures import Figure, Goal, Samples, cost_ratio
 from benchmarks.plan import Plan
 from benchmarks.sides import SideTask, take_turns
+from search.work.processes import TrainingProcess
 from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
 from trainer.fitting.loop import fit
 from trainer.fitting.packs import Companions
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
-from trainer.task import prepare_task
+from trainer.task import Task, prepare_task
 
 TOPIC: Final = "packs"
 
@@ -52,9 +55,9 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
         # By itself a training may have all threads, which pays in large batches only.
         alone = [replace(c, threads=plan.threads if batch_size >= 1024 else 1) for c in configs]
         sides: dict[str, SideTask] = {
-            "one at a time": partial(train, alone, folder, 1, False),
-            f"in {plan.threads} threads": partial(train, configs, folder, plan.threads, False),
-            "side by side": partial(train, configs, folder, len(configs), True),
+            "one at a time": partial(train_one_by_one, alone, folder),
+            f"in {plan.threads} processes": partial(train_in_processes, configs, folder, plan.threads),
+            "side by side": partial(train_side_by_side, configs, folder),
         }
         results = take_turns(sides, plan.repeats, plan.threads)
         reference = Samples("s", tuple(results["one at a time"]))
@@ -65,27 +68,65 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
                 Samples("s", tuple(results[way])),
                 reference,
                 GPU_GOAL if plan.device != "cpu" else CPU_GOAL,
-                "what `pack: auto` does" if automatic else "",
+                "what `--pack auto` does" if automatic else "",
             )
             for way, automatic in (
-                (f"in {plan.threads} threads", plan.device == "cpu"),
+                (f"in {plan.threads} processes", plan.device == "cpu"),
                 ("side by side", plan.device != "cpu"),
             )
         ]
     return figures
 
 
-def train(configs: Sequence[TrainConfig], folder: Path, threads: int, together: bool) -> float:
-    """Seconds that the trainings take in so many threads."""
-    task = prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)
-    companions = Companions() if together else None
-    with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(threads) as pool:
-
-        def run(number: int) -> None:
-            fit(task, configs[number], Path(place) / str(number), SilentReporter(), companions=companions)
-
-        # What only the first training pays.
+def train_one_by_one(configs: Sequence[TrainConfig], folder: Path) -> float:
+    """Seconds that the trainings take one after another."""
+    task = open_task(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         fit(task, replace(configs[0], epochs=1), Path(place) / "first", SilentReporter())
         started = time.perf_counter()
-        list(pool.map(run, range(len(configs))))
+        for number, config in enumerate(configs):
+            fit(task, config, Path(place) / str(number), SilentReporter())
         return time.perf_counter() - started
+
+
+def train_in_processes(configs: Sequence[TrainConfig], folder: Path, count: int) -> float:
+    """Seconds that the trainings take in the processes of so many slots."""
+    task = open_task(folder)
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+        free: SimpleQueue[TrainingProcess] = SimpleQueue()
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+
+        def train(number: int, config: TrainConfig) -> None:
+            process = free.get()
+            process.train(
+                config, place / str(number), SilentReporter(), rungs=(), warm_start=None, progress=no_progress
+            )
+            free.put(process)
+
+        for _ in range(count):
+            free.put(stack.enter_context(TrainingProcess(task.settings, folder / "features")))
+        # A process starts with its first training.
+        list(pool.map(train, range(-count, 0), [replace(configs[0], epochs=1)] * count))
+        started = time.perf_counter()
+        list(pool.map(train, range(len(configs)), configs))
+        return time.perf_counter() - started
+
+
+def train_side_by_side(configs: Sequence[TrainConfig], folder: Path) -> float:
+    """Seconds that the trainings take in one pack."""
+    task, companions = open_task(folder), Companions()
+    with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(len(configs)) as pool:
+
+        def train(number: int) -> None:
+            fit(task, configs[number], Path(place) / str(number), SilentReporter(), companions=companions)
+
+        fit(task, replace(configs[0], epochs=1), Path(place) / "first", SilentReporter())
+        started = time.perf_counter()
+        list(pool.map(train, range(len(configs))))
+        return time.perf_counter() - started
+
+
+def open_task(folder: Path) -> Task:
+    """The shipped sample."""
+    return prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)
