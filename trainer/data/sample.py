@@ -20,9 +20,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.normal_modes import FloatArray, NormalModes, sample_structure
 from trainer.errors import DataError, MissingExtraError, TrainerError
@@ -253,7 +255,7 @@ def _compute_piece(work: Path, plan: SamplePlan, molecule: int, first: int, end:
         return
     from trainer.data.dft import single_point
 
-    prepared = np.load(work / f"molecule-{molecule}.npz")
+    prepared = _arrays(work / f"molecule-{molecule}.npz")
     symbols = tuple(s.decode() for s in prepared["symbols"])
     modes = NormalModes(prepared["equilibrium"], prepared["displacements"], prepared["force_constants"])
     temperatures = TEMPERATURES[plan.heavy_atoms[molecule]]
@@ -283,8 +285,8 @@ def _assemble(
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for i, smiles in enumerate(plan.molecules):
-            prepared = np.load(work / f"molecule-{i}.npz")
-            pieces = [np.load(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.pieces() if m == i]
+            prepared = _arrays(work / f"molecule-{i}.npz")
+            pieces = [_arrays(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.pieces() if m == i]
             coordinates = np.concatenate([p["coordinates"] for p in pieces])
             energies = np.concatenate([p["energies"] for p in pieces])
             temperatures = np.concatenate([p["temperatures"] for p in pieces])
@@ -334,3 +336,9 @@ def _write_arrays(
         ("temperatures", temperatures),
     ):
         group.create_dataset(name + suffix, data=values, compression="gzip", shuffle=True)
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a file of NumPy's."""
+    with np.load(path) as file:
+        return dict(file)
