@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
@@ -43,7 +44,7 @@ test: check ## all tests that need nothing but Python
 	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
 
 test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
-	$(BIN)/python -m pytest -m "browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "browser"
 
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
