@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -174,9 +175,9 @@ class StoredFeatures:
                         element_set.elements,
                         torch.from_numpy(element_set.columns).to(device),
                         Layouts(self._counts[:, elements], molecule[members], starts[members][:, elements].T),
-                        tuple(self._tables.tables[s, e] for e in elements),
                         device,
                         dtype,
+                        tuple(self._tables.tables[s, e] for e in elements),
                     )
                 )
         return _Part(groups, TILE)
@@ -198,7 +199,7 @@ class StoredFeatures:
                 tables[e][there[:, None], columns] = stored[some].to(device, dtype)
         layouts = Layouts(self._counts, molecule, targets.T)
         everything = torch.arange(len(structures))
-        return _Part([_StoredGroup(everything, tuple(kinds), None, layouts, tables, device, dtype)], None)
+        return _Part([_StoredGroup(everything, tuple(kinds), None, layouts, device, dtype, tables)], None)
 
     def _starts(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where the atoms of each structure begin in the tables of its set, (n, E)."""
@@ -237,11 +238,11 @@ class ComputedFeatures:
                 elements,
                 columns,
                 layouts,
+                device,
+                dtype,
                 self._dataset,
                 features,
                 structures[members],
-                device,
-                dtype,
                 self.length,
             )
 
@@ -258,7 +259,7 @@ class ComputedFeatures:
         )
 
 
-class _Group:
+class _Group(ABC):
     """Structures of a part that are worked on together: their atoms have the same AEV columns.
 
     Parameters
@@ -267,15 +268,34 @@ class _Group:
     """
 
     def __init__(
-        self, members: Tensor, elements: tuple[int, ...], columns: Tensor | None, layouts: Layouts
+        self,
+        members: Tensor,
+        elements: tuple[int, ...],
+        columns: Tensor | None,
+        layouts: Layouts,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.members = members
         self.elements = elements
         self.columns = columns
         self.layouts = layouts
+        self.device = device
+        self.dtype = dtype
+
+    @abstractmethod
+    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
+        """For each element, the AEVs of its atoms in a batch."""
 
     def load(self, layout: BatchLayout) -> AtomBatch:
-        raise NotImplementedError
+        return AtomBatch(
+            positions=self.members[layout.positions].to(self.device),
+            elements=self.elements,
+            columns=self.columns,
+            aevs=tuple(aevs.to(self.device, self.dtype) for aevs in self.aevs(layout)),
+            owners=layout.owners.to(self.device),
+            atoms=layout.atoms.to(self.device),
+        )
 
     def lay_out_and_load(self, members: Tensor) -> AtomBatch:
         return self.load(self.layouts.lay_out(members[None])[0])
@@ -290,27 +310,17 @@ class _StoredGroup(_Group):
         elements: tuple[int, ...],
         columns: Tensor | None,
         layouts: Layouts,
-        tables: tuple[Tensor, ...],
         device: torch.device,
         dtype: torch.dtype,
+        tables: tuple[Tensor, ...],
     ) -> None:
-        super().__init__(members, elements, columns, layouts)
+        super().__init__(members, elements, columns, layouts, device, dtype)
         self._tables = tables
-        self._device = device
-        self._dtype = dtype
 
-    def load(self, layout: BatchLayout) -> AtomBatch:
-        gathered = (
+    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
+        return (
             table.index_select(0, wanted.to(table.device))
             for table, wanted in zip(self._tables, layout.rows.split_with_sizes(layout.sizes), strict=True)
-        )
-        return AtomBatch(
-            positions=self.members[layout.positions].to(self._device),
-            elements=self.elements,
-            columns=self.columns,
-            aevs=tuple(aevs.to(self._device, self._dtype) for aevs in gathered),
-            owners=layout.owners.to(self._device),
-            atoms=layout.atoms.to(self._device),
         )
 
 
@@ -321,41 +331,32 @@ class _ComputedGroup(_Group):
         elements: tuple[int, ...],
         columns: Tensor | None,
         layouts: Layouts,
+        device: torch.device,
+        dtype: torch.dtype,
         dataset: Dataset,
         features: MoleculeFeatures,
         structures: npt.NDArray[np.int64],
-        device: torch.device,
-        dtype: torch.dtype,
         length: int,
     ) -> None:
-        super().__init__(members, elements, columns, layouts)
+        super().__init__(members, elements, columns, layouts, device, dtype)
         self._dataset = dataset
         self._features = features
         self._structures = structures
-        self._device = device
-        self._dtype = dtype
         self._length = length
 
-    def load(self, layout: BatchLayout) -> AtomBatch:
-        atoms = layout.atoms.to(self._device)
+    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
+        atoms = layout.atoms.to(self.device)
         length = self._length if self.columns is None else len(self.columns)
         compute = self._features.compute if self.columns is None else self._features.compact
-        aevs = torch.empty((len(layout.owners), length), device=self._device)
+        aevs = torch.empty((len(layout.owners), length), device=self.device)
         molecules = self.layouts.molecule[layout.positions].numpy()
         for m in np.unique(molecules):
             molecule = self._dataset.molecules[m]
             some = np.flatnonzero(molecules == m)
             within = self._structures[layout.positions.numpy()[some]] - self._dataset.offsets[m]
-            rows = atoms[: molecule.atoms, torch.from_numpy(some).to(self._device)].T
+            rows = atoms[: molecule.atoms, torch.from_numpy(some).to(self.device)].T
             aevs[rows] = compute(molecule, within)
-        return AtomBatch(
-            positions=self.members[layout.positions].to(self._device),
-            elements=self.elements,
-            columns=self.columns,
-            aevs=tuple(aevs.to(self._dtype).split_with_sizes(layout.sizes)),
-            owners=layout.owners.to(self._device),
-            atoms=atoms,
-        )
+        return aevs.split_with_sizes(layout.sizes)
 
 
 class _Part:
