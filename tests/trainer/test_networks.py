@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.config import Activation, TrainConfig
 from trainer.data.dataset import Dataset, Molecule
-from trainer.features.batches import AtomBatch, Layouts, atom_counts
+from trainer.features.batches import AtomBatch, EqualStructures, IndexedStructures, Layouts, atom_counts
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
@@ -41,7 +41,8 @@ def batch_of(
         dtype
     )
     aevs = tuple(features.split_with_sizes(layout.sizes))
-    return AtomBatch(layout.positions, (0, 1, 2, 3), None, aevs, layout.owners, layout.atoms)
+    sums = IndexedStructures(layout.sizes, layout.owners, layout.atoms)
+    return AtomBatch(layout.positions, (0, 1, 2, 3), (None,) * 4, aevs, sums)
 
 
 def networks(**settings: object) -> ElementNetworks:
@@ -51,14 +52,13 @@ def networks(**settings: object) -> ElementNetworks:
 def reference_energies(model: ElementNetworks, batch: AtomBatch) -> Tensor:
     """Structure by structure and atom by atom, without dropout."""
     energies = torch.zeros(batch.size, dtype=torch.float64)
-    first = 0
-    for element, aevs in zip(ELEMENTS, batch.aevs, strict=True):
-        for i, x in enumerate(aevs.double()):
+    owners = batch.sums.to_atoms(torch.arange(batch.size)[:, None])
+    for element, aevs, of_element in zip(ELEMENTS, batch.aevs, owners, strict=True):
+        for x, owner in zip(aevs.double(), of_element, strict=True):
             layers = list(model.networks[element].double().children())
             for layer in layers[:-1]:
                 x = ACTIVATIONS[model.config.activation].value(layer(x))
-            energies[batch.owners[first + i]] += layers[-1](x).item()
-        first += len(aevs)
+            energies[owner] += layers[-1](x).item()
     return energies
 
 
@@ -69,6 +69,18 @@ def test_energies_are_sums_over_the_atoms_of_each_structure(hidden: tuple[int, .
         batch_of(MOLECULES, torch.float64),
     )
     torch.testing.assert_close(model(batch), reference_energies(model, batch), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_structures_of_equal_atoms_have_the_sums_of_their_atoms(dtype: torch.dtype) -> None:
+    owners = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2])
+    atoms = torch.tensor([[0, 2, 4], [1, 3, 5], [6, 7, 8], [9, 9, 9]])
+    equal, indexed = EqualStructures((2, 1)), IndexedStructures([6, 3], owners, atoms)
+    of_atoms = torch.randn(9, 2, dtype=dtype).split([6, 3])
+    torch.testing.assert_close(equal.over_structures(of_atoms), indexed.over_structures(of_atoms))
+    of_structures = torch.randn(3, 2, dtype=dtype)
+    for one, other in zip(equal.to_atoms(of_structures), indexed.to_atoms(of_structures), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_gradients_are_those_of_the_sums() -> None:
@@ -127,7 +139,9 @@ def test_weights_have_the_distribution_of_torch() -> None:
 def test_columns_that_are_left_out_count_as_zero() -> None:
     model, batch = networks(hidden=(5,)), batch_of(MOLECULES)
     columns = torch.tensor([0, 2, 7])
-    compact = dataclasses.replace(batch, columns=columns, aevs=tuple(aevs[:, columns] for aevs in batch.aevs))
+    compact = dataclasses.replace(
+        batch, columns=(columns,) * 4, aevs=tuple(aevs[:, columns] for aevs in batch.aevs)
+    )
     for aevs in batch.aevs:
         aevs[:, [c for c in range(LENGTH) if c not in columns]] = 0
     torch.testing.assert_close(model(compact), model(batch))

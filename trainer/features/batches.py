@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,32 +15,94 @@ from trainer.data.dataset import Dataset
 from trainer.data.elements import ATOMIC_NUMBERS
 
 
-@dataclass(frozen=True, eq=False)
-class AtomBatch:
-    """The atoms of B structures: all of the first element in the order of the structures, then of the next.
+class AtomSums(Protocol):
+    """Which atoms make up each of the B structures of a batch. Sums have a fixed order on every device."""
 
-    Attributes
+    def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
+        """What each structure has in all, (B, K), of what its atoms have, (n_e, K) for each element."""
+
+    def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
+        """What the structure of each atom has, (n_e, K) for each element, of (B, K): the transpose."""
+
+
+class EqualStructures:
+    """Structures with the same number of atoms of each element: the first c rows are of the first one.
+
+    Parameters
     ----------
-    positions : (B,) int64: which structures of the part they are
-    elements : which elements they have, as places in the order of the networks
-    columns : (F_b,) int64: which entries of the AEVs are given, as the others are zero; None: all
-    aevs : for each of ``elements``, (n_e, F_b): the AEVs of its atoms
+    counts : atoms of each element in a structure
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = tuple(counts)
+
+    def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
+        """See :class:`AtomSums`."""
+        sums = [
+            some if count == 1 else some.view(-1, count, some.shape[1]).sum(1)
+            for some, count in zip(of_atoms, self.counts, strict=True)
+        ]
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
+    def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
+        """See :class:`AtomSums`."""
+        return [
+            of_structures if count == 1 else of_structures.repeat_interleave(count, 0)
+            for count in self.counts
+        ]
+
+
+class IndexedStructures:
+    """Structures of any atoms: n in all, those of the first element first.
+
+    Parameters
+    ----------
+    sizes : number of atoms of each element
     owners : (n,) int64: which structure of the batch, 0 to B - 1, each of all the atoms belongs to
     atoms : (A, B) int64: which of all the atoms, 0 to n - 1, make up each structure; filled up with n
         where a structure has fewer than A
     """
 
+    def __init__(self, sizes: Sequence[int], owners: Tensor, atoms: Tensor) -> None:
+        self.sizes = list(sizes)
+        self.owners = owners
+        self.atoms = atoms
+
+    def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
+        """See :class:`AtomSums`."""
+        # What fills up the table of atoms points at the zero after the last one.
+        nothing = of_atoms[0].new_zeros((1, of_atoms[0].shape[1]))
+        return torch.cat([*of_atoms, nothing])[self.atoms].sum(0)
+
+    def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
+        """See :class:`AtomSums`."""
+        return of_structures.index_select(0, self.owners).split_with_sizes(self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class AtomBatch:
+    """The atoms of B structures, by element, and in the order of the structures.
+
+    Attributes
+    ----------
+    positions : (B,) int64: which structures of the part they are
+    elements : which elements they have, as places in the order of the networks
+    columns : for each of ``elements``, (F_e,) int64: which entries of the AEVs of its atoms are given, as the
+        others are zero; None: all
+    aevs : for each of ``elements``, (n_e, F_e): the AEVs of its atoms
+    sums : which atoms make up each structure
+    """
+
     positions: Tensor
     elements: tuple[int, ...]
-    columns: Tensor | None
+    columns: tuple[Tensor | None, ...]
     aevs: tuple[Tensor, ...]
-    owners: Tensor
-    atoms: Tensor
+    sums: AtomSums
 
     @property
     def size(self) -> int:
         """Number of structures, B."""
-        return self.atoms.shape[1]
+        return len(self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +114,7 @@ class BatchLayout:
     positions : (B,) int64
     sizes : number of atoms of each element
     rows : (n,) int64: the row of each atom in the table of its element
-    owners, atoms : as in :class:`AtomBatch`
+    owners, atoms : as in :class:`IndexedStructures`
     """
 
     positions: Tensor

@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer.config import AEVConfig, FeatureConfig
 from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
-from trainer.features.batches import AtomBatch, BatchLayout, Layouts, atom_counts
+from trainer.features.batches import AtomBatch, BatchLayout, IndexedStructures, Layouts, atom_counts
 from trainer.features.element_sets import find_element_sets
 from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.progress import Progress
@@ -291,10 +291,9 @@ class _Group(ABC):
         return AtomBatch(
             positions=self.members[layout.positions].to(self.device),
             elements=self.elements,
-            columns=self.columns,
+            columns=(self.columns,) * len(self.elements),
             aevs=tuple(aevs.to(self.device, self.dtype) for aevs in self.aevs(layout)),
-            owners=layout.owners.to(self.device),
-            atoms=layout.atoms.to(self.device),
+            sums=IndexedStructures(layout.sizes, layout.owners.to(self.device), layout.atoms.to(self.device)),
         )
 
     def lay_out_and_load(self, members: Tensor) -> AtomBatch:

@@ -55,7 +55,6 @@ class Gradient:
         factors = FACTOR_DTYPES.get(models[0].config.precision)
         self._elements = [_FirstLayers(of_element, factors) for of_element in zip(*networks, strict=True)]
         self._drops = any(model.config.dropout for model in models)
-        self._zero = first.new_zeros(1, len(models))
 
     def start(self) -> None:
         """Forget what was added, and take over the weights as they are now."""
@@ -80,16 +79,14 @@ class Gradient:
             for generator, seed in zip(self._dropouts, seeds, strict=True):
                 generator.manual_seed(seed)
         passes = [
-            self._elements[element].forward(aevs, batch.columns)
-            for element, aevs in zip(batch.elements, batch.aevs, strict=True)
+            self._elements[element].forward(aevs, columns)
+            for element, columns, aevs in zip(batch.elements, batch.columns, batch.aevs, strict=True)
         ]
-        energies = torch.cat([*(energies for energies, _ in passes), self._zero])
-        error = energies[batch.atoms].sum(0).sub_(target[:, None])
+        energies = batch.sums.over_structures([of_atoms for of_atoms, _ in passes])
+        error = energies - target[:, None]
         weighted = error * weight[:, None]
-        slopes = weighted.mul(2).index_select(0, batch.owners)
-        for (_, backward), slope in zip(
-            passes, slopes.split_with_sizes([len(a) for a in batch.aevs]), strict=True
-        ):
+        slopes = batch.sums.to_atoms(weighted * 2)
+        for (_, backward), slope in zip(passes, slopes, strict=True):
             backward(slope)
         sums = (weighted * error).sum(0)
         return sums if len(self._order) == 1 else torch.empty_like(sums).index_copy_(0, self._place, sums)
@@ -286,7 +283,7 @@ class _FirstLayers:
             layers.start()
 
     def forward(self, aevs: Tensor, columns: Tensor | None) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Energies of the atoms, (n, K) for (n, F_b)."""
+        """Energies of the atoms, (n, K) for (n, F_e)."""
         x = aevs if self._factors is None else _rounded(aevs, self._factors)
         weight, gradient = self._choose(columns)
         before = _linear(x, weight, self._bias.weight, len(aevs))

@@ -15,7 +15,6 @@ from torch.nn import functional
 from trainer.config import Precision, TrainConfig
 from trainer.features.batches import AtomBatch
 from trainer.networks.activations import ACTIVATIONS
-from trainer.networks.sums import sum_by_structure
 
 #: Of the weights, by ``TrainConfig.precision``.
 WEIGHT_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
@@ -70,17 +69,17 @@ class ElementNetworks(nn.Module):
     def forward(self, batch: AtomBatch) -> Tensor:
         """Energies in hartree, (B,), without self-energies."""
         energies = [
-            self._atomic_energies(self.layers(element), batch.columns, aevs)
-            for element, aevs in zip(batch.elements, batch.aevs, strict=True)
+            self._atomic_energies(self.layers(element), columns, aevs)
+            for element, columns, aevs in zip(batch.elements, batch.columns, batch.aevs, strict=True)
         ]
-        return sum_by_structure(torch.cat(energies).squeeze(1), batch)
+        return batch.sums.over_structures(energies).squeeze(1)
 
     def layers(self, element: int) -> list[nn.Linear]:
         """The layers of an element, by its place in ``elements``, the output last."""
         return list(self.networks[self.elements[element]].children())  # type: ignore[arg-type]
 
     def _atomic_energies(self, layers: list[nn.Linear], columns: Tensor | None, aevs: Tensor) -> Tensor:
-        """(n_e, 1) for (n_e, F_b)."""
+        """(n_e, 1) for (n_e, F_e)."""
         activation = ACTIVATIONS[self.config.activation].value
         first, *others = layers
         weight = first.weight if columns is None else first.weight.index_select(1, columns)
