@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trainer.config import Activation, TrainConfig
 from trainer.data.dataset import Dataset, Molecule
-from trainer.features.batches import AtomBatch, EqualStructures, IndexedStructures, Layouts, atom_counts
+from trainer.features.batches import AtomBatch, CountedStructures, EqualStructures, IndexedStructures, Layouts
+from trainer.features.compositions import atom_counts
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
@@ -71,16 +72,25 @@ def test_energies_are_sums_over_the_atoms_of_each_structure(hidden: tuple[int, .
     torch.testing.assert_close(model(batch), reference_energies(model, batch), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_structures_of_equal_atoms_have_the_sums_of_their_atoms(dtype: torch.dtype) -> None:
+def test_ways_of_telling_the_atoms_of_structures_give_the_same_sums() -> None:
     owners = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2])
     atoms = torch.tensor([[0, 2, 4], [1, 3, 5], [6, 7, 8], [9, 9, 9]])
-    equal, indexed = EqualStructures((2, 1)), IndexedStructures([6, 3], owners, atoms)
-    of_atoms = torch.randn(9, 2, dtype=dtype).split([6, 3])
-    torch.testing.assert_close(equal.over_structures(of_atoms), indexed.over_structures(of_atoms))
-    of_structures = torch.randn(3, 2, dtype=dtype)
-    for one, other in zip(equal.to_atoms(of_structures), indexed.to_atoms(of_structures), strict=True):
-        assert torch.equal(one, other)
+    indexed = IndexedStructures([6, 3], owners, atoms)
+    of_atoms = torch.randn(9, 2, dtype=torch.float64).split([6, 3])
+    of_structures = torch.randn(3, 2, dtype=torch.float64)
+    counted = CountedStructures((torch.tensor([2, 2, 2]), torch.tensor([1, 1, 1])))
+    for other in (EqualStructures((2, 1)), counted):
+        torch.testing.assert_close(other.over_structures(of_atoms), indexed.over_structures(of_atoms))
+        for one, two in zip(other.to_atoms(of_structures), indexed.to_atoms(of_structures), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_counted_structures_may_differ() -> None:
+    counted = CountedStructures((torch.tensor([0, 3]), torch.tensor([2, 1])))
+    of_atoms = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0], [16.0], [32.0]])
+    assert counted.over_structures(of_atoms).tolist() == [[24.0], [39.0]]
+    of_elements = counted.to_atoms(torch.tensor([[5.0], [6.0]]))
+    assert [some.flatten().tolist() for some in of_elements] == [[6.0] * 3, [5.0, 5.0, 6.0]]
 
 
 def test_gradients_are_those_of_the_sums() -> None:

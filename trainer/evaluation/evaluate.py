@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.source import Load, PartFeatures
+from trainer.features.parts import Load, PartFeatures
 from trainer.fitting.threads import Threads
 from trainer.networks.model import ElementNetworks
 from trainer.task import Task
 
 #: Structures that are evaluated at once.
-BATCH = 2048
+BATCH = 16_384
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.data.dataset import Dataset
-from trainer.data.elements import ATOMIC_NUMBERS
-
 
 class AtomSums(Protocol):
     """Which atoms make up each of the B structures of a batch. Sums have a fixed order on every device."""
@@ -50,6 +47,30 @@ class EqualStructures:
             of_structures if count == 1 else of_structures.repeat_interleave(count, 0)
             for count in self.counts
         ]
+
+
+class CountedStructures:
+    """Structures of any atoms, those of each element in the order of the structures.
+
+    Parameters
+    ----------
+    counts : for each element, (B,) int64: its atoms in each structure
+    """
+
+    def __init__(self, counts: Sequence[Tensor]) -> None:
+        self.counts = tuple(counts)
+
+    def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
+        """See :class:`AtomSums`."""
+        sums = [
+            torch.segment_reduce(some, "sum", lengths=count)
+            for some, count in zip(of_atoms, self.counts, strict=True)
+        ]
+        return torch.stack(sums).sum(0)
+
+    def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
+        """See :class:`AtomSums`."""
+        return [of_structures.repeat_interleave(count, 0) for count in self.counts]
 
 
 class IndexedStructures:
@@ -132,6 +153,11 @@ class Layouts:
     counts : (M, E) number of atoms of each element in each molecule
     molecule : (n,) the molecule of each structure
     first_rows : (E, n) where the atoms of each structure begin in the table of each element
+
+    Attributes
+    ----------
+    molecule : as given
+    elements : E
     """
 
     def __init__(
@@ -141,6 +167,7 @@ class Layouts:
         first_rows: npt.NDArray[np.int64],
     ) -> None:
         self.molecule = torch.from_numpy(molecule)
+        self.elements = counts.shape[1]
         self._counts = torch.from_numpy(counts)
         self._first_rows = torch.from_numpy(first_rows)
         # The atoms of a molecule sorted by element, one a row: the element, and the place among its kind.
@@ -189,11 +216,3 @@ class Layouts:
                 strict=True,
             )
         ]
-
-
-def atom_counts(dataset: Dataset, elements: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Number of atoms of each element in each molecule, (M, E)."""
-    numbers = np.array([ATOMIC_NUMBERS[e] for e in elements])
-    return np.array(
-        [(m.atomic_numbers[:, None] == numbers).sum(0) for m in dataset.molecules], dtype=np.int64
-    )

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from trainer.errors import TrainingFailed
-from trainer.features.source import Load
+from trainer.features.parts import Load
 from trainer.fitting.gradients import Gradient
 from trainer.fitting.randomness import data_order, dropout_seed
 from trainer.fitting.training import Training

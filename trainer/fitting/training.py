@@ -15,7 +15,7 @@ from trainer.config import Loss, TrainConfig, dump_config
 from trainer.errors import ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import BATCH, predict
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.source import PartFeatures
+from trainer.features.parts import PartFeatures
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import Checkpoint, Identity
 from trainer.fitting.devices import find_device
@@ -31,7 +31,7 @@ from trainer.reporting import EpochRecord
 from trainer.task import Task
 
 #: Raised with each change after which an old checkpoint would not go on as it began.
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 #: How the names of the optimizer's tensors begin in a checkpoint.
 OPTIMIZER = "optimizer/"
