@@ -78,15 +78,22 @@ def test_ways_of_telling_the_atoms_of_structures_give_the_same_sums() -> None:
     indexed = IndexedStructures([6, 3], owners, atoms)
     of_atoms = torch.randn(9, 2, dtype=torch.float64).split([6, 3])
     of_structures = torch.randn(3, 2, dtype=torch.float64)
-    counted = CountedStructures((torch.tensor([2, 2, 2]), torch.tensor([1, 1, 1])))
+    counted = CountedStructures(torch.tensor([[2, 2, 2], [1, 1, 1]]), [6, 3])
     for other in (EqualStructures((2, 1)), counted):
         torch.testing.assert_close(other.over_structures(of_atoms), indexed.over_structures(of_atoms))
         for one, two in zip(other.to_atoms(of_structures), indexed.to_atoms(of_structures), strict=True):
             assert torch.equal(one, two)
 
 
+def test_what_atoms_get_is_theirs_to_change() -> None:
+    of_structures = torch.ones((2, 1))
+    one, other = EqualStructures((1, 1)).to_atoms(of_structures)
+    one.zero_()
+    assert other.tolist() == of_structures.tolist() == [[1.0], [1.0]]
+
+
 def test_counted_structures_may_differ() -> None:
-    counted = CountedStructures((torch.tensor([0, 3]), torch.tensor([2, 1])))
+    counted = CountedStructures(torch.tensor([[0, 3], [2, 1]]), [3, 3])
     of_atoms = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0], [16.0], [32.0]])
     assert counted.over_structures(of_atoms).tolist() == [[24.0], [39.0]]
     of_elements = counted.to_atoms(torch.tensor([[5.0], [6.0]]))

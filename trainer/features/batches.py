@@ -19,7 +19,10 @@ class AtomSums(Protocol):
         """What each structure has in all, (B, K), of what its atoms have, (n_e, K) for each element."""
 
     def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
-        """What the structure of each atom has, (n_e, K) for each element, of (B, K): the transpose."""
+        """What the structure of each atom has, (n_e, K) for each element, of (B, K): the transpose.
+
+        The tensors are new, and the caller's to change.
+        """
 
 
 class EqualStructures:
@@ -43,10 +46,7 @@ class EqualStructures:
 
     def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
         """See :class:`AtomSums`."""
-        return [
-            of_structures if count == 1 else of_structures.repeat_interleave(count, 0)
-            for count in self.counts
-        ]
+        return [of_structures.repeat_interleave(count, 0) for count in self.counts]
 
 
 class CountedStructures:
@@ -54,23 +54,24 @@ class CountedStructures:
 
     Parameters
     ----------
-    counts : for each element, (B,) int64: its atoms in each structure
+    counts : (E, B) int64: atoms of each element in each structure
+    sizes : atoms of each element in all
     """
 
-    def __init__(self, counts: Sequence[Tensor]) -> None:
-        self.counts = tuple(counts)
+    def __init__(self, counts: Tensor, sizes: Sequence[int]) -> None:
+        self.counts = counts
+        self.sizes = list(sizes)
 
     def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
         """See :class:`AtomSums`."""
-        sums = [
-            torch.segment_reduce(some, "sum", lengths=count)
-            for some, count in zip(of_atoms, self.counts, strict=True)
-        ]
-        return torch.stack(sums).sum(0)
+        sums = torch.segment_reduce(torch.cat(tuple(of_atoms)), "sum", lengths=self.counts.flatten())
+        return sums.view(*self.counts.shape, -1).sum(0)
 
     def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
         """See :class:`AtomSums`."""
-        return [of_structures.repeat_interleave(count, 0) for count in self.counts]
+        of_each = of_structures.repeat(len(self.counts), 1)
+        of_atoms = of_each.repeat_interleave(self.counts.flatten(), 0, output_size=sum(self.sizes))
+        return of_atoms.split_with_sizes(self.sizes)
 
 
 class IndexedStructures:

@@ -113,7 +113,7 @@ class Group:
             sums = EqualStructures(self._compositions[runs[0]][1].counts)
         else:
             counts = self._counts.repeat_interleave(torch.tensor(in_runs), 0)
-            sums = CountedStructures(counts.T.contiguous().to(self._device).unbind())
+            sums = CountedStructures(counts.T.contiguous().to(self._device), atoms)
         return AtomBatch(
             positions=self.members.index_select(0, chosen).to(self._device),
             elements=self._elements,

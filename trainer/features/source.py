@@ -48,7 +48,7 @@ GROUPED_FROM: Final = 256
 
 #: Compositions with the same columns are worked on by themselves if a batch holds so many of their structures
 #: on average.
-ALONE_FROM: Final = 12
+ALONE_FROM: Final = 64
 
 
 class FeatureSource(Protocol):

@@ -34,6 +34,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from trainer.allocator import keep_freed_memory
 from trainer.config import AEVConfig, dump_config
 from trainer.data.dataset import Dataset
 from trainer.errors import FeatureStoreError, OutputError
@@ -295,7 +296,7 @@ def _computed(
             {e: aevs.numpy() for e, aevs in zip(composition.elements, some, strict=True)},
         )
 
-    _keep_freed_memory()
+    keep_freed_memory()
     threads = max(1, min(torch.get_num_threads(), memory // THREAD_BYTES))
     # Each piece in a thread of its own: that scales better than to divide each of many small operations.
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
@@ -310,15 +311,6 @@ def _computed(
                 ahead.append(pool.submit(compute, m, begin, begin + size))
         while ahead:
             yield ahead.popleft().result()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc reuse the memory of large arrays, instead of asking the system for each of them anew.
-
-    Threads wait for each other at every such request. Once an array of a size is freed, arrays up to this
-    size are kept: mallopt(3), M_MMAP_THRESHOLD, whose dynamic limit is 32 MiB.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 class _Table:
