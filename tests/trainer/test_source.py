@@ -31,7 +31,8 @@ CPU = torch.device("cpu")
 CONFIG = AEVConfig()
 
 #: Batches that are one piece each, and such that are pieces of kinds of compositions.
-SIZES = pytest.mark.parametrize("batch_size", [16, GROUPED_FROM], ids=["whole", "grouped"])
+GROUPED = GROUPED_FROM[torch.float32]
+SIZES = pytest.mark.parametrize("batch_size", [16, GROUPED], ids=["whole", "grouped"])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_batch_holds_the_atoms_of_its_structures(
     structures = np.array([3, 17, 45, 99, 119])
     order = np.array([4, 0, 2, 1])
     (batches,) = pieces(open_kind(kind, dataset, root), structures, order, batch_size)
-    assert len(batches) == (3 if batch_size == GROUPED_FROM else 1)
+    assert len(batches) == (3 if batch_size == GROUPED else 1)
     assert sorted(p for batch in batches for p in batch.positions.tolist()) == [0, 1, 2, 4]
     computer = AEVComputer.like_1x()
     for batch in batches:
@@ -127,7 +128,7 @@ def test_every_structure_is_in_its_batch_once(
     for number, batch in enumerate(found):
         inside = np.sort(np.concatenate([piece.positions.numpy() for piece in batch]))
         assert np.array_equal(inside, np.sort(order[number * batch_size :][:batch_size]))
-        if batch_size == GROUPED_FROM:
+        if batch_size == GROUPED:
             assert len(batch) > 3
             assert max(aevs.nbytes for piece in batch for aevs in piece.aevs) < 10_000
     assert len(found) == -(-len(order) // batch_size)
@@ -214,7 +215,7 @@ def test_energies_do_not_depend_on_how_structures_are_grouped(
     )
     order = random.permutation(7 * len(MANY))
     energies = []
-    for batch_size in (16, GROUPED_FROM):
+    for batch_size in (16, GROUPED):
         found = torch.full((len(order),), torch.nan, dtype=torch.float64)
         dtype = next(model.parameters()).dtype
         for batch in chain(*pieces(opened, np.arange(len(order)), order, batch_size, dtype)):
@@ -224,3 +225,15 @@ def test_energies_do_not_depend_on_how_structures_are_grouped(
     tolerance = 1e-5 if precision == "float32" else 1e-12
     torch.testing.assert_close(energies[1], energies[0], rtol=tolerance, atol=tolerance)
     assert energies[0].unique().numel() > 6 * len(MANY)
+
+
+def test_a_large_batch_of_rounded_features_is_worked_on_in_pieces(
+    dataset: Dataset, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "WHOLE", 30)
+    opened = open_features(dataset, FeatureConfig(), root, no_progress)
+    order = np.random.default_rng(0).permutation(dataset.structures)
+    batches = pieces(opened, np.arange(len(order)), order, 70, torch.bfloat16)
+    assert [[piece.size for piece in batch] for batch in batches] == [[30, 30, 10], [30, 20]]
+    assert np.array_equal(np.concatenate([piece.positions.numpy() for piece in chain(*batches)]), order)
+    assert {aevs.dtype for piece in chain(*batches) for aevs in piece.aevs} == {torch.bfloat16}

@@ -111,7 +111,7 @@ class AtomBatch:
     elements : which elements they have, as places in the order of the networks
     columns : for each of ``elements``, (F_e,) int64: which entries of the AEVs of its atoms are given, as the
         others are zero; None: all
-    aevs : for each of ``elements``, (n_e, F_e): the AEVs of its atoms
+    aevs : for each of ``elements``, (n_e, F_e): the AEVs of its atoms, in the precision of the first products
     sums : which atoms make up each structure
     """
 

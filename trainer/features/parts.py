@@ -26,8 +26,9 @@ from trainer.features.compositions import Composition
 #: Bytes of the AEVs that are worked on at once: they stay in the cache of a core.
 PIECE_BYTES: Final = 4 * 2**20
 
-#: Structures that small batches are laid out for at once.
+#: Structures that small batches are laid out for at once, and that are worked on at once.
 LAID_OUT: Final = 4096
+WHOLE: Final = 1024
 
 Load = Callable[[], AtomBatch]
 """Gathers some structures of a batch."""
@@ -179,7 +180,7 @@ class GroupedPart:
 
 
 class WholePart(ABC):
-    """A part whose batches are one piece each: all structures by element, with all columns."""
+    """A part of whose batches all structures are worked on by element, with all columns."""
 
     def __init__(self, layouts: Layouts, device: torch.device, dtype: torch.dtype) -> None:
         self.layouts = layouts
@@ -193,12 +194,17 @@ class WholePart(ABC):
 
     def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
         """See :class:`PartFeatures`."""
-        full = len(order) // batch_size * batch_size
-        batches = order[:full].view(-1, batch_size)
-        for some in (*torch.split(batches, max(1, LAID_OUT // batch_size)), order[None, full:]):
+        full = len(order) // batch_size * batch_size if batch_size <= WHOLE else 0
+        for some in torch.split(order[:full].view(-1, batch_size), max(1, LAID_OUT // batch_size)):
             if some.numel():
                 for layout in self.layouts.lay_out(some):
                     yield [partial(self._load, layout)]
+        for batch in torch.split(order[full:], batch_size):
+            if len(batch):
+                yield [partial(self._lay_out_and_load, some) for some in torch.split(batch, WHOLE)]
+
+    def _lay_out_and_load(self, positions: Tensor) -> AtomBatch:
+        return self._load(self.layouts.lay_out(positions[None])[0])
 
     def _load(self, layout: BatchLayout) -> AtomBatch:
         return AtomBatch(

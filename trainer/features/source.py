@@ -42,9 +42,10 @@ CPU_LIMIT_GIB: Final = 2.0
 #: Rows that are copied at once.
 COPIED_ROWS: Final = 2**16
 
-#: From this batch size on a CPU works on each composition by itself, and leaves out the zero columns. In
-#: smaller batches the many small operations would cost more than the products that are saved.
-GROUPED_FROM: Final = 256
+#: From this batch size on a CPU works on each kind of composition by itself, and leaves out the zero columns.
+#: In smaller batches the many small operations would cost more than the products that are saved, and faster
+#: products save less.
+GROUPED_FROM: Final = {torch.float32: 512, torch.float64: 512, torch.bfloat16: 4096}
 
 #: Compositions with the same columns are worked on by themselves if a batch holds so many of their structures
 #: on average.
@@ -131,7 +132,7 @@ class StoredFeatures:
         molecule = self._dataset.molecule_of(structures)
         atoms = self._counts[molecule].sum()
         gib = int(atoms) * self.length * dtype.itemsize / 2**30
-        dense = batch_size < GROUPED_FROM and gib <= CPU_LIMIT_GIB
+        dense = batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] / 2**30
             dense = gib <= GPU_SHARE * free
@@ -218,7 +219,7 @@ class ComputedFeatures:
         """Nothing is computed yet."""
         molecule = self._dataset.molecule_of(structures)
         features = MoleculeFeatures(self._config, device)
-        if batch_size < GROUPED_FROM and device.type == "cpu":
+        if batch_size < GROUPED_FROM[dtype] and device.type == "cpu":
             # No table has rows of these.
             first_rows = np.zeros((len(self.elements), len(structures)), np.int64)
             layouts = Layouts(self._counts, molecule, first_rows)

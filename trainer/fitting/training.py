@@ -19,6 +19,7 @@ from trainer.features.parts import PartFeatures
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import Checkpoint, Identity
 from trainer.fitting.devices import find_device
+from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.losses import LOSS_WEIGHTS
 from trainer.fitting.optimizers import make_optimizer
 from trainer.fitting.randomness import first_order
@@ -52,8 +53,9 @@ class Part:
         dtype: torch.dtype,
         loss: Loss,
         batch_size: int,
+        aev_dtype: torch.dtype | None = None,
     ) -> None:
-        self.features = task.features.part(structures, device, dtype, batch_size)
+        self.features = task.features.part(structures, device, aev_dtype or dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
         atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
         self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
@@ -90,7 +92,16 @@ class Training:
         self.split_seed = int(task.settings["split"]["seed"])
         self.task = task
         dtype = WEIGHT_DTYPES[config.precision]
-        self.train = Part(task, task.split.train, self.device, dtype, config.loss, config.batch_size)
+        self.train = Part(
+            task,
+            task.split.train,
+            self.device,
+            dtype,
+            config.loss,
+            config.batch_size,
+            # What is rounded for each product anyway is kept so.
+            FACTOR_DTYPES.get(config.precision),
+        )
         self._validation = Part(task, task.split.validation, self.device, dtype, config.loss, BATCH)
 
         self.model = self._network()
