@@ -47,7 +47,8 @@ def batch_of(
 
 
 def networks(**settings: object) -> ElementNetworks:
-    return ElementNetworks(TrainConfig(**settings), ELEMENTS, LENGTH)  # type: ignore[arg-type]
+    config = TrainConfig(**{"precision": "float32", **settings})  # type: ignore[arg-type]
+    return ElementNetworks(config, ELEMENTS, LENGTH)
 
 
 def reference_energies(model: ElementNetworks, batch: AtomBatch) -> Tensor:
@@ -129,7 +130,10 @@ def test_an_element_that_a_batch_lacks_adds_nothing() -> None:
 
 @pytest.mark.parametrize(("hidden", "count"), [((128,), 197_636), ((200,), 308_804), ((128, 64), 230_404)])
 def test_parameters_are_counted_as_published(hidden: tuple[int, ...], count: int) -> None:
-    assert ElementNetworks(TrainConfig(hidden=hidden), ELEMENTS, 384).parameter_count == count
+    assert (
+        ElementNetworks(TrainConfig(hidden=hidden, precision="float32"), ELEMENTS, 384).parameter_count
+        == count
+    )
 
 
 def test_weights_follow_from_the_seed_alone() -> None:
@@ -146,7 +150,9 @@ def test_weights_follow_from_the_seed_alone() -> None:
 
 
 def test_weights_have_the_distribution_of_torch() -> None:
-    layer = next(ElementNetworks(TrainConfig(hidden=(512,)), ("H",), 384).networks["H"].children())
+    layer = next(
+        ElementNetworks(TrainConfig(hidden=(512,), precision="float32"), ("H",), 384).networks["H"].children()
+    )
     bound = 1 / math.sqrt(384)
     for values in (layer.weight, layer.bias):
         assert values.abs().max() <= bound
