@@ -35,7 +35,8 @@ Pack = Annotated[
         metavar="auto|N",
         parser=_trials_at_once,
         help="Trials that are trained at once. Default: auto, on the CPU as many as its cores and the free"
-        " memory allow, on a GPU 1. With 1, and no other worker, a study can be repeated.",
+        " memory allow, on a GPU as many as a short measurement finds worthwhile. With 1, and no other"
+        " worker, a study can be repeated.",
     ),
 ]
 
