@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -199,3 +199,11 @@ def _shared(training: Training) -> tuple[object, ...]:
         config.precision,
         config.threads,
     )
+
+
+def make_packs(trainings: Iterable[Training]) -> list[Pack]:
+    """As few packs as these trainings can go through the data in."""
+    groups: dict[tuple[object, ...], list[Training]] = {}
+    for training in trainings:
+        groups.setdefault(_shared(training), []).append(training)
+    return [Pack(group) for group in groups.values()]
