@@ -20,8 +20,10 @@ from search.study import StudyConfig
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.evaluation.evaluate import BATCH
-from trainer.features.source import BY_SETS_FROM, CPU_LIMIT_GIB, TILE
+from trainer.features.parts import WHOLE
+from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
 from trainer.fitting.devices import settle
+from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.packs import make_packs
 from trainer.fitting.training import Training
 from trainer.networks.model import WEIGHT_DTYPES
@@ -166,7 +168,7 @@ def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float
     numbers = weights * (STATES + THREAD_STATES * config.threads)
     # On the CPU a batch is worked on in pieces; on a GPU as a whole, also in evaluation.
     on_gpu = device.type == "cuda"
-    structures = max(config.batch_size, BATCH) if on_gpu else min(config.batch_size, TILE) * config.threads
+    structures = max(config.batch_size, BATCH) if on_gpu else min(config.batch_size, WHOLE) * config.threads
     atoms = sum(m.structures * m.atoms for m in task.dataset.molecules) / task.dataset.structures
     numbers += math.ceil(structures * atoms) * (inputs + NEURON_STATES * sum(config.hidden))
     gib = numbers * WEIGHT_DTYPES[config.precision].itemsize / 2**30
@@ -175,9 +177,9 @@ def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float
 
 def _dense_gib(task: Task, config: TrainConfig, atoms: float) -> float:
     """The training part's AEVs with all their columns, GiB, where a process on the CPU copies them."""
-    itemsize = WEIGHT_DTYPES[config.precision].itemsize
-    gib = len(task.split.train) * atoms * task.features.length * itemsize / 2**30
-    return gib if config.batch_size < BY_SETS_FROM and gib <= CPU_LIMIT_GIB else 0.0
+    dtype = FACTOR_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
+    gib = len(task.split.train) * atoms * task.features.length * dtype.itemsize / 2**30
+    return gib if config.batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB else 0.0
 
 
 def _cores() -> int:

@@ -16,6 +16,7 @@ from search.study import StudyConfig, study_from_values
 from search.work import sizing
 from search.work.sizing import automatic_slots, measure_sizes, training_gib, worthwhile
 from trainer.config import TrainConfig
+from trainer.fitting.devices import settle
 from trainer.fitting.packs import Pack
 from trainer.task import Task
 
@@ -28,7 +29,7 @@ def study(**values: Any) -> StudyConfig:
 
 
 def config(**settings: Any) -> TrainConfig:
-    return TrainConfig(**({"hidden": (8,), "batch_size": 32, "device": "cpu"} | settings))
+    return settle(TrainConfig(**({"hidden": (8,), "batch_size": 32, "device": "cpu"} | settings)))
 
 
 @pytest.mark.parametrize(
