@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,10 @@ def create(file: File) -> None:
 @study_app.command()
 def run(file: File, pack: Pack = None) -> None:
     """Create a study, or go on with it, train all its trials here, and report."""
-    from dashboards.optuna_notes import write_optuna_notes
+    from search.work.forks import start_imports
+
+    if pack != 1:
+        start_imports()
     from search.cli.output import make_console
     from search.study import load_study
     from storage.database import open_database
@@ -60,9 +64,11 @@ def run(file: File, pack: Pack = None) -> None:
     with open_database(_settings(config)) as database:
         studies, data = _create(database, config)
         work_on(database, studies, f"go on with: anitune study run {file}", pack, data=data)
-        for study, _ in studies:
-            write_optuna_notes(study)  # also where MLflow is away
-            _deliver(study)
+        with ThreadPoolExecutor(1) as pool:
+            notes = pool.submit(_write_notes, studies)  # also where MLflow is away
+            for study, _ in studies:
+                _deliver(study)
+            notes.result()
         _report(make_console(), database, studies)
 
 
@@ -188,6 +194,13 @@ def _create(
         )
         studies.append((create_study(database, each.name, dump_config(each), budget), each))
     return studies, data
+
+
+def _write_notes(studies: list[tuple[Study, StudyConfig]]) -> None:
+    from dashboards.optuna_notes import write_optuna_notes
+
+    for study, _ in studies:
+        write_optuna_notes(study)
 
 
 def _deliver(study: Study) -> None:

@@ -49,6 +49,10 @@ def worker(
     pack: Pack = None,
 ) -> None:
     """Train trials of a study until it is done; any number of workers may, on many machines."""
+    from search.work.forks import start_imports
+
+    if pack != 1:
+        start_imports()
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study

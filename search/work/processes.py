@@ -8,16 +8,16 @@ through a pipe, so that the records are written by the worker alone.
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Self
 
+from search.work.forks import fork_context
 from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import TrainerError, TrainingFailed
 from trainer.progress import Progress, no_progress
@@ -139,9 +139,9 @@ class TrainingProcess:
             raise
 
     def _start(self) -> tuple[Any, Connection]:
-        context = get_context("spawn")
+        context = fork_context()
         connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, dict(self._task), self._cache, os.getpid()))
+        process = context.Process(target=_serve, args=(theirs, dict(self._task), self._cache))
         process.start()
         theirs.close()
         self._running = process, connection
@@ -188,9 +188,9 @@ class _PipeReporter:
         self._ask(_Progress(stage, done, total))
 
 
-def _serve(connection: Connection, task: dict[str, Any], cache: Path, worker: int) -> None:
+def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
     """Train until the worker has gone."""
-    _end_with(worker)
+    _end_with_worker()
     # A terminal sends its signals to all; the worker decides what they mean.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -225,9 +225,13 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path, worker: in
         connection.send(end)
 
 
-def _end_with(worker: int) -> None:
-    """Let the system kill this process when the worker dies: another one will take its trials over."""
+def _end_with_worker() -> None:
+    """Let the system kill this process when the worker dies: another one will take its trials over.
+
+    The server that it was forked from ends with the worker.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != worker:
+    worker = parent_process()
+    if worker is None or not worker.is_alive():
         sys.exit()

@@ -122,18 +122,47 @@ def test_a_process_that_dies_fails_its_training(process: TrainingProcess, tmp_pa
     assert train(process, CONFIG, tmp_path / "next", SilentReporter()).outcome == "finished"
 
 
-def test_a_training_does_not_outlive_its_worker(task: Task, feature_root: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def worker(task: Task, feature_root: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     command = [sys.executable, script, json.dumps(task.settings), feature_root, tmp_path / "trial"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout is not None
-        training = int(worker.stdout.readline())
-        worker.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def next_epoch(worker: subprocess.Popen[str]) -> int:
+    """Wait for an epoch: the id of the process that trains."""
+    assert worker.stdout is not None
+    return int(worker.stdout.readline())
+
+
+def test_a_training_does_not_outlive_its_worker(worker: subprocess.Popen[str]) -> None:
+    training = next_epoch(worker)
+    server = _parent(training)
+    assert server != worker.pid
+    worker.kill()
     deadline = time.monotonic() + 10
-    while _is_running(training):
+    while _is_running(training) or _is_running(server):
         assert time.monotonic() < deadline, "the training goes on without its worker"
         time.sleep(0.05)
+
+
+def test_a_scheduler_that_terminates_all_processes_leaves_the_worker_to_decide(
+    worker: subprocess.Popen[str],
+) -> None:
+    training = next_epoch(worker)
+    for process in (_parent(training), training):
+        os.kill(process, signal.SIGTERM)
+    # The lines of two epochs may have been on their way.
+    for _ in range(5):
+        assert next_epoch(worker) == training
+    assert _is_running(training)
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _is_running(process: int) -> bool:
