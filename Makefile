@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-system check bench bench-full lock clean
+.PHONY: help install install-dev run test test-system check bench bench-full bench-quickstart lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -51,6 +51,9 @@ bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS
 
 bench-full: install-dev ## build and train all 864,898 small structures: 2 minutes or more, 7 GiB of disk
 	$(BIN)/python -m benchmarks --topics full --json build/benchmarks-full.json $(BENCH_ARGS)
+
+bench-quickstart: install-dev ## the whole quickstart study beside the naive program: half an hour or more
+	$(BIN)/python -m benchmarks --topics quickstart --json build/benchmarks-quickstart.json $(BENCH_ARGS)
 
 lock: ## pin the versions of all dependencies anew
 	$(PYTHON) tools/lock.py

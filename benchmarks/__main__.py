@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import features, full, loading, packs, precision, study, training
+from benchmarks import features, full, loading, packs, precision, quickstart, study, training
 from benchmarks.figures import RATIO, Figure
 from benchmarks.machine import describe_machine
 from benchmarks.plan import Plan
@@ -31,10 +31,11 @@ TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     loading.TOPIC: loading.measure,
     study.TOPIC: study.measure,
     full.TOPIC: full.measure,
+    quickstart.TOPIC: quickstart.measure,
 }
 
-#: What is measured only where it is asked for: it takes minutes, and 7 GiB of disk.
-ON_REQUEST: Final = (full.TOPIC,)
+#: What is measured only where it is asked for: it takes many minutes, or much of the disk.
+ON_REQUEST: Final = (full.TOPIC, quickstart.TOPIC)
 
 
 def main() -> None:

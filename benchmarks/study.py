@@ -136,15 +136,21 @@ def study_of_rows(trials: int, epochs: int) -> dict[str, Any]:
     }
 
 
-def run_ours(file: Path, home: Path) -> StudyTimes:
+def run_study(file: Path, home: Path) -> None:
     """``anitune study run``, as a person would start it."""
+    command = [sys.executable, "-m", "search.cli.main", "study", "run", str(file)]
+    _run(command, home_settings(home).environment())
+
+
+def run_ours(file: Path, home: Path) -> StudyTimes:
+    """Run a study of rows, and look at its course."""
     from storage.database import open_database
     from storage.studies import open_study
     from storage.trials.views import trial_rows
 
     settings = home_settings(home)
     started = time.time()
-    _run([sys.executable, "-m", "search.cli.main", "study", "run", str(file)], settings.environment())
+    run_study(file, home)
     ended = time.time()
     with open_database(settings) as database:
         rows = trial_rows(database, open_study(database, NAME))

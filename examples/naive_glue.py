@@ -204,19 +204,20 @@ def suggest(trial: optuna.Trial) -> Settings:
     )
 
 
-def read_configurations(path: Path) -> list[dict[str, Any]]:
-    """The rows of a study file as parameters of Optuna trials."""
+def read_configurations(path: Path) -> list[tuple[dict[str, Any], int | None]]:
+    """The rows of a study file: parameters of Optuna trials, and their own numbers of epochs."""
     study = yaml.safe_load(path.read_text())
     configurations = []
     for row in study["rows"]:
         values = {**study["training"], **row["training"]}
         hidden = values["hidden"]
         names = ("activation", "learning_rate", "batch_size", "weight_decay")
-        configurations.append(
+        parameters = (
             {"layers": len(hidden)}
             | {f"width_{n}": width for n, width in enumerate(hidden, start=1)}
             | {name: values[name] for name in names}
         )
+        configurations.append((parameters, row["training"].get("epochs")))
     return configurations
 
 
@@ -255,19 +256,20 @@ def main() -> None:
         direction="minimize",
     )
     trials = options.trials
+    epochs_of: dict[int, int] = {}
     if options.configurations is not None:
         configurations = read_configurations(options.configurations)
         trials = len(configurations)
-        for parameters in configurations:
+        for number, (parameters, own_epochs) in enumerate(configurations):
             study.enqueue_trial(parameters)
+            epochs_of[number] = own_epochs or options.epochs
 
     def objective(trial: optuna.Trial) -> float:
         settings = suggest(trial)
+        epochs = epochs_of.get(trial.number, options.epochs)
         with mlflow.start_run(experiment_id=experiment_id, run_name=f"trial-{trial.number}"):
-            mlflow.log_params(
-                {**trial.params, "epochs": options.epochs, "optimizer": "adamw", "schedule": "cosine"}
-            )
-            return train(settings, data, options.epochs, options.seed + trial.number, trial)
+            mlflow.log_params({**trial.params, "epochs": epochs, "optimizer": "adamw", "schedule": "cosine"})
+            return train(settings, data, epochs, options.seed + trial.number, trial)
 
     study.optimize(objective, n_trials=trials)
     print(f"best validation MAE {study.best_value:.3f} kcal/mol with {study.best_params}")
