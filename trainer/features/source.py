@@ -20,6 +20,9 @@ from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
 from trainer.features.batches import AtomBatch, BatchLayout, IndexedStructures, Layouts, atom_counts
 from trainer.features.element_sets import find_element_sets
+from trainer.features.fixed_batches import FixedFeatures
+from trainer.features.resident import COPIED_ROWS, Resident, StoredPart, free_memory, rows_of
+from trainer.features.streaming import Streamed
 from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.progress import Progress
 
@@ -29,9 +32,6 @@ logger = logging.getLogger("anitune")
 #: memory of their own on the CPU, for small batches, if they take at most so many GiB.
 GPU_SHARE: Final = 0.8
 CPU_LIMIT_GIB: Final = 2.0
-
-#: Rows that are copied at once.
-COPIED_ROWS: Final = 2**16
 
 #: From this batch size on a CPU works on each element set by itself, and leaves out the zero columns. In
 #: smaller batches the many small operations would cost more than the products that are saved.
@@ -129,35 +129,47 @@ class StoredFeatures:
             of_set = tables.sets.of_molecule == s
             self._first_rows[of_set] = np.cumsum(rows[of_set], axis=0) - rows[of_set]
         # Trainings on the same part, at the same time or one after the other, share what is copied for it.
-        self._parts: dict[tuple[object, ...], _Part] = {}
+        self._parts: dict[tuple[object, ...], PartFeatures] = {}
         self._lock = threading.Lock()
 
     def part(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
     ) -> PartFeatures:
         """Dense AEVs, copied to a GPU or for small batches, if they fit; else gathered from the files."""
-        molecule = self._dataset.molecule_of(structures)
-        atoms = self._counts[molecule].sum()
+        atoms = self._counts[self._dataset.molecule_of(structures)].sum()
         gib = int(atoms) * self.length * dtype.itemsize / 2**30
-        dense = batch_size < BY_SETS_FROM and gib <= CPU_LIMIT_GIB
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0] / 2**30
-            dense = gib <= GPU_SHARE * free
+        on_gpu = device.type == "cuda"
+        dense = not on_gpu and batch_size < BY_SETS_FROM and gib <= CPU_LIMIT_GIB
+        # What is on a GPU stays there, also where there is no place for it a second time.
         key = (structures.tobytes(), device, dtype, dense)
         with self._lock:
             if key not in self._parts:
-                if device.type == "cuda" and not dense:
-                    logger.warning(
-                        "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
-                        "they stay in the memory of the host, and every batch is copied, which is slower",
-                        len(structures),
-                        gib,
-                        free,
-                        device,
-                    )
-                make = self._dense_part if dense else self._part_by_sets
-                self._parts[key] = make(structures, device, dtype)
+                make: Callable[..., PartFeatures] = self._dense_part if dense else self._part_by_sets
+                self._parts[key] = (self._fixed_part if on_gpu else make)(structures, device, dtype)
             return self._parts[key]
+
+    def _fixed_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> FixedFeatures:
+        part = self.stored_part(structures)
+        gib = part.atoms * self.length * dtype.itemsize / 2**30
+        free = free_memory(device) / 2**30
+        if gib <= GPU_SHARE * free:
+            return Resident(part, device, dtype)
+        logger.warning(
+            "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
+            "they stay on the disk, and every batch is read and copied, which is slower",
+            len(structures),
+            gib,
+            free,
+            device,
+        )
+        return Streamed(part, device, dtype)
+
+    def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
+        """Where the store has the AEVs of the structures with these global indices."""
+        molecule = self._dataset.molecule_of(structures)
+        return StoredPart(self._tables, self._counts, molecule, self._starts(structures), self.length)
 
     def _part_by_sets(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
@@ -192,8 +204,8 @@ class StoredFeatures:
         tables = tuple(torch.zeros((int(n), self.length), device=device, dtype=dtype) for n in counts.sum(0))
         for (s, e), stored in self._tables.tables.items():
             members = np.flatnonzero(self._tables.sets.of_molecule[molecule] == s)
-            source = torch.split(_rows(sources[members, e], counts[members, e]), COPIED_ROWS)
-            target = torch.split(_rows(targets[members, e], counts[members, e]).to(device), COPIED_ROWS)
+            source = torch.split(rows_of(sources[members, e], counts[members, e]), COPIED_ROWS)
+            target = torch.split(rows_of(targets[members, e], counts[members, e]).to(device), COPIED_ROWS)
             columns = torch.from_numpy(self._tables.sets.sets[s].columns).to(device)
             for some, there in zip(source, target, strict=True):
                 tables[e][there[:, None], columns] = stored[some].to(device, dtype)
@@ -397,11 +409,3 @@ class _Part:
             if some.numel():
                 for layout in group.layouts.lay_out(some):
                     yield [partial(group.load, layout)]
-
-
-def _rows(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Tensor:
-    """The rows of the runs that begin at ``starts`` and are ``counts`` long, one run after another."""
-    lengths = torch.from_numpy(counts)
-    ends = lengths.cumsum(0)
-    rows = torch.repeat_interleave(torch.from_numpy(starts) - (ends - lengths), lengths)
-    return rows + torch.arange(len(rows))
