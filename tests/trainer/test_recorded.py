@@ -17,13 +17,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config import Activation, TrainConfig
+from trainer.errors import TrainingFailed
 from trainer.features import fixed_batches
 from trainer.features.fixed_batches import FixedFeatures
 from trainer.features.resident import Resident
 from trainer.features.source import StoredFeatures
 from trainer.features.streaming import Streamed
+from trainer.fitting import recorded as recorded_module
 from trainer.fitting.averages import WeightAverage
-from trainer.fitting.devices import products
+from trainer.fitting.devices import memory_errors_explained, products
 from trainer.fitting.loop import fit
 from trainer.fitting.packs import Pack
 from trainer.fitting.randomness import data_order, order_keys
@@ -283,7 +285,8 @@ def test_a_function_is_recorded_at_its_second_call(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(recorded_module, "_recording_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "current_blas_handle", lambda: told.append("handle"))
     cuda = torch.device("cuda")
     recorded = Recorded(lambda: told.append("run"), cuda, "tf32", ["A"])  # type: ignore[list-item]
@@ -292,6 +295,17 @@ def test_a_function_is_recorded_at_its_second_call(monkeypatch: pytest.MonkeyPat
     recorded()
     recorded()
     assert told == ["run", "handle", "knows A", "begins", "run", "ends", "repeated", "repeated"]
+
+
+def test_too_little_memory_while_a_step_is_recorded_is_explained() -> None:
+    def record() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(TrainingFailed, match="out of memory on cpu"), memory_errors_explained(CONFIG):
+        record()
 
 
 def test_products_on_a_gpu_have_the_precision_of_their_block() -> None:

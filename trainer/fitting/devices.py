@@ -106,7 +106,9 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         # torch has an error of its own for GPUs only; on the CPU it is its text that tells.
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        # Where a step is recorded, its end fails too.
+        first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
+        known = isinstance(first, (torch.OutOfMemoryError, MemoryError))
         if not known and "DefaultCPUAllocator" not in str(error):
             raise
         widths = "-".join(map(str, config.hidden))

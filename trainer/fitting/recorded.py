@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -126,16 +127,23 @@ class Recorded:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        # In this thread, which may not be that of the first call: making it cannot be recorded.
-        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+        stream = _recording_stream(self._device)
+        with torch.cuda.stream(stream):
+            # This thread may not be that of the first call, and what is made here cannot be recorded.
+            torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
         # Other threads may use the device meanwhile; only one can record, which ``products`` sees to.
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._run()
         return graph
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all, as libraries keep working memory for each stream on which they were used."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, eq=False)
