@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.evaluation.evaluate import predict
+from trainer.features import source
 from trainer.features.batches import AtomBatch
 from trainer.features.fixed_batches import FixedFeatures, Frame
 from trainer.features.resident import Resident, StoredPart
-from trainer.features.source import StoredFeatures
+from trainer.features.source import GPU_SHARE, StoredFeatures
 from trainer.features.streaming import READERS, Streamed
 from trainer.fitting.threads import Threads
 from trainer.networks.model import ElementNetworks
@@ -143,6 +145,23 @@ def test_streamed_batches_are_those_that_are_resident_to_the_last_bit(task: Task
         numbers = torch.arange(5)[:, None] + 1
         for a, b, owner in zip(one.aevs, other.aevs, one.sums.to_atoms(numbers), strict=True):
             assert torch.equal(a[owner[:, 0] > 0], b[owner[:, 0] > 0])
+
+
+def test_what_does_not_fit_into_the_memory_of_a_gpu_is_streamed_and_a_line_says_so(
+    task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = task.features
+    assert isinstance(features, StoredFeatures)
+    part = features.stored_part(structures(task))
+    needed = part.atoms * features.length * 4
+    monkeypatch.setattr(source, "free_memory", lambda device: free)
+    with caplog.at_level(logging.WARNING, "anitune"):
+        free = needed / GPU_SHARE + 1
+        assert isinstance(features._fixed_part(structures(task), CPU, torch.float32), Resident)
+        assert not caplog.records
+        free = needed / GPU_SHARE - 1
+        assert isinstance(features._fixed_part(structures(task), CPU, torch.float32), Streamed)
+    assert "they stay on the disk" in caplog.text
 
 
 def reading_threads() -> int:

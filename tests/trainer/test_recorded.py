@@ -20,7 +20,7 @@ from trainer.config import Activation, TrainConfig
 from trainer.errors import TrainingFailed
 from trainer.features import fixed_batches
 from trainer.features.fixed_batches import FixedFeatures
-from trainer.features.resident import Resident
+from trainer.features.resident import Resident, StoredPart
 from trainer.features.source import StoredFeatures
 from trainer.features.streaming import Streamed
 from trainer.fitting import recorded as recorded_module
@@ -122,6 +122,18 @@ def test_a_step_of_fixed_shape_has_the_gradient_of_a_plain_one(task: Task, batch
         gradients.append(seen)
     for plain, padded in zip(*gradients, strict=True):
         torch.testing.assert_close(padded, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_aevs_that_are_kept_rounded_are_those_that_are_rounded_in_each_step(task: Task) -> None:
+    def keep_rounded(part: StoredPart, device: torch.device, dtype: torch.dtype) -> FixedFeatures:
+        kept.append(Resident(part, device, torch.bfloat16 if not kept else dtype))
+        return kept[-1]
+
+    kept: list[Resident] = []
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    (found,), (wanted,) = (train(some, [config], 2) for some in (fixed(task, keep_rounded), fixed(task)))
+    assert [part.table.dtype for part in kept] == [torch.bfloat16, torch.float32]
+    assert losses(found) == losses(wanted)
 
 
 def test_the_order_on_the_device_is_that_of_the_record() -> None:
