@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import hypothesis.strategies as st
@@ -16,7 +16,7 @@ from trainer.evaluation.evaluate import predict
 from trainer.features import source
 from trainer.features.batches import AtomBatch
 from trainer.features.fixed_batches import FixedFeatures, Frame
-from trainer.features.resident import Resident, StoredPart
+from trainer.features.resident import Resident, StoredBlock, StoredPart
 from trainer.features.source import GPU_SHARE, StoredFeatures
 from trainer.features.streaming import READERS, Streamed
 from trainer.fitting.threads import Threads
@@ -139,7 +139,7 @@ def test_streamed_batches_are_those_that_are_resident_to_the_last_bit(task: Task
     frame = Frame(features[0].layouts, 5, features[0].layouts.capacities(5, sure=True))
     resident, streamed = (some.batches(frame) for some in features)
     # More batches than slots, so that each slot is filled anew.
-    some = orders(4 * READERS, 5, 1)
+    some = orders(2 * READERS + 2, 5, 1)
     for positions, _, _ in zip(some, resident.feed(some), streamed.feed(some), strict=True):
         one, other = resident.load(positions), streamed.load(positions)
         numbers = torch.arange(5)[:, None] + 1
@@ -183,14 +183,14 @@ def test_an_error_of_reading_reaches_the_training(task: Task, monkeypatch: pytes
     features = Streamed(stored_part(task), CPU, torch.float32)
     batches = features.batches(Frame(features.layouts, 4, features.layouts.capacities(4, sure=True)))
     some, before = orders(20, 4, 0), reading_threads()
-    copy, spoilt = StoredPart.copy, some[9, 0].item()
+    blocks, spoilt = StoredPart.blocks, some[9, 0].item()
 
-    def copy_some(self: StoredPart, positions: np.ndarray, *arguments: object) -> None:
+    def some_blocks(self: StoredPart, positions: np.ndarray, begins: np.ndarray) -> Iterator[StoredBlock]:
+        yield from blocks(self, positions, begins)
         if spoilt in positions:
             raise OSError("the disk is gone")
-        copy(self, positions, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(StoredPart, "copy", copy_some)
+    monkeypatch.setattr(StoredPart, "blocks", some_blocks)
     done: list[None] = []
     with pytest.raises(OSError, match="the disk is gone"):
         done.extend(batches.feed(some))

@@ -21,6 +21,24 @@ COPIED_ROWS: Final = 2**16
 
 
 @dataclass(frozen=True, eq=False)
+class StoredBlock:
+    """Atoms of one element in structures of one element set.
+
+    Attributes
+    ----------
+    number_of_set : of the element set
+    stored : (N, F_s) the table that has their AEVs
+    source : (n,) int64: their rows there
+    target : (n,) int64: their rows in a table of one's own
+    """
+
+    number_of_set: int
+    stored: Tensor
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class StoredPart:
     """Where the store has the AEVs of the n structures of a part.
 
@@ -44,26 +62,30 @@ class StoredPart:
         """In all structures."""
         return int(self.counts[self.molecule].sum())
 
-    def copy(self, positions: npt.NDArray[np.int64], begins: npt.NDArray[np.int64], target: Tensor) -> None:
-        """Write the AEVs of some structures (B,) into ``target`` (C, F), which is zero there.
+    def blocks(
+        self, positions: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]
+    ) -> Iterator[StoredBlock]:
+        """Where the AEVs of some structures (B,) are, and where they go.
 
         Parameters
         ----------
-        begins : (B, E) the rows where the atoms of each structure begin
+        begins : (B, E) the rows where the atoms of each structure begin in a table of one's own
         """
         counts, starts = self.counts[self.molecule[positions]], self.starts[positions]
         of_set = self.tables.sets.of_molecule[self.molecule[positions]]
-        for s in np.unique(of_set):
+        for s in np.unique(of_set).tolist():
             members = np.flatnonzero(of_set == s)
-            some = self.tables.sets.sets[s]
-            columns = torch.from_numpy(some.columns).to(target.device)
-            for e in some.elements:
-                stored = self.tables.tables[int(s), e]
-                sources = torch.split(rows_of(starts[members, e], counts[members, e]), COPIED_ROWS)
-                targets = torch.split(rows_of(begins[members, e], counts[members, e]), COPIED_ROWS)
-                for source, there in zip(sources, targets, strict=True):
-                    aevs = stored.index_select(0, source).to(target.device, target.dtype)
-                    target[there.to(target.device)[:, None], columns] = aevs
+            for e in self.tables.sets.sets[s].elements:
+                yield StoredBlock(
+                    s,
+                    self.tables.tables[s, e],
+                    rows_of(starts[members, e], counts[members, e]),
+                    rows_of(begins[members, e], counts[members, e]),
+                )
+
+    def columns(self, device: torch.device) -> tuple[Tensor, ...]:
+        """For each element set, (F_s,): the columns of an AEV that the store has."""
+        return tuple(torch.from_numpy(some.columns).to(device) for some in self.tables.sets.sets)
 
 
 def rows_of(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Tensor:
@@ -98,7 +120,13 @@ class Resident(FixedFeatures):
         self.layouts = DeviceLayouts(part.counts, part.molecule, begins.T, device)
         # The row behind the last one stands for no atom.
         self.table = torch.zeros((self.layouts.rows + 1, part.length), device=device, dtype=dtype)
-        part.copy(np.arange(len(part.molecule)), begins, self.table)
+        columns = part.columns(device)
+        for block in part.blocks(np.arange(len(part.molecule)), begins):
+            for source, target in zip(
+                torch.split(block.source, COPIED_ROWS), torch.split(block.target, COPIED_ROWS), strict=True
+            ):
+                aevs = block.stored.index_select(0, source).to(device, dtype)
+                self.table[target.to(device)[:, None], columns[block.number_of_set]] = aevs
 
     def batches(self, frame: Frame) -> FixedBatches:
         """See :class:`FixedFeatures`."""

@@ -2,12 +2,14 @@
 
 Threads gather the rows of the next batches into a ring of buffers in page-locked memory. From there they are
 copied to the device beside the computation, which waits for events on the device, and the host for neither.
+What is gathered and copied is compact, as it is stored; the device lays it out.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -20,10 +22,10 @@ from torch import Tensor
 
 from trainer.features.batches import AtomBatch
 from trainer.features.fixed_batches import DeviceLayouts, FixedBatches, FixedFeatures, Frame, to_device
-from trainer.features.resident import StoredPart
+from trainer.features.resident import StoredBlock, StoredPart
 
 #: Batches that are gathered at the same time, each in a thread of its own.
-READERS: Final = 4
+READERS: Final = 8
 
 
 class Streamed(FixedFeatures):
@@ -37,20 +39,24 @@ class Streamed(FixedFeatures):
     def __init__(self, part: StoredPart, device: torch.device, dtype: torch.dtype) -> None:
         self._part = part
         self._dtype = dtype
+        self._columns = part.columns(device)
         # There is no table of all atoms on the device.
         nowhere = np.zeros((part.counts.shape[1], len(part.molecule)), dtype=np.int64)
         self.layouts = DeviceLayouts(part.counts, part.molecule, nowhere, device)
 
     def batches(self, frame: Frame) -> FixedBatches:
         """See :class:`FixedFeatures`."""
-        return _StreamedBatches(frame, self, _Stage(frame.rows, self._part.length, self._dtype, self.layouts))
+        return _StreamedBatches(frame, self, self._stage(frame.rows))
+
+    def _stage(self, rows: int) -> _Stage:
+        return _Stage(rows, self._part.length, self._dtype, self.layouts.device, self._columns)
 
     def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Callable[[], AtomBatch]]]:
         """See :class:`trainer.features.source.PartFeatures`; load a batch before the next is asked for."""
         layouts = self.layouts
         some = [positions.numpy() for positions in torch.split(order, batch_size)]
         sizes = [layouts.sizes(positions) for positions in some]
-        stage = _Stage(max(map(sum, sizes)), self._part.length, self._dtype, layouts)
+        stage = self._stage(max(map(sum, sizes)))
         there = torch.split(to_device(order, layouts.device), batch_size)
         with closing(self.read(some, sizes)) as slots:
             for positions, capacities, slot in zip(there, sizes, slots, strict=True):
@@ -69,7 +75,7 @@ class Streamed(FixedFeatures):
         """
         largest = max(map(sum, capacities))
         slots = [
-            Slot(largest, self._part.length, self._dtype, self.layouts.device)
+            Slot(largest, self._part.length, self.layouts.device)
             for _ in range(min(READERS + 1, len(batches)))
         ]
         pool = ThreadPoolExecutor(READERS, initializer=partial(torch.set_num_threads, 1))
@@ -88,72 +94,111 @@ class Streamed(FixedFeatures):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(self, slot: Slot, positions: npt.NDArray[np.int64], capacities: Sequence[int]) -> Slot:
-        aevs = slot.take(sum(capacities)).zero_()
         # The structures that fill up a batch have no atoms.
         positions = positions[positions < self.layouts.structures]
         counts = self._part.counts[self._part.molecule[positions]]
         ends = np.cumsum(np.array(capacities, dtype=np.int64))
-        blocks = ends - capacities
-        self._part.copy(positions, blocks + np.cumsum(counts, axis=0) - counts, aevs)
+        begins = ends - capacities + np.cumsum(counts, axis=0) - counts
+        slot.fill(self._part.blocks(positions, begins))
         return slot
 
 
 class Slot:
-    """A buffer of the ring: AEVs of a batch in the memory of the host, (C, F)."""
+    """A buffer of the ring: the AEVs of a batch in the memory of the host, as the store has them.
 
-    def __init__(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    Parameters
+    ----------
+    rows, length : atoms of a batch and numbers of an AEV at most
+
+    Attributes
+    ----------
+    aevs : (V,) float32: blocks (n, F_s) one after another
+    rows : (R,) int64: where each of their rows belongs in the batch
+    blocks : for each of them, its element set and number of rows
+    copied : when all of it is on the device
+    """
+
+    def __init__(self, rows: int, length: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        self._buffer = torch.empty((rows, length), dtype=dtype, pin_memory=on_gpu)
-        self.aevs = self._buffer
+        self._aevs = torch.empty(rows * length, pin_memory=on_gpu)
+        self._rows = torch.empty(rows, dtype=torch.int64, pin_memory=on_gpu)
+        self.aevs, self.rows = self._aevs, self._rows
+        self.blocks: list[tuple[int, int]] = []
         self.copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def take(self, rows: int) -> Tensor:
-        """So many rows, to be filled; waits until what they held is on the device."""
+    def fill(self, blocks: Iterable[StoredBlock]) -> None:
+        """Gather these blocks, once what was here before is on the device."""
         if self.copied is not None:
             self.copied.synchronize()
-        self.aevs = self._buffer[:rows]
-        return self.aevs
+        self.blocks = []
+        numbers = rows = 0
+        for block in blocks:
+            shape = len(block.source), block.stored.shape[1]
+            aevs = self._aevs[numbers : numbers + math.prod(shape)].view(shape)
+            torch.index_select(block.stored, 0, block.source, out=aevs)
+            self._rows[rows : rows + shape[0]] = block.target
+            self.blocks.append((block.number_of_set, shape[0]))
+            numbers, rows = numbers + aevs.numel(), rows + shape[0]
+        self.aevs, self.rows = self._aevs[:numbers], self._rows[:rows]
 
 
 class _Stage:
     """Where batches arrive on the device, and the step finds them: always in the same place.
+
+    Parameters
+    ----------
+    columns : for each element set, the columns that the store has
 
     Attributes
     ----------
     aevs : (C, F)
     """
 
-    def __init__(self, rows: int, length: int, dtype: torch.dtype, layouts: DeviceLayouts) -> None:
-        device = layouts.device
+    def __init__(
+        self, rows: int, length: int, dtype: torch.dtype, device: torch.device, columns: Sequence[Tensor]
+    ) -> None:
         self.aevs = torch.zeros((rows, length), dtype=dtype, device=device)
-        self._arrivals: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        self._columns = columns
+        self._arrivals: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
         if device.type == "cuda":
             # While a step works on one batch the next one arrives in a place of its own.
             for _ in range(2):
+                numbers = torch.empty(rows * length, device=device)
+                places = torch.empty(rows, dtype=torch.int64, device=device)
                 emptied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._arrivals.append((torch.empty_like(self.aevs), emptied))
+                self._arrivals.append((numbers, places, emptied))
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             # What used the memory of these tensors before may not have ended.
             self._copies.wait_stream(torch.cuda.current_stream(device))
 
     def put(self, slot: Slot) -> None:
         """Bring a batch here, once all that was begun before is done with the last one."""
-        rows = len(slot.aevs)
         if slot.copied is None:
-            self.aevs[:rows].copy_(slot.aevs)
+            self._lay_out(slot, slot.aevs, slot.rows)
             return
-        arrival, emptied = self._arrivals[0]
+        numbers, places, emptied = self._arrivals[0]
         self._arrivals.rotate()
-        steps = torch.cuda.current_stream(arrival.device)
+        steps = torch.cuda.current_stream(self.aevs.device)
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(emptied)
-            arrival[:rows].copy_(slot.aevs, non_blocking=True)
+            numbers[: len(slot.aevs)].copy_(slot.aevs, non_blocking=True)
+            places[: len(slot.rows)].copy_(slot.rows, non_blocking=True)
             slot.copied.record(self._copies)
-        # Should all of this be given up now, the memory is not reused before the copy has ended.
-        arrival.record_stream(self._copies)
+        # Should all of this be given up now, the memory is not reused before the copies have ended.
+        numbers.record_stream(self._copies)
+        places.record_stream(self._copies)
         steps.wait_event(slot.copied)
-        self.aevs[:rows].copy_(arrival[:rows])
+        self._lay_out(slot, numbers, places)
         emptied.record(steps)
+
+    def _lay_out(self, slot: Slot, aevs: Tensor, rows: Tensor) -> None:
+        # The columns that the store has not, and the rows of no atom.
+        self.aevs.zero_()
+        for number_of_set, count in slot.blocks:
+            columns = self._columns[number_of_set]
+            some, aevs = aevs[: count * len(columns)], aevs[count * len(columns) :]
+            there, rows = rows[:count], rows[count:]
+            self.aevs[there[:, None], columns] = some.view(count, len(columns)).to(self.aevs.dtype)
 
 
 class _StreamedBatches(FixedBatches):
