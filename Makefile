@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-gpu test-system check bench lock clean
+.PHONY: help install install-dev run test test-gpu test-system check bench bench-full lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -51,6 +51,9 @@ test-system: install-dev ## tests that need programs of the system (apt-get inst
 
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-full: install-dev ## build and train all 864,898 small structures: 2 minutes or more, 7 GiB of disk
+	$(BIN)/python -m benchmarks --topics full --json build/benchmarks-full.json $(BENCH_ARGS)
 
 lock: ## pin the versions of all dependencies anew
 	$(PYTHON) tools/lock.py

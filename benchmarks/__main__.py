@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import features, loading, packs, precision, roofline, study, training
+from benchmarks import features, full, loading, packs, precision, roofline, study, training
 from benchmarks.figures import RATIO, Figure
 from benchmarks.machine import describe_machine
 from benchmarks.plan import Plan
@@ -31,7 +31,11 @@ TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     features.TOPIC: features.measure,
     loading.TOPIC: loading.measure,
     study.TOPIC: study.measure,
+    full.TOPIC: full.measure,
 }
+
+#: What is measured only where it is asked for: it takes minutes, and 7 GiB of disk.
+ON_REQUEST: Final = (full.TOPIC,)
 
 
 def main() -> None:
@@ -44,7 +48,15 @@ def main() -> None:
             default=field.default,
             help=f"{field.metadata['help']} (default: %(default)s)",
         )
-    parser.add_argument("--topics", nargs="+", choices=list(TOPICS), default=list(TOPICS), metavar="TOPIC")
+    usual = [topic for topic in TOPICS if topic not in ON_REQUEST]
+    parser.add_argument(
+        "--topics",
+        nargs="+",
+        choices=list(TOPICS),
+        default=usual,
+        metavar="TOPIC",
+        help=f"some of {', '.join(TOPICS)} (default: all but {', '.join(ON_REQUEST)})",
+    )
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="where figures go")
     parser.add_argument("--folder", type=Path, help="keep made sets and feature stores here for the next run")
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
@@ -56,7 +68,8 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(report, options.json)
     if options.write_docs:
-        write_page(report)
+        asked_for = [topic for topic in options.topics if topic in ON_REQUEST]
+        write_page(report, ", ".join([*asked_for, plan.device]))
 
 
 def _measure(plan: Plan, topics: list[str], folder: Path | None) -> Report:

@@ -23,7 +23,7 @@ TOPIC: Final = "precision"
 
 #: Large enough for ``auto`` to round factors; the learning rate grows with the batch.
 CONFIG: Final = TrainConfig(
-    hidden=(128, 64), activation="celu", learning_rate=5e-3, batch_size=1024, ema_decay=0.9
+    hidden=(128, 64), activation="celu", learning_rate=5e-3, batch_size=512, ema_decay=0.9
 )
 
 

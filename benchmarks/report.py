@@ -57,12 +57,16 @@ def write_json(report: Report, path: Path) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_page(report: Report, page: Path = PAGE) -> None:
-    """Put the table into the page, in the place of the one that was measured on the same kind of device.
+def write_page(report: Report, name: str, page: Path = PAGE) -> None:
+    """Put the table into the page, in the place of the one of this name.
 
     What people wrote around the tables stays.
+
+    Parameters
+    ----------
+    name : tells the tables of the page from each other
     """
-    begin, end = (f"<!-- {word} of the table: {report.plan.device} -->" for word in ("begin", "end"))
+    begin, end = (f"<!-- {word} of the table: {name} -->" for word in ("begin", "end"))
     lines = [
         begin,
         _machine_words(report),

@@ -144,7 +144,7 @@ class TrainConfig:
             description="of weights and products: float32, float64, or float32 with tf32 or bfloat16 factors "
             "in the products of a training; auto: the fastest that is as accurate as float32"
         ),
-    ] = "float32"
+    ] = "auto"
     checkpoint_seconds: Annotated[
         float, Field(ge=0, description="least time between two checkpoints outside rungs"), Unit("s")
     ] = 30.0

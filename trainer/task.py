@@ -17,13 +17,14 @@ from trainer.data.readers import read_dataset
 from trainer.data.self_energies import fit_self_energies, subtract
 from trainer.data.splits import Split, split_dataset
 from trainer.errors import DataError
+from trainer.features.aev import refuse_other_elements
 from trainer.features.source import FeatureSource, open_features
 from trainer.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """What a network is trained on.
+class TaskData:
+    """All that a network is trained on but the features.
 
     Attributes
     ----------
@@ -33,7 +34,6 @@ class Task:
     aev : the constants of the features
     self_energies : energy of a single atom by element, hartree
     energies : (S,) float64, hartree: energies less the self-energies of the atoms, what networks learn
-    features : where the AEVs of any structures come from
     fingerprints : what tells this task from others, by kind (data, split, self_energies, features)
     """
 
@@ -43,8 +43,19 @@ class Task:
     aev: AEVConfig
     self_energies: dict[str, float]
     energies: npt.NDArray[np.float64]
-    features: FeatureSource
     fingerprints: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Task(TaskData):
+    """What a network is trained on.
+
+    Attributes
+    ----------
+    features : where the AEVs of any structures come from
+    """
+
+    features: FeatureSource
 
 
 def prepare_task(
@@ -59,12 +70,29 @@ def prepare_task(
     FeatureStoreError
         if the features can be neither read nor computed.
     """
+    return add_features(prepare_data(data, split, features, progress), features, cache, progress)
+
+
+def prepare_data(
+    data: DataConfig, split: SplitConfig, features: FeatureConfig, progress: Progress
+) -> TaskData:
+    """Read the data and divide it. What :func:`add_features` makes of it can be trained on.
+
+    Raises
+    ------
+    DataError
+        if the data cannot be used as it is, or is too little for a training and a validation part.
+    """
     files = ", ".join(data.files)
     progress("reading data", 0, 1)
     dataset = read_dataset(data.files, data.high_energy)
     progress("reading data", 1, 1)
     if dataset.structures < 2:
         raise DataError(f"{files}: one structure only; training and validation need at least one each")
+    try:
+        refuse_other_elements(dataset, features.aev)
+    except DataError as error:
+        raise DataError(f"{files}: {error}") from error
     parts = split_dataset(dataset, split)
     if not len(parts.train) or not len(parts.validation):
         empty = "validation" if len(parts.train) else "training"
@@ -72,19 +100,14 @@ def prepare_task(
             f"{files}: the {empty} part of the {dataset.structures} structures is empty: "
             "change split.fractions"
         )
-    try:
-        opened = open_features(dataset, features, cache, progress)
-    except DataError as error:
-        raise DataError(f"{files}: {error}") from error
     self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
-    return Task(
+    return TaskData(
         settings={"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)},
         dataset=dataset,
         split=parts,
         aev=features.aev,
         self_energies=self_energies,
         energies=subtract(dataset, self_energies),
-        features=opened,
         fingerprints={
             "data": dataset.fingerprint,
             "split": parts.fingerprint,
@@ -93,6 +116,17 @@ def prepare_task(
             "features": _digest(dump_config(features.aev)),
         },
     )
+
+
+def add_features(data: TaskData, features: FeatureConfig, cache: Path, progress: Progress) -> Task:
+    """Open the features that ``data`` was prepared for; they are computed if ``cache`` does not hold them.
+
+    Raises
+    ------
+    FeatureStoreError
+        if the features can be neither read nor computed.
+    """
+    return Task(**vars(data), features=open_features(data.dataset, features, cache, progress))
 
 
 def _digest(values: object) -> str:

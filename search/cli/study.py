@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from storage.settings import Settings
     from storage.studies import Study, StudySummary
     from storage.trials.views import TrialRow
+    from trainer.task import TaskData
 
 logger = logging.getLogger("anitune")
 
@@ -39,7 +40,8 @@ def create(file: File) -> None:
 
     config = load_study(file)
     with open_database(_settings(config)) as database:
-        study, _ = _create(database, config)[-1]
+        studies, _ = _create(database, config)
+        study, _ = studies[-1]
     typer.echo(f"{study.name}: ready; work on it with: {_anitune(config)} worker {study.name}")
 
 
@@ -56,8 +58,8 @@ def run(file: File, pack: Pack = None) -> None:
     config = load_study(file)
     find_device(config.training.get("device", TrainConfig.device))  # before the study is recorded
     with open_database(_settings(config)) as database:
-        studies = _create(database, config)
-        work_on(database, studies, f"go on with: anitune study run {file}", pack)
+        studies, data = _create(database, config)
+        work_on(database, studies, f"go on with: anitune study run {file}", pack, data=data)
         for study, _ in studies:
             write_optuna_notes(study)  # also where MLflow is away
             _deliver(study)
@@ -155,17 +157,27 @@ def _anitune(config: StudyConfig) -> str:
     return " ".join(words)
 
 
-def _create(database: Database, config: StudyConfig) -> list[tuple[Study, StudyConfig]]:
-    """Create the study and, before it, its reference."""
+def _create(
+    database: Database, config: StudyConfig
+) -> tuple[list[tuple[Study, StudyConfig]], TaskData | None]:
+    """Create the study and, before it, its reference.
+
+    Returns
+    -------
+    Both, and the data, if it was read.
+    """
     from search.propose.samplers import trial_limit
     from storage.studies import Budget, create_study, is_begun
     from trainer.config import dump_config
+    from trainer.task import prepare_data
 
     wanted = [each for each in (config.reference, config) if each is not None]
     # A study stays: none is recorded before all names are free and the data can be trained on.
     begun = [is_begun(database, each.name, dump_config(each)) for each in wanted]
+    data = None
     if not all(begun):
-        _check_data(config)
+        with progress_bar() as progress:
+            data = prepare_data(config.data, config.split, config.features, progress)
     studies = []
     for each in wanted:
         hours = each.limits.hours
@@ -175,23 +187,7 @@ def _create(database: Database, config: StudyConfig) -> list[tuple[Study, StudyC
             epochs=each.limits.epochs,
         )
         studies.append((create_study(database, each.name, dump_config(each), budget), each))
-    return studies
-
-
-def _check_data(config: StudyConfig) -> None:
-    from trainer.data.readers import read_dataset
-    from trainer.data.self_energies import fit_self_energies, subtract
-    from trainer.data.splits import split_dataset
-    from trainer.features.aev import refuse_other_elements
-
-    with progress_bar() as progress:
-        progress("reading data", 0, 1)
-        dataset = read_dataset(config.data.files, config.data.high_energy)
-        progress("reading data", 1, 1)
-    refuse_other_elements(dataset, config.features.aev)
-    split = split_dataset(dataset, config.split)
-    given = config.data.self_energies
-    subtract(dataset, given or fit_self_energies(dataset, split, config.features.aev.elements))
+    return studies, data
 
 
 def _deliver(study: Study) -> None:

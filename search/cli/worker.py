@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from search.work.stopping import StopRequest
     from storage.database import Database
     from storage.studies import Study
+    from trainer.task import TaskData
 
 logger = logging.getLogger("anitune")
 
@@ -34,7 +35,8 @@ Pack = Annotated[
         metavar="auto|N",
         parser=_trials_at_once,
         help="Trials that are trained at once. Default: auto, on the CPU as many as its cores and the free"
-        " memory allow, on a GPU 1. With 1, and no other worker, a study can be repeated.",
+        " memory allow, on a GPU as many as a short measurement finds worthwhile. With 1, and no other"
+        " worker, a study can be repeated.",
     ),
 ]
 
@@ -76,6 +78,7 @@ def work_on(
     again: str,
     pack: int | None,
     name: str | None = None,
+    data: TaskData | None = None,
 ) -> None:
     """Train all trials of studies that share data, split and features.
 
@@ -83,6 +86,7 @@ def work_on(
     ----------
     again : tells a person who stopped the work how to go on
     pack : trials that are trained at once; None: as many as suit the machine
+    data : of the studies; None: it is read
 
     Raises
     ------
@@ -92,14 +96,13 @@ def work_on(
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker
     from storage.tracking.process import start_relay
-    from trainer.task import prepare_task
+    from trainer.task import add_features, prepare_data
 
     _, config = studies[-1]
     try:
         with progress_bar() as progress:
-            task = prepare_task(
-                config.data, config.split, config.features, database.settings.features, progress
-            )
+            data = data or prepare_data(config.data, config.split, config.features, progress)
+            task = add_features(data, config.features, database.settings.features, progress)
         for study, _ in studies:
             study.set_facts(task.fingerprints)
         with stop_on_signals() as stop, watch() as watcher:

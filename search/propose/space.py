@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.propose.rows import WIDTH, row_params, row_settings
@@ -67,6 +68,31 @@ def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) ->
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in chosen.items() if name in settings}
     return load_config(TrainConfig, seed | config.training | chosen, config.name)
+
+
+def example_configs(config: StudyConfig, count: int) -> list[TrainConfig]:
+    """Settings such as the trials of a study have, always the same: drawn from its space, or its rows."""
+    if config.rows is not None:
+        return [train_config(config, {}, number % len(config.rows)) for number in range(count)]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = distributions(config)
+    return [train_config(config, study.ask(space).params, number) for number in range(count)]
+
+
+def extreme_configs(config: StudyConfig) -> list[TrainConfig]:
+    """Settings that no trial of a study exceeds: its largest network in its least and its largest batches.
+
+    Of a study of rows it is all of them.
+    """
+    if config.rows is not None:
+        return example_configs(config, len(config.rows))
+    ends = {
+        name: (min(d.choices), max(d.choices)) if isinstance(d, Choices) else (d.low, d.high)
+        for name, d in _searched(config).items()
+    }
+    largest = {name: high for name, (_, high) in ends.items()}
+    batches = [{"batch_size": size} for size in ends.get("batch_size", ())] or [{}]
+    return [train_config(config, largest | batch, 0) for batch in batches]
 
 
 def grid_points(config: StudyConfig) -> list[dict[str, Any]]:

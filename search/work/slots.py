@@ -1,37 +1,13 @@
-"""Slots: how many trials a worker trains at once, and the threads in which it does."""
+"""Slots: the threads in which a worker trains several trials at once."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-import torch
-
 from search.work.stopping import StopRequest
-
-GIB_A_TRAINING = 1.0
-"""What a training is reckoned at, GiB: a batch of 8,192 structures of 18 atoms with what its
-gradient needs. The features themselves are shared by all trainings of a process."""
-
-GPU_SLOTS = 8
-"""How many trainings share the batches of a GPU."""
-
-
-def automatic_slots(device: torch.device, threads: int) -> int:
-    """How many trainings of so many CPU threads each keep this machine busy.
-
-    On the CPU: the cores that this process may use, divided by ``threads``; on a GPU, where trainings go
-    through the data together: ``GPU_SLOTS``. At most one for each ``GIB_A_TRAINING`` of free memory.
-    """
-    if device.type == "cuda":
-        wanted, free = GPU_SLOTS, torch.cuda.mem_get_info(device)[0] / 2**30
-    else:
-        wanted, free = _cores() // threads, _free_gib()
-    return max(1, int(min(wanted, free / GIB_A_TRAINING)))
 
 
 def work_in_slots(count: int, work: Callable[[], None], stop: StopRequest) -> None:
@@ -77,19 +53,3 @@ def _interrupt(slot: Thread) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(slot.ident or 0), ctypes.py_object(KeyboardInterrupt)
     )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _free_gib() -> float:
-    """Memory that can be had without swapping; no limit is known where there is no ``/proc``."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    (kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return kib / 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,8 @@ from search.study import StudyConfig
 from search.work.environment import describe_worker
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
-from search.work.slots import automatic_slots, work_in_slots
+from search.work.sizing import automatic_slots
+from search.work.slots import work_in_slots
 from search.work.stopping import StopRequest
 from storage.blobs.store import BlobStore
 from storage.database import Database
@@ -134,11 +136,11 @@ class Worker:
         self._stop = stop
         self._start_relay = start_relay
         self._rungs = rungs(config)
-        device = find_device(config.training.get("device", TrainConfig.device))
-        self._info = describe_worker(name, device)
+        self._device = find_device(config.training.get("device", TrainConfig.device))
+        self._info = describe_worker(name, self._device)
         # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
-        self._companions = Companions() if device.type == "cuda" else None
-        self._slots = slots if slots is not None else automatic_slots(device, _threads(config))
+        self._companions = Companions() if self._device.type == "cuda" else None
+        self._slots = slots
         self._in_hand: dict[int, Claim] = {}
         self._said_to_wait = False
         self._claiming = Lock()
@@ -156,7 +158,6 @@ class Worker:
         """
         slots = self._slots_needed()
         if slots > 1:
-            logger.info("%s: %d trials at once", self._study.name, slots)
             # On the CPU threads of one process would hold each other up; on a GPU they share batches.
             work = self._work_in_process if self._companions is None else self._work_in_slot
             work_in_slots(slots, work, self._stop)
@@ -164,11 +165,23 @@ class Worker:
             self._work_in_slot()
 
     def _slots_needed(self) -> int:
+        left = self._trials_left()
+        if left <= 1:
+            return 1
+        if self._slots is None:
+            return automatic_slots(self._config, self._task, self._device, left)
+        slots = min(self._slots, left)
+        if slots > 1:
+            logger.info("%s: %d trials at once", self._study.name, slots)
+        return slots
+
+    def _trials_left(self) -> int:
         summary = self._summary()
         if summary.budget.trials is None:
-            return self._slots
-        ended = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
-        return min(self._slots, summary.budget.trials - ended)
+            return sys.maxsize
+        return summary.budget.trials - sum(
+            summary.trials[state] for state in ("complete", "pruned", "failed")
+        )
 
     def _work_in_slot(self) -> None:
         self._train_claims(partial(run_training, self._task, companions=self._companions))
@@ -379,12 +392,6 @@ def architecture(config: TrainConfig, inputs: int) -> str:
     """A network as one word, as ``384-128-64-1 silu``: sizes of its layers and activation."""
     output = " (output too)" if config.activate_output else ""
     return f"{'-'.join(map(str, (inputs, *config.hidden, 1)))} {config.activation}{output}"
-
-
-def _threads(config: StudyConfig) -> int:
-    """CPU threads of a training of the study; of the largest one where rows differ."""
-    settings = [config.training | row.training for row in config.rows or ()] or [config.training]
-    return max(int(each.get("threads", TrainConfig.threads)) for each in settings)
 
 
 def _patiently(action: Callable[[], R]) -> R:

@@ -10,9 +10,11 @@ import pytest
 import torch
 import yaml
 
+from benchmarks import __main__ as command_line
 from benchmarks import roofline
-from benchmarks.__main__ import main
+from benchmarks.__main__ import TOPICS, main
 from benchmarks.figures import Goal, Samples, cost_ratio, plain, rate_ratio
+from benchmarks.full import figures_of, run_full
 from benchmarks.machine import describe_machine
 from benchmarks.made_sets import made_set
 from benchmarks.plan import Plan
@@ -23,6 +25,7 @@ from benchmarks.study import study_of_rows
 from benchmarks.tracker_time import Stopwatch
 from benchmarks.training import CONFIG, _streamed_figure, fit_capped
 from search.study import load_study
+from trainer.config import TrainConfig
 
 
 @pytest.fixture
@@ -58,14 +61,56 @@ def test_json_holds_all_samples(report: Report, tmp_path: Path) -> None:
 
 def test_page_keeps_what_people_wrote(report: Report, tmp_path: Path) -> None:
     page = tmp_path / "docs" / "benchmarks.md"
-    write_page(report, page)
+    write_page(report, "cpu", page)
     page.write_text(page.read_text() + "\nWhat stands in the way.\n")
-    write_page(dataclasses.replace(report, measured_at="2027-01-01T00:00+00:00"), page)
+    write_page(dataclasses.replace(report, measured_at="2027-01-01T00:00+00:00"), "cpu", page)
     text = page.read_text()
     assert "What stands in the way." in text
     assert "2027" in text
     assert "2026" not in text
     assert text.count("training: a net") == 1
+
+
+def test_tables_stand_side_by_side(report: Report, tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    for name in ("cpu", "full, cpu", "cpu"):
+        write_page(report, name, page)
+    assert page.read_text().count("training: a net") == 2
+
+
+def test_the_full_set_is_measured_on_request(
+    monkeypatch: pytest.MonkeyPatch, report: Report, tmp_path: Path
+) -> None:
+    measured: list[list[str]] = []
+    monkeypatch.setattr(
+        command_line, "_measure", lambda plan, topics, folder: measured.append(topics) or report
+    )
+    written: list[str] = []
+    monkeypatch.setattr(command_line, "write_page", lambda report, name: written.append(name))
+    for topics in ([], ["--topics", "full"]):
+        options = ["--json", str(tmp_path / "b.json"), "--write-docs", *topics]
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+        main()
+    assert measured == [[topic for topic in TOPICS if topic != "full"], ["full"]]
+    assert written == ["cpu", "full, cpu"]
+
+
+def test_the_full_set_in_small(tmp_path: Path) -> None:
+    config = TrainConfig(hidden=(8,), batch_size=128, epochs=2, device="cpu")
+    run = run_full(made_set(tmp_path, 400), tmp_path, config)
+    assert (run.structures, run.train, len(run.epoch_seconds)) == (400, 320, 2)
+    # The columns that are there, of up to 384, as float32: at least those of CH4.
+    assert run.store > 400 * 5 * 4 * 64
+    assert run.memory > run.store
+    assert run.fit_seconds > sum(run.epoch_seconds)
+    assert not (tmp_path / "features").exists()
+    figures = {figure.name: figure for figure in figures_of(run, config)}
+    assert figures["building their store"].value == 400 / run.build_seconds
+    told = figures["pages swapped out meanwhile, on the whole machine"]
+    assert told.value == run.swapped_out
+    silent = figures_of(dataclasses.replace(run, swapped_out=None), config)[-1]
+    assert silent.value is None
+    assert silent.name == told.name
 
 
 def test_turns_are_taken() -> None:

@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 def test_energies_are_those_of_our_network(task: Task) -> None:
     # A comparison of speeds is fair where both sides compute the same.
     ours = ElementNetworks(
-        TrainConfig(hidden=(24, 8), activation="relu", seed=3), task.features.elements, task.features.length
+        TrainConfig(hidden=(24, 8), activation="relu", precision="float32", seed=3),
+        task.features.elements,
+        task.features.length,
     )
     reference = reference_loop.Potential((24, 8))
     reference.networks.load_state_dict(to_torchani(ours).state_dict())

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import trainer.task
 from search.cli.main import app
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
+from trainer.data.readers import read_dataset
 
 METHANOL = "molecules/molecules-2"
 NOT_EVEN_ROOT_WRITES = Path("/proc/anitune")
@@ -78,7 +80,7 @@ FAULTS: dict[Callable[[Path], None], tuple[str, set[str]]] = {
     not_a_number: (f"data.h5, group /{METHANOL}: 'energies' is NaN or infinite in 1 of 40", set()),
     infinite: (f"data.h5, group /{METHANOL}: 'coordinates' is NaN or infinite in 1 of 40", set()),
     without_features: ("holds F, but the features are for H, C, N, O only: leave", {"info"}),
-    one_structure: ("structure", {"info", "features"}),
+    one_structure: ("data.h5: one structure only", {"info", "features"}),
 }
 COMMANDS = {
     "info": ["data", "info", "data.h5"],
@@ -153,6 +155,19 @@ def test_a_study_that_cannot_be_trained_is_not_recorded(settings: str, expected:
     (folder / "study.yaml").write_text(f"name: tiny\nlimits: {{trials: 1}}\n{settings}\n")
     assert expected in complaint(anitune("study", "run", "study.yaml"), 2)
     assert studies() == []
+
+
+def test_the_data_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        trainer.task, "read_dataset", lambda *args: read.append(args[0]) or read_dataset(*args)
+    )
+    (folder / "home").mkdir()
+    (folder / "home" / "features").touch()  # where the store would be built: what follows the data fails
+    for times in (1, 2):  # first to see that it can be trained on, then for the study that is recorded
+        assert "features" in complaint(anitune("study", "run", "study.yaml"), 1)
+        assert read == [(str(folder / "data.h5"),)] * times
+    assert studies() == ["tiny"]
 
 
 def test_a_name_that_is_taken_takes_none_for_the_reference(folder: Path) -> None:

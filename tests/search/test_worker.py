@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy import update
 
 from search.propose.samplers import propose, trial_limit
@@ -90,7 +91,7 @@ def work(
     task: Task,
     watching: Watching | None = None,
     stop: StopRequest | None = None,
-    slots: int = 1,
+    slots: int | None = 1,
     start_relay: Callable[[Study], object] = lambda _: None,
 ) -> list[TrialRow]:
     study = begin(database, config)
@@ -368,6 +369,23 @@ def test_slots_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
     assert time.monotonic() - begun < 100
     assert [(t.number, t.state, t.attempt) for t in trials] == [(n, "complete", 1) for n in range(5)]
     assert sorted(news.number for news in watching.news) == list(range(5))
+
+
+def test_a_worker_that_is_not_told_asks_how_many_trials_suit_those_left(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def one(config: StudyConfig, task: Task, device: torch.device, most: int) -> int:
+        asked.append((str(device), most))
+        return 1
+
+    monkeypatch.setattr(worker_module, "automatic_slots", one)
+    for limit, news in ((3, [("cpu", 3)]), (4, [])):  # a trial that is left alone needs no choice
+        asked.clear()
+        trials = work(database, replace(config, limits=Limits(trials=limit)), task, slots=None)
+        assert [trial.state for trial in trials] == ["complete"] * limit
+        assert asked == news
 
 
 def test_no_more_slots_than_trials_are_left(database: Database, config: StudyConfig, task: Task) -> None:

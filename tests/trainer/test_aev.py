@@ -12,7 +12,7 @@ from trainer.features.aev import (
     AEVComputer,
     MoleculeFeatures,
     aev_length,
-    columns,
+    columns_of_set,
     make_aev_computer,
     refuse_other_elements,
 )
@@ -77,7 +77,7 @@ def test_small_molecules_have_features(numbers: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("numbers", [(8,), (8, 1, 1), ETHANOL_AND_WATER, (1, 6, 7, 8, 1)])
 def test_compact_features_are_the_columns_of_the_elements(numbers: tuple[int, ...]) -> None:
     structures, features = molecule(numbers), MoleculeFeatures(AEVConfig(), CPU)
-    kept = columns(AEVConfig(), [(1, 6, 7, 8).index(n) for n in set(numbers)])
+    kept = columns_of_set(AEVConfig(), [(1, 6, 7, 8).index(n) for n in set(numbers)])
     full, compact = (f(structures, slice(None)) for f in (features.compute, features.compact))
     assert torch.equal(full[..., kept], compact)
     assert torch.count_nonzero(full) == torch.count_nonzero(compact)

@@ -27,7 +27,7 @@ from trainer.progress import no_progress
 
 CPU = torch.device("cpu")
 CONFIG = AEVConfig()
-FILES = {"H-C_H", "H-C_C", "H-O_H", "H-O_O", "H-C-O_H", "H-C-O_C", "H-C-O_O"}
+FILES = {"H", "C", "O"}
 
 #: Opens the store argv[2] of the file argv[1]; says when it computes, and then waits for a line on stdin.
 BUILDER = """
@@ -92,21 +92,25 @@ def start_builder(data_file: Path, root: Path) -> subprocess.Popen[str]:
 # What the tables hold
 
 
-def test_tables_hold_the_atoms_of_a_sets_structures_in_their_order(dataset: Dataset, tmp_path: Path) -> None:
+def test_tables_hold_the_atoms_of_a_compositions_structures_in_their_order(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     water, methane, methanol = dataset.molecules
     mixed = Dataset((methanol, water, methane, replace(water, coordinates=water.coordinates + 1)))
     opened = open_tables(mixed, CONFIG, tmp_path, no_progress)
     features = MoleculeFeatures(CONFIG, CPU)
-    assert [s.elements for s in opened.sets.sets] == [(0, 1), (0, 1, 3), (0, 3)]
-    assert opened.sets.of_molecule.tolist() == [1, 2, 0, 2]
-    assert opened.tables.keys() == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 3), (2, 0), (2, 3)}
-    for (s, e), table in opened.tables.items():
+    found = opened.compositions
+    assert [some.elements for some in found.each] == [(0, 3), (0, 1), (0, 1, 3)]
+    assert found.of_molecule.tolist() == [2, 0, 1, 0]
+    assert opened.tables.keys() == {(0, 0), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1), (2, 3)}
+    for (c, e), table in opened.tables.items():
         wanted = []
-        for molecule, of in zip(mixed.molecules, opened.sets.of_molecule, strict=True):
+        for molecule, of in zip(mixed.molecules, found.of_molecule, strict=True):
             kinds = np.sort([(1, 6, 7, 8).index(n) for n in molecule.atomic_numbers])
-            if of == s:
+            if of == c:
                 aevs = features.compute(molecule, slice(None))[:, kinds == e]
-                wanted.append(aevs.flatten(0, 1)[:, opened.sets.sets[s].columns])
+                kept = found.each[c].columns[found.each[c].elements.index(e)]
+                wanted.append(aevs[..., kept])
         assert table.dtype == torch.float32
         assert torch.equal(table, torch.cat(wanted))
 
@@ -114,8 +118,10 @@ def test_tables_hold_the_atoms_of_a_sets_structures_in_their_order(dataset: Data
 def test_the_size_is_known_before(dataset: Dataset, built: Path) -> None:
     values = stored_values(built)
     assert store_bytes(dataset, CONFIG) == sum(value.nbytes for value in values.values())
-    # 40 structures each of 3, 5 and 6 atoms; two of four elements have 128 columns, three of them 240.
-    assert store_bytes(dataset, CONFIG) == 40 * ((3 + 5) * 128 + 6 * 240) * 4
+    # 40 structures each of water, methane and methanol: atoms of an element times the columns that each has.
+    of_water, of_methane = 2 * 64 + 48, 4 * 96 + 48
+    of_methanol = 4 * (3 * 16 + 4 * 32) + (2 * 16 + 2 * 32) + (2 * 16 + 2 * 32)
+    assert store_bytes(dataset, CONFIG) == 40 * (of_water + of_methane + of_methanol) * 4
 
 
 def test_threads_and_pieces_change_no_byte(
@@ -157,16 +163,16 @@ def test_other_data_or_constants_have_a_store_of_their_own(dataset: Dataset, tmp
 
 
 def truncate(folder: Path) -> None:
-    content = (folder / "H-O_H.npy").read_bytes()
-    (folder / "H-O_H.npy").write_bytes(content[:-1000])
+    content = (folder / "H.npy").read_bytes()
+    (folder / "H.npy").write_bytes(content[:-1000])
 
 
 def flip_a_bit(folder: Path) -> None:
     # The clock that files are stamped with may take as long for its next tick.
     time.sleep(0.02)
-    content = bytearray((folder / "H-O_O.npy").read_bytes())
+    content = bytearray((folder / "O.npy").read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / "H-O_O.npy").write_bytes(content)
+    (folder / "O.npy").write_bytes(content)
 
 
 def describe_other_features(folder: Path) -> None:
@@ -178,9 +184,9 @@ def describe_other_features(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (truncate, r"H-O_H.npy has \d+ bytes instead of \d+"),
-        (flip_a_bit, "H-O_O.npy has other bytes than were written"),
-        (lambda folder: (folder / "H-C_C.npy").unlink(), "H-C_C.npy is missing"),
+        (truncate, r"H.npy has \d+ bytes instead of \d+"),
+        (flip_a_bit, "O.npy has other bytes than were written"),
+        (lambda folder: (folder / "C.npy").unlink(), "C.npy is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing"),
         (lambda folder: (folder / MANIFEST).write_text('{"content"'), f"{MANIFEST} cannot be read"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), f"{MANIFEST} cannot be read"),
@@ -282,7 +288,7 @@ def test_rot_that_changes_no_time_is_found_by_a_full_check(
     open_tables(dataset, CONFIG, tmp_path, no_computation)
     assert not caplog.records
     open_tables(dataset, CONFIG, tmp_path, no_progress, check=True)
-    assert "H-O_O.npy has other bytes than were written" in caplog.text
+    assert "O.npy has other bytes than were written" in caplog.text
     assert_same_store(tmp_path, built)
 
 
@@ -374,8 +380,8 @@ def peak():
 
 torch.set_num_threads(2)
 water = read_dataset([sys.argv[1]]).molecules[0]
-coordinates = np.tile(water.coordinates, (5000, 1, 1))
-many = Dataset((replace(water, coordinates=coordinates, energies=np.tile(water.energies, 5000)),))
+coordinates = np.tile(water.coordinates, (5500, 1, 1))
+many = Dataset((replace(water, coordinates=coordinates, energies=np.tile(water.energies, 5500)),))
 before = peak()
 open_tables(many, AEVConfig(), Path(sys.argv[2]), no_progress, memory=2**27)
 print((peak() - before) / 2**20, store_bytes(many, AEVConfig()) / 2**20)
@@ -387,4 +393,4 @@ def test_building_stays_within_its_memory(data_file: Path, tmp_path: Path) -> No
     command = [sys.executable, "-c", MEASURED_BUILD, data_file, tmp_path]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     taken, stored = map(float, printed.split())
-    assert taken < 128 < 290 < stored
+    assert taken < 128 < 147 < stored

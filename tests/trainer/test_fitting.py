@@ -20,7 +20,8 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import mean_absolute_error
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.batches import AtomBatch
-from trainer.features.source import FeatureSource, Load, PartFeatures
+from trainer.features.parts import Load, PartFeatures
+from trainer.features.source import FeatureSource
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import CHECKPOINT
 from trainer.fitting.devices import memory_errors_explained

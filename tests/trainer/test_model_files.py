@@ -16,7 +16,7 @@ from trainer.networks.files import METADATA, load_model, save_model, warm_start
 from trainer.networks.model import ElementNetworks
 
 AEV = AEVConfig()
-CONFIG = TrainConfig(hidden=(16, 8), activation="gaussian", dropout=0.2, seed=3)
+CONFIG = TrainConfig(hidden=(16, 8), activation="gaussian", dropout=0.2, precision="float32", seed=3)
 SELF_ENERGIES = {"H": -0.500607632585, "C": -37.8302333826, "O": -75.0362229210}
 
 

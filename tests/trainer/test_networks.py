@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trainer.config import Activation, TrainConfig
 from trainer.data.dataset import Dataset, Molecule
-from trainer.features.batches import AtomBatch, EqualStructures, IndexedStructures, Layouts, atom_counts
+from trainer.features.batches import AtomBatch, CountedStructures, EqualStructures, IndexedStructures, Layouts
+from trainer.features.compositions import atom_counts
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
@@ -46,7 +47,8 @@ def batch_of(
 
 
 def networks(**settings: object) -> ElementNetworks:
-    return ElementNetworks(TrainConfig(**settings), ELEMENTS, LENGTH)  # type: ignore[arg-type]
+    config = TrainConfig(**{"precision": "float32", **settings})  # type: ignore[arg-type]
+    return ElementNetworks(config, ELEMENTS, LENGTH)
 
 
 def reference_energies(model: ElementNetworks, batch: AtomBatch) -> Tensor:
@@ -71,16 +73,32 @@ def test_energies_are_sums_over_the_atoms_of_each_structure(hidden: tuple[int, .
     torch.testing.assert_close(model(batch), reference_energies(model, batch), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_structures_of_equal_atoms_have_the_sums_of_their_atoms(dtype: torch.dtype) -> None:
+def test_ways_of_telling_the_atoms_of_structures_give_the_same_sums() -> None:
     owners = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2])
     atoms = torch.tensor([[0, 2, 4], [1, 3, 5], [6, 7, 8], [9, 9, 9]])
-    equal, indexed = EqualStructures((2, 1)), IndexedStructures([6, 3], owners, atoms)
-    of_atoms = torch.randn(9, 2, dtype=dtype).split([6, 3])
-    torch.testing.assert_close(equal.over_structures(of_atoms), indexed.over_structures(of_atoms))
-    of_structures = torch.randn(3, 2, dtype=dtype)
-    for one, other in zip(equal.to_atoms(of_structures), indexed.to_atoms(of_structures), strict=True):
-        assert torch.equal(one, other)
+    indexed = IndexedStructures([6, 3], owners, atoms)
+    of_atoms = torch.randn(9, 2, dtype=torch.float64).split([6, 3])
+    of_structures = torch.randn(3, 2, dtype=torch.float64)
+    counted = CountedStructures(torch.tensor([[2, 2, 2], [1, 1, 1]]), [6, 3])
+    for other in (EqualStructures((2, 1)), counted):
+        torch.testing.assert_close(other.over_structures(of_atoms), indexed.over_structures(of_atoms))
+        for one, two in zip(other.to_atoms(of_structures), indexed.to_atoms(of_structures), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_what_atoms_get_is_theirs_to_change() -> None:
+    of_structures = torch.ones((2, 1))
+    one, other = EqualStructures((1, 1)).to_atoms(of_structures)
+    one.zero_()
+    assert other.tolist() == of_structures.tolist() == [[1.0], [1.0]]
+
+
+def test_counted_structures_may_differ() -> None:
+    counted = CountedStructures(torch.tensor([[0, 3], [2, 1]]), [3, 3])
+    of_atoms = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0], [16.0], [32.0]])
+    assert counted.over_structures(of_atoms).tolist() == [[24.0], [39.0]]
+    of_elements = counted.to_atoms(torch.tensor([[5.0], [6.0]]))
+    assert [some.flatten().tolist() for some in of_elements] == [[6.0] * 3, [5.0, 5.0, 6.0]]
 
 
 def test_gradients_are_those_of_the_sums() -> None:
@@ -112,7 +130,10 @@ def test_an_element_that_a_batch_lacks_adds_nothing() -> None:
 
 @pytest.mark.parametrize(("hidden", "count"), [((128,), 197_636), ((200,), 308_804), ((128, 64), 230_404)])
 def test_parameters_are_counted_as_published(hidden: tuple[int, ...], count: int) -> None:
-    assert ElementNetworks(TrainConfig(hidden=hidden), ELEMENTS, 384).parameter_count == count
+    assert (
+        ElementNetworks(TrainConfig(hidden=hidden, precision="float32"), ELEMENTS, 384).parameter_count
+        == count
+    )
 
 
 def test_weights_follow_from_the_seed_alone() -> None:
@@ -129,7 +150,9 @@ def test_weights_follow_from_the_seed_alone() -> None:
 
 
 def test_weights_have_the_distribution_of_torch() -> None:
-    layer = next(ElementNetworks(TrainConfig(hidden=(512,)), ("H",), 384).networks["H"].children())
+    layer = next(
+        ElementNetworks(TrainConfig(hidden=(512,), precision="float32"), ("H",), 384).networks["H"].children()
+    )
     bound = 1 / math.sqrt(384)
     for values in (layer.weight, layer.bias):
         assert values.abs().max() <= bound

@@ -9,27 +9,30 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from trainer.config import AEVConfig, FeatureConfig
-from trainer.data.dataset import Dataset
+from trainer.config import AEVConfig, FeatureConfig, Precision, TrainConfig
+from trainer.data.dataset import Dataset, Molecule
 from trainer.data.readers import read_dataset
 from trainer.errors import DataError
+from trainer.features import parts as parts_module
 from trainer.features import source as source_module
 from trainer.features.aev import AEVComputer
 from trainer.features.batches import AtomBatch
 from trainer.features.source import (
-    BY_SETS_FROM,
+    GROUPED_FROM,
     ComputedFeatures,
     FeatureSource,
     StoredFeatures,
     open_features,
 )
+from trainer.networks.model import ElementNetworks
 from trainer.progress import no_progress
 
 CPU = torch.device("cpu")
 CONFIG = AEVConfig()
 
-#: Batches that go by element, and such that go by element set.
-SIZES = pytest.mark.parametrize("batch_size", [16, BY_SETS_FROM], ids=["by element", "by element set"])
+#: Batches that are one piece each, and such that are pieces of kinds of compositions.
+GROUPED = GROUPED_FROM[torch.float32]
+SIZES = pytest.mark.parametrize("batch_size", [16, GROUPED], ids=["whole", "grouped"])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def test_a_batch_holds_the_atoms_of_its_structures(
     structures = np.array([3, 17, 45, 99, 119])
     order = np.array([4, 0, 2, 1])
     (batches,) = pieces(open_kind(kind, dataset, root), structures, order, batch_size)
-    assert len(batches) == (3 if batch_size == BY_SETS_FROM else 1)
+    assert len(batches) == (3 if batch_size == GROUPED else 1)
     assert sorted(p for batch in batches for p in batch.positions.tolist()) == [0, 1, 2, 4]
     computer = AEVComputer.like_1x()
     for batch in batches:
@@ -116,18 +119,18 @@ def test_stored_and_computed_batches_are_equal_to_the_last_bit(
 def test_every_structure_is_in_its_batch_once(
     dataset: Dataset, root: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Several calls to lay out small batches, and several tiles of an element set.
-    monkeypatch.setattr(source_module, "LAID_OUT", 40)
-    monkeypatch.setattr(source_module, "TILE", 7)
+    # Several calls to lay out small batches, and several pieces of a composition.
+    monkeypatch.setattr(parts_module, "LAID_OUT", 40)
+    monkeypatch.setattr(parts_module, "PIECE_BYTES", 10_000)
     structures = np.arange(0, dataset.structures)
     order = np.random.default_rng(0).permutation(len(structures))
     found = pieces(open_features(dataset, FeatureConfig(), root, no_progress), structures, order, batch_size)
     for number, batch in enumerate(found):
         inside = np.sort(np.concatenate([piece.positions.numpy() for piece in batch]))
         assert np.array_equal(inside, np.sort(order[number * batch_size :][:batch_size]))
-        if batch_size == BY_SETS_FROM:
+        if batch_size == GROUPED:
             assert len(batch) > 3
-            assert max(piece.size for piece in batch) == 7
+            assert max(aevs.nbytes for piece in batch for aevs in piece.aevs) < 10_000
     assert len(found) == -(-len(order) // batch_size)
 
 
@@ -167,3 +170,70 @@ def test_a_store_above_the_limit_is_not_built_and_a_line_says_so(
     assert list(tmp_path.iterdir()) == []
     (record,) = caplog.records
     assert "features.store_limit_gib = 1e-06: AEVs are computed batch by batch" in record.getMessage()
+
+
+#: Isomers, a lone atom, all elements; equal elements in other numbers, with the same columns and with others.
+MANY = (
+    (8,),
+    (1, 1),
+    (6, 1, 8, 1),
+    (8, 6, 1, 1),
+    (6, 6, 6, *(1,) * 8),
+    (6, 6, 6, 6, *(1,) * 10),
+    (6, 1, 1, 1, 1),
+    (6, 7, 8, 1, 1, 1),
+    (6, 6, 7, 8, 1),
+)
+
+
+@pytest.mark.parametrize("alone_from", [1, 10**9], ids=["kinds of compositions", "pooled"])
+@pytest.mark.parametrize("kind", ["stored", "computed"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_energies_do_not_depend_on_how_structures_are_grouped(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    alone_from: int,
+    precision: Precision,
+) -> None:
+    monkeypatch.setattr(source_module, "ALONE_FROM", alone_from)
+    monkeypatch.setattr(parts_module, "PIECE_BYTES", 40_000)
+    random = np.random.default_rng(1)
+    molecules = tuple(
+        Molecule(
+            str(numbers),
+            "",
+            np.array(numbers, dtype=np.uint8),
+            random.normal(scale=1.5, size=(7, len(numbers), 3)).astype(np.float32),
+            np.zeros(7),
+        )
+        for numbers in MANY
+    )
+    opened = open_kind(kind, Dataset(molecules), tmp_path)
+    model = ElementNetworks(
+        TrainConfig(hidden=(9, 4), precision=precision, seed=3), opened.elements, opened.length
+    )
+    order = random.permutation(7 * len(MANY))
+    energies = []
+    for batch_size in (16, GROUPED):
+        found = torch.full((len(order),), torch.nan, dtype=torch.float64)
+        dtype = next(model.parameters()).dtype
+        for batch in chain(*pieces(opened, np.arange(len(order)), order, batch_size, dtype)):
+            found[batch.positions] = model(batch).detach().double()
+        energies.append(found)
+    assert not energies[0].isnan().any()
+    tolerance = 1e-5 if precision == "float32" else 1e-12
+    torch.testing.assert_close(energies[1], energies[0], rtol=tolerance, atol=tolerance)
+    assert energies[0].unique().numel() > 6 * len(MANY)
+
+
+def test_a_large_batch_of_rounded_features_is_worked_on_in_pieces(
+    dataset: Dataset, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "WHOLE", 30)
+    opened = open_features(dataset, FeatureConfig(), root, no_progress)
+    order = np.random.default_rng(0).permutation(dataset.structures)
+    batches = pieces(opened, np.arange(len(order)), order, 70, torch.bfloat16)
+    assert [[piece.size for piece in batch] for batch in batches] == [[30, 30, 10], [30, 20]]
+    assert np.array_equal(np.concatenate([piece.positions.numpy() for piece in chain(*batches)]), order)
+    assert {aevs.dtype for piece in chain(*batches) for aevs in piece.aevs} == {torch.bfloat16}

@@ -50,7 +50,9 @@ def test_energies_of_every_structure_of_the_sample_are_those_of_torchani(
 ) -> None:
     dataset = read_dataset([SAMPLE])
     features = open_features(dataset, FeatureConfig(), tmp_path, no_progress)
-    model = ElementNetworks(TrainConfig(hidden=(128, 64)), features.elements, features.length).eval()
+    model = ElementNetworks(
+        TrainConfig(hidden=(128, 64), precision="float32"), features.elements, features.length
+    ).eval()
     for layers in model.networks.values():
         # Untrained energies differ by little: make them differ as much as those of real structures.
         list(layers.children())[-1].weight.mul_(3)
@@ -87,7 +89,7 @@ def test_every_network_can_be_given_to_torchani(
 
 def test_the_copy_does_not_follow_the_original(data_file: Path) -> None:
     dataset = read_dataset([data_file])
-    model = ElementNetworks(TrainConfig(), CONFIG.elements, 384)
+    model = ElementNetworks(TrainConfig(precision="float32"), CONFIG.elements, 384)
     copied = to_torchani(model)
     before = [parameter.clone() for parameter in copied.parameters()]
     with torch.no_grad():

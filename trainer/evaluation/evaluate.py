@@ -11,15 +11,14 @@ import numpy.typing as npt
 import torch
 
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.source import Load, PartFeatures
+from trainer.features.parts import Load, PartFeatures
 from trainer.fitting.devices import products
 from trainer.fitting.threads import Threads
 from trainer.networks.model import ElementNetworks
 from trainer.task import Task
 
-#: Structures that are evaluated at once, on a CPU and on a GPU.
-BATCH: Final = 2048
-GPU_BATCH: Final = 2**14
+#: Structures that are evaluated at once.
+BATCH: Final = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +54,7 @@ def predict(model: ElementNetworks, part: PartFeatures, structures: int, threads
             batch = load()
             predicted[batch.positions] = model(batch)
 
-    batch = GPU_BATCH if parameter.is_cuda else BATCH
-    for pieces in part.steps(torch.arange(structures), batch):
+    for pieces in part.steps(torch.arange(structures), BATCH):
         # Whatever the precision of the training, and that of others which are beginning steps meanwhile.
         with products("float32", parameter.device):
             threads.map(work, pieces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -59,22 +59,29 @@ def aev_length(config: AEVConfig) -> int:
     return kinds * len(config.radial_shifts) + kinds * (kinds + 1) // 2 * angular
 
 
-def columns(config: AEVConfig, elements: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The AEV columns, (F_s,), that neighbours of these elements alone can make differ from zero.
+def columns(config: AEVConfig, neighbors: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The columns, (F_c,) ascending, of an atom's AEV that its neighbors can make differ from zero.
 
     An AEV holds the radial terms of each element, then the angular terms of each pair of elements, the
     pairs in the order of the upper triangle of a matrix.
 
     Parameters
     ----------
-    elements : indices into ``AEVConfig.elements``
+    neighbors : how many there are of each of ``AEVConfig.elements``
     """
     kinds, radial = len(config.elements), len(config.radial_shifts)
     angular = len(config.angular_shifts) * config.angle_sections
-    owners: list[set[int]] = [{e} for e in range(kinds) for _ in range(radial)]
-    owners += [{one, other} for one in range(kinds) for other in range(one, kinds) for _ in range(angular)]
-    assert len(owners) == aev_length(config)
-    return np.array([c for c, needed in enumerate(owners) if needed <= set(elements)], dtype=np.int64)
+    needed: list[tuple[int, ...]] = [(e,) for e in range(kinds) for _ in range(radial)]
+    needed += [(one, two) for one in range(kinds) for two in range(one, kinds) for _ in range(angular)]
+    assert len(needed) == aev_length(config)
+    can = [all(neighbors[e] >= some.count(e) for e in some) for some in needed]
+    return np.flatnonzero(can)
+
+
+def columns_of_set(config: AEVConfig, elements: Iterable[int]) -> npt.NDArray[np.int64]:
+    """The columns, (F_s,) ascending, that neighbors of these elements alone can make differ from zero."""
+    present = set(elements)
+    return columns(config, [2 * (e in present) for e in range(len(config.elements))])
 
 
 def refuse_other_elements(dataset: Dataset, config: AEVConfig) -> None:
@@ -120,26 +127,50 @@ class MoleculeFeatures:
         (n, Na, F) float32; the atoms are sorted by element, and those of one element are in the file's order.
         """
         compact = self.compact(molecule, structures)
-        kept = columns(self._config, np.unique(self._elements(molecule)).tolist())
+        kept = columns_of_set(self._config, self._elements(molecule).tolist())
         aevs = compact.new_zeros((*compact.shape[:2], aev_length(self._config)))
         aevs[..., torch.from_numpy(kept).to(self._device)] = compact
         return aevs
 
     @torch.no_grad()
     def compact(self, molecule: Molecule, structures: npt.NDArray[np.int64] | slice) -> Tensor:
-        """What :meth:`compute` gives, but only the :func:`columns` of its elements: (n, Na, F_s)."""
+        """What :meth:`compute` gives, but only the :func:`columns_of_set` of its elements: (n, Na, F_s)."""
         elements = self._elements(molecule)
         order = np.argsort(elements, kind="stable")
         species = tuple(elements[order].tolist())
         chosen = molecule.coordinates[structures][:, order].astype(np.float32, order="C")
         coordinates = torch.from_numpy(chosen).to(self._device)
-        length = len(columns(self._config, species))
+        length = len(columns_of_set(self._config, species))
         aevs = torch.empty((len(coordinates), molecule.atoms, length), device=self._device)
         with _one_thread():
             for begin in range(0, len(coordinates), self.chunk(molecule)):
                 chunk = slice(begin, begin + self.chunk(molecule))
                 self._compute_chunk(species, coordinates[chunk], aevs[chunk])
         return aevs
+
+    def of_columns(
+        self,
+        molecule: Molecule,
+        structures: npt.NDArray[np.int64] | slice,
+        kept: Sequence[npt.NDArray[np.int64]],
+    ) -> list[Tensor]:
+        """What :meth:`compute` gives, for each element of the molecule only some columns.
+
+        Parameters
+        ----------
+        kept : for each element, (F_e,) ascending: some of the :func:`columns_of_set` of the molecule
+
+        Returns
+        -------
+        For each element, (n, c, F_e) for its c atoms, contiguous.
+        """
+        elements, counts = np.unique(self._elements(molecule), return_counts=True)
+        of_set = columns_of_set(self._config, elements.tolist())
+        by_element = torch.split(self.compact(molecule, structures), counts.tolist(), dim=1)
+        return [
+            torch.cat([aevs[..., begin:end] for begin, end in _runs(np.searchsorted(of_set, some))], -1)
+            for aevs, some in zip(by_element, kept, strict=True)
+        ]
 
     def _elements(self, molecule: Molecule) -> npt.NDArray[np.int64]:
         """The element of each atom, (Na,), as index into ``AEVConfig.elements``."""
@@ -182,6 +213,14 @@ class MoleculeFeatures:
             for weights in by_distance[: len(near)].T.contiguous()
         ]
         aevs[..., length:] = torch.stack(products, 1).view(structures, atoms, aevs.shape[2] - length)
+
+
+def _runs(numbers: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs of consecutive ones, from the first to the one after the last."""
+    if not len(numbers):
+        return [(0, 0)]
+    parts = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
 def _kept(mask: Tensor, firsts: Tensor) -> tuple[Tensor, Tensor]:

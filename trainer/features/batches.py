@@ -11,9 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.data.dataset import Dataset
-from trainer.data.elements import ATOMIC_NUMBERS
-
 
 class AtomSums(Protocol):
     """Which atoms make up each of the B structures of a batch. Sums have a fixed order on every device."""
@@ -22,7 +19,10 @@ class AtomSums(Protocol):
         """What each structure has in all, (B, K), of what its atoms have, (n_e, K) for each element."""
 
     def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
-        """What the structure of each atom has, (n_e, K) for each element, of (B, K): the transpose."""
+        """What the structure of each atom has, (n_e, K) for each element, of (B, K): the transpose.
+
+        The tensors are new, and the caller's to change.
+        """
 
 
 class EqualStructures:
@@ -46,10 +46,32 @@ class EqualStructures:
 
     def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
         """See :class:`AtomSums`."""
-        return [
-            of_structures if count == 1 else of_structures.repeat_interleave(count, 0)
-            for count in self.counts
-        ]
+        return [of_structures.repeat_interleave(count, 0) for count in self.counts]
+
+
+class CountedStructures:
+    """Structures of any atoms, those of each element in the order of the structures.
+
+    Parameters
+    ----------
+    counts : (E, B) int64: atoms of each element in each structure
+    sizes : atoms of each element in all
+    """
+
+    def __init__(self, counts: Tensor, sizes: Sequence[int]) -> None:
+        self.counts = counts
+        self.sizes = list(sizes)
+
+    def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
+        """See :class:`AtomSums`."""
+        sums = torch.segment_reduce(torch.cat(tuple(of_atoms)), "sum", lengths=self.counts.flatten())
+        return sums.view(*self.counts.shape, -1).sum(0)
+
+    def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
+        """See :class:`AtomSums`."""
+        of_each = of_structures.repeat(len(self.counts), 1)
+        of_atoms = of_each.repeat_interleave(self.counts.flatten(), 0, output_size=sum(self.sizes))
+        return of_atoms.split_with_sizes(self.sizes)
 
 
 class IndexedStructures:
@@ -89,7 +111,7 @@ class AtomBatch:
     elements : which elements they have, as places in the order of the networks
     columns : for each of ``elements``, (F_e,) int64: which entries of the AEVs of its atoms are given, as the
         others are zero; None: all
-    aevs : for each of ``elements``, (n_e, F_e): the AEVs of its atoms
+    aevs : for each of ``elements``, (n_e, F_e): the AEVs of its atoms, in the precision of the first products
     sums : which atoms make up each structure
     """
 
@@ -132,6 +154,11 @@ class Layouts:
     counts : (M, E) number of atoms of each element in each molecule
     molecule : (n,) the molecule of each structure
     first_rows : (E, n) where the atoms of each structure begin in the table of each element
+
+    Attributes
+    ----------
+    molecule : as given
+    elements : E
     """
 
     def __init__(
@@ -141,6 +168,7 @@ class Layouts:
         first_rows: npt.NDArray[np.int64],
     ) -> None:
         self.molecule = torch.from_numpy(molecule)
+        self.elements = counts.shape[1]
         self._counts = torch.from_numpy(counts)
         self._first_rows = torch.from_numpy(first_rows)
         self._element, self._place = sort_atoms(self._counts)
@@ -202,11 +230,3 @@ def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
         element[:atoms, m] = torch.repeat_interleave(of_molecule)
         place[:atoms, m] = torch.cat([torch.arange(int(c)) for c in of_molecule])
     return element, place
-
-
-def atom_counts(dataset: Dataset, elements: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Number of atoms of each element in each molecule, (M, E)."""
-    numbers = np.array([ATOMIC_NUMBERS[e] for e in elements])
-    return np.array(
-        [(m.atomic_numbers[:, None] == numbers).sum(0) for m in dataset.molecules], dtype=np.int64
-    )

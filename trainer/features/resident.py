@@ -22,17 +22,17 @@ COPIED_ROWS: Final = 2**16
 
 @dataclass(frozen=True, eq=False)
 class StoredBlock:
-    """Atoms of one element in structures of one element set.
+    """The c atoms of one element in each of n structures of one composition.
 
     Attributes
     ----------
-    number_of_set : of the element set
-    stored : (N, F_s) the table that has their AEVs
-    source : (n,) int64: their rows there
-    target : (n,) int64: their rows in a table of one's own
+    key : composition and element, as in the store
+    stored : (N, c, F_e) the table that has their AEVs
+    source : (n,) int64: the structures there
+    target : (n * c,) int64: the rows of the atoms in a table of one's own
     """
 
-    number_of_set: int
+    key: tuple[int, int]
     stored: Tensor
     source: Tensor
     target: Tensor
@@ -47,14 +47,14 @@ class StoredPart:
     tables : the store
     counts : (M, E) number of atoms of each element in each molecule
     molecule : (n,) the molecule of each structure
-    starts : (n, E) where the atoms of each structure begin in the tables of its element set
+    places : (n,) the place of each structure in the tables of its composition
     length : numbers in the AEV of an atom, F
     """
 
     tables: StoreTables
     counts: npt.NDArray[np.int64]
     molecule: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
     length: int
 
     @property
@@ -71,29 +71,24 @@ class StoredPart:
         ----------
         begins : (B, E) the rows where the atoms of each structure begin in a table of one's own
         """
-        counts, starts = self.counts[self.molecule[positions]], self.starts[positions]
-        of_set = self.tables.sets.of_molecule[self.molecule[positions]]
-        for s in np.unique(of_set).tolist():
-            members = np.flatnonzero(of_set == s)
-            for e in self.tables.sets.sets[s].elements:
-                yield StoredBlock(
-                    s,
-                    self.tables.tables[s, e],
-                    rows_of(starts[members, e], counts[members, e]),
-                    rows_of(begins[members, e], counts[members, e]),
-                )
+        compositions = self.tables.compositions
+        of_structure = compositions.of_molecule[self.molecule[positions]]
+        for c in np.unique(of_structure).tolist():
+            members = np.flatnonzero(of_structure == c)
+            source = torch.from_numpy(self.places[positions[members]])
+            composition = compositions.each[c]
+            for e, count in zip(composition.elements, composition.counts, strict=True):
+                target = begins[members, e][:, None] + np.arange(count)
+                stored = self.tables.tables[c, e]
+                yield StoredBlock((c, e), stored, source, torch.from_numpy(target).flatten())
 
-    def columns(self, device: torch.device) -> tuple[Tensor, ...]:
-        """For each element set, (F_s,): the columns of an AEV that the store has."""
-        return tuple(torch.from_numpy(some.columns).to(device) for some in self.tables.sets.sets)
-
-
-def rows_of(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Tensor:
-    """The rows of the runs that begin at ``starts`` and are ``counts`` long, one run after another."""
-    lengths = torch.from_numpy(counts)
-    ends = lengths.cumsum(0)
-    rows = torch.repeat_interleave(torch.from_numpy(starts) - (ends - lengths), lengths)
-    return rows + torch.arange(len(rows))
+    def columns(self, device: torch.device) -> dict[tuple[int, int], Tensor]:
+        """For each composition and element, (F_e,): the columns of an AEV that the store has."""
+        return {
+            (c, e): torch.from_numpy(columns).to(device)
+            for c, composition in enumerate(self.tables.compositions.each)
+            for e, columns in zip(composition.elements, composition.columns, strict=True)
+        }
 
 
 def free_memory(device: torch.device) -> int:
@@ -122,11 +117,14 @@ class Resident(FixedFeatures):
         self.table = torch.zeros((self.layouts.rows + 1, part.length), device=device, dtype=dtype)
         columns = part.columns(device)
         for block in part.blocks(np.arange(len(part.molecule)), begins):
+            structures, count, length = block.stored.shape
+            at_once = max(1, COPIED_ROWS // count)
             for source, target in zip(
-                torch.split(block.source, COPIED_ROWS), torch.split(block.target, COPIED_ROWS), strict=True
+                torch.split(block.source, at_once), torch.split(block.target, at_once * count), strict=True
             ):
-                aevs = block.stored.index_select(0, source).to(device, dtype)
-                self.table[target.to(device)[:, None], columns[block.number_of_set]] = aevs
+                aevs = block.stored.view(structures, -1).index_select(0, source).view(-1, length)
+                there = target.to(device)[:, None]
+                self.table[there, columns[block.key]] = aevs.to(device, dtype)
 
     def batches(self, frame: Frame) -> FixedBatches:
         """See :class:`FixedFeatures`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -18,10 +18,19 @@ from torch import Tensor
 from trainer.config import AEVConfig, FeatureConfig
 from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
-from trainer.features.batches import AtomBatch, BatchLayout, IndexedStructures, Layouts, atom_counts
-from trainer.features.element_sets import find_element_sets
+from trainer.features.batches import BatchLayout, Layouts
+from trainer.features.compositions import Compositions, atom_counts, find_compositions
 from trainer.features.fixed_batches import FixedFeatures
-from trainer.features.resident import COPIED_ROWS, Resident, StoredPart, free_memory, rows_of
+from trainer.features.parts import (
+    Group,
+    GroupedPart,
+    PartFeatures,
+    TablesPart,
+    WholePart,
+    WriteAEVs,
+    rows_of_runs,
+)
+from trainer.features.resident import COPIED_ROWS, Resident, StoredPart, free_memory
 from trainer.features.streaming import Streamed
 from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.progress import Progress
@@ -33,31 +42,14 @@ logger = logging.getLogger("anitune")
 GPU_SHARE: Final = 0.8
 CPU_LIMIT_GIB: Final = 2.0
 
-#: From this batch size on a CPU works on each element set by itself, and leaves out the zero columns. In
-#: smaller batches the many small operations would cost more than the products that are saved.
-BY_SETS_FROM: Final = 192
+#: From this batch size on a CPU works on each kind of composition by itself, and leaves out the zero columns.
+#: In smaller batches the many small operations would cost more than the products that are saved, and faster
+#: products save less.
+GROUPED_FROM: Final = {torch.float32: 512, torch.float64: 512, torch.bfloat16: 4096}
 
-#: Structures of one element set that are worked on at once: their AEVs stay in the cache of a core.
-TILE: Final = 384
-
-#: Structures that small batches are laid out for at once.
-LAID_OUT: Final = 4096
-
-Load = Callable[[], AtomBatch]
-"""Gathers some structures of a batch."""
-
-
-class PartFeatures(Protocol):
-    """AEVs of some structures, ready for a training."""
-
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
-        """Go through the structures in the ``order`` (n,) of their positions in the part, int64 on the CPU.
-
-        Yields
-        ------
-        For each batch of ``batch_size`` structures, pieces that make it up; each may be loaded and worked
-        on in a thread of its own.
-        """
+#: Compositions with the same columns are worked on by themselves if a batch holds so many of their structures
+#: on average.
+ALONE_FROM: Final = 64
 
 
 class FeatureSource(Protocol):
@@ -122,12 +114,13 @@ class StoredFeatures:
         self._dataset = dataset
         self._tables = tables
         self._counts = atom_counts(dataset, config.elements)
-        # In its table a structure's atoms follow those of the structures before it that are of the same set.
-        rows = self._counts * np.diff(dataset.offsets)[:, None]
-        self._first_rows = np.empty_like(rows)
-        for s in range(len(tables.sets.sets)):
-            of_set = tables.sets.of_molecule == s
-            self._first_rows[of_set] = np.cumsum(rows[of_set], axis=0) - rows[of_set]
+        # In the tables the structures of a molecule follow those of the molecules before it that are of the
+        # same composition.
+        of_molecule, structures = tables.compositions.of_molecule, np.diff(dataset.offsets)
+        self._first = np.empty_like(structures)
+        for c in range(len(tables.compositions.each)):
+            of = of_molecule == c
+            self._first[of] = np.cumsum(structures[of]) - structures[of]
         # Trainings on the same part, at the same time or one after the other, share what is copied for it.
         self._parts: dict[tuple[object, ...], PartFeatures] = {}
         self._lock = threading.Lock()
@@ -136,17 +129,36 @@ class StoredFeatures:
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
     ) -> PartFeatures:
         """Dense AEVs, copied to a GPU or for small batches, if they fit; else gathered from the files."""
-        atoms = self._counts[self._dataset.molecule_of(structures)].sum()
-        gib = int(atoms) * self.length * dtype.itemsize / 2**30
+        molecule = self._dataset.molecule_of(structures)
+        gib = int(self._counts[molecule].sum()) * self.length * dtype.itemsize / 2**30
         on_gpu = device.type == "cuda"
-        dense = not on_gpu and batch_size < BY_SETS_FROM and gib <= CPU_LIMIT_GIB
+        dense = not on_gpu and batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
+        grouped = not on_gpu and not dense
+        alone = tuple(_alone(self._tables.compositions, molecule, batch_size)) if grouped else ()
         # What is on a GPU stays there, also where there is no place for it a second time.
-        key = (structures.tobytes(), device, dtype, dense)
+        key = (structures.tobytes(), device, dtype, dense, alone)
         with self._lock:
             if key not in self._parts:
-                make: Callable[..., PartFeatures] = self._dense_part if dense else self._part_by_sets
-                self._parts[key] = (self._fixed_part if on_gpu else make)(structures, device, dtype)
+                if on_gpu:
+                    self._parts[key] = self._fixed_part(structures, device, dtype)
+                elif dense:
+                    self._parts[key] = self._dense_part(structures, device, dtype)
+                else:
+                    self._parts[key] = _grouped_part(
+                        self._tables.compositions,
+                        molecule,
+                        self._rows(structures),
+                        alone,
+                        self._gather,
+                        device,
+                        dtype,
+                    )
             return self._parts[key]
+
+    def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
+        """Where the store has the AEVs of the structures with these global indices."""
+        molecule = self._dataset.molecule_of(structures)
+        return StoredPart(self._tables, self._counts, molecule, self._rows(structures), self.length)
 
     def _fixed_part(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
@@ -166,59 +178,43 @@ class StoredFeatures:
         )
         return Streamed(part, device, dtype)
 
-    def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
-        """Where the store has the AEVs of the structures with these global indices."""
+    def _rows(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The places of structures in the tables of their compositions, (n,)."""
         molecule = self._dataset.molecule_of(structures)
-        return StoredPart(self._tables, self._counts, molecule, self._starts(structures), self.length)
+        rows: npt.NDArray[np.int64] = self._first[molecule] + structures - self._dataset.offsets[molecule]
+        return rows
 
-    def _part_by_sets(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
-    ) -> _Part:
-        molecule = self._dataset.molecule_of(structures)
-        starts = self._starts(structures)
-        groups: list[_Group] = []
-        for s, element_set in enumerate(self._tables.sets.sets):
-            members = np.flatnonzero(self._tables.sets.of_molecule[molecule] == s)
-            if len(members):
-                elements = list(element_set.elements)
-                groups.append(
-                    _StoredGroup(
-                        torch.from_numpy(members),
-                        element_set.elements,
-                        torch.from_numpy(element_set.columns).to(device),
-                        Layouts(self._counts[:, elements], molecule[members], starts[members][:, elements].T),
-                        device,
-                        dtype,
-                        tuple(self._tables.tables[s, e] for e in elements),
-                    )
-                )
-        return _Part(groups, TILE)
+    def _gather(self, composition: int, rows: Tensor, into: Sequence[Tensor]) -> None:
+        elements = self._tables.compositions.each[composition].elements
+        for e, place in zip(elements, into, strict=True):
+            table = self._tables.tables[composition, e]
+            structures, count, length = table.shape
+            # A structure's atoms stand together: they are copied at once.
+            row = count * length
+            torch.index_select(table.view(structures, row), 0, rows, out=place.view(len(rows), row))
 
     def _dense_part(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
-    ) -> _Part:
+    ) -> PartFeatures:
         molecule = self._dataset.molecule_of(structures)
         counts = self._counts[molecule]
-        sources, targets = self._starts(structures), np.cumsum(counts, axis=0) - counts
-        kinds = range(len(self.elements))
-        tables = tuple(torch.zeros((int(n), self.length), device=device, dtype=dtype) for n in counts.sum(0))
-        for (s, e), stored in self._tables.tables.items():
-            members = np.flatnonzero(self._tables.sets.of_molecule[molecule] == s)
-            source = torch.split(rows_of(sources[members, e], counts[members, e]), COPIED_ROWS)
-            target = torch.split(rows_of(targets[members, e], counts[members, e]).to(device), COPIED_ROWS)
-            columns = torch.from_numpy(self._tables.sets.sets[s].columns).to(device)
-            for some, there in zip(source, target, strict=True):
-                tables[e][there[:, None], columns] = stored[some].to(device, dtype)
-        layouts = Layouts(self._counts, molecule, targets.T)
-        everything = torch.arange(len(structures))
-        return _Part([_StoredGroup(everything, tuple(kinds), None, layouts, device, dtype, tables)], None)
-
-    def _starts(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where the atoms of each structure begin in the tables of its set, (n, E)."""
-        molecule = self._dataset.molecule_of(structures)
-        within = structures - self._dataset.offsets[molecule]
-        starts: npt.NDArray[np.int64] = self._first_rows[molecule] + within[:, None] * self._counts[molecule]
-        return starts
+        targets = np.cumsum(counts, axis=0) - counts
+        stored_rows = self._rows(structures)
+        dense = tuple(torch.zeros((int(n), self.length), device=device, dtype=dtype) for n in counts.sum(0))
+        of_structure = self._tables.compositions.of_molecule[molecule]
+        for (c, e), table in self._tables.tables.items():
+            members = np.flatnonzero(of_structure == c)
+            composition = self._tables.compositions.each[c]
+            columns = torch.from_numpy(composition.columns[composition.elements.index(e)]).to(device)
+            count, length = table.shape[1:]
+            source = rows_of_runs(stored_rows[members] * count, counts[members, e])
+            target = rows_of_runs(targets[members, e], counts[members, e]).to(device)
+            rows = table.view(len(table) * count, length)
+            for some, there in zip(
+                torch.split(source, COPIED_ROWS), torch.split(target, COPIED_ROWS), strict=True
+            ):
+                dense[e][there[:, None], columns] = rows[some].to(device, dtype)
+        return TablesPart(dense, Layouts(self._counts, molecule, targets.T), device, dtype)
 
 
 class ComputedFeatures:
@@ -229,7 +225,7 @@ class ComputedFeatures:
         self.length = aev_length(config)
         self._dataset = dataset
         self._config = config
-        self._sets = find_element_sets(dataset, config)
+        self._compositions = find_compositions(dataset, config)
         self._counts = atom_counts(dataset, config.elements)
 
     def part(
@@ -238,174 +234,106 @@ class ComputedFeatures:
         """Nothing is computed yet."""
         molecule = self._dataset.molecule_of(structures)
         features = MoleculeFeatures(self._config, device)
-
-        def group(
-            members: npt.NDArray[np.int64], elements: tuple[int, ...], columns: Tensor | None
-        ) -> _Group:
-            counts = self._counts[:, list(elements)]
+        if batch_size < GROUPED_FROM[dtype] and device.type == "cpu":
             # No table has rows of these.
-            layouts = Layouts(counts, molecule[members], np.zeros((len(elements), len(members)), np.int64))
-            return _ComputedGroup(
-                torch.from_numpy(members),
-                elements,
-                columns,
-                layouts,
-                device,
-                dtype,
-                self._dataset,
-                features,
-                structures[members],
-                self.length,
-            )
+            first_rows = np.zeros((len(self.elements), len(structures)), np.int64)
+            layouts = Layouts(self._counts, molecule, first_rows)
+            return _ComputedPart(self._dataset, features, structures, self.length, layouts, device, dtype)
 
-        if batch_size < BY_SETS_FROM and device.type == "cpu":
-            return _Part([group(np.arange(len(structures)), tuple(range(len(self.elements))), None)], None)
-        of_structure = self._sets.of_molecule[molecule]
-        return _Part(
-            [
-                group(members, s.elements, torch.from_numpy(s.columns).to(device))
-                for number, s in enumerate(self._sets.sets)
-                if len(members := np.flatnonzero(of_structure == number))
-            ],
-            TILE,
-        )
+        def compute(composition: int, chosen: Tensor, into: Sequence[Tensor]) -> None:
+            columns = self._compositions.each[composition].columns
+            numbers = chosen.numpy()
+            of = self._dataset.molecule_of(numbers)
+            # Ascending as they are, those of a molecule stand together.
+            by_molecule = [
+                features.of_columns(
+                    self._dataset.molecules[m], numbers[of == m] - self._dataset.offsets[m], columns
+                )
+                for m in np.unique(of)
+            ]
+            for place, of_element in zip(into, zip(*by_molecule, strict=True), strict=True):
+                place.copy_(torch.cat(of_element).flatten(0, 1))
+
+        alone = _alone(self._compositions, molecule, batch_size)
+        return _grouped_part(self._compositions, molecule, structures, alone, compute, device, dtype)
 
 
-class _Group(ABC):
-    """Structures of a part that are worked on together: their atoms have the same AEV columns.
-
-    Parameters
-    ----------
-    members : (n,) their positions in the part, ascending
-    """
-
+class _ComputedPart(WholePart):
     def __init__(
         self,
-        members: Tensor,
-        elements: tuple[int, ...],
-        columns: Tensor | None,
-        layouts: Layouts,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.members = members
-        self.elements = elements
-        self.columns = columns
-        self.layouts = layouts
-        self.device = device
-        self.dtype = dtype
-
-    @abstractmethod
-    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
-        """For each element, the AEVs of its atoms in a batch."""
-
-    def load(self, layout: BatchLayout) -> AtomBatch:
-        return AtomBatch(
-            positions=self.members[layout.positions].to(self.device),
-            elements=self.elements,
-            columns=(self.columns,) * len(self.elements),
-            aevs=tuple(aevs.to(self.device, self.dtype) for aevs in self.aevs(layout)),
-            sums=IndexedStructures(layout.sizes, layout.owners.to(self.device), layout.atoms.to(self.device)),
-        )
-
-    def lay_out_and_load(self, members: Tensor) -> AtomBatch:
-        return self.load(self.layouts.lay_out(members[None])[0])
-
-
-class _StoredGroup(_Group):
-    """AEVs gathered from tables, one an element."""
-
-    def __init__(
-        self,
-        members: Tensor,
-        elements: tuple[int, ...],
-        columns: Tensor | None,
-        layouts: Layouts,
-        device: torch.device,
-        dtype: torch.dtype,
-        tables: tuple[Tensor, ...],
-    ) -> None:
-        super().__init__(members, elements, columns, layouts, device, dtype)
-        self._tables = tables
-
-    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
-        return (
-            table.index_select(0, wanted.to(table.device))
-            for table, wanted in zip(self._tables, layout.rows.split_with_sizes(layout.sizes), strict=True)
-        )
-
-
-class _ComputedGroup(_Group):
-    def __init__(
-        self,
-        members: Tensor,
-        elements: tuple[int, ...],
-        columns: Tensor | None,
-        layouts: Layouts,
-        device: torch.device,
-        dtype: torch.dtype,
         dataset: Dataset,
         features: MoleculeFeatures,
         structures: npt.NDArray[np.int64],
         length: int,
+        layouts: Layouts,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        super().__init__(members, elements, columns, layouts, device, dtype)
+        super().__init__(layouts, device, dtype)
         self._dataset = dataset
         self._features = features
         self._structures = structures
         self._length = length
 
     def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
-        atoms = layout.atoms.to(self.device)
-        length = self._length if self.columns is None else len(self.columns)
-        compute = self._features.compute if self.columns is None else self._features.compact
-        aevs = torch.empty((len(layout.owners), length), device=self.device)
+        aevs = torch.empty((len(layout.owners), self._length), device=self.device)
         molecules = self.layouts.molecule[layout.positions].numpy()
         for m in np.unique(molecules):
             molecule = self._dataset.molecules[m]
             some = np.flatnonzero(molecules == m)
             within = self._structures[layout.positions.numpy()[some]] - self._dataset.offsets[m]
-            rows = atoms[: molecule.atoms, torch.from_numpy(some).to(self.device)].T
-            aevs[rows] = compute(molecule, within)
+            rows = layout.atoms[: molecule.atoms, torch.from_numpy(some)].T
+            aevs[rows.to(self.device)] = self._features.compute(molecule, within)
         return aevs.split_with_sizes(layout.sizes)
 
 
-class _Part:
-    """A part as groups of structures.
+def _alone(compositions: Compositions, molecule: npt.NDArray[np.int64], batch_size: int) -> Sequence[int]:
+    """The compositions of whose kind there are enough in batches of structures of these molecules."""
+    structures = np.bincount(compositions.of_molecule[molecule], minlength=len(compositions.each))
+    in_a_batch = Counter[tuple[object, ...]]()
+    for composition, number in zip(compositions.each, structures, strict=True):
+        in_a_batch[composition.kind] += number * min(1.0, batch_size / len(molecule))
+    return [
+        c for c, composition in enumerate(compositions.each) if in_a_batch[composition.kind] >= ALONE_FROM
+    ]
 
-    Parameters
-    ----------
-    tile : largest number of structures of a group that are loaded at once; None: a batch of the only group
-    """
 
-    def __init__(self, groups: Sequence[_Group], tile: int | None) -> None:
-        self._groups = groups
-        self._tile = tile
-        structures = sum(len(group.members) for group in groups)
-        self._group = torch.empty(structures, dtype=torch.int64)
-        self._member = torch.empty(structures, dtype=torch.int64)
-        for g, group in enumerate(groups):
-            self._group[group.members] = g
-            self._member[group.members] = torch.arange(len(group.members))
+def _grouped_part(
+    compositions: Compositions,
+    molecule: npt.NDArray[np.int64],
+    known_by: npt.NDArray[np.int64],
+    alone: Sequence[int],
+    write: WriteAEVs,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PartFeatures:
+    """Structures of these molecules: by kinds of compositions, and by elements where those are few."""
+    of_structure = compositions.of_molecule[molecule]
+    shared: dict[bytes, Tensor] = {}
 
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
-        if self._tile is None:
-            yield from self._whole_batches(order, batch_size)
-            return
-        for positions in torch.split(order, batch_size):
-            group = self._group[positions]
-            yield [
-                partial(self._groups[g].lay_out_and_load, some)
-                for g in range(len(self._groups))
-                for some in torch.split(self._member[positions[group == g]], self._tile)
-                if len(some)
-            ]
+    def on_device(columns: npt.NDArray[np.int64]) -> Tensor:
+        """Equal columns are one tensor: the weights of these are chosen once a batch."""
+        return shared.setdefault(columns.tobytes(), torch.from_numpy(columns).to(device))
 
-    def _whole_batches(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
-        (group,) = self._groups
-        full = len(order) // batch_size * batch_size
-        batches = order[:full].view(-1, batch_size)
-        for some in (*torch.split(batches, max(1, LAID_OUT // batch_size)), order[None, full:]):
-            if some.numel():
-                for layout in group.layouts.lay_out(some):
-                    yield [partial(group.load, layout)]
+    together: dict[tuple[object, ...], list[int]] = {}
+    for c in np.unique(of_structure).tolist():
+        composition = compositions.each[c]
+        kind = composition.kind if c in alone else composition.elements
+        together.setdefault(kind, []).append(c)
+    groups = []
+    for numbers in together.values():
+        of_each = [np.flatnonzero(of_structure == c) for c in numbers]
+        some = {c: compositions.each[c] for c in numbers}
+        by_element = zip(*(composition.columns for composition in some.values()), strict=True)
+        groups.append(
+            Group(
+                some,
+                [torch.from_numpy(members) for members in of_each],
+                [torch.from_numpy(known_by[members]) for members in of_each],
+                tuple(on_device(reduce(np.union1d, columns)) for columns in by_element),
+                write,
+                device,
+                dtype,
+            )
+        )
+    return GroupedPart(groups, dtype.itemsize)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -114,7 +114,7 @@ class Slot:
     ----------
     aevs : (V,) float32: blocks (n, F_s) one after another
     rows : (R,) int64: where each of their rows belongs in the batch
-    blocks : for each of them, its element set and number of rows
+    blocks : for each of them, its composition and element, and its number of rows
     copied : when all of it is on the device
     """
 
@@ -123,7 +123,7 @@ class Slot:
         self._aevs = torch.empty(rows * length, pin_memory=on_gpu)
         self._rows = torch.empty(rows, dtype=torch.int64, pin_memory=on_gpu)
         self.aevs, self.rows = self._aevs, self._rows
-        self.blocks: list[tuple[int, int]] = []
+        self.blocks: list[tuple[tuple[int, int], int]] = []
         self.copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
     def fill(self, blocks: Iterable[StoredBlock]) -> None:
@@ -133,12 +133,15 @@ class Slot:
         self.blocks = []
         numbers = rows = 0
         for block in blocks:
-            shape = len(block.source), block.stored.shape[1]
+            structures, count, length = block.stored.shape
+            # The atoms of a structure stand together: they are copied at once.
+            shape = len(block.source), count * length
             aevs = self._aevs[numbers : numbers + math.prod(shape)].view(shape)
-            torch.index_select(block.stored, 0, block.source, out=aevs)
-            self._rows[rows : rows + shape[0]] = block.target
-            self.blocks.append((block.number_of_set, shape[0]))
-            numbers, rows = numbers + aevs.numel(), rows + shape[0]
+            torch.index_select(block.stored.view(structures, -1), 0, block.source, out=aevs)
+            atoms = len(block.target)
+            self._rows[rows : rows + atoms] = block.target
+            self.blocks.append((block.key, atoms))
+            numbers, rows = numbers + aevs.numel(), rows + atoms
         self.aevs, self.rows = self._aevs[:numbers], self._rows[:rows]
 
 
@@ -147,7 +150,7 @@ class _Stage:
 
     Parameters
     ----------
-    columns : for each element set, the columns that the store has
+    columns : for each composition and element, the columns that the store has
 
     Attributes
     ----------
@@ -155,7 +158,12 @@ class _Stage:
     """
 
     def __init__(
-        self, rows: int, length: int, dtype: torch.dtype, device: torch.device, columns: Sequence[Tensor]
+        self,
+        rows: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        columns: Mapping[tuple[int, int], Tensor],
     ) -> None:
         self.aevs = torch.zeros((rows, length), dtype=dtype, device=device)
         self._columns = columns
@@ -194,8 +202,8 @@ class _Stage:
     def _lay_out(self, slot: Slot, aevs: Tensor, rows: Tensor) -> None:
         # The columns that the store has not, and the rows of no atom.
         self.aevs.zero_()
-        for number_of_set, count in slot.blocks:
-            columns = self._columns[number_of_set]
+        for key, count in slot.blocks:
+            columns = self._columns[key]
             some, aevs = aevs[: count * len(columns)], aevs[count * len(columns) :]
             there, rows = rows[:count], rows[count:]
             self.aevs[there[:, None], columns] = some.view(count, len(columns)).to(self.aevs.dtype)

@@ -1,9 +1,9 @@
 """AEVs on disk: computed once, mapped into the memory of every process that trains on them.
 
-A store is a folder ``<root>/<key>`` with a NumPy file for each element of each element set. Its rows are the
-AEVs of the element's atoms in the structures of the set's molecules, in the order of the structures; its
-columns are those of the set. A manifest holds sizes and digests. The key is a digest of all that decides the
-content. The folder appears by rename once it is complete.
+A store is a folder ``<root>/<key>`` with a NumPy file for each element. It holds the AEVs of the element's
+atoms, first those of all structures of the first composition, then those of the next; of each only the
+columns that can differ from zero there. A manifest holds sizes and digests. The key is a digest of all that
+decides the content. The folder appears by rename once it is complete.
 
 To read a large store takes seconds. That all its digests are right is therefore remembered in the folder,
 with the identity and the time of change of each file, until a file or the system's boot is another one:
@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import shutil
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -33,19 +34,19 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from trainer.allocator import keep_freed_memory
 from trainer.config import AEVConfig, dump_config
 from trainer.data.dataset import Dataset
 from trainer.errors import FeatureStoreError, OutputError
-from trainer.features.aev import MoleculeFeatures
-from trainer.features.batches import atom_counts
-from trainer.features.element_sets import ElementSets, find_element_sets
+from trainer.features.aev import MoleculeFeatures, columns_of_set
+from trainer.features.compositions import Compositions, find_compositions
 from trainer.files import write_by_rename
 from trainer.progress import Progress
 
 logger = logging.getLogger("anitune")
 
 #: To be raised when the same data and constants give other files.
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 MANIFEST: Final = "manifest.json"
 CHECKED: Final = "checked.json"
@@ -64,21 +65,22 @@ class StoreTables:
 
     Attributes
     ----------
-    sets : the element sets of its molecules
-    tables : for the number of each set in ``sets.sets`` and each of its elements, (N, F_s) float32: the AEVs
-        of the element's atoms in the structures of the set's molecules, in the order of the structures and
-        within one in the file's order; only the ``columns`` of the set
+    compositions : of its molecules
+    tables : for the number of each composition in ``compositions.each`` and each of its elements,
+        (N, c, F_e) float32: the AEVs of the element's c atoms in the structures of the composition's
+        molecules, in the order of the structures and within one in the file's order; only the ``columns`` of
+        the composition
     """
 
-    sets: ElementSets
+    compositions: Compositions
     tables: dict[tuple[int, int], Tensor]
 
 
 def store_bytes(dataset: Dataset, config: AEVConfig) -> int:
     """Size of the tables of a data set."""
-    sets = find_element_sets(dataset, config)
-    lengths = [len(sets.sets[s].columns) for s in sets.of_molecule]
-    return sum(m.structures * m.atoms * f * 4 for m, f in zip(dataset.molecules, lengths, strict=True))
+    compositions = find_compositions(dataset, config)
+    lengths = np.array([sum(some.row_lengths) for some in compositions.each])
+    return 4 * int(lengths[compositions.of_molecule] @ np.diff(dataset.offsets))
 
 
 def open_tables(
@@ -109,7 +111,7 @@ def open_tables(
     content = {"format": FORMAT, "dataset": dataset.fingerprint, "aev": dump_config(config)}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = root / key
-    sets = find_element_sets(dataset, config)
+    compositions = find_compositions(dataset, config)
     try:
         if fault := _fault(folder, content, check):
             with _only_builder(root, key):
@@ -120,8 +122,8 @@ def open_tables(
                             "%s: the feature store is damaged (%s): it is built anew", folder, fault
                         )
                         shutil.rmtree(folder)
-                    _build(folder, content, dataset, config, sets, progress, memory)
-        return StoreTables(sets, {key: _map(folder / name) for key, name in _names(sets, config).items()})
+                    _build(folder, content, dataset, config, compositions, progress, memory)
+        return StoreTables(compositions, _map(folder, dataset, config, compositions))
     except OSError as error:
         raise FeatureStoreError(
             f"{root}: the feature store cannot be built or read: {error.strerror or error}; "
@@ -129,12 +131,19 @@ def open_tables(
         ) from error
 
 
-def _names(sets: ElementSets, config: AEVConfig) -> dict[tuple[int, int], str]:
-    """The file of each table, by set and element."""
+def _names(dataset: Dataset, config: AEVConfig) -> dict[int, str]:
+    """The file of each element."""
+    return {e: f"{symbol}.npy" for e, symbol in enumerate(config.elements) if symbol in dataset.elements}
+
+
+def _shapes(dataset: Dataset, compositions: Compositions) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """The shape of each table, by composition and element, in the order in which they stand in the files."""
+    structures = np.zeros(len(compositions.each), dtype=np.int64)
+    np.add.at(structures, compositions.of_molecule, np.diff(dataset.offsets))
     return {
-        (s, e): f"{'-'.join(config.elements[i] for i in some.elements)}_{config.elements[e]}.npy"
-        for s, some in enumerate(sets.sets)
-        for e in some.elements
+        (c, e): (int(structures[c]), count, len(some))
+        for c, composition in enumerate(compositions.each)
+        for e, count, some in zip(composition.elements, composition.counts, composition.columns, strict=True)
     }
 
 
@@ -215,7 +224,7 @@ def _build(
     content: dict[str, Any],
     dataset: Dataset,
     config: AEVConfig,
-    sets: ElementSets,
+    compositions: Compositions,
     progress: Progress,
     memory: int,
 ) -> None:
@@ -224,7 +233,7 @@ def _build(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
-        files = _write_tables(unfinished, dataset, config, sets, progress, memory)
+        files = _write_tables(unfinished, dataset, config, compositions, progress, memory)
         manifest = {"content": content, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         _remember_checked(unfinished, _state([unfinished / name for name in files]))
@@ -235,26 +244,28 @@ def _build(
 
 
 def _write_tables(
-    folder: Path, dataset: Dataset, config: AEVConfig, sets: ElementSets, progress: Progress, memory: int
+    folder: Path,
+    dataset: Dataset,
+    config: AEVConfig,
+    compositions: Compositions,
+    progress: Progress,
+    memory: int,
 ) -> dict[str, dict[str, int | str]]:
     """Write all files side by side, a piece of the structures at a time."""
-    rows = np.diff(dataset.offsets)[:, None] * atom_counts(dataset, config.elements)
+    lengths = dict.fromkeys(_names(dataset, config), 0)
+    for (_, e), shape in _shapes(dataset, compositions).items():
+        lengths[e] += math.prod(shape)
     with ExitStack() as stack:
         tables = {
-            (s, e): stack.enter_context(
-                _Table(
-                    folder / name,
-                    (int(rows[sets.of_molecule == s, e].sum()), len(sets.sets[s].columns)),
-                )
-            )
-            for (s, e), name in _names(sets, config).items()
+            e: stack.enter_context(_Table(folder / name, lengths[e]))
+            for e, name in _names(dataset, config).items()
         }
         done = 0
         progress("computing features", done, dataset.structures)
-        pieces = stack.enter_context(closing(_computed(dataset, config, sets, memory)))
+        pieces = stack.enter_context(closing(_computed(dataset, config, compositions, memory)))
         for piece in pieces:
             for e, aevs in piece.aevs.items():
-                tables[piece.number_of_set, e].write(aevs.data)
+                tables[e].write(aevs.data)
             done += piece.structures
             progress("computing features", done, dataset.structures)
     return {
@@ -265,33 +276,34 @@ def _write_tables(
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Some structures of a molecule: for each of its elements, (n, F_s) float32."""
+    """Some structures of a molecule: for each of its elements, (n, c, F_e) float32."""
 
-    number_of_set: int
     structures: int
     aevs: dict[int, npt.NDArray[np.float32]]
 
 
-def _computed(dataset: Dataset, config: AEVConfig, sets: ElementSets, memory: int) -> Generator[_Piece]:
-    """All structures in their order, computed some pieces ahead."""
+def _computed(
+    dataset: Dataset, config: AEVConfig, compositions: Compositions, memory: int
+) -> Generator[_Piece]:
+    """All structures, by composition, computed some pieces ahead."""
     features = MoleculeFeatures(config, torch.device("cpu"))
-    counts = atom_counts(dataset, config.elements)
 
     def compute(m: int, begin: int, end: int) -> _Piece:
-        s = int(sets.of_molecule[m])
-        elements = sets.sets[s].elements
-        aevs = features.compact(dataset.molecules[m], slice(begin, end))
-        by_element = torch.split(aevs, counts[m, elements].tolist(), dim=1)
-        rows = [some.contiguous().view(-1, aevs.shape[2]).numpy() for some in by_element]
-        return _Piece(s, len(aevs), dict(zip(elements, rows, strict=True)))
+        composition = compositions.each[compositions.of_molecule[m]]
+        some = features.of_columns(dataset.molecules[m], slice(begin, end), composition.columns)
+        return _Piece(
+            len(some[0]),
+            {e: aevs.numpy() for e, aevs in zip(composition.elements, some, strict=True)},
+        )
 
-    _keep_freed_memory()
+    keep_freed_memory()
     threads = max(1, min(torch.get_num_threads(), memory // THREAD_BYTES))
     # Each piece in a thread of its own: that scales better than to divide each of many small operations.
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
         ahead: deque[Future[_Piece]] = deque()
-        for m, molecule in enumerate(dataset.molecules):
-            length = len(sets.sets[sets.of_molecule[m]].columns)
+        for m in np.argsort(compositions.of_molecule, kind="stable").tolist():
+            molecule = dataset.molecules[m]
+            length = len(columns_of_set(config, compositions.each[compositions.of_molecule[m]].elements))
             size = max(1, PIECE_BYTES // (molecule.atoms * length * 4))
             for begin in range(0, molecule.structures, size):
                 if len(ahead) == 2 * threads:
@@ -301,25 +313,17 @@ def _computed(dataset: Dataset, config: AEVConfig, sets: ElementSets, memory: in
             yield ahead.popleft().result()
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc reuse the memory of large arrays, instead of asking the system for each of them anew.
-
-    Threads wait for each other at every such request. Once an array of a size is freed, arrays up to this
-    size are kept: mallopt(3), M_MMAP_THRESHOLD, whose dynamic limit is 32 MiB.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
-
-
 class _Table:
     """A NumPy file of float32 that is written from its beginning to its end."""
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, length: int) -> None:
         self.path = path
         self.bytes = 0
         self.digest = hashlib.sha256()
         self._file = path.open("wb")
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        description = {"descr": "<f4", "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(header, description)
         self.write(header.getbuffer())
 
     def write(self, content: memoryview) -> None:
@@ -334,6 +338,16 @@ class _Table:
         self._file.close()
 
 
-def _map(path: Path) -> Tensor:
-    # Copy-on-write, as torch has no tensors that cannot be written: the file stays as it is.
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+def _map(
+    folder: Path, dataset: Dataset, config: AEVConfig, compositions: Compositions
+) -> dict[tuple[int, int], Tensor]:
+    # Copy-on-write, as torch has no tensors that cannot be written: the files stay as they are.
+    files = {
+        e: torch.from_numpy(np.load(folder / name, mmap_mode="c"))
+        for e, name in _names(dataset, config).items()
+    }
+    tables, begins = {}, dict.fromkeys(files, 0)
+    for (c, e), shape in _shapes(dataset, compositions).items():
+        tables[c, e] = files[e].narrow(0, begins[e], math.prod(shape)).view(shape)
+        begins[e] += math.prod(shape)
+    return tables

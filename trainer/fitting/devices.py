@@ -15,8 +15,8 @@ import torch
 from trainer.config import Precision, TrainConfig
 from trainer.errors import ConfigError, TrainingFailed
 
-#: In smaller batches the products of a CPU are so small that rounding their factors costs more than it saves.
-BFLOAT16_FROM: Final = 1024
+#: In smaller batches the products of a CPU are so small that rounding their factors costs what it saves.
+BFLOAT16_FROM: Final = 512
 
 
 def find_device(name: str) -> torch.device:

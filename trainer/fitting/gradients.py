@@ -465,14 +465,15 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
     """(n, O) for (n, I), (O, I) and (O,); or the same of G layers, the bias being (G, 1, O)."""
     if x.dtype != bias.dtype:
-        return torch.add((x @ weight.mT).narrow(-2, 0, rows), bias)
+        # Widened first: to add tensors of two kinds takes three times as long.
+        return (x @ weight.mT).narrow(-2, 0, rows).to(bias.dtype).add_(bias)
     return torch.addmm(bias, x, weight.t()) if x.dim() == 2 else torch.baddbmm(bias, x, weight.mT)
 
 
 def _add_product(gradient: Tensor, slope: Tensor, x: Tensor) -> None:
     """Add the gradient over a weight, from the slope (n, O) of its outputs and its input (n, I)."""
     if x.dtype != gradient.dtype:
-        gradient.add_(_rounded(slope, x.dtype).mT @ x)
+        gradient.add_((_rounded(slope, x.dtype).mT @ x).to(gradient.dtype))
     elif x.dim() == 2:
         gradient.addmm_(slope.t(), x)
     else:

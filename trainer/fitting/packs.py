@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import torch
 
 from trainer.errors import TrainingFailed
-from trainer.features.source import Load
+from trainer.features.parts import Load
 from trainer.fitting.devices import products
 from trainer.fitting.gradients import Gradient
 from trainer.fitting.randomness import data_order, dropout_seed
@@ -207,3 +207,11 @@ def _shared(training: Training) -> tuple[object, ...]:
         config.precision,
         config.threads,
     )
+
+
+def make_packs(trainings: Iterable[Training]) -> list[Pack]:
+    """As few packs as these trainings can go through the data in."""
+    groups: dict[tuple[object, ...], list[Training]] = {}
+    for training in trainings:
+        groups.setdefault(_shared(training), []).append(training)
+    return [Pack(group) for group in groups.values()]

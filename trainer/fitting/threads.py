@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from trainer.allocator import keep_freed_memory
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -28,6 +30,7 @@ class Threads:
         self.count = count
         # The operations of a thread divide themselves no further. This setting is the calling thread's.
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
 
     def map(self, work: Callable[[int, Sequence[T]], R], pieces: Sequence[T]) -> list[R]:

@@ -15,7 +15,7 @@ from trainer.config import Loss, TrainConfig, dump_config
 from trainer.errors import ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import BATCH, predict
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.source import PartFeatures
+from trainer.features.parts import PartFeatures
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import Checkpoint, Identity
 from trainer.fitting.devices import find_device
@@ -32,7 +32,7 @@ from trainer.reporting import EpochRecord
 from trainer.task import Task
 
 #: Raised with each change after which an old checkpoint would not go on as it began.
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 #: How the names of the optimizer's tensors begin in a checkpoint.
 OPTIMIZER = "optimizer/"
@@ -53,9 +53,9 @@ class Part:
         dtype: torch.dtype,
         loss: Loss,
         batch_size: int,
-        feature_dtype: torch.dtype | None = None,
+        aev_dtype: torch.dtype | None = None,
     ) -> None:
-        self.features = task.features.part(structures, device, feature_dtype or dtype, batch_size)
+        self.features = task.features.part(structures, device, aev_dtype or dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
         atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
         self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
@@ -92,9 +92,16 @@ class Training:
         self.split_seed = int(task.settings["split"]["seed"])
         self.task = task
         dtype = WEIGHT_DTYPES[config.precision]
-        # On a GPU, where reading the AEVs takes longest, they are kept as products take them.
-        factors = FACTOR_DTYPES.get(config.precision) if self.device.type == "cuda" else None
-        self.train = Part(task, task.split.train, self.device, dtype, config.loss, config.batch_size, factors)
+        self.train = Part(
+            task,
+            task.split.train,
+            self.device,
+            dtype,
+            config.loss,
+            config.batch_size,
+            # What is rounded for each product anyway is kept so.
+            FACTOR_DTYPES.get(config.precision),
+        )
         self._validation = Part(task, task.split.validation, self.device, dtype, config.loss, BATCH)
 
         self.model = self._network()

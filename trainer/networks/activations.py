@@ -25,8 +25,9 @@ class ActivationFunction:
 
     Attributes
     ----------
-    value : y for x
-    backward : the gradient over x, for that over y, x and y; torch's own kernels where it has them
+    value : y for x; may overwrite x where ``backward`` does without it
+    backward : the gradient over x, for that over y, x and y; torch's own kernels where it has them; may
+        overwrite the gradient over y
     """
 
     value: Callable[[Tensor], Tensor]
@@ -39,15 +40,17 @@ def gaussian(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: Final[Mapping[Activation, ActivationFunction]] = {
-    "relu": ActivationFunction(torch.relu, lambda g, x, y: _aten.threshold_backward(g, y, 0)),
-    "sigmoid": ActivationFunction(torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward(g, y)),
-    "tanh": ActivationFunction(torch.tanh, lambda g, x, y: _aten.tanh_backward(g, y)),
+    "relu": ActivationFunction(
+        torch.relu_, lambda g, x, y: _aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+    ),
+    "sigmoid": ActivationFunction(torch.sigmoid_, lambda g, x, y: _aten.sigmoid_backward(g, y)),
+    "tanh": ActivationFunction(torch.tanh_, lambda g, x, y: _aten.tanh_backward(g, y)),
     "softplus": ActivationFunction(functional.softplus, lambda g, x, y: _aten.softplus_backward(g, x, 1, 20)),
     "silu": ActivationFunction(functional.silu, lambda g, x, y: _aten.silu_backward(g, x)),
     "gelu": ActivationFunction(functional.gelu, lambda g, x, y: _aten.gelu_backward(g, x)),
     "celu": ActivationFunction(
-        partial(functional.celu, alpha=CELU_ALPHA),
-        lambda g, x, y: _aten.elu_backward(g, CELU_ALPHA, 1, 1 / CELU_ALPHA, False, x),
+        partial(torch.celu_, alpha=CELU_ALPHA),
+        lambda g, x, y: _aten.elu_backward(g, CELU_ALPHA, 1, 1 / CELU_ALPHA, True, y),
     ),
     "gaussian": ActivationFunction(gaussian, lambda g, x, y: g * (x * y).mul_(-2)),
 }
