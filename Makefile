@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-system check bench bench-full bench-quickstart lock clean
+.PHONY: help install install-dev run test test-gpu test-system check bench bench-full bench-quickstart lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -42,6 +42,9 @@ check: install-dev ## lint, types and import contracts
 
 test: check ## all tests that need nothing but Python
 	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
+
+test-gpu: install-dev ## tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m "gpu"
 
 test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
 	$(BIN)/python -m pytest -m "browser"

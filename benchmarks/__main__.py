@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import features, full, loading, packs, precision, quickstart, study, training
+from benchmarks import features, full, loading, packs, precision, quickstart, roofline, study, training
 from benchmarks.figures import RATIO, Figure
 from benchmarks.machine import describe_machine
 from benchmarks.plan import Plan
@@ -25,6 +25,7 @@ from benchmarks.report import PAGE, Report, print_table, write_json, write_page
 #: What is measured, and in which order.
 TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     training.TOPIC: training.measure,
+    roofline.TOPIC: roofline.measure,
     precision.TOPIC: precision.measure,
     packs.TOPIC: packs.measure,
     features.TOPIC: features.measure,

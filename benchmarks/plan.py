@@ -18,6 +18,10 @@ class Plan:
     train_epochs: int = field(
         default=10, metadata={"help": "epochs of our training, of which each repeat has one"}
     )
+    capped_gib: float = field(
+        default=4.0,
+        metadata={"help": "memory of a GPU left to the training whose features are streamed, GiB"},
+    )
     pack_trials: int = field(default=8, metadata={"help": "networks that are trained together"})
     pack_epochs: int = field(default=10, metadata={"help": "epochs of each of them"})
     precision_seeds: int = field(

@@ -22,6 +22,8 @@ from benchmarks.sides import SideTask, take_turns
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.features.aev import aev_length
+from trainer.features.source import GPU_SHARE, StoredFeatures
+from trainer.fitting.devices import find_device
 from trainer.fitting.loop import fit
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
@@ -104,6 +106,8 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
         f"ours {p}": partial(fit_once, file, folder, replace(config, precision=p)) for p in chosen
     }
     sides["reference"] = partial(train_reference, reference_file, plan.device, reference_epochs)
+    if _on_gpu(plan.device):
+        sides["streamed"] = partial(fit_capped, file, folder, config, plan.capped_gib)
     sides["products"] = partial(product_rates, plan.device, config.hidden[0])
     results = take_turns(sides, plan.repeats, plan.threads)
     reference = Samples("structures/s", tuple(results["reference"]))
@@ -111,6 +115,8 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
     for precision in chosen:
         figures += _precision_figures(precision, results[f"ours {precision}"], reference, config, plan)
     fits = [times for times in results["ours float32"] if isinstance(times, FitTimes)]
+    if _on_gpu(plan.device):
+        figures.append(_streamed_figure(results["streamed"], fits, plan.capped_gib))
     figures.append(_share_of_products(fits, results["products"], config))
     figures.append(
         plain(
@@ -160,6 +166,26 @@ def fit_once(file: Path, folder: Path, config: TrainConfig) -> FitTimes | str:
         validation=len(task.split.validation),
         product_operations=_product_operations(task, config),
     )
+
+
+def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> FitTimes | str:
+    """Train with so much of the GPU's memory that the features must be streamed.
+
+    Returns
+    -------
+    What it took, or why nothing is streamed.
+    """
+    device = find_device(config.device)
+    task = prepare_task(
+        DataConfig(files=(str(file),)), SplitConfig(), FeatureConfig(), folder / "features", no_progress
+    )
+    assert isinstance(task.features, StoredFeatures)
+    needed = task.features.stored_part(task.split.train).atoms * task.features.length * 4 / 2**30
+    if needed <= GPU_SHARE * gib:
+        return f"the features of the training part, {needed:.3g} GiB, fit into {gib:.3g} GiB"
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
+    return fit_once(file, folder, config)
 
 
 def _product_operations(task: Task, config: TrainConfig) -> float:
@@ -268,6 +294,17 @@ def _precision_figures(
             )
         )
     return figures
+
+
+def _streamed_figure(streamed: list[FitTimes | str], fits: list[FitTimes], gib: float) -> Figure:
+    """The epoch of a training whose features are streamed, and what that costs."""
+    name = f"an epoch with features streamed, {gib:.3g} GiB of GPU memory, float32"
+    times = [some.epoch_seconds * 1000 for some in streamed if isinstance(some, FitTimes)]
+    if len(times) < len(streamed):
+        return Figure(TOPIC, name, None, "ms", note=next(some for some in streamed if isinstance(some, str)))
+    resident = statistics.median(some.epoch_seconds * 1000 for some in fits)
+    note = f"{statistics.median(times) / resident:.3g} times that with all features on the GPU"
+    return plain(TOPIC, name, "ms", times, note=note)
 
 
 def _share_of_products(fits: list[FitTimes], products: list[Products], config: TrainConfig) -> Figure:

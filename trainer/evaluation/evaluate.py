@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,13 @@ import torch
 
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.parts import Load, PartFeatures
+from trainer.fitting.devices import products
 from trainer.fitting.threads import Threads
 from trainer.networks.model import ElementNetworks
 from trainer.task import Task
 
 #: Structures that are evaluated at once.
-BATCH = 16_384
+BATCH: Final = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,9 @@ def predict(model: ElementNetworks, part: PartFeatures, structures: int, threads
             predicted[batch.positions] = model(batch)
 
     for pieces in part.steps(torch.arange(structures), BATCH):
-        threads.map(work, pieces)
+        # Whatever the precision of the training, and that of others which are beginning steps meanwhile.
+        with products("float32", parameter.device):
+            threads.map(work, pieces)
     return predicted
 
 

@@ -171,15 +171,7 @@ class Layouts:
         self.elements = counts.shape[1]
         self._counts = torch.from_numpy(counts)
         self._first_rows = torch.from_numpy(first_rows)
-        # The atoms of a molecule sorted by element, one a row: the element, and the place among its kind.
-        kinds, most = counts.shape[1], int(counts.sum(1).max())
-        element = torch.full((most, len(counts)), kinds)
-        place = torch.zeros((most, len(counts)), dtype=torch.int64)
-        for m, of_molecule in enumerate(self._counts):
-            atoms = int(of_molecule.sum())
-            element[:atoms, m] = torch.repeat_interleave(of_molecule)
-            place[:atoms, m] = torch.cat([torch.arange(int(c)) for c in of_molecule])
-        self._element, self._place = element, place
+        self._element, self._place = sort_atoms(self._counts)
 
     def lay_out(self, positions: Tensor) -> list[BatchLayout]:
         """Lay out N batches of B structures each, those at ``positions`` (N, B) int64 on the CPU.
@@ -217,3 +209,24 @@ class Layouts:
                 strict=True,
             )
         ]
+
+
+def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The atoms of molecules sorted by element: of each the element, and the place among its kind.
+
+    Parameters
+    ----------
+    counts : (M, E) number of atoms of each element in each molecule
+
+    Returns
+    -------
+    (A, M) both, a row for each atom of the largest molecule; the element is E where others have fewer.
+    """
+    kinds, most = counts.shape[1], int(counts.sum(1).max())
+    element = torch.full((most, len(counts)), kinds)
+    place = torch.zeros((most, len(counts)), dtype=torch.int64)
+    for m, of_molecule in enumerate(counts):
+        atoms = int(of_molecule.sum())
+        element[:atoms, m] = torch.repeat_interleave(of_molecule)
+        place[:atoms, m] = torch.cat([torch.arange(int(c)) for c in of_molecule])
+    return element, place

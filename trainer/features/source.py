@@ -20,6 +20,7 @@ from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
 from trainer.features.batches import BatchLayout, Layouts
 from trainer.features.compositions import Compositions, atom_counts, find_compositions
+from trainer.features.fixed_batches import FixedFeatures
 from trainer.features.parts import (
     Group,
     GroupedPart,
@@ -29,6 +30,8 @@ from trainer.features.parts import (
     WriteAEVs,
     rows_of_runs,
 )
+from trainer.features.resident import COPIED_ROWS, Resident, StoredPart, free_memory
+from trainer.features.streaming import Streamed
 from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.progress import Progress
 
@@ -38,9 +41,6 @@ logger = logging.getLogger("anitune")
 #: memory of their own on the CPU, for small batches, if they take at most so many GiB.
 GPU_SHARE: Final = 0.8
 CPU_LIMIT_GIB: Final = 2.0
-
-#: Rows that are copied at once.
-COPIED_ROWS: Final = 2**16
 
 #: From this batch size on a CPU works on each kind of composition by itself, and leaves out the zero columns.
 #: In smaller batches the many small operations would cost more than the products that are saved, and faster
@@ -130,26 +130,18 @@ class StoredFeatures:
     ) -> PartFeatures:
         """Dense AEVs, copied to a GPU or for small batches, if they fit; else gathered from the files."""
         molecule = self._dataset.molecule_of(structures)
-        atoms = self._counts[molecule].sum()
-        gib = int(atoms) * self.length * dtype.itemsize / 2**30
-        dense = batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0] / 2**30
-            dense = gib <= GPU_SHARE * free
-        alone = () if dense else tuple(_alone(self._tables.compositions, molecule, batch_size))
+        gib = int(self._counts[molecule].sum()) * self.length * dtype.itemsize / 2**30
+        on_gpu = device.type == "cuda"
+        dense = not on_gpu and batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
+        grouped = not on_gpu and not dense
+        alone = tuple(_alone(self._tables.compositions, molecule, batch_size)) if grouped else ()
+        # What is on a GPU stays there, also where there is no place for it a second time.
         key = (structures.tobytes(), device, dtype, dense, alone)
         with self._lock:
             if key not in self._parts:
-                if device.type == "cuda" and not dense:
-                    logger.warning(
-                        "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
-                        "they stay in the memory of the host, and every batch is copied, which is slower",
-                        len(structures),
-                        gib,
-                        free,
-                        device,
-                    )
-                if dense:
+                if on_gpu:
+                    self._parts[key] = self._fixed_part(structures, device, dtype)
+                elif dense:
                     self._parts[key] = self._dense_part(structures, device, dtype)
                 else:
                     self._parts[key] = _grouped_part(
@@ -162,6 +154,29 @@ class StoredFeatures:
                         dtype,
                     )
             return self._parts[key]
+
+    def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
+        """Where the store has the AEVs of the structures with these global indices."""
+        molecule = self._dataset.molecule_of(structures)
+        return StoredPart(self._tables, self._counts, molecule, self._rows(structures), self.length)
+
+    def _fixed_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> FixedFeatures:
+        part = self.stored_part(structures)
+        gib = part.atoms * self.length * dtype.itemsize / 2**30
+        free = free_memory(device) / 2**30
+        if gib <= GPU_SHARE * free:
+            return Resident(part, device, dtype)
+        logger.warning(
+            "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
+            "they stay on the disk, and every batch is read and copied, which is slower",
+            len(structures),
+            gib,
+            free,
+            device,
+        )
+        return Streamed(part, device, dtype)
 
     def _rows(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The places of structures in the tables of their compositions, (n,)."""

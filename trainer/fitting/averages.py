@@ -21,6 +21,10 @@ class WeightAverage:
         self._vector = vector
         self._decay = decay
 
-    def update(self, weights: torch.Tensor, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
-        self._vector.lerp_(weights, 1 - min(self._decay, (1 + step) / (10 + step)))
+    def update(self, weights: torch.Tensor, step: int | torch.Tensor) -> None:
+        """Take in the weights after ``step`` steps, float64 if the number is on the device."""
+        if isinstance(step, torch.Tensor):
+            kept = ((1 + step) / (10 + step)).clamp(max=self._decay)
+            self._vector.lerp_(weights, (1 - kept).to(self._vector.dtype))
+        else:
+            self._vector.lerp_(weights, 1 - min(self._decay, (1 + step) / (10 + step)))

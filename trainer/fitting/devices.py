@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Final
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config import Precision, TrainConfig
 from trainer.errors import ConfigError, TrainingFailed
 
 #: In smaller batches the products of a CPU are so small that rounding their factors costs what it saves.
@@ -58,6 +59,31 @@ def settle(config: TrainConfig) -> TrainConfig:
     return replace(config, precision="bfloat16" if fast else "float32")
 
 
+#: Held while operations on a GPU are begun or recorded whose precision is a setting of the whole process.
+_BEGINNING: Final = threading.RLock()
+
+
+@contextmanager
+def products(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Give the matrix products that the block begins or records on a GPU what a precision means there.
+
+    Threads take turns. On the CPU nothing is to be set.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    settings = torch.backends.cuda.matmul
+    with _BEGINNING:
+        before = settings.fp32_precision, settings.allow_bf16_reduced_precision_reduction
+        settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        # Sums are float32 also where a product is divided along the sum.
+        settings.allow_bf16_reduced_precision_reduction = False
+        try:
+            yield
+        finally:
+            settings.fp32_precision, settings.allow_bf16_reduced_precision_reduction = before
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Begin to measure anew on a GPU. The peak of a process cannot be taken back."""
     if device.type == "cuda":
@@ -80,7 +106,9 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         # torch has an error of its own for GPUs only; on the CPU it is its text that tells.
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        # Where a step is recorded, its end fails too.
+        first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
+        known = isinstance(first, (torch.OutOfMemoryError, MemoryError))
         if not known and "DefaultCPUAllocator" not in str(error):
             raise
         widths = "-".join(map(str, config.hidden))

@@ -42,16 +42,17 @@ class Gradient:
     Attributes
     ----------
     vectors : for each network, (P,): its gradient in the order of its parameters, after :meth:`finish`
+    dropouts : for each network, what decides what is dropped
     """
 
     def __init__(self, models: Sequence[ElementNetworks]) -> None:
         first = next(models[0].parameters())
         self.vectors = tuple(first.new_zeros(model.parameter_count) for model in models)
-        self._dropouts = tuple(torch.Generator(first.device) for _ in models)
+        self.dropouts = tuple(torch.Generator(first.device) for _ in models)
         # Equal widths and equal activations side by side.
         self._order = sorted(range(len(models)), key=lambda k: _key(models[k].config))
         self._place = torch.tensor(self._order, device=first.device)
-        networks = [_networks(models[k], self.vectors[k], self._dropouts[k]) for k in self._order]
+        networks = [_networks(models[k], self.vectors[k], self.dropouts[k]) for k in self._order]
         factors = FACTOR_DTYPES.get(models[0].config.precision)
         self._elements = [_FirstLayers(of_element, factors) for of_element in zip(*networks, strict=True)]
         self._drops = any(model.config.dropout for model in models)
@@ -63,20 +64,22 @@ class Gradient:
         for element in self._elements:
             element.start()
 
-    def add(self, batch: AtomBatch, target: Tensor, weight: Tensor, seeds: Sequence[int]) -> Tensor:
+    def add(
+        self, batch: AtomBatch, target: Tensor, weight: Tensor, seeds: Sequence[int] | None = None
+    ) -> Tensor:
         """Add the gradient of the sum of ``weight`` times squared error over the structures of ``batch``.
 
         Parameters
         ----------
         target, weight : (B,) energies, hartree, and what the squared error of each structure counts
-        seeds : what decides, for each network, what is dropped
+        seeds : begin the streams of ``dropouts`` anew for each network; None: they go on
 
         Returns
         -------
         The sums themselves, (K,).
         """
-        if self._drops:
-            for generator, seed in zip(self._dropouts, seeds, strict=True):
+        if self._drops and seeds is not None:
+            for generator, seed in zip(self.dropouts, seeds, strict=True):
                 generator.manual_seed(seed)
         passes = [
             self._elements[element].forward(aevs, columns)
@@ -488,6 +491,8 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     For such a product torch makes a program for each shape that it meets; this keeps them few.
     """
     rows = x.shape[-2]
+    if x.dtype == dtype and rows % ROWS == 0:
+        return x
     factor = x.new_empty((*x.shape[:-2], -(-rows // ROWS) * ROWS, x.shape[-1]), dtype=dtype)
     factor.narrow(-2, 0, rows).copy_(x)
     factor.narrow(-2, rows, factor.shape[-2] - rows).zero_()

@@ -13,8 +13,10 @@ import torch
 
 from trainer.errors import TrainingFailed
 from trainer.features.parts import Load
+from trainer.fitting.devices import products
 from trainer.fitting.gradients import Gradient
 from trainer.fitting.randomness import data_order, dropout_seed
+from trainer.fitting.recorded import RecordedEpochs
 from trainer.fitting.training import Training
 
 #: How long trainings that are ready for their next epoch wait for one that is busy, s: writing a checkpoint,
@@ -37,8 +39,10 @@ class Pack:
         self.trainings = trainings
         # What is common to all is asked of any of them.
         self._any = trainings[0]
+        self._recorded = RecordedEpochs(trainings) if RecordedEpochs.possible(self._any) else None
         self._gradients = [
-            Gradient([training.model for training in trainings]) for _ in range(self._any.threads.count)
+            Gradient([training.model for training in trainings])
+            for _ in range(0 if self._recorded else self._any.threads.count)
         ]
 
     def train_epoch(self, order: int) -> tuple[TrainingFailed | None, ...]:
@@ -51,7 +55,11 @@ class Pack:
         started = time.perf_counter()
         for training in self.trainings:
             training.start_epoch()
-        losses = self._pass_over_training_part(order)
+        if self._recorded is not None:
+            losses = self._recorded.run(order)
+        else:
+            with products(self._any.config.precision, self._any.device):
+                losses = self._pass_over_training_part(order)
         failures: list[TrainingFailed | None] = []
         for training, loss in zip(self.trainings, losses.unbind(), strict=True):
             try:

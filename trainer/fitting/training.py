@@ -21,7 +21,7 @@ from trainer.fitting.checkpoints import Checkpoint, Identity
 from trainer.fitting.devices import find_device
 from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.losses import LOSS_WEIGHTS
-from trainer.fitting.optimizers import make_optimizer
+from trainer.fitting.optimizers import make_optimizer, set_rate
 from trainer.fitting.randomness import first_order
 from trainer.fitting.schedules import next_learning_rate
 from trainer.fitting.threads import Threads
@@ -109,6 +109,7 @@ class Training:
             load_warm_start(self.model, task.aev, warm_start)
         self._weights = FlatWeights(self.model)
         self._optimizer = make_optimizer(config, self._weights.vector)
+        self._rate = config.learning_rate
         # What is evaluated and kept: the average of the weights if there is one.
         self._evaluated, self._evaluated_weights, self._average = self.model, self._weights, None
         if config.ema_decay is not None:
@@ -156,17 +157,16 @@ class Training:
 
     def start_epoch(self) -> None:
         """Set the learning rate of the next epoch."""
-        rate = next_learning_rate(self.config, [record.val_mae for record in self.history])
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        self._rate = next_learning_rate(self.config, [record.val_mae for record in self.history])
+        set_rate(self._optimizer, self._rate)
 
-    def step(self, gradient: torch.Tensor, number: int) -> None:
+    def step(self, gradient: torch.Tensor, number: int | torch.Tensor) -> None:
         """Change the weights.
 
         Parameters
         ----------
         gradient : (P,) of the loss of a batch
-        number : of the step in the whole training, from 1
+        number : of the step in the whole training, from 1; float64 if it is on the device
         """
         self._weights.vector.grad = gradient
         self._optimizer.step()
@@ -188,13 +188,13 @@ class Training:
             if a loss is not finite.
         """
         epoch = self.epoch + 1
-        rate = self._optimizer.param_groups[0]["lr"]
         # The only time in an epoch that the host waits for the device.
         losses = torch.stack([train_loss, *self._validate()]).tolist()
         for name, loss in zip(("training", "validation"), losses, strict=False):
             if not math.isfinite(loss):
                 raise TrainingFailed(
-                    f"the {name} loss is {loss} in epoch {epoch}; a learning rate below {rate:.3g} may help"
+                    f"the {name} loss is {loss} in epoch {epoch}; "
+                    f"a learning rate below {self._rate:.3g} may help"
                 )
         record = EpochRecord(
             epoch=epoch,
@@ -204,7 +204,7 @@ class Training:
             val_mae=losses[2] * HARTREE_TO_KCALMOL,
             val_rmse=losses[3] * HARTREE_TO_KCALMOL,
             val_max_error=losses[4] * HARTREE_TO_KCALMOL,
-            learning_rate=rate,
+            learning_rate=self._rate,
             seconds=time.perf_counter() - started,
             finished_at=time.time(),
         )

@@ -1,0 +1,155 @@
+"""AEVs of a part that stay in the memory of the device, in one table of all its atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainer.features.batches import AtomBatch
+from trainer.features.fixed_batches import DeviceLayouts, FixedBatches, FixedFeatures, Frame, to_device
+from trainer.features.tables import StoreTables
+
+#: Rows that are copied at once.
+COPIED_ROWS: Final = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class StoredBlock:
+    """The c atoms of one element in each of n structures of one composition.
+
+    Attributes
+    ----------
+    key : composition and element, as in the store
+    stored : (N, c, F_e) the table that has their AEVs
+    source : (n,) int64: the structures there
+    target : (n * c,) int64: the rows of the atoms in a table of one's own
+    """
+
+    key: tuple[int, int]
+    stored: Tensor
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPart:
+    """Where the store has the AEVs of the n structures of a part.
+
+    Attributes
+    ----------
+    tables : the store
+    counts : (M, E) number of atoms of each element in each molecule
+    molecule : (n,) the molecule of each structure
+    places : (n,) the place of each structure in the tables of its composition
+    length : numbers in the AEV of an atom, F
+    """
+
+    tables: StoreTables
+    counts: npt.NDArray[np.int64]
+    molecule: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    length: int
+
+    @property
+    def atoms(self) -> int:
+        """In all structures."""
+        return int(self.counts[self.molecule].sum())
+
+    def blocks(
+        self, positions: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]
+    ) -> Iterator[StoredBlock]:
+        """Where the AEVs of some structures (B,) are, and where they go.
+
+        Parameters
+        ----------
+        begins : (B, E) the rows where the atoms of each structure begin in a table of one's own
+        """
+        compositions = self.tables.compositions
+        of_structure = compositions.of_molecule[self.molecule[positions]]
+        for c in np.unique(of_structure).tolist():
+            members = np.flatnonzero(of_structure == c)
+            source = torch.from_numpy(self.places[positions[members]])
+            composition = compositions.each[c]
+            for e, count in zip(composition.elements, composition.counts, strict=True):
+                target = begins[members, e][:, None] + np.arange(count)
+                stored = self.tables.tables[c, e]
+                yield StoredBlock((c, e), stored, source, torch.from_numpy(target).flatten())
+
+    def columns(self, device: torch.device) -> dict[tuple[int, int], Tensor]:
+        """For each composition and element, (F_e,): the columns of an AEV that the store has."""
+        return {
+            (c, e): torch.from_numpy(columns).to(device)
+            for c, composition in enumerate(self.tables.compositions.each)
+            for e, columns in zip(composition.elements, composition.columns, strict=True)
+        }
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors may still take on a GPU, also if this process was given a share of it only."""
+    free, total = torch.cuda.mem_get_info(device)
+    taken = torch.cuda.memory_allocated(device)
+    kept = torch.cuda.memory_reserved(device) - taken
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free + kept, int(share * total) - taken)
+
+
+class Resident(FixedFeatures):
+    """The AEVs of a part on the device.
+
+    Parameters
+    ----------
+    dtype : of the AEVs
+    """
+
+    def __init__(self, part: StoredPart, device: torch.device, dtype: torch.dtype) -> None:
+        counts = part.counts[part.molecule]
+        # Elements one after another, each in the order of the structures.
+        begins = np.cumsum(counts.T).reshape(counts.T.shape).T - counts
+        self.layouts = DeviceLayouts(part.counts, part.molecule, begins.T, device)
+        # The row behind the last one stands for no atom.
+        self.table = torch.zeros((self.layouts.rows + 1, part.length), device=device, dtype=dtype)
+        columns = part.columns(device)
+        for block in part.blocks(np.arange(len(part.molecule)), begins):
+            structures, count, length = block.stored.shape
+            at_once = max(1, COPIED_ROWS // count)
+            for source, target in zip(
+                torch.split(block.source, at_once), torch.split(block.target, at_once * count), strict=True
+            ):
+                aevs = block.stored.view(structures, -1).index_select(0, source).view(-1, length)
+                there = target.to(device)[:, None]
+                self.table[there, columns[block.key]] = aevs.to(device, dtype)
+
+    def batches(self, frame: Frame) -> FixedBatches:
+        """See :class:`FixedFeatures`."""
+        return _ResidentBatches(frame, self.table)
+
+    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Callable[[], AtomBatch]]]:
+        """See :class:`trainer.features.source.PartFeatures`; a batch is one piece."""
+        for some, there in zip(
+            torch.split(order, batch_size),
+            torch.split(to_device(order, self.layouts.device), batch_size),
+            strict=True,
+        ):
+            frame = Frame(self.layouts, len(some), self.layouts.sizes(some.numpy()))
+            yield [partial(self.batches(frame).load, there)]
+
+
+class _ResidentBatches(FixedBatches):
+    def __init__(self, frame: Frame, table: Tensor) -> None:
+        super().__init__(frame)
+        self._table = table
+
+    def aevs(self, rows: Tensor) -> Tensor:
+        return self._table.index_select(0, rows)
+
+    def feed(self, orders: Tensor) -> Generator[None]:
+        # All of it is there.
+        for _ in orders:
+            yield
