@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,3 +206,14 @@ def test_one_that_fails_does_not_harm_its_companions(task: Task, tmp_path: Path)
     np.testing.assert_allclose(
         losses(sound.history), losses(alone(task, CONFIG, [together.order])), rtol=1e-6
     )
+
+
+def test_a_training_that_has_left_is_held_by_nothing(task: Task, tmp_path: Path) -> None:
+    companions = Companions()
+    training = Training(task, CONFIG, None)
+    with companions.joined(training):
+        companions.train_epoch(training)
+    left = weakref.ref(training)
+    del training
+    gc.collect()
+    assert left() is None

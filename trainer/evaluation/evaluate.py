@@ -18,7 +18,7 @@ from trainer.networks.model import ElementNetworks
 from trainer.task import Task
 
 #: Structures that are evaluated at once.
-BATCH: Final = 16_384
+BATCH: Final = 8192
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,6 +143,9 @@ class Companions:
         finally:
             with self._changed:
                 self._joined.remove(training)
+                # A pack holds memory, and on a GPU what was recorded.
+                for shared in [key for key, pack in self._packs.items() if training in pack.trainings]:
+                    del self._packs[shared]
                 self._changed.notify_all()
 
     def train_epoch(self, training: Training) -> None:
