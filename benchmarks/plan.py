@@ -11,7 +11,7 @@ from benchmarks.make_big import FULL_SIZE
 class Plan:
     """The sizes of a benchmark; each field is an option of the command line, with its metadata as help."""
 
-    repeats: int = field(default=3, metadata={"help": "turns of both sides of each comparison but the study"})
+    repeats: int = field(default=2, metadata={"help": "turns of both sides of each comparison but the study"})
     threads: int = field(default=2, metadata={"help": "CPU threads of both sides of each comparison"})
     device: str = field(default="cpu", metadata={"help": "where both sides train: cpu or cuda"})
     train_structures: int = field(default=40_000, metadata={"help": "structures of the made set to train on"})
@@ -30,7 +30,7 @@ class Plan:
     precision_epochs: int = field(default=60, metadata={"help": "epochs of each of them"})
     feature_structures: int = field(default=20_000, metadata={"help": "structures to compute AEVs of"})
     load_structures: int = field(default=100_000, metadata={"help": "structures to load"})
-    study_trials: int = field(default=3, metadata={"help": "trials of the study"})
-    study_epochs: int = field(default=30, metadata={"help": "epochs of each trial of the study"})
+    study_trials: int = field(default=2, metadata={"help": "trials of the study"})
+    study_epochs: int = field(default=60, metadata={"help": "epochs of each trial of the study"})
     full_structures: int = field(default=FULL_SIZE, metadata={"help": "structures of the full set"})
     full_epochs: int = field(default=2, metadata={"help": "epochs of the training on the full set"})
