@@ -37,7 +37,7 @@ MLFLOW_CALLS: Final = (
 )
 
 #: What our worker calls to record a trial.
-RECORD_CALLS: Final = ("record_config", "record_metrics", "rung", "record_artifact", "finish")
+RECORD_CALLS: Final = ("record_config", "record_metrics", "rung", "record_artifacts", "finish")
 
 
 @dataclass(frozen=True)

@@ -308,8 +308,7 @@ class Worker:
         if result.outcome == "stopped":
             attempt.hand_back("the worker was asked to stop")
             return replace(news, state="interrupted")
-        for file in result.artifacts:
-            attempt.record_artifact(file.relative_to(folder).as_posix(), file)
+        attempt.record_artifacts({file.relative_to(folder).as_posix(): file for file in result.artifacts})
         if result.outcome == "pruned":
             reason = f"others were better after {result.epochs} epochs"
             attempt.finish("pruned", result.best_val_mae, reason=reason, summary=result.metrics)

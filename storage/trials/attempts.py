@@ -182,32 +182,33 @@ class Attempt:
         return stop
 
     @_patient
-    def record_artifact(self, path: str, file: Path) -> None:
-        """Keep a file of the trial under a path within its run, as ``plots/loss.png``; the last one stays.
+    def record_artifacts(self, files: Mapping[str, Path]) -> None:
+        """Keep files of the trial by their paths within its run, as ``plots/loss.png``; the last ones stay.
 
         Raises
         ------
         BlobWriteError
-            if there is no room for it.
+            if there is no room for them.
         """
         # The bytes first: a row never names a file that is not there.
-        digest = BlobStore(self._database.settings.artifacts).put(file)
-        size = file.stat().st_size
+        blobs = BlobStore(self._database.settings.artifacts)
+        kept = {path: (blobs.put(file), file.stat().st_size) for path, file in files.items()}
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
-            known = {
-                row.path: row for row in connection.execute(select(artifacts).where(*self._is(artifacts)))
-            }
-            if path in known and known[path].digest == digest:
-                return
-            values = {"digest": digest, "size": size, "attempt": self.claim.attempt}
-            if path in known:
-                this = (*self._is(artifacts), artifacts.c.path == path)
-                connection.execute(update(artifacts).where(*this).values(values))
-            else:
-                key = {"study_id": self.study.id, "number": self.claim.number, "path": path}
-                connection.execute(artifacts.insert().values(**key, position=len(known) + 1, **values))
-            self._enqueue(connection, ArtifactMessage(path=path, digest=digest, size=size))
+            query = select(artifacts.c.path, artifacts.c.digest).where(*self._is(artifacts))
+            known = {row.path: row.digest for row in connection.execute(query)}
+            for path, (digest, size) in kept.items():
+                if known.get(path) == digest:
+                    continue
+                values = {"digest": digest, "size": size, "attempt": self.claim.attempt}
+                if path in known:
+                    this = (*self._is(artifacts), artifacts.c.path == path)
+                    connection.execute(update(artifacts).where(*this).values(values))
+                else:
+                    key = {"study_id": self.study.id, "number": self.claim.number, "path": path}
+                    connection.execute(artifacts.insert().values(**key, position=len(known) + 1, **values))
+                known[path] = digest
+                self._enqueue(connection, ArtifactMessage(path=path, digest=digest, size=size))
 
     @_patient
     def finish(
@@ -302,10 +303,9 @@ class Attempt:
             for row in rows
         ]
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        statement = insert(metrics).values(values).on_conflict_do_nothing()
-        written = {
-            tuple(key) for key in connection.execute(statement.returning(metrics.c.key, metrics.c.step))
-        }
+        # The rows as parameters: a statement that names each of them would be compiled anew each time.
+        statement = insert(metrics).on_conflict_do_nothing().returning(metrics.c.key, metrics.c.step)
+        written = {tuple(key) for key in connection.execute(statement, values)}
         return tuple(row for row in rows if (row.key, row.step) in written)
 
     def _trial(self, connection: Connection) -> Row[Any]:

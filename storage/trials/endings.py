@@ -26,6 +26,7 @@ from storage.errors import BlobMissingError, BlobWriteError
 from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialEnd, TrialEndMessage, TrialStartMessage, enqueue
+from storage.trials import optuna_rows
 
 log = logging.getLogger("anitune")
 
@@ -106,13 +107,12 @@ def settle(database: Database, study: Study, number: int) -> None:
     with database.reading() as connection:
         trial = connection.execute(select(trials).where(*this)).one()
         attributes = _user_attributes(connection, trial)
-        images = [row for row in _artifact_rows(connection, trial) if _is_image(row.path)]
+        rows = [row for row in _artifact_rows(connection, trial) if _is_image(row.path)]
+    images = dict(shown for row in rows if (shown := _show_image(database, row)) is not None)
+    with database.writing() as connection:
+        optuna_rows.describe_trial(connection, trial.optuna_trial_id, attributes, images)
     with database.plain_errors():
         try:
-            for key, value in attributes.items():
-                database.optuna.set_trial_user_attr(trial.optuna_trial_id, key, value)
-            for row in images:
-                _show_image(database, trial.optuna_trial_id, row)
             values = None if trial.value is None or trial.state == "failed" else [trial.value]
             database.optuna.set_trial_state_values(trial.optuna_trial_id, _OPTUNA_STATES[trial.state], values)
         except UpdateFinishedTrialError:
@@ -150,8 +150,8 @@ def _is_image(path: str) -> bool:
     return (mimetypes.guess_type(path)[0] or "").startswith("image/")
 
 
-def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None:
-    """Hang an image on the trial in the Optuna dashboard.
+def _show_image(database: Database, row: Row[Any]) -> tuple[str, str] | None:
+    """Put an image where the Optuna dashboard looks; the system attribute that hangs it on its trial.
 
     Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition
     would hang the image twice.
@@ -160,7 +160,7 @@ def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None
         blob = BlobStore(database.settings.artifacts).path(row.digest)
     except BlobMissingError as error:
         log.warning("trial %d: %s is not shown in the Optuna dashboard: %s", row.number, row.path, error)
-        return
+        return None
     artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{row.digest[:16]}"
     _copy(blob, database.settings.optuna_artifacts / artifact_id)
     described = {
@@ -169,7 +169,7 @@ def _show_image(database: Database, optuna_trial_id: int, row: Row[Any]) -> None
         "mimetype": mimetypes.guess_type(row.path)[0],
         "encoding": None,
     }
-    database.optuna.set_trial_system_attr(optuna_trial_id, f"artifacts:{artifact_id}", json.dumps(described))
+    return f"artifacts:{artifact_id}", json.dumps(described)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,19 +7,22 @@ second one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StudyNotFoundError
 
 _studies: Table = models.StudyModel.__table__
 _trials: Table = models.TrialModel.__table__
 _attributes: Table = models.TrialSystemAttributeModel.__table__
+_user_attributes: Table = models.TrialUserAttributeModel.__table__
 
 _MARK = "completed_rung_"
 """Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
@@ -50,6 +53,37 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]
     number = connection.execute(select(func.count()).select_from(_trials).where(ours)).scalar_one()
     new = insert(_trials).values(study_id=optuna_study_id, number=number, **running)
     return number, connection.execute(new.returning(_trials.c.trial_id)).scalar_one()
+
+
+def describe_trial(
+    connection: Connection, optuna_trial_id: int, user: Mapping[str, Any], system: Mapping[str, Any]
+) -> None:
+    """Set attributes of a trial, all at once; not of one that Optuna knows to have ended, or does not know.
+
+    Parameters
+    ----------
+    user, system
+        The two kinds of attributes, by key: plain JSON values.
+    """
+    this = _trials.c.trial_id == optuna_trial_id
+    state = connection.execute(select(_trials.c.state).where(this).with_for_update()).scalar()
+    if state is None or state.is_finished():
+        return
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    for table, values in ((_user_attributes, user), (_attributes, system)):
+        if not values:
+            continue
+        new = insert(table)
+        write = new.on_conflict_do_update(
+            index_elements=[table.c.trial_id, table.c.key], set_={"value_json": new.excluded.value_json}
+        )
+        connection.execute(
+            write,
+            [
+                {"trial_id": optuna_trial_id, "key": key, "value_json": json.dumps(value)}
+                for key, value in values.items()
+            ],
+        )
 
 
 def pruner_marks(connection: Connection, optuna_trial_id: int) -> list[str]:

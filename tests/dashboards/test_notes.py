@@ -140,7 +140,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
         assert claim is not None
         attempt = Attempt(database, study, claim)
         attempt.record_config(CONFIG, {}, planned_epochs=81, tags={"arch": "384-8-1 silu"})
-        attempt.record_artifact("plots/loss.png", plot)
+        attempt.record_artifacts({"plots/loss.png": plot})
         attempt.finish("complete", 2.5)
         yield study
 

@@ -178,7 +178,7 @@ def record_trial(study: Study) -> None:
     for path in ("plots/loss.png", "model.safetensors"):
         file = study.database.settings.home / "made-by-worker"
         file.write_text(f"{path} of trial {claim.number}")
-        attempt.record_artifact(path, file)
+        attempt.record_artifacts({path: file})
     attempt.finish("complete", 3.0, summary={"val/mae_kcalmol": 3.0})
 
 

@@ -148,7 +148,7 @@ WRITES: dict[str, Callable[[Attempt, Path], object]] = {
     "config": lambda attempt, plot: attempt.record_config({}, {}, planned_epochs=1),
     "metrics": lambda attempt, plot: attempt.record_metrics(losses(1)),
     "rung": lambda attempt, plot: attempt.rung(1, 2.0, losses(1), lambda trial: True),
-    "artifact": lambda attempt, plot: attempt.record_artifact("plots/loss.png", plot),
+    "artifact": lambda attempt, plot: attempt.record_artifacts({"plots/loss.png": plot}),
     "finish": lambda attempt, plot: attempt.finish("complete", value=1.0),
     "hand_back": lambda attempt, plot: attempt.hand_back("stopped"),
 }
@@ -265,9 +265,9 @@ def test_optuna_is_told_the_end_with_what_is_worth_a_column_and_the_images(
     config.write_text("{}")
     attempt.record_config({}, {}, planned_epochs=9, tags={"arch": "384-64-1 celu"})
     attempt.record_metrics(losses(1, 2, 3))
-    attempt.record_artifact("plots/parity.png", parity)
-    attempt.record_artifact("config.json", config)
-    attempt.record_artifact("plots/loss.png", plot)
+    attempt.record_artifacts({"plots/parity.png": parity})
+    attempt.record_artifacts({"config.json": config})
+    attempt.record_artifacts({"plots/loss.png": plot})
     attempt.finish(
         "pruned", value=2.5, reason="pruned at epoch 3", summary={"parameters": 98.0}, tags={"host": "alpha"}
     )
@@ -289,6 +289,12 @@ def test_optuna_is_told_the_end_with_what_is_worth_a_column_and_the_images(
     store = optuna.artifacts.FileSystemArtifactStore(settings.optuna_artifacts)
     with store.open_reader(shown[1].artifact_id) as stored:
         assert stored.read() == plot.read_bytes()
+
+
+def test_what_is_worth_a_column_costs_no_transaction_each(study: Study, attempt: Attempt) -> None:
+    with killed_before_commit(10):
+        attempt.finish("complete", value=1.0, summary={f"metric_{number}": 0.5 for number in range(50)})
+    assert study.optuna.get_trials()[0].user_attrs["metric_49"] == 0.5
 
 
 def test_the_reason_of_a_failure_is_on_the_trial(study: Study, attempt: Attempt) -> None:
@@ -334,7 +340,7 @@ def run_trial(database: Database, study: Study, worker: WorkerInfo, plot: Path) 
         attempt.record_config({"hidden": [width]}, {"width": width}, planned_epochs=2)
     attempt.rung(1, 2.0, losses(1), lambda trial: False)
     attempt.record_metrics(losses(2))
-    attempt.record_artifact("plots/loss.png", plot)
+    attempt.record_artifacts({"plots/loss.png": plot})
     attempt.finish("complete", value=1.5, summary={"parameters": 98.0})
     return True
 
@@ -460,7 +466,7 @@ def test_a_training_outlives_a_database_that_is_away(
 def test_an_image_that_the_dashboard_cannot_get_is_told_and_given_later(
     database: Database, study: Study, attempt: Attempt, worker: WorkerInfo, plot: Path
 ) -> None:
-    attempt.record_artifact("plots/loss.png", plot)
+    attempt.record_artifacts({"plots/loss.png": plot})
     place = database.settings.optuna_artifacts
     place.write_text("in the way of the folder")
     with pytest.raises(BlobWriteError, match=r"cannot be written: .*; free some space") as error:

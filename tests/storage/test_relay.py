@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import time
@@ -99,7 +100,7 @@ class Recorder:
     def attach(self, attempt: Attempt, path: str, content: bytes) -> None:
         file = self.db.settings.home / "made-by-worker"
         file.write_bytes(content)
-        attempt.record_artifact(path, file)
+        attempt.record_artifacts({path: file})
 
     def whole_trial(self, ending: Ending = COMPLETE) -> None:
         attempt = self.start()
@@ -429,6 +430,17 @@ def test_an_artifact_whose_bytes_are_gone_is_named_and_stops_its_own_queue_only(
 
     assert f"{lost}: no such blob" in recorder.parked()[0]
     assert shown.runs()["trial 1"].info.status == "FINISHED"
+
+
+def test_files_before_one_whose_bytes_are_gone_arrive(recorder: Recorder, relay: Relay, shown: Shown) -> None:
+    attempt = recorder.start()
+    for path in ("config.json", "plots/loss.png", "plots/parity.png"):
+        recorder.attach(attempt, path, path.encode())
+    gone = hashlib.sha256(b"plots/loss.png").hexdigest()
+    (recorder.db.settings.artifacts / gone[:2] / gone).unlink()
+    relay.deliver()
+    assert shown.artifacts(shown.runs()["trial 0"]) == {"config.json": b"config.json"}
+    assert gone in recorder.parked()[0]
 
 
 def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(

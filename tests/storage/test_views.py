@@ -54,7 +54,7 @@ def study(database: Database, make_study: Callable[..., Study], worker: WorkerIn
     running.record_metrics(epochs(1, 5))
     plot = tmp_path / "loss.png"
     plot.write_bytes(b"12345")
-    best.record_artifact("plots/loss.png", plot)
+    best.record_artifacts({"plots/loss.png": plot})
     best.record_metrics(epochs(1, 10))
     lasted(database, best, 30)
     best.finish("complete", value=1.5, summary={"parameters": 98.0}, tags={"best": "yes"})
