@@ -6,12 +6,13 @@ process that does not train.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
@@ -78,6 +79,8 @@ class MlflowRuns:
         except TrackingRefusedError as error:
             # Not to take a first question is no verdict on what is to be delivered.
             raise TrackingUnavailableError(str(error)) from None
+        # What was imported stays. To look through it for garbage takes half a second, each time.
+        gc.freeze()
 
     def experiment(self, name: str, tags: Mapping[str, str]) -> str:
         """The id of the experiment of that name, which is made if need be, with these tags."""
@@ -156,14 +159,14 @@ class MlflowRuns:
                 [RunTag(key, value) for key, value in (tags or {}).items()],
             )
 
-    def upload(self, run: str, file: Path, path: str) -> None:
-        """Put a file among the artifacts of a run, as ``path`` (such as plots/loss.png)."""
-        place = PurePosixPath(path)
-        folder = None if place.parent == PurePosixPath() else str(place.parent)
+    def upload(self, run: str, files: Mapping[str, Path]) -> None:
+        """Put files among the artifacts of a run, by their paths there (such as plots/loss.png)."""
         with _translated(), tempfile.TemporaryDirectory() as named:
-            link = Path(named) / place.name  # MLflow keeps the name that the file has here
-            link.symlink_to(file)
-            self._client.log_artifact(run, str(link), folder)
+            for path, file in files.items():
+                link = Path(named) / path  # MLflow keeps the names that the files have here
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+            self._client.log_artifacts(run, named)
 
     def set_status(self, run: str, status: RunStatus, end_ms: int | None = None) -> None:
         """Say what became of a run; ``end_ms`` in milliseconds since 1970-01-01 UTC, if it ended."""

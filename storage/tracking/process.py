@@ -44,6 +44,9 @@ log = logging.getLogger("anitune")
 POLL_SECONDS = 0.5
 """How often the outbox is looked into."""
 
+SYNC_POLL_SECONDS = 0.1
+"""How often ``sync`` looks whether the relay is done: a person waits."""
+
 IDLE_SECONDS = 20.0
 """A relay ends when for so long there was nothing to deliver, and nobody works on the study."""
 
@@ -159,7 +162,7 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
             raise TrackingUnavailableError(trouble)
         if undelivered(study) == 0:
             return SyncResult(delivered=before, parked=0)
-        time.sleep(POLL_SECONDS)
+        time.sleep(SYNC_POLL_SECONDS)
         _forget_ended()
     never = Event()
     relay = Relay(lease, write_note, never)

@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,12 +136,15 @@ class Relay:
 
     def _deliver_run(self, number: int | None) -> int:
         delivered = 0
-        for batch in _batches(self._rows(number)):
-            if self._stopping.is_set():
-                break
+        batches = deque(_batches(self._rows(number)))
+        while batches and not self._stopping.is_set():
+            batch = batches.popleft()
             try:
                 self._send(number, batch)
             except (TrackingRefusedError, BlobMissingError) as refusal:
+                if len(batch) > 1:  # one of them: those before it are taken
+                    batches.extendleft([row] for row in reversed(batch))
+                    continue
                 self._park(number, batch[0], str(refusal))
                 break
             self._acknowledge(batch)
@@ -205,8 +209,12 @@ class Relay:
                 metrics = [metric for row in batch for metric in _metrics(row)]
                 self._runs.log(self._known_run(number), metrics)
             case ArtifactMessage():
-                file = self._blobs.path(row.message.digest)
-                self._runs.upload(self._known_run(number), file, row.message.path)
+                files = {
+                    artifact.path: self._blobs.path(artifact.digest)
+                    for artifact in (row.message for row in batch)
+                    if isinstance(artifact, ArtifactMessage)
+                }
+                self._runs.upload(self._known_run(number), files)
             case TrialEndMessage():
                 self._send_end(_trial(number), row.message, row.time_ms)
             case _:
@@ -228,7 +236,7 @@ class Relay:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "study.json"
             file.write_text(json.dumps(message.config, indent=2) + "\n")
-            self._runs.upload(run, file, file.name)
+            self._runs.upload(run, {file.name: file})
         self._study_changed = True
 
     def _send_start(self, number: int, message: TrialStartMessage, time_ms: int) -> None:
@@ -249,7 +257,7 @@ class Relay:
                     .where(trials.c.study_id == self.study.id, trials.c.number == number)
                     .values(mlflow_run_id=run)
                 )
-        self._runs.log(run, params=projection.param_texts(message.params), tags=tags)
+        self._runs.log(run, params=projection.param_texts(message.params))
         self._study_changed = True
 
     def _send_end(self, number: int, message: TrialEndMessage, time_ms: int) -> None:
@@ -319,12 +327,18 @@ def _undelivered(study: Study) -> tuple[ColumnElement[bool], ...]:
 
 
 def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Rows one by one, but neighbours of metrics together as far as MLflow takes them in one request."""
+    """Rows one by one, but files together, and metrics as far as MLflow takes them in one request."""
     batch: list[_Row] = []
     metrics = 0
     for row in rows:
         size = len(_metrics(row))
-        if batch and (size == 0 or metrics == 0 or metrics + size > METRICS_A_ROW):
+        together = (
+            batch
+            and isinstance(row.message, MetricsMessage | ArtifactMessage)
+            and type(row.message) is type(batch[0].message)
+            and metrics + size <= METRICS_A_ROW
+        )
+        if batch and not together:
             yield batch
             batch, metrics = [], 0
         batch.append(row)
