@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 from optuna.artifacts import get_all_artifact_meta
-
-# Not optuna_dashboard.save_note: it reads all notes of a study again for each that is compared.
-from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_version
 
 from dashboards.notes import OptunaImage, optuna_study_note, optuna_trial_note
 from storage.studies import Study, summarize_study
@@ -18,6 +19,23 @@ logger = logging.getLogger("anitune")
 BORDER = (
     "\n---\n*What is above this line is rewritten by anitune. Below it there is room for notes of yours.*\n"
 )
+
+
+@cache
+def _notes() -> ModuleType:
+    """How the Optuna dashboard keeps notes, without the dashboard: its import takes seconds (scikit-learn).
+
+    Not its ``save_note``, which reads all notes of a study again for each that is compared.
+    """
+    package = find_spec("optuna_dashboard")
+    assert package is not None
+    assert package.origin is not None
+    spec = spec_from_file_location("_optuna_notes", Path(package.origin).with_name("_note.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_optuna_notes(study: Study) -> None:
@@ -37,10 +55,10 @@ def write_optuna_notes(study: Study) -> None:
             return
 
         def save(trial_id: int | None, note: str) -> None:
-            old = get_note_from_system_attrs(attributes, trial_id)
+            old = _notes().get_note_from_system_attrs(attributes, trial_id)
             body = with_own_text(note, old["body"])
             if body != old["body"]:
-                save_note_with_version(storage, study_id, trial_id, old["version"] + 1, body)
+                _notes().save_note_with_version(storage, study_id, trial_id, old["version"] + 1, body)
 
         def images(trial: TrialRow) -> list[OptunaImage]:
             found = get_all_artifact_meta(frozen[trial.optuna_trial_id], storage=storage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -175,3 +177,9 @@ def test_a_study_that_was_deleted_in_the_dashboard_is_no_error(
     study.database.optuna.delete_study(study.optuna_study_id)
     write_optuna_notes(study)
     assert "study widths was deleted in the Optuna dashboard" in caplog.text
+
+
+def test_writing_notes_does_not_wait_for_the_dashboard_to_be_imported() -> None:
+    look = "import sys; from dashboards import optuna_notes as n; n._notes(); print('sklearn' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
