@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Final, get_args, get_type_hints
 
@@ -22,6 +25,7 @@ from benchmarks.sides import SideTask, take_turns
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.features.aev import aev_length
+from trainer.features.compositions import find_compositions
 from trainer.features.source import GPU_SHARE, StoredFeatures
 from trainer.fitting.devices import find_device
 from trainer.fitting.loop import fit
@@ -43,7 +47,7 @@ CONFIG: Final = TrainConfig(
 )
 
 #: Least ratios to the reference loop by precision, on a CPU; on a GPU one for all.
-CPU_GOALS: Final = {"float32": Goal("at least", 20), "auto": Goal("at least", 30)}
+CPU_GOALS: Final[Mapping[Precision, Goal]] = {"float32": Goal("at least", 20), "auto": Goal("at least", 30)}
 GPU_GOAL: Final = Goal("at least", 50)
 
 #: Milliseconds of an epoch of the whole of ANI-1's small molecules on a GPU.
@@ -105,6 +109,10 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
     sides: dict[str, SideTask] = {
         f"ours {p}": partial(fit_once, file, folder, replace(config, precision=p)) for p in chosen
     }
+    if not _on_gpu(plan.device):
+        for p in CPU_GOALS:
+            each = partial(fit_on_each_core, file, folder, replace(config, precision=p), plan.threads)
+            sides[f"each core {p}"] = each
     sides["reference"] = partial(train_reference, reference_file, plan.device, reference_epochs)
     if _on_gpu(plan.device):
         sides["streamed"] = partial(fit_capped, file, folder, config, plan.capped_gib)
@@ -117,6 +125,18 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
     fits = [times for times in results["ours float32"] if isinstance(times, FitTimes)]
     if _on_gpu(plan.device):
         figures.append(_streamed_figure(results["streamed"], fits, plan.capped_gib))
+    else:
+        figures += [
+            rate_ratio(
+                TOPIC,
+                f"{plan.threads} of them at once, each in a process and a thread of its own, {precision}",
+                Samples("structures/s", tuple(results[f"each core {precision}"])),
+                reference,
+                goal,
+                "all together; what a worker does",
+            )
+            for precision, goal in CPU_GOALS.items()
+        ]
     figures.append(_share_of_products(fits, results["products"], config))
     figures.append(
         plain(
@@ -139,8 +159,14 @@ def precisions() -> tuple[Precision, ...]:
     return get_args(get_type_hints(TrainConfig)["precision"])
 
 
-def fit_once(file: Path, folder: Path, config: TrainConfig) -> FitTimes | str:
+def fit_once(
+    file: Path, folder: Path, config: TrainConfig, ready: Callable[[], None] = lambda: None
+) -> FitTimes | str:
     """Train with our loop, as the second trial of a worker; the first is a short one.
+
+    Parameters
+    ----------
+    ready : called before the second one
 
     Returns
     -------
@@ -151,6 +177,7 @@ def fit_once(file: Path, folder: Path, config: TrainConfig) -> FitTimes | str:
     try:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             fit(task, replace(config, epochs=2), Path(place) / "first", SilentReporter())
+            ready()
             began, started = time.time(), time.perf_counter()
             result = fit(task, config, Path(place) / "second", SilentReporter())
             seconds = time.perf_counter() - started
@@ -191,23 +218,41 @@ def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> Fit
 def _product_operations(task: Task, config: TrainConfig) -> float:
     """Operations of one product of the first layer for a mean training structure.
 
-    Only columns that can differ from zero count: an AEV has none for elements that its molecule lacks.
+    Only columns that can differ from zero count.
     """
-    aev: AEVConfig = task.aev
-    angular = len(aev.angular_shifts) * aev.angle_sections
-    total = 0
-    for molecule, structures in zip(task.dataset.molecules, _train_counts(task), strict=True):
-        kinds = len(molecule.composition)
-        columns = kinds * len(aev.radial_shifts) + kinds * (kinds + 1) // 2 * angular
-        total += structures * molecule.atoms * columns
-    return 2 * config.hidden[0] * total / len(task.split.train)
+    compositions = find_compositions(task.dataset, task.aev)
+    numbers = np.array([sum(some.row_lengths) for some in compositions.each])
+    molecules = task.dataset.molecule_of(task.split.train)
+    return 2 * config.hidden[0] * float(numbers[compositions.of_molecule[molecules]].mean())
 
 
-def _train_counts(task: Task) -> list[int]:
-    """Training structures of each molecule."""
-    owners = task.dataset.molecule_of(task.split.train)
-    counts: list[int] = np.bincount(owners, minlength=len(task.dataset.molecules)).tolist()
-    return counts
+def fit_on_each_core(file: Path, folder: Path, config: TrainConfig, cores: int) -> float | str:
+    """Train as a worker does: a training a core, each in a process and a thread of its own, all at once.
+
+    Returns
+    -------
+    Structures/s of all together, or why this machine cannot train so.
+    """
+    context = get_context("spawn")
+    begin = context.Barrier(cores)
+    with ProcessPoolExecutor(cores, context, initializer=_begin_together, initargs=(begin,)) as pool:
+        config = replace(config, threads=1)
+        runs = [pool.submit(fit_once, file, folder, config, _wait_for_others) for _ in range(cores)]
+        fits = [run.result() for run in runs]
+    if isinstance(fits[0], str):
+        return fits[0]
+    return sum(config.epochs * times.train / times.seconds for times in fits if isinstance(times, FitTimes))
+
+
+_others: list[Barrier] = []
+
+
+def _begin_together(begin: Barrier) -> None:
+    _others.append(begin)
+
+
+def _wait_for_others() -> None:
+    _others[0].wait()
 
 
 def train_reference(file: Path, device: str, epochs: int) -> float:
