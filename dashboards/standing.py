@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
@@ -37,6 +37,15 @@ HOST = "127.0.0.1"
 _MLFLOW = "mlflow.json"
 _CLOCK_SECONDS = 2.0
 """A process's start time moves by so much when the clock is set."""
+
+
+@dataclass(frozen=True)
+class _Mlflow:
+    """The first of MLflow's processes, when it began (seconds since 1970-01-01 UTC), and where it answers."""
+
+    pid: int
+    started: float
+    url: str
 
 
 @dataclass(frozen=True)
@@ -90,29 +99,26 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing,
         if began:
             undo.callback(postgresql.stop)
         mlflow = _running(servers)
-        if mlflow is not None and known is None:  # its start was killed before it was done
-            _end(mlflow)
-            mlflow = None
         if mlflow is None:
+            _stop_mlflow(servers)  # what is left of one that was killed
             if known is not None and mlflow_port is None:
                 mlflow_port = httpx.URL(known.tracking_uri).port
             (port,) = free_ports(HOST, {"--mlflow-port": mlflow_port})
-            known = Addresses(postgresql.url(DATABASE), f"http://{HOST}:{port}", socket.gethostname())
-            open_database(Settings(home, _with_driver(known.storage_url), known.tracking_uri)).close()
             behind = Settings(
-                home, _with_driver(known.storage_url), _with_driver(postgresql.url(MLFLOW_DATABASE))
+                home, _with_driver(postgresql.url(DATABASE)), _with_driver(postgresql.url(MLFLOW_DATABASE))
             )
+            open_database(behind).close()
             check_tables(behind.tracking_uri)
-            process = _start_mlflow(behind, port)
-            mlflow = process.pid
-            undo.callback(_end, mlflow)
-            _wait_for_mlflow(known.tracking_uri, process, _log(behind))
+            mlflow = _start_mlflow(behind, port)
+            undo.callback(_stop_mlflow, servers)
             began = True
-        assert known is not None, "MLflow runs by itself, or was started here"
-        _refuse_other_port(known, mlflow_port)
-        write_addresses(servers, known)
+        elif mlflow_port not in (None, httpx.URL(mlflow.url).port):
+            raise AddressError(f"MLflow is running already at {mlflow.url}: first `anitune down`")
+        _wait_for_mlflow(home, mlflow)
+        addresses = Addresses(postgresql.url(DATABASE), mlflow.url, socket.gethostname())
+        write_addresses(servers, addresses)
         undo.pop_all()
-    return Standing(known, postgresql.pid(), mlflow, postgresql.tools), began
+    return Standing(addresses, postgresql.pid(), mlflow.pid, postgresql.tools), began
 
 
 def stop_servers(home: Path) -> bool:
@@ -128,11 +134,8 @@ def stop_servers(home: Path) -> bool:
         return False
     with _alone(home):
         _refuse_elsewhere(servers, read_addresses(servers))
-        mlflow = _running(servers)
-        if mlflow is not None:
-            _end(mlflow)
-        (servers / _MLFLOW).unlink(missing_ok=True)
-        return _postgresql(home).stop() or mlflow is not None
+        mlflow = _stop_mlflow(servers)
+        return _postgresql(home).stop() or mlflow
 
 
 @contextmanager
@@ -195,87 +198,84 @@ def _refuse_elsewhere(servers: Path, known: Addresses | None) -> None:
         )
 
 
-def _refuse_other_port(known: Addresses, port: int | None) -> None:
-    if port not in (None, httpx.URL(known.tracking_uri).port):
-        raise AddressError(f"MLflow is running already at {known.tracking_uri}: first `anitune down`")
-
-
-def _start_mlflow(settings: Settings, port: int) -> subprocess.Popen[bytes]:
-    settings.logs.mkdir(parents=True, exist_ok=True)
+def _start_mlflow(settings: Settings, port: int) -> _Mlflow:
+    log = _mlflow_log(settings.home)
+    log.parent.mkdir(parents=True, exist_ok=True)
     # Any port: a tunnel to this machine may begin at another one.
     hosts = {"MLFLOW_SERVER_ALLOWED_HOSTS": "localhost:*,127.0.0.1:*"}
-    with _log(settings).open("ab") as output:
-        process = subprocess.Popen(
+    place = ["--host", HOST, "--port", str(port)]
+    with log.open("ab") as output:
+        pid = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                HOST,
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ],
+            [sys.executable, "-P", "-m", "mlflow", "server", *place, "--workers", "1"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**hosts, **os.environ, **mlflow_environment(settings, HOST, port)},
             start_new_session=True,
-        )
-    started = psutil.Process(process.pid).create_time()
+        ).pid
+    mlflow = _Mlflow(pid, psutil.Process(pid).create_time(), f"http://{HOST}:{port}")
     new = settings.servers / f"{_MLFLOW}.new"
-    new.write_text(json.dumps({"pid": process.pid, "started": started}) + "\n")
+    new.write_text(json.dumps(asdict(mlflow)) + "\n")
     new.replace(settings.servers / _MLFLOW)
-    return process
+    return mlflow
 
 
-def _log(settings: Settings) -> Path:
-    return settings.logs / "mlflow-server.log"
+def _mlflow_log(home: Path) -> Path:
+    return home / "logs" / "mlflow-server.log"
 
 
-def _wait_for_mlflow(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for_mlflow(home: Path, mlflow: _Mlflow) -> None:
+    log = _mlflow_log(home)
     deadline = time.monotonic() + START_SECONDS
-    while not answers(f"{url}/health", trust_env=False):
-        if process.poll() is not None:
+    while not answers(f"{mlflow.url}/health", trust_env=False):
+        if _running(home / "servers") is None:
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            last = lines[-1] if lines else "it said nothing"
             raise ServerEndedError(
-                f"MLflow ended by itself (exit code {process.returncode}): {last} (log: {log})"
+                f"MLflow ended by itself: {(lines or ['it said nothing'])[-1]} (log: {log})"
             )
         if time.monotonic() > deadline:
             raise ServerEndedError(f"MLflow has not answered for {START_SECONDS:.0f} s (log: {log})")
         time.sleep(POLL_SECONDS)
 
 
-def _running(servers: Path) -> int | None:
-    """MLflow's process, if it is the one that was started: after a reboot its number may be another's."""
+def _running(servers: Path) -> _Mlflow | None:
+    mlflow = _recorded(servers)
+    lives = mlflow is not None and any(process.pid == mlflow.pid for process in _processes(mlflow))
+    return mlflow if lives else None
+
+
+def _recorded(servers: Path) -> _Mlflow | None:
     try:
-        record = json.loads((servers / _MLFLOW).read_text())
-        process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["started"]) < _CLOCK_SECONDS
-        return process.pid if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return _Mlflow(**json.loads((servers / _MLFLOW).read_text()))
+    except FileNotFoundError:
         return None
 
 
-def _end(pid: int) -> None:
-    """End a session's process group, children included."""
-    group = [process for process in psutil.process_iter() if _group(process.pid) == pid]
+def _processes(mlflow: _Mlflow) -> list[psutil.Process]:
+    """Those of MLflow's group that live; they may outlive the first one, which the group is named by."""
+    with suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(mlflow.pid).create_time() - mlflow.started) > _CLOCK_SECONDS:
+            return []  # as after a reboot: the number is another's now
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == mlflow.pid and "mlflow" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _stop_mlflow(servers: Path) -> bool:
+    """End MLflow's processes; answers whether there were any."""
+    mlflow = _recorded(servers)
+    processes = _processes(mlflow) if mlflow is not None else []
+    waiting = processes
     for signal_ in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal_)
-        _, group = psutil.wait_procs(group, timeout=GRACE_SECONDS)
-        if not group:
-            return
-    raise ServerError(f"MLflow's processes {sorted(process.pid for process in group)} do not end")
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
+        for process in waiting:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal_)
+        _, waiting = psutil.wait_procs(waiting, timeout=GRACE_SECONDS)
+    if waiting:
+        raise ServerError(f"MLflow's processes {sorted(process.pid for process in waiting)} do not end")
+    (servers / _MLFLOW).unlink(missing_ok=True)
+    return bool(processes)

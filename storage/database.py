@@ -135,16 +135,18 @@ def open_database(settings: Settings) -> Database:
     with plain_errors(settings.storage_url, settings.home):
         engine, options = _connect(url)
         try:
-            if _version(engine) is None:
+            if (version := _version(engine)) is None:
                 with opening_lock(engine):
                     if _version(engine) is None:
                         _make_tables(settings, engine, options)
-            if _version(engine) != schema.head():
-                raise SchemaTooOldError(_too_old(settings, "anitune", _version(engine), schema.head()))
+                version = _version(engine)
+            _refuse_older(settings, "anitune", version, schema.head())
             rdb = _optuna_storage(settings, options, make_tables=False)
-            version, head = rdb.get_current_version(), rdb.get_head_version()
-            if version != head:
-                raise SchemaTooOldError(_too_old(settings, "Optuna", version, head))
+            try:
+                _refuse_older(settings, "Optuna", rdb.get_current_version(), rdb.get_head_version())
+            except SchemaTooOldError:
+                _dispose(rdb)
+                raise
             return Database(settings, engine, rdb)
         except BaseException:
             engine.dispose()
@@ -196,11 +198,12 @@ def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
     return engine, options
 
 
-def _too_old(settings: Settings, program: str, version: str | None, head: str) -> str:
-    return (
-        f"{redacted(settings.storage_url)}: its tables are of an older {program} (version {version}, this one"
-        f" has {head}): stop the workers, make a backup, and run `anitune migrate`"
-    )
+def _refuse_older(settings: Settings, program: str, version: str | None, head: str) -> None:
+    if version != head:
+        raise SchemaTooOldError(
+            f"{redacted(settings.storage_url)}: its tables are of an older {program} (version {version}, this"
+            f" one has {head}): stop the workers, make a backup, and run `anitune migrate`"
+        )
 
 
 def network_filesystem(path: Path, mounts: str) -> str | None:
@@ -362,7 +365,7 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
     if "locked" in said:
         return DatabaseBusyError(
             f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
-            " several workers need PostgreSQL"
+            " several workers need PostgreSQL, as `anitune up` starts it"
         )
     if "unable to open" in said or "readonly" in said:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")

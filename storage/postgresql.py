@@ -16,10 +16,13 @@ import shutil
 import stat
 import subprocess
 import time
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import psutil
 
 from storage.errors import ServerError, SettingsError
 
@@ -236,8 +239,6 @@ class PostgreSQL:
 
     def _processes(self) -> set[int]:
         """Processes of a server on this data: it works in its folder."""
-        import psutil
-
         return {
             process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(self.data)
         }
@@ -263,16 +264,22 @@ def _make_system_user() -> None:
     try:
         pwd.getpwnam(_SYSTEM_USER)
     except KeyError:
-        subprocess.run(["useradd", "--system", _SYSTEM_USER], check=True, capture_output=True)
+        made = subprocess.run(["useradd", "--system", _SYSTEM_USER], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise ServerError(
+                f"root must run PostgreSQL as the user {_SYSTEM_USER}, who cannot be made:"
+                f" {_one_line(made.stderr)}"
+            ) from None
 
 
 def _make_private(folder: Path) -> None:
     """Make a folder that only the server's user may enter; one that is there must be such a one."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.geteuid() == 0 and folder.stat().st_uid == 0:
-        shutil.chown(folder, _SYSTEM_USER)
-    found = folder.stat(follow_symlinks=False)
     owner = pwd.getpwnam(_SYSTEM_USER).pw_uid if os.geteuid() == 0 else os.geteuid()
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, owner, -1)
+    # In /tmp somebody else may have put one there, or a link.
+    found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or stat.S_IMODE(found.st_mode) != 0o700:
         raise ServerError(f"{folder}: not a folder of our own; remove it, or choose another ANITUNE_HOME")
 

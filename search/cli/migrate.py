@@ -37,17 +37,17 @@ def _migrate(settings: Settings) -> list[Migration]:
     from dashboards.standing import with_postgresql
     from storage.database import migrate_database
     from storage.settings import is_of_anitune_up
+    from storage.tracking.mlflow_runs import alone_with
     from storage.tracking.mlflow_tables import is_database, migrate_tables
 
     if is_of_anitune_up(settings.storage_url, settings.home):
         with with_postgresql(settings.home) as mlflow:
             return [*migrate_database(settings), migrate_tables(mlflow)]
     migrations = migrate_database(settings)
-    return (
-        [*migrations, migrate_tables(settings.tracking_uri)]
-        if is_database(settings.tracking_uri)
-        else migrations
-    )
+    if is_database(settings.tracking_uri):
+        with alone_with(settings.home / "mlartifacts"):  # no relay opens them meanwhile
+            migrations.append(migrate_tables(settings.tracking_uri))
+    return migrations
 
 
 def _course(migration: Migration) -> str:

@@ -88,19 +88,22 @@ def _print(home: Path, standing: Standing, began: bool) -> None:
 
 def _tell_of_sqlite(home: Path) -> None:
     from storage.database import open_database
+    from storage.errors import StorageError
     from storage.settings import embedded
     from storage.studies import list_studies
 
     settings = embedded(home)
     if not (home / "anitune.db").exists():
         return
-    with open_database(settings) as database:
-        count = len(list_studies(database))
-    if count:
-        logger.warning(
-            "The studies that this home has in SQLite (%d) stay there and are not moved; to use them:"
-            " anitune --storage %s --tracking %s study list",
-            count,
-            settings.storage_url,
-            settings.tracking_uri,
-        )
+    try:
+        with open_database(settings) as database:
+            if not list_studies(database):
+                return
+    except StorageError:
+        pass  # what cannot be read now stays there as well
+    logger.warning(
+        "the studies that this home has in SQLite stay there and are not moved; to use them:"
+        " anitune --storage %s --tracking %s study list",
+        settings.storage_url,
+        settings.tracking_uri,
+    )

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +17,9 @@ from storage.postgresql import PostgreSQL
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder that other users can enter, unlike pytest's: root runs the server as one."""
-    with tempfile.TemporaryDirectory(prefix="anitune-up-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
+def home(public_folder: Path) -> Path:
+    """Root runs the server as another user."""
+    return public_folder
 
 
 def server_in(home: Path) -> PostgreSQL:
@@ -90,12 +87,18 @@ def test_a_path_too_long_for_a_socket(home: Path) -> None:
         server.stop()
         folder = server._socket_folder
         shutil.rmtree(folder)
-    folder.mkdir(mode=0o755)  # somebody else may have made it first
+    # In /tmp somebody else may be first: with a folder that all may enter, or a link to what is not theirs.
+    folder.symlink_to(home)
     try:
         with pytest.raises(ServerError, match=f"{folder}: not a folder of our own"):
             server.start()
+        folder.unlink()
+        folder.mkdir(mode=0o755)
+        with pytest.raises(ServerError, match=f"{folder}: not a folder of our own"):
+            server.start()
     finally:
-        folder.rmdir()
+        folder.unlink() if folder.is_symlink() else folder.rmdir()
+    assert home.stat().st_uid == os.geteuid()
 
 
 def test_a_path_that_a_shell_would_change(home: Path) -> None:
