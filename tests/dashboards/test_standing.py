@@ -12,16 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from sqlalchemy import create_engine
-from typer.testing import CliRunner
 
 from dashboards.standing import start_servers, stop_servers, with_postgresql
-from search.cli.main import app
 from storage.errors import ServerError
 from storage.postgresql import DATABASE, PostgreSQL
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Addresses, read_addresses, write_addresses
-
-# MLflow uses what is deprecated elsewhere; our own warnings stay errors.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 
 
 @pytest.fixture
@@ -31,6 +26,11 @@ def home(public_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable, raising=False)
     (public_folder / "servers").mkdir()
     return public_folder
+
+
+def anitune(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "search.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def postgresql(home: Path) -> PostgreSQL:
@@ -58,8 +58,8 @@ def record_mlflow(home: Path, process: subprocess.Popen[bytes], seconds_ago: flo
 def test_a_port_that_is_taken_is_one_clear_line_and_nothing_is_left_running(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        answer = CliRunner().invoke(app, ["up", "--mlflow-port", str(port)])
-    assert answer.exit_code == 2
+        answer = anitune("up", "--mlflow-port", str(port))
+    assert answer.returncode == 2
     *_, line = answer.stderr.splitlines()
     reason = f"cannot listen on 127.0.0.1 port {port}: Address already in use"
     assert line == f"anitune: {reason}; choose another --mlflow-port"
@@ -81,7 +81,7 @@ def test_a_number_that_another_process_has_now_is_not_ours_to_stop(
 
 def test_a_home_without_servers_has_nothing_to_stop(home: Path) -> None:
     (home / "servers").rmdir()
-    answer = CliRunner().invoke(app, ["down"])
+    answer = anitune("down")
     assert answer.stdout == "Nothing runs here.\n"
     assert list(home.iterdir()) == []
 
@@ -108,13 +108,13 @@ def test_the_tables_of_a_home_are_migrated_while_its_servers_are_down(
     addresses = Addresses(server.url(DATABASE), tracking_uri, socket.gethostname())
     write_addresses(home / "servers", addresses)
 
-    answer = CliRunner().invoke(app, ["migrate", "--json"])
-    assert answer.exit_code == 0, answer.stderr
+    answer = anitune("migrate", "--json")
+    assert answer.returncode == 0, answer.stderr
     made = {migration["what"]: migration["before"] for migration in json.loads(answer.stdout)}
     assert made == {"Optuna": None, "anitune": None, "MLflow": None}
     assert server.pid() is None, "it ran for the migration only"
 
-    answer = CliRunner().invoke(app, ["migrate"])
+    answer = anitune("migrate")
     assert [line.split()[0] for line in answer.stdout.splitlines()] == ["Optuna", "anitune", "MLflow"]
     assert answer.stdout.count("up to date") == 3
 
@@ -123,13 +123,13 @@ def test_the_tables_of_a_home_are_migrated_while_its_servers_are_down(
         with engine.begin() as connection:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = '7f2a7d5fae7d'")
         engine.dispose()
-    answer = CliRunner().invoke(app, ["up"])
-    assert answer.exit_code == 1
+    answer = anitune("up")
+    assert answer.returncode == 1
     assert "its tables are of an older MLflow (version 7f2a7d5fae7d, " in answer.stderr.splitlines()[-1]
     assert server.pid() is None
 
     record_mlflow(home, process)
-    answer = CliRunner().invoke(app, ["migrate"])
+    answer = anitune("migrate")
     assert answer.stderr.splitlines()[-1] == (
         "anitune: MLflow's server uses the old tables: first `anitune down`"
     )
