@@ -20,6 +20,8 @@ import httpx
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
 from storage.settings import Settings
+from storage.tracking.mlflow_runs import alone_with
+from storage.tracking.mlflow_tables import check_tables
 
 logger = logging.getLogger("anitune")
 
@@ -70,7 +72,7 @@ class _Server:
 
     def answers(self) -> bool:
         # Not through a proxy that the environment names: this is an address of this machine.
-        return _answers(self.health, trust_env=False)
+        return answers(self.health, trust_env=False)
 
     def stop(self) -> None:
         """End the server's process group, children included."""
@@ -133,7 +135,7 @@ def run_dashboards(
     ServerEndedError
         when a server does not come up.
     """
-    mlflow_port, optuna_port = _free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
+    mlflow_port, optuna_port = free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
     if not is_loopback(host):
         logger.warning(
             "Neither dashboard asks for a sign-in: who can reach %s can read, change and delete the studies.",
@@ -145,6 +147,9 @@ def run_dashboards(
     mlflow_place = mlflow if remote is not None else str(mlflow_port)
     optuna_place = ["--host", host, "--port", str(optuna_port)]
     settings.logs.mkdir(parents=True, exist_ok=True)
+    if remote is None:
+        with alone_with(settings.home / "mlartifacts"):  # a relay may be making them
+            check_tables(settings.tracking_uri)
     with ExitStack() as running:
         servers = [
             running.enter_context(
@@ -163,15 +168,15 @@ def run_dashboards(
                     _server(
                         "MLflow",
                         ["mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"],
-                        _mlflow_environment(settings, host, mlflow_port),
+                        mlflow_environment(settings, host, mlflow_port),
                         log=settings.logs / "mlflow.log",
                         health=f"http://{local}:{mlflow_port}/health",
                     )
                 )
             )
-        elif not _answers(f"{remote.rstrip('/')}/health"):
+        elif not answers(f"{remote.rstrip('/')}/health"):
             logger.warning("The MLflow server %s does not answer.", mlflow)
-        _wait_for_answers(servers)
+        _wait_foranswers(servers)
         yield Dashboards(Addresses(mlflow, f"http://{shown}:{optuna_port}"), tuple(servers))
 
 
@@ -211,14 +216,15 @@ def public_url(url: str) -> str:
     return str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
 
 
-def _answers(url: str, trust_env: bool = True) -> bool:
+def answers(url: str, trust_env: bool = True) -> bool:
+    """Whether a server answers there that all is well."""
     try:
         return httpx.get(url, timeout=5.0, trust_env=trust_env).status_code == 200
     except httpx.TransportError:
         return False
 
 
-def _wait_for_answers(servers: list[_Server]) -> None:
+def _wait_foranswers(servers: list[_Server]) -> None:
     deadline = time.monotonic() + START_SECONDS
     waiting = list(servers)
     while waiting:
@@ -232,7 +238,7 @@ def _wait_for_answers(servers: list[_Server]) -> None:
         time.sleep(POLL_SECONDS if waiting else 0)
 
 
-def _free_ports(host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
+def free_ports(host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
     """A port for each option: the wanted one, which must be free, or any free one; all different."""
     with ExitStack() as held:
         ports = []
@@ -258,7 +264,7 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, str]:
+def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, str]:
     """Settings of ``mlflow server``; the database's URL may hold a password, which arguments would show."""
     environment: dict[str, str] = {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,

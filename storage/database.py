@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from alembic.migration import MigrationContext
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, text
@@ -19,10 +21,11 @@ from storage.errors import (
     DatabaseError,
     DatabaseUnreachableError,
     SchemaTooNewError,
+    SchemaTooOldError,
     SettingsError,
 )
 from storage.records import schema
-from storage.settings import Settings, redacted
+from storage.settings import Settings, is_of_anitune_up, redacted
 from storage.trials import fencing
 
 log = logging.getLogger("anitune")
@@ -94,12 +97,11 @@ class Database:
 
     def plain_errors(self) -> AbstractContextManager[None]:
         """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
-        return _plain_errors(self.settings.storage_url)
+        return plain_errors(self.settings.storage_url, self.settings.home)
 
     def close(self) -> None:
         """Give all connections back."""
-        self._rdb.remove_session()
-        self._rdb.engine.dispose()
+        _dispose(self._rdb)
         self.engine.dispose()
 
     def __enter__(self) -> Database:
@@ -109,40 +111,99 @@ class Database:
         self.close()
 
 
+@dataclass(frozen=True)
+class Migration:
+    """What was brought up to date: the versions of its tables before (none: there were no tables) and now."""
+
+    what: str
+    before: str | None
+    now: str
+
+
 def open_database(settings: Settings) -> Database:
-    """Open the database, and make or change its tables where that is needed.
+    """Open the database, and make its tables where there are none.
 
     Any number of processes may do so at once.
 
     Raises
     ------
     DatabaseError
-        in one line: it does not answer, does not let us in, cannot be written, or a newer anitune made it.
+        in one line: it does not answer, does not let us in, cannot be written, or its tables are of an older
+        or a newer version.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = make_url(settings.storage_url)
+    with plain_errors(settings.storage_url, settings.home):
+        engine, options = _connect(url)
+        try:
+            if (version := _version(engine)) is None:
+                with opening_lock(engine):
+                    if _version(engine) is None:
+                        _make_tables(settings, engine, options)
+                version = _version(engine)
+            _refuse_older(settings, "anitune", version, schema.head())
+            rdb = _optuna_storage(settings, options, make_tables=False)
+            try:
+                _refuse_older(settings, "Optuna", rdb.get_current_version(), rdb.get_head_version())
+            except SchemaTooOldError:
+                _dispose(rdb)
+                raise
+            return Database(settings, engine, rdb)
+        except BaseException:
+            engine.dispose()
+            raise
+
+
+def migrate_database(settings: Settings) -> list[Migration]:
+    """Bring our tables and Optuna's to the versions of the installed programs; one process at a time does so.
+
+    Raises
+    ------
+    DatabaseError
+        in one line, as :func:`open_database`; a migration that fails leaves our tables as they were.
+    """
+    url = make_url(settings.storage_url)
+    with plain_errors(settings.storage_url, settings.home):
+        engine, options = _connect(url)
+        try:
+            with opening_lock(engine):
+                ours = _version(engine)
+                optunas = _optuna_version(engine)
+                if ours is None:
+                    _make_tables(settings, engine, options)
+                rdb = _optuna_storage(settings, options, make_tables=False)
+                if rdb.get_current_version() != rdb.get_head_version():
+                    rdb.upgrade()
+                optuna_now = rdb.get_current_version()
+                _dispose(rdb)
+                with engine.begin() as connection:
+                    schema.upgrade(connection)
+        finally:
+            engine.dispose()
+    return [Migration("Optuna", optunas, optuna_now), Migration("anitune", ours, schema.head())]
+
+
+def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
+    """The engine of our tables, and the options of Optuna's."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
         _prepare_folder(Path(str(url.database)))
     options = _engine_options(url)
-    with _plain_errors(settings.storage_url):
-        try:
-            engine = create_engine(url, **options)
-        except ModuleNotFoundError:
-            raise SettingsError(
-                "PostgreSQL needs one more package: pip install 'anitune[postgres]'"
-            ) from None
-        if sqlite:
-            _begin_by_ourselves(engine)
-        try:
-            if not _is_current(engine):
-                with _opening_lock(engine, url):
-                    if not _is_current(engine):
-                        _make_tables(settings, engine, options)
-            return Database(settings, engine, _optuna_storage(settings, options, make_tables=False))
-        except BaseException:
-            engine.dispose()
-            raise
+    try:
+        engine = create_engine(url, **options)
+    except ModuleNotFoundError:
+        raise SettingsError("PostgreSQL needs one more package: pip install 'anitune[postgres]'") from None
+    if sqlite:
+        _begin_by_ourselves(engine)
+    return engine, options
+
+
+def _refuse_older(settings: Settings, program: str, version: str | None, head: str) -> None:
+    if version != head:
+        raise SchemaTooOldError(
+            f"{redacted(settings.storage_url)}: its tables are of an older {program} (version {version}, this"
+            f" one has {head}): stop the workers, make a backup, and run `anitune migrate`"
+        )
 
 
 def network_filesystem(path: Path, mounts: str) -> str | None:
@@ -199,14 +260,21 @@ def _begin_by_ourselves(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-def _is_current(engine: Engine) -> bool:
+def _version(engine: Engine) -> str | None:
     with engine.execution_options(reading=True).connect() as connection:
-        return schema.is_current(connection)
+        return schema.version(connection)
+
+
+def _optuna_version(engine: Engine) -> str | None:
+    with engine.execution_options(reading=True).connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 @contextmanager
-def _opening_lock(engine: Engine, url: URL) -> Iterator[None]:
+def opening_lock(engine: Engine) -> Iterator[None]:
+    """Let one process at a time make or change the tables of a database."""
     if engine.dialect.name == "sqlite":
+        url = engine.url
         try:
             with FileLock(f"{url.database}.lock", timeout=OPENING_PATIENCE):
                 yield
@@ -235,9 +303,8 @@ def _make_tables(settings: Settings, engine: Engine, options: dict[str, Any]) ->
             raw.cursor().execute("PRAGMA journal_mode = WAL")
         finally:
             raw.close()
-    rdb = _optuna_storage(settings, options, make_tables=True)
-    rdb.remove_session()
-    rdb.engine.dispose()
+    # Optuna may have been here before us. It must not add to tables of another version.
+    _dispose(_optuna_storage(settings, options, make_tables=_optuna_version(engine) is None))
     with engine.begin() as connection:
         schema.upgrade(connection)
 
@@ -245,23 +312,36 @@ def _make_tables(settings: Settings, engine: Engine, options: dict[str, Any]) ->
 def _optuna_storage(settings: Settings, options: dict[str, Any], *, make_tables: bool) -> RDBStorage:
     # Optuna fills a template in the URL.
     url = settings.storage_url.replace("{", "{{").replace("}", "}}")
-    try:
-        return RDBStorage(url, engine_kwargs=dict(options), skip_table_creation=not make_tables)
-    except RuntimeError as error:
-        raise SchemaTooNewError(f"{redacted(settings.storage_url)}: {error}") from error
+    rdb = RDBStorage(
+        url, engine_kwargs=dict(options), skip_table_creation=not make_tables, skip_compatibility_check=True
+    )
+    version = rdb.get_current_version()
+    if version not in rdb.get_all_versions():
+        _dispose(rdb)
+        raise SchemaTooNewError(
+            f"{redacted(settings.storage_url)}: its tables were made by a newer Optuna (version {version}):"
+            " upgrade Optuna"
+        )
+    return rdb
+
+
+def _dispose(rdb: RDBStorage) -> None:
+    rdb.remove_session()
+    rdb.engine.dispose()
 
 
 @contextmanager
-def _plain_errors(url: str) -> Iterator[None]:
+def plain_errors(url: str, home: Path) -> Iterator[None]:
+    """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
-        raise _explained(error.__cause__ or error, url) from error
+        raise _explained(error.__cause__ or error, url, home) from error
     except exc.SQLAlchemyError as error:
-        raise _explained(error, url) from error
+        raise _explained(error, url, home) from error
 
 
-def _explained(error: BaseException, url: str) -> DatabaseError:
+def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     where = redacted(url)
     if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
         return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
@@ -275,7 +355,9 @@ def _explained(error: BaseException, url: str) -> DatabaseError:
         return DatabaseBusyError(f"{where}: {said}")
     away = state is None and isinstance(error, exc.OperationalError)  # no server spoke
     if error.connection_invalidated or away or (state or "").startswith(_AWAY):
-        return DatabaseUnreachableError(f"{where}: {said}; check the URL, and that the database runs")
+        ours = is_of_anitune_up(url, home)
+        advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
+        return DatabaseUnreachableError(f"{where}: {said}; {advice}")
     return DatabaseError(f"{where}: {said}")
 
 
@@ -283,7 +365,7 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
     if "locked" in said:
         return DatabaseBusyError(
             f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
-            " several workers need PostgreSQL"
+            " several workers need PostgreSQL, as `anitune up` starts it"
         )
     if "unable to open" in said or "readonly" in said:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")

@@ -27,7 +27,15 @@ class DatabaseBusyError(DatabaseError):
 
 
 class SchemaTooNewError(DatabaseError):
-    """The database was made by a newer anitune: upgrade this one."""
+    """The database was made by a newer program: upgrade this one."""
+
+
+class SchemaTooOldError(DatabaseError):
+    """The database was made by an older program: bring it up to date with `anitune migrate`."""
+
+
+class ServerError(StorageError):
+    """A server of this home could not be started or stopped."""
 
 
 class StudyNotFoundError(StorageError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -15,6 +16,7 @@ HOME_VARIABLE = "ANITUNE_HOME"
 STORAGE_VARIABLE = "ANITUNE_STORAGE_URL"
 TRACKING_VARIABLE = "ANITUNE_TRACKING_URI"
 
+_ADDRESSES = "addresses.json"
 _SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})
 
 
@@ -64,6 +66,11 @@ class Settings:
         """Folder of the log files of processes in the background."""
         return self.home / "logs"
 
+    @property
+    def servers(self) -> Path:
+        """Folder of the servers that ``anitune up`` starts."""
+        return self.home / "servers"
+
     def trial_folder(self, study: str, number: int) -> Path:
         """Folder in which a trial is trained: its checkpoint and results."""
         return self.home / "trials" / study / f"{number:05d}"
@@ -77,21 +84,80 @@ class Settings:
         }
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """Where the servers of ``anitune up`` are, for every later command; also while they are down.
+
+    Attributes
+    ----------
+    storage_url, tracking_uri
+        See :class:`Settings`. There is no password in them.
+    host
+        The machine that they run on.
+    """
+
+    storage_url: str
+    tracking_uri: str
+    host: str
+
+
+def read_addresses(servers: Path) -> Addresses | None:
+    """What :func:`write_addresses` wrote, if it did.
+
+    Raises
+    ------
+    SettingsError
+        if the file was damaged.
+    """
+    file = servers / _ADDRESSES
+    try:
+        return Addresses(**json.loads(file.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError):
+        raise SettingsError(f"{file}: damaged; remove it, and run `anitune up` again") from None
+
+
+def write_addresses(servers: Path, addresses: Addresses) -> None:
+    """Let every later command of this home find the servers."""
+    new = servers / f"{_ADDRESSES}.new"
+    new.write_text(json.dumps(asdict(addresses), indent=2) + "\n")
+    new.replace(servers / _ADDRESSES)
+
+
+def is_of_anitune_up(url: str, home: Path) -> bool:
+    """Whether a database is the one that ``anitune up`` starts in that home folder."""
+    recorded = read_addresses(home / "servers")
+    return recorded is not None and url == _normalized(recorded.storage_url)
+
+
+def home_folder() -> Path:
+    """The folder of everything that is a file: ``ANITUNE_HOME``, or ``./anitune-data``."""
+    return Path(os.environ.get(HOME_VARIABLE) or "anitune-data").expanduser().absolute()
+
+
 def load_settings(storage_url: str | None = None, tracking_uri: str | None = None) -> Settings:
-    """Settings from the arguments, else from the environment, else embedded in the home folder.
+    """Settings from the arguments, else from the environment, else the home folder's own.
 
     ``ANITUNE_HOME`` names the home folder (``./anitune-data``), ``ANITUNE_STORAGE_URL`` the database of the
-    records, ``ANITUNE_TRACKING_URI`` the MLflow server or database.
+    records, ``ANITUNE_TRACKING_URI`` the MLflow server or database. A home folder's own are the servers of
+    ``anitune up``, or files in it where that was never run.
 
     Raises
     ------
     SettingsError
         for a URL that cannot be read, or that names a database we do not work with.
     """
-    home = Path(os.environ.get(HOME_VARIABLE) or "anitune-data").expanduser().absolute()
-    url = storage_url or os.environ.get(STORAGE_VARIABLE) or f"sqlite:///{home / 'anitune.db'}"
-    uri = tracking_uri or os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{home / 'mlflow.db'}"
+    home = home_folder()
+    own = read_addresses(home / "servers") or embedded(home)
+    url = storage_url or os.environ.get(STORAGE_VARIABLE) or own.storage_url
+    uri = tracking_uri or os.environ.get(TRACKING_VARIABLE) or own.tracking_uri
     return Settings(home=home, storage_url=_normalized(url), tracking_uri=uri)
+
+
+def embedded(home: Path) -> Settings:
+    """Settings of a home folder with nothing set up: all lies in files in it."""
+    return Settings(home, f"sqlite:///{home / 'anitune.db'}", f"sqlite:///{home / 'mlflow.db'}")
 
 
 def redacted(url: str) -> str:

@@ -13,9 +13,11 @@ from typer.core import TyperGroup
 from dashboards.errors import AddressError, DashboardError
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
+from search.cli.migrate import migrate
 from search.cli.relay import relay, sync
 from search.cli.study import study_app
 from search.cli.train import train
+from search.cli.up import down, up
 from search.cli.worker import worker
 from search.errors import SearchError, StudyFileError
 from storage.errors import (
@@ -87,6 +89,9 @@ app.command()(train)
 app.command()(worker)
 app.command()(sync)
 app.command()(dashboards)
+app.command()(up)
+app.command()(down)
+app.command()(migrate)
 app.command(hidden=True)(relay)
 
 

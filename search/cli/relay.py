@@ -35,16 +35,25 @@ def relay(study: StudyName) -> None:
         run_relay(opened, note_writer(opened))
 
 
-def sync(study: StudyName, as_json: Json = False) -> None:
+def sync(
+    study: StudyName,
+    again: Annotated[
+        bool, typer.Option("--again", help="Tell all of it again, as after restoring a backup.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Tell MLflow everything about a study that it was not told yet, now."""
     from storage.database import open_database
     from storage.errors import TrackingUnavailableError
     from storage.settings import load_settings
     from storage.studies import open_study
     from storage.tracking.process import sync as deliver
+    from storage.tracking.retelling import forget_deliveries
 
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
+        if again:
+            forget_deliveries(opened)
         try:
             result = deliver(opened, note_writer(opened))
         except TrackingUnavailableError as error:

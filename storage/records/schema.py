@@ -19,24 +19,32 @@ from sqlalchemy import Connection, create_engine
 from storage.errors import SchemaTooNewError
 from storage.records.tables import PREFIX, VERSION_TABLE, PlainJSON, metadata
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 
-def is_current(connection: Connection) -> bool:
-    """Whether the tables are there, in the version of this program.
+
+def version(connection: Connection) -> str | None:
+    """The version of the tables, or ``None`` where there are none.
 
     Raises
     ------
     SchemaTooNewError
         if a newer program made them.
     """
-    script = ScriptDirectory.from_config(_config())
-    version = MigrationContext.configure(
-        connection, opts={"version_table": VERSION_TABLE}
-    ).get_current_revision()
-    if version is not None and version not in {revision.revision for revision in script.walk_revisions()}:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    found = context.get_current_revision()
+    known = {revision.revision for revision in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found is not None and found not in known:
         raise SchemaTooNewError(
-            f"the database was made by a newer anitune (its tables have version {version}): upgrade anitune"
+            f"the database was made by a newer anitune (its tables have version {found}): upgrade anitune"
         )
-    return version == script.get_current_head()
+    return found
+
+
+def head() -> str:
+    """The version of this program's tables."""
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    assert newest is not None, "there is a migration"
+    return newest
 
 
 def upgrade(connection: Connection) -> None:
@@ -57,7 +65,7 @@ def context_options() -> dict[str, Any]:
 
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 

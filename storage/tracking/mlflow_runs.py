@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from storage.errors import TrackingRefusedError, TrackingUnavailableError
+from storage.errors import DatabaseError, TrackingRefusedError, TrackingUnavailableError
+from storage.tracking.mlflow_tables import QUIET, check_tables
 from storage.tracking.outbox import MetricRow
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ KEY_TAG = "anitune.key"
 """Names what a run stands for. MLflow chooses run ids itself: by this tag a run is found again."""
 
 _ENVIRONMENT = {
+    **QUIET,
     # MLflow's own retries repeat a create whose answer was lost, and that makes a second run.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Its log lines may hold the URL with a password; what goes wrong is said by our errors.
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
 
 # Answers that say nothing about the request itself: sign in, not allowed (yet), too slow, too many.
@@ -45,7 +44,7 @@ _USER_INFO = re.compile(r"://[^/\s]*@")
 _MESSAGE_LENGTH = 500  # characters
 
 
-def _alone(artifact_root: Path | None) -> AbstractContextManager[object]:
+def alone_with(artifact_root: Path | None) -> AbstractContextManager[object]:
     """One process at a time: MLflow makes the tables of an embedded database when it first opens it."""
     if artifact_root is None:
         return nullcontext()
@@ -73,10 +72,11 @@ class MlflowRuns:
 
         self._artifact_root = None if tracking_uri.startswith(("http://", "https://")) else artifact_root
         try:
-            with _translated(), _alone(self._artifact_root):
+            with _translated(), alone_with(self._artifact_root):
+                check_tables(tracking_uri)
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
-        except TrackingRefusedError as error:
+        except (TrackingRefusedError, DatabaseError) as error:
             # Not to take a first question is no verdict on what is to be delivered.
             raise TrackingUnavailableError(str(error)) from None
         # What was imported stays. To look through it for garbage takes half a second, each time.
@@ -182,6 +182,8 @@ def _translated() -> Iterator[None]:
     """Turn what MLflow raises into our errors, on one line and without a password."""
     try:
         yield
+    except DatabaseError:
+        raise
     except Exception as error:  # the stores of databases, HTTP and clouds share no class of errors
         line = " ".join(_USER_INFO.sub("://***@", str(error)).split())[:_MESSAGE_LENGTH]
         kind = TrackingRefusedError if _is_final(error) else TrackingUnavailableError

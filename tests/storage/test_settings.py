@@ -3,9 +3,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from storage.errors import SettingsError
-from storage.settings import Settings, load_settings, redacted
+from storage.settings import (
+    Addresses,
+    Settings,
+    is_of_anitune_up,
+    load_settings,
+    redacted,
+    write_addresses,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +45,38 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     )
     given = load_settings("postgres://bob@db/other", "http://other:5000")
     assert given == Settings(Path("/data/ani"), "postgresql+psycopg://bob@db/other", "http://other:5000")
+
+
+def test_the_servers_of_anitune_up_are_found_until_something_else_is_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "anitune-data"
+    (home / "servers").mkdir(parents=True)
+    addresses = Addresses("postgresql://anitune@/anitune?host=/run/a%20b", "http://127.0.0.1:5001", "alpha")
+    write_addresses(home / "servers", addresses)
+
+    own = load_settings()
+    assert make_url(own.storage_url).query == {"host": "/run/a b"}
+    assert own.storage_url.startswith("postgresql+psycopg://anitune@/anitune?")
+    assert own.tracking_uri == "http://127.0.0.1:5001"
+    assert is_of_anitune_up(own.storage_url, home)
+
+    monkeypatch.setenv("ANITUNE_TRACKING_URI", "http://mlflow:5000")
+    assert load_settings() == Settings(home, own.storage_url, "http://mlflow:5000")
+    elsewhere = load_settings("postgresql://ann@db/studies")
+    assert elsewhere.storage_url == "postgresql+psycopg://ann@db/studies"
+    assert not is_of_anitune_up(elsewhere.storage_url, home)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"storage_url": "x"}'])
+def test_damaged_addresses_are_one_clear_line(text: str, tmp_path: Path) -> None:
+    servers = tmp_path / "anitune-data" / "servers"
+    servers.mkdir(parents=True)
+    (servers / "addresses.json").write_text(text)
+    with pytest.raises(
+        SettingsError, match=r"addresses.json: damaged; remove it, and run `anitune up` again"
+    ):
+        load_settings()
 
 
 def test_a_child_process_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""``anitune migrate``: the tables of all three, brought up to date after an upgrade of anitune."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from storage.database import Migration
+    from storage.settings import Settings
+
+
+def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Bring the tables of anitune, Optuna and MLflow up to date, once, after an upgrade.
+
+    Stop the workers, and make a backup (docs/backup.md), before.
+    """
+    from search.cli.output import working
+    from storage.settings import load_settings
+
+    settings = load_settings()
+    with working("bringing the tables up to date"):
+        migrations = _migrate(settings)
+    if as_json:
+        typer.echo(json.dumps([asdict(migration) for migration in migrations], indent=2))
+        return
+    for migration in migrations:
+        typer.echo(f"{migration.what:<8} {_course(migration)}")
+    if not any(migration.what == "MLflow" for migration in migrations):
+        typer.echo("MLflow   keeps its tables behind its server: give its database with --tracking")
+
+
+def _migrate(settings: Settings) -> list[Migration]:
+    from dashboards.standing import with_postgresql
+    from storage.database import migrate_database
+    from storage.settings import is_of_anitune_up
+    from storage.tracking.mlflow_runs import alone_with
+    from storage.tracking.mlflow_tables import is_database, migrate_tables
+
+    if is_of_anitune_up(settings.storage_url, settings.home):
+        with with_postgresql(settings.home) as mlflow:
+            return [*migrate_database(settings), migrate_tables(mlflow)]
+    migrations = migrate_database(settings)
+    if is_database(settings.tracking_uri):
+        with alone_with(settings.home / "mlartifacts"):  # no relay opens them meanwhile
+            migrations.append(migrate_tables(settings.tracking_uri))
+    return migrations
+
+
+def _course(migration: Migration) -> str:
+    if migration.before is None:
+        return f"made, version {migration.now}"
+    if migration.before == migration.now:
+        return f"up to date, version {migration.now}"
+    return f"{migration.before} -> {migration.now}"

@@ -1,0 +1,109 @@
+"""``anitune up`` and ``anitune down``: the servers that several workers of one machine share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search.cli.output import make_console, working
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dashboards.standing import Standing
+
+logger = logging.getLogger("anitune")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def up(
+    mlflow_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, metavar="PORT", help="Default: that of the last time, else any that is free."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start PostgreSQL and MLflow on this machine, for all later commands with this home folder.
+
+    They run until `anitune down`. Where they run already, this shows their addresses.
+    """
+    from dashboards.standing import start_servers
+    from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, home_folder, read_addresses
+
+    home = home_folder()
+    first = read_addresses(home / "servers") is None
+    with working("starting PostgreSQL and MLflow"):
+        standing, began = start_servers(home, mlflow_port)
+    if as_json:
+        typer.echo(json.dumps({"started": began, **_values(standing)}))
+    else:
+        _print(home, standing, began)
+    for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
+        if os.environ.get(variable):
+            logger.warning("%s is set, and goes before these servers: unset it to use them", variable)
+    if first:
+        _tell_of_sqlite(home)
+
+
+def down() -> None:
+    """Stop the servers of `anitune up`; their data stays, and the next `anitune up` goes on with it."""
+    from dashboards.standing import stop_servers
+    from storage.settings import home_folder
+
+    with working("stopping MLflow and PostgreSQL"):
+        stopped = stop_servers(home_folder())
+    typer.echo("Stopped; anitune up starts them again." if stopped else "Nothing runs here.")
+
+
+def _values(standing: Standing) -> dict[str, object]:
+    return {
+        "storage_url": standing.addresses.storage_url,
+        "tracking_uri": standing.addresses.tracking_uri,
+        "postgresql_pid": standing.postgresql,
+        "mlflow_pid": standing.mlflow,
+        "tools": str(standing.tools),
+    }
+
+
+def _print(home: Path, standing: Standing, began: bool) -> None:
+    console = make_console()
+    lines = {
+        "PostgreSQL": f"{standing.addresses.storage_url}  (process {standing.postgresql})",
+        "MLflow": f"{standing.addresses.tracking_uri}  (process {standing.mlflow})",
+        "home": f"{home}  (data in servers, logs in logs)",
+        "tools": f"{standing.tools}  (psql, pg_dump, ...)",
+    }
+    console.print("Started." if began else "Running already.")
+    for what, value in lines.items():
+        console.print(f"{what:<11}{value}", soft_wrap=True, markup=False)
+    console.print("Every anitune command with this home finds them; anitune down stops them.")
+
+
+def _tell_of_sqlite(home: Path) -> None:
+    from storage.database import open_database
+    from storage.errors import StorageError
+    from storage.settings import embedded
+    from storage.studies import list_studies
+
+    settings = embedded(home)
+    if not (home / "anitune.db").exists():
+        return
+    try:
+        with open_database(settings) as database:
+            if not list_studies(database):
+                return
+    except StorageError:
+        pass  # what cannot be read now stays there as well
+    logger.warning(
+        "the studies that this home has in SQLite stay there and are not moved; to use them:"
+        " anitune --storage %s --tracking %s study list",
+        settings.storage_url,
+        settings.tracking_uri,
+    )

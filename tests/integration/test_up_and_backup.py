@@ -1,0 +1,223 @@
+"""Homes that are killed, backed up by the commands of docs/backup.md, destroyed, and restored elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from storage.postgresql import PostgreSQL
+
+# MLflow uses what is deprecated elsewhere; our own warnings stay errors.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "backup.md").read_text()
+STUDY = """
+name: tiny
+data: {{files: [{data}]}}
+training: {{epochs: 3, hidden: [8], device: cpu}}
+pruner: {{kind: none}}
+limits: {{trials: 2}}
+"""
+
+
+class Home:
+    """A home folder, with real processes that work there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.postgresql = PostgreSQL(path / "servers" / "postgresql", path / "logs" / "postgresql.log")
+
+    def run(self, command: list[str], code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            command,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("ANITUNE_")},
+                "ANITUNE_HOME": str(self.path),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended
+
+    def anitune(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run([sys.executable, "-m", "search.cli.main", *arguments], code, **environment)
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.anitune(*arguments, "--json").stdout)
+
+    def do_as_the_page_says(self, what: str, backup: Path) -> None:
+        (script,) = re.findall(f"```sh {what}\n(.*?)```", PAGE, re.DOTALL)
+        self.run(["bash", "-e", "-u", "-c", script], BACKUP=str(backup), STUDY="tiny")
+
+    def record(self) -> tuple[dict[str, Any], str]:
+        """What the records say of the study, and the digest of the best weights."""
+        weights = Path(self.json("study", "best", "tiny")["weights"])
+        assert weights.is_relative_to(self.path)
+        return self.json("study", "show", "tiny"), hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    def kill_servers(self) -> None:
+        """End the first process of each without a warning; the others of MLflow's hold its port."""
+        pid = self.postgresql.pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        os.kill(json.loads((self.path / "servers" / "mlflow.json").read_text())["pid"], signal.SIGKILL)
+
+    def destroy(self) -> None:
+        """End all that works there, relays too, and remove the folder."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("ANITUNE_HOME") == str(self.path):
+                    process.kill()
+        self.postgresql.stop()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@pytest.fixture
+def homes(public_folder: Path) -> Iterator[tuple[Home, Home]]:
+    both = Home(public_folder / "one"), Home(public_folder / "two")
+    yield both
+    for home in both:
+        home.destroy()
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, data_file: Path) -> str:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.format(data=data_file))
+    return str(file)
+
+
+def mlflow_shows(tracking_uri: str) -> dict[str, Any]:
+    """Runs of the study with their numbers and files; ids are MLflow's own matter."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs), "a run is there twice"
+    return {
+        run.info.run_name: {
+            "status": (run.info.status, run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "history": {
+                key: sorted(
+                    (point.step, repr(point.value), point.timestamp)
+                    for point in client.get_metric_history(run.info.run_id, key)
+                )
+                for key in run.data.metrics
+            },
+            "files": dict(_files(client, run.info.run_id, None)),
+        }
+        for run in runs
+    }
+
+
+def _files(client: Any, run: str, folder: str | None) -> Iterator[tuple[str, str]]:
+    for entry in client.list_artifacts(run, folder):
+        if entry.is_dir:
+            yield from _files(client, run, entry.path)
+        else:
+            content = Path(client.download_artifacts(run, entry.path)).read_bytes()
+            yield entry.path, hashlib.sha256(content).hexdigest()
+
+
+def assert_whole(shown: dict[str, Any]) -> None:
+    assert set(shown) == {"tiny", "trial 0", "trial 1"}
+    for trial in (shown["trial 0"], shown["trial 1"]):
+        assert trial["status"][0] == "FINISHED"
+        assert len(trial["history"]["val/mae_kcalmol"]) == 3
+        assert "model.safetensors" in trial["files"]
+
+
+def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_path: Path) -> None:
+    home, other = homes
+    home.anitune("study", "create", study_file)  # in SQLite, as nothing else is set up
+
+    started = home.anitune("up", "--json")
+    standing = json.loads(started.stdout)
+    assert standing["started"]
+    (line,) = (line for line in started.stderr.splitlines() if "SQLite" in line)
+    assert "studies that this home has in SQLite stay there and are not moved" in line
+    again = home.anitune("up", ANITUNE_TRACKING_URI="http://elsewhere:5000")
+    assert again.stdout.startswith("Running already.\n")
+    for value in standing.values():
+        assert str(value) in again.stdout or value is True
+    assert "ANITUNE_TRACKING_URI is set, and goes before these servers" in again.stderr
+    assert "stay there" not in again.stderr
+    tracking = standing["tracking_uri"]
+    foreign = httpx.get(
+        f"{tracking}/api/2.0/mlflow/experiments/search?max_results=1",
+        headers={"Host": "evil.example"},
+        trust_env=False,
+    )
+    assert foreign.status_code == 403
+
+    assert home.json("study", "list") == []
+    home.anitune("study", "run", study_file)
+    record, shown = home.record(), mlflow_shows(tracking)
+    assert record[0]["trials"]["complete"] == 2
+    assert_whole(shown)
+
+    home.kill_servers()
+    lost = home.anitune("study", "show", "tiny", code=1)
+    (line,) = lost.stderr.splitlines()
+    assert line.endswith("; start it with `anitune up`")
+    restarted = home.json("up")
+    assert restarted["started"]
+    assert restarted["tracking_uri"] == tracking
+    assert restarted["storage_url"] == standing["storage_url"]
+    assert home.record() == record
+    assert mlflow_shows(tracking) == shown
+
+    backup = tmp_path / "backup"
+    home.do_as_the_page_says("backup up", backup)
+    home.kill_servers()
+    home.destroy()
+    other.do_as_the_page_says("restore up", backup)
+    assert other.record() == record
+    assert mlflow_shows(other.json("up")["tracking_uri"]) == shown
+
+    assert other.anitune("down").stdout == "Stopped; anitune up starts them again.\n"
+    assert other.postgresql.pid() is None
+    assert other.anitune("down").stdout == "Nothing runs here.\n"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_a_home_with_sqlite(homes: tuple[Home, Home], study_file: str, tmp_path: Path) -> None:
+    home, other = homes
+    home.anitune("study", "run", study_file)
+    record, shown = home.record(), mlflow_shows(f"sqlite:///{home.path}/mlflow.db")
+    assert_whole(shown)
+
+    backup = tmp_path / "backup"
+    home.do_as_the_page_says("backup sqlite", backup)
+    home.destroy()
+    other.do_as_the_page_says("restore sqlite", backup)
+
+    (values, weights), (known, known_weights) = other.record(), record
+    for row in (*values["rows"], *known["rows"]):
+        del row["mlflow_run_id"]  # MLflow was made anew
+    assert (values, weights) == (known, known_weights)
+    assert mlflow_shows(f"sqlite:///{other.path}/mlflow.db") == shown
