@@ -17,6 +17,7 @@ from search.cli.relay import relay, sync
 from search.cli.study import study_app
 from search.cli.train import train
 from search.cli.worker import worker
+from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
 from storage.errors import (
     FactsChangedError,
@@ -85,6 +86,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(worker)
+app.command()(workers)
 app.command()(sync)
 app.command()(dashboards)
 app.command(hidden=True)(relay)
