@@ -25,7 +25,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml requirements.lock
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need"
-	$(PIP) --editable '.[dev,dft,postgres,export]'
+	$(PIP) --editable '.[dev,dft,postgres,export,launch,kubernetes]'
 	@touch $@
 
 install: $(VENV)/.installed ## install into .venv
@@ -43,8 +43,8 @@ check: install-dev ## lint, types and import contracts
 test: check ## all tests that need nothing but Python
 	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
 
-test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
-	$(BIN)/python -m pytest -m "browser"
+test-system: install-dev ## tests that need programs of the system (apt-get install chromium slurm-wlm munge)
+	$(BIN)/python -m pytest -m "browser or slurm"
 
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from dashboards.errors import AddressError, DashboardError
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
+from search.cli.launch import launch
 from search.cli.relay import relay, sync
 from search.cli.study import study_app
 from search.cli.train import train
@@ -86,6 +87,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(worker)
+app.command()(launch)
 app.command()(workers)
 app.command()(sync)
 app.command()(dashboards)
