@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,11 +15,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
+
+from storage.database import open_database
+from storage.settings import Settings
+from storage.studies import open_study
+from storage.trials.views import TrialRow, trial_rows
+from storage.workers import LiveWorker, live_workers
 
 ROOT = Path(__file__).parents[2]
 STUDY = """
@@ -91,6 +95,9 @@ class Place:
             "PYTHONPATH": str(ROOT),
         }
         self._started: list[subprocess.Popen[str]] = []
+        # Asked here, because a command a second would keep a core busy.
+        url = variables["ANITUNE_STORAGE_URL"]
+        self._database = open_database(Settings(self.home, url, f"sqlite:///{self.home / 'mlflow.db'}"))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -107,21 +114,11 @@ class Place:
     def launch(self, *arguments: str) -> subprocess.Popen[str]:
         return self.start("launch", "tiny", "--file", str(self.file), "--pack", "1", *arguments)
 
-    def json(self, *arguments: str) -> Any:
-        out, said = self.start(*arguments, "--json").communicate(timeout=PATIENCE)
-        assert out, said
-        return json.loads(out)
+    def workers(self) -> list[LiveWorker]:
+        return live_workers(self._database)
 
-    def workers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.json("workers")
-        return found
-
-    def trials(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.json("study", "show", "tiny")["rows"]
-        return found
-
-    def has_study(self) -> bool:
-        return [study["name"] for study in self.json("study", "list")] == ["tiny"]
+    def trials(self) -> list[TrialRow]:
+        return trial_rows(self._database, open_study(self._database, "tiny"))
 
     def logs(self) -> str:
         return "\n".join(log.read_text() for log in sorted(self.home.glob("launches/*/worker-*.log")))
@@ -136,6 +133,7 @@ class Place:
 
     def end(self) -> None:
         """Leave no process behind, whatever the test came to."""
+        self._database.close()
         for process in self._started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -165,8 +163,9 @@ def make_place(
     tmp_path: Path, data_file: Path, postgresql: str
 ) -> Iterator[Callable[[dict[str, str], int, int], Place]]:
     """Creates a study of so many trials and epochs, for commands that see these variables."""
-    url = make_url(postgresql).set(database="test", drivername="postgresql")
-    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
+    url = make_url(postgresql).set(database="test", drivername="postgresql+psycopg")
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
     places = []
@@ -176,8 +175,9 @@ def make_place(
         study = STUDY.format(data=data_file, trials=trials, epochs=epochs)
         place = Place(tmp_path, {**variables, **storage}, study)
         places.append(place)
-        _, said = place.start("study", "create", str(place.study)).communicate(timeout=PATIENCE)
-        assert place.has_study(), said
+        created = place.start("study", "create", str(place.study))
+        _, said = created.communicate(timeout=PATIENCE)
+        assert created.returncode == 0, said
         return place
 
     yield make

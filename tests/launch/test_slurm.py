@@ -24,10 +24,10 @@ def test_two_pinned_workers_of_a_job_finish_a_study(
     place = make_place(slurm, trials=4, epochs=100)
 
     launcher = place.launch("--on", "slurm", "--gpus-per-node", "2")
-    pinned: dict[str, str] = {}
+    pinned: dict[str | None, str] = {}
 
     def both_train() -> bool:
-        pinned.update({worker["gpu"]: worker["name"] for worker in place.workers() if worker["trials"]})
+        pinned.update({worker.gpu: worker.name for worker in place.workers() if worker.trials})
         return len(pinned) == 2
 
     place.until(both_train, launcher)
@@ -36,7 +36,7 @@ def test_two_pinned_workers_of_a_job_finish_a_study(
     assert launcher.returncode == 0, (said, place.logs())
     assert set(pinned) == {"0", "1"}
     assert len(set(pinned.values())) == 2
-    assert [trial["state"] for trial in place.trials()] == ["complete"] * 4
+    assert [trial.state for trial in place.trials()] == ["complete"] * 4
     assert place.workers() == []
     (script,) = place.home.glob("launches/*/parsl/*/submit_scripts/*.block-0.*[0-9]")
     assert "#SBATCH --signal=B:TERM@60\n" in script.read_text()
@@ -48,15 +48,15 @@ def test_two_pinned_workers_of_a_job_finish_a_study(
 def test_a_job_that_ends_in_the_middle_loses_nothing(
     slurm: dict[str, str], make_place: Callable[..., Any], scancel: list[str]
 ) -> None:
-    epochs = 1500
+    epochs = 600
     place = make_place(slurm, trials=3, epochs=epochs)
 
     launcher = place.launch("--on", "slurm", "--gpus-per-node", "1", "--nodes", "2")
-    gpus: list[str] = []
+    gpus: list[str | None] = []
 
     def both_train() -> bool:
-        training = [worker for worker in place.workers() if sum(t["epoch"] for t in worker["trials"])]
-        gpus[:] = [worker["gpu"] for worker in training]
+        training = [worker for worker in place.workers() if sum(t.epoch for t in worker.trials)]
+        gpus[:] = [worker.gpu for worker in training]
         return len(training) == 2
 
     place.until(both_train, launcher)
@@ -68,26 +68,26 @@ def test_a_job_that_ends_in_the_middle_loses_nothing(
 
     assert launcher.returncode == 0, (said, place.logs())
     trials = place.trials()
-    assert [trial["state"] for trial in trials] == ["complete"] * 3  # as many as were asked for
-    assert sorted(trial["attempt"] for trial in trials) == [1, 1, 2]
+    assert [trial.state for trial in trials] == ["complete"] * 3  # as many as were asked for
+    assert sorted(trial.attempt for trial in trials) == [1, 1, 2]
     assert "goes on there next time" in place.logs()  # handed back, not lost
     # No epoch was lost: a second attempt goes on where the first one stopped.
-    assert place.json("study", "show", "tiny")["epochs"] == 3 * epochs
+    assert sum(trial.trained_epochs for trial in trials) == 3 * epochs
 
 
 def test_a_job_at_its_walltime_is_replaced_by_another(
     slurm: dict[str, str], make_place: Callable[..., Any]
 ) -> None:
-    place = make_place(slurm, trials=1, epochs=1500)
+    place = make_place(slurm, trials=1, epochs=600)
 
     launcher = place.launch("--on", "slurm")
-    place.until(lambda: any(worker["trials"] for worker in place.workers()), launcher)
+    place.until(lambda: any(worker.trials for worker in place.workers()), launcher)
     (job,) = jobs(slurm)
     subprocess.run(["scancel", "--batch", "--signal=TERM", job], env=slurm, check=True)
-    place.until(lambda: place.trials()[0]["state"] == "interrupted", launcher)
+    place.until(lambda: place.trials()[0].state == "interrupted", launcher)
     _, said = launcher.communicate(timeout=400)
 
     assert launcher.returncode == 0, (said, place.logs())
     (trial,) = place.trials()
-    assert (trial["state"], trial["attempt"], trial["epochs"]) == ("complete", 2, 1500)
-    assert place.json("study", "show", "tiny")["epochs"] == 1500
+    assert (trial.state, trial.attempt, trial.epochs) == ("complete", 2, 600)
+    assert trial.trained_epochs == 600
