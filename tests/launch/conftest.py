@@ -223,7 +223,11 @@ def slurm() -> Iterator[dict[str, str]]:
             name = command[0]
             log = stack.enter_context((folder / f"{name}.out").open("wb"))
             process = subprocess.Popen(
-                [str(found[name]), *command[1:]], env=environment, stdout=log, stderr=subprocess.STDOUT
+                [str(found[name]), *command[1:]],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the tests, which then cancel their jobs
             )
             stack.callback(_end, process)
 
