@@ -9,3 +9,7 @@ class SearchError(Exception):
 
 class StudyFileError(SearchError):
     """A file of settings cannot be read."""
+
+
+class LaunchError(SearchError):
+    """Workers cannot be started."""

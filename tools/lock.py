@@ -23,7 +23,16 @@ def main() -> None:
         python = str(Path(folder) / "bin" / "python")
         subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH], check=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", f"{ROOT}[dev,dft,postgres,export]", TORCH], check=True
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                f"{ROOT}[dev,dft,postgres,export,launch,kubernetes]",
+                TORCH,
+            ],
+            check=True,
         )
         frozen = subprocess.run(
             [python, "-m", "pip", "freeze", "--exclude-editable"], check=True, capture_output=True, text=True

@@ -13,12 +13,14 @@ from typer.core import TyperGroup
 from dashboards.errors import AddressError, DashboardError
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
+from search.cli.launch import launch
 from search.cli.migrate import migrate
 from search.cli.relay import relay, sync
 from search.cli.study import study_app
 from search.cli.train import train
 from search.cli.up import down, up
 from search.cli.worker import worker
+from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
 from storage.errors import (
     FactsChangedError,
@@ -87,6 +89,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(worker)
+app.command()(launch)
+app.command()(workers)
 app.command()(sync)
 app.command()(dashboards)
 app.command()(up)

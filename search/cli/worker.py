@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from search.work.stopping import StopRequest
     from storage.database import Database
     from storage.studies import Study
+    from storage.workers import SignOfLife
     from trainer.task import TaskData
 
 logger = logging.getLogger("anitune")
@@ -47,6 +50,18 @@ def worker(
         str | None, typer.Option("--name", help="What to call this worker. Default: host and process id.")
     ] = None,
     pack: Pack = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Serve /metrics for Prometheus and /health on this port. Default: nothing is served.",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where --metrics-port listens; 0.0.0.0: everywhere.")
+    ] = "127.0.0.1",
 ) -> None:
     """Train trials of a study until it is done; any number of workers may, on many machines."""
     from search.work.forks import start_imports
@@ -62,7 +77,8 @@ def worker(
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
-        work_on(database, studies, again, pack, name)
+        served = (metrics_host, metrics_port) if metrics_port is not None else None
+        work_on(database, studies, again, pack, name, served=served)
 
 
 def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
@@ -83,6 +99,7 @@ def work_on(
     pack: int | None,
     name: str | None = None,
     data: TaskData | None = None,
+    served: tuple[str, int] | None = None,
 ) -> None:
     """Train all trials of studies that share data, split and features.
 
@@ -91,6 +108,7 @@ def work_on(
     again : tells a person who stopped the work how to go on
     pack : trials that are trained at once; None: as many as suit the machine
     data : of the studies; None: it is read
+    served : address and port of the metrics; None: they are not served
 
     Raises
     ------
@@ -102,20 +120,39 @@ def work_on(
     from storage.tracking.process import start_relay
     from trainer.task import add_features, prepare_data
 
-    _, config = studies[-1]
+    study, config = studies[-1]
     try:
-        with progress_bar() as progress:
-            data = data or prepare_data(config.data, config.split, config.features, progress)
-            task = add_features(data, config.features, database.settings.features, progress)
-        for study, _ in studies:
-            study.set_facts(task.fingerprints)
-        with stop_on_signals() as stop, watch() as watcher:
+        with ExitStack() as stack:
+            sign = stack.enter_context(_sign_of_life(database, study, config, name))
+            with progress_bar() as progress:
+                data = data or prepare_data(config.data, config.split, config.features, progress)
+                task = add_features(data, config.features, database.settings.features, progress)
+            for study, _ in studies:
+                study.set_facts(task.fingerprints)
+            sign.set_structures(len(task.split.train))
+            stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
+            stack.push(sign)  # it ends while signals still do no harm
+            if served is not None:
+                from search.work.metrics import serve_metrics
+
+                watcher = stack.enter_context(serve_metrics(*served, watcher, sign))
             for study, config in studies:
                 Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
     except KeyboardInterrupt:
         typer.echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None
     _exit_if_stopped(stop, again)
+
+
+def _sign_of_life(database: Database, study: Study, config: StudyConfig, name: str | None) -> SignOfLife:
+    from search.work.environment import describe_worker
+    from storage.workers import SignOfLife
+    from trainer.config import TrainConfig
+    from trainer.fitting.devices import find_device
+
+    device = find_device(config.training.get("device", TrainConfig.device))
+    pinned_to = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return SignOfLife(database, describe_worker(name, device), study.name, gpu=pinned_to)
 
 
 def _exit_if_stopped(stop: StopRequest, again: str) -> None:

@@ -1,4 +1,4 @@
-"""A worker is asked to stop by a signal: at the end of the epoch the first time, at once the second."""
+"""A worker is asked to stop by a signal: at the end of the epoch; by a second Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -41,13 +41,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM in the block ask to stop; a second one acts as it always does."""
+    """Let the first SIGINT or SIGTERM in the block ask to stop; then a SIGINT acts as it always does.
+
+    SIGTERM may come again: a scheduler sends it to all processes of a job, and so does who looks after them.
+    """
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if request.signal is not None and number == signal.SIGTERM:
+            return
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
         request.ask(signal.Signals(number))
         # Not by print or logging, which the signal may have interrupted.
         os.write(2, b"\nStopping at the end of this epoch; once more: at once.\n")

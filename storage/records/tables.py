@@ -209,6 +209,19 @@ relays = Table(
     Column("last_error", Text),
 )
 
+workers = Table(
+    "anitune_workers",
+    metadata,
+    Column("token", String(32), primary_key=True),
+    Column("worker", PlainJSON, nullable=False),  # the fields of WorkerInfo
+    Column("gpu", String(250)),  # that it was pinned to, as CUDA_VISIBLE_DEVICES; null: it sees all
+    Column("study", String(100)),  # name; null: any
+    Column("structures", Integer),  # of the training part; null: not known yet
+    Column("started_at", Double, nullable=False),
+    Column("renewed_at", Double, nullable=False),
+    Column("lease_until", Double, nullable=False),
+)
+
 
 def seconds_spent() -> ColumnElement[float]:
     """Seconds that an attempt took: to its end, or while it lasts to now, or to the end of its lease."""

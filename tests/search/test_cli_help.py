@@ -18,7 +18,9 @@ def anitune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("command", [[], ["study"], ["study", "run"], ["worker"], ["data"]])
+@pytest.mark.parametrize(
+    "command", [[], ["study"], ["study", "run"], ["worker"], ["workers"], ["launch"], ["data"]]
+)
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['anitune', *{command}, '--help']\n"

@@ -1,0 +1,60 @@
+"""``anitune workers``: who works now, on what."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from storage.workers import LiveWorker
+
+
+def workers(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the workers that live: host, GPU, trials, epochs, speed, last sign of life."""
+    from search.cli.output import make_console
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.workers import live_workers
+
+    with open_database(load_settings()) as database:
+        found = live_workers(database)
+    if as_json:
+        typer.echo(json.dumps([asdict(worker) for worker in found], indent=2))
+    elif found:
+        make_console().print(workers_table(found))
+    else:
+        typer.echo("No worker lives: anitune worker STUDY, or anitune launch STUDY, starts some.")
+
+
+def workers_table(found: list[LiveWorker]) -> Table:
+    """All workers, a line each."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("worker", "host", "device", "GPU", "study"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("trial", "epoch", "structures/s", "seen"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for worker in found:
+        speed = worker.structures_per_second
+        table.add_row(
+            escape(worker.name),
+            escape(worker.host),
+            escape(worker.device),
+            escape(worker.gpu or ""),
+            escape(worker.study or "any"),
+            "\n".join(str(trial.number) for trial in worker.trials) or "none",
+            "\n".join(f"{trial.epoch}/{trial.planned_epochs or '?'}" for trial in worker.trials),
+            f"{speed:,.0f}" if speed is not None else "",
+            f"{worker.silent:.0f} s ago",
+        )
+    return table

@@ -1,0 +1,98 @@
+"""The launch file: what the machines are like on which workers are started."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from search.documents import read_document
+from trainer.config import STRICT, load_config
+
+_SECRET = re.compile(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY)=|://[^/\s:@]+:[^/\s@]+@", re.IGNORECASE)
+
+
+def _without_secrets(setup: str) -> str:
+    if _SECRET.search(setup):
+        raise ValueError(
+            "a launch file is no place for a password or a token: workers take them from the environment of"
+            " anitune launch, and on Kubernetes from the secrets that kubernetes.secrets names"
+        )
+    return setup
+
+
+def _as_written(walltime: object) -> object:
+    """YAML reads 24:00:00 as a number of seconds."""
+    if isinstance(walltime, bool) or not isinstance(walltime, int):
+        return walltime
+    minutes, seconds = divmod(walltime, 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
+
+
+@dataclass(frozen=True, config=STRICT)
+class SlurmConfig:
+    """Jobs of one node each, as they are asked for with sbatch."""
+
+    walltime: Annotated[
+        str,
+        BeforeValidator(_as_written),
+        Field(pattern=r"^\d+:[0-5]\d:[0-5]\d$", description="of a job, HH:MM:SS"),
+    ]
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    cores_per_node: Annotated[int | None, Field(ge=1)] = None
+    memory_gb: Annotated[int | None, Field(ge=1, description="of a node")] = None
+    exclusive: Annotated[bool, Field(description="share nodes with no other job")] = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class KubernetesConfig:
+    """Pods, one a node, and what they are given."""
+
+    image: Annotated[str, Field(min_length=1)]
+    namespace: str = "default"
+    cores: Annotated[int, Field(ge=1)] = 4
+    memory: Annotated[str, Field(pattern=r"^\d+(Ki|Mi|Gi|Ti)$", description="as 16Gi")] = "16Gi"
+    gpu_resource: Annotated[str, Field(description="what the cluster calls a GPU")] = "nvidia.com/gpu"
+    secrets: Annotated[
+        tuple[str, ...], Field(description="secrets whose entries are variables of the workers")
+    ] = ()
+    pull_secret: str | None = None
+    service_account: str | None = None
+    volumes: Annotated[dict[str, str], Field(description="claim: folder where it is mounted")] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class LaunchConfig:
+    """What a launch file holds: a section a kind of place, and what all of them share."""
+
+    setup: Annotated[
+        str,
+        Field(description="shell lines that come before the workers, as module load, source activate"),
+        AfterValidator(_without_secrets),
+    ] = ""
+    address: Annotated[
+        str | None, Field(description="where workers on other machines reach this one; null: its host name")
+    ] = None
+    slurm: SlurmConfig | None = None
+    kubernetes: KubernetesConfig | None = None
+
+
+def load_launch(path: Path) -> LaunchConfig:
+    """Read and check a launch file.
+
+    Raises
+    ------
+    StudyFileError, ConfigError
+        in one line that names the file, the key and its line.
+    """
+    document = read_document(path)
+    return load_config(LaunchConfig, document.values, str(path), document.lines)

@@ -1,0 +1,147 @@
+"""Starts the workers of a launch through Parsl, and stays with them until the study is done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.errors import LaunchError
+from search.launch.local import ADDRESS
+from search.launch.places import PLACES
+from search.launch.plan import LaunchPlan
+from search.launch.shell import BLOCK_FUNCTION, GRACE_SECONDS, worker_script
+from search.work.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from parsl.dataflow.dflow import DataFlowKernel
+
+logger = logging.getLogger("anitune")
+
+POLL_SECONDS = 1.0
+
+STOPPED_CODES = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit codes of a worker that was asked to stop, as by a scheduler at the end of a job."""
+
+HEARTBEAT_SECONDS, LOST_SECONDS = 10, 60
+"""How often Parsl hears of a node, and after how long without that the node counts as lost."""
+
+
+# Ctrl-C on a terminal is for us alone, but Parsl's broker must not outlive us: nodes would wait for it.
+_INTERCHANGE = ("setsid", "setpriv", "--pdeathsig", "TERM", "interchange.py")
+
+
+def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], int]) -> None:
+    """Run the workers until one of them finds the study done, or until asked to stop.
+
+    A worker whose node was lost, or whose job came to its end, begins again on the next node.
+
+    Parameters
+    ----------
+    left : how many workers of this launch live, by the records
+
+    Raises
+    ------
+    LaunchError
+        if all workers failed, or none could be started.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _parsl(plan, place) as kernel:
+            _wait_for_workers(_start_workers(kernel, plan), plan.workers, stop)
+    finally:
+        # The end of Parsl has asked them.
+        if count := left():
+            logger.info("%s: waiting for %d workers to end", plan.name, count)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while left() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
+    try:
+        import parsl
+    except ModuleNotFoundError:
+        raise LaunchError("Launching needs one more package: pip install 'anitune[launch]'") from None
+    from parsl.addresses import address_by_hostname
+    from parsl.executors import HighThroughputExecutor
+    from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+
+    # Parsl finds its own programs, and nodes that share our file system find anitune, by the path.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    executor = HighThroughputExecutor(
+        label="workers",
+        provider=PLACES[place](plan),
+        address=ADDRESS if place == "local" else plan.config.address or address_by_hostname(),
+        available_accelerators=[str(number) for number in range(plan.gpus_per_node)],
+        max_workers_per_node=max(1, plan.gpus_per_node),
+        cores_per_worker=1e-6,  # GPUs are what is shared out
+        interchange_launch_cmd=_INTERCHANGE,
+        launch_cmd=f"{BLOCK_FUNCTION} {DEFAULT_LAUNCH_CMD}",
+        heartbeat_period=HEARTBEAT_SECONDS,
+        heartbeat_threshold=LOST_SECONDS,
+    )
+    config = parsl.Config(
+        executors=[executor],
+        run_dir=str(plan.folder / "parsl"),
+        strategy="htex_auto_scale",
+        retries=0,
+        retry_handler=_cost,
+    )
+    kernel = parsl.load(config)
+    try:
+        yield kernel
+    finally:
+        kernel.cleanup()
+
+
+def _cost(error: Exception, task: object) -> float:
+    """What Parsl reckons a failure at: nothing where the machine was taken away. Leases guard the trials."""
+    from parsl.app.errors import BashExitFailure
+    from parsl.executors.high_throughput.errors import ManagerLost
+
+    taken_away = isinstance(error, ManagerLost) or (
+        isinstance(error, BashExitFailure) and error.exitcode in STOPPED_CODES
+    )
+    return 0.0 if taken_away else 1.0
+
+
+def _script(script: str, stdout: Any = None, stderr: Any = None) -> str:
+    return script
+
+
+def _start_workers(kernel: DataFlowKernel, plan: LaunchPlan) -> dict[Future[int], str]:
+    from parsl import bash_app
+
+    run = bash_app(_script, data_flow_kernel=kernel)
+    started = {}
+    for name, log in plan.workers.items():
+        command = ["anitune", "worker", *plan.arguments, "--name", name]
+        script = worker_script(command, pinned=plan.gpus_per_node > 0)
+        started[run(script, stdout=(str(log), "a"), stderr=(str(log), "a"))] = name
+    return started
+
+
+def _wait_for_workers(
+    workers: Mapping[Future[int], str], logs: Mapping[str, Path], stop: StopRequest
+) -> None:
+    pending = set(workers)
+    while pending and not stop.asked:
+        ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in ended:
+            error = future.exception()
+            if error is None:
+                wait(pending, timeout=10 * POLL_SECONDS)  # the others find out, too
+                return
+            name = workers[future]
+            logger.warning("%s failed: %s; see %s", name, str(error).strip(), logs[name])
+    if not stop.asked:
+        raise LaunchError("no worker is left, and the study is not done: their logs say why")

@@ -1,0 +1,70 @@
+"""The shell side of a launch: what runs on a node around Parsl's pool of processes, and around each worker.
+
+Parsl ends its pool within a second, which is too short to hand a trial back. So each worker is a session of
+its own, and the shell of the block (one node's job, pod or process group) sees to its end: when it is asked
+to stop it ends the pool, asks the workers to hand their trials back, and stays until they have gone.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+GRACE_SECONDS = 60
+"""How long before its end a machine asks its workers to hand their trials back, s."""
+
+BLOCK_FUNCTION = "anitune_block"
+"""Runs the command that it is given as the pool of a block."""
+
+# A shell acts on a signal after its command in the foreground; therefore the pool runs behind it.
+BLOCK_SCRIPT = f"""
+{BLOCK_FUNCTION}() {{
+    set +eu  # whatever the set-up chose
+    export ANITUNE_BLOCK=$(mktemp -d)
+    export ANITUNE_GPUS=$CUDA_VISIBLE_DEVICES
+    "$@" &
+    anitune_pool=$!
+    trap anitune_hand_back TERM
+    while kill -0 "$anitune_pool" 2>/dev/null; do wait "$anitune_pool"; done
+    while anitune_workers -0; do sleep 0.2; done
+    rm -r "$ANITUNE_BLOCK"
+}}
+anitune_hand_back() {{
+    kill "$anitune_pool" 2>/dev/null
+    anitune_workers -TERM
+}}
+anitune_workers() {{
+    local file found=1
+    for file in "$ANITUNE_BLOCK"/*; do
+        kill "$1" "${{file##*/}}" 2>/dev/null && found=0
+    done
+    return $found
+}}
+"""
+
+# Where the scheduler gave us GPUs by number, Parsl's number is the place in that list.
+_PIN_SCRIPT = """
+if [ -n "$ANITUNE_GPUS" ]; then
+    IFS=, read -ra gpus <<< "$ANITUNE_GPUS"
+    export CUDA_VISIBLE_DEVICES=${gpus[$CUDA_VISIBLE_DEVICES]:?there are fewer GPUs than --gpus-per-node}
+fi
+"""
+
+_WORKER_SCRIPT = """
+trap : TERM
+setsid %s &
+worker=$!
+touch "$ANITUNE_BLOCK/$worker"
+while wait $worker; code=$?; kill -0 $worker 2>/dev/null; do :; done  # a signal ends a wait, too
+exit $code
+"""
+
+
+def worker_script(command: Sequence[str], *, pinned: bool) -> str:
+    """The script that runs a worker as a session of its own and ends with its exit code.
+
+    Parameters
+    ----------
+    pinned : whether Parsl gives each worker a GPU
+    """
+    return (_PIN_SCRIPT if pinned else "") + _WORKER_SCRIPT % shlex.join(command)

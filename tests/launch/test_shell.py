@@ -1,0 +1,70 @@
+"""The shell of a block, in a real bash; a command stands for Parsl's pool, another for the worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from search.launch.shell import BLOCK_FUNCTION, BLOCK_SCRIPT, worker_script
+
+SLOW_TO_STOP = """
+trap 'sleep 1; echo handed back >> {said}; exit 143' TERM
+echo up >> {said}
+while :; do sleep 0.1; done
+"""
+
+
+def block(pool: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["bash", "-c", f'{BLOCK_SCRIPT}\nset -e\n{BLOCK_FUNCTION} bash -c "$POOL"'],
+        env={**os.environ, "POOL": pool, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_worker_gets_the_gpu_that_its_number_means_here() -> None:
+    worker = worker_script(["bash", "-c", "echo GPU $CUDA_VISIBLE_DEVICES"], pinned=True)
+    pool = f"export CUDA_VISIBLE_DEVICES=1\n{worker}"  # as Parsl pins its second worker
+    assert block(pool, CUDA_VISIBLE_DEVICES="4,7").communicate(timeout=30)[0] == "GPU 7\n"
+    assert block(pool, CUDA_VISIBLE_DEVICES="").communicate(timeout=30)[0] == "GPU 1\n"
+    said, fault = block(pool, CUDA_VISIBLE_DEVICES="4").communicate(timeout=30)
+    assert said == ""
+    assert "there are fewer GPUs than --gpus-per-node" in fault
+
+
+def test_a_worker_that_is_not_pinned_sees_what_the_node_has() -> None:
+    worker = worker_script(["bash", "-c", "echo GPU $CUDA_VISIBLE_DEVICES"], pinned=False)
+    assert block(worker, CUDA_VISIBLE_DEVICES="4,7").communicate(timeout=30)[0] == "GPU 4,7\n"
+
+
+def test_the_exit_code_is_the_workers() -> None:
+    pool = f"({worker_script(['bash', '-c', 'exit 3'], pinned=False)}); echo code $?"
+    assert block(pool).communicate(timeout=30)[0] == "code 3\n"
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the shell", "to its process group"])
+def test_a_block_that_must_end_waits_for_its_workers(
+    tmp_path: Path, send: Callable[[int, int], None]
+) -> None:
+    said = tmp_path / "said"
+    worker = worker_script(["bash", "-c", SLOW_TO_STOP.format(said=said)], pinned=False)
+    shell = block(f"({worker}) & ({worker}) & wait; sleep 60")
+    deadline = time.monotonic() + 30
+    while not (said.exists() and said.read_text() == "up\nup\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    time.sleep(0.2)  # the shell of each worker has noted it by now
+    send(shell.pid, signal.SIGTERM)
+    shell.communicate(timeout=30)
+
+    assert said.read_text() == "up\nup\nhanded back\nhanded back\n"
