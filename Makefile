@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-system check bench lock clean
+.PHONY: help install install-dev run test test-system test-compose check bench secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -46,8 +46,14 @@ test: check ## all tests that need nothing but Python
 test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
 	$(BIN)/python -m pytest -m "browser"
 
+test-compose: install-dev ## a team's server in containers (needs docker.io docker-compose debootstrap)
+	$(BIN)/python -m pytest -m "compose"
+
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+secrets: ## random passwords for docker-compose.yml, a file each
+	@sh deploy/make-secrets
 
 lock: ## pin the versions of all dependencies anew
 	$(PYTHON) tools/lock.py
