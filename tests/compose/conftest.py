@@ -78,6 +78,13 @@ class Server:
         command = [*self.engine.compose, "--project-name", self.project, *arguments]
         return _run(command, self.engine.environment, folder=self.folder, check=check)
 
+    def is_open(self) -> bool:
+        """Whether the gateway, which starts last, has made its certificate and answers."""
+        try:
+            return self.get("/", None).status_code == 401
+        except (AssertionError, httpx.TransportError):  # there is no certificate yet, or it is not used yet
+            return False
+
     def containers(self, service: str | None = None) -> list[dict[str, Any]]:
         """What ``docker inspect`` says of the containers, also of those that have ended."""
         label = f"label=com.docker.compose.project={self.project}"
@@ -157,6 +164,7 @@ def server(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         cleaning.callback(server.compose, *all_profiles, "down", "--volumes", "--remove-orphans", check=False)
         try:
             server.compose("up", "--detach", "--build")
+            wait_for(server.is_open, "the gateway", START_SECONDS)
         except AssertionError:
             print(server.compose("logs", "--no-color", check=False))
             raise
