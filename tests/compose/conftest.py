@@ -37,7 +37,7 @@ BASE = "anitune-test-debian"
 DEBIAN_PACKAGES = "ca-certificates,python3,python3-venv,postgresql,caddy,wget"
 INNER_PORTS = (5000, 5432, 8080, 8081, 8443)
 PULL_SECONDS = 120.0
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
