@@ -1,20 +1,36 @@
 # One image for workers, the MLflow server and the Optuna dashboard.
-# On a GPU machine build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 or leave torch's default.
-ARG BASE=python:3.11-slim
-FROM ${BASE}
+# PIP_OPTIONS: where pip finds packages, such as another build of torch: --extra-index-url URL. A folder wheels beside
+# this file is in the build, for machines without a package index: --no-index --find-links wheels.
+ARG BASE=python:3.11.14-slim-bookworm
+FROM ${BASE} AS build
 
-ARG TORCH_INDEX=""
-WORKDIR /opt/anitune
-COPY requirements.lock pyproject.toml README.md LICENSE ./
+ARG PIP_OPTIONS=""
+WORKDIR /build
+RUN python3 -m venv /opt/anitune
+# What we stand on comes before our own files: a change of those does not install torch again.
+COPY requirements.lock pyproject.toml wheel[s] wheels/
+RUN python3 -c 'import tomllib; p = tomllib.load(open("wheels/pyproject.toml", "rb"))["project"]; \
+        print(*p["dependencies"], *p["optional-dependencies"]["postgres"], sep="\n")' >wanted \
+    && /opt/anitune/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c wheels/requirements.lock -r wanted
+COPY pyproject.toml README.md LICENSE ./
 COPY trainer trainer
 COPY storage storage
 COPY search search
 COPY dashboards dashboards
-RUN pip install --no-cache-dir -c requirements.lock ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch \
-    && pip install --no-cache-dir -c requirements.lock ".[postgres]"
+RUN /opt/anitune/bin/pip install --no-cache-dir ${PIP_OPTIONS} --no-deps .
 
-RUN useradd --create-home --uid 10001 anitune && mkdir /data && chown anitune /data
-USER anitune
-ENV ANITUNE_HOME=/data
+FROM ${BASE}
+
+COPY --from=build /opt/anitune /opt/anitune
+COPY deploy/with-passwords /usr/local/bin/with-passwords
+# A volume takes its owner from the image.
+RUN chmod 755 /usr/local/bin/with-passwords && useradd --create-home --uid 10001 anitune \
+    && mkdir /data /mlflow-artifacts && chown anitune:anitune /data /mlflow-artifacts
+USER 10001:10001
+ENV PATH=/opt/anitune/bin:$PATH \
+    ANITUNE_HOME=/data \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    PGPASSFILE=/tmp/pgpass \
+    PYTHONUNBUFFERED=1
 WORKDIR /data
-ENTRYPOINT ["anitune"]
+ENTRYPOINT ["with-passwords", "anitune"]

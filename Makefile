@@ -6,7 +6,8 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-gpu test-system test-slurm check bench bench-full bench-quickstart lock clean
+.PHONY: help install install-dev run test test-gpu test-system test-slurm test-compose check bench bench-full \
+	bench-quickstart secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -52,6 +53,9 @@ test-system: install-dev ## tests that need programs of the system (apt-get inst
 test-slurm: install-dev ## studies on a real Slurm (apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest -m "slurm"
 
+test-compose: install-dev ## a team's server in containers (needs docker.io docker-compose debootstrap)
+	$(BIN)/python -m pytest -m "compose"
+
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
@@ -60,6 +64,9 @@ bench-full: install-dev ## build and train all 864,898 small structures: 2 minut
 
 bench-quickstart: install-dev ## the whole quickstart study beside the naive program: half an hour or more
 	$(BIN)/python -m benchmarks --topics quickstart --json build/benchmarks-quickstart.json $(BENCH_ARGS)
+
+secrets: ## random passwords for docker-compose.yml, a file each
+	@sh deploy/make-secrets
 
 lock: ## pin the versions of all dependencies anew
 	$(PYTHON) tools/lock.py
