@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from dashboards.errors import AddressError, DashboardError
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
+from search.cli.gc import gc
+from search.cli.life import life_commands
 from search.cli.relay import relay, sync
 from search.cli.study import study_app
 from search.cli.train import train
@@ -24,6 +26,7 @@ from storage.errors import (
     StorageError,
     StudyExistsError,
     StudyNotFoundError,
+    StudyStateError,
 )
 from trainer.errors import ConfigError, DataError, ModelFileError, TrainerError
 
@@ -39,6 +42,7 @@ _CAUSED_BY_INPUT = (
     SettingsError,
     StudyExistsError,
     StudyNotFoundError,
+    StudyStateError,
     FactsChangedError,
     AddressError,
 )
@@ -82,10 +86,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+life_commands(study_app)
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(worker)
 app.command()(sync)
+app.command()(gc)
 app.command()(dashboards)
 app.command(hidden=True)(relay)
 

@@ -249,12 +249,14 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
     """All studies, a line each."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="best: validation MAE, kcal/mol")
     table.add_column("study", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for heading in ("trials", "complete", "pruned", "failed", "open", "best", "time", "epochs"):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in summaries:
         states = summary.trials
         table.add_row(
             escape(summary.name),
+            summary.state,
             f"{_ended(summary)}/{summary.budget.trials}"
             if summary.budget.trials is not None
             else str(_ended(summary)),
@@ -278,14 +280,16 @@ def summary_lines(summary: StudySummary) -> list[str]:
         else "no complete trial yet"
     )
     return [
-        f"trials       {states}; limit: {_budget(summary.budget)}",
+        f"state        {summary.state}",
+        f"trials       {states}; limit: {budget_words(summary.budget)}",
         f"best         {best}",
         f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",
         f"pruning      saved {summary.epochs_saved:,} epochs{share}",
     ]
 
 
-def _budget(budget: Budget) -> str:
+def budget_words(budget: Budget) -> str:
+    """The limits of a study."""
     limits = [f"{budget.trials} trials"] if budget.trials is not None else []
     limits += [duration(budget.seconds)] if budget.seconds is not None else []
     limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []

@@ -94,14 +94,20 @@ def work_on(
 
     Raises
     ------
+    StudyStateError
+        if one of the studies is stopped or archived.
     typer.Exit
         if a signal stopped the work; the trials in hand were handed back.
     """
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker
+    from storage.life import CLOSED, study_state, wrong_state
     from storage.tracking.process import start_relay
     from trainer.task import add_features, prepare_data
 
+    for study, _ in studies:
+        if (state := study_state(database, study)) in CLOSED:
+            raise wrong_state(study, state)
     _, config = studies[-1]
     try:
         with progress_bar() as progress:

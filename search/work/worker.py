@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import Literal, Protocol, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -34,6 +34,7 @@ from storage.errors import (
     StorageError,
     TrialClosedError,
 )
+from storage.life import CLOSED, study_state, wrong_state
 from storage.studies import Study, StudySummary, summarize_study
 from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
@@ -142,7 +143,7 @@ class Worker:
         self._companions = Companions() if self._device.type == "cuda" else None
         self._slots = slots
         self._in_hand: dict[int, Claim] = {}
-        self._said_to_wait = False
+        self._said: str | None = None  # why there is no trial
         self._claiming = Lock()
         self._proposing = Lock()
         self._telling = Lock()
@@ -212,24 +213,37 @@ class Worker:
             )
             if claim is not None:
                 self._in_hand[claim.number] = claim
-                self._said_to_wait = False
+                self._said = None
                 return claim, True
-            waited_for = _patiently(lambda: open_trials(self._database, self._study)) - in_hand.keys()
-            if waited_for and not in_hand and not self._said_to_wait:
-                logger.info(
-                    "%s: waiting for %d trials of other workers; a dead one loses its own within %.0f s",
-                    self._study.name,
-                    len(waited_for),
-                    LEASE_SECONDS,
-                )
-                self._said_to_wait = True
-            return None, bool(waited_for)
+            return None, self._may_come(in_hand)
+
+    def _may_come(self, in_hand: Collection[int]) -> bool:
+        """Whether there may be a trial later, where there is none now."""
+        state = _patiently(lambda: study_state(self._database, self._study))
+        if state in CLOSED:
+            self._say(str(wrong_state(self._study, state)))
+            return False
+        if state == "paused":
+            self._say(f"waiting, {wrong_state(self._study, state)}")
+            return True
+        waited_for = _patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
+        if waited_for and not in_hand:
+            self._say(
+                f"{self._study.name}: waiting for {len(waited_for)} trials of other workers;"
+                f" a dead one loses its own within {LEASE_SECONDS:.0f} s"
+            )
+        return bool(waited_for)
+
+    def _say(self, why: str) -> None:
+        if why != self._said:
+            logger.info("%s", why)
+            self._said = why
 
     def _train(self, claim: Claim, train: Train) -> None:
         attempt = Attempt(self._database, self._study, claim)
         try:
             with LeaseKeeper(attempt) as keeper:
-                news = self._run(attempt, keeper.lost, train)
+                news = self._run(attempt, keeper, train)
         except LeaseLostError as error:
             news = replace(self._news(claim), state="lost", reason=str(error))
         finally:
@@ -237,7 +251,7 @@ class Worker:
         if news is not None:
             self._tell(self._watcher.ended, news)
 
-    def _run(self, attempt: Attempt, lost: Event, train: Train) -> TrialNews | None:
+    def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
         news = self._news(attempt.claim)
         try:
@@ -259,7 +273,7 @@ class Worker:
                     attempt,
                     self._recorded_epochs(attempt.claim),
                     lambda trial: should_prune(self._database.optuna, self._config, trial),
-                    lambda: self._stop.asked or lost.is_set(),
+                    lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
                 ),
                 rungs=self._rungs,
                 warm_start=warm_start,
@@ -306,7 +320,7 @@ class Worker:
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
         news = replace(news, epochs=result.epochs, value=result.best_val_mae)
         if result.outcome == "stopped":
-            attempt.hand_back("the worker was asked to stop")
+            attempt.hand_back("the worker was asked to stop" if self._stop.asked else "the study was stopped")
             return replace(news, state="interrupted")
         for file in result.artifacts:
             attempt.record_artifact(file.relative_to(folder).as_posix(), file)

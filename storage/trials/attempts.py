@@ -27,8 +27,9 @@ from tenacity import (
 from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError, TrialClosedError
-from storage.records.tables import artifacts, attempts, metrics, now, rungs, trials
-from storage.studies import Study
+from storage.life import CLOSED
+from storage.records.tables import artifacts, attempts, metrics, now, rungs, studies, trials
+from storage.studies import Study, StudyState
 from storage.tracking.outbox import (
     METRICS_A_ROW,
     ArtifactMessage,
@@ -44,6 +45,9 @@ from storage.trials.queue import Claim, worker_tags
 
 PATIENCE = 600.0
 """How long a training waits for a database that is away, s."""
+
+RENEWALS = 12
+"""Of a lease, while it lasts: with each a worker learns whether its study was stopped."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,11 +89,14 @@ class Attempt:
         """A block in which Optuna's own writes, in this thread, are refused once the lease is lost."""
         return fencing.fenced(self._lease)
 
-    def renew(self) -> None:
-        """Show a sign of life: the lease begins anew."""
+    def renew(self) -> StudyState:
+        """Show a sign of life: the lease begins anew. Answers the state of the study."""
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             self._update_attempt(connection, renewed_at=now(), lease_until=now() + self.claim.lease_seconds)
+            query = select(studies.c.state).where(studies.c.id == self.study.id)
+            state: StudyState = connection.execute(query).scalar_one()
+        return state
 
     @_patient
     def record_config(
@@ -191,7 +198,8 @@ class Attempt:
             if there is no room for it.
         """
         # The bytes first: a row never names a file that is not there.
-        digest = BlobStore(self._database.settings.artifacts).put(file)
+        blobs = BlobStore(self._database.settings.artifacts)
+        digest = blobs.put(file)
         size = file.stat().st_size
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
@@ -208,6 +216,9 @@ class Attempt:
                 key = {"study_id": self.study.id, "number": self.claim.number, "path": path}
                 connection.execute(artifacts.insert().values(**key, position=len(known) + 1, **values))
             self._enqueue(connection, ArtifactMessage(path=path, digest=digest, size=size))
+            # Until the row was written nothing told storage.garbage that these bytes are needed.
+            if not blobs.holds(digest):
+                blobs.put(file)
 
     @_patient
     def finish(
@@ -333,10 +344,13 @@ class LeaseKeeper:
     lost
         Set when another worker has taken the trial over. A database that is away does not set it: once it
         is back, either the lease is renewed, or it was really lost.
+    unwanted
+        Set when the study was stopped or archived: the trial is to be handed back.
     """
 
     def __init__(self, attempt: Attempt) -> None:
         self.lost = threading.Event()
+        self.unwanted = threading.Event()
         self._attempt = attempt
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -350,7 +364,7 @@ class LeaseKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        interval = self._attempt.claim.lease_seconds / 4
+        interval = self._attempt.claim.lease_seconds / RENEWALS
         retrying = Retrying(
             retry=_PASSING,
             wait=wait_random_exponential(multiplier=0.2, max=interval),
@@ -360,7 +374,8 @@ class LeaseKeeper:
         )
         while not self._stop.wait(interval):
             try:
-                retrying(self._attempt.renew)
+                if retrying(self._attempt.renew) in CLOSED:
+                    self.unwanted.set()
             except LeaseLostError:
                 self.lost.set()
                 return

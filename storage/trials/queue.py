@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from storage.database import Database
+from storage.errors import StudyNotFoundError
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.studies import Study, budget_of
 from storage.tracking.outbox import TrialTagsMessage, enqueue
@@ -76,8 +77,8 @@ def claim_trial(
 ) -> Claim | None:
     """Claim the next trial of the study; None if there is none to begin or to go on with now.
 
-    First comes a trial whose worker died or handed it back; then, while the budget lasts, one that waits in
-    Optuna's queue, or else a new one.
+    Only an open study gives trials. First comes one whose worker died or handed it back; then, while the
+    budget lasts, one that waits in Optuna's queue, or else a new one.
 
     Parameters
     ----------
@@ -86,11 +87,20 @@ def claim_trial(
         beside them none on its last chance: what kills the worker might be one of them.
     early
         Numbers of trials that it is too early to go on with.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if the study was deleted.
     """
     endings.settle_all(database, study, leave=in_hand)
     with database.writing() as connection:
         query = select(studies).where(studies.c.id == study.id).with_for_update()
-        row = connection.execute(query).one()
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise StudyNotFoundError(f"study {study.name!r} was deleted")
+        if row.state != "open":
+            return None
         claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
         if claim is None and _budget_lasts(connection, row):
             claim = _begin(connection, study, worker, lease_seconds)

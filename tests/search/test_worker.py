@@ -21,9 +21,11 @@ from search.work.stopping import StopRequest
 from search.work.worker import MODEL, TrialNews, Worker
 from storage.database import Database, open_database
 from storage.errors import DatabaseError, FactsChangedError
+from storage.life import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study, summarize_study
+from storage.trials import attempts as attempts_module
 from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
@@ -228,6 +230,52 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
     (trial,) = work(database, config, task, watching, stop)
     assert (trial.state, trial.worker.name, trial.epochs) == ("running", "other", 0)
     assert [(news.number, news.state) for news in watching.news] == [(0, "lost")]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr(attempts_module, "RENEWALS", 600)  # each 0.1 s
+    config = replace(config, training={**config.training, "epochs": 100_000})
+    study = begin(database, config)
+    meeting = Meeting(slots)
+
+    def stop_the_study(number: int, epoch: int) -> None:
+        if epoch == 2:
+            meeting.join(number)
+            change_state(database, study, "stopped", of=("open", "stopped"))
+
+    watching = Watching(stop_the_study)
+    trials = work(database, config, task, watching, slots=slots)
+    assert [t.state for t in trials] == ["interrupted"] * slots
+    assert [news.state for news in watching.news] == ["interrupted"] * slots
+    assert work(database, config, task) == trials  # begins none
+
+
+def test_the_worker_of_a_paused_study_finishes_its_trial_and_waits(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
+    study = begin(database, config)
+
+    class Pausing(Watching):
+        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+            super().ended(news, summary)
+            if news.number == 0:
+                change_state(database, study, "paused", of=("open",))
+                resuming.start()
+
+    def resume() -> None:
+        assert [t.state for t in trial_rows(database, study)] == ["complete"]
+        change_state(database, study, "open", of=("paused",))
+
+    resuming = threading.Timer(0.5, resume)
+    trials = work(database, config, task, Pausing())
+    resuming.join()
+    assert [t.state for t in trials] == ["complete"] * 3
+    assert trials[0].ended is not None
+    assert trials[1].started - trials[0].ended > 0.4
 
 
 def test_other_data_under_the_same_name_is_refused(
