@@ -136,6 +136,9 @@ def _outcome(news: TrialNews, summary: StudySummary) -> str:
     epochs = f"{news.epochs} of {news.planned_epochs}"
     if news.state == "interrupted":
         return f"stopped after {epochs} epochs; goes on there next time"
+    if news.twin is not None:
+        same = f"{news.state} as trial {news.twin}, which has the same settings"
+        return f"{same}, val MAE {news.value:.3f} kcal/mol"
     best = ", the best so far" if news.number == summary.best_number else ""
     return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
 

@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from search.propose.pruners import rungs, should_prune
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import propose
+from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
@@ -38,9 +39,11 @@ from storage.life import CLOSED, study_state, wrong_state
 from storage.studies import Study, StudySummary, summarize_study
 from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
+from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
+from trainer.fingerprints import digest_of
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.packs import Companions
 from trainer.run import TrainingResult, run_training
@@ -83,6 +86,8 @@ class TrialNews:
     epochs: int = 0
     value: float | None = None
     reason: str | None = None
+    twin: int | None = None
+    """Number of the trial whose result it takes."""
 
 
 class Watcher(Protocol):
@@ -99,7 +104,7 @@ class Watcher(Protocol):
 
 
 class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for later)
-    """The row that this one starts from is still being trained."""
+    """The row that this one starts from, or the trial whose result it takes, is still being trained."""
 
 
 class Worker:
@@ -263,6 +268,8 @@ class Worker:
                 architecture=architecture(config, self._task.features.length),
                 planned_epochs=config.epochs,
             )
+            if (twin := attempt.find_twin()) is not None:
+                return self._take_result(attempt, twin, news)
             folder = self._database.settings.trial_folder(self._study.name, news.number)
             warm_start = self._warm_start(attempt.claim)
             self._tell(self._watcher.begun, news)
@@ -314,8 +321,24 @@ class Worker:
             {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
             planned_epochs=config.epochs,
             tags={"arch": architecture(config, self._task.features.length), **self._row_tags(claim.number)},
+            settings=self._settings_digest(config, claim.number),
         )
         return config
+
+    def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
+        """The same for trials that would be trained alike, but for the seed that follows from the number."""
+        if self._config.repeats == "replicate":
+            return None
+        compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
+        if config.seed == training_seed(self._config.seed, number):
+            del compared["seed"]
+        return digest_of(compared | {"start_from": self._starts.get(number)})
+
+    def _take_result(self, attempt: Attempt, twin: Twin, news: TrialNews) -> TrialNews:
+        if twin.state == "running":
+            raise _TooEarly(f"waits for trial {twin.number}, which has the same settings")
+        attempt.take_result(twin)
+        return replace(news, state=twin.state, epochs=twin.epochs, value=twin.value, twin=twin.number)
 
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
         news = replace(news, epochs=result.epochs, value=result.best_val_mae)

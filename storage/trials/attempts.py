@@ -27,7 +27,7 @@ from tenacity import (
 from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError, TrialClosedError
-from storage.life import CLOSED
+from storage.life import CLOSED, locked_row
 from storage.records.tables import artifacts, attempts, metrics, now, rungs, studies, trials
 from storage.studies import Study, StudyState
 from storage.tracking.outbox import (
@@ -39,9 +39,10 @@ from storage.tracking.outbox import (
     TrialStartMessage,
     enqueue,
 )
-from storage.trials import endings, fencing, optuna_rows
+from storage.trials import endings, fencing, optuna_rows, twins
 from storage.trials.endings import Ending
 from storage.trials.queue import Claim, worker_tags
+from storage.trials.twins import Twin
 
 PATIENCE = 600.0
 """How long a training waits for a database that is away, s."""
@@ -106,6 +107,7 @@ class Attempt:
         *,
         planned_epochs: int,
         tags: Mapping[str, str] | None = None,
+        settings: str | None = None,
     ) -> None:
         """Keep what was proposed for the trial; done once, at its first attempt that comes so far.
 
@@ -119,6 +121,9 @@ class Attempt:
             Epochs of the trial if nothing stops it.
         tags
             Words worth a column, as the architecture.
+        settings
+            Digest of what is equal in trials of which one is enough (see :mod:`storage.trials.twins`);
+            None: the trial is trained in any case.
         """
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
@@ -133,6 +138,7 @@ class Attempt:
                 params=dict(params),
                 planned_epochs=planned_epochs,
                 tags=tags,
+                settings=settings,
             )
             described = {
                 **self.study.facts_in(connection),
@@ -140,6 +146,46 @@ class Attempt:
             }
             message = TrialStartMessage(params=dict(params), tags={**described, **tags})
             self._enqueue(connection, message)
+
+    @_patient
+    def find_twin(self) -> Twin | None:
+        """The trial of equal settings whose result this one is to take, if there is one.
+
+        Of such trials the first that asks is trained, and those that wait for it are claimed when it has
+        ended. If it fails, the next that asks is trained.
+        """
+        with self._database.writing() as connection:
+            locked_row(connection, self.study)  # of two that ask at once one is the first
+            fencing.hold(connection, self._lease)
+            twin = twins.find(connection, self._trial(connection))
+            self._update_trial(connection, same_as=twin.number if twin is not None else None)
+        return twin
+
+    @_patient
+    def take_result(self, twin: Twin) -> None:
+        """End the trial as its twin has ended, with its metrics, rungs and artifacts."""
+        with self._database.writing() as connection:
+            row = fencing.find(connection, self._lease)
+            if row.ended_at is None or row.outcome != twin.state:  # else: as in :meth:`finish`
+                fencing.hold(connection, self._lease)
+                history = twins.history(connection, self.study.id, twin.number)
+                for start in range(0, len(history), METRICS_A_ROW):
+                    if new := self._insert_metrics(connection, history[start : start + METRICS_A_ROW]):
+                        self._enqueue(connection, MetricsMessage(rows=new))
+                trial = self._trial(connection)
+                attempt = self.claim.attempt
+                for artifact in twins.copy_files_and_rungs(connection, trial, twin, attempt):
+                    self._enqueue(connection, artifact)
+                ending = twins.ending(connection, trial, twin)
+                endings.record(connection, trial, ending)
+                self._update_attempt(
+                    connection,
+                    ended_at=now(),
+                    outcome=ending.state,
+                    reason=ending.reason,
+                    last_epoch=twin.epochs,
+                )
+        endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
     def record_metrics(self, rows: Sequence[MetricRow]) -> None:

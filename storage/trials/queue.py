@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError
@@ -182,6 +182,7 @@ def _take_over(
             trials.c.study_id == study.id,
             trials.c.state == "running",
             attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
+            ~_waits_for_its_twin(),
         )
         .order_by(trials.c.number)
         .limit(1)
@@ -224,6 +225,19 @@ def _take_over(
             last_chance=last_chance,
         )
     return None
+
+
+def _waits_for_its_twin() -> ColumnElement[bool]:
+    twin = trials.alias("twin")
+    return (
+        select(twin.c.number)
+        .where(
+            twin.c.study_id == trials.c.study_id,
+            twin.c.number == trials.c.same_as,
+            twin.c.state == "running",
+        )
+        .exists()
+    )
 
 
 def _begin_attempt(
