@@ -245,6 +245,9 @@ class StudyConfig:
             " another seed (replicate)"
         ),
     ] = "take"
+    priority: Annotated[
+        int, Field(exclude=True, description="workers of all studies serve the highest first")
+    ] = 0
     limits: Annotated[Limits, Field(exclude=True)] = dataclasses.field(default_factory=Limits)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     reference: Annotated[

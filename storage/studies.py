@@ -147,8 +147,15 @@ class StudySummary:
     mlflow_run_id: str | None
 
 
-def create_study(database: Database, name: str, config: Mapping[str, Any], budget: Budget) -> Study:
+def create_study(
+    database: Database, name: str, config: Mapping[str, Any], budget: Budget, priority: int = 0
+) -> Study:
     """Begin a study, or go on with the one of that name and configuration under the budget given now.
+
+    Parameters
+    ----------
+    priority
+        Workers that serve all studies take trials from that of the highest first; it may be changed, too.
 
     Raises
     ------
@@ -173,7 +180,8 @@ def create_study(database: Database, name: str, config: Mapping[str, Any], budge
     with database.writing() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
         _refuse_other_settings(name, row.config, plain)
-        connection.execute(update(studies).where(studies.c.id == row.id).values(budget_values(budget)))
+        values = budget_values(budget) | {"priority": priority}
+        connection.execute(update(studies).where(studies.c.id == row.id).values(values))
     return open_study(database, name)
 
 

@@ -197,7 +197,9 @@ def _create(
             seconds=hours * 3600 if hours is not None else None,
             epochs=each.limits.epochs,
         )
-        studies.append((create_study(database, each.name, dump_config(each), budget), each))
+        # The reference is wanted with the study.
+        study = create_study(database, each.name, dump_config(each), budget, config.priority)
+        studies.append((study, each))
     return studies, data
 
 

@@ -42,13 +42,28 @@ Pack = Annotated[
 
 
 def worker(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Name of the study. Default: all open ones.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="What to call this worker. Default: host and process id.")
     ] = None,
     pack: Pack = None,
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Without STUDY: leave when for so long there was no trial. Default: never.",
+        ),
+    ] = None,
 ) -> None:
-    """Train trials of a study until it is done; any number of workers may, on many machines."""
+    """Train trials of a study until it is done, or of all open studies by priority and age.
+
+    Any number of workers may, on many machines.
+    """
+    if study is not None and idle_timeout is not None:
+        raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
     from search.work.forks import start_imports
 
     if pack != 1:
@@ -57,8 +72,11 @@ def worker(
     from storage.settings import load_settings
     from storage.studies import open_study
 
-    again = f"go on with: anitune worker {study}"
     with open_database(load_settings()) as database:
+        if study is None:
+            _serve(database, pack, name, idle_timeout)
+            return
+        again = f"go on with: anitune worker {study}"
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
@@ -118,6 +136,21 @@ def work_on(
         with stop_on_signals() as stop, watch() as watcher:
             for study, config in studies:
                 Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped at once; {again}", err=True)
+        raise typer.Exit(130) from None
+    _exit_if_stopped(stop, again)
+
+
+def _serve(database: Database, pack: int | None, name: str | None, idle_timeout: float | None) -> None:
+    from search.work.service import Service
+    from search.work.stopping import stop_on_signals
+    from storage.tracking.process import start_relay
+
+    again = "go on with: anitune worker"
+    try:
+        with stop_on_signals() as stop, watch() as watcher:
+            Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()
     except KeyboardInterrupt:
         typer.echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None

@@ -120,6 +120,7 @@ class Worker:
     start_relay : called when a trial begins: sees to it that the tracking server will hear of it
     name : what people call the worker; by default host and process id
     slots : trials that are trained at once; None: as many as suit the machine
+    leave : whether to begin no more trials, and to wait for none: asked before each; None: never
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Worker:
         start_relay: Callable[[Study], object],
         name: str | None = None,
         slots: int | None = 1,
+        leave: Callable[[], bool] | None = None,
     ) -> None:
         self._database = database
         self._study = study
@@ -147,14 +149,20 @@ class Worker:
         # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
         self._companions = Companions() if self._device.type == "cuda" else None
         self._slots = slots
+        self._leave = leave
+        self._claims = 0
         self._in_hand: dict[int, Claim] = {}
         self._said: str | None = None  # why there is no trial
         self._claiming = Lock()
         self._proposing = Lock()
         self._telling = Lock()
 
-    def work(self) -> None:
-        """Train until no trial is left, here or elsewhere, or until asked to stop.
+    def work(self) -> int:
+        """Train until no trial is left, here or elsewhere, or until asked to stop or leave.
+
+        Returns
+        -------
+        How often it took a trial.
 
         Raises
         ------
@@ -169,6 +177,7 @@ class Worker:
             work_in_slots(slots, work, self._stop)
         else:
             self._work_in_slot()
+        return self._claims
 
     def _slots_needed(self) -> int:
         left = self._trials_left()
@@ -197,11 +206,11 @@ class Worker:
             self._train_claims(process.train)
 
     def _train_claims(self, train: Train) -> None:
-        while not self._stop.asked:
+        while not self._stop.asked and not (self._leave and self._leave()):
             claim, to_come = self._claim()
             if claim is not None:
                 self._train(claim, train)
-            elif to_come:
+            elif to_come and self._leave is None:
                 self._stop.wait(POLL_SECONDS)
             else:
                 return
@@ -213,25 +222,26 @@ class Worker:
             if any(claim.last_chance for claim in in_hand.values()):
                 return None, True
             early = self._early_rows()
-            claim = _patiently(
+            claim = patiently(
                 lambda: claim_trial(self._database, self._study, self._info, in_hand=in_hand, early=early)
             )
             if claim is not None:
                 self._in_hand[claim.number] = claim
+                self._claims += 1
                 self._said = None
                 return claim, True
             return None, self._may_come(in_hand)
 
     def _may_come(self, in_hand: Collection[int]) -> bool:
         """Whether there may be a trial later, where there is none now."""
-        state = _patiently(lambda: study_state(self._database, self._study))
+        state = patiently(lambda: study_state(self._database, self._study))
         if state in CLOSED:
             self._say(str(wrong_state(self._study, state)))
             return False
         if state == "paused":
             self._say(f"waiting, {wrong_state(self._study, state)}")
             return True
-        waited_for = _patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
+        waited_for = patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
         if waited_for and not in_hand:
             self._say(
                 f"{self._study.name}: waiting for {len(waited_for)} trials of other workers;"
@@ -315,7 +325,7 @@ class Worker:
                 params = propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
             return settle(train_config(self._config, params, claim.number))
 
-        config = _patiently(choose)
+        config = patiently(choose)
         attempt.record_config(
             dump_config(config),
             {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
@@ -359,7 +369,7 @@ class Worker:
         starts = self._starts
         if not starts:
             return set()
-        trials = _patiently(lambda: trial_rows(self._database, self._study))
+        trials = patiently(lambda: trial_rows(self._database, self._study))
         ended = {trial.number for trial in trials if trial.state not in ("running", "interrupted")}
         return {number for number, start in starts.items() if start not in ended}
 
@@ -376,9 +386,7 @@ class Worker:
             return None
         assert self._config.rows is not None
         label = self._config.rows[number].label
-        trials = {
-            trial.number: trial for trial in _patiently(lambda: trial_rows(self._database, self._study))
-        }
+        trials = {trial.number: trial for trial in patiently(lambda: trial_rows(self._database, self._study))}
         if number not in trials or trials[number].state in ("running", "interrupted"):
             raise _TooEarly(f"waits for row {label}, whose weights it starts from")
         digests = [file.digest for file in trials[number].artifacts if file.path == MODEL]
@@ -398,7 +406,7 @@ class Worker:
     def _recorded_epochs(self, claim: Claim) -> dict[int, int]:
         if claim.attempt == 1:
             return {}
-        history = _patiently(lambda: metric_history(self._database, self._study, claim.number))
+        history = patiently(lambda: metric_history(self._database, self._study, claim.number))
         return {row.step: row.time_ms for rows in history.values() for row in rows}
 
     def _row_tags(self, number: int) -> dict[str, str]:
@@ -422,7 +430,7 @@ class Worker:
             tell(news, self._summary())
 
     def _summary(self) -> StudySummary:
-        return _patiently(lambda: summarize_study(self._database, self._study))
+        return patiently(lambda: summarize_study(self._database, self._study))
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:
@@ -431,7 +439,7 @@ def architecture(config: TrainConfig, inputs: int) -> str:
     return f"{'-'.join(map(str, (inputs, *config.hidden, 1)))} {config.activation}{output}"
 
 
-def _patiently(action: Callable[[], R]) -> R:
+def patiently(action: Callable[[], R]) -> R:
     """Repeat what can be repeated while the database is away, as a training does."""
     retrying = Retrying(
         retry=retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError)),

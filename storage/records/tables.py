@@ -92,6 +92,7 @@ studies = Table(
     Column("budget_epochs", Integer),
     Column("facts", PlainJSON, nullable=False),
     Column("state", String(16), nullable=False, server_default="open"),  # see storage.life
+    Column("priority", Integer, nullable=False, server_default="0"),  # the higher is served first
     Column("created_at", Double, nullable=False),
     Column("mlflow_experiment_id", String(64)),
     Column("mlflow_run_id", String(64)),

@@ -8,12 +8,23 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    and_,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
-from storage.studies import Study, budget_of
+from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
 from storage.trials import endings, optuna_rows
 
@@ -102,7 +113,7 @@ def claim_trial(
         if row.state != "open":
             return None
         claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
-        if claim is None and _budget_lasts(connection, row):
+        if claim is None and _budget_lasts(connection, study):
             claim = _begin(connection, study, worker, lease_seconds)
     if claim is None:
         endings.settle_all(database, study, leave=in_hand)  # trials given up just now
@@ -127,18 +138,64 @@ def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
     }
 
 
-def _budget_lasts(connection: Connection, row: Row[Any]) -> bool:
-    budget = budget_of(row)
-    begun = connection.execute(select(func.count()).where(trials.c.study_id == row.id)).scalar_one()
-    spent = select(
-        func.coalesce(func.sum(seconds_spent()), 0.0).label("seconds"),
-        func.coalesce(func.sum(attempts.c.epochs), 0).label("epochs"),
-    ).where(attempts.c.study_id == row.id)
-    used = connection.execute(spent).one()
+def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
+    """Name of the open study that is the first to have a trial to claim: by priority, then by age.
+
+    Parameters
+    ----------
+    leave
+        Names of studies that are not meant.
+    """
+    query = (
+        select(studies.c.name)
+        .where(
+            studies.c.state == "open",
+            studies.c.name.not_in(leave),
+            _abandoned().exists() | _within_budget(),
+        )
+        .order_by(studies.c.priority.desc(), studies.c.id)
+        .limit(1)
+    )
+    with database.reading() as connection:
+        return connection.scalar(query)
+
+
+def _budget_lasts(connection: Connection, study: Study) -> bool:
+    query = select(studies.c.id).where(studies.c.id == study.id, _within_budget())
+    return connection.execute(query).first() is not None
+
+
+def _within_budget() -> ColumnElement[bool]:
+    """Whether a row of ``anitune_studies`` has not spent its budget."""
+
+    def sum_of(spent: ColumnElement[Any]) -> ScalarSelect[Any]:
+        total = select(func.coalesce(func.sum(spent), 0)).where(attempts.c.study_id == studies.c.id)
+        return total.correlate(studies).scalar_subquery()
+
+    begun = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
+    return and_(
+        studies.c.budget_trials.is_(None) | (begun.scalar_subquery() < studies.c.budget_trials),
+        studies.c.budget_seconds.is_(None) | (sum_of(seconds_spent()) < studies.c.budget_seconds),
+        studies.c.budget_epochs.is_(None) | (sum_of(attempts.c.epochs) < studies.c.budget_epochs),
+    )
+
+
+def _abandoned() -> Select[Any]:
+    """Trials of a row of ``anitune_studies`` that nobody works on, and that may be gone on with."""
     return (
-        (budget.trials is None or begun < budget.trials)
-        and (budget.seconds is None or used.seconds < budget.seconds)
-        and (budget.epochs is None or used.epochs < budget.epochs)
+        select(trials, attempts.c.ended_at.label("attempt_ended_at"))
+        .join(
+            attempts,
+            (attempts.c.study_id == trials.c.study_id)
+            & (attempts.c.number == trials.c.number)
+            & (attempts.c.attempt == trials.c.attempt),
+        )
+        .where(
+            trials.c.study_id == studies.c.id,
+            trials.c.state == "running",
+            attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
+            ~_waits_for_its_twin(),
+        )
     )
 
 
@@ -171,19 +228,8 @@ def _take_over(
 ) -> Claim | None:
     leave = {*in_hand, *early}
     abandoned = (
-        select(trials, attempts.c.ended_at.label("attempt_ended_at"))
-        .join(
-            attempts,
-            (attempts.c.study_id == trials.c.study_id)
-            & (attempts.c.number == trials.c.number)
-            & (attempts.c.attempt == trials.c.attempt),
-        )
-        .where(
-            trials.c.study_id == study.id,
-            trials.c.state == "running",
-            attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
-            ~_waits_for_its_twin(),
-        )
+        _abandoned()
+        .where(studies.c.id == study.id)
         .order_by(trials.c.number)
         .limit(1)
         # A row that its worker has locked is about to be renewed or ended.

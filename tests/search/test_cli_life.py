@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from search.cli.main import app
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
+from storage.database import Database, open_database
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings
+from storage.trials.queue import next_study
 
 STUDY = """
 name: tiny
@@ -39,6 +41,13 @@ def anitune(tmp_path: Path, data_file: Path) -> Anitune:
 
     assert run("study", "create", str(tmp_path / "study.yaml")).exit_code == 0
     return run
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    home = tmp_path / "home"
+    with open_database(Settings(home, f"sqlite:///{home}/anitune.db", f"sqlite:///{home}/m.db")) as opened:
+        yield opened
 
 
 def states(anitune: Anitune, *arguments: str) -> dict[str, str]:
@@ -114,3 +123,24 @@ def test_delete_asks(anitune: Anitune) -> None:
     assert answer.stdout == "tiny: deleted\ntiny-rows: deleted\n"
     assert states(anitune) == {}
     assert anitune("study", "delete", "tiny", "--yes").exit_code == 2
+
+
+def test_a_worker_of_all_studies_leaves_when_there_is_nothing(anitune: Anitune) -> None:
+    anitune("study", "pause", "tiny")
+    answer = anitune("worker", "--idle-timeout", "0", "--pack", "1")
+    assert (answer.exit_code, answer.stdout) == (0, "")
+    assert anitune("worker", "tiny", "--idle-timeout", "0").exit_code == 2
+
+
+def test_the_priority_of_a_study_file_may_change(
+    anitune: Anitune, tmp_path: Path, database: Database
+) -> None:
+    assert next_study(database) == "tiny-rows"
+    file = tmp_path / "study.yaml"
+    other = tmp_path / "other.yaml"
+    other.write_text(file.read_text().replace("tiny", "other").replace("reference: rows.yaml", ""))
+    for priority, first in ((1, "other"), (-1, "tiny-rows")):
+        named = tmp_path / "named.yaml"
+        named.write_text(f"{other.read_text()}priority: {priority}\n")
+        assert anitune("study", "create", str(named)).exit_code == 0
+        assert next_study(database) == first

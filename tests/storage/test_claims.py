@@ -10,12 +10,20 @@ from sqlalchemy import select, update
 
 from storage.database import Database, open_database
 from storage.errors import StudyNotFoundError
+from storage.life import change_state
 from storage.records.tables import attempts, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
-from storage.trials.queue import DEATHS_ALLOWED, Claim, WorkerInfo, claim_trial, open_trials
+from storage.trials.queue import (
+    DEATHS_ALLOWED,
+    Claim,
+    WorkerInfo,
+    claim_trial,
+    next_study,
+    open_trials,
+)
 
 MakeStudy = Callable[..., Study]
 
@@ -308,3 +316,52 @@ def test_studies_share_a_database_without_sharing_trials(
     claims = [claim_trial(database, study, worker) for study in (one, other, one, other)]
 
     assert [claim and claim.number for claim in claims] == [0, 0, None, None]
+
+
+def test_the_next_study_is_the_first_by_priority_and_age_that_has_a_trial(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    assert next_study(database) is None
+    old, young = make_study("old", trials=2), make_study("young")
+    create_study(database, "spare", {}, Budget(epochs=5, seconds=60.0), priority=-1)
+    assert next_study(database) == "old"
+    assert next_study(database, leave={"old"}) == "young"
+
+    first, second = claim_trial(database, old, worker), claim_trial(database, old, worker)
+    assert next_study(database) == "young"  # those of old are begun
+    assert first is not None
+    assert second is not None
+    die(database, old, first)
+    assert next_study(database) == "old"
+    change_state(database, old, "paused", of={"open"})
+    change_state(database, young, "stopped", of={"open"})
+    assert next_study(database) == "spare"
+    spare = open_study(database, "spare")
+    claim = claim_trial(database, spare, worker)
+    assert claim is not None
+    Attempt(database, spare, claim).record_metrics([MetricRow("loss", e, 0.5, 1) for e in range(1, 6)])
+    assert next_study(database) is None  # its epochs are spent
+
+    change_state(database, old, "open", of={"paused"})
+    Attempt(database, old, second).hand_back("stopped")
+    create_study(database, "old", {"sampler": "random"}, Budget(trials=2), priority=-2)
+    create_study(database, "spare", {}, Budget(epochs=6), priority=-1)
+    assert next_study(database) == "spare"
+
+
+def test_a_trial_that_waits_for_its_twin_is_nothing_to_come_for(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=2)
+    attempts_ = []
+    for _ in range(2):
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        attempts_.append(Attempt(database, study, claim))
+        attempts_[-1].record_config({}, {}, planned_epochs=1, settings="the same")
+    first, second = attempts_
+    assert second.find_twin() is not None
+    second.hand_back("waits")
+    assert next_study(database) is None
+    first.finish("complete", value=1.0)
+    assert next_study(database) == "widths"
