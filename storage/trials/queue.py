@@ -32,7 +32,13 @@ LEASE_SECONDS = 60.0
 """A worker that shows no sign of life for so long loses its trial, s."""
 
 DEATHS_ALLOWED = 3
-"""Attempts in a row that end in silence before their first epoch, until the trial is given up."""
+"""Workers in a row that die before they finish an epoch of a trial, until it is given up."""
+
+SILENCES_ALLOWED = 10
+"""As many, if also those are counted whose whole machine was lost: the trial might be what takes it down."""
+
+_TOGETHER_SECONDS = LEASE_SECONDS / 4
+"""Workers of one machine that have shown no sign of life since so nearly the same time were lost with it."""
 
 
 @dataclass(frozen=True)
@@ -238,18 +244,18 @@ def _take_over(
     while (trial := connection.execute(abandoned.where(trials.c.number.not_in(leave))).first()) is not None:
         if trial.attempt_ended_at is None:
             _end_silent_attempt(connection, trial)
-        deaths = _deaths(connection, trial)
-        if deaths == DEATHS_ALLOWED:
+        deaths, silences = _deaths(connection, trial)
+        if deaths >= DEATHS_ALLOWED or silences >= SILENCES_ALLOWED:
             endings.record(
                 connection,
                 trial,
                 endings.Ending(
                     state="failed",
-                    reason=f"{DEATHS_ALLOWED} workers in a row died before they finished an epoch",
+                    reason=f"{silences} workers in a row died before they finished an epoch",
                 ),
             )
             continue
-        last_chance = deaths == DEATHS_ALLOWED - 1
+        last_chance = deaths == DEATHS_ALLOWED - 1 or silences == SILENCES_ALLOWED - 1
         if last_chance and in_hand:
             leave.add(trial.number)
             continue
@@ -324,19 +330,42 @@ def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
     )
 
 
-def _deaths(connection: Connection, trial: Row[Any]) -> int:
-    """How often in a row the trial was there when a worker died (out of memory, a driver) at its beginning.
+def _deaths(connection: Connection, trial: Row[Any]) -> tuple[int, int]:
+    """How many workers in a row died (out of memory, a driver) before they finished an epoch of the trial.
 
-    At most DEATHS_ALLOWED: it must not go round forever.
+    It must not go round forever. Attempts that were handed back, as on preemption, say nothing of it.
+
+    Returns
+    -------
+    Those whose machine went on, and all of them.
     """
     query = (
-        select(attempts.c.outcome, attempts.c.epochs)
-        .where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
+        select(attempts)
+        .where(
+            attempts.c.study_id == trial.study_id,
+            attempts.c.number == trial.number,
+            attempts.c.outcome != "handed_back",
+        )
         .order_by(attempts.c.attempt.desc())
-        .limit(DEATHS_ALLOWED)
+        .limit(SILENCES_ALLOWED)
     )
     last = connection.execute(query).all()
-    return len(list(itertools.takewhile(lambda row: row.outcome == "expired" and row.epochs == 0, last)))
+    silent = list(itertools.takewhile(lambda row: row.outcome == "expired" and row.epochs == 0, last))
+    return sum(not _lost_with_its_machine(connection, row) for row in silent), len(silent)
+
+
+def _lost_with_its_machine(connection: Connection, attempt: Row[Any]) -> bool:
+    """Whether another worker of the machine fell silent together with that of an attempt."""
+    query = select(attempts.c.worker).where(
+        attempts.c.renewed_at.between(
+            attempt.renewed_at - _TOGETHER_SECONDS, attempt.renewed_at + _TOGETHER_SECONDS
+        ),
+        attempts.c.ended_at.is_(None) | (attempts.c.outcome == "expired"),
+    )
+    return any(
+        worker["host"] == attempt.worker["host"] and worker["pid"] != attempt.worker["pid"]
+        for worker in connection.execute(query).scalars()
+    )
 
 
 def _is(trial: Row[Any]) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import (
     DEATHS_ALLOWED,
+    SILENCES_ALLOWED,
     Claim,
     WorkerInfo,
     claim_trial,
@@ -167,6 +168,67 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     (told,) = study.optuna.get_trials()
     assert told.state is optuna.trial.TrialState.FAIL
     assert "died" in told.user_attrs["fail_reason"]
+
+
+def test_a_preemption_neither_counts_as_a_death_nor_hides_those_before(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    for death in range(1, DEATHS_ALLOWED + 1):
+        for _ in range(2):
+            preempted = claim_trial(database, study, worker)
+            assert preempted is not None
+            assert preempted.last_chance is (death == DEATHS_ALLOWED)
+            Attempt(database, study, preempted).hand_back("SIGTERM")
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        die(database, study, claim)
+
+    assert claim_trial(database, study, worker) is None
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
+
+
+def test_a_lost_machine_is_not_the_fault_of_the_trials_on_it(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study, other = make_study(trials=1), make_study("other")
+    sibling, stranger = replace(worker, pid=worker.pid + 1), replace(worker, pid=99, host="beta")
+    for attempt in range(1, SILENCES_ALLOWED + 1):
+        claim = claim_trial(database, study, worker)
+        beside, elsewhere = claim_trial(database, other, sibling), claim_trial(database, other, stranger)
+        assert claim is not None
+        assert claim.attempt == attempt
+        assert claim.last_chance is (attempt == SILENCES_ALLOWED)
+        assert beside is not None
+        assert elsewhere is not None
+        die(database, study, claim)
+        die(database, other, beside)
+        Attempt(database, other, elsewhere).renew()
+
+    # It may be the trial that takes machines down.
+    assert claim_trial(database, study, worker) is None
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
+
+
+@pytest.mark.parametrize("sign", ["ended", "renewed"])
+def test_a_machine_on_which_another_worker_goes_on_was_not_lost(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo, sign: str
+) -> None:
+    study, other = make_study(trials=1), make_study("other")
+    for _ in range(DEATHS_ALLOWED):
+        claim = claim_trial(database, study, worker)
+        beside = claim_trial(database, other, replace(worker, pid=worker.pid + 1))
+        assert claim is not None
+        assert beside is not None
+        die(database, study, claim)
+        if sign == "ended":
+            Attempt(database, other, beside).finish("complete", value=1.0)
+        else:
+            with database.writing() as connection:
+                later = {"renewed_at": attempts.c.renewed_at + 60.0}
+                connection.execute(update(attempts).where(attempts.c.token == beside.token).values(later))
+    assert claim_trial(database, study, worker) is None
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
 
 
 def test_a_worker_takes_no_trial_from_itself_and_none_before_its_time(
