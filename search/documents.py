@@ -63,6 +63,20 @@ def read_document(path: Path) -> Document:
     return Document(path, values, lines)
 
 
+def read_value(text: str) -> Any:
+    """The value that a text stands for, as it would after a key of a file.
+
+    Raises
+    ------
+    StudyFileError
+        if it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise StudyFileError(f"{text!r} is no value: {str(error).splitlines()[0]}") from None
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, but 1e-3 is a number, as in YAML 1.2 and everywhere else."""
 

@@ -238,6 +238,16 @@ class StudyConfig:
     ] = None
     sampler: SamplerConfig | None = None
     pruner: PrunerConfig | None = None
+    repeats: Annotated[
+        Literal["take", "replicate"],
+        Field(
+            description="a trial with the settings of an earlier one: takes its result, or is trained with"
+            " another seed (replicate)"
+        ),
+    ] = "take"
+    priority: Annotated[
+        int, Field(exclude=True, description="workers of all studies serve the highest first")
+    ] = 0
     limits: Annotated[Limits, Field(exclude=True)] = dataclasses.field(default_factory=Limits)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     reference: Annotated[
@@ -256,6 +266,10 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if self.split.folds is None and self.split.fractions[1] == 0:
             raise ValueError("split.fractions: the validation part decides, its share must be above 0")
+        if self.repeats == "replicate" and "seed" in self.training:
+            raise ValueError(
+                "repeats: replicate and training.seed exclude each other: replicates have seeds of their own"
+            )
         if self.rows is not None:
             _check_rows(self)
         else:

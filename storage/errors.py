@@ -46,6 +46,10 @@ class StudyExistsError(StorageError):
     """A study of that name exists with another configuration."""
 
 
+class StudyStateError(StorageError):
+    """The study is in no state for this."""
+
+
 class FactsChangedError(StorageError):
     """The study's data is not what it was when the study began."""
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from optuna import Study as OptunaStudy
 from optuna import Trial as OptunaTrial
@@ -26,6 +26,9 @@ from storage.tracking.outbox import StudyMessage, enqueue
 
 METRIC_NAME = "val MAE, kcal/mol"
 """What Optuna calls the objective of every study; smaller is better."""
+
+StudyState = Literal["open", "paused", "stopped", "archived"]
+"""Whether workers begin trials of a study: see :mod:`storage.life`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -131,6 +134,7 @@ class StudySummary:
     """
 
     name: str
+    state: StudyState
     created_at: float
     budget: Budget
     trials: dict[str, int]
@@ -143,8 +147,15 @@ class StudySummary:
     mlflow_run_id: str | None
 
 
-def create_study(database: Database, name: str, config: Mapping[str, Any], budget: Budget) -> Study:
+def create_study(
+    database: Database, name: str, config: Mapping[str, Any], budget: Budget, priority: int = 0
+) -> Study:
     """Begin a study, or go on with the one of that name and configuration under the budget given now.
+
+    Parameters
+    ----------
+    priority
+        Workers that serve all studies take trials from that of the highest first; it may be changed, too.
 
     Raises
     ------
@@ -169,7 +180,8 @@ def create_study(database: Database, name: str, config: Mapping[str, Any], budge
     with database.writing() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
         _refuse_other_settings(name, row.config, plain)
-        connection.execute(update(studies).where(studies.c.id == row.id).values(_budget_values(budget)))
+        values = budget_values(budget) | {"priority": priority}
+        connection.execute(update(studies).where(studies.c.id == row.id).values(values))
     return open_study(database, name)
 
 
@@ -213,10 +225,11 @@ def open_study(database: Database, name: str) -> Study:
     )
 
 
-def list_studies(database: Database) -> list[StudySummary]:
-    """All studies, the oldest first."""
+def list_studies(database: Database, *, archived: bool = False) -> list[StudySummary]:
+    """The studies in use, or the archived ones, the oldest first."""
+    kept = studies.c.state == "archived" if archived else studies.c.state != "archived"
     with database.reading() as connection:
-        rows = connection.execute(select(studies).order_by(studies.c.id)).all()
+        rows = connection.execute(select(studies).where(kept).order_by(studies.c.id)).all()
         return [_summary(connection, row) for row in rows]
 
 
@@ -232,7 +245,8 @@ def budget_of(row: Row[Any]) -> Budget:
     return Budget(trials=row.budget_trials, seconds=row.budget_seconds, epochs=row.budget_epochs)
 
 
-def _budget_values(budget: Budget) -> dict[str, Any]:
+def budget_values(budget: Budget) -> dict[str, Any]:
+    """The columns of ``anitune_studies`` that hold a budget."""
     return {
         "budget_trials": budget.trials,
         "budget_seconds": budget.seconds,
@@ -276,7 +290,7 @@ def _insert(
         "config": config,
         "facts": {},
         "created_at": now(),
-        **_budget_values(budget),
+        **budget_values(budget),
     }
     try:
         study_id = connection.execute(insert(studies).values(values).returning(studies.c.id)).scalar_one()
@@ -328,6 +342,7 @@ def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
     )
     return StudySummary(
         name=row.name,
+        state=row.state,
         created_at=row.created_at,
         budget=budget_of(row),
         trials=counts,

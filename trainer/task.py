@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from trainer.data.splits import Split, split_dataset
 from trainer.errors import DataError
 from trainer.features.aev import refuse_other_elements
 from trainer.features.source import FeatureSource, open_features
+from trainer.fingerprints import digest_of
 from trainer.progress import Progress
 
 
@@ -112,8 +111,8 @@ def prepare_data(
             "data": dataset.fingerprint,
             "split": parts.fingerprint,
             # Those that are fitted follow from data and split; their last bits depend on the machine.
-            "self_energies": _digest(data.self_energies) if data.self_energies else "fitted",
-            "features": _digest(dump_config(features.aev)),
+            "self_energies": digest_of(data.self_energies) if data.self_energies else "fitted",
+            "features": digest_of(dump_config(features.aev)),
         },
     )
 
@@ -127,7 +126,3 @@ def add_features(data: TaskData, features: FeatureConfig, cache: Path, progress:
         if the features can be neither read nor computed.
     """
     return Task(**vars(data), features=open_features(data.dataset, features, cache, progress))
-
-
-def _digest(values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,9 @@ from typer.core import TyperGroup
 from dashboards.errors import AddressError, DashboardError
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
+from search.cli.gc import gc
 from search.cli.launch import launch
+from search.cli.life import life_commands
 from search.cli.migrate import migrate
 from search.cli.relay import relay, sync
 from search.cli.study import study_app
@@ -28,6 +30,7 @@ from storage.errors import (
     StorageError,
     StudyExistsError,
     StudyNotFoundError,
+    StudyStateError,
 )
 from trainer.errors import ConfigError, DataError, ModelFileError, TrainerError
 
@@ -43,6 +46,7 @@ _CAUSED_BY_INPUT = (
     SettingsError,
     StudyExistsError,
     StudyNotFoundError,
+    StudyStateError,
     FactsChangedError,
     AddressError,
 )
@@ -86,12 +90,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+life_commands(study_app)
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(worker)
 app.command()(launch)
 app.command()(workers)
 app.command()(sync)
+app.command()(gc)
 app.command()(dashboards)
 app.command()(up)
 app.command()(down)

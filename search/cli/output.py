@@ -136,6 +136,9 @@ def _outcome(news: TrialNews, summary: StudySummary) -> str:
     epochs = f"{news.epochs} of {news.planned_epochs}"
     if news.state == "interrupted":
         return f"stopped after {epochs} epochs; goes on there next time"
+    if news.twin is not None:
+        same = f"{news.state} as trial {news.twin}, which has the same settings"
+        return f"{same}, val MAE {news.value:.3f} kcal/mol"
     best = ", the best so far" if news.number == summary.best_number else ""
     return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
 
@@ -249,12 +252,14 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
     """All studies, a line each."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="best: validation MAE, kcal/mol")
     table.add_column("study", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for heading in ("trials", "complete", "pruned", "failed", "open", "best", "time", "epochs"):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in summaries:
         states = summary.trials
         table.add_row(
             escape(summary.name),
+            summary.state,
             f"{_ended(summary)}/{summary.budget.trials}"
             if summary.budget.trials is not None
             else str(_ended(summary)),
@@ -278,14 +283,16 @@ def summary_lines(summary: StudySummary) -> list[str]:
         else "no complete trial yet"
     )
     return [
-        f"trials       {states}; limit: {_budget(summary.budget)}",
+        f"state        {summary.state}",
+        f"trials       {states}; limit: {budget_words(summary.budget)}",
         f"best         {best}",
         f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",
         f"pruning      saved {summary.epochs_saved:,} epochs{share}",
     ]
 
 
-def _budget(budget: Budget) -> str:
+def budget_words(budget: Budget) -> str:
+    """The limits of a study."""
     limits = [f"{budget.trials} trials"] if budget.trials is not None else []
     limits += [duration(budget.seconds)] if budget.seconds is not None else []
     limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []

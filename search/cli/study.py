@@ -73,19 +73,24 @@ def run(file: File, pack: Pack = None) -> None:
 
 
 @study_app.command(name="list")
-def list_(as_json: Json = False) -> None:
-    """Show all studies."""
+def list_(
+    as_json: Json = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Show the archived ones instead.")] = False,
+) -> None:
+    """Show all studies that are not archived."""
     from search.cli.output import make_console, studies_table
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import list_studies
 
     with open_database(load_settings()) as database:
-        summaries = list_studies(database)
+        summaries = list_studies(database, archived=archived)
     if as_json:
         typer.echo(json.dumps([_summary_values(summary) for summary in summaries], indent=2))
     elif summaries:
         make_console().print(studies_table(summaries))
+    elif archived:
+        typer.echo("No study is archived.")
     else:
         typer.echo("No studies yet: anitune study run FILE begins one.")
 
@@ -192,7 +197,9 @@ def _create(
             seconds=hours * 3600 if hours is not None else None,
             epochs=each.limits.epochs,
         )
-        studies.append((create_study(database, each.name, dump_config(each), budget), each))
+        # The reference is wanted with the study.
+        study = create_study(database, each.name, dump_config(each), budget, config.priority)
+        studies.append((study, each))
     return studies, data
 
 
@@ -273,6 +280,7 @@ def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str,
 def _summary_values(summary: StudySummary) -> dict[str, Any]:
     return {
         "name": summary.name,
+        "state": summary.state,
         "created_at": summary.created_at,
         "limits": {
             "trials": summary.budget.trials,

@@ -45,7 +45,9 @@ Pack = Annotated[
 
 
 def worker(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Name of the study. Default: all open ones.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="What to call this worker. Default: host and process id.")
     ] = None,
@@ -62,8 +64,23 @@ def worker(
     metrics_host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where --metrics-port listens; 0.0.0.0: everywhere.")
     ] = "127.0.0.1",
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Without STUDY: leave when for so long there was no trial. Default: never.",
+        ),
+    ] = None,
 ) -> None:
-    """Train trials of a study until it is done; any number of workers may, on many machines."""
+    """Train trials of a study until it is done, or of all open studies by priority and age.
+
+    Any number of workers may, on many machines.
+    """
+    if study is not None and idle_timeout is not None:
+        raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
+    if study is None and metrics_port is not None:
+        raise typer.BadParameter("name a STUDY, of which metrics are served", param_hint="--metrics-port")
     from search.work.forks import start_imports
 
     if pack != 1:
@@ -72,8 +89,11 @@ def worker(
     from storage.settings import load_settings
     from storage.studies import open_study
 
-    again = f"go on with: anitune worker {study}"
     with open_database(load_settings()) as database:
+        if study is None:
+            _serve(database, pack, name, idle_timeout)
+            return
+        again = f"go on with: anitune worker {study}"
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
@@ -112,18 +132,26 @@ def work_on(
 
     Raises
     ------
+    StudyStateError
+        if one of the studies is stopped or archived.
     typer.Exit
         if a signal stopped the work; the trials in hand were handed back.
     """
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker
+    from storage.life import CLOSED, study_state, wrong_state
     from storage.tracking.process import start_relay
     from trainer.task import add_features, prepare_data
 
+    for study, _ in studies:
+        if (state := study_state(database, study)) in CLOSED:
+            raise wrong_state(study, state)
     study, config = studies[-1]
     try:
         with ExitStack() as stack:
-            sign = stack.enter_context(_sign_of_life(database, study, config, name))
+            sign = stack.enter_context(
+                _sign_of_life(database, name, study.name, config.training.get("device"))
+            )
             with progress_bar() as progress:
                 data = data or prepare_data(config.data, config.split, config.features, progress)
                 task = add_features(data, config.features, database.settings.features, progress)
@@ -144,15 +172,32 @@ def work_on(
     _exit_if_stopped(stop, again)
 
 
-def _sign_of_life(database: Database, study: Study, config: StudyConfig, name: str | None) -> SignOfLife:
+def _sign_of_life(
+    database: Database, name: str | None, study: str | None = None, device_name: str | None = None
+) -> SignOfLife:
     from search.work.environment import describe_worker
     from storage.workers import SignOfLife
     from trainer.config import TrainConfig
     from trainer.fitting.devices import find_device
 
-    device = find_device(config.training.get("device", TrainConfig.device))
+    device = find_device(device_name or TrainConfig.device)
     pinned_to = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return SignOfLife(database, describe_worker(name, device), study.name, gpu=pinned_to)
+    return SignOfLife(database, describe_worker(name, device), study, gpu=pinned_to)
+
+
+def _serve(database: Database, pack: int | None, name: str | None, idle_timeout: float | None) -> None:
+    from search.work.service import Service
+    from search.work.stopping import stop_on_signals
+    from storage.tracking.process import start_relay
+
+    again = "go on with: anitune worker"
+    try:
+        with _sign_of_life(database, name), stop_on_signals() as stop, watch() as watcher:
+            Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped at once; {again}", err=True)
+        raise typer.Exit(130) from None
+    _exit_if_stopped(stop, again)
 
 
 def _exit_if_stopped(stop: StopRequest, again: str) -> None:

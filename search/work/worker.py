@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import Literal, Protocol, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from search.propose.pruners import rungs, should_prune
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import propose
+from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
@@ -34,12 +35,15 @@ from storage.errors import (
     StorageError,
     TrialClosedError,
 )
+from storage.life import CLOSED, study_state, wrong_state
 from storage.studies import Study, StudySummary, summarize_study
 from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
+from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
+from trainer.fingerprints import digest_of
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.packs import Companions
 from trainer.run import TrainingResult, run_training
@@ -82,6 +86,8 @@ class TrialNews:
     epochs: int = 0
     value: float | None = None
     reason: str | None = None
+    twin: int | None = None
+    """Number of the trial whose result it takes."""
 
 
 class Watcher(Protocol):
@@ -98,7 +104,7 @@ class Watcher(Protocol):
 
 
 class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for later)
-    """The row that this one starts from is still being trained."""
+    """The row that this one starts from, or the trial whose result it takes, is still being trained."""
 
 
 class Worker:
@@ -114,6 +120,7 @@ class Worker:
     start_relay : called when a trial begins: sees to it that the tracking server will hear of it
     name : what people call the worker; by default host and process id
     slots : trials that are trained at once; None: as many as suit the machine
+    leave : whether to begin no more trials, and to wait for none: asked before each; None: never
     """
 
     def __init__(
@@ -127,6 +134,7 @@ class Worker:
         start_relay: Callable[[Study], object],
         name: str | None = None,
         slots: int | None = 1,
+        leave: Callable[[], bool] | None = None,
     ) -> None:
         self._database = database
         self._study = study
@@ -141,14 +149,20 @@ class Worker:
         # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
         self._companions = Companions() if self._device.type == "cuda" else None
         self._slots = slots
+        self._leave = leave
+        self._claims = 0
         self._in_hand: dict[int, Claim] = {}
-        self._said_to_wait = False
+        self._said: str | None = None  # why there is no trial
         self._claiming = Lock()
         self._proposing = Lock()
         self._telling = Lock()
 
-    def work(self) -> None:
-        """Train until no trial is left, here or elsewhere, or until asked to stop.
+    def work(self) -> int:
+        """Train until no trial is left, here or elsewhere, or until asked to stop or leave.
+
+        Returns
+        -------
+        How often it took a trial.
 
         Raises
         ------
@@ -163,6 +177,7 @@ class Worker:
             work_in_slots(slots, work, self._stop)
         else:
             self._work_in_slot()
+        return self._claims
 
     def _slots_needed(self) -> int:
         left = self._trials_left()
@@ -191,11 +206,11 @@ class Worker:
             self._train_claims(process.train)
 
     def _train_claims(self, train: Train) -> None:
-        while not self._stop.asked:
+        while not self._stop.asked and not (self._leave and self._leave()):
             claim, to_come = self._claim()
             if claim is not None:
                 self._train(claim, train)
-            elif to_come:
+            elif to_come and self._leave is None:
                 self._stop.wait(POLL_SECONDS)
             else:
                 return
@@ -207,29 +222,43 @@ class Worker:
             if any(claim.last_chance for claim in in_hand.values()):
                 return None, True
             early = self._early_rows()
-            claim = _patiently(
+            claim = patiently(
                 lambda: claim_trial(self._database, self._study, self._info, in_hand=in_hand, early=early)
             )
             if claim is not None:
                 self._in_hand[claim.number] = claim
-                self._said_to_wait = False
+                self._claims += 1
+                self._said = None
                 return claim, True
-            waited_for = _patiently(lambda: open_trials(self._database, self._study)) - in_hand.keys()
-            if waited_for and not in_hand and not self._said_to_wait:
-                logger.info(
-                    "%s: waiting for %d trials of other workers; a dead one loses its own within %.0f s",
-                    self._study.name,
-                    len(waited_for),
-                    LEASE_SECONDS,
-                )
-                self._said_to_wait = True
-            return None, bool(waited_for)
+            return None, self._may_come(in_hand)
+
+    def _may_come(self, in_hand: Collection[int]) -> bool:
+        """Whether there may be a trial later, where there is none now."""
+        state = patiently(lambda: study_state(self._database, self._study))
+        if state in CLOSED:
+            self._say(str(wrong_state(self._study, state)))
+            return False
+        if state == "paused":
+            self._say(f"waiting, {wrong_state(self._study, state)}")
+            return True
+        waited_for = patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
+        if waited_for and not in_hand:
+            self._say(
+                f"{self._study.name}: waiting for {len(waited_for)} trials of other workers;"
+                f" a dead one loses its own within {LEASE_SECONDS:.0f} s"
+            )
+        return bool(waited_for)
+
+    def _say(self, why: str) -> None:
+        if why != self._said:
+            logger.info("%s", why)
+            self._said = why
 
     def _train(self, claim: Claim, train: Train) -> None:
         attempt = Attempt(self._database, self._study, claim)
         try:
             with LeaseKeeper(attempt) as keeper:
-                news = self._run(attempt, keeper.lost, train)
+                news = self._run(attempt, keeper, train)
         except LeaseLostError as error:
             news = replace(self._news(claim), state="lost", reason=str(error))
         finally:
@@ -237,7 +266,7 @@ class Worker:
         if news is not None:
             self._tell(self._watcher.ended, news)
 
-    def _run(self, attempt: Attempt, lost: Event, train: Train) -> TrialNews | None:
+    def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
         news = self._news(attempt.claim)
         try:
@@ -249,6 +278,8 @@ class Worker:
                 architecture=architecture(config, self._task.features.length),
                 planned_epochs=config.epochs,
             )
+            if (twin := attempt.find_twin()) is not None:
+                return self._take_result(attempt, twin, news)
             folder = self._database.settings.trial_folder(self._study.name, news.number)
             warm_start = self._warm_start(attempt.claim)
             self._tell(self._watcher.begun, news)
@@ -259,7 +290,7 @@ class Worker:
                     attempt,
                     self._recorded_epochs(attempt.claim),
                     lambda trial: should_prune(self._database.optuna, self._config, trial),
-                    lambda: self._stop.asked or lost.is_set(),
+                    lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
                 ),
                 rungs=self._rungs,
                 warm_start=warm_start,
@@ -294,19 +325,35 @@ class Worker:
                 params = propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
             return settle(train_config(self._config, params, claim.number))
 
-        config = _patiently(choose)
+        config = patiently(choose)
         attempt.record_config(
             dump_config(config),
             {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
             planned_epochs=config.epochs,
             tags={"arch": architecture(config, self._task.features.length), **self._row_tags(claim.number)},
+            settings=self._settings_digest(config, claim.number),
         )
         return config
+
+    def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
+        """The same for trials that would be trained alike, but for the seed that follows from the number."""
+        if self._config.repeats == "replicate":
+            return None
+        compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
+        if config.seed == training_seed(self._config.seed, number):
+            del compared["seed"]
+        return digest_of(compared | {"start_from": self._starts.get(number)})
+
+    def _take_result(self, attempt: Attempt, twin: Twin, news: TrialNews) -> TrialNews:
+        if twin.state == "running":
+            raise _TooEarly(f"waits for trial {twin.number}, which has the same settings")
+        attempt.take_result(twin)
+        return replace(news, state=twin.state, epochs=twin.epochs, value=twin.value, twin=twin.number)
 
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
         news = replace(news, epochs=result.epochs, value=result.best_val_mae)
         if result.outcome == "stopped":
-            attempt.hand_back("the worker was asked to stop")
+            attempt.hand_back("the worker was asked to stop" if self._stop.asked else "the study was stopped")
             return replace(news, state="interrupted")
         attempt.record_artifacts({file.relative_to(folder).as_posix(): file for file in result.artifacts})
         if result.outcome == "pruned":
@@ -321,7 +368,7 @@ class Worker:
         starts = self._starts
         if not starts:
             return set()
-        trials = _patiently(lambda: trial_rows(self._database, self._study))
+        trials = patiently(lambda: trial_rows(self._database, self._study))
         ended = {trial.number for trial in trials if trial.state not in ("running", "interrupted")}
         return {number for number, start in starts.items() if start not in ended}
 
@@ -338,9 +385,7 @@ class Worker:
             return None
         assert self._config.rows is not None
         label = self._config.rows[number].label
-        trials = {
-            trial.number: trial for trial in _patiently(lambda: trial_rows(self._database, self._study))
-        }
+        trials = {trial.number: trial for trial in patiently(lambda: trial_rows(self._database, self._study))}
         if number not in trials or trials[number].state in ("running", "interrupted"):
             raise _TooEarly(f"waits for row {label}, whose weights it starts from")
         digests = [file.digest for file in trials[number].artifacts if file.path == MODEL]
@@ -360,7 +405,7 @@ class Worker:
     def _recorded_epochs(self, claim: Claim) -> dict[int, int]:
         if claim.attempt == 1:
             return {}
-        history = _patiently(lambda: metric_history(self._database, self._study, claim.number))
+        history = patiently(lambda: metric_history(self._database, self._study, claim.number))
         return {row.step: row.time_ms for rows in history.values() for row in rows}
 
     def _row_tags(self, number: int) -> dict[str, str]:
@@ -384,7 +429,7 @@ class Worker:
             tell(news, self._summary())
 
     def _summary(self) -> StudySummary:
-        return _patiently(lambda: summarize_study(self._database, self._study))
+        return patiently(lambda: summarize_study(self._database, self._study))
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:
@@ -393,7 +438,7 @@ def architecture(config: TrainConfig, inputs: int) -> str:
     return f"{'-'.join(map(str, (inputs, *config.hidden, 1)))} {config.activation}{output}"
 
 
-def _patiently(action: Callable[[], R]) -> R:
+def patiently(action: Callable[[], R]) -> R:
     """Repeat what can be repeated while the database is away, as a training does."""
     retrying = Retrying(
         retry=retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError)),

@@ -14,6 +14,7 @@ from typing import IO
 from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
 
 _CHUNK = 1 << 20  # bytes
+_INCOMING = ".incoming-"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,6 +59,18 @@ class BlobStore:
             ) from error
         return digest
 
+    def holds(self, digest: str) -> bool:
+        """Whether there is such a blob."""
+        return self._place(digest).is_file()
+
+    def all(self) -> list[Path]:
+        """The blobs, each named by its digest."""
+        return [path for path in self.root.glob("??/*") if _DIGEST.fullmatch(path.name)]
+
+    def unfinished(self) -> list[Path]:
+        """What is being copied, or was when its process was killed."""
+        return list(self.root.glob(f"{_INCOMING}*"))
+
     def path(self, digest: str) -> Path:
         """Where the bytes are, to be read only.
 
@@ -72,6 +85,11 @@ class BlobStore:
                 f"{place}: no such blob; it was deleted, or belongs to another home folder"
             )
         return place
+
+    def delete(self, name: str) -> None:
+        """Delete a blob, or what is half-written; who reads it now reads it to the end."""
+        place = self.root / name if name.startswith(_INCOMING) else self._place(name)
+        place.unlink(missing_ok=True)
 
     def verify(self, digest: str) -> None:
         """Read the whole blob and compare it with its name.
@@ -98,7 +116,7 @@ class BlobStore:
     @contextmanager
     def _incoming(self) -> Iterator[IO[bytes]]:
         self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.root, prefix=".incoming-", delete=False) as copy:
+        with tempfile.NamedTemporaryFile(dir=self.root, prefix=_INCOMING, delete=False) as copy:
             try:
                 yield copy
             finally:

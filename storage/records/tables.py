@@ -91,6 +91,8 @@ studies = Table(
     Column("budget_seconds", Double),
     Column("budget_epochs", Integer),
     Column("facts", PlainJSON, nullable=False),
+    Column("state", String(16), nullable=False, server_default="open"),  # see storage.life
+    Column("priority", Integer, nullable=False, server_default="0"),  # the higher is served first
     Column("created_at", Double, nullable=False),
     Column("mlflow_experiment_id", String(64)),
     Column("mlflow_run_id", String(64)),
@@ -115,7 +117,11 @@ trials = Table(
     Column("ended_at", Double),
     Column("told", Boolean, nullable=False),  # whether Optuna knows the end
     Column("mlflow_run_id", String(64)),
+    # Digest of all that decides the result but for the seed of the trial's own; null: it is compared to none
+    Column("settings", String(64)),
+    Column("same_as", Integer),  # number of the trial of equal settings whose result it takes
 )
+Index("ix_anitune_trials_settings", trials.c.study_id, trials.c.settings)
 
 attempts = Table(
     "anitune_attempts",

@@ -71,6 +71,15 @@ class RelayLease:
 
 def take_lease(study: Study) -> RelayLease | None:
     """The lease of a study, or ``None`` while another relay holds it."""
+    return _take(study, from_living=False)
+
+
+def seize_lease(study: Study) -> None:
+    """Take the lease from whoever holds it, for good: that relay ends before it writes again."""
+    _take(study, from_living=True)
+
+
+def _take(study: Study, *, from_living: bool) -> RelayLease | None:
     token = uuid.uuid4().hex
     values = {
         "token": token,
@@ -87,7 +96,7 @@ def take_lease(study: Study) -> RelayLease | None:
         holder = _holder(connection, study)
         if holder is None:
             connection.execute(insert(relays).values(study_id=study.id, **values))
-        elif _lives(holder):
+        elif _lives(holder) and not from_living:
             return None
         else:
             connection.execute(update(relays).where(relays.c.study_id == study.id).values(**values))

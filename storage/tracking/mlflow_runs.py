@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -127,6 +128,48 @@ class MlflowRuns:
         with _translated():
             found = [run.info.run_id for run in self._with_key(experiment, key)]
         self._delete(run for run in found if run != keep)
+
+    def forget(self, experiment: str, key: str) -> None:
+        """Delete the runs of ``key`` and of the keys under it, and an experiment that has no others.
+
+        The name of the experiment is free then. MLflow keeps what is deleted until ``mlflow gc``.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with _translated():
+            try:
+                found = self._client.get_experiment(experiment)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return
+                raise
+            if found.lifecycle_stage != "active":
+                return
+            ours, others = [], 0
+            for run in self._all_runs(experiment):
+                named = run.data.tags.get(KEY_TAG, "")
+                if named == key or named.startswith(f"{key}/"):
+                    ours.append(run.info.run_id)
+                else:
+                    others += 1
+            if others:  # of a study of the same name in another database, or of a person
+                for each in ours:
+                    self._client.delete_run(each)
+                return
+            if self._artifact_root is not None:
+                shutil.rmtree(self._artifact_root / found.name, ignore_errors=True)
+            if found.name != (deleted := f"{key} (deleted)"):
+                self._client.rename_experiment(experiment, deleted)
+            self._client.delete_experiment(experiment)
+
+    def _all_runs(self, experiment: str) -> Iterator[Run]:
+        page = None
+        while True:
+            runs = self._client.search_runs([experiment], page_token=page)
+            yield from runs
+            page = runs.token
+            if not page:
+                return
 
     def _with_key(self, experiment: str, key: str) -> Sequence[Run]:
         runs: Sequence[Run] = self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")

@@ -97,11 +97,7 @@ class Relay:
 
     @cached_property
     def _key(self) -> str:
-        """Names the study in MLflow for good: another home folder may have a study of the same name."""
-        with self._db.reading() as connection:
-            query = select(studies.c.created_at).where(studies.c.id == self.study.id)
-            created = connection.execute(query).scalar_one()
-        return f"{self.study.name}@{_milliseconds(created)}"
+        return study_key(self.study)
 
     def deliver(self) -> int:
         """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
@@ -306,6 +302,14 @@ class Relay:
         run = self._run_id(number)
         assert run is not None, "the first message about a run makes and records it"
         return run
+
+
+def study_key(study: Study) -> str:
+    """Names the study in MLflow for good: another home folder may have a study of the same name."""
+    with study.database.reading() as connection:
+        query = select(studies.c.created_at).where(studies.c.id == study.id)
+        created = connection.execute(query).scalar_one()
+    return f"{study.name}@{_milliseconds(created)}"
 
 
 def release_parked(study: Study) -> None:

@@ -27,8 +27,9 @@ from tenacity import (
 from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError, TrialClosedError
-from storage.records.tables import artifacts, attempts, metrics, now, rungs, trials
-from storage.studies import Study
+from storage.life import CLOSED, locked_row
+from storage.records.tables import artifacts, attempts, metrics, now, rungs, studies, trials
+from storage.studies import Study, StudyState
 from storage.tracking.outbox import (
     METRICS_A_ROW,
     ArtifactMessage,
@@ -38,12 +39,16 @@ from storage.tracking.outbox import (
     TrialStartMessage,
     enqueue,
 )
-from storage.trials import endings, fencing, optuna_rows
+from storage.trials import endings, fencing, optuna_rows, twins
 from storage.trials.endings import Ending
 from storage.trials.queue import Claim, worker_tags
+from storage.trials.twins import Twin
 
 PATIENCE = 600.0
 """How long a training waits for a database that is away, s."""
+
+RENEWALS = 12
+"""Of a lease, while it lasts: with each a worker learns whether its study was stopped."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,11 +90,14 @@ class Attempt:
         """A block in which Optuna's own writes, in this thread, are refused once the lease is lost."""
         return fencing.fenced(self._lease)
 
-    def renew(self) -> None:
-        """Show a sign of life: the lease begins anew."""
+    def renew(self) -> StudyState:
+        """Show a sign of life: the lease begins anew. Answers the state of the study."""
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             self._update_attempt(connection, renewed_at=now(), lease_until=now() + self.claim.lease_seconds)
+            query = select(studies.c.state).where(studies.c.id == self.study.id)
+            state: StudyState = connection.execute(query).scalar_one()
+        return state
 
     @_patient
     def record_config(
@@ -99,6 +107,7 @@ class Attempt:
         *,
         planned_epochs: int,
         tags: Mapping[str, str] | None = None,
+        settings: str | None = None,
     ) -> None:
         """Keep what was proposed for the trial; done once, at its first attempt that comes so far.
 
@@ -112,6 +121,9 @@ class Attempt:
             Epochs of the trial if nothing stops it.
         tags
             Words worth a column, as the architecture.
+        settings
+            Digest of what is equal in trials of which one is enough (see :mod:`storage.trials.twins`);
+            None: the trial is trained in any case.
         """
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
@@ -126,6 +138,7 @@ class Attempt:
                 params=dict(params),
                 planned_epochs=planned_epochs,
                 tags=tags,
+                settings=settings,
             )
             described = {
                 **self.study.facts_in(connection),
@@ -133,6 +146,46 @@ class Attempt:
             }
             message = TrialStartMessage(params=dict(params), tags={**described, **tags})
             self._enqueue(connection, message)
+
+    @_patient
+    def find_twin(self) -> Twin | None:
+        """The trial of equal settings whose result this one is to take, if there is one.
+
+        Of such trials the first that asks is trained, and those that wait for it are claimed when it has
+        ended. If it fails, the next that asks is trained.
+        """
+        with self._database.writing() as connection:
+            locked_row(connection, self.study)  # of two that ask at once one is the first
+            fencing.hold(connection, self._lease)
+            twin = twins.find(connection, self._trial(connection))
+            self._update_trial(connection, same_as=twin.number if twin is not None else None)
+        return twin
+
+    @_patient
+    def take_result(self, twin: Twin) -> None:
+        """End the trial as its twin has ended, with its metrics, rungs and artifacts."""
+        with self._database.writing() as connection:
+            row = fencing.find(connection, self._lease)
+            if row.ended_at is None or row.outcome != twin.state:  # else: as in :meth:`finish`
+                fencing.hold(connection, self._lease)
+                history = twins.history(connection, self.study.id, twin.number)
+                for start in range(0, len(history), METRICS_A_ROW):
+                    if new := self._insert_metrics(connection, history[start : start + METRICS_A_ROW]):
+                        self._enqueue(connection, MetricsMessage(rows=new))
+                trial = self._trial(connection)
+                attempt = self.claim.attempt
+                for artifact in twins.copy_files_and_rungs(connection, trial, twin, attempt):
+                    self._enqueue(connection, artifact)
+                ending = twins.ending(connection, trial, twin)
+                endings.record(connection, trial, ending)
+                self._update_attempt(
+                    connection,
+                    ended_at=now(),
+                    outcome=ending.state,
+                    reason=ending.reason,
+                    last_epoch=twin.epochs,
+                )
+        endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
     def record_metrics(self, rows: Sequence[MetricRow]) -> None:
@@ -209,6 +262,10 @@ class Attempt:
                     connection.execute(artifacts.insert().values(**key, position=len(known) + 1, **values))
                 known[path] = digest
                 self._enqueue(connection, ArtifactMessage(path=path, digest=digest, size=size))
+            # Until the rows were written nothing told storage.garbage that these bytes are needed.
+            for path, (digest, _) in kept.items():
+                if not blobs.holds(digest):
+                    blobs.put(files[path])
 
     @_patient
     def finish(
@@ -333,10 +390,13 @@ class LeaseKeeper:
     lost
         Set when another worker has taken the trial over. A database that is away does not set it: once it
         is back, either the lease is renewed, or it was really lost.
+    unwanted
+        Set when the study was stopped or archived: the trial is to be handed back.
     """
 
     def __init__(self, attempt: Attempt) -> None:
         self.lost = threading.Event()
+        self.unwanted = threading.Event()
         self._attempt = attempt
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -350,7 +410,7 @@ class LeaseKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        interval = self._attempt.claim.lease_seconds / 4
+        interval = self._attempt.claim.lease_seconds / RENEWALS
         retrying = Retrying(
             retry=_PASSING,
             wait=wait_random_exponential(multiplier=0.2, max=interval),
@@ -360,7 +420,8 @@ class LeaseKeeper:
         )
         while not self._stop.wait(interval):
             try:
-                retrying(self._attempt.renew)
+                if retrying(self._attempt.renew) in CLOSED:
+                    self.unwanted.set()
             except LeaseLostError:
                 self.lost.set()
                 return

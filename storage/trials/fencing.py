@@ -47,8 +47,17 @@ def hold(connection: Connection, lease: Lease) -> Row[Any]:
 
 
 def find(connection: Connection, lease: Lease) -> Row[Any]:
-    """The row of the attempt, ended or not, locked until the open transaction ends."""
-    return connection.execute(select(attempts).where(*_is(lease)).with_for_update()).one()
+    """The row of the attempt, ended or not, locked until the open transaction ends.
+
+    Raises
+    ------
+    LeaseLostError
+        if the study was deleted.
+    """
+    row = connection.execute(select(attempts).where(*_is(lease)).with_for_update()).one_or_none()
+    if row is None:
+        raise LeaseLostError(f"trial {lease.number}: its study was deleted, nothing was written")
+    return row
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StudyNotFoundError
@@ -23,6 +23,7 @@ _studies: Table = models.StudyModel.__table__
 _trials: Table = models.TrialModel.__table__
 _attributes: Table = models.TrialSystemAttributeModel.__table__
 _user_attributes: Table = models.TrialUserAttributeModel.__table__
+_values: Table = models.TrialIntermediateValueModel.__table__
 
 _MARK = "completed_rung_"
 """Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
@@ -84,6 +85,20 @@ def describe_trial(
                 for key, value in values.items()
             ],
         )
+
+
+def copy_reports(connection: Connection, source: int, target: int) -> None:
+    """Give the trial of the id ``target`` what the other one reported at rungs.
+
+    Not the pruner's marks: of trials that are trained once, one is compared with others. And the rungs of
+    hyperband depend on the number of a trial.
+    """
+    columns = ("step", "intermediate_value", "intermediate_value_type")
+    reported = select(literal(target), *(_values.c[name] for name in columns)).where(
+        _values.c.trial_id == source,
+        _values.c.step.not_in(select(_values.c.step).where(_values.c.trial_id == target)),
+    )
+    connection.execute(insert(_values).from_select(["trial_id", *columns], reported))
 
 
 def pruner_marks(connection: Connection, optuna_trial_id: int) -> list[str]:

@@ -8,11 +8,23 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    and_,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from storage.database import Database
+from storage.errors import StudyNotFoundError
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
-from storage.studies import Study, budget_of
+from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
 from storage.trials import endings, optuna_rows
 
@@ -20,7 +32,13 @@ LEASE_SECONDS = 60.0
 """A worker that shows no sign of life for so long loses its trial, s."""
 
 DEATHS_ALLOWED = 3
-"""Attempts in a row that end in silence before their first epoch, until the trial is given up."""
+"""Workers in a row that die before they finish an epoch of a trial, until it is given up."""
+
+SILENCES_ALLOWED = 10
+"""As many, if also those are counted whose whole machine was lost: the trial might be what takes it down."""
+
+_TOGETHER_SECONDS = LEASE_SECONDS / 4
+"""Workers of one machine that have shown no sign of life since so nearly the same time were lost with it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +94,8 @@ def claim_trial(
 ) -> Claim | None:
     """Claim the next trial of the study; None if there is none to begin or to go on with now.
 
-    First comes a trial whose worker died or handed it back; then, while the budget lasts, one that waits in
-    Optuna's queue, or else a new one.
+    Only an open study gives trials. First comes one whose worker died or handed it back; then, while the
+    budget lasts, one that waits in Optuna's queue, or else a new one.
 
     Parameters
     ----------
@@ -86,13 +104,22 @@ def claim_trial(
         beside them none on its last chance: what kills the worker might be one of them.
     early
         Numbers of trials that it is too early to go on with.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if the study was deleted.
     """
     endings.settle_all(database, study, leave=in_hand)
     with database.writing() as connection:
         query = select(studies).where(studies.c.id == study.id).with_for_update()
-        row = connection.execute(query).one()
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise StudyNotFoundError(f"study {study.name!r} was deleted")
+        if row.state != "open":
+            return None
         claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
-        if claim is None and _budget_lasts(connection, row):
+        if claim is None and _budget_lasts(connection, study):
             claim = _begin(connection, study, worker, lease_seconds)
     if claim is None:
         endings.settle_all(database, study, leave=in_hand)  # trials given up just now
@@ -117,18 +144,64 @@ def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
     }
 
 
-def _budget_lasts(connection: Connection, row: Row[Any]) -> bool:
-    budget = budget_of(row)
-    begun = connection.execute(select(func.count()).where(trials.c.study_id == row.id)).scalar_one()
-    spent = select(
-        func.coalesce(func.sum(seconds_spent()), 0.0).label("seconds"),
-        func.coalesce(func.sum(attempts.c.epochs), 0).label("epochs"),
-    ).where(attempts.c.study_id == row.id)
-    used = connection.execute(spent).one()
+def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
+    """Name of the open study that is the first to have a trial to claim: by priority, then by age.
+
+    Parameters
+    ----------
+    leave
+        Names of studies that are not meant.
+    """
+    query = (
+        select(studies.c.name)
+        .where(
+            studies.c.state == "open",
+            studies.c.name.not_in(leave),
+            _abandoned().exists() | _within_budget(),
+        )
+        .order_by(studies.c.priority.desc(), studies.c.id)
+        .limit(1)
+    )
+    with database.reading() as connection:
+        return connection.scalar(query)
+
+
+def _budget_lasts(connection: Connection, study: Study) -> bool:
+    query = select(studies.c.id).where(studies.c.id == study.id, _within_budget())
+    return connection.execute(query).first() is not None
+
+
+def _within_budget() -> ColumnElement[bool]:
+    """Whether a row of ``anitune_studies`` has not spent its budget."""
+
+    def sum_of(spent: ColumnElement[Any]) -> ScalarSelect[Any]:
+        total = select(func.coalesce(func.sum(spent), 0)).where(attempts.c.study_id == studies.c.id)
+        return total.correlate(studies).scalar_subquery()
+
+    begun = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
+    return and_(
+        studies.c.budget_trials.is_(None) | (begun.scalar_subquery() < studies.c.budget_trials),
+        studies.c.budget_seconds.is_(None) | (sum_of(seconds_spent()) < studies.c.budget_seconds),
+        studies.c.budget_epochs.is_(None) | (sum_of(attempts.c.epochs) < studies.c.budget_epochs),
+    )
+
+
+def _abandoned() -> Select[Any]:
+    """Trials of a row of ``anitune_studies`` that nobody works on, and that may be gone on with."""
     return (
-        (budget.trials is None or begun < budget.trials)
-        and (budget.seconds is None or used.seconds < budget.seconds)
-        and (budget.epochs is None or used.epochs < budget.epochs)
+        select(trials, attempts.c.ended_at.label("attempt_ended_at"))
+        .join(
+            attempts,
+            (attempts.c.study_id == trials.c.study_id)
+            & (attempts.c.number == trials.c.number)
+            & (attempts.c.attempt == trials.c.attempt),
+        )
+        .where(
+            trials.c.study_id == studies.c.id,
+            trials.c.state == "running",
+            attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
+            ~_waits_for_its_twin(),
+        )
     )
 
 
@@ -161,18 +234,8 @@ def _take_over(
 ) -> Claim | None:
     leave = {*in_hand, *early}
     abandoned = (
-        select(trials, attempts.c.ended_at.label("attempt_ended_at"))
-        .join(
-            attempts,
-            (attempts.c.study_id == trials.c.study_id)
-            & (attempts.c.number == trials.c.number)
-            & (attempts.c.attempt == trials.c.attempt),
-        )
-        .where(
-            trials.c.study_id == study.id,
-            trials.c.state == "running",
-            attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
-        )
+        _abandoned()
+        .where(studies.c.id == study.id)
         .order_by(trials.c.number)
         .limit(1)
         # A row that its worker has locked is about to be renewed or ended.
@@ -181,18 +244,18 @@ def _take_over(
     while (trial := connection.execute(abandoned.where(trials.c.number.not_in(leave))).first()) is not None:
         if trial.attempt_ended_at is None:
             _end_silent_attempt(connection, trial)
-        deaths = _deaths(connection, trial)
-        if deaths == DEATHS_ALLOWED:
+        deaths, silences = _deaths(connection, trial)
+        if deaths >= DEATHS_ALLOWED or silences >= SILENCES_ALLOWED:
             endings.record(
                 connection,
                 trial,
                 endings.Ending(
                     state="failed",
-                    reason=f"{DEATHS_ALLOWED} workers in a row died before they finished an epoch",
+                    reason=f"{silences} workers in a row died before they finished an epoch",
                 ),
             )
             continue
-        last_chance = deaths == DEATHS_ALLOWED - 1
+        last_chance = deaths == DEATHS_ALLOWED - 1 or silences == SILENCES_ALLOWED - 1
         if last_chance and in_hand:
             leave.add(trial.number)
             continue
@@ -214,6 +277,19 @@ def _take_over(
             last_chance=last_chance,
         )
     return None
+
+
+def _waits_for_its_twin() -> ColumnElement[bool]:
+    twin = trials.alias("twin")
+    return (
+        select(twin.c.number)
+        .where(
+            twin.c.study_id == trials.c.study_id,
+            twin.c.number == trials.c.same_as,
+            twin.c.state == "running",
+        )
+        .exists()
+    )
 
 
 def _begin_attempt(
@@ -254,19 +330,42 @@ def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
     )
 
 
-def _deaths(connection: Connection, trial: Row[Any]) -> int:
-    """How often in a row the trial was there when a worker died (out of memory, a driver) at its beginning.
+def _deaths(connection: Connection, trial: Row[Any]) -> tuple[int, int]:
+    """How many workers in a row died (out of memory, a driver) before they finished an epoch of the trial.
 
-    At most DEATHS_ALLOWED: it must not go round forever.
+    It must not go round forever. Attempts that were handed back, as on preemption, say nothing of it.
+
+    Returns
+    -------
+    Those whose machine went on, and all of them.
     """
     query = (
-        select(attempts.c.outcome, attempts.c.epochs)
-        .where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
+        select(attempts)
+        .where(
+            attempts.c.study_id == trial.study_id,
+            attempts.c.number == trial.number,
+            attempts.c.outcome != "handed_back",
+        )
         .order_by(attempts.c.attempt.desc())
-        .limit(DEATHS_ALLOWED)
+        .limit(SILENCES_ALLOWED)
     )
     last = connection.execute(query).all()
-    return len(list(itertools.takewhile(lambda row: row.outcome == "expired" and row.epochs == 0, last)))
+    silent = list(itertools.takewhile(lambda row: row.outcome == "expired" and row.epochs == 0, last))
+    return sum(not _lost_with_its_machine(connection, row) for row in silent), len(silent)
+
+
+def _lost_with_its_machine(connection: Connection, attempt: Row[Any]) -> bool:
+    """Whether another worker of the machine fell silent together with that of an attempt."""
+    query = select(attempts.c.worker).where(
+        attempts.c.renewed_at.between(
+            attempt.renewed_at - _TOGETHER_SECONDS, attempt.renewed_at + _TOGETHER_SECONDS
+        ),
+        attempts.c.ended_at.is_(None) | (attempts.c.outcome == "expired"),
+    )
+    return any(
+        worker["host"] == attempt.worker["host"] and worker["pid"] != attempt.worker["pid"]
+        for worker in connection.execute(query).scalars()
+    )
 
 
 def _is(trial: Row[Any]) -> tuple[Any, ...]:

@@ -63,6 +63,7 @@ FAILED = replace(
 )
 SUMMARY = StudySummary(
     name="my_study",
+    state="open",
     created_at=0.0,
     budget=Budget(trials=20),
     trials={"running": 0, "interrupted": 0, "complete": 2, "pruned": 1, "failed": 1},

@@ -21,6 +21,7 @@ def summary(complete: int) -> StudySummary:
     trials = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
     return StudySummary(
         name="tiny",
+        state="open",
         created_at=0.0,
         budget=Budget(trials=3),
         trials=trials | {"complete": complete},

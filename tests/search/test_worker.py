@@ -21,9 +21,11 @@ from search.work.stopping import StopRequest
 from search.work.worker import MODEL, TrialNews, Worker
 from storage.database import Database, open_database
 from storage.errors import DatabaseError, FactsChangedError
+from storage.life import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study, summarize_study
+from storage.trials import attempts as attempts_module
 from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
@@ -230,6 +232,52 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
     assert [(news.number, news.state) for news in watching.news] == [(0, "lost")]
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr(attempts_module, "RENEWALS", 600)  # each 0.1 s
+    config = replace(config, training={**config.training, "epochs": 100_000})
+    study = begin(database, config)
+    meeting = Meeting(slots)
+
+    def stop_the_study(number: int, epoch: int) -> None:
+        if epoch == 2:
+            meeting.join(number)
+            change_state(database, study, "stopped", of=("open", "stopped"))
+
+    watching = Watching(stop_the_study)
+    trials = work(database, config, task, watching, slots=slots)
+    assert [t.state for t in trials] == ["interrupted"] * slots
+    assert [news.state for news in watching.news] == ["interrupted"] * slots
+    assert work(database, config, task) == trials  # begins none
+
+
+def test_the_worker_of_a_paused_study_finishes_its_trial_and_waits(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
+    study = begin(database, config)
+
+    class Pausing(Watching):
+        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+            super().ended(news, summary)
+            if news.number == 0:
+                change_state(database, study, "paused", of=("open",))
+                resuming.start()
+
+    def resume() -> None:
+        assert [t.state for t in trial_rows(database, study)] == ["complete"]
+        change_state(database, study, "open", of=("paused",))
+
+    resuming = threading.Timer(0.5, resume)
+    trials = work(database, config, task, Pausing())
+    resuming.join()
+    assert [t.state for t in trials] == ["complete"] * 3
+    assert trials[0].ended is not None
+    assert trials[1].started - trials[0].ended > 0.4
+
+
 def test_other_data_under_the_same_name_is_refused(
     database: Database, config: StudyConfig, task: Task
 ) -> None:
@@ -284,6 +332,83 @@ def test_a_row_whose_start_failed_fails_too(database: Database, config: StudyCon
     _, second = work(database, rows, task)
     assert second.state == "failed"
     assert second.reason == "row first, whose weights it starts from, has none: it failed"
+
+
+REPEATED = {
+    "space": {"activation": {"choices": ["silu", "celu"]}},
+    "training": {"optimizer": "adam", "learning_rate": 1e-3, "dropout": 0.0, "weight_decay": 0.0},
+}
+
+
+def with_repeats(config: StudyConfig, trials: int, **changes: Any) -> StudyConfig:
+    """A study that can propose two configurations only."""
+    values = {
+        "name": "twins",
+        "data": dump_config(config.data),
+        "training": {**config.training, "batch_size": 16, **REPEATED["training"]},
+        "space": REPEATED["space"],
+        "sampler": {"kind": "random"},
+        "pruner": {"kind": "none"},
+        "limits": {"trials": trials},
+    }
+    return study_from_values(values | changes, "test")
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_equal_settings_are_trained_once_and_count(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
+    watching = Watching()
+    trials = work(database, with_repeats(config, 6), task, watching, slots=slots)
+    assert [t.state for t in trials] == ["complete"] * 6
+    by_activation: dict[str, set[Any]] = {}
+    for trial in trials:
+        assert trial.config is not None
+        by_activation.setdefault(trial.config["activation"], set()).add(trial.value)
+    assert [len(values) for values in by_activation.values()] == [1, 1]
+    trained = [t for t in trials if "same_as" not in t.tags]
+    assert sorted(t.trained_epochs for t in trials) == [0] * 4 + [EPOCHS] * 2
+    assert [t.trained_epochs for t in trained] == [EPOCHS] * 2
+    assert {t.epochs for t in trials} == {EPOCHS}
+    told = {news.number: news.twin for news in watching.news}
+    for trial in trials:
+        assert trial.tags.get("same_as") == (
+            f"trial {told[trial.number]}" if told[trial.number] is not None else None
+        )
+
+
+def test_replicates_are_trained_with_other_seeds(database: Database, config: StudyConfig, task: Task) -> None:
+    trials = work(database, with_repeats(config, 3, repeats="replicate"), task)
+    assert [t.trained_epochs for t in trials] == [EPOCHS] * 3
+    assert len({t.config["seed"] for t in trials if t.config is not None}) == 3
+
+
+def test_rows_that_differ_in_their_seeds_are_all_trained(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    seeds = [{"label": n, "training": {"seed": n // 2}} for n in range(4)]
+    rows = study_from_values({"name": "rows", "training": config.training, "rows": seeds}, "test")
+    trials = work(database, rows, task)
+    assert [t.tags.get("same_as") for t in trials] == [None, "trial 0", None, "trial 2"]
+    assert trials[0].value != trials[2].value
+
+
+def test_a_trial_whose_twin_failed_is_trained_itself(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    rows = study_from_values(
+        {"name": "rows", "training": config.training, "rows": [{"label": n} for n in range(3)]}, "test"
+    )
+    folder = database.settings.trial_folder("rows", 0)
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
+    trials = work(database, rows, task)
+    assert [(t.state, t.tags.get("same_as")) for t in trials] == [
+        ("failed", None),
+        ("complete", None),
+        ("complete", "trial 1"),
+    ]
 
 
 class Meeting:
@@ -481,7 +606,12 @@ def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
     third_has_ended = threading.Event()
     rows = study_from_values(
-        {"name": "rows", "training": config.training, "rows": [*ROWS, {"label": "third"}]}, "test"
+        {
+            "name": "rows",
+            "training": config.training,
+            "rows": [*ROWS, {"label": "third", "training": {"dropout": 0.1}}],
+        },
+        "test",
     )
 
     class Waiting(Watching):

@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 from storage.database import Database, open_database
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
+from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.queue import WorkerInfo
 
 
@@ -53,6 +54,14 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     sqlite = request.param == "sqlite"
     url = f"sqlite:///{home / 'anitune.db'}" if sqlite else request.getfixturevalue("postgresql_url")
     return Settings(home=home, storage_url=url, tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database: MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -10,12 +10,21 @@ from sqlalchemy import select, update
 
 from storage.database import Database, open_database
 from storage.errors import StudyNotFoundError
+from storage.life import change_state
 from storage.records.tables import attempts, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
-from storage.trials.queue import DEATHS_ALLOWED, Claim, WorkerInfo, claim_trial, open_trials
+from storage.trials.queue import (
+    DEATHS_ALLOWED,
+    SILENCES_ALLOWED,
+    Claim,
+    WorkerInfo,
+    claim_trial,
+    next_study,
+    open_trials,
+)
 
 MakeStudy = Callable[..., Study]
 
@@ -159,6 +168,67 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     (told,) = study.optuna.get_trials()
     assert told.state is optuna.trial.TrialState.FAIL
     assert "died" in told.user_attrs["fail_reason"]
+
+
+def test_a_preemption_neither_counts_as_a_death_nor_hides_those_before(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    for death in range(1, DEATHS_ALLOWED + 1):
+        for _ in range(2):
+            preempted = claim_trial(database, study, worker)
+            assert preempted is not None
+            assert preempted.last_chance is (death == DEATHS_ALLOWED)
+            Attempt(database, study, preempted).hand_back("SIGTERM")
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        die(database, study, claim)
+
+    assert claim_trial(database, study, worker) is None
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
+
+
+def test_a_lost_machine_is_not_the_fault_of_the_trials_on_it(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study, other = make_study(trials=1), make_study("other")
+    sibling, stranger = replace(worker, pid=worker.pid + 1), replace(worker, pid=99, host="beta")
+    for attempt in range(1, SILENCES_ALLOWED + 1):
+        claim = claim_trial(database, study, worker)
+        beside, elsewhere = claim_trial(database, other, sibling), claim_trial(database, other, stranger)
+        assert claim is not None
+        assert claim.attempt == attempt
+        assert claim.last_chance is (attempt == SILENCES_ALLOWED)
+        assert beside is not None
+        assert elsewhere is not None
+        die(database, study, claim)
+        die(database, other, beside)
+        Attempt(database, other, elsewhere).renew()
+
+    # It may be the trial that takes machines down.
+    assert claim_trial(database, study, worker) is None
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
+
+
+@pytest.mark.parametrize("sign", ["ended", "renewed"])
+def test_a_machine_on_which_another_worker_goes_on_was_not_lost(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo, sign: str
+) -> None:
+    study, other = make_study(trials=1), make_study("other")
+    for _ in range(DEATHS_ALLOWED):
+        claim = claim_trial(database, study, worker)
+        beside = claim_trial(database, other, replace(worker, pid=worker.pid + 1))
+        assert claim is not None
+        assert beside is not None
+        die(database, study, claim)
+        if sign == "ended":
+            Attempt(database, other, beside).finish("complete", value=1.0)
+        else:
+            with database.writing() as connection:
+                later = {"renewed_at": attempts.c.renewed_at + 60.0}
+                connection.execute(update(attempts).where(attempts.c.token == beside.token).values(later))
+    assert claim_trial(database, study, worker) is None
+    assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
 
 
 def test_a_worker_takes_no_trial_from_itself_and_none_before_its_time(
@@ -308,3 +378,52 @@ def test_studies_share_a_database_without_sharing_trials(
     claims = [claim_trial(database, study, worker) for study in (one, other, one, other)]
 
     assert [claim and claim.number for claim in claims] == [0, 0, None, None]
+
+
+def test_the_next_study_is_the_first_by_priority_and_age_that_has_a_trial(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    assert next_study(database) is None
+    old, young = make_study("old", trials=2), make_study("young")
+    create_study(database, "spare", {}, Budget(epochs=5, seconds=60.0), priority=-1)
+    assert next_study(database) == "old"
+    assert next_study(database, leave={"old"}) == "young"
+
+    first, second = claim_trial(database, old, worker), claim_trial(database, old, worker)
+    assert next_study(database) == "young"  # those of old are begun
+    assert first is not None
+    assert second is not None
+    die(database, old, first)
+    assert next_study(database) == "old"
+    change_state(database, old, "paused", of={"open"})
+    change_state(database, young, "stopped", of={"open"})
+    assert next_study(database) == "spare"
+    spare = open_study(database, "spare")
+    claim = claim_trial(database, spare, worker)
+    assert claim is not None
+    Attempt(database, spare, claim).record_metrics([MetricRow("loss", e, 0.5, 1) for e in range(1, 6)])
+    assert next_study(database) is None  # its epochs are spent
+
+    change_state(database, old, "open", of={"paused"})
+    Attempt(database, old, second).hand_back("stopped")
+    create_study(database, "old", {"sampler": "random"}, Budget(trials=2), priority=-2)
+    create_study(database, "spare", {}, Budget(epochs=6), priority=-1)
+    assert next_study(database) == "spare"
+
+
+def test_a_trial_that_waits_for_its_twin_is_nothing_to_come_for(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=2)
+    attempts_ = []
+    for _ in range(2):
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        attempts_.append(Attempt(database, study, claim))
+        attempts_[-1].record_config({}, {}, planned_epochs=1, settings="the same")
+    first, second = attempts_
+    assert second.find_twin() is not None
+    second.hand_back("waits")
+    assert next_study(database) is None
+    first.finish("complete", value=1.0)
+    assert next_study(database) == "widths"

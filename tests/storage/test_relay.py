@@ -22,7 +22,7 @@ from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
 from storage.tracking.lease import RelayLease, take_lease
-from storage.tracking.mlflow_runs import KEY_TAG, MlflowRuns
+from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
 from storage.tracking.relay import Relay, undelivered
@@ -47,14 +47,6 @@ COMPLETE = Ending(
 )
 PRUNED = Ending("pruned", value=9.0, reason="behind the others", summary={"val/mae_kcalmol": 9.0})
 FAILED = Ending("failed", reason="loss became NaN")
-
-
-@pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database: MLflow takes seconds to make one."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
-    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from trainer.errors import FeatureStoreError, OutputError
 from trainer.features.aev import MoleculeFeatures, columns_of_set
 from trainer.features.compositions import Compositions, find_compositions
 from trainer.files import write_by_rename
+from trainer.fingerprints import digest_of
 from trainer.progress import Progress
 
 logger = logging.getLogger("anitune")
@@ -109,7 +110,7 @@ def open_tables(
         if the store cannot be built or read; nothing half-built stays.
     """
     content = {"format": FORMAT, "dataset": dataset.fingerprint, "aev": dump_config(config)}
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    key = digest_of(content)
     folder = root / key
     compositions = find_compositions(dataset, config)
     try:

@@ -1,0 +1,54 @@
+"""``anitune gc``: deletes the files that nothing needs any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from storage.database import Database
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete checkpoints, artifacts and feature stores that no study needs; workers may go on meanwhile."""
+    from storage.database import open_database
+    from storage.garbage import find_garbage, remove
+    from storage.settings import load_settings
+    from trainer.features.stores import remove_store, unneeded_stores
+    from trainer.fitting.checkpoints import CHECKPOINT
+
+    total = 0
+
+    def tell(kind: str, path: object, size: int) -> None:
+        nonlocal total
+        total += size
+        typer.echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {bytes_words(size):>9}  {path}")
+
+    with open_database(load_settings()) as database:
+        garbage = find_garbage(database, CHECKPOINT)
+        stores = unneeded_stores(database.settings.features, _needed_features(database))
+        for each in garbage if dry_run else remove(database, garbage):
+            tell(each.kind, each.path, each.bytes)
+        for store in stores:
+            if dry_run or remove_store(store):
+                tell("features", store.path, store.bytes)
+    typer.echo(f"{bytes_words(total)} {'can be freed' if dry_run else 'freed'}")
+
+
+def _needed_features(database: Database) -> set[tuple[str, str]]:
+    from storage.studies import list_studies, open_study
+
+    facts = [open_study(database, summary.name).facts for summary in list_studies(database)]
+    return {(each["data"], each["features"]) for each in facts if {"data", "features"} <= each.keys()}
+
+
+def bytes_words(size: float) -> str:
+    """A size in the unit that says most."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1024
+    return f"{size:.3g} GiB"

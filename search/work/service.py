@@ -1,0 +1,125 @@
+"""A worker of all studies: it takes trials from every open one, by priority and age."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from search.study import StudyConfig, study_from_values
+from search.work.stopping import StopRequest
+from search.work.worker import Watcher, Worker, patiently
+from storage.database import Database
+from storage.errors import FactsChangedError, StudyNotFoundError
+from storage.studies import Study, open_study
+from storage.trials.queue import next_study
+from trainer.config import dump_config
+from trainer.errors import TrainerError
+from trainer.progress import no_progress
+from trainer.task import Task, prepare_task
+
+logger = logging.getLogger("anitune")
+
+POLL_SECONDS = 2.0
+"""How often the worker looks for a study, and after how long again at one that had no trial, s."""
+
+REFUSED_SECONDS = 600.0
+"""After how long a study is tried again that cannot be trained here, as for lack of its data, s."""
+
+
+class Service:
+    """Trains the trials of all open studies in this process, those of one study at a time.
+
+    Between two trials it changes to a study of a higher priority, or of the same one and older. The data of
+    one study is held at a time.
+
+    Parameters
+    ----------
+    start_relay, name, slots : as of :class:`search.work.worker.Worker`
+    idle_timeout : ends when for so long (s) there was no trial; None: never
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        watcher: Watcher,
+        stop: StopRequest,
+        start_relay: Callable[[Study], object],
+        name: str | None = None,
+        slots: int | None = 1,
+        idle_timeout: float | None = None,
+    ) -> None:
+        self._database = database
+        self._watcher = watcher
+        self._stop = stop
+        self._start_relay = start_relay
+        self._name = name
+        self._slots = slots
+        self._idle_timeout = idle_timeout
+        self._task: Task | None = None
+        self._resting: dict[str, float] = {}  # by the name of a study: until when nothing is expected of it
+
+    def serve(self) -> None:
+        """Train until asked to stop, or until the idle timeout."""
+        idle_since = time.monotonic()
+        while not self._stop.asked:
+            name = self._next()
+            if name is not None:
+                if self._serve_study(name):
+                    idle_since = time.monotonic()
+                continue
+            self._task = None  # a study that is finished keeps no memory
+            idle = time.monotonic() - idle_since
+            if self._idle_timeout is not None and idle >= self._idle_timeout:
+                logger.info("no study has had a trial for %.0f s", idle)
+                return
+            self._stop.wait(POLL_SECONDS)
+
+    def _next(self) -> str | None:
+        now = time.monotonic()
+        self._resting = {name: until for name, until in self._resting.items() if until > now}
+        return patiently(lambda: next_study(self._database, leave=self._resting))
+
+    def _serve_study(self, name: str) -> bool:
+        """Train trials of a study until it has none, or another one comes first; whether it had any."""
+        rest = POLL_SECONDS
+        try:
+            study = open_study(self._database, name)
+            config = study_from_values(study.config, f"the record of study {name}")
+            task = self._prepare(config)
+            study.set_facts(task.fingerprints)
+            worker = Worker(
+                self._database,
+                study,
+                config,
+                task,
+                self._watcher,
+                self._stop,
+                self._start_relay,
+                self._name,
+                self._slots,
+                leave=lambda: self._next() != name,
+            )
+            return worker.work() > 0
+        except (TrainerError, FactsChangedError) as error:
+            logger.warning("%s: cannot be trained here: %s", name, error)
+            rest = REFUSED_SECONDS
+        except StudyNotFoundError:
+            pass  # deleted at this moment
+        finally:
+            self._resting[name] = time.monotonic() + rest
+        return False
+
+    def _prepare(self, config: StudyConfig) -> Task:
+        sections = {name: dump_config(getattr(config, name)) for name in ("data", "split", "features")}
+        if self._task is None or self._task.settings != sections:
+            self._task = None  # before the next one takes its memory
+            logger.info("%s: reading its data and features", config.name)
+            self._task = prepare_task(
+                config.data,
+                config.split,
+                config.features,
+                self._database.settings.features,
+                no_progress,
+            )
+        return self._task

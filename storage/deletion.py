@@ -1,0 +1,102 @@
+"""A study is deleted from MLflow, from Optuna's tables, from ours, and with it the files that it alone needs.
+
+Our row of the study goes last: where a step fails, or the process dies, the same is done again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Table, delete, select, update
+
+from storage.database import Database
+from storage.errors import StudyStateError
+from storage.garbage import remove_blobs, remove_images
+from storage.life import CLOSED, live_workers, locked_row
+from storage.records.tables import artifacts, attempts, metrics, outbox, relays, rungs, studies, trials
+from storage.studies import Study
+from storage.tracking.lease import seize_lease
+from storage.tracking.mlflow_runs import MlflowRuns
+from storage.tracking.relay import study_key
+
+PATIENCE = 120.0
+"""How long we wait for the workers of a stopped study to hand their trials back, s."""
+
+_POLL_SECONDS = 0.5
+
+# Those that refer to others first.
+_TABLES: tuple[Table, ...] = (artifacts, rungs, metrics, attempts, trials, outbox, relays)
+
+
+def delete_study(database: Database, study: Study, patience: float = PATIENCE) -> None:
+    """Delete everything about a study. MLflow keeps what is deleted there until ``mlflow gc``.
+
+    Raises
+    ------
+    StudyStateError
+        if workers train trials of it, and it was not stopped before, or they do not let go of them.
+    TrackingUnavailableError
+        if MLflow cannot be told now; nothing was deleted.
+    """
+    _close(database, study)
+    _await_workers(database, study, patience)
+    seize_lease(study)  # no relay writes about it from now on
+    _delete_in_mlflow(database, study)
+    # It may be gone: deleted in the dashboard, or by a deletion that did not come to its end.
+    with database.plain_errors(), suppress(KeyError):
+        database.optuna.delete_study(study.optuna_study_id)
+    # A study of the same name must not meet the checkpoints of this one.
+    shutil.rmtree(database.settings.trial_folder(study.name, 0).parent, ignore_errors=True)
+    with database.writing() as connection:
+        locked_row(connection, study)
+        query = select(artifacts.c.digest).where(artifacts.c.study_id == study.id)
+        digests = set(connection.execute(query).scalars())
+        for table in _TABLES:
+            connection.execute(delete(table).where(table.c.study_id == study.id))
+        connection.execute(delete(studies).where(studies.c.id == study.id))
+    for _ in remove_blobs(database, sorted(digests)):
+        pass
+    remove_images(database, study.id)
+    (database.settings.logs / f"relay-{study.name}.log").unlink(missing_ok=True)
+
+
+def _close(database: Database, study: Study) -> None:
+    with database.writing() as connection:
+        row = locked_row(connection, study)
+        if row.state in CLOSED:
+            return
+        if live := live_workers(connection, study):
+            raise StudyStateError(
+                f"study {study.name!r} is worked on by {', '.join(live)}:"
+                f" first `anitune study stop {study.name}`"
+            )
+        connection.execute(update(studies).where(studies.c.id == study.id).values(state="stopped"))
+
+
+def _await_workers(database: Database, study: Study, patience: float) -> None:
+    until = time.monotonic() + patience
+    while True:
+        with database.reading() as connection:
+            live = live_workers(connection, study)
+        if not live:
+            return
+        if time.monotonic() > until:
+            raise StudyStateError(
+                f"study {study.name!r} is stopped, but {', '.join(live)} still work on it:"
+                " try again when their epochs have ended"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _delete_in_mlflow(database: Database, study: Study) -> None:
+    with database.reading() as connection:
+        query = select(studies.c.mlflow_experiment_id).where(studies.c.id == study.id)
+        experiment: Any = connection.execute(query).scalar_one()
+    if experiment is None:
+        return  # MLflow was never told of it
+    settings = database.settings
+    runs = MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+    runs.forget(experiment, study_key(study))

@@ -1,0 +1,178 @@
+"""Files that no record needs: blobs, images, and what is left of trials. All of it may go while workers work.
+
+A worker stores a blob first and its row afterwards, in between it looks like garbage. So blobs are deleted in
+a transaction that lets no artifact row be written, and a worker, once it has written its row, looks whether
+the blob is still there. What a copy left half-written is deleted a day later.
+
+The folder of a trial, and its checkpoint while the trial has not ended, belong to its row, which is there
+before them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Connection, select, text
+from sqlalchemy.engine import make_url
+
+from storage.blobs.store import BlobStore
+from storage.database import Database
+from storage.errors import SettingsError
+from storage.records.tables import artifacts, outbox, studies, trials
+from storage.settings import Settings, redacted
+from storage.tracking.outbox import ArtifactMessage
+
+UNFINISHED_SECONDS = 86_400.0
+"""A file that is being written so long is not written any more."""
+
+_AT_ONCE = 100
+"""Blobs that are deleted in one transaction: workers wait for it."""
+
+_IMAGE = re.compile(r"\d+-(?P<study>\d+)-(?P<number>\d+)-(?P<digest>[0-9a-f]{16})")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that nothing needs."""
+
+    kind: Literal["artifact", "image", "checkpoint", "trial"]
+    path: Path
+    bytes: int
+
+
+def find_garbage(database: Database, checkpoint: str) -> list[Garbage]:
+    """What nothing in the records needs of the files in the home folder.
+
+    Parameters
+    ----------
+    checkpoint
+        Name of the checkpoint in the folder of a trial.
+
+    Raises
+    ------
+    SettingsError
+        if the files may belong to the studies of another database.
+    """
+    _refuse_a_second_database(database.settings)
+    return [
+        *_trials(database, checkpoint),
+        *_blobs(database),
+        *_images(database),
+    ]
+
+
+def remove(database: Database, garbage: Collection[Garbage]) -> Iterator[Garbage]:
+    """Delete what was found, and tell of each when it is gone; what is needed by now stays."""
+    for each in garbage:
+        if each.kind != "artifact":
+            _delete(each.path)
+            yield each
+    blobs = {each.path.name: each for each in garbage if each.kind == "artifact"}
+    for digest in remove_blobs(database, blobs):
+        yield blobs[digest]
+
+
+def remove_blobs(database: Database, digests: Iterable[str]) -> Iterator[str]:
+    """Delete those of the blobs (or half-written ones, by name) that no row names; answers which."""
+    store = BlobStore(database.settings.artifacts)
+    remaining = iter(digests)
+    while some := list(itertools.islice(remaining, _AT_ONCE)):
+        with database.writing() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+                connection.execute(text(f"LOCK TABLE {artifacts.name} IN SHARE MODE"))
+            needed = _needed_digests(connection)
+            gone = [digest for digest in some if digest not in needed]
+            for digest in gone:
+                store.delete(digest)
+        yield from gone
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
+
+
+def _refuse_a_second_database(settings: Settings) -> None:
+    embedded = settings.home / "anitune.db"
+    if embedded.exists() and make_url(settings.storage_url).database != str(embedded):
+        raise SettingsError(
+            f"{settings.home}: its files also belong to the studies in {embedded}, not only to those in"
+            f" {redacted(settings.storage_url)}: move that file away if nobody needs it, or set ANITUNE_HOME"
+        )
+
+
+def _trials(database: Database, checkpoint: str) -> list[Garbage]:
+    # Before the rows are read: a row is there before its folder.
+    folders = sorted((database.settings.home / "trials").glob("*/*"))
+    query = select(studies.c.name, trials.c.number, trials.c.state).join(
+        trials, trials.c.study_id == studies.c.id
+    )
+    with database.reading() as connection:
+        states = {
+            database.settings.trial_folder(row.name, row.number): row.state
+            for row in connection.execute(query)
+        }
+    found = []
+    for folder in folders:
+        file = folder / checkpoint
+        if folder not in states:
+            found.append(Garbage("trial", folder, size_of(folder)))
+        elif states[folder] != "running" and file.exists():
+            found.append(Garbage("checkpoint", file, size_of(file)))
+    return found
+
+
+def _blobs(database: Database) -> list[Garbage]:
+    store = BlobStore(database.settings.artifacts)
+    blobs, unfinished = store.all(), store.unfinished()
+    with database.reading() as connection:
+        needed = _needed_digests(connection)
+    old = time.time() - UNFINISHED_SECONDS
+    paths = [path for path in blobs if path.name not in needed]
+    paths += [path for path in unfinished if path.stat().st_mtime < old]
+    return [Garbage("artifact", path, size_of(path)) for path in sorted(paths)]
+
+
+def _needed_digests(connection: Connection) -> set[str]:
+    """Of the artifacts, and of those earlier ones that MLflow is still to be told of."""
+    waiting = select(outbox.c.payload).where(
+        outbox.c.kind == ArtifactMessage.kind, outbox.c.delivered_at.is_(None)
+    )
+    told = {payload["digest"] for payload in connection.execute(waiting).scalars()}
+    return told | set(connection.execute(select(artifacts.c.digest).distinct()).scalars())
+
+
+def _images(database: Database) -> list[Garbage]:
+    """Copies for the Optuna dashboard; what people have uploaded there has other names."""
+    images = sorted(database.settings.optuna_artifacts.glob("*"))
+    query = select(artifacts.c.study_id, artifacts.c.number, artifacts.c.digest)
+    with database.reading() as connection:
+        needed = {(row.study_id, row.number, row.digest[:16]) for row in connection.execute(query)}
+    return [
+        Garbage("image", path, size_of(path))
+        for path in images
+        if (name := _IMAGE.fullmatch(path.name))
+        and (int(name["study"]), int(name["number"]), name["digest"]) not in needed
+    ]
+
+
+def remove_images(database: Database, study_id: int) -> None:
+    """Delete the copies of a study's images for the Optuna dashboard."""
+    for path in database.settings.optuna_artifacts.glob("*"):
+        if (name := _IMAGE.fullmatch(path.name)) and int(name["study"]) == study_id:
+            path.unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

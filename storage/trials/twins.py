@@ -1,0 +1,117 @@
+"""Trials of equal settings: one of them is trained, and the others take its result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from sqlalchemy import Connection, Row, func, insert, select
+
+from storage.records.tables import artifacts, attempts, metrics, rungs, trials
+from storage.tracking.outbox import ArtifactMessage, MetricRow, TrialEnd
+from storage.trials import optuna_rows
+from storage.trials.endings import Ending
+
+TWIN_TAG = "same_as"
+"""Says of which trial a result is."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The trial of equal settings that is trained.
+
+    Attributes
+    ----------
+    value
+        Best validation MAE, kcal/mol, once it has ended.
+    epochs
+        That it has.
+    """
+
+    number: int
+    state: Literal["running", "complete", "pruned"]
+    value: float | None
+    epochs: int
+
+
+def find(connection: Connection, trial: Row[Any]) -> Twin | None:
+    """The trial whose result this one (a row of ``anitune_trials``) is to take, if there is one."""
+    if trial.settings is None or _epochs(connection, trial.study_id, trial.number):
+        return None  # it is trained itself
+    query = (
+        select(trials)
+        .where(
+            trials.c.study_id == trial.study_id,
+            trials.c.settings == trial.settings,
+            trials.c.number != trial.number,
+            trials.c.same_as.is_(None),
+            trials.c.state.in_(("running", "complete", "pruned")),
+        )
+        .order_by(trials.c.state == "running", trials.c.number)
+        .limit(1)
+    )
+    found = connection.execute(query).first()
+    if found is None:
+        return None
+    return Twin(found.number, found.state, found.value, _epochs(connection, trial.study_id, found.number))
+
+
+def history(connection: Connection, study_id: int, number: int) -> list[MetricRow]:
+    """All metrics of a trial, with the times at which they were measured."""
+    query = (
+        select(metrics)
+        .where(metrics.c.study_id == study_id, metrics.c.number == number)
+        .order_by(metrics.c.step, metrics.c.key)
+    )
+    return [
+        MetricRow(row.key, row.step, math.nan if row.value is None else row.value, row.time_ms)
+        for row in connection.execute(query)
+    ]
+
+
+def copy_files_and_rungs(
+    connection: Connection, trial: Row[Any], twin: Twin, attempt: int
+) -> list[ArtifactMessage]:
+    """Give a trial the rungs and artifacts of its twin; answers what the tracking server must be told."""
+    source = _trial(connection, trial.study_id, twin.number)
+    optuna_rows.copy_reports(connection, source.optuna_trial_id, trial.optuna_trial_id)
+    for table, columns, changed in (
+        (rungs, ("step", "value", "stop"), {"earlier_marks": []}),
+        (artifacts, ("path", "position", "digest", "size"), {"attempt": attempt}),
+    ):
+        copied = select(*(table.c[name] for name in columns)).where(*_is(table, source))
+        if values := [
+            {"study_id": trial.study_id, "number": trial.number, **row._mapping, **changed}
+            for row in connection.execute(copied)
+        ]:
+            connection.execute(insert(table), values)
+    query = select(artifacts).where(*_is(artifacts, trial)).order_by(artifacts.c.position)
+    return [ArtifactMessage(row.path, row.digest, row.size) for row in connection.execute(query)]
+
+
+def ending(connection: Connection, trial: Row[Any], twin: Twin) -> Ending:
+    """What a trial ends with: as its twin has ended, and a tag that says so."""
+    source = _trial(connection, trial.study_id, twin.number)
+    return Ending(
+        cast(TrialEnd, source.state),
+        source.value,
+        source.reason,
+        source.summary,
+        {TWIN_TAG: f"trial {twin.number}"},
+    )
+
+
+def _trial(connection: Connection, study_id: int, number: int) -> Row[Any]:
+    query = select(trials).where(trials.c.study_id == study_id, trials.c.number == number)
+    return connection.execute(query).one()
+
+
+def _epochs(connection: Connection, study_id: int, number: int) -> int:
+    reached = func.coalesce(func.max(attempts.c.last_epoch), 0)
+    query = select(reached).where(attempts.c.study_id == study_id, attempts.c.number == number)
+    return int(connection.execute(query).scalar_one())
+
+
+def _is(table: Any, trial: Row[Any]) -> tuple[Any, ...]:
+    return (table.c.study_id == trial.study_id, table.c.number == trial.number)

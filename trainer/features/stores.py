@@ -1,0 +1,65 @@
+"""The feature stores in a folder: what each is of, and how to delete it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from trainer.features.tables import FORMAT, MANIFEST
+from trainer.fingerprints import digest_of
+
+#: A store so young (s) may be of a study that has not said yet which one it needs, or was built ahead.
+YOUNG: Final = 86_400.0
+
+
+@dataclass(frozen=True)
+class UnneededStore:
+    """A feature store, or what is left of one."""
+
+    path: Path
+    bytes: int
+
+
+def unneeded_stores(root: Path, needed: Collection[tuple[str, str]]) -> list[UnneededStore]:
+    """The stores below ``root`` that are not needed, and that were not built within a day.
+
+    Parameters
+    ----------
+    needed : fingerprints of data and of features, as in :attr:`trainer.task.TaskData.fingerprints`
+    """
+    old = time.time() - YOUNG
+    found = []
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        if folder.stat().st_mtime < old and _of(folder) not in needed:
+            found.append(UnneededStore(folder, sum(file.stat().st_size for file in folder.glob("*"))))
+    return found
+
+
+def remove_store(store: UnneededStore) -> bool:
+    """Delete a store; answers False, and leaves it, if a process builds it at this moment.
+
+    Who has it mapped reads on: the system keeps the bytes until then.
+    """
+    lock = FileLock(store.path.with_name(f"{store.path.name.removesuffix('.unfinished')}.lock"))
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(store.path)
+    except Timeout:
+        return False
+    return True
+
+
+def _of(folder: Path) -> tuple[str, str] | None:
+    """Fingerprints of the data and the features of a store; None if this program cannot use it."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text())["content"]
+        return (content["dataset"], digest_of(content["aev"])) if content["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
