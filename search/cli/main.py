@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from dashboards.errors import AddressError, DashboardError
+from search.cli.audit import repair, verify
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.relay import relay, sync
@@ -81,6 +82,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+study_app.command()(verify)
+study_app.command()(repair)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.command()(train)

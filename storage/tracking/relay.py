@@ -26,7 +26,7 @@ from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.lease import RelayLease
-from storage.tracking.mlflow_runs import MlflowRuns
+from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 from storage.tracking.outbox import (
     METRICS_A_ROW,
     ArtifactMessage,
@@ -91,16 +91,14 @@ class Relay:
 
     @cached_property
     def _runs(self) -> MlflowRuns:
-        settings = self._db.settings
-        return MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+        return open_runs(self._db.settings)
 
     @cached_property
     def _key(self) -> str:
-        """Names the study in MLflow for good: another home folder may have a study of the same name."""
         with self._db.reading() as connection:
             query = select(studies.c.created_at).where(studies.c.id == self.study.id)
             created = connection.execute(query).scalar_one()
-        return f"{self.study.name}@{_milliseconds(created)}"
+        return projection.study_key(self.study.name, created)
 
     def deliver(self) -> int:
         """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
@@ -249,6 +247,8 @@ class Relay:
                     .where(trials.c.study_id == self.study.id, trials.c.number == number)
                     .values(mlflow_run_id=run)
                 )
+        else:  # it is told again: somebody may have changed the status
+            self._runs.set_status(run, "RUNNING")
         self._runs.log(run, params=projection.param_texts(message.params), tags=tags)
         self._study_changed = True
 
