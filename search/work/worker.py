@@ -19,6 +19,7 @@ from search.propose.samplers import propose
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
+from search.work.folders import take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
 from search.work.sizing import automatic_slots
@@ -249,8 +250,10 @@ class Worker:
                 architecture=architecture(config, self._task.features.length),
                 planned_epochs=config.epochs,
             )
-            folder = self._database.settings.trial_folder(self._study.name, news.number)
             warm_start = self._warm_start(attempt.claim)
+            folder = take_folder(
+                self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
+            )
             self._tell(self._watcher.begun, news)
             result = train(
                 config,
