@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optuna.trial import TrialState
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 
 from storage.audit import Difference, Mend, verify
 from storage.blobs.store import BlobStore
@@ -199,7 +199,7 @@ class _Mender:
                 raise BlobMissingError("MLflow has another content of it")
             BlobStore(self._db.settings.artifacts).put(copy)
 
-    def _about(self, difference: Difference) -> tuple[object, ...]:
+    def _about(self, difference: Difference) -> tuple[ColumnElement[bool], ...]:
         return (
             outbox.c.study_id == self._study.id,
             outbox.c.number.is_not_distinct_from(difference.number),

@@ -271,7 +271,9 @@ class MlflowRuns:
             points = [point.to_dict() for point in store.get_metric_history_bulk(runs, metric, _ROWS_IN_BULK)]
         else:
             asked = {"run_id": runs, "metric_key": metric, "max_results": _ROWS_IN_BULK}
-            answer = http_request(store.get_host_creds(), _BULK, "GET", params=asked)
+            answer = http_request(  # type: ignore[no-untyped-call]
+                store.get_host_creds(), _BULK, "GET", params=asked
+            )
             points = verify_rest_response(answer, _BULK).json()["metrics"]
         return [
             (point["run_id"], MetricRow(metric, point["step"], point["value"], point["timestamp"]))
