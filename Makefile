@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-gpu test-system check bench bench-full bench-quickstart lock clean
+.PHONY: help install install-dev run test test-gpu test-system chaos check bench bench-full bench-quickstart lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -48,6 +48,9 @@ test-gpu: install-dev ## tests that need an NVIDIA GPU
 
 test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
 	$(BIN)/python -m pytest -m "browser"
+
+chaos: install-dev ## kill workers and servers of a real study for ten minutes, and report what was lost
+	$(BIN)/anitune chaos $(CHAOS_ARGS)
 
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from dashboards.errors import AddressError, DashboardError
 from search.cli.audit import repair, verify
+from search.cli.chaos import chaos
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.relay import relay, sync
@@ -91,6 +92,7 @@ app.command()(worker)
 app.command()(sync)
 app.command()(dashboards)
 app.command(hidden=True)(relay)
+app.command(hidden=True)(chaos)
 
 
 @app.callback()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -16,8 +17,8 @@ from storage.studies import Study, budget_of
 from storage.tracking.outbox import TrialTagsMessage, enqueue
 from storage.trials import endings, optuna_rows
 
-LEASE_SECONDS = 60.0
-"""A worker that shows no sign of life for so long loses its trial, s."""
+LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
+"""A worker that shows no sign of life for so long loses its trial, s. The variable is for tests of that."""
 
 DEATHS_ALLOWED = 3
 """Attempts in a row that end in silence before their first epoch, until the trial is given up."""
