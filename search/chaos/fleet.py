@@ -27,10 +27,12 @@ class Fleet:
     Attributes
     ----------
     ends : how often workers ended with which exit code; that of a signal is negative
+    last_words : of workers that gave up
     """
 
     def __init__(self, study: Study, count: int, logs: Path, environment: dict[str, str]) -> None:
         self.ends: Counter[int] = Counter()
+        self.last_words: list[str] = []
         self._study = study
         self._count = count
         self._logs = logs
@@ -38,7 +40,7 @@ class Fleet:
         self._started = 0
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._hurt: set[int] = set()
-        self._log_files: list[Path] = []
+        self._said_by: dict[int, Path] = {}
         logs.mkdir()
 
     def fill(self) -> None:
@@ -47,7 +49,6 @@ class Fleet:
         while len(self._workers) < self._count:
             self._started += 1
             log = self._logs / f"worker-{self._started:03d}.log"
-            self._log_files.append(log)
             with log.open("wb") as output:
                 worker = subprocess.Popen(
                     [sys.executable, "-m", "search.cli.main", "worker", self._study.name, "--pack", "1"],
@@ -56,12 +57,15 @@ class Fleet:
                     env={**os.environ, **self._environment},
                 )
             self._workers[worker.pid] = worker
+            self._said_by[worker.pid] = log
 
     def reap(self) -> None:
         """Count the workers that have ended."""
         for pid, worker in list(self._workers.items()):
             if worker.poll() is not None:
                 self.ends[worker.returncode] += 1
+                if worker.returncode == 1:
+                    self.last_words += self._said_by[pid].read_text(errors="replace").splitlines()[-1:]
                 del self._workers[pid]
                 self._hurt.discard(pid)
 
@@ -100,7 +104,7 @@ class Fleet:
 
     def said(self, words: str) -> int:
         """How many workers said something."""
-        return sum(words in log.read_text(errors="replace") for log in self._log_files)
+        return sum(words in log.read_text(errors="replace") for log in self._said_by.values())
 
     def end(self) -> None:
         """Kill those that are left."""

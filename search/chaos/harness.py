@@ -69,6 +69,7 @@ class Report:
     ----------
     faults : injected, by kind
     worker_ends : how workers ended, by exit code; that of a signal is negative
+    last_words : of workers that gave up
     attempts : at all trials together
     trials_lost : asked for, and neither complete nor pruned
     trials_duplicated : runs or trials beyond one for each
@@ -85,6 +86,7 @@ class Report:
     seconds: float
     faults: dict[str, int]
     worker_ends: dict[str, int]
+    last_words: list[str]
     trials: dict[str, int]
     attempts: int
     metrics: int
@@ -122,6 +124,7 @@ class Report:
             f"chaos, seed {self.seed}: {self.seconds:.0f} s",
             *(f"  {count:>4}  {WORDS[kind]}" for kind, count in self.faults.items()),  # type: ignore[index]
             f"        workers ended with {ends}",
+            *(f"        {words}" for words in self.last_words),
             f"study: {states}; {self.attempts} attempts, {self.metrics:,} metric values",
             f"  {self.trials_lost:>4}  trials lost",
             f"  {self.trials_duplicated:>4}  trials duplicated",
@@ -339,6 +342,7 @@ class _Chaos:
             seconds=time.monotonic() - began,
             faults={kind: injected[kind] for kind in WORDS},
             worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
+            last_words=self._fleet.last_words,
             trials=dict(Counter(trial.state for trial in trials)),
             attempts=len(tried),
             metrics=sum(len(rows) for each in history.values() for rows in each.values()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +23,8 @@ def chaos(
     from search.chaos.harness import run_chaos
     from search.chaos.plan import long_plan, short_plan
 
+    # So that it takes its servers and workers with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     report = run_chaos((short_plan if short else long_plan)(seed))
     for line in report.lines():
         typer.echo(line)

@@ -243,7 +243,7 @@ class Worker:
         news = self._news(attempt.claim)
         try:
             with self._claiming:
-                self._start_relay(self._study)
+                _patiently(lambda: self._start_relay(self._study))
             config = self._settings(attempt)
             news = replace(
                 news,
