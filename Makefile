@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-gpu test-system test-slurm test-compose check bench bench-full \
+.PHONY: help install install-dev run test test-gpu test-system test-slurm test-compose chaos check bench bench-full \
 	bench-quickstart secrets lock clean
 
 help: ## what can be made
@@ -55,6 +55,9 @@ test-slurm: install-dev ## studies on a real Slurm (apt-get install slurm-wlm mu
 
 test-compose: install-dev ## a team's server in containers (needs docker.io docker-compose debootstrap)
 	$(BIN)/python -m pytest -m "compose"
+
+chaos: install-dev ## kill workers and servers of a real study for ten minutes, and report what was lost
+	$(BIN)/anitune chaos $(CHAOS_ARGS)
 
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -80,12 +80,14 @@ class Database:
         self.engine = engine
         self.optuna: BaseStorage = optuna.storages.get_storage(rdb)
         self._rdb = rdb
-        self._readers = engine.execution_options(reading=True)
+        # SQLite's transactions see one state by themselves.
+        one_state = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        self._readers = engine.execution_options(reading=True, **one_state)
         fencing.guard(rdb.scoped_session.session_factory)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection to read our tables with; on SQLite it sees one state, and blocks nobody."""
+        """A connection to read our tables with: it sees one state, and blocks nobody."""
         with self.plain_errors(), self._readers.connect() as connection:
             yield connection
 

@@ -84,3 +84,7 @@ class TrackingRefusedError(StorageError):
 
 class RelayLeaseLostError(StorageError):
     """Another relay delivers this study now."""
+
+
+class RelayBusyError(StorageError):
+    """A relay delivers this study now: stop its workers, and try again."""

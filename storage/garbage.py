@@ -122,11 +122,11 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         }
     found = []
     for folder in folders:
-        file = folder / checkpoint
         if folder not in states:
             found.append(Garbage("trial", folder, size_of(folder)))
-        elif states[folder] != "running" and file.exists():
-            found.append(Garbage("checkpoint", file, size_of(file)))
+        elif states[folder] != "running":
+            checkpoints = sorted(folder.glob(f"*/{checkpoint}"))  # a folder an attempt
+            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]
     return found
 
 

@@ -72,8 +72,12 @@ class Settings:
         return self.home / "servers"
 
     def trial_folder(self, study: str, number: int) -> Path:
-        """Folder in which a trial is trained: its checkpoint and results."""
+        """Folder of everything that is kept of a trial in files."""
         return self.home / "trials" / study / f"{number:05d}"
+
+    def attempt_folder(self, study: str, number: int, attempt: int) -> Path:
+        """Folder of the checkpoint and results of an attempt at a trial; the next attempt takes it over."""
+        return self.trial_folder(study, number) / f"attempt-{attempt}"
 
     def environment(self) -> dict[str, str]:
         """The variables that hand these settings to a child process (``ps`` shows arguments to all)."""

@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from dashboards.errors import AddressError, DashboardError
+from search.cli.audit import repair, verify
+from search.cli.chaos import chaos
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.gc import gc
@@ -89,6 +91,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+study_app.command()(verify)
+study_app.command()(repair)
 app.add_typer(data_app, name="data")
 life_commands(study_app)
 app.add_typer(study_app, name="study")
@@ -103,6 +107,7 @@ app.command()(up)
 app.command()(down)
 app.command()(migrate)
 app.command(hidden=True)(relay)
+app.command(hidden=True)(chaos)
 
 
 @app.callback()

@@ -260,7 +260,7 @@ def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str,
     from search.work.worker import MODEL
     from storage.blobs.store import BlobStore
 
-    folder = database.settings.trial_folder(study.name, trial.number)
+    folder = database.settings.attempt_folder(study.name, trial.number, trial.attempt)
     weights = folder / MODEL
     if not weights.is_file():  # trained on another machine
         digest = next(file.digest for file in trial.artifacts if file.path == MODEL)

@@ -20,6 +20,7 @@ from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
+from search.work.folders import take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
 from search.work.sizing import automatic_slots
@@ -271,7 +272,7 @@ class Worker:
         news = self._news(attempt.claim)
         try:
             with self._claiming:
-                self._start_relay(self._study)
+                patiently(lambda: self._start_relay(self._study))
             config = self._settings(attempt)
             news = replace(
                 news,
@@ -280,8 +281,10 @@ class Worker:
             )
             if (twin := attempt.find_twin()) is not None:
                 return self._take_result(attempt, twin, news)
-            folder = self._database.settings.trial_folder(self._study.name, news.number)
             warm_start = self._warm_start(attempt.claim)
+            folder = take_folder(
+                self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
+            )
             self._tell(self._watcher.begun, news)
             result = train(
                 config,

@@ -7,18 +7,21 @@ process that does not train.
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
 from storage.errors import DatabaseError, TrackingRefusedError, TrackingUnavailableError
+from storage.settings import Settings
 from storage.tracking.mlflow_tables import QUIET, check_tables
 from storage.tracking.outbox import MetricRow
 
@@ -39,10 +42,30 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+_ALL = 3
+"""MLflow's ViewType.ALL: what was deleted, too."""
+
+_BULK = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+_RUNS_IN_BULK, _ROWS_IN_BULK = 100, 25_000
+"""The server's own limits: it answers no more rows, and does not say that there are more."""
+
 # Answers that say nothing about the request itself: sign in, not allowed (yet), too slow, too many.
 _PASSING_STATUS = frozenset({401, 403, 407, 408, 425, 429, 499})
 _USER_INFO = re.compile(r"://[^/\s]*@")
 _MESSAGE_LENGTH = 500  # characters
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run as MLflow has it; ``metrics`` are the names of its metrics."""
+
+    id: str
+    key: str
+    deleted: bool
+    status: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: frozenset[str]
 
 
 def alone_with(artifact_root: Path | None) -> AbstractContextManager[object]:
@@ -171,6 +194,20 @@ class MlflowRuns:
             if not page:
                 return
 
+    def delete(self, run: str) -> None:
+        """Delete a run; MLflow keeps it among the deleted ones."""
+        self._delete([run])
+
+    def restore(self, run: str) -> None:
+        """Bring a deleted run back."""
+        with _translated():
+            self._client.restore_run(run)
+
+    def restore_experiment(self, experiment: str) -> None:
+        """Bring a deleted experiment back, with all its runs."""
+        with _translated():
+            self._client.restore_experiment(experiment)
+
     def _with_key(self, experiment: str, key: str) -> Sequence[Run]:
         runs: Sequence[Run] = self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")
         return runs
@@ -218,6 +255,101 @@ class MlflowRuns:
                 self._client.update_run(run, status)
             else:
                 self._client.set_terminated(run, status, end_ms)
+
+    def is_deleted(self, experiment: str) -> bool | None:
+        """Whether an experiment was deleted; None if MLflow does not know it."""
+        try:
+            with _translated():
+                return str(self._client.get_experiment(experiment).lifecycle_stage) == "deleted"
+        except TrackingRefusedError:
+            return None
+
+    def find(self, experiment: str, key: str) -> list[FoundRun]:
+        """The runs that stand for ``key`` or ``key/...``, also deleted ones."""
+        found: list[FoundRun] = []
+        token = None
+        # An underscore in a name matches any letter: what is not ours is left out here.
+        words = f"tags.`{KEY_TAG}` LIKE '{key}%'"
+        with _translated():
+            while True:
+                page = self._client.search_runs([experiment], words, _ALL, 1000, page_token=token)
+                found += [
+                    FoundRun(
+                        id=run.info.run_id,
+                        key=run.data.tags[KEY_TAG],
+                        deleted=run.info.lifecycle_stage == "deleted",
+                        status=run.info.status,
+                        params=run.data.params,
+                        tags=run.data.tags,
+                        metrics=frozenset(run.data.metrics),
+                    )
+                    for run in page
+                ]
+                token = page.token
+                if not token:
+                    return [run for run in found if run.key == key or run.key.startswith(f"{key}/")]
+
+    def histories(self, runs: Sequence[str], metric: str) -> list[tuple[str, MetricRow]]:
+        """All values of a metric in these runs, each with the run's id."""
+        with _translated():
+            return [
+                row
+                for first in range(0, len(runs), _RUNS_IN_BULK)
+                for row in self._histories(runs[first : first + _RUNS_IN_BULK], metric)
+            ]
+
+    def _histories(self, runs: Sequence[str], metric: str) -> list[tuple[str, MetricRow]]:
+        rows = self._bulk(runs, metric)
+        if len(rows) < _ROWS_IN_BULK:
+            return rows
+        if len(runs) == 1:
+            points = self._client.get_metric_history(runs[0], metric)
+            return [(runs[0], MetricRow(metric, p.step, p.value, p.timestamp)) for p in points]
+        half = len(runs) // 2
+        return self._histories(runs[:half], metric) + self._histories(runs[half:], metric)
+
+    def _bulk(self, runs: Sequence[str], metric: str) -> list[tuple[str, MetricRow]]:
+        """One question about many runs: the client itself asks run by run."""
+        from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+        store: Any = self._client._tracking_client.store
+        if hasattr(store, "get_metric_history_bulk"):  # a database
+            points = [point.to_dict() for point in store.get_metric_history_bulk(runs, metric, _ROWS_IN_BULK)]
+        else:
+            asked = {"run_id": runs, "metric_key": metric, "max_results": _ROWS_IN_BULK}
+            answer = http_request(  # type: ignore[no-untyped-call]
+                store.get_host_creds(), _BULK, "GET", params=asked
+            )
+            points = verify_rest_response(answer, _BULK).json()["metrics"]
+        return [
+            (point["run_id"], MetricRow(metric, point["step"], point["value"], point["timestamp"]))
+            for point in points
+        ]
+
+    def artifact_digests(self, run: str) -> dict[str, str]:
+        """The SHA-256 digest of each file among the artifacts of a run, by its path; all bytes are read."""
+        with _translated(), tempfile.TemporaryDirectory() as folder:
+            if not self._client.list_artifacts(run):
+                return {}
+            root = Path(self._client.download_artifacts(run, "", folder))
+            return {
+                file.relative_to(root).as_posix(): _digest(file) for file in root.rglob("*") if file.is_file()
+            }
+
+    def fetch(self, run: str, path: str, folder: Path) -> Path:
+        """Copy an artifact of a run into a folder."""
+        with _translated():
+            return Path(self._client.download_artifacts(run, path, str(folder)))
+
+
+def open_runs(settings: Settings) -> MlflowRuns:
+    """The tracking server or database of these settings."""
+    return MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager

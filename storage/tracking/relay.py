@@ -27,7 +27,7 @@ from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.lease import RelayLease
-from storage.tracking.mlflow_runs import MlflowRuns
+from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 from storage.tracking.outbox import (
     METRICS_A_ROW,
     ArtifactMessage,
@@ -92,8 +92,7 @@ class Relay:
 
     @cached_property
     def _runs(self) -> MlflowRuns:
-        settings = self._db.settings
-        return MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+        return open_runs(self._db.settings)
 
     @cached_property
     def _key(self) -> str:
@@ -253,7 +252,9 @@ class Relay:
                     .where(trials.c.study_id == self.study.id, trials.c.number == number)
                     .values(mlflow_run_id=run)
                 )
-        self._runs.log(run, params=projection.param_texts(message.params))
+        else:  # it is told again: somebody may have changed the status
+            self._runs.set_status(run, "RUNNING")
+        self._runs.log(run, params=projection.param_texts(message.params), tags=tags)
         self._study_changed = True
 
     def _send_end(self, number: int, message: TrialEndMessage, time_ms: int) -> None:
@@ -309,7 +310,7 @@ def study_key(study: Study) -> str:
     with study.database.reading() as connection:
         query = select(studies.c.created_at).where(studies.c.id == study.id)
         created = connection.execute(query).scalar_one()
-    return f"{study.name}@{_milliseconds(created)}"
+    return projection.study_key(study.name, created)
 
 
 def release_parked(study: Study) -> None:

@@ -30,11 +30,12 @@ from storage.trials import optuna_rows
 
 log = logging.getLogger("anitune")
 
-_OPTUNA_STATES = {
+OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+"""What Optuna calls the states of trials that have ended."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def settle(database: Database, study: Study, number: int) -> None:
     with database.plain_errors():
         try:
             values = None if trial.value is None or trial.state == "failed" else [trial.value]
-            database.optuna.set_trial_state_values(trial.optuna_trial_id, _OPTUNA_STATES[trial.state], values)
+            database.optuna.set_trial_state_values(trial.optuna_trial_id, OPTUNA_STATES[trial.state], values)
         except UpdateFinishedTrialError:
             pass  # told before, by us or by a person in the dashboard: our record stands
         except KeyError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,9 +25,42 @@ _trials: Table = models.TrialModel.__table__
 _attributes: Table = models.TrialSystemAttributeModel.__table__
 _user_attributes: Table = models.TrialUserAttributeModel.__table__
 _values: Table = models.TrialIntermediateValueModel.__table__
+_results: Table = models.TrialValueModel.__table__
 
 _MARK = "completed_rung_"
 """Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
+
+
+@dataclass(frozen=True)
+class OptunaTrial:
+    """A trial as Optuna has it. ``value`` is its objective."""
+
+    id: int
+    state: TrialState
+    value: float | None
+
+
+def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, OptunaTrial]:
+    """Every trial of a study by its number: what is there, not what Optuna remembers of it."""
+    query = (
+        select(_trials.c.number, _trials.c.trial_id, _trials.c.state, _results.c.value, _results.c.value_type)
+        .join_from(_trials, _results, _trials.c.trial_id == _results.c.trial_id, isouter=True)
+        .where(_trials.c.study_id == optuna_study_id)
+    )
+    read = models.TrialValueModel.stored_repr_to_value
+    return {
+        row.number: OptunaTrial(
+            row.trial_id, row.state, None if row.value_type is None else read(row.value, row.value_type)
+        )
+        for row in connection.execute(query)
+    }
+
+
+def set_state(connection: Connection, optuna_trial_id: int, state: TrialState) -> None:
+    """Set the state of a trial, also of one that has ended, and drop its value; Optuna refuses that."""
+    this = _trials.c.trial_id == optuna_trial_id
+    connection.execute(delete(_results).where(_results.c.trial_id == optuna_trial_id))
+    connection.execute(update(_trials).where(this).values(state=state, datetime_complete=None))
 
 
 def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]:

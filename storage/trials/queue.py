@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -28,8 +29,8 @@ from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
 from storage.trials import endings, optuna_rows
 
-LEASE_SECONDS = 60.0
-"""A worker that shows no sign of life for so long loses its trial, s."""
+LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
+"""A worker that shows no sign of life for so long loses its trial, s. The variable is for tests of that."""
 
 DEATHS_ALLOWED = 3
 """Workers in a row that die before they finish an epoch of a trial, until it is given up."""

@@ -59,7 +59,10 @@ class Place:
         return shown
 
     def checkpoint(self, number: int) -> Path:
-        return self.home / f"trials/tiny/{number:05d}/checkpoint.safetensors"
+        """The checkpoint of the last attempt that has one."""
+        trial = self.home / f"trials/tiny/{number:05d}"
+        attempts = [1, *(int(folder.name.removeprefix("attempt-")) for folder in trial.glob("attempt-*"))]
+        return trial / f"attempt-{max(attempts)}" / "checkpoint.safetensors"
 
     def history(self, number: int) -> list[dict[str, str]]:
         with self.checkpoint(number).with_name("history.csv").open() as file:
@@ -76,11 +79,11 @@ class Place:
 @pytest.mark.slow
 def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, data_file: Path) -> None:
     place = Place(tmp_path, STUDY.format(data=data_file, epochs=EPOCHS))
-    file, home, start, show = place.file, place.home, place.start, place.show
+    file, start, show = place.file, place.start, place.show
 
     # Ctrl-C in the first trial.
     process = start("study", "run", str(file), "--pack", "1")
-    until((home / "trials/tiny/00000/checkpoint.safetensors").exists, process)
+    until(lambda: place.checkpoint(0).exists(), process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -93,7 +96,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, data_file: Path) -
 
     # A worker takes it over, and is told to end, as by Slurm, in the second one.
     process = start("worker", "tiny", "--pack", "1")
-    until((home / "trials/tiny/00001/checkpoint.safetensors").exists, process)
+    until(lambda: place.checkpoint(1).exists(), process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -202,7 +202,7 @@ def test_a_second_signal_hands_the_trial_back_at_once(
 def test_a_trial_that_fails_does_not_end_the_study(
     database: Database, config: StudyConfig, task: Task, slots: int
 ) -> None:
-    folder = database.settings.trial_folder("tiny", 1)
+    folder = database.settings.attempt_folder("tiny", 1, 1)
     folder.mkdir(parents=True)
     (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
     trials = work(database, config, task, slots=slots)
@@ -325,7 +325,7 @@ def test_a_row_waits_for_the_one_that_it_starts_from(
 
 
 def test_a_row_whose_start_failed_fails_too(database: Database, config: StudyConfig, task: Task) -> None:
-    folder = database.settings.trial_folder("rows", 0)
+    folder = database.settings.attempt_folder("rows", 0, 1)
     folder.mkdir(parents=True)
     (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
     rows = study_from_values({"name": "rows", "training": config.training, "rows": ROWS}, "test")

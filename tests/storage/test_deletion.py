@@ -38,7 +38,7 @@ def train(database: Database, study: Study, worker: WorkerInfo, plot: bytes) -> 
     folder = database.settings.trial_folder(study.name, claim.number)
     folder.mkdir(parents=True)
     (folder / "loss.png").write_bytes(plot)
-    attempt.record_artifact("plots/loss.png", folder / "loss.png")
+    attempt.record_artifacts({"plots/loss.png": folder / "loss.png"})
     return attempt
 
 

@@ -56,8 +56,8 @@ def test_a_blob_goes_when_no_row_names_it_and_mlflow_has_it(
     database: Database, study: Study, worker: WorkerInfo, blobs: BlobStore, tmp_path: Path
 ) -> None:
     attempt = begin(database, study, worker)
-    attempt.record_artifact("log.txt", write(tmp_path, "first", b"first"))
-    attempt.record_artifact("log.txt", write(tmp_path, "last", b"last"))
+    attempt.record_artifacts({"log.txt": write(tmp_path, "first", b"first")})
+    attempt.record_artifacts({"log.txt": write(tmp_path, "last", b"last")})
     stray = blobs.put(write(tmp_path, "stray", b"a stray"))
     assert collect(database) == [("artifact", stray, 7)]
 
@@ -78,7 +78,7 @@ def test_a_blob_that_gets_its_row_before_it_is_deleted_stays(
     digest = blobs.put(file)
     found = find_garbage(database, CHECKPOINT)
     assert [each.path.name for each in found] == [digest]
-    begin(database, study, worker).record_artifact("plot.png", file)
+    begin(database, study, worker).record_artifacts({"plot.png": file})
     assert list(remove(database, found)) == []
     assert blobs.holds(digest)
 
@@ -102,7 +102,7 @@ def test_a_blob_that_is_deleted_just_before_its_row_is_written_is_stored_again(
         return digest
 
     monkeypatch.setattr(BlobStore, "put", put_and_lose)
-    attempt.record_artifact("plot.png", write(tmp_path, "plot.png", b"plot"))
+    attempt.record_artifacts({"plot.png": write(tmp_path, "plot.png", b"plot")})
     ((_, digest, _),) = deleted
     assert blobs.path(digest).read_bytes() == b"plot"
     assert collect(database) == []
@@ -113,14 +113,14 @@ def test_of_a_trial_the_checkpoint_is_needed_until_it_ends(
 ) -> None:
     ended, interrupted = begin(database, study, worker), begin(database, study, worker)
     for number in (0, 1):
-        write(settings.trial_folder("widths", number), CHECKPOINT, b"weights")
-        write(settings.trial_folder("widths", number), "model", b"model")
+        write(settings.attempt_folder("widths", number, 1), CHECKPOINT, b"weights")
+        write(settings.attempt_folder("widths", number, 1), "model", b"model")
     interrupted.hand_back("stopped")
     assert collect(database) == []
     ended.finish("complete", value=1.0)
     assert collect(database) == [("checkpoint", CHECKPOINT, 7)]
-    assert (settings.trial_folder("widths", 0) / "model").exists()
-    assert (settings.trial_folder("widths", 1) / CHECKPOINT).exists()
+    assert (settings.attempt_folder("widths", 0, 1) / "model").exists()
+    assert (settings.attempt_folder("widths", 1, 1) / CHECKPOINT).exists()
 
 
 def test_the_folder_of_a_trial_that_is_not_recorded_goes(
@@ -135,7 +135,7 @@ def test_images_of_the_dashboard_go_with_their_rows_and_uploads_stay(
     database: Database, study: Study, worker: WorkerInfo, settings: Settings, tmp_path: Path
 ) -> None:
     attempt = begin(database, study, worker)
-    attempt.record_artifact("plots/loss.png", write(tmp_path, "loss.png", b"plot"))
+    attempt.record_artifacts({"plots/loss.png": write(tmp_path, "loss.png", b"plot")})
     attempt.finish("complete", value=1.0)
     write(settings.optuna_artifacts, "01-99-0-0123456789abcdef", b"old")
     write(settings.optuna_artifacts, "3f0c-uploaded-by-a-person", b"mine")

@@ -32,6 +32,7 @@ def test_with_nothing_set_up_all_lies_in_one_folder(tmp_path: Path) -> None:
     assert settings.storage_url == f"sqlite:///{home}/anitune.db"
     assert settings.tracking_uri == f"sqlite:///{home}/mlflow.db"
     assert settings.trial_folder("widths", 7) == home / "trials" / "widths" / "00007"
+    assert settings.attempt_folder("widths", 7, 2) == home / "trials" / "widths" / "00007" / "attempt-2"
     assert not home.exists()
 
 

@@ -50,7 +50,7 @@ def train(attempt: Attempt, folder: Path) -> None:
         assert not attempt.rung(step, 2.0 / step, rows, lambda trial: False)
     attempt.record_metrics([MetricRow("val/loss", 3, math.nan, 3_000)])
     (folder / "loss.png").write_bytes(b"plot")
-    attempt.record_artifact("plots/loss.png", folder / "loss.png")
+    attempt.record_artifacts({"plots/loss.png": folder / "loss.png"})
 
 
 def messages(database: Database, number: int) -> list[Any]:

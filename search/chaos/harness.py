@@ -1,0 +1,420 @@
+"""Runs a study while everything under it breaks, and measures what was lost: nothing may be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+
+from search.chaos.fleet import Fleet
+from search.chaos.plan import WORDS, Kind, Plan
+from search.chaos.repeat import Recorded, differing
+from search.chaos.servers import MlflowServer, PostgreSQL, Wire
+from search.errors import SearchError
+from storage.database import open_database
+from storage.errors import DatabaseError
+from storage.records.tables import attempts, relays
+from storage.settings import Settings
+from storage.studies import Study, open_study
+from storage.trials.views import TrialRow, metric_history, trial_rows
+
+logger = logging.getLogger("anitune")
+
+STUDY = """
+name: chaos
+data: {{files: [sample]}}
+space:
+  layers: {{low: 1, high: 2}}
+  width: {{low: 8, high: 16, step: 8}}
+  activation: {{choices: [celu, silu]}}
+  dropout: {{low: 0.0, high: 0.2}}
+  learning_rate: {{low: 1.0e-3, high: 3.0e-3, log: true}}
+  batch_size: {{choices: [64, 128]}}
+  weight_decay: 1.0e-6
+training: {{epochs: {epochs}, device: cpu, ema_decay: 0.9, checkpoint_seconds: 1}}
+sampler: {{kind: tpe, startup_trials: 8}}
+pruner: {{kind: asha, min_epochs: 8, reduction_factor: 3}}
+limits: {{trials: {trials}}}
+"""
+
+R = TypeVar("R")
+
+LONGEST_SLEEP = 90.0
+"""A worker that was stopped is woken by then also if nobody was free to take its trial, s."""
+
+PATIENCE = 1800.0
+"""Until a study that does not come to its end is given up, s."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was broken, and what came of it.
+
+    Attributes
+    ----------
+    faults : injected, by kind
+    worker_ends : how workers ended, by exit code; that of a signal is negative
+    last_words : of workers that gave up
+    attempts : at all trials together
+    trials_lost : asked for, and neither complete nor pruned
+    trials_duplicated : runs or trials beyond one for each
+    metrics_lost : epochs of which a metric is not in the record
+    overshoot : trials begun beyond those asked for
+    restarted : attempts that began at the first epoch after a checkpoint was there
+    differing : trials that, repeated undisturbed, give other numbers
+    stale_checkpoints : trials whose checkpoint is not that of their last epoch
+    awakened : folders in which workers wrote that had lost their trial; nobody reads them
+    differences : what ``study verify`` found
+    """
+
+    seed: int
+    seconds: float
+    faults: dict[str, int]
+    worker_ends: dict[str, int]
+    last_words: list[str]
+    trials: dict[str, int]
+    attempts: int
+    metrics: int
+    trials_lost: int
+    trials_duplicated: int
+    metrics_lost: int
+    overshoot: int
+    restarted: int
+    differing: list[int]
+    stale_checkpoints: int
+    awakened: int
+    differences: list[str]
+    missing_faults: dict[str, int]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, and everything was really broken."""
+        return not (
+            self.trials_lost
+            or self.trials_duplicated
+            or self.metrics_lost
+            or self.overshoot
+            or self.restarted
+            or self.differing
+            or self.stale_checkpoints
+            or self.differences
+            or self.missing_faults
+        )
+
+    def lines(self) -> list[str]:
+        """The report as a person reads it."""
+        ends = ", ".join(f"{code}: {count}" for code, count in self.worker_ends.items())
+        states = ", ".join(f"{count} {state}" for state, count in self.trials.items())
+        return [
+            f"chaos, seed {self.seed}: {self.seconds:.0f} s",
+            *(f"  {count:>4}  {WORDS[kind]}" for kind, count in self.faults.items()),  # type: ignore[index]
+            f"        workers ended with {ends}",
+            *(f"        {words}" for words in self.last_words),
+            f"study: {states}; {self.attempts} attempts, {self.metrics:,} metric values",
+            f"  {self.trials_lost:>4}  trials lost",
+            f"  {self.trials_duplicated:>4}  trials duplicated",
+            f"  {self.metrics_lost:>4}  metrics lost",
+            f"  {self.overshoot:>4}  trials too many",
+            f"  {self.restarted:>4}  trainings begun again after their first checkpoint",
+            f"  {len(self.differing):>4}  trials with other numbers when repeated undisturbed",
+            f"  {self.stale_checkpoints:>4}  checkpoints that are not of the last epoch"
+            f" ({self.awakened} folders of workers that woke up too late, read by nobody)",
+            f"  {len(self.differences):>4}  differences between SQL, Optuna and MLflow",
+            *(f"        {line}" for line in self.differences),
+            *(f"  not injected: {count} x {WORDS[kind]}" for kind, count in self.missing_faults.items()),  # type: ignore[index]
+        ]
+
+
+def run_chaos(plan: Plan) -> Report:
+    """Run the plan, in a folder that is gone afterwards."""
+    # Not below a folder of root's: PostgreSQL runs as another user.
+    with tempfile.TemporaryDirectory(prefix="anitune-chaos-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "postgresql").mkdir()
+        postgresql = PostgreSQL(folder / "postgresql")
+        stack.callback(postgresql.stop)
+        mlflow = MlflowServer(folder / "mlflow")
+        stack.callback(mlflow.kill)
+        mlflow.start()
+        wire = Wire(mlflow.url)
+        stack.callback(wire.close)
+        settings = Settings(folder / "home", postgresql.make_database("chaos"), wire.url)
+        environment = {
+            **settings.environment(),
+            "ANITUNE_LEASE_SECONDS": str(plan.lease),
+            "OMP_NUM_THREADS": "1",
+        }
+        file = folder / "study.yaml"
+        file.write_text(STUDY.format(epochs=plan.epochs, trials=plan.trials))
+        _anitune(environment, "study", "create", str(file))
+        database = stack.enter_context(open_database(settings))
+        study = open_study(database, "chaos")
+        fleet = Fleet(study, plan.workers, folder / "logs", environment)
+        stack.callback(fleet.end)
+        return _Chaos(plan, study, fleet, postgresql, mlflow, wire, environment).run()
+
+
+class _Chaos:
+    def __init__(
+        self,
+        plan: Plan,
+        study: Study,
+        fleet: Fleet,
+        postgresql: PostgreSQL,
+        mlflow: MlflowServer,
+        wire: Wire,
+        environment: dict[str, str],
+    ) -> None:
+        self._plan = plan
+        self._study = study
+        self._fleet = fleet
+        self._postgresql = postgresql
+        self._mlflow = mlflow
+        self._wire = wire
+        self._environment = environment
+        self._chance = random.Random(plan.seed)
+        self._injected: Counter[Kind] = Counter()
+        self._later: list[tuple[float, Callable[[], None]]] = []
+        self._asleep: dict[int, float] = {}
+        self._mlflow_away = False
+
+    def run(self) -> Report:
+        began = time.monotonic()
+        faults = self._plan.faults()
+        waiting: list[Kind] = []
+        due = None
+        while True:
+            if time.monotonic() - began > PATIENCE:
+                raise SearchError(f"the study did not end within {PATIENCE:.0f} s: {self._shown()}")
+            self._do_what_is_due()
+            self._wake()
+            ended = self._ended()
+            if not ended:
+                self._fleet.fill()
+            else:
+                self._fleet.reap()
+                if self._fleet.size == 0 and not (self._later or self._asleep):
+                    break
+            if due is None and self._is_worked_on():
+                due = time.monotonic()  # the first fault does not wait for what the workers import
+            while due is not None and faults and time.monotonic() >= due + faults[0][0]:
+                delay, kind = faults.pop(0)
+                due += delay
+                waiting.append(kind)
+            if not ended:
+                # A fault for which there is no victim now waits; those after it do not.
+                waiting = [kind for kind in waiting if not self._inject(kind)]
+            time.sleep(0.25)
+        return self._measure(began)
+
+    def _inject(self, kind: Kind) -> bool:
+        match kind:
+            case "postgresql":
+                self._postgresql.crash()
+            case "mlflow":
+                if self._mlflow_away or not self._mlflow.answers():
+                    return False
+                self._mlflow.kill()
+                self._mlflow_away = True
+                self._after(self._plan.away, self._bring_mlflow_back)
+            case "relay":
+                if self._mlflow_away or not self._mlflow.answers():
+                    return False
+                self._wire.kill_at_next_delivery(self._kill_relay)
+                return True  # counted when it has happened
+            case _:
+                pid = _patiently(lambda: self._fleet.choose(self._chance))
+                if pid is None:
+                    return False
+                self._hurt(kind, pid)
+        self._injected[kind] += 1
+        logger.info("chaos: %s", WORDS[kind])
+        return True
+
+    def _hurt(self, kind: Kind, pid: int) -> None:
+        match kind:
+            case "kill":
+                self._fleet.send(pid, signal.SIGKILL)
+            case "terminate":
+                self._fleet.send(pid, signal.SIGTERM)
+            case "stop":
+                self._fleet.send(pid, signal.SIGSTOP)
+                self._asleep[pid] = time.monotonic() + LONGEST_SLEEP
+            case "full disk":
+                self._fleet.fill_disk(pid)
+
+    def _bring_mlflow_back(self) -> None:
+        self._mlflow.start()
+        self._mlflow_away = False
+
+    def _kill_relay(self) -> None:
+        """Called between MLflow's answer and the relay's own record of it."""
+        holder = select(relays.c.pid).where(relays.c.study_id == self._study.id)
+        with self._study.database.reading() as connection:
+            pid = connection.scalar(holder)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self._injected["relay"] += 1
+            logger.info("chaos: %s", WORDS["relay"])
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + seconds, action))
+
+    def _do_what_is_due(self) -> None:
+        due = [action for at, action in self._later if at <= time.monotonic()]
+        self._later = [(at, action) for at, action in self._later if at > time.monotonic()]
+        for action in due:
+            action()
+
+    def _wake(self) -> None:
+        """Wake a worker once another one has its trial."""
+        for pid, latest in list(self._asleep.items()):
+            if time.monotonic() > latest or pid not in _patiently(self._fleet.training):
+                self._fleet.send(pid, signal.SIGCONT)
+                del self._asleep[pid]
+
+    def _trials(self) -> list[TrialRow]:
+        return _patiently(lambda: trial_rows(self._study.database, self._study))
+
+    def _ended(self) -> bool:
+        trials = self._trials()
+        return len(trials) >= self._plan.trials and all(trial.ended is not None for trial in trials)
+
+    def _is_worked_on(self) -> bool:
+        return any(trial.epochs > 0 for trial in self._trials())
+
+    def _shown(self) -> str:
+        return str(Counter(trial.state for trial in self._trials()))
+
+    def _measure(self, began: float) -> Report:
+        self._wire.kill_at_next_delivery(None)
+        while not self._mlflow.answers():
+            time.sleep(0.5)
+        _anitune(self._environment, "sync", self._study.name)
+        verified = json.loads(
+            _anitune(self._environment, "study", "verify", self._study.name, "--json", fails=True)
+        )
+        injected = self._injected | {
+            "full disk": self._fleet.said("checkpoint.safetensors: cannot be written")
+        }
+        trials = self._trials()
+        history = {
+            trial.number: metric_history(self._study.database, self._study, trial.number) for trial in trials
+        }
+        recorded = [_recorded(trial, history[trial.number]) for trial in trials if trial.config is not None]
+        logger.info("chaos: repeating %d trials undisturbed", len(recorded))
+        with self._study.database.reading() as connection:
+            tried = connection.execute(
+                select(attempts).where(attempts.c.study_id == self._study.id).order_by(attempts.c.attempt)
+            ).all()
+        reached: Counter[int] = Counter()
+        restarted = 0
+        for attempt in tried:
+            # Metrics are recorded after the checkpoint of their epoch is on disk.
+            from_the_start = attempt.epochs > 0 and attempt.last_epoch == attempt.epochs
+            restarted += bool(reached[attempt.number] and from_the_start)
+            reached[attempt.number] = max(reached[attempt.number], attempt.last_epoch)
+        folders = {
+            trial.number: self._study.database.settings.attempt_folder(
+                self._study.name, trial.number, trial.attempt
+            )
+            for trial in trials
+        }
+        keys = max((len(rows) for rows in history.values()), default=0)
+        return Report(
+            seed=self._plan.seed,
+            seconds=time.monotonic() - began,
+            faults={kind: injected[kind] for kind in WORDS},
+            worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
+            last_words=self._fleet.last_words,
+            trials=dict(Counter(trial.state for trial in trials)),
+            attempts=len(tried),
+            metrics=sum(len(rows) for each in history.values() for rows in each.values()),
+            trials_lost=self._plan.trials - sum(trial.state in ("complete", "pruned") for trial in trials),
+            trials_duplicated=sum("another run" in line["difference"] for line in verified["differences"])
+            + sum("Optuna has it" in line["difference"] for line in verified["differences"]),
+            metrics_lost=sum(
+                trial.epochs * keys - sum(len(rows) for rows in history[trial.number].values())
+                for trial in trials
+            ),
+            overshoot=max(0, len(trials) - self._plan.trials),
+            restarted=restarted,
+            differing=differing(
+                self._study.config, self._study.database.settings.features, recorded, os.cpu_count() or 1
+            ),
+            stale_checkpoints=sum(
+                _epochs_of_checkpoint(folders[trial.number]) != trial.epochs for trial in trials
+            ),
+            awakened=sum(
+                folder != folders[trial.number]
+                for trial in trials
+                for folder in folders[trial.number].parent.iterdir()
+            ),
+            differences=[
+                f"{'study' if line['trial'] is None else line['trial']}: {line['difference']}"
+                for line in verified["differences"]
+            ],
+            missing_faults={
+                kind: count - injected[kind]
+                for kind, count in self._plan.counts.items()
+                if injected[kind] < count
+            },
+        )
+
+
+def _patiently(action: Callable[[], R]) -> R:
+    """Repeat what can be repeated until PostgreSQL is back."""
+    while True:
+        try:
+            return action()
+        except DatabaseError:
+            time.sleep(0.2)
+
+
+def _recorded(trial: TrialRow, history: dict[str, Any]) -> Recorded:
+    models = [file.digest for file in trial.artifacts if file.path == "model.safetensors"]
+    return Recorded(
+        number=trial.number,
+        state=trial.state,
+        config=trial.config or {},
+        epochs=trial.epochs,
+        values={(row.key, row.step): row.value for rows in history.values() for row in rows},
+        model=models[0] if models else None,
+    )
+
+
+def _epochs_of_checkpoint(folder: Path) -> int:
+    """Epochs in the record of a checkpoint, which stands in the header of its file."""
+    content = (folder / "checkpoint.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
+    return len(record["history"])
+
+
+def _anitune(environment: dict[str, str], *arguments: str, fails: bool = False) -> str:
+    """What a command of ours prints; ``fails``: also if it exits with 1."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "search.cli.main", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode not in ((0, 1) if fails else (0,)):
+        raise SearchError(f"anitune {' '.join(arguments)}: {answer.stderr.strip()}")
+    return answer.stdout

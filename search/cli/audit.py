@@ -1,0 +1,78 @@
+"""``anitune study verify`` and ``repair``: whether the three stores agree about a study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from search.cli.study import Json, Name
+
+if TYPE_CHECKING:
+    from storage.audit import Audit
+
+
+def verify(name: Name, as_json: Json = False) -> None:
+    """Prove that SQL, Optuna and MLflow agree about a study, or list every difference."""
+    from search.cli.output import working
+    from storage.audit import verify as compare
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+
+    with open_database(load_settings()) as database:
+        study = open_study(database, name)
+        with working(f"{name}: comparing SQL, Optuna and MLflow"):
+            audit = compare(study)
+    if as_json:
+        typer.echo(json.dumps(_values(name, audit), indent=2))
+    else:
+        for difference in audit.differences:
+            typer.echo(str(difference))
+        typer.echo(_in_one_line(name, audit))
+    if audit.differences:
+        raise typer.Exit(1)
+
+
+def repair(name: Name) -> None:
+    """Mend what verify lists: the record in SQL wins, also over changes made in a dashboard."""
+    from search.cli.output import working
+    from search.cli.relay import note_writer
+    from storage.database import open_database
+    from storage.repair import repair as mend
+    from storage.settings import load_settings
+    from storage.studies import open_study
+
+    with open_database(load_settings()) as database:
+        study = open_study(database, name)
+        with working(f"{name}: comparing and mending"):
+            result = mend(study, note_writer(study))
+    for difference in result.mended:
+        typer.echo(f"mended: {difference}")
+    for difference, reason in result.left.items():
+        typer.echo(f"not mended: {difference}{f' ({reason})' if reason else ''}")
+    typer.echo(f"{name}: {len(result.mended)} differences mended, {len(result.left)} left")
+    if result.left:
+        raise typer.Exit(1)
+
+
+def _in_one_line(name: str, audit: Audit) -> str:
+    states = ", ".join(f"{number} {state}" for state, number in sorted(audit.trials.items()))
+    of = f" of {audit.budget}" if audit.budget is not None else ""
+    count = len(audit.differences)
+    verdict = f"differences: {count}" if count else "SQL, Optuna and MLflow agree"
+    changing = f"; {audit.changing} runs changed meanwhile, and were not compared" if audit.changing else ""
+    return (
+        f"{name}: {verdict}; {sum(audit.trials.values())}{of} trials ({states or 'none'}), {audit.runs} runs,"
+        f" {audit.metrics:,} metric values, {audit.artifacts:,} artifacts compared{changing}"
+    )
+
+
+def _values(name: str, audit: Audit) -> dict[str, Any]:
+    values = asdict(audit)
+    values["differences"] = [
+        {"trial": found.number, "difference": found.text, "mend": found.mend} for found in audit.differences
+    ]
+    return {"study": name, "agree": not audit.differences, **values}

@@ -1,0 +1,41 @@
+"""The folder of an attempt at a trial: who takes a trial over takes its folder away from the worker before.
+
+A worker that was stopped past its lease and wakes up later still writes its checkpoint. It knows the folder
+by the number of its own attempt, and nothing has that name any more: what it writes reaches nobody.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+def take_folder(folder: Path) -> Path:
+    """Give an attempt its folder, with the checkpoint that the attempts before it left.
+
+    Only folders of earlier attempts are touched: a worker that has lost the trial, and does not know it yet,
+    takes nothing from the one who has it.
+
+    Parameters
+    ----------
+    folder : as :meth:`storage.settings.Settings.attempt_folder` names it
+    """
+    while not folder.exists() and (earlier := _earlier(folder)):
+        try:
+            earlier[-1].rename(folder)
+        except FileNotFoundError:
+            continue  # an attempt between that one and ours has just taken it: look again
+    for stray in _earlier(folder):  # of workers that woke up
+        shutil.rmtree(stray, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """The folders of earlier attempts, the latest last."""
+    attempts = [path for path in folder.parent.glob("attempt-*") if _number(path) < _number(folder)]
+    return sorted(attempts, key=_number)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("attempt-"))

@@ -1,0 +1,206 @@
+"""Mends what an audit lists. SQL's record wins, also over what a person did in a dashboard.
+
+Each step leaves the records such that the next audit finds what is still to be done: a repair that was
+killed is repeated.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import TrialState
+from sqlalchemy import ColumnElement, select, update
+
+from storage.audit import Difference, Mend, verify
+from storage.blobs.store import BlobStore
+from storage.errors import (
+    BlobMissingError,
+    BlobWriteError,
+    RelayBusyError,
+    TrackingRefusedError,
+)
+from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
+from storage.studies import Study
+from storage.tracking.lease import RelayLease, take_lease
+from storage.tracking.mlflow_runs import MlflowRuns, open_runs
+from storage.tracking.process import sync
+from storage.tracking.relay import NoteWriter
+from storage.trials import endings
+from storage.trials.optuna_rows import set_state
+
+ROUNDS = 3
+"""A run that is restored can turn out to be wrong inside, and the experiment of it to have been deleted."""
+
+RELAY_PATIENCE = 30.0
+"""How long a repair waits for a relay to end, s: one with nothing to deliver does so after 20 s."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What came of a repair: what was mended, and what could not be, each with the reason if it is known."""
+
+    mended: tuple[Difference, ...]
+    left: Mapping[Difference, str]
+
+
+def repair(study: Study, write_note: NoteWriter) -> Repair:
+    """Mend what :func:`storage.audit.verify` finds, and look again.
+
+    Raises
+    ------
+    RelayBusyError
+        while a relay delivers the study.
+    TrackingUnavailableError
+        if the tracking server does not answer.
+    """
+    found: dict[Difference, None] = {}
+    reasons: dict[Difference, str] = {}
+    left = verify(study).differences
+    for _ in range(ROUNDS):
+        found |= dict.fromkeys(left)
+        wrong = [difference for difference in left if difference.mend is not None]
+        if not wrong:
+            break
+        lease = _wait_for_lease(study)
+        try:
+            mender = _Mender(study, lease)
+            for difference in wrong:
+                if (reason := mender.mend(difference)) is not None:
+                    reasons[difference] = reason
+        finally:
+            lease.release()
+        sync(study, write_note)
+        left = verify(study).differences
+    return Repair(
+        mended=tuple(difference for difference in found if difference not in left),
+        left={difference: reasons.get(difference, "") for difference in left},
+    )
+
+
+def _wait_for_lease(study: Study) -> RelayLease:
+    deadline = time.monotonic() + RELAY_PATIENCE
+    while (lease := take_lease(study)) is None:
+        if time.monotonic() > deadline:
+            raise RelayBusyError(
+                f"{study.name}: a relay delivers it to MLflow now; stop its workers, and try again"
+            )
+        time.sleep(0.5)
+    return lease
+
+
+class _Mender:
+    def __init__(self, study: Study, lease: RelayLease) -> None:
+        self._study = study
+        self._lease = lease
+        self._db = study.database
+        self._runs: MlflowRuns = open_runs(self._db.settings)
+        self._ways: Mapping[Mend, Callable[[Difference], None]] = {
+            "end attempt": self._end_attempt,
+            "settle": self._settle,
+            "fail": self._fail,
+            "deliver": lambda difference: None,  # follows in any case
+            "tell again": self._tell_again,
+            "make anew": self._make_anew,
+            "delete run": lambda difference: self._runs.delete(difference.subject),
+            "restore run": lambda difference: self._runs.restore(difference.subject),
+            "restore experiment": lambda difference: self._runs.restore_experiment(difference.subject),
+            "fetch": self._fetch,
+        }
+
+    def mend(self, difference: Difference) -> str | None:
+        """Mend one difference, or say why not."""
+        assert difference.mend is not None
+        try:
+            self._ways[difference.mend](difference)
+        except (TrackingRefusedError, BlobMissingError, BlobWriteError) as error:
+            return str(error)
+        return None
+
+    def _end_attempt(self, difference: Difference) -> None:
+        """Let the next claim take the trial; its worker is refused from now on."""
+        with self._db.writing() as connection:
+            connection.execute(
+                update(attempts)
+                .where(
+                    attempts.c.study_id == self._study.id,
+                    attempts.c.number == difference.number,
+                    attempts.c.ended_at.is_(None),
+                    attempts.c.lease_until < now(),
+                )
+                .values(ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker fell silent")
+            )
+
+    def _settle(self, difference: Difference) -> None:
+        """Give Optuna the record's state: open the trial again, then end it as any other."""
+        assert difference.number is not None
+        this = (trials.c.study_id == self._study.id, trials.c.number == difference.number)
+        with self._db.writing() as connection:
+            trial = connection.execute(select(trials).where(*this).with_for_update()).one()
+            set_state(connection, trial.optuna_trial_id, TrialState.RUNNING)
+            connection.execute(update(trials).where(*this).values(told=False))
+        if trial.state != "running":
+            endings.settle(self._db, self._study, difference.number)
+
+    def _fail(self, difference: Difference) -> None:
+        """Let a trial that is none of ours count for nothing: Optuna cannot delete it."""
+        with self._db.writing() as connection:
+            set_state(connection, int(difference.subject), TrialState.FAIL)
+
+    def _tell_again(self, difference: Difference) -> None:
+        """Deliver all about a run once more: what MLflow has already does not change."""
+        with self._lease.writing() as connection:
+            connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))
+
+    def _make_anew(self, difference: Difference) -> None:
+        """Make the run again from the record: MLflow changes neither a value nor a parameter."""
+        number = difference.number
+        if number is None:
+            # Its trials' runs hang under it and are told of the new one; those that are there are found.
+            with self._lease.writing() as connection:
+                nothing = {"mlflow_experiment_id": None, "mlflow_run_id": None}
+                connection.execute(update(studies).where(studies.c.id == self._study.id).values(nothing))
+                of_study = trials.c.study_id == self._study.id
+                connection.execute(update(trials).where(of_study).values(mlflow_run_id=None))
+                everything = outbox.c.study_id == self._study.id
+                connection.execute(update(outbox).where(everything).values(delivered_at=None))
+            return
+        this = (trials.c.study_id == self._study.id, trials.c.number == number)
+        with self._db.reading() as connection:
+            run = connection.scalar(select(trials.c.mlflow_run_id).where(*this))
+        if run is not None:
+            with suppress(TrackingRefusedError):  # it is gone
+                self._runs.delete(run)
+        with self._lease.writing() as connection:
+            connection.execute(update(trials).where(*this).values(mlflow_run_id=None))
+            connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))
+
+    def _fetch(self, difference: Difference) -> None:
+        """Bring the bytes of an artifact back from MLflow."""
+        with self._db.reading() as connection:
+            this = (trials.c.study_id == self._study.id, trials.c.number == difference.number)
+            run = connection.scalar(select(trials.c.mlflow_run_id).where(*this))
+            digest = connection.scalar(
+                select(artifacts.c.digest).where(
+                    artifacts.c.study_id == self._study.id,
+                    artifacts.c.number == difference.number,
+                    artifacts.c.path == difference.subject,
+                )
+            )
+        if run is None:
+            raise BlobMissingError("MLflow does not have it either")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = self._runs.fetch(run, difference.subject, Path(folder))
+            if BlobStore(Path(folder) / "check").put(copy) != digest:
+                raise BlobMissingError("MLflow has another content of it")
+            BlobStore(self._db.settings.artifacts).put(copy)
+
+    def _about(self, difference: Difference) -> tuple[ColumnElement[bool], ...]:
+        return (
+            outbox.c.study_id == self._study.id,
+            outbox.c.number.is_not_distinct_from(difference.number),
+        )

