@@ -400,7 +400,7 @@ def test_a_trial_whose_twin_failed_is_trained_itself(
     rows = study_from_values(
         {"name": "rows", "training": config.training, "rows": [{"label": n} for n in range(3)]}, "test"
     )
-    folder = database.settings.trial_folder("rows", 0)
+    folder = database.settings.attempt_folder("rows", 0, 1)
     folder.mkdir(parents=True)
     (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
     trials = work(database, rows, task)

@@ -264,7 +264,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "trial 3: it is COMPLETE in Optuna, RUNNING by the record",
     ),
     "value changed in Optuna": (
-        lambda p: p.sql(update(optuna_rows._values).values(value=0.5)),
+        lambda p: p.sql(update(optuna_rows._results).values(value=0.5)),
         "trial 0: its value is 0.5 in Optuna, 2.5 by the record",
     ),
     "trial of nobody in Optuna": (
