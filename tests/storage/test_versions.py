@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from optuna.storages import RDBStorage
 from sqlalchemy import create_engine, inspect
 
@@ -25,12 +26,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
-NEXT = """
+HEAD = ScriptDirectory(str(schema.MIGRATIONS)).get_current_head()
+
+NEXT = f"""
 from alembic import op
 import sqlalchemy as sa
 
-revision = "0002"
-down_revision = "0001"
+revision = "next"
+down_revision = "{HEAD}"
 branch_labels = None
 depends_on = None
 
@@ -59,13 +62,13 @@ def next_program(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyP
     create_study(database, "widths", {}, Budget())
     migrations = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS, migrations)
-    (migrations / "versions" / "0002_motto.py").write_text(NEXT)
+    (migrations / "versions" / "next_motto.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", migrations)
 
 
 @pytest.mark.usefixtures("next_program")
 def test_an_older_database_is_not_changed_by_whoever_opens_it(settings: Settings) -> None:
-    with pytest.raises(SchemaTooOldError, match=r"older anitune \(version 0001, .* 0002\)") as error:
+    with pytest.raises(SchemaTooOldError, match=rf"older anitune \(version {HEAD}, .* next\)") as error:
         open_database(settings)
     assert "run `anitune migrate`" in one_line(error)
     assert "motto" not in columns(settings)
@@ -78,7 +81,7 @@ def test_migrating_at_the_same_time_is_done_once(settings: Settings) -> None:
     courses = sorted(
         (course.before, course.now) for both in done for course in both if course.what == "anitune"
     )
-    assert courses == [("0001", "0002"), ("0002", "0002"), ("0002", "0002"), ("0002", "0002")]
+    assert courses == [(HEAD, "next"), ("next", "next"), ("next", "next"), ("next", "next")]
     assert "motto" in columns(settings)
     with open_database(settings) as database:
         assert [study.name for study in list_studies(database)] == ["widths"]
@@ -86,11 +89,11 @@ def test_migrating_at_the_same_time_is_done_once(settings: Settings) -> None:
 
 def test_an_empty_database_may_be_migrated_too(settings: Settings) -> None:
     optuna, ours = migrate_database(settings)
-    assert ours == Migration("anitune", None, "0001")
+    assert ours == Migration("anitune", None, HEAD)
     assert (optuna.what, optuna.before) == ("Optuna", None)
     with open_database(settings) as database:
         assert list_studies(database) == []
-    assert [course.before for course in migrate_database(settings)] == [optuna.now, "0001"]
+    assert [course.before for course in migrate_database(settings)] == [optuna.now, HEAD]
 
 
 def set_optuna_version(settings: Settings, version: str) -> None:
