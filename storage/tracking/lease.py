@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 from sqlalchemy import Connection, Row, insert, select, update
 
 from storage.errors import RelayLeaseLostError
@@ -128,9 +129,7 @@ def _lives(holder: Row[Any]) -> bool:
     if not holder.valid or holder.host != socket.gethostname():
         return bool(holder.valid)
     try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
+        # One that has died stays in the table of processes until its parent asks for its end.
+        return bool(psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # it lives, and is another user's
-        pass
-    return True
