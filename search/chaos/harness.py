@@ -310,9 +310,7 @@ class _Chaos:
         verified = json.loads(
             _anitune(self._environment, "study", "verify", self._study.name, "--json", fails=True)
         )
-        injected = self._injected | {
-            "full disk": self._fleet.said("checkpoint.safetensors: cannot be written")
-        }
+        injected = self._injected | {"full disk": self._fleet.said("cannot be written: File too large")}
         trials = self._trials()
         history = {
             trial.number: metric_history(self._study.database, self._study, trial.number) for trial in trials

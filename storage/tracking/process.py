@@ -154,6 +154,8 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
     """
     before = undelivered(study)
     release_parked(study)
+    never = Event()
+    patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
     well = time.monotonic()
     while (lease := take_lease(study)) is None:
         if (trouble := last_error(study)) is None:
@@ -161,12 +163,12 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
         elif time.monotonic() - well > LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
             raise TrackingUnavailableError(trouble)
         if undelivered(study) == 0:
+            # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
+            patiently(Relay(RelayLease(study, token=""), write_note, never).tell_study)
             return SyncResult(delivered=before, parked=0)
         time.sleep(SYNC_POLL_SECONDS)
         _forget_ended()
-    never = Event()
     relay = Relay(lease, write_note, never)
-    patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
     try:
         while patiently(relay.deliver):
             pass
