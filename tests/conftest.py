@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 # Read by torch when it is first imported, here and in the processes that tests start: tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# The time of one example says more of the machine than of the code.
-settings.register_profile("anitune", deadline=None)
+# The time of one example says more of the machine than of the code. The same examples each time, so that a
+# change is judged by what it changed; `pytest --hypothesis-profile=random` looks for new ones.
+settings.register_profile("anitune", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
 settings.load_profile("anitune")
 
 SELF_ENERGIES = {"H": -0.6, "C": -38.1, "O": -75.2}  # hartree

@@ -21,7 +21,7 @@ from trainer.fingerprints import digest_of
 from trainer.progress import Progress
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskData:
     """All that a network is trained on but the features.
 
@@ -45,7 +45,7 @@ class TaskData:
     fingerprints: dict[str, str]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task(TaskData):
     """What a network is trained on.
 

@@ -52,6 +52,10 @@ CONFIGS = st.builds(
 ROUNDING = 1e-6
 """Relative, of the loss of an epoch whose steps are done in float32."""
 
+NUDGES = 20
+"""Trainings from changed weights at most. A pack that differs as much as they do is further away than all of them
+by chance once in 21 times, and most differ less than ``ROUNDING``."""
+
 
 def losses(history: tuple[EpochRecord, ...]) -> list[tuple[float, float, float]]:
     return [(record.train_loss, record.val_loss, record.learning_rate) for record in history]
@@ -130,9 +134,10 @@ def test_in_float32_a_pack_is_no_further_from_a_training_alone_than_an_ulp_takes
     """A pack sums in another order than a training alone, and a training enlarges what rounding begins.
 
     The training loss of the first epoch is equal to ``ROUNDING``. The losses that follow are where they lie
-    no further away than the furthest of three trainings alone has been up to then, each from weights that
-    are all moved by one ulp. One such training can stay close by chance, hence several, and the furthest
-    so far. Below ``ROUNDING`` distances say nothing: they are those of single roundings.
+    no further away than the furthest of several trainings alone has been up to then, each from weights that
+    are all moved by one ulp. One such training can stay close by chance, hence several, as many as it takes
+    up to ``NUDGES``, and the furthest so far. Below ``ROUNDING`` distances say nothing: they are those of
+    single roundings.
 
     The validation loss of the first epoch is one that follows: it comes after the epoch's steps. It too is
     equal to ``ROUNDING`` in all but some two of a thousand trainings, of which it can be 4e-6 in one whose
@@ -144,9 +149,13 @@ def test_in_float32_a_pack_is_no_further_from_a_training_alone_than_an_ulp_takes
         reference = alone(task, config, orders)
         distance = distances(history, reference)
         assert distance[0, 0] <= ROUNDING
-        nudged = [distances(alone(task, config, orders, nudge), reference) for nudge in range(3)]
-        allowed = np.maximum.accumulate(np.max(nudged, axis=(0, 2)))
-        assert (distance.max(1) <= np.maximum(allowed, ROUNDING)).all(), (distance, allowed)
+        allowed = np.full(config.epochs, ROUNDING)
+        for nudge in range(NUDGES):
+            if (distance.max(1) <= allowed).all():
+                break
+            nudged = distances(alone(task, config, orders, nudge), reference)
+            allowed = np.maximum(allowed, np.maximum.accumulate(nudged.max(1)))
+        assert (distance.max(1) <= allowed).all(), (distance, allowed)
 
 
 def fit_together(task: Task, configs: list[TrainConfig], root: Path) -> list[FitResult]:
