@@ -53,8 +53,8 @@ ROUNDING = 1e-6
 """Relative, of the loss of an epoch whose steps are done in float32."""
 
 NUDGES = 20
-"""Trainings from changed weights at most. A pack that differs as much as they do is further away than all of them
-by chance once in 21 times, and most differ less than ``ROUNDING``."""
+"""Trainings from changed weights at most. A pack that differs as much as they do is further away than all of
+them by chance once in 21 times, and most differ less than ``ROUNDING``."""
 
 
 def losses(history: tuple[EpochRecord, ...]) -> list[tuple[float, float, float]]:
