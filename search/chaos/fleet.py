@@ -20,6 +20,9 @@ from storage.studies import Study
 FULL_AT = 4_096
 """Bytes that a file may have on the full disk: less than a checkpoint has."""
 
+MET_FULL_DISK = "checkpoint.safetensors: cannot be written: File too large"
+"""What a worker says whose checkpoint found no room."""
+
 
 class Fleet:
     """So many workers of a study.
@@ -28,11 +31,13 @@ class Fleet:
     ----------
     ends : how often workers ended with which exit code; that of a signal is negative
     last_words : of workers that gave up
+    full_disks : checkpoints that found no room
     """
 
     def __init__(self, study: Study, count: int, logs: Path, environment: dict[str, str]) -> None:
         self.ends: Counter[int] = Counter()
         self.last_words: list[str] = []
+        self.full_disks = 0
         self._study = study
         self._count = count
         self._logs = logs
@@ -40,6 +45,8 @@ class Fleet:
         self._started = 0
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._hurt: set[int] = set()
+        self._disk_is_full: set[int] = set()
+        self._spared = 0
         self._said_by: dict[int, Path] = {}
         logs.mkdir()
 
@@ -64,10 +71,16 @@ class Fleet:
         for pid, worker in list(self._workers.items()):
             if worker.poll() is not None:
                 self.ends[worker.returncode] += 1
+                said = self._said_by[pid].read_text(errors="replace")
                 if worker.returncode == 1:
-                    self.last_words += self._said_by[pid].read_text(errors="replace").splitlines()[-1:]
+                    self.last_words += said.splitlines()[-1:]
+                if pid in self._disk_is_full:
+                    met = MET_FULL_DISK in said
+                    self.full_disks += met
+                    self._spared += not met
                 del self._workers[pid]
                 self._hurt.discard(pid)
+                self._disk_is_full.discard(pid)
 
     @property
     def size(self) -> int:
@@ -99,12 +112,14 @@ class Fleet:
     def fill_disk(self, pid: int) -> None:
         """Let a worker write no file of more than a few bytes from now on."""
         self._hurt.add(pid)
+        self._disk_is_full.add(pid)
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_AT, resource.RLIM_INFINITY))
 
-    def said(self, words: str) -> int:
-        """How many workers said something."""
-        return sum(words in log.read_text(errors="replace") for log in self._said_by.values())
+    def take_spared(self) -> int:
+        """How many workers, since last asked, ended before a checkpoint of theirs met the full disk."""
+        spared, self._spared = self._spared, 0
+        return spared
 
     def end(self) -> None:
         """Kill those that are left."""

@@ -217,6 +217,7 @@ class _Chaos:
                 delay, kind = faults.pop(0)
                 due += delay
                 waiting.append(kind)
+            waiting += ["full disk"] * self._fleet.take_spared()  # it wrote a plot first, or ended otherwise
             if not ended:
                 # A fault for which there is no victim now waits; those after it do not.
                 waiting = [kind for kind in waiting if not self._inject(kind)]
@@ -310,7 +311,7 @@ class _Chaos:
         verified = json.loads(
             _anitune(self._environment, "study", "verify", self._study.name, "--json", fails=True)
         )
-        injected = self._injected | {"full disk": self._fleet.said("cannot be written: File too large")}
+        injected = self._injected | {"full disk": self._fleet.full_disks}
         trials = self._trials()
         history = {
             trial.number: metric_history(self._study.database, self._study, trial.number) for trial in trials

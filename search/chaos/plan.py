@@ -13,7 +13,7 @@ WORDS: Final[Mapping[Kind, str]] = {
     "kill": "workers killed (SIGKILL)",
     "terminate": "workers told to end (SIGTERM)",
     "stop": "workers stopped past their lease, and woken (SIGSTOP, SIGCONT)",
-    "full disk": "checkpoints, or plots, that met a full disk",
+    "full disk": "checkpoints that met a full disk",
     "postgresql": "PostgreSQL crashed and recovered",
     "mlflow": "MLflow server killed, and away for a while",
     "relay": "relay killed between delivery and acknowledgement",
