@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from search.propose.pruners import rungs, should_prune
 from search.propose.rows import flat_settings, scale_batches
-from search.propose.samplers import propose
+from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
@@ -37,9 +37,10 @@ from storage.errors import (
     TrialClosedError,
 )
 from storage.life import CLOSED, study_state, wrong_state
-from storage.studies import Study, StudySummary, summarize_study
-from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
+from storage.studies import Study, StudyProgress, study_progress
+from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
+from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
@@ -94,13 +95,13 @@ class TrialNews:
 class Watcher(Protocol):
     """Shows a person what a worker does. It is told of epochs by the threads of several trials at once."""
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         """A trial begins, or goes on."""
 
     def epoch(self, number: int, done: int) -> None:
         """A trial that has begun has so many epochs."""
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         """A trial has ended, was handed back, or is another worker's now."""
 
 
@@ -192,11 +193,11 @@ class Worker:
         return slots
 
     def _trials_left(self) -> int:
-        summary = self._summary()
-        if summary.budget.trials is None:
+        progress = self._progress()
+        if progress.budget.trials is None:
             return sys.maxsize
-        return summary.budget.trials - sum(
-            summary.trials[state] for state in ("complete", "pruned", "failed")
+        return progress.budget.trials - sum(
+            progress.trials[state] for state in ("complete", "pruned", "failed")
         )
 
     def _work_in_slot(self) -> None:
@@ -322,20 +323,25 @@ class Worker:
         if claim.config is not None:
             return load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
 
-        def choose() -> TrainConfig:
-            # One after the other, so that each is told of those before it, which are still being trained.
-            with self._proposing, self._database.plain_errors(), attempt.fenced():
-                params = propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
-            return settle(train_config(self._config, params, claim.number))
+        def choose() -> Proposal:
+            with self._database.plain_errors(), attempt.fenced():
+                return propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
 
-        config = patiently(choose)
-        attempt.record_config(
-            dump_config(config),
-            {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
-            planned_epochs=config.epochs,
-            tags={"arch": architecture(config, self._task.features.length), **self._row_tags(claim.number)},
-            settings=self._settings_digest(config, claim.number),
-        )
+        # One after the other, so that each is told of those before it, which are still being trained.
+        with self._proposing:
+            proposal = patiently(choose)
+            config = settle(train_config(self._config, proposal.params, claim.number))
+            attempt.record_config(
+                dump_config(config),
+                {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
+                planned_epochs=config.epochs,
+                tags={
+                    "arch": architecture(config, self._task.features.length),
+                    **self._row_tags(claim.number),
+                },
+                settings=self._settings_digest(config, claim.number),
+                proposed=proposal.stored,
+            )
         return config
 
     def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
@@ -427,12 +433,12 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
-    def _tell(self, tell: Callable[[TrialNews, StudySummary], None], news: TrialNews) -> None:
+    def _tell(self, tell: Callable[[TrialNews, StudyProgress], None], news: TrialNews) -> None:
         with self._telling:  # so that the trials that have ended are counted upwards
-            tell(news, self._summary())
+            tell(news, self._progress())
 
-    def _summary(self) -> StudySummary:
-        return patiently(lambda: summarize_study(self._database, self._study))
+    def _progress(self) -> StudyProgress:
+        return patiently(lambda: study_progress(self._database, self._study))
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:

@@ -129,7 +129,9 @@ def claim_trial(
 
 def open_trials(database: Database, study: Study) -> set[int]:
     """Trials that have begun and not ended, on whatever machine; one of them may still become claimable."""
-    query = select(trials.c.number).where(trials.c.study_id == study.id, trials.c.state == "running")
+    query = select(trials.c.number).where(
+        trials.c.study_id == study.id, trials.c.state == "running", trials.c.told.is_(False)
+    )
     with database.reading() as connection:
         return set(connection.execute(query).scalars())
 
@@ -200,6 +202,7 @@ def _abandoned() -> Select[Any]:
         .where(
             trials.c.study_id == studies.c.id,
             trials.c.state == "running",
+            trials.c.told.is_(False),
             attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
             ~_waits_for_its_twin(),
         )
