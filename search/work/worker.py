@@ -155,6 +155,7 @@ class Worker:
         self._claims = 0
         self._in_hand: dict[int, Claim] = {}
         self._said: str | None = None  # why there is no trial
+        self._known: StudyProgress | None = None
         self._claiming = Lock()
         self._proposing = Lock()
         self._telling = Lock()
@@ -266,7 +267,7 @@ class Worker:
         finally:
             del self._in_hand[claim.number]
         if news is not None:
-            self._tell(self._watcher.ended, news)
+            self._tell_ended(news)
 
     def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
@@ -286,7 +287,7 @@ class Worker:
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
-            self._tell(self._watcher.begun, news)
+            self._tell_begun(news)
             result = train(
                 config,
                 folder,
@@ -324,8 +325,8 @@ class Worker:
             return load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
 
         def choose() -> Proposal:
-            with self._database.plain_errors(), attempt.fenced():
-                return propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
+            with self._database.plain_errors():
+                return propose(self._database.optuna, self._config, claim.number, claim.asked_for)
 
         # One after the other, so that each is told of those before it, which are still being trained.
         with self._proposing:
@@ -433,9 +434,15 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
-    def _tell(self, tell: Callable[[TrialNews, StudyProgress], None], news: TrialNews) -> None:
+    def _tell_begun(self, news: TrialNews) -> None:
+        with self._telling:
+            self._known = self._known or self._progress()  # a beginning changes nothing that is shown
+            self._watcher.begun(news, self._known)
+
+    def _tell_ended(self, news: TrialNews) -> None:
         with self._telling:  # so that the trials that have ended are counted upwards
-            tell(news, self._progress())
+            self._known = self._progress()
+            self._watcher.ended(news, self._known)
 
     def _progress(self) -> StudyProgress:
         return patiently(lambda: study_progress(self._database, self._study))

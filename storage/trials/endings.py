@@ -11,7 +11,7 @@ import logging
 import mimetypes
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,18 +84,15 @@ def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
     enqueue(connection, trial.study_id, trial.number, [*start, end])
 
 
-def settle_all(database: Database, study: Study, leave: Collection[int] = ()) -> None:
-    """Tell Optuna of all trials that have ended in our record only, but for those to ``leave`` alone."""
+def untold(connection: Connection, study: Study, leave: Collection[int] = ()) -> Sequence[int]:
+    """The trials of whose end Optuna is to be told, but for those to ``leave`` alone."""
     query = select(trials.c.number).where(
         trials.c.study_id == study.id,
         trials.c.state != "running",
         trials.c.told.is_(False),
         trials.c.number.not_in(leave),
     )
-    with database.reading() as connection:
-        numbers = connection.execute(query.order_by(trials.c.number)).scalars().all()
-    for number in numbers:
-        settle(database, study, number)
+    return connection.execute(query.order_by(trials.c.number)).scalars().all()
 
 
 def settle(database: Database, study: Study, number: int) -> None:
