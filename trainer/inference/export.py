@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -119,7 +121,19 @@ def _write_program(ensemble: Ensemble, path: Path) -> None:
         (numbers, coordinates),
         dynamic_shapes=({0: batch, 1: atoms}, {0: batch, 1: atoms}),
     )
-    torch.export.save(program, path)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    _write_without_pickles(archive, path)
+
+
+def _write_without_pickles(archive: io.BytesIO, path: Path) -> None:
+    """Write an archive of torch.export less its example input: it alone is pickled, and need not be there."""
+    with zipfile.ZipFile(archive) as every, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
+        for entry in every.infolist():
+            example = "/sample_inputs/" in entry.filename
+            kept.writestr(entry.filename, b"" if example else every.read(entry))
 
 
 def _load_program(path: Path) -> Callable[[Sequence[Structure]], Energies]:
