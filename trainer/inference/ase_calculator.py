@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ except ImportError as error:
 KINKED: Final = ("relu",)
 
 
-class AnituneCalculator(Calculator):  # type: ignore[misc]
+class AnituneCalculator(Calculator):
     """Energies and forces of molecules, by autograd through torchani's AEVs, in float64.
 
     Beside ``energy`` (eV) and ``forces`` (eV/Å) the results have ``energy_spread`` (eV), the sample standard
@@ -48,7 +48,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         from a calculation, if the model does not know an element, or the structure is periodic.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties = [  # noqa: RUF012 (as ASE declares it)
         "energy",
         "free_energy",
         "forces",
@@ -57,7 +57,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
     ]
 
     def __init__(self, model: Ensemble | Path | str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ensemble = model if isinstance(model, Ensemble) else Ensemble.open(model)
         self._torchani = as_torchani(self.ensemble)
         kinked = {m.model.config.activation for m in self.ensemble.members} & set(KINKED)
@@ -75,13 +75,13 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Compute all results."""
-        super().calculate(atoms, properties, system_changes)
-        atoms = self.atoms
-        if atoms.pbc.any():
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        given: Any = self.atoms
+        if given.pbc.any():
             raise DataError("the structure is periodic, and the models are of molecules: set pbc to False")
-        structure = make_structure(atoms.get_chemical_symbols(), atoms.get_positions(), "the structure")
+        structure = make_structure(given.get_chemical_symbols(), given.get_positions(), "the structure")
         self.ensemble.refuse_unknown_elements([structure])
-        numbers = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))[None]
+        numbers = torch.from_numpy(given.get_atomic_numbers().astype(np.int64))[None]
         coordinates = torch.from_numpy(structure.coordinates)[None].requires_grad_()
         kinds = self._torchani.species_converter(numbers)
         aevs = self._torchani.aev_computer(kinds, coordinates)
