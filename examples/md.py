@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+import torch
 from ase import Atoms, units
 from ase.io import read
 from ase.md.verlet import VelocityVerlet
@@ -21,12 +22,13 @@ def relax(atoms: Atoms, steps: int = 200) -> bool:
     return bool(BFGS(atoms, logfile=None).run(fmax=0.01, steps=steps))
 
 
-def run_dynamics(atoms: Atoms, picoseconds: float, kelvin: float, step: float) -> tuple[float, float]:
+def run_dynamics(atoms: Atoms, picoseconds: float, kelvin: float, step: float) -> tuple[float, float, float]:
     """Let the atoms move at constant energy, with steps in femtoseconds.
 
     Returns
     -------
-    The slope of the total energy over time, meV/atom/ps, and its greatest departure, meV/atom
+    The slope of the total energy over time, meV/atom/ps, its greatest departure, meV/atom, and the greatest
+    novelty that was met
     """
     masses = atoms.get_masses()[:, None]
     # From a minimum half of the motion goes into the bonds.
@@ -35,12 +37,13 @@ def run_dynamics(atoms: Atoms, picoseconds: float, kelvin: float, step: float) -
     )
     atoms.set_momenta(momenta - masses / masses.sum() * momenta.sum(0))
     dynamics = VelocityVerlet(atoms, timestep=step * units.fs)
-    times, energies = [], []
+    times, energies, novelties = [], [], []
     for _ in dynamics.irun(round(1000 * picoseconds / step)):
         times.append(dynamics.get_time() / (1000 * units.fs))
         energies.append(atoms.get_total_energy() / len(atoms) * 1000)
+        novelties.append(atoms.calc.results["novelty"])
     departure = np.array(energies) - energies[0]
-    return float(np.polyfit(times, departure, 1)[0]), float(np.abs(departure).max())
+    return float(np.polyfit(times, departure, 1)[0]), float(np.abs(departure).max()), max(novelties)
 
 
 def main() -> None:
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--kelvin", type=float, default=300.0, help="of the motion about the minimum")
     parser.add_argument("--step", type=float, default=0.5, help="femtoseconds")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # operations on so few atoms are too small to be divided
     atoms = read(options.molecule)
     atoms.calc = AnituneCalculator(options.model)
     reached = relax(atoms)
@@ -59,9 +63,10 @@ def main() -> None:
     results = atoms.calc.results
     print(f"minimum     {results['energy']:.4f} eV{'' if reached else ' (not reached)'}")
     print(f"uncertainty {results['energy_spread']:.4f} eV; novelty {results['novelty']:.2f} (far above 1)")
-    drift, departure = run_dynamics(atoms, options.picoseconds, options.kelvin, options.step)
+    drift, departure, novelty = run_dynamics(atoms, options.picoseconds, options.kelvin, options.step)
     print(f"drift       {drift:+.4f} meV/atom/ps over {options.picoseconds:g} ps")
     print(f"departure   {departure:.4f} meV/atom at most")
+    print(f"novelty     {novelty:.2f} at most")
 
 
 if __name__ == "__main__":
