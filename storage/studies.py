@@ -208,8 +208,10 @@ def open_study(database: Database, name: str) -> Study:
     StudyNotFoundError
         if there is none.
     """
-    with database.reading() as connection:
-        row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
+    row = None
+    if _NAME.fullmatch(name):  # no other may ever name a folder or a file
+        with database.reading() as connection:
+            row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
     if row is None:
         raise StudyNotFoundError(
             f"there is no study {name!r} in {redacted(database.settings.storage_url)}:"

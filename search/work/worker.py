@@ -45,6 +45,7 @@ from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
+from trainer.fitting.checkpoints import CHECKPOINT, set_aside
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.packs import Companions
 from trainer.run import TrainingResult, run_training
@@ -286,18 +287,24 @@ class Worker:
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
             self._tell(self._watcher.begun, news)
-            result = train(
-                config,
+            reporter = AttemptReporter(
+                attempt,
+                self._recorded_epochs(attempt.claim),
+                lambda trial: should_prune(self._database.optuna, self._config, trial),
+                lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+            )
+            result = self._from_checkpoint(
                 folder,
-                AttemptReporter(
-                    attempt,
-                    self._recorded_epochs(attempt.claim),
-                    lambda trial: should_prune(self._database.optuna, self._config, trial),
-                    lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+                news.number,
+                partial(
+                    train,
+                    config,
+                    folder,
+                    reporter,
+                    rungs=self._rungs,
+                    warm_start=warm_start,
+                    progress=lambda stage, done, total: self._watcher.epoch(news.number, done),
                 ),
-                rungs=self._rungs,
-                warm_start=warm_start,
-                progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
             )
             return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
@@ -315,6 +322,23 @@ class Worker:
             # A fault of the program: it must not meet the next worker again.
             attempt.finish("failed", reason=f"{type(error).__name__}: {error}")
             raise
+
+    def _from_checkpoint(
+        self, folder: Path, number: int, train: Callable[[], TrainingResult]
+    ) -> TrainingResult:
+        """Train, from the start where the checkpoint is refused: what befell a file costs no trial."""
+        try:
+            return train()
+        except CheckpointError as error:
+            aside = set_aside(folder / CHECKPOINT)
+            logger.warning(
+                "%s: trial %d begins again from the start, its checkpoint was refused: %s (it is %s now)",
+                self._study.name,
+                number,
+                error,
+                aside.name,
+            )
+            return train()
 
     def _settings(self, attempt: Attempt) -> TrainConfig:
         """The configuration of the trial: as an earlier attempt recorded it, or proposed now."""
@@ -396,7 +420,9 @@ class Worker:
             raise TrainingFailed(
                 f"row {label}, whose weights it starts from, has none: it {trials[number].state}"
             )
-        return BlobStore(self._database.settings.artifacts).path(digests[0])
+        blobs = BlobStore(self._database.settings.artifacts)
+        blobs.verify(digests[0])
+        return blobs.path(digests[0])
 
     @property
     def _starts(self) -> dict[int, int]:

@@ -24,6 +24,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.blobs.names import checked_name
 from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError, TrialClosedError
@@ -242,10 +243,12 @@ class Attempt:
         ------
         BlobWriteError
             if there is no room for them.
+        ArtifactNameError
+            if a path could lead out of the run's folder.
         """
         # The bytes first: a row never names a file that is not there.
         blobs = BlobStore(self._database.settings.artifacts)
-        kept = {path: (blobs.put(file), file.stat().st_size) for path, file in files.items()}
+        kept = {checked_name(path): (blobs.put(file), file.stat().st_size) for path, file in files.items()}
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             query = select(artifacts.c.path, artifacts.c.digest).where(*self._is(artifacts))
