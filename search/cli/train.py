@@ -69,7 +69,7 @@ def train(
 
 def _own_folder(trainings: Path, config: Path) -> Path:
     """The folder that has the name of a configuration file."""
-    if config.stem.startswith("."):  # as of a file called ...yaml
+    if not config.stem.strip("."):  # as of a file called ...yaml
         raise typer.BadParameter(f"{config.name} gives no name to a folder: say one", param_hint="--out")
     return trainings / config.stem
 
