@@ -194,10 +194,10 @@ def create_study(
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
         _refuse_other_settings(name, row.config, plain)
         asked, given = row.asked or {}, budget_values(budget)
-        changed = {
+        edited = {
             limit: value for limit, value in given.items() if limit not in asked or asked[limit] != value
         }
-        values = {**changed, "asked": given, "priority": priority}
+        values = {**edited, "asked": given, "priority": priority}
         connection.execute(update(studies).where(studies.c.id == row.id).values(values))
     return open_study(database, name)
 

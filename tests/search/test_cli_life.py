@@ -94,7 +94,7 @@ def test_a_study_file_undoes_no_extension_unless_it_was_edited(anitune: Anitune,
 
     def limit() -> int:
         assert anitune("study", "create", str(file)).exit_code == 0
-        return int(json.loads(anitune("study", "show", "tiny", "--json").stdout)["budget"]["trials"])
+        return int(json.loads(anitune("study", "show", "tiny", "--json").stdout)["limits"]["trials"])
 
     anitune("study", "extend", "tiny", "--trials", "4")
     assert limit() == 7
