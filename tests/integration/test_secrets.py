@@ -236,7 +236,7 @@ class Said:
             [sys.executable, "-m", "search.cli.main", *arguments],
             env={**os.environ, **self.environment, **environment},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
         )
         with ThreadPoolExecutor(1) as pool:
             output = pool.submit(process.communicate)
@@ -244,10 +244,10 @@ class Said:
                 for each in psutil.process_iter(["cmdline"]):
                     self.processes.add(" ".join(each.info["cmdline"] or ()))
                 time.sleep(0.2)
-        said = output.result()[0]
-        self.words[f"{' '.join(arguments)} ({len(self.words)})"] = said
-        assert process.returncode == code, said.decode()
-        return said.decode()
+        said, complained = output.result()
+        self.words[f"{' '.join(arguments)} ({len(self.words)})"] = said + complained
+        assert process.returncode == code, complained.decode()
+        return str(said.decode())
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
