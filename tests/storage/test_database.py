@@ -185,7 +185,7 @@ def test_a_server_that_recovers_is_waited_for(public_folder: Path, caplog: pytes
         server.stop()
         # It asks for what it may have to recover, and gets none, slowly; until then it lets nobody in.
         with (server.data / "postgresql.conf").open("a") as file:
-            file.write("restore_command = 'sleep 2; exit 1'\n")
+            file.write("restore_command = 'sleep 2; exit 1'\nhot_standby = off\n")
         (server.data / "recovery.signal").touch()
         shutil.chown(server.data / "recovery.signal", server.data.owner())
         url = server.url("anitune").replace("postgresql://", "postgresql+psycopg://", 1)

@@ -17,6 +17,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointError, ModelFileError
 from trainer.fitting.checkpoints import CHECKPOINT, REFUSED, Checkpoint, _digest, save_checkpoint, set_aside
+from trainer.fitting.devices import settle
 from trainer.fitting.loop import fit
 from trainer.fitting.training import Training
 from trainer.networks.files import load_model
@@ -47,7 +48,7 @@ class Canary:
 def checkpoint(task: Task, tmp_path: Path) -> Checkpoint:
     """Of a training that was stopped after its first epoch."""
     fit(task, CONFIG, tmp_path, StopAtOnce())
-    training = Training(task, CONFIG, None)
+    training = Training(task, settle(CONFIG), None)
     with safetensors.safe_open(tmp_path / CHECKPOINT, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     history = fit(task, CONFIG, tmp_path, StopAtOnce()).history
@@ -137,7 +138,8 @@ def test_a_pickle_is_refused_and_not_executed(task: Task, tmp_path: Path, by: st
         load_model(file)
     assert not canary.exists()
     # It would have done harm: this is what such a file does to a program that un-pickles it.
-    torch.load(file, weights_only=False) if by == "torch" else pickle.loads(file.read_bytes())
+    harmful = file.rename(tmp_path / "weights.pt")
+    torch.load(harmful, weights_only=False) if by == "torch" else pickle.loads(harmful.read_bytes())
     assert canary.exists()
 
 

@@ -91,7 +91,7 @@ def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
         found = values["identity"]
         differing = _differences(found, identity)
         history = tuple(_epoch(number, epoch) for number, epoch in enumerate(values["history"], 1))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"its record cannot be read: {error!r}") from error
     if differing:
         raise CheckpointError(
