@@ -26,7 +26,9 @@ SQLITE_PATIENCE = 30.0
 # disk or too many connections, shutting down or starting, and an idle transaction that it ended.
 _AWAY = ("08", "28", "3D", "53", "57P", "25P03")
 # Its reason to let nobody in yet. Who is refused is told no code.
-_STARTING = re.compile(r"database system is (starting up|in recovery mode|not yet accepting|shutting down)")
+_STARTING = re.compile(
+    r"database system is (starting up|in recovery mode|not (yet )?accepting|shutting down)"
+)
 _BUSY = ("55P03", "40P01", "40001")  # waited too long for a lock, deadlock, conflict
 
 
