@@ -64,7 +64,10 @@ def extend(
     hours: Annotated[float | None, typer.Option(min=0, help="So many hours of work more.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="So many epochs more.")] = None,
 ) -> None:
-    """Give a study more of what its limits count. `study run FILE` sets the limits of the file again."""
+    """Give a study more of what its limits count.
+
+    `study run FILE` keeps that, until somebody edits a limit in the file.
+    """
     from search.cli.output import budget_words
     from search.propose.samplers import trial_limit
     from search.study import study_from_values
