@@ -64,7 +64,7 @@ def test_a_study_file_with_such_a_name_is_one_line(anitune: Anitune, home: Path,
 def test_a_command_with_such_a_name_finds_no_study_and_writes_nothing(
     anitune: Anitune, home: Path, command: tuple[str, ...]
 ) -> None:
-    for name in NAMES:
+    for name in ("../x", "/tmp/x", "%2e%2e%2fx", "x" * 5000):
         answer = anitune(*command, "--", name)
         assert answer.exit_code == 2, answer.output
         assert "there is no study" in answer.stderr
