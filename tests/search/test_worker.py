@@ -37,10 +37,11 @@ from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
-from trainer.errors import OutputError
+from trainer.errors import OutputError, TrainingFailed
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord
+from trainer.run import TrainingResult, run_training
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4
@@ -230,16 +231,25 @@ def test_a_second_signal_hands_the_trial_back_at_once(
 def test_a_trial_that_fails_does_not_end_the_study(
     database: Database, config: StudyConfig, task: Task, slots: int
 ) -> None:
-    folder = database.settings.attempt_folder("tiny", 1, 1)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
-    trials = work(database, config, task, slots=slots)
-    assert [t.number for t in trials if t.state == "failed"] == [1]
-    assert "checkpoint.safetensors" in str(trials[1].reason)
-    assert len(trials) == 3
-    (log,) = logs_of(database, trials[1]).values()
+    rows = [{"label": "a"}, {"label": "b", "training": {"device": "cuda:99"}}, {"label": "c"}]
+    study = study_from_values({"name": "rows", "training": config.training, "rows": rows}, "test")
+    trials = work(database, study, task, slots=slots)
+    assert [(t.number, t.state) for t in trials] == [(0, "complete"), (1, "failed"), (2, "complete")]
+    assert "cuda:99 is asked for" in str(trials[1].reason)
+
+
+def test_the_log_of_a_trial_that_goes_wrong_tells_where(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise TrainingFailed("the training loss is nan in epoch 1")
+
+    monkeypatch.setattr(worker_module, "run_training", diverge)
+    (trial,) = work(database, replace(config, limits=Limits(trials=1)), task)
+    assert trial.state == "failed"
+    (log,) = logs_of(database, trial).values()
     assert "Traceback" in log
-    assert str(trials[1].reason) in log
+    assert "TrainingFailed: the training loss is nan in epoch 1" in log
 
 
 def test_a_worker_that_lost_its_trial_writes_no_more(
@@ -356,10 +366,8 @@ def test_a_row_waits_for_the_one_that_it_starts_from(
 
 
 def test_a_row_whose_start_failed_fails_too(database: Database, config: StudyConfig, task: Task) -> None:
-    folder = database.settings.attempt_folder("rows", 0, 1)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
-    rows = study_from_values({"name": "rows", "training": config.training, "rows": ROWS}, "test")
+    first = ROWS[0] | {"training": {"device": "cuda:99"}}
+    rows = study_from_values({"name": "rows", "training": config.training, "rows": [first, ROWS[1]]}, "test")
     _, second = work(database, rows, task)
     assert second.state == "failed"
     assert second.reason == "row first, whose weights it starts from, has none: it failed"
@@ -426,14 +434,19 @@ def test_rows_that_differ_in_their_seeds_are_all_trained(
 
 
 def test_a_trial_whose_twin_failed_is_trained_itself(
-    database: Database, config: StudyConfig, task: Task
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    failures = iter([TrainingFailed("out of memory")])
+
+    def fail_once(*arguments: Any, **named: Any) -> TrainingResult:
+        for failure in failures:
+            raise failure
+        return run_training(*arguments, **named)
+
+    monkeypatch.setattr(worker_module, "run_training", fail_once)
     rows = study_from_values(
         {"name": "rows", "training": config.training, "rows": [{"label": n} for n in range(3)]}, "test"
     )
-    folder = database.settings.attempt_folder("rows", 0, 1)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
     trials = work(database, rows, task)
     assert [(t.state, t.tags.get("same_as")) for t in trials] == [
         ("failed", None),
