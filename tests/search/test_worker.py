@@ -14,18 +14,19 @@ import pytest
 import torch
 from sqlalchemy import update
 
-from search.propose.samplers import propose, trial_limit
+from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
 from search.work.worker import MODEL, TrialNews, Worker
+from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.errors import DatabaseError, FactsChangedError
 from storage.life import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
-from storage.studies import Budget, Study, StudySummary, create_study, summarize_study
-from storage.trials import attempts as attempts_module
+from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
+from storage.trials import renewal
 from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
@@ -44,13 +45,13 @@ class Watching:
         self.news: list[TrialNews] = []
         self._at_epoch = at_epoch
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+    def begun(self, news: TrialNews, summary: StudyProgress) -> None:
         pass
 
     def epoch(self, number: int, done: int) -> None:
         self._at_epoch(number, done)
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+    def ended(self, news: TrialNews, summary: StudyProgress) -> None:
         self.news.append(news)
 
 
@@ -81,6 +82,16 @@ def database(tmp_path: Path) -> Any:
     home = tmp_path / "home"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
         yield database
+
+
+def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
+    """What the attempts at a trial said, by the paths of their logs in the run."""
+    blobs = BlobStore(database.settings.artifacts)
+    return {
+        file.path: blobs.path(file.digest).read_text()
+        for file in trial.artifacts
+        if file.path.startswith("logs/")
+    }
 
 
 def begin(database: Database, config: StudyConfig) -> Study:
@@ -138,6 +149,9 @@ def test_a_study_is_trained_and_recorded(database: Database, config: StudyConfig
             "plots/parity.png",
             "plots/loss.png",
         } <= files
+        log = logs_of(database, trial)["logs/attempt-1.log"]
+        assert all(f"epoch {epoch}: training loss" in log for epoch in maes)
+        assert f"finished after {EPOCHS} epochs" in log
     # Optuna has the same numbers.
     optuna_trials = database.optuna.get_all_trials(database.optuna.get_study_id_from_name("tiny"))
     assert [t.value for t in optuna_trials] == [t.value for t in trials]
@@ -176,6 +190,12 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_numbers(
     after = work(database, config, task)
     assert after[1].attempt == 2
     assert after[1].trained_epochs == after[1].epochs  # no epoch was trained twice
+    first, second = logs_of(database, after[1]).values()
+    assert "epoch 2: training loss" in first
+    assert "stopped after 2 epochs" in first
+    assert "goes on after epoch 2" in second
+    assert "epoch 2: training loss" not in second
+    assert "epoch 3: training loss" in second
 
     home = tmp_path / "other"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as untouched:
@@ -209,6 +229,9 @@ def test_a_trial_that_fails_does_not_end_the_study(
     assert [t.number for t in trials if t.state == "failed"] == [1]
     assert "checkpoint.safetensors" in str(trials[1].reason)
     assert len(trials) == 3
+    (log,) = logs_of(database, trials[1]).values()
+    assert "Traceback" in log
+    assert str(trials[1].reason) in log
 
 
 def test_a_worker_that_lost_its_trial_writes_no_more(
@@ -236,7 +259,7 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
 def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    monkeypatch.setattr(attempts_module, "RENEWALS", 600)  # each 0.1 s
+    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
     config = replace(config, training={**config.training, "epochs": 100_000})
     study = begin(database, config)
     meeting = Meeting(slots)
@@ -260,7 +283,7 @@ def test_the_worker_of_a_paused_study_finishes_its_trial_and_waits(
     study = begin(database, config)
 
     class Pausing(Watching):
-        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             super().ended(news, summary)
             if news.number == 0:
                 change_state(database, study, "paused", of=("open",))
@@ -615,7 +638,7 @@ def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
     )
 
     class Waiting(Watching):
-        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             super().ended(news, summary)
             if news.number == 2:
                 third_has_ended.set()
@@ -639,7 +662,7 @@ def test_trials_are_proposed_one_after_the_other(
 ) -> None:
     crowd = Crowd()
 
-    def propose_slowly(*arguments: Any) -> dict[str, Any]:
+    def propose_slowly(*arguments: Any) -> Proposal:
         with crowd.counted():
             return propose(*arguments)
 
@@ -687,10 +710,10 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
     course: list[tuple[str, int]] = []
 
     class Noting(Watching):
-        def begun(self, news: TrialNews, summary: StudySummary) -> None:
+        def begun(self, news: TrialNews, summary: StudyProgress) -> None:
             course.append(("begun", news.number))
 
-        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             course.append(("ended", news.number))
 
     trials = work(database, config, task, Noting(lambda number, epoch: time.sleep(0.1)), slots=2)
