@@ -19,6 +19,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 
+from dashboards.servers import is_loopback
 from storage.database import open_database
 from storage.settings import load_settings
 
@@ -59,6 +60,21 @@ def with_mlflow(app: WSGIApplication, mlflow: str) -> WSGIApplication:
     return serve
 
 
+def only_for_this_machine(app: WSGIApplication) -> WSGIApplication:
+    """Answer those alone who call this machine by a name of its own.
+
+    A page of another site may have its own name lead to this machine, and would then be taken for ours.
+    """
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_loopback(urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"Call this dashboard by localhost.\n"]
+
+    return serve
+
+
 def _hostname(environ: WSGIEnvironment) -> str:
     name = urlsplit(f"//{environ['HTTP_HOST']}").hostname or "localhost"
     return f"[{name}]" if ":" in name else name
@@ -75,14 +91,19 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings()
     settings.optuna_artifacts.mkdir(parents=True, exist_ok=True)
-    app = optuna_dashboard.wsgi(
-        open_database(settings).optuna, artifact_store=FileSystemArtifactStore(settings.optuna_artifacts)
+    app = with_mlflow(
+        optuna_dashboard.wsgi(
+            open_database(settings).optuna, artifact_store=FileSystemArtifactStore(settings.optuna_artifacts)
+        ),
+        arguments.mlflow,
     )
+    if is_loopback(arguments.host):
+        app = only_for_this_machine(app)
     kind = _ServerIPv6 if ":" in arguments.host else _Server
     with make_server(
         arguments.host,
         arguments.port,
-        with_mlflow(app, arguments.mlflow),
+        app,
         server_class=kind,
         handler_class=_Quiet,
     ) as server:

@@ -32,6 +32,9 @@ POLL_SECONDS = 0.25
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK_HOSTS = "localhost:*,127.0.0.1:*,[[]::1]:*"
+"""Host headers that an MLflow server of this machine alone answers to: no other site's pages reach it."""
+
 _PRIVATE_ADDRESSES = (
     "10.*",
     "192.168.*",
@@ -275,7 +278,10 @@ def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, st
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_UVICORN_OPTS": "--no-access-log",
     }
-    if not is_loopback(host):
+    if is_loopback(host):
+        # Any port: a tunnel to this machine may begin at another one. Pages of localhost count as its own.
+        allowed = {"MLFLOW_SERVER_ALLOWED_HOSTS": LOOPBACK_HOSTS}
+    else:
         names = [*_LOOPBACK_NAMES, _in_url(socket.gethostname())]
         names += _PRIVATE_ADDRESSES if host in _ANY_ADDRESS else [_in_url(host)]
         # The Host header carries the port. Beyond localhost the page's own POSTs count as cross-origin.
@@ -283,6 +289,6 @@ def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, st
             "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in names),
             "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
         }
-        # A person's own lists (of a proxy, say) count.
-        environment.update({key: os.environ.get(key, value) for key, value in allowed.items()})
+    # A person's own lists (of a proxy, say) count.
+    environment.update({key: os.environ.get(key, value) for key, value in allowed.items()})
     return environment

@@ -141,9 +141,17 @@ Space = Annotated[
 ]
 
 
+def has_password(url: str) -> bool:
+    """Whether the address of a database or a server holds a password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is none, and will be refused
+        return "@" in url
+    return parts.password is not None or bool({"password", "sslpassword"} & parse_qs(parts.query).keys())
+
+
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is not None or {"password", "sslpassword"} & parse_qs(parts.query).keys():
+    if has_password(url):
         raise ValueError(
             "a study file is no place for a password: use the environment (ANITUNE_STORAGE_URL,"
             " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"

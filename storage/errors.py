@@ -74,6 +74,14 @@ class BlobWriteError(StorageError):
     """A file could not be stored."""
 
 
+class ArtifactNameError(StorageError):
+    """An artifact has a name that could lead out of its folder."""
+
+
+class DatabaseStartingError(DatabaseUnreachableError):
+    """The database starts or recovers, and lets nobody in yet."""
+
+
 class TrackingUnavailableError(StorageError):
     """The tracking server does not answer: what it must be told is kept, and told later."""
 

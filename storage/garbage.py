@@ -111,7 +111,7 @@ def _refuse_a_second_database(settings: Settings) -> None:
 
 def _trials(database: Database, checkpoint: str) -> list[Garbage]:
     # Before the rows are read: a row is there before its folder.
-    folders = sorted((database.settings.home / "trials").glob("*/*"))
+    folders = sorted(path for path in (database.settings.home / "trials").glob("*/*") if _is_trial(path))
     query = select(studies.c.name, trials.c.number, trials.c.state).join(
         trials, trials.c.study_id == studies.c.id
     )
@@ -125,9 +125,14 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         if folder not in states:
             found.append(Garbage("trial", folder, size_of(folder)))
         elif states[folder] != "running":
-            checkpoints = sorted(folder.glob(f"*/{checkpoint}"))  # a folder an attempt
+            checkpoints = sorted(folder.glob(f"*/*{checkpoint}"))  # a folder an attempt; refused ones, too
             found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]
     return found
+
+
+def _is_trial(folder: Path) -> bool:
+    """Whether it is a folder that we have made: what a link leads to is not ours to delete."""
+    return folder.name.isdecimal() and not folder.is_symlink() and not folder.parent.is_symlink()
 
 
 def _blobs(database: Database) -> list[Garbage]:

@@ -66,7 +66,10 @@ def extend(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many epochs more.")] = None,
 ) -> None:
-    """Give a study more of what its limits count. `study run FILE` sets the limits of the file again."""
+    """Give a study more of what its limits count.
+
+    `study run FILE` keeps that, until somebody edits a limit in the file.
+    """
     from search.cli.output import budget_words
     from search.propose.samplers import trial_limit
     from search.study import study_from_values

@@ -126,6 +126,8 @@ def options(
     if storage is not None or tracking is not None:
         from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
+        _refuse_password("--storage", storage, STORAGE_VARIABLE)
+        _refuse_password("--tracking", tracking, TRACKING_VARIABLE)
         # The environment also reaches the processes that a command starts.
         os.environ |= {STORAGE_VARIABLE: storage} if storage is not None else {}
         os.environ |= {TRACKING_VARIABLE: tracking} if tracking is not None else {}
@@ -133,6 +135,16 @@ def options(
     logger.setLevel(logging.INFO)
     logger.handlers = [_OneLine()]
     logger.propagate = False
+
+
+def _refuse_password(option: str, url: str | None, variable: str) -> None:
+    from search.study import has_password
+
+    if url is not None and has_password(url):
+        raise typer.BadParameter(
+            f"an argument is no place for a password, lists of processes show it: set {variable}",
+            param_hint=option,
+        )
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from storage.studies import Study
     from storage.tracking.relay import NoteWriter
 
+log = logging.getLogger("anitune")
+
 NICENESS = 10
 """Training goes before telling of it."""
 
@@ -21,18 +24,48 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def relay(study: StudyName) -> None:
+def relay(
+    study: StudyName,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            envvar="ANITUNE_RELAY_METRICS_PORT",
+            help="Serve /metrics for Prometheus and /health on this port. Default: nothing is served.",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="ANITUNE_RELAY_METRICS_HOST",
+            help="Where --metrics-port listens; 0.0.0.0: everywhere.",
+        ),
+    ] = "127.0.0.1",
+) -> None:
     """Deliver a study to MLflow until nobody works on it; workers start this by themselves."""
+    from search.errors import SearchError
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
     from storage.tracking.process import run_relay
+    from storage.tracking.vitals import Vitals
 
     os.nice(NICENESS)
     _log_with_time()
-    with open_database(load_settings()) as database:
+    with open_database(load_settings()) as database, ExitStack() as stack:
         opened = open_study(database, study)
-        run_relay(opened, note_writer(opened))
+        vitals = Vitals()
+        if metrics_port is not None:
+            from search.work.deliveries import serve_deliveries
+
+            try:
+                stack.enter_context(serve_deliveries(metrics_host, metrics_port, opened, vitals))
+            except SearchError as error:  # of two studies' relays on one machine, say: both must deliver
+                log.warning("%s: nobody can watch this relay: %s", study, error)
+        run_relay(opened, note_writer(opened), vitals=vitals)
 
 
 def sync(

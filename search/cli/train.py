@@ -40,7 +40,7 @@ def train(
 
     run = _read(config)
     settings = load_settings()
-    folder = out or settings.home / "trainings" / config.stem
+    folder = out or _own_folder(settings.home / "trainings", config)
     options = {"--out": out, "--warm-start": warm_start}
     given = "".join(f" {name} {path}" for name, path in options.items() if path is not None)
     again = f"go on with: anitune train {config}{given}"
@@ -67,6 +67,13 @@ def train(
         f"best epoch      {result.best_epoch} of {result.epochs}\n"
         f"results         {folder}"
     )
+
+
+def _own_folder(trainings: Path, config: Path) -> Path:
+    """The folder that has the name of a configuration file."""
+    if not config.stem.strip("."):  # as of a file called ...yaml
+        raise typer.BadParameter(f"{config.name} gives no name to a folder: say one", param_hint="--out")
+    return trainings / config.stem
 
 
 class _Stoppable(SilentReporter):

@@ -20,7 +20,7 @@ from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
-from search.work.folders import take_folder
+from search.work.folders import from_checkpoint, take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
 from search.work.sizing import automatic_slots
@@ -296,24 +296,26 @@ class Worker:
             log.begin(
                 attempt.claim.attempt, asdict(self._info), dump_config(config), max(recorded, default=0)
             )
-            try:
-                result = train(
-                    config,
+            reporter = AttemptReporter(
+                attempt,
+                recorded,
+                lambda trial: should_prune(self._database.optuna, self._config, trial),
+                lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+                log,
+            )
+            with log.errors():
+                result = from_checkpoint(
                     folder,
-                    AttemptReporter(
-                        attempt,
-                        recorded,
-                        lambda trial: should_prune(self._database.optuna, self._config, trial),
-                        lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
-                        log,
+                    f"{news.study}: trial {news.number}",
+                    lambda: train(
+                        config,
+                        folder,
+                        reporter,
+                        rungs=self._rungs,
+                        warm_start=warm_start,
+                        progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
                     ),
-                    rungs=self._rungs,
-                    warm_start=warm_start,
-                    progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
                 )
-            except BaseException as error:
-                log.error(error)
-                raise
             log.say(f"{result.outcome} after {result.epochs} epochs")
             return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
@@ -417,7 +419,9 @@ class Worker:
             raise TrainingFailed(
                 f"row {label}, whose weights it starts from, has none: it {trials[number].state}"
             )
-        return BlobStore(self._database.settings.artifacts).path(digests[0])
+        blobs = BlobStore(self._database.settings.artifacts)
+        blobs.verify(digests[0])
+        return blobs.path(digests[0])
 
     @property
     def _starts(self) -> dict[int, int]:

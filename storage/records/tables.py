@@ -90,6 +90,7 @@ studies = Table(
     Column("budget_trials", Integer),
     Column("budget_seconds", Double),
     Column("budget_epochs", Integer),
+    Column("asked", PlainJSON),  # the limits that the study file had when it was read last
     Column("facts", PlainJSON, nullable=False),
     Column("state", String(16), nullable=False, server_default="open"),  # see storage.life
     Column("priority", Integer, nullable=False, server_default="0"),  # the higher is served first

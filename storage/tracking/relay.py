@@ -22,7 +22,7 @@ from typing import Any, assert_never
 from sqlalchemy import ColumnElement, func, select, update
 
 from storage.blobs.store import BlobStore
-from storage.errors import BlobMissingError, TrackingRefusedError, TrackingUnavailableError
+from storage.errors import BlobDamagedError, BlobMissingError, TrackingRefusedError, TrackingUnavailableError
 from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
@@ -136,7 +136,7 @@ class Relay:
             batch = batches.popleft()
             try:
                 self._send(number, batch)
-            except (TrackingRefusedError, BlobMissingError) as refusal:
+            except (TrackingRefusedError, BlobMissingError, BlobDamagedError) as refusal:
                 if len(batch) > 1:  # one of them: those before it are taken
                     batches.extendleft([row] for row in reversed(batch))
                     continue
@@ -204,16 +204,20 @@ class Relay:
                 metrics = [metric for row in batch for metric in _metrics(row)]
                 self._runs.log(self._known_run(number), metrics)
             case ArtifactMessage():
-                files = {
-                    artifact.path: self._blobs.path(artifact.digest)
-                    for artifact in (row.message for row in batch)
-                    if isinstance(artifact, ArtifactMessage)
-                }
-                self._runs.upload(self._known_run(number), files)
+                self._runs.upload(self._known_run(number), self._files(batch))
             case TrialEndMessage():
                 self._send_end(_trial(number), row.message, row.time_ms)
             case _:
                 assert_never(row.message)
+
+    def _files(self, batch: Iterable[_Row]) -> dict[str, Path]:
+        """The files of a batch of artifacts, which have the content that the record names."""
+        files = {}
+        for artifact in (row.message for row in batch):
+            assert isinstance(artifact, ArtifactMessage), "a batch holds messages of one kind"
+            self._blobs.verify(artifact.digest)
+            files[artifact.path] = self._blobs.path(artifact.digest)
+        return files
 
     def _send_study(self, message: StudyMessage, time_ms: int) -> None:
         tags = {**message.tags, "anitune.study": self.study.name}
@@ -317,6 +321,30 @@ def release_parked(study: Study) -> None:
     """Let parked queues be tried again, as after a person removed the cause."""
     with study.database.writing() as connection:
         connection.execute(update(outbox).where(*_undelivered(study)).values(parked=None))
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Rows of the outbox that MLflow does not have.
+
+    Attributes
+    ----------
+    waiting
+        Those that will be delivered.
+    parked
+        Those that it refused: each holds up what comes after it about its run.
+    """
+
+    waiting: int
+    parked: int
+
+
+def backlog(study: Study) -> Backlog:
+    """What there is to deliver, and what cannot be."""
+    query = select(func.count(), func.count(outbox.c.parked)).where(*_undelivered(study))
+    with study.database.reading() as connection:
+        rows, parked = connection.execute(query).one()
+    return Backlog(waiting=rows - parked, parked=parked)
 
 
 def undelivered(study: Study) -> int:

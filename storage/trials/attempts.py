@@ -248,6 +248,8 @@ class Attempt:
         ------
         BlobWriteError
             if there is no room for them.
+        ArtifactNameError
+            if a path could lead out of the run's folder.
         """
         blobs = BlobStore(self._database.settings.artifacts)
         with kept_files.stored(blobs, files) as kept, self._database.writing() as connection:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, update
 
+from storage.blobs.names import checked_name
 from storage.blobs.store import BlobStore
 from storage.records.tables import artifacts
 from storage.tracking.outbox import ArtifactMessage, enqueue
@@ -24,9 +25,11 @@ def stored(blobs: BlobStore, files: Mapping[str, Path]) -> Iterator[Kept]:
     ------
     BlobWriteError
         if there is no room for them.
+    ArtifactNameError
+        if a path could lead out of the run's folder.
     """
     # The bytes first: a row never names a file that is not there.
-    kept = {path: (blobs.put(file), file.stat().st_size) for path, file in files.items()}
+    kept = {checked_name(path): (blobs.put(file), file.stat().st_size) for path, file in files.items()}
     yield kept
     # Until the rows were written nothing told storage.garbage that these bytes are needed.
     for path, (digest, _) in kept.items():

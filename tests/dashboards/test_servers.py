@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
 import pytest
 
 from dashboards.errors import AddressError, ServerEndedError
-from dashboards.servers import is_loopback, public_url, run_dashboards
+from dashboards.servers import is_loopback, mlflow_environment, public_url, run_dashboards
 from storage.database import open_database
 from storage.settings import Settings
 from storage.studies import Budget, create_study
@@ -165,6 +166,39 @@ def test_a_server_elsewhere_is_linked_to_without_its_password(settings: Settings
         assert "dashboards.optuna_server" in lines
         assert PASSWORD not in lines
         assert str(settings.home) not in lines  # nor the URL of the database
+
+
+def test_pages_of_other_sites_do_not_reach_the_dashboard_of_this_machine(settings: Settings) -> None:
+    with run_dashboards(settings) as running:
+        url, port = f"{running.addresses.optuna}/api/studies", httpx.URL(running.addresses.optuna).port
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1"):
+            assert get(url, Host=host).status_code == 403
+        for host in ("localhost", f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+            assert get(url, Host=host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "answers", "refuses"),
+    [
+        ("127.0.0.1", ["localhost:5000", "127.0.0.1:7", "[::1]:5000"], ["evil.example", "10.0.0.1:5000"]),
+        ("10.0.0.1", ["10.0.0.1:5000", "localhost:5000"], ["evil.example:5000", "10.0.0.2:5000"]),
+        ("0.0.0.0", ["10.0.0.1:5000", "[fd00::1]:5000"], ["evil.example:5000", "8.8.8.8:5000"]),
+    ],
+)
+def test_every_mlflow_server_is_told_for_which_hosts_it_answers(
+    embedded: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    answers: list[str],
+    refuses: list[str],
+) -> None:
+    monkeypatch.delenv("MLFLOW_SERVER_ALLOWED_HOSTS", raising=False)
+    allowed = mlflow_environment(embedded, host, 5000)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    # As mlflow.server.security_utils does, which takes seconds to import.
+    assert [name for name in answers if not any(fnmatch(name, one) for one in allowed)] == []
+    assert [name for name in refuses if any(fnmatch(name, one) for one in allowed)] == []
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "of.a.person")
+    assert mlflow_environment(embedded, host, 5000)["MLFLOW_SERVER_ALLOWED_HOSTS"] == "of.a.person"
 
 
 def test_a_server_elsewhere_that_is_away_is_said(

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import logging
 import os
+import pickle
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from sqlalchemy import update
 
@@ -21,7 +26,8 @@ from search.work.stopping import StopRequest
 from search.work.worker import MODEL, TrialNews, Worker
 from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
-from storage.errors import DatabaseError, FactsChangedError
+from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
+from storage.garbage import find_garbage
 from storage.life import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
@@ -32,7 +38,9 @@ from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError
+from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from trainer.progress import no_progress
+from trainer.reporting import EpochRecord
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4
@@ -721,3 +729,101 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
     assert course.index(("ended", deadly)) == course.index(("begun", deadly)) + 1
     begun = {number: place for place, (what, number) in enumerate(course) if what == "begun"}
     assert begun[deadly] == (0 if deadly == 0 else 4)
+
+
+def truncate(checkpoint: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[-1] ^= 1
+    checkpoint.write_bytes(content)
+
+
+def bring_another_trials(checkpoint: Path) -> None:
+    (other,) = checkpoint.parents[2].glob(f"00000/*/{CHECKPOINT}")
+    shutil.copy(other, checkpoint)
+
+
+def pickle_in_its_place(checkpoint: Path) -> None:
+    checkpoint.write_bytes(pickle.dumps([1, 2, 3]))
+
+
+def forge_shapes(checkpoint: Path) -> None:
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        record = json.loads(file.metadata()["record"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    history = tuple(EpochRecord(**epoch) for epoch in record["history"])
+    tensors["weights"] = tensors["weights"][:-1].clone()
+    save_checkpoint(checkpoint, Checkpoint(record["identity"], history, tensors))
+
+
+@pytest.mark.parametrize(
+    ("poison", "fault"),
+    [
+        (truncate, "damaged"),
+        (flip_a_bit, "its digest does not fit"),
+        (bring_another_trials, "belongs to another training"),
+        (pickle_in_its_place, "damaged"),
+        (forge_shapes, "weights is"),
+    ],
+)
+def test_a_poisoned_checkpoint_is_refused_and_costs_no_trial(
+    database: Database,
+    config: StudyConfig,
+    task: Task,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    poison: Callable[[Path], None],
+    fault: str,
+) -> None:
+    config = replace(config, limits=Limits(trials=2))
+    stop = StopRequest()
+
+    def stop_in_the_middle(number: int, epoch: int) -> None:
+        if (number, epoch) == (1, 2):
+            stop.ask(signal.SIGINT)
+
+    interrupted = work(database, config, task, Watching(stop_in_the_middle), stop)
+    assert [t.state for t in interrupted] == ["complete", "interrupted"]
+    (checkpoint,) = database.settings.trial_folder("tiny", 1).glob(f"*/{CHECKPOINT}")
+    poison(checkpoint)
+    with caplog.at_level(logging.WARNING, "anitune"):
+        after = work(database, config, task)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("tiny: trial 1 begins again from the start, its checkpoint was refused: ")
+    assert fault in said
+    assert "\n" not in said
+    (aside,) = database.settings.trial_folder("tiny", 1).glob("*/refused-*")
+    assert {each.path for each in find_garbage(database, CHECKPOINT)} >= {aside}
+
+    home = tmp_path / "other"
+    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as untouched:
+        assert results(work(untouched, config, task)) == results(after)
+
+
+def test_a_start_whose_weights_were_changed_is_refused_and_its_row_handed_back(
+    database: Database, data_file: Path, task: Task
+) -> None:
+    rows = [{"label": "first"}, {"label": "second", "start_from": "first"}]
+    values = {
+        "name": "rows",
+        "data": {"files": [str(data_file)]},
+        "training": {"epochs": 2, "hidden": [8], "device": "cpu"},
+        "rows": rows,
+    }
+    config = study_from_values(values, "test")
+
+    class Damaging(Watching):
+        def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+            (first, *_) = trial_rows(database, begin(database, config))
+            (model,) = (file for file in first.artifacts if file.path == MODEL)
+            blob = BlobStore(database.settings.artifacts).path(model.digest)
+            blob.chmod(0o644)
+            blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(BlobDamagedError, match="damaged, its content has the digest"):
+        work(database, config, task, Damaging())
+    trials = trial_rows(database, begin(database, config))
+    assert [trial.state for trial in trials] == ["complete", "interrupted"]

@@ -21,7 +21,7 @@ from storage.errors import RelayLeaseLostError, TrackingUnavailableError
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
-from storage.tracking.lease import RelayLease, take_lease
+from storage.tracking.lease import RelayLease, relay_lives, take_lease
 from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
@@ -495,6 +495,20 @@ def test_sync_counts_what_it_delivered(recorder: Recorder, shown: Shown) -> None
     recorder.whole_trial()
     waiting = recorder.undelivered()
     assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
+    assert shown.runs()[STUDY].info.status == "FINISHED"
+
+
+def test_sync_tells_how_the_study_stands_also_where_a_relay_lives(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()  # tells of the study, and does so not again for some seconds
+    end(attempt, COMPLETE)
+    relay.deliver()
+    assert relay_lives(recorder.study)
+    assert shown.runs()[STUDY].info.status == "RUNNING"
+
     assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
     assert shown.runs()[STUDY].info.status == "FINISHED"
 
