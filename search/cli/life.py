@@ -60,9 +60,11 @@ def enqueue(
 
 def extend(
     name: Name,
-    trials: Annotated[int | None, typer.Option(min=1, help="So many trials more.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="So many hours of work more.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="So many epochs more.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many trials more.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, metavar="N", help="So many hours of work more.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many epochs more.")] = None,
 ) -> None:
     """Give a study more of what its limits count.
 

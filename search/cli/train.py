@@ -20,7 +20,9 @@ def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the training.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results. Default: trainings/CONFIG in the home folder."),
+        typer.Option(
+            metavar="DIR", help="Folder of the results. Default: trainings/CONFIG in the home folder."
+        ),
     ] = None,
     warm_start: Annotated[
         Path | None,
