@@ -18,7 +18,7 @@ from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
-from search.work.worker import MODEL, TrialNews, Worker
+from search.work.worker import TrialNews, Worker
 from storage.database import Database, open_database
 from storage.errors import DatabaseError, FactsChangedError
 from storage.life import change_state
@@ -32,6 +32,7 @@ from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError
 from trainer.progress import no_progress
+from trainer.run import MODEL
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4
