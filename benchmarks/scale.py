@@ -335,7 +335,7 @@ def _latency(kind: str) -> list[Figure]:
         for _ in range(1 if kind in SLOW else 5):
             trial = study.ask()
             began = time.perf_counter()
-            propose(storage, config, trial._trial_id, trial.number)
+            propose(storage, config, trial.number)
             seconds.append(1_000 * (time.perf_counter() - began))
         figures.append(plain(TOPIC, f"a proposal of {kind} after {length:,} trials", "ms", seconds))
     return figures

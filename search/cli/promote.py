@@ -165,7 +165,9 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str) ->
         f'            model = mlflow.pyfunc.load_model("models:/{promotion.model_name}@{CHAMPION}")',
     ]
     if len(opened) > 1:
-        lines.insert(3, "            Only the error of the first opening is that of a choice made without it.")
+        lines.insert(
+            3, "            Only the error of the first opening is that of a choice made without it."
+        )
     return lines
 
 

@@ -196,9 +196,7 @@ def _on_fold(
 ) -> PlannedTraining:
     fold = FoldConfig(kind, folds, run % folds, seed=int(task.settings["split"]["seed"]))
     config = dataclasses.replace(candidate.config, seed=fold_seed(study_seed, run % seeds))
-    return PlannedTraining(
-        _key(config, task.fingerprints, fold), candidate.trial, kind, run, config, fold
-    )
+    return PlannedTraining(_key(config, task.fingerprints, fold), candidate.trial, kind, run, config, fold)
 
 
 def _key(config: TrainConfig, fingerprints: Mapping[str, str], fold: FoldConfig | None) -> str:

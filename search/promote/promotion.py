@@ -152,9 +152,15 @@ class Promoter:
         worker = describe_worker(None, find_device(self.plan.candidates[0].config.device))
         promotion = begin_promotion(database, study, self.plan.values(), worker)
         choice = self._choose(stop, progress)
-        patiently(lambda: record_choice(
-            database, promotion.id, [each.values() for each in choice.results], choice.number, choice.reason
-        ))
+        patiently(
+            lambda: record_choice(
+                database,
+                promotion.id,
+                [each.values() for each in choice.results],
+                choice.number,
+                choice.reason,
+            )
+        )
         logger.info("%s: %s", study.name, choice.reason)
         chosen = self.plan.candidate(choice.number)
         folder = self._folder / f"{promotion.id}" / ENSEMBLE
@@ -226,9 +232,7 @@ class Promoter:
             self._keep(training, outcome)
             logger.info("%s  %.3f kcal/mol", what, outcome.best_val_mae)
 
-        train_all(
-            waiting, self._task, self._database.settings.features, self._trainings, stop, end, progress
-        )
+        train_all(waiting, self._task, self._database.settings.features, self._trainings, stop, end, progress)
         if stop.asked:
             raise Stopped
         return failures

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Container, Sequence
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 from optuna.samplers import BaseSampler
@@ -24,13 +26,31 @@ class ShownStudy(Study):
 
     def __init__(self, name: str, storage: BaseStorage, sampler: BaseSampler, number: int) -> None:
         super().__init__(study_name=name, storage=storage, sampler=sampler)
-        self._shown = shown(storage.get_all_trials(self._study_id, deepcopy=False), number)
+        self._storage = cast(BaseStorage, _Unmarked(storage))
+        self._number = number
+
+    @cached_property
+    def _shown(self) -> Sequence[FrozenTrial]:
+        return shown(self._storage.get_all_trials(self._study_id, deepcopy=False), self._number)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         # What Optuna's samplers read the trials by.
         return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+class _Unmarked:
+    """A storage in which TPE does not note down what it drew: parameters are recorded all at once."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        pass
 
 
 def shown(trials: Sequence[FrozenTrial], number: int) -> Sequence[FrozenTrial]:

@@ -23,7 +23,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.propose.history import ShownStudy
 from search.propose.rows import row_params
@@ -115,23 +115,27 @@ class Proposal:
     stored: dict[str, tuple[float, str]]
 
 
-def propose(storage: BaseStorage, config: StudyConfig, trial_id: int, number: int) -> Proposal:
+def propose(
+    storage: BaseStorage, config: StudyConfig, number: int, asked_for: Mapping[str, Any] | None = None
+) -> Proposal:
     """Choose the parameters of a trial that Optuna already counts as running; they are not written yet.
 
-    Parameters that a person asked for, or that were written before, stay. The sampler is shown the trials
-    that :func:`search.propose.history.shown` selects, of all brackets: Optuna's hyperband would let it learn
-    from one of them only.
+    The sampler is shown the trials that :func:`search.propose.history.shown` selects, of all brackets:
+    Optuna's hyperband would let it learn from one of them only.
+
+    Parameters
+    ----------
+    asked_for : parameters that a person wants
     """
     sampler = make_sampler(config, number)
     study = ShownStudy(config.name, storage, sampler, number)
-    trial = storage.get_trial(trial_id)
+    trial = create_trial(state=TrialState.RUNNING)
+    trial.number = number
     sampler.before_trial(study, trial)
-    asked_for = trial.system_attrs.get("fixed_params", {})
+    asked_for = asked_for or {}
     space = distributions(config)
     joint = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
     for name in sampler.points[number] if isinstance(sampler, PointsSampler) else space:
-        if name in trial.params:
-            continue
         distribution = space[name]
         if name in asked_for:
             value = asked_for[name]

@@ -8,6 +8,7 @@ through a pipe, so that the records are written by the worker alone.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from search.work.forks import fork_context
+from storage.settings import attempt_log
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import TrainerError, TrainingFailed
 from trainer.progress import Progress, no_progress
@@ -202,6 +204,7 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
         except EOFError:
             return
         try:
+            _speak_into(attempt_log(order.folder))
             prepared = prepared or prepare_task(
                 load_config(DataConfig, task["data"], "data"),
                 load_config(SplitConfig, task["split"], "split"),
@@ -224,6 +227,14 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
         except Exception as error:
             end = error
         connection.send(end)
+
+
+def _speak_into(log: Path) -> None:
+    """Send what this process and the libraries in it print to the log of the attempt."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
 
 
 def _end_with_worker() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ from search.work.reporting import AttemptReporter
 from search.work.sizing import automatic_slots
 from search.work.slots import work_in_slots
 from search.work.stopping import StopRequest
+from search.work.trial_log import TrialLog
 from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import (
@@ -37,6 +38,7 @@ from storage.errors import (
     TrialClosedError,
 )
 from storage.life import CLOSED, study_state, wrong_state
+from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
@@ -153,6 +155,7 @@ class Worker:
         self._claims = 0
         self._in_hand: dict[int, Claim] = {}
         self._said: str | None = None  # why there is no trial
+        self._known: StudyProgress | None = None
         self._claiming = Lock()
         self._proposing = Lock()
         self._telling = Lock()
@@ -264,7 +267,7 @@ class Worker:
         finally:
             del self._in_hand[claim.number]
         if news is not None:
-            self._tell(self._watcher.ended, news)
+            self._tell_ended(news)
 
     def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
@@ -284,20 +287,32 @@ class Worker:
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
-            self._tell(self._watcher.begun, news)
-            result = train(
-                config,
-                folder,
-                AttemptReporter(
-                    attempt,
-                    self._recorded_epochs(attempt.claim),
-                    lambda trial: should_prune(self._database.optuna, self._config, trial),
-                    lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
-                ),
-                rungs=self._rungs,
-                warm_start=warm_start,
-                progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
+            attempt.record_artifacts(attempt_logs(folder))  # of the attempts before
+            self._tell_begun(news)
+            recorded = self._recorded_epochs(attempt.claim)
+            log = TrialLog(folder)
+            log.begin(
+                attempt.claim.attempt, asdict(self._info), dump_config(config), max(recorded, default=0)
             )
+            try:
+                result = train(
+                    config,
+                    folder,
+                    AttemptReporter(
+                        attempt,
+                        recorded,
+                        lambda trial: should_prune(self._database.optuna, self._config, trial),
+                        lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+                        log,
+                    ),
+                    rungs=self._rungs,
+                    warm_start=warm_start,
+                    progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
+                )
+            except BaseException as error:
+                log.error(error)
+                raise
+            log.say(f"{result.outcome} after {result.epochs} epochs")
             return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
             attempt.finish("failed", reason=str(error))
@@ -322,8 +337,8 @@ class Worker:
             return load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
 
         def choose() -> Proposal:
-            with self._database.plain_errors(), attempt.fenced():
-                return propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
+            with self._database.plain_errors():
+                return propose(self._database.optuna, self._config, claim.number, claim.asked_for)
 
         # One after the other, so that each is told of those before it, which are still being trained.
         with self._proposing:
@@ -431,9 +446,15 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
-    def _tell(self, tell: Callable[[TrialNews, StudyProgress], None], news: TrialNews) -> None:
+    def _tell_begun(self, news: TrialNews) -> None:
+        with self._telling:
+            self._known = self._known or self._progress()  # a beginning changes nothing that is shown
+            self._watcher.begun(news, self._known)
+
+    def _tell_ended(self, news: TrialNews) -> None:
         with self._telling:  # so that the trials that have ended are counted upwards
-            tell(news, self._progress())
+            self._known = self._progress()
+            self._watcher.ended(news, self._known)
 
     def _progress(self) -> StudyProgress:
         return patiently(lambda: study_progress(self._database, self._study))

@@ -91,6 +91,15 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]
     return number, connection.execute(new.returning(_trials.c.trial_id)).scalar_one()
 
 
+def asked_for(connection: Connection, optuna_trial_id: int) -> dict[str, Any]:
+    """The parameters that a person wants a trial to have, by name."""
+    query = select(_attributes.c.value_json).where(
+        _attributes.c.trial_id == optuna_trial_id, _attributes.c.key == "fixed_params"
+    )
+    found: dict[str, Any] = json.loads(connection.execute(query).scalar() or "{}")
+    return found
+
+
 def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str, tuple[float, str]]) -> bool:
     """Set the parameters of a trial, all at once; whether Optuna knows the trial, and not its end.
 

@@ -85,7 +85,9 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
     owners = fold_units(dataset, split, config.by)
     units = np.unique(owners)
     if len(units) < config.folds:
-        raise DataError(f"{len(units)} {config.by}s are not in the test part: too few for {config.folds} folds")
+        raise DataError(
+            f"{len(units)} {config.by}s are not in the test part: too few for {config.folds} folds"
+        )
     order = units[_permutation(len(units), config.seed)]
     parts = split.parts.copy()
     parts[rest] = TRAINING
@@ -93,9 +95,7 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
     return Split(parts)
 
 
-def fold_units(
-    dataset: Dataset, split: Split, by: Literal["structure", "molecule"]
-) -> npt.NDArray[np.int64]:
+def fold_units(dataset: Dataset, split: Split, by: Literal["structure", "molecule"]) -> npt.NDArray[np.int64]:
     """What is kept whole in a fold: a number for each structure that is not in the test part, (n,)."""
     rest = np.flatnonzero(split.parts != TEST)
     return rest if by == "structure" else _molecule_numbers(dataset)[dataset.molecule_of(rest)]
