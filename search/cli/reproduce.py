@@ -79,8 +79,8 @@ def _lines(
         first = repeated.differences[0]
         largest = max(repeated.differences, key=lambda each: each.relative)
         lines.append(
-            f"{len(repeated.differences)} of {repeated.compared} numbers differ: the first is {first.metric} of"
-            f" epoch {first.epoch} ({_number(first.recorded)} recorded, {_number(first.repeated)} now),"
+            f"{len(repeated.differences)} of {repeated.compared} numbers differ: the first is {first.metric}"
+            f" of epoch {first.epoch} ({_number(first.recorded)} recorded, {_number(first.repeated)} now),"
             f" the largest relative difference is {largest.relative:.3g}"
         )
     if repeated.same_model is not None:

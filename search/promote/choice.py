@@ -1,4 +1,4 @@
-"""Chooses among candidates by their errors on folds: the cheapest of those that cannot be told from the best."""
+"""Chooses by errors on folds: the cheapest of the candidates that cannot be told from the best."""
 
 from __future__ import annotations
 

@@ -16,12 +16,11 @@ from filelock import FileLock, Timeout
 
 from search.errors import SearchError
 from search.promote.choice import Choice, FoldKind, Result, choose, fold_errors
-from search.promote.ensemble import build_ensemble, test_errors
-from search.promote.model import model_files
+from search.promote.ensemble import build_ensemble, measure_on_test_part
+from search.promote.model import description, lineage, metrics, model_files
 from search.promote.plan import (
     Candidate,
     Options,
-    Plan,
     PlannedTraining,
     find_candidates,
     make_plan,
@@ -51,11 +50,12 @@ from storage.promotions import (
 )
 from storage.studies import Study
 from storage.tracking.registry import RegisteredModel, register_model
+from storage.tracking.relay import study_key
 from storage.trials.views import trial_rows
 from trainer.config import dump_config
 from trainer.errors import TrainingFailed
-from trainer.fitting.devices import find_device
 from trainer.fitting.checkpoints import CHECKPOINT
+from trainer.fitting.devices import find_device
 from trainer.progress import Progress
 from trainer.run import MODEL, TrainingResult
 from trainer.task import Task
@@ -164,11 +164,15 @@ class Promoter:
         logger.info("%s: %s", study.name, choice.reason)
         chosen = self.plan.candidate(choice.number)
         folder = self._folder / f"{promotion.id}" / ENSEMBLE
-        build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
-        test = promotion.test or self._open(promotion.id, chosen, folder)
-        model = self._register(replace(promotion, test=test), chosen, folder)
+        build_ensemble(self._train_members(chosen, stop, progress), folder)
+        if promotion.test is None:
+            self._open(promotion.id, chosen, folder)
+        model = self._register(self._recorded(promotion.id), chosen, folder)
         patiently(lambda: end_promotion(database, promotion.id, model.name, model.version))
-        return next(each for each in promotions(database, study) if each.id == promotion.id)
+        return self._recorded(promotion.id)
+
+    def _recorded(self, promotion: int) -> Promotion:
+        return next(each for each in promotions(self._database, self._study) if each.id == promotion)
 
     def _choose(self, stop: StopRequest, progress: Progress) -> Choice:
         failures = self._train(self.plan.fold_trainings, stop, progress)
@@ -252,25 +256,28 @@ class Promoter:
         else:
             (folder / CHECKPOINT).unlink()
 
-    def _open(self, promotion: int, chosen: Candidate, folder: Path) -> dict[str, object]:
-        """Open the test part for the ensemble in a folder; its errors there."""
+    def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
+        """Open the test part for the ensemble in a folder, and keep its errors there."""
         database, study = self._database, self._study
         opening = open_test_part(
             database, study, promotion, chosen.trial, dump_config(chosen.config), again=self._again
         )
         logger.info("%s: test part opened on %s", study.name, opening)
-        errors = test_errors(folder, self._task)
-        record_test(database, promotion, asdict(errors))
+        errors = measure_on_test_part(folder, self._task)
         record_test_error(database, study, promotion, errors.mae_kcalmol)
-        return asdict(errors)
+        record_test(database, promotion, asdict(errors))
 
     def _register(self, promotion: Promotion, chosen: Candidate, folder: Path) -> RegisteredModel:
-        files = model_files(folder, self._task)
+        assert promotion.test is not None
+        looks = len(openings(self._database, self._study))
         return register_model(
             self._database.settings,
             self._study.name,
-            f"{self._study.name} {promotion.id}",
-            files,
+            f"{study_key(self._study)}/promotion/{promotion.id}",
+            model_files(folder, self._task),
+            tags=lineage(self._study, promotion, self._task),
+            metrics=metrics(promotion.test),
+            description=description(self._study, promotion, chosen, looks),
         )
 
     @property

@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 from search.promote.tables import predict_table
 from trainer.inference.ensemble import Ensemble
 
 
-class RegisteredEnsemble(PythonModel):  # type: ignore[misc]
+class RegisteredEnsemble(PythonModel):
     """Energies of structures in a table, or in files that a table names."""
 
     def load_context(self, context: Any) -> None:

@@ -1,4 +1,4 @@
-"""Trains what a promotion has planned: on the CPU a process a core, on a GPU together where batches are shared."""
+"""Trains what a promotion has planned: a process a core on the CPU, together in batches on a GPU."""
 
 from __future__ import annotations
 

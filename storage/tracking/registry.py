@@ -162,7 +162,7 @@ def _save(folder: Path, files: ModelFiles) -> None:
 def _version_of(client: MlflowClient, name: str, key: str) -> RegisteredModel | None:
     for each in client.search_model_versions(f"name='{name}'"):
         if each.tags.get(KEY) == key:
-            return RegisteredModel(name, str(each.version), each.run_id)
+            return RegisteredModel(name, str(each.version), str(each.run_id))
     return None
 
 
