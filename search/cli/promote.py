@@ -93,10 +93,11 @@ def _plan_lines(promoter: Promoter) -> list[str]:
     runs = " and ".join(
         f"{plan.runs[kind]} runs on {number} {kind} folds" for kind, number in plan.folds.items()
     )
-    missing = "" if "molecule" in plan.folds else "; one molecule only, so there are no molecule folds"
+    missing = [f"             no {kind} folds: {reason}" for kind, reason in plan.missing.items()]
     return [
         f"candidates   trials {', '.join(str(each.trial) for each in plan.candidates)}",
-        f"each         {runs}{missing}; {promoter.decisive} folds decide, as the study's split",
+        f"each         {runs}; {promoter.decisive} folds decide, as the study is split",
+        *missing,
         f"ensemble     {plan.options.ensemble} networks of the chosen one",
         f"to be done   {count} trainings, about {duration(seconds)}",
     ]
@@ -153,7 +154,7 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str) ->
 
     test = promotion.test or {}
     lines = [
-        f"[bold]Chosen[/]      trial {promotion.choice}: {promotion.reason}",
+        f"[bold]Chosen[/]      {promotion.reason}",
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
         f" {test['mean_member_mae_kcalmol']:.3f} of its members on average"
         f" ({test['structures']:,} structures)",

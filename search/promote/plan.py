@@ -15,7 +15,9 @@ from search.propose.seeds import fold_seed, member_seed
 from storage.promotions import TrainingKind
 from storage.trials.views import TrialRow
 from trainer.config import FoldConfig, TrainConfig, dump_config, load_config
-from trainer.data.splits import fold_units
+from trainer.data.self_energies import fit_self_energies
+from trainer.data.splits import fold_units, split_fold
+from trainer.errors import DataError
 from trainer.fingerprints import digest_of
 from trainer.task import Task
 
@@ -87,7 +89,8 @@ class Plan:
 
     Attributes
     ----------
-    folds : number of folds by kind; a kind that the data has too few molecules for is missing
+    folds, runs : numbers of them by kind
+    missing : why the data has no folds of a kind
     fold_trainings : of all candidates, those of a fold together
     """
 
@@ -95,6 +98,7 @@ class Plan:
     candidates: tuple[Candidate, ...]
     folds: dict[FoldKind, int]
     runs: dict[FoldKind, int]
+    missing: dict[FoldKind, str]
     fold_trainings: tuple[PlannedTraining, ...]
 
     def values(self) -> dict[str, Any]:
@@ -148,9 +152,21 @@ def make_plan(candidates: Sequence[Candidate], task: Task, study_seed: int, opti
     Parameters
     ----------
     task : of the study
+
+    Raises
+    ------
+    SearchError
+        if the data has folds of no kind.
     """
-    folds = {kind: _folds(task, kind, options.folds) for kind in KINDS}
-    folds = {kind: number for kind, number in folds.items() if number >= 2}
+    folds: dict[FoldKind, int] = {}
+    missing: dict[FoldKind, str] = {}
+    for kind in KINDS:
+        try:
+            folds[kind] = _folds(task, kind, options.folds)
+        except DataError as error:
+            missing[kind] = str(error)
+    if not folds:
+        raise SearchError(f"there is nothing to compare candidates on: {missing[KINDS[0]]}")
     runs = {kind: max(options.seeds, number) for kind, number in folds.items()}
     trainings = [
         _on_fold(candidate, task, study_seed, kind, run, folds[kind], options.seeds)
@@ -159,7 +175,7 @@ def make_plan(candidates: Sequence[Candidate], task: Task, study_seed: int, opti
         for run in range(fold, runs[kind], folds[kind])
         for candidate in candidates
     ]
-    return Plan(options, tuple(candidates), folds, runs, tuple(trainings))
+    return Plan(options, tuple(candidates), folds, runs, missing, tuple(trainings))
 
 
 def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> list[PlannedTraining]:
@@ -172,29 +188,39 @@ def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> li
     return planned
 
 
-def seconds_needed(plan: Plan, task: Task, done: Mapping[str, object]) -> float:
-    """What the trainings that are not done take one after the other, s, by what those of the trials took.
-
-    Of the ensemble it is what one of the slowest candidate would take.
-    """
+def seconds_of(training: PlannedTraining, plan: Plan, task: Task) -> float:
+    """What a training on a fold may take, s, by what that of the trial took."""
+    assert training.fold is not None
     rest = len(task.split.train) + len(task.split.validation)
-    seconds = plan.options.ensemble * max(each.seconds for each in plan.candidates)
-    for each in plan.fold_trainings:
-        if each.key not in done:
-            assert each.fold is not None
-            share = (1 - 1 / each.fold.folds) * rest / len(task.split.train)
-            seconds += plan.candidate(each.trial).seconds * share
-    return seconds
+    share = (1 - 1 / training.fold.folds) * rest / len(task.split.train)
+    return plan.candidate(training.trial).seconds * share
 
 
 def _folds(task: Task, kind: FoldKind, wanted: int) -> int:
-    return min(wanted, len(np.unique(fold_units(task.dataset, task.split, kind))))
+    """The number of folds, on each of which can be trained.
+
+    Raises
+    ------
+    DataError
+        if there are none, or one leaves an element out of training.
+    """
+    number = min(wanted, len(np.unique(fold_units(task.dataset, task.split, kind))))
+    if number < 2:
+        raise DataError(f"one {kind} only")
+    for fold in range(number):
+        parts = split_fold(task.dataset, task.split, _fold_config(task, kind, number, fold))
+        fit_self_energies(task.dataset, parts, task.aev.elements)
+    return number
+
+
+def _fold_config(task: Task, kind: FoldKind, folds: int, fold: int) -> FoldConfig:
+    return FoldConfig(kind, folds, fold, seed=int(task.settings["split"]["seed"]))
 
 
 def _on_fold(
     candidate: Candidate, task: Task, study_seed: int, kind: FoldKind, run: int, folds: int, seeds: int
 ) -> PlannedTraining:
-    fold = FoldConfig(kind, folds, run % folds, seed=int(task.settings["split"]["seed"]))
+    fold = _fold_config(task, kind, folds, run % folds)
     config = dataclasses.replace(candidate.config, seed=fold_seed(study_seed, run % seeds))
     return PlannedTraining(_key(config, task.fingerprints, fold), candidate.trial, kind, run, config, fold)
 

@@ -25,7 +25,7 @@ from search.promote.plan import (
     find_candidates,
     make_plan,
     members,
-    seconds_needed,
+    seconds_of,
 )
 from search.promote.trainings import Outcome, train_all, training_folder
 from search.study import StudyConfig
@@ -121,16 +121,23 @@ class Promoter:
     def decisive(self) -> FoldKind:
         """The kind of folds that decides: what the study's own split asks for."""
         by = self._config.split.by
-        return by if by in self.plan.folds else "structure"
+        return by if by in self.plan.folds else next(iter(self.plan.folds))
 
     def estimate(self) -> tuple[int, float]:
         """Trainings that are to be done, those of the ensemble among them, and seconds that they may take."""
         done = trainings(self._database, self._study)
         waiting = [each for each in self.plan.fold_trainings if each.key not in done]
+        seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
+        if waiting:  # of which candidate the ensemble will be is not known
+            count = self.plan.options.ensemble
+            seconds += count * max(each.seconds for each in self.plan.candidates)
+        else:
+            chosen = self.plan.candidate(self._decide({}).number)
+            count = sum(each.key not in done for each in self._members(chosen))
+            seconds += count * chosen.seconds
         configs = [each.config for each in self.plan.candidates]
-        seconds = seconds_needed(self.plan, self._task, done)
         at_once = slots_by_room(self._task, configs * len(self.plan.fold_trainings))
-        return len(waiting) + self.plan.options.ensemble, seconds / at_once
+        return len(waiting) + count, seconds / at_once
 
     def run(self, stop: StopRequest, progress: Progress) -> Promotion:
         """Go through all steps that are not done.
@@ -175,7 +182,10 @@ class Promoter:
         return next(each for each in promotions(self._database, self._study) if each.id == promotion)
 
     def _choose(self, stop: StopRequest, progress: Progress) -> Choice:
-        failures = self._train(self.plan.fold_trainings, stop, progress)
+        return self._decide(self._train(self.plan.fold_trainings, stop, progress))
+
+    def _decide(self, failures: dict[str, TrainingFailed]) -> Choice:
+        """Choose, where all trainings on folds are recorded but for those that failed."""
         done = trainings(self._database, self._study)
         results = [self._result(each, done, failures) for each in self.plan.candidates]
         return choose(results, self.decisive, self.plan.folds)
@@ -209,12 +219,15 @@ class Promoter:
 
     def _train_members(self, chosen: Candidate, stop: StopRequest, progress: Progress) -> list[Path]:
         """The model files of the ensemble's members."""
-        planned = members(chosen, self._task, self._config.seed, self.plan.options.ensemble)
+        planned = self._members(chosen)
         for failure in self._train(planned, stop, progress).values():
             raise SearchError(
                 f"{self._study.name}: a member of the ensemble of trial {chosen.trial}: {failure}"
             )
         return [training_folder(self._trainings, each) / MODEL for each in planned]
+
+    def _members(self, chosen: Candidate) -> list[PlannedTraining]:
+        return members(chosen, self._task, self._config.seed, self.plan.options.ensemble)
 
     def _train(
         self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress

@@ -18,8 +18,8 @@ from storage.tracking.outbox import MetricRow
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "promoted models"
-"""Of the runs that hold the files. Not those of the studies: a model outlasts its study."""
+EXPERIMENT = "_promoted-models"
+"""Of the runs that hold the files: not that of a study, which no study is named like. A model outlasts it."""
 
 CHAMPION = "champion"
 """The alias of the version that was promoted last."""
