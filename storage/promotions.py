@@ -42,7 +42,7 @@ class Promotion:
         The chosen trial, and why that one.
     test
         Errors of the ensemble on the test part: mae_kcalmol, rmse_kcalmol, max_error_kcalmol,
-        mean_member_mae_kcalmol, member_mae_kcalmol (a list), spread_kcalmol, structures.
+        mean_member_mae_kcalmol, member_mae_kcalmol (a list), spread_kcalmol (None of one), structures.
     model_name, model_version
         Of the registered model.
     """

@@ -26,7 +26,7 @@ class ErrorsOnTestPart:
     mae_kcalmol, rmse_kcalmol, max_error_kcalmol : of the mean of the members, which is what is exported
     mean_member_mae_kcalmol : mean of the members' own errors
     member_mae_kcalmol : of each member
-    spread_kcalmol : mean standard deviation of the members
+    spread_kcalmol : mean standard deviation of the members; None: there is one only
     structures : of the test part
     """
 
@@ -35,7 +35,7 @@ class ErrorsOnTestPart:
     max_error_kcalmol: float
     mean_member_mae_kcalmol: float
     member_mae_kcalmol: tuple[float, ...]
-    spread_kcalmol: float
+    spread_kcalmol: float | None
     structures: int
 
 
@@ -68,6 +68,6 @@ def measure_on_test_part(folder: Path, task: TaskData) -> ErrorsOnTestPart:
         max_error_kcalmol=max_error(errors),
         mean_member_mae_kcalmol=float(np.mean(of_members)),
         member_mae_kcalmol=tuple(of_members),
-        spread_kcalmol=float(predictions.spread.mean() * HARTREE_TO_KCALMOL),
+        spread_kcalmol=float(predictions.spread.mean() * HARTREE_TO_KCALMOL) if len(of_members) > 1 else None,
         structures=len(true),
     )

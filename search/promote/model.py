@@ -56,9 +56,7 @@ def lineage(study: Study, promotion: Promotion, task: TaskData) -> dict[str, str
 
 def metrics(test: Mapping[str, Any]) -> dict[str, float]:
     """The errors on the test part as metrics of the model's run."""
-    return {
-        f"test/{name}": float(value) for name, value in test.items() if not isinstance(value, list | tuple)
-    }
+    return {f"test/{name}": float(value) for name, value in test.items() if isinstance(value, int | float)}
 
 
 def description(study: Study, promotion: Promotion, chosen: Candidate, openings: int) -> str:
