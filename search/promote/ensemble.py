@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.elements import SYMBOLS
 from trainer.evaluation.metrics import max_error, mean_absolute_error, root_mean_square_error
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
+from trainer.inference.domain import training_domain
 from trainer.inference.ensemble import Ensemble
-from trainer.inference.structures import Structure
+from trainer.inference.structures import Structure, structures_of
 from trainer.networks.files import load_model
 from trainer.task import TaskData
 
@@ -39,21 +39,16 @@ class ErrorsOnTestPart:
     structures: int
 
 
-def build_ensemble(members: Sequence[Path], folder: Path) -> None:
-    """Write the ensemble of these model files into a folder."""
-    Ensemble([load_model(file) for file in members]).save(folder)
+def build_ensemble(members: Sequence[Path], task: TaskData, folder: Path) -> None:
+    """Write the ensemble of these model files, which were trained on the task, into a folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    Ensemble([load_model(file) for file in members], training_domain(task)).save(folder)
 
 
 def structures_of_test_part(task: TaskData) -> list[Structure]:
     """The structures of the test part, in their order."""
-    owners = task.dataset.molecule_of(task.split.test)
-    return [
-        Structure(
-            tuple(SYMBOLS[n - 1] for n in task.dataset.molecules[m].atomic_numbers),
-            task.dataset.molecules[m].coordinates[s - task.dataset.offsets[m]].astype(np.float64),
-        )
-        for s, m in zip(task.split.test, owners, strict=True)
-    ]
+    everything = [each for molecule in task.dataset.molecules for each in structures_of(molecule)]
+    return [everything[number] for number in task.split.test]
 
 
 def measure_on_test_part(folder: Path, task: TaskData) -> ErrorsOnTestPart:

@@ -171,7 +171,7 @@ class Promoter:
         logger.info("%s: %s", study.name, choice.reason)
         chosen = self.plan.candidate(choice.number)
         folder = self._folder / f"{promotion.id}" / ENSEMBLE
-        build_ensemble(self._train_members(chosen, stop, progress), folder)
+        build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
         if promotion.test is None:
             self._open(promotion.id, chosen, folder)
         model = self._register(self._recorded(promotion.id), chosen, folder)

@@ -14,7 +14,8 @@ import pandas as pd
 
 from trainer.errors import DataError
 from trainer.inference.ensemble import Ensemble
-from trainer.inference.structures import Structure, make_structure, read_structures
+from trainer.inference.files import read_structures
+from trainer.inference.structures import Structure, make_structure
 
 _NUMBERS: Final = {"type": "array", "items": {"type": "array", "items": {"type": "double"}}}
 
@@ -26,17 +27,19 @@ INPUTS: Final[list[dict[str, Any]]] = [
 ]
 
 #: Columns of the answer: a row a structure, energies in hartree; ``row`` is that of the table, ``structure``
-#: counts those of a file, from 0.
+#: counts those of a file, from 0; a ``novelty`` above 1 says that it holds an environment far from the training
+#: data.
 OUTPUTS: Final[list[dict[str, Any]]] = [
     {"name": "row", "type": "long", "required": True},
     {"name": "structure", "type": "long", "required": True},
     {"name": "energy_hartree", "type": "double", "required": True},
     {"name": "spread_hartree", "type": "double", "required": True},
+    {"name": "novelty", "type": "double", "required": True},
 ]
 
 
 def predict_table(ensemble: Ensemble, table: pd.DataFrame) -> pd.DataFrame:
-    """Energies and their spreads over the members, hartree: a row a structure.
+    """Energies and their spreads over the members, hartree, and the novelty: a row a structure.
 
     Raises
     ------
@@ -55,6 +58,7 @@ def predict_table(ensemble: Ensemble, table: pd.DataFrame) -> pd.DataFrame:
             "structure": [number for _, number in places],
             "energy_hartree": predictions.energies,
             "spread_hartree": predictions.spread,
+            "novelty": predictions.novelty,
         }
     )
 

@@ -32,6 +32,7 @@ from storage.studies import Budget, Study, create_study, open_study
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import dump_config
 from trainer.inference.ensemble import Ensemble
+from trainer.inference.files import read_structures
 from trainer.inference.structures import make_structure
 from trainer.progress import no_progress
 from trainer.task import prepare_task
@@ -207,21 +208,9 @@ def test_the_test_error_is_that_of_the_ensemble(promoted: Promoted, place: Place
 
 def structures(place: Place, numbers: np.ndarray) -> list[dict[str, Any]]:
     """Structures of the data by their global numbers, as plain values."""
-    from trainer.data.elements import SYMBOLS
-    from trainer.data.readers import read_dataset
-
-    dataset = read_dataset([place.data])
-    found = []
-    for number in numbers:
-        (m,) = dataset.molecule_of(np.array([number]))
-        molecule = dataset.molecules[m]
-        found.append(
-            {
-                "symbols": [SYMBOLS[n - 1] for n in molecule.atomic_numbers],
-                "coordinates": molecule.coordinates[number - dataset.offsets[m]].astype(float).tolist(),
-            }
-        )
-    return found
+    everything = read_structures(place.data)
+    chosen = [everything[number] for number in numbers]
+    return [{"symbols": list(each.symbols), "coordinates": each.coordinates.tolist()} for each in chosen]
 
 
 def test_the_model_loads_in_a_fresh_process(promoted: Promoted, place: Place, study: Study) -> None:
@@ -252,6 +241,7 @@ def test_the_model_loads_in_a_fresh_process(promoted: Promoted, place: Place, st
     for got in (table, frame, file):
         assert got["energy_hartree"] == pytest.approx(list(wanted.energies), abs=1e-9)
         assert got["spread_hartree"] == pytest.approx(list(wanted.spread), abs=1e-9)
+        assert got["novelty"] == pytest.approx(list(wanted.novelty), abs=1e-4)
     assert (table["row"], table["structure"]) == ([0, 1, 2, 3], [0, 0, 0, 0])
     assert (file["row"], file["structure"]) == ([0, 0, 0, 0], [0, 1, 2, 3])
 

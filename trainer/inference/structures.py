@@ -1,20 +1,16 @@
-"""Structures whose energies are wanted, and the files that they are read from."""
+"""Structures whose energies are wanted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import Dataset, Molecule
+from trainer.data.dataset import Molecule
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
-from trainer.data.readers import read_dataset
 from trainer.errors import DataError
-
-HDF5 = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +41,7 @@ def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> S
     """
     names = tuple(str(symbol) for symbol in symbols)
     if unknown := [name for name in names if name not in ATOMIC_NUMBERS]:
-        raise DataError(f"{where}: {unknown[0]!r} is no symbol of an element")
+        raise DataError(f"{where}: {unknown[0]!r} is no symbol of an element; use symbols such as H, C, N, O")
     try:
         array = np.array([[float(x) for x in row] for row in coordinates])  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -55,57 +51,51 @@ def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> S
     return Structure(names, array)
 
 
-def read_structures(path: Path) -> list[Structure]:
-    """The structures of an xyz file, or of an HDF5 file that can be trained on.
+def structures_of(molecule: Molecule) -> list[Structure]:
+    """The structures of a molecule of a data set, in their order."""
+    symbols = tuple(SYMBOLS[n - 1] for n in molecule.atomic_numbers)
+    return [Structure(symbols, each.astype(np.float64)) for each in molecule.coordinates]
 
-    Raises
-    ------
-    DataError
-        if it cannot be read as such.
+
+@dataclass(frozen=True, eq=False)
+class Alike:
+    """Those of some structures that are of one composition, their atoms sorted by element.
+
+    Attributes
+    ----------
+    molecule : with their n coordinates, each about its own center: far from the origin float32 is coarse
+    places : (n,) which of the structures they are
+    orders : (n, Na) which atom of its structure each atom is
     """
-    if path.suffix.lower() not in HDF5:
-        return _read_xyz(path)
-    return [
-        Structure(tuple(SYMBOLS[n - 1] for n in molecule.atomic_numbers), each.astype(np.float64))
-        for molecule in read_dataset([path]).molecules
-        for each in molecule.coordinates
-    ]
+
+    molecule: Molecule
+    places: npt.NDArray[np.int64]
+    orders: npt.NDArray[np.int64]
 
 
-def as_dataset(structures: Sequence[Structure]) -> tuple[Dataset, npt.NDArray[np.int64]]:
-    """Structures as molecules, and the place of each of them there, (S,)."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number, structure in enumerate(structures):
-        groups.setdefault(structure.symbols, []).append(number)
-    molecules = tuple(
-        Molecule(
-            name=str(number),
+def group_alike(structures: Sequence[Structure], elements: Sequence[str]) -> list[Alike]:
+    """Structures by composition, so that those of one are worked on together; without energies.
+
+    Parameters
+    ----------
+    elements : all that occur, in the order that atoms are sorted by
+    """
+    place_of = {ATOMIC_NUMBERS[element]: place for place, element in enumerate(elements)}
+    groups: dict[tuple[int, ...], list[tuple[int, npt.NDArray[np.int64]]]] = {}
+    for place, structure in enumerate(structures):
+        numbers = np.array([ATOMIC_NUMBERS[symbol] for symbol in structure.symbols])
+        order = np.argsort([place_of[n] for n in numbers.tolist()], kind="stable")
+        groups.setdefault(tuple(numbers[order].tolist()), []).append((place, order))
+    alike = []
+    for numbers_of, members in groups.items():
+        coordinates = [structures[place].coordinates[order] for place, order in members]
+        molecule = Molecule(
+            name="",
             smiles="",
-            atomic_numbers=np.array([ATOMIC_NUMBERS[symbol] for symbol in symbols], np.uint8),
-            coordinates=np.array([structures[m].coordinates for m in of_group], np.float32),
-            energies=np.zeros(len(of_group)),
+            atomic_numbers=np.array(numbers_of, np.uint8),
+            coordinates=np.array([each - each.mean(0) for each in coordinates], np.float32),
+            energies=np.zeros(len(members)),
         )
-        for number, (symbols, of_group) in enumerate(groups.items())
-    )
-    places = np.empty(len(structures), np.int64)
-    places[np.concatenate([np.array(of_group) for of_group in groups.values()])] = np.arange(len(structures))
-    return Dataset(molecules), places
-
-
-def _read_xyz(path: Path) -> list[Structure]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as an xyz file: {error}") from None
-    structures, line = [], 0
-    while line < len(lines) and lines[line].strip():
-        count = lines[line].strip()
-        if not count.isdecimal() or line + 2 + int(count) > len(lines):
-            raise DataError(
-                f"{path}, line {line + 1}: here a number of atoms, a comment and the atoms are due"
-            )
-        atoms = [words.split() for words in lines[line + 2 : line + 2 + int(count)]]
-        where = f"{path}, line {line + 1}"
-        structures.append(make_structure((a[0] for a in atoms if a), [a[1:4] for a in atoms], where))
-        line += 2 + int(count)
-    return structures
+        places = np.array([place for place, _ in members], np.int64)
+        alike.append(Alike(molecule, places, np.array([order for _, order in members])))
+    return alike
