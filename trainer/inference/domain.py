@@ -23,7 +23,7 @@ MOST: Final = 20_000
 
 #: The least threshold, in the unit of the AEV (each neighbor adds up to 0.25 to a radial number): where the
 #: validation part is small or hardly differs from the training part, less is nothing to warn of.
-LEAST_THRESHOLD: Final = 0.1
+LEAST_THRESHOLD: Final = 0.2
 
 #: Of the threshold over the largest excess that was met: other structures of the same kind go a bit farther.
 MARGIN: Final = 2.0
@@ -38,7 +38,8 @@ class TrainingDomain:
 
     An atom's *excess* is how far its AEV is outside the ranges of the training part: the Euclidean norm of
     what each number is below the least or above the largest one. Its *novelty* is the excess by a threshold
-    that the validation part sets. Above 1 an environment is unlike all that the model was trained and judged on.
+    that the validation part sets. Above 1 an environment is unlike all that the model was trained and
+    judged on.
 
     Attributes
     ----------
