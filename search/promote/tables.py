@@ -27,8 +27,8 @@ INPUTS: Final[list[dict[str, Any]]] = [
 ]
 
 #: Columns of the answer: a row a structure, energies in hartree; ``row`` is that of the table, ``structure``
-#: counts those of a file, from 0; a ``novelty`` above 1 says that it holds an environment far from the training
-#: data.
+#: counts those of a file, from 0; a ``novelty`` above 1 says that it holds an environment far from the
+#: training data.
 OUTPUTS: Final[list[dict[str, Any]]] = [
     {"name": "row", "type": "long", "required": True},
     {"name": "structure", "type": "long", "required": True},

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sqlalchemy import update
 from typer.testing import CliRunner
 
 from search.cli.main import app
 from search.errors import SearchError
-from search.promote.plan import find_candidates
+from search.promote import trainings as promotion_trainings
+from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
+from search.promote.trainings import Outcome, train_all
 from search.study import study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import Worker
@@ -35,6 +38,7 @@ from trainer.inference.ensemble import Ensemble
 from trainer.inference.files import read_structures
 from trainer.inference.structures import make_structure
 from trainer.progress import no_progress
+from trainer.run import TrainingResult
 from trainer.task import prepare_task
 
 OPTIONS = ("--top", "2", "--folds", "3", "--seeds", "1", "--ensemble", "2")
@@ -54,17 +58,29 @@ ROWS = {
     "rows": [{"label": "first"}, {"label": "second", "start_from": "first"}],
 }
 
-#: Loads the model by its alias, and predicts from a table and from a file.
+#: Loads the model by its alias, predicts from tables and from a file, and tells what the registry has of it.
 FRESH = """
 import json, sys
 import mlflow
 import pandas as pd
 
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/tiny@champion")
+uri = "models:/tiny@champion"
+model = mlflow.pyfunc.load_model(uri)
 rows = json.loads(sys.argv[2])
 tables = (rows, pd.DataFrame(rows), pd.DataFrame({"file": [sys.argv[3]]}))
-print(json.dumps([model.predict(table).to_dict("list") for table in tables]))
+client = mlflow.MlflowClient()
+found = client.get_model_version_by_alias("tiny", "champion")
+info = mlflow.models.get_model_info(uri)
+print(json.dumps({
+    "predictions": [model.predict(table).to_dict("list") for table in tables],
+    "version": str(found.version),
+    "tags": found.tags,
+    "description": found.description,
+    "signature": info.signature.to_dict(),
+    "metrics": client.get_run(found.run_id).data.metrics,
+    "flavor": info.flavors["python_function"],
+}))
 """
 
 
@@ -213,66 +229,49 @@ def structures(place: Place, numbers: np.ndarray) -> list[dict[str, Any]]:
     return [{"symbols": list(each.symbols), "coordinates": each.coordinates.tolist()} for each in chosen]
 
 
-def test_the_model_loads_in_a_fresh_process(promoted: Promoted, place: Place, study: Study) -> None:
+def test_a_fresh_process_loads_the_model_and_is_told_where_it_comes_from(
+    promoted: Promoted, place: Place, study: Study
+) -> None:
     rows = structures(place, np.array([0, 50, 1, 119]))
     xyz = place.home / "some.xyz"
-    xyz.write_text(
-        "".join(
-            f"{len(row['symbols'])}\n\n"
-            + "".join(
-                f"{symbol} {x!r} {y!r} {z!r}\n"
-                for symbol, (x, y, z) in zip(row["symbols"], row["coordinates"], strict=True)
-            )
-            for row in rows
-        )
-    )
+    xyz.write_text("".join(_xyz(row) for row in rows))
     answer = subprocess.run(
         [sys.executable, "-c", FRESH, study.database.settings.tracking_uri, json.dumps(rows), str(xyz)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=place.home,
     )
     assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+
     (promotion,) = promotions(study.database, study)
     folder = study.database.settings.promotion_folder("tiny") / str(promotion.id) / "ensemble"
     wanted = Ensemble.open(folder).predict([make_structure(**row, where="test") for row in rows])
-    table, frame, file = json.loads(answer.stdout)
-    for got in (table, frame, file):
+    for got in told["predictions"]:
         assert got["energy_hartree"] == pytest.approx(list(wanted.energies), abs=1e-9)
         assert got["spread_hartree"] == pytest.approx(list(wanted.spread), abs=1e-9)
         assert got["novelty"] == pytest.approx(list(wanted.novelty), abs=1e-4)
+    table, _, file = told["predictions"]
     assert (table["row"], table["structure"]) == ([0, 1, 2, 3], [0, 0, 0, 0])
     assert (file["row"], file["structure"]) == ([0, 0, 0, 0], [0, 1, 2, 3])
 
-
-def test_the_registered_version_tells_where_it_comes_from(promoted: Promoted, study: Study) -> None:
-    code = (
-        "import json, sys, mlflow; mlflow.set_tracking_uri(sys.argv[1]); client = mlflow.MlflowClient()\n"
-        "found = client.get_model_version_by_alias('tiny', 'champion')\n"
-        "model = mlflow.models.get_model_info('models:/tiny@champion')\n"
-        "print(json.dumps([found.version, found.tags, found.description, model.signature.to_dict(),\n"
-        "    client.get_run(found.run_id).data.metrics, model.flavors['python_function']]))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, study.database.settings.tracking_uri],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert answer.returncode == 0, answer.stderr
-    version, tags, description, signature, measured, flavor = json.loads(answer.stdout)
-    assert str(version) == promoted.values["model"]["version"]
+    assert told["version"] == promoted.values["model"]["version"]
+    tags, facts = told["tags"], study.facts
     assert (tags["study"], tags["trial"]) == ("tiny", str(promoted.values["chosen_trial"]))
-    facts = study.facts
     assert (tags["fingerprint.data"], tags["fingerprint.split"]) == (facts["data"], facts["split"])
     assert tags["commit"]
-    assert "Test MAE" in description
-    names = [column["name"] for column in json.loads(signature["inputs"])]
+    assert "Test MAE" in told["description"]
+    names = [column["name"] for column in json.loads(told["signature"]["inputs"])]
     assert names == ["symbols", "coordinates", "file"]
-    assert measured["test/mae_kcalmol"] == promoted.values["test"]["mae_kcalmol"]
-    assert "model_code_path" in flavor  # a file of code
-    assert "python_model" not in flavor  # no pickle
+    assert told["metrics"]["test/mae_kcalmol"] == promoted.values["test"]["mae_kcalmol"]
+    assert "model_code_path" in told["flavor"]  # a file of code
+    assert "python_model" not in told["flavor"]  # no pickle
+
+
+def _xyz(row: dict[str, Any]) -> str:
+    atoms = zip(row["symbols"], row["coordinates"], strict=True)
+    return f"{len(row['symbols'])}\n\n" + "".join(f"{s} {x!r} {y!r} {z!r}\n" for s, (x, y, z) in atoms)
 
 
 @pytest.mark.usefixtures("promoted")
@@ -293,6 +292,37 @@ def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) ->
     assert "Only the error of the first opening is that of a choice made without it." in stdout
     assert "Registered  tiny version 2, alias champion" in stdout
     assert len(openings(study.database, study)) == known + 1
+
+
+def test_trainings_that_share_batches_come_out_as_in_processes_of_their_own(
+    place: Place, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    candidates = find_candidates(trial_rows(study.database, study), 2)
+    planned = make_plan(candidates, task, 0, Options(folds=3, seeds=1)).fold_trainings[:4]
+    assert [each.fold.fold for each in planned if each.fold is not None] == [0, 0, 1, 1]
+
+    def train_in(folder: Path) -> dict[str, float]:
+        ended: dict[str, float] = {}
+        stop = StopRequest()
+
+        def end(training: PlannedTraining, outcome: Outcome) -> None:
+            assert isinstance(outcome, TrainingResult)
+            ended[training.key] = outcome.best_val_mae
+
+        train_all(planned, task, place.home / "features", folder, stop, end, no_progress)
+        return ended
+
+    alone = train_in(tmp_path / "alone")
+    # As on a GPU, but that the packs are trained on the CPU.
+    monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 2)
+    together = train_in(tmp_path / "together")
+    assert together.keys() == alone.keys()
+    assert len(alone) == 4
+    for key, value in alone.items():
+        assert together[key] == pytest.approx(value, rel=1e-3)
 
 
 def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Database, study: Study) -> None:

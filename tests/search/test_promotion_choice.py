@@ -87,7 +87,7 @@ def test_noise_decides_for_the_cheaper_one() -> None:
         result(7, [0.50, 0.60, 0.55, 0.52, 0.58], 4000), result(3, [0.55, 0.56, 0.57, 0.56, 0.54], 2000)
     )
     assert choice.number == 3
-    assert "cannot be told from 3; of these trial 3 has the fewest parameters (2,000)" in choice.reason
+    assert "cannot be told from trial 3; of these, trial 3 has the fewest parameters (2,000)" in choice.reason
     difference = choice.results[1].folds["structure"].difference
     assert difference is not None
     assert difference.low < 0 < difference.high
