@@ -257,8 +257,8 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
 
 
 def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str, Any]:
-    from search.work.worker import MODEL
     from storage.blobs.store import BlobStore
+    from trainer.run import MODEL
 
     folder = database.settings.attempt_folder(study.name, trial.number, trial.attempt)
     weights = folder / MODEL

@@ -50,15 +50,13 @@ from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingF
 from trainer.fingerprints import digest_of
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.packs import Companions
-from trainer.run import TrainingResult, run_training
+from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")
 
 POLL_SECONDS = 2.0
 """How often a worker looks for a trial that another one gave up, s."""
-
-MODEL = "model.safetensors"
 
 NOT_COMPARED = ("checkpoint_seconds",)
 """Settings of a training that change nothing of its result."""

@@ -23,7 +23,7 @@ from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
-from search.work.worker import MODEL, TrialNews, Worker
+from search.work.worker import TrialNews, Worker
 from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
@@ -41,7 +41,7 @@ from trainer.errors import OutputError, TrainingFailed
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord
-from trainer.run import TrainingResult, run_training
+from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4
