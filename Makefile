@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart bench-scale secrets lock clean
+	bench-quickstart bench-scale reference secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -72,6 +72,9 @@ bench-quickstart: install-dev ## the whole quickstart study beside the naive pro
 
 bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside plain Optuna: an hour
 	$(BIN)/python -m benchmarks --topics scale --json build/benchmarks-scale.json $(BENCH_ARGS)
+
+reference: install-dev ## make docs/commands.md and docs/study-file.md anew
+	$(BIN)/python -m tools.reference
 
 secrets: ## random passwords for docker-compose.yml, a file each
 	@sh deploy/make-secrets
