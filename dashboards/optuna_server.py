@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
-from optuna.artifacts import FileSystemArtifactStore
 
+from dashboards.optuna_images import TrialImages
 from storage.database import open_database
 from storage.settings import load_settings
 
@@ -73,11 +73,8 @@ def main() -> None:
         "--mlflow", required=True, help="URL of the MLflow server, or its port on this machine"
     )
     arguments = parser.parse_args()
-    settings = load_settings()
-    settings.optuna_artifacts.mkdir(parents=True, exist_ok=True)
-    app = optuna_dashboard.wsgi(
-        open_database(settings).optuna, artifact_store=FileSystemArtifactStore(settings.optuna_artifacts)
-    )
+    database = open_database(load_settings())
+    app = optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database))
     kind = _ServerIPv6 if ":" in arguments.host else _Server
     with make_server(
         arguments.host,

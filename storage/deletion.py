@@ -12,11 +12,22 @@ from typing import Any
 
 from sqlalchemy import Table, delete, select, update
 
+from storage.blobs.needed import NAMING
 from storage.database import Database
 from storage.errors import StudyStateError
 from storage.garbage import remove_blobs, remove_images
 from storage.life import CLOSED, live_workers, locked_row
-from storage.records.tables import artifacts, attempts, metrics, outbox, relays, rungs, studies, trials
+from storage.records.tables import (
+    artifacts,
+    attempts,
+    checkpoints,
+    metrics,
+    outbox,
+    relays,
+    rungs,
+    studies,
+    trials,
+)
 from storage.studies import Study
 from storage.tracking.lease import seize_lease
 from storage.tracking.mlflow_runs import MlflowRuns
@@ -28,7 +39,7 @@ PATIENCE = 120.0
 _POLL_SECONDS = 0.5
 
 # Those that refer to others first.
-_TABLES: tuple[Table, ...] = (artifacts, rungs, metrics, attempts, trials, outbox, relays)
+_TABLES: tuple[Table, ...] = (artifacts, checkpoints, rungs, metrics, attempts, trials, outbox, relays)
 
 
 def delete_study(database: Database, study: Study, patience: float = PATIENCE) -> None:
@@ -52,8 +63,10 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
     shutil.rmtree(database.settings.trial_folder(study.name, 0).parent, ignore_errors=True)
     with database.writing() as connection:
         locked_row(connection, study)
-        query = select(artifacts.c.digest).where(artifacts.c.study_id == study.id)
-        digests = set(connection.execute(query).scalars())
+        digests: set[str] = set()
+        for naming in NAMING:
+            query = select(naming.c.digest).where(naming.c.study_id == study.id)
+            digests |= set(connection.execute(query).scalars())
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
         connection.execute(delete(studies).where(studies.c.id == study.id))
