@@ -294,13 +294,14 @@ class Worker:
             attempt.record_artifacts(attempt_logs(folder))  # of the attempts before
             log = TrialLog(folder)
             checkpoint = folder / CHECKPOINT
-            if fetched := attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint)):
-                log.say(f"takes over the checkpoint of epoch {fetched}, from another machine")
+            fetched = attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint))
             self._tell_begun(news)
             recorded = self._recorded_epochs(attempt.claim)
             log.begin(
                 attempt.claim.attempt, asdict(self._info), dump_config(config), max(recorded, default=0)
             )
+            if fetched is not None:
+                log.say(f"has fetched the checkpoint of epoch {fetched}")
             try:
                 result = train(
                     config,

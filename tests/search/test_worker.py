@@ -19,7 +19,7 @@ from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
 from search.work.worker import MODEL, TrialNews, Worker
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.errors import DatabaseError, FactsChangedError
 from storage.life import change_state
@@ -86,7 +86,7 @@ def database(tmp_path: Path) -> Any:
 
 def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
     """What the attempts at a trial said, by the paths of their logs in the run."""
-    blobs = BlobStore(database.settings.artifacts)
+    blobs = open_blobs(database)
     return {
         file.path: blobs.path(file.digest).read_text()
         for file in trial.artifacts
