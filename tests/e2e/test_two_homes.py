@@ -22,9 +22,13 @@ from storage.database import Database, open_database
 from storage.records.tables import attempts, checkpoints, metrics, relays
 from storage.settings import Settings
 from storage.studies import open_study
+from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.views import metric_history, trial_rows
 
-EPOCHS = 100
+# MLflow uses what is deprecated elsewhere; our own warnings stay errors.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+
+EPOCHS = 80
 STUDY = """
 name: tiny
 data: {{files: [{data}]}}
@@ -84,6 +88,8 @@ def database(machines: Machines) -> Iterator[Database]:
 def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
     machines: Machines, database: Database, tmp_path: Path, data_file: Path
 ) -> None:
+    # MLflow's tables are there: a relay that is killed while MLflow makes them leaves half of them.
+    MlflowRuns(machines.one.tracking_uri, machines.one.home / "mlartifacts")
     file = tmp_path / "study.yaml"
     file.write_text(STUDY.format(data=data_file, epochs=EPOCHS))
     worker = machines.start(machines.one, "study", "run", str(file), "--pack", "1")
@@ -99,8 +105,6 @@ def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
     for path in machines.one.home.iterdir():
         if path.name != "mlartifacts":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (reached,) = kept_epochs(database)
-    assert 0 < reached < EPOCHS
 
     # Nobody waits for the minute after which a silent worker has lost its trials.
     with database.writing() as connection:
@@ -110,6 +114,8 @@ def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
     with database.reading() as connection:
         tried = connection.execute(select(attempts).order_by(attempts.c.attempt)).all()
         second = connection.execute(select(metrics.c.step).where(metrics.c.attempt == 2)).scalars().all()
+    reached = tried[0].last_epoch
+    assert 0 < reached < EPOCHS
     # It went on at the next epoch; none was trained twice.
     assert [(row.epochs, row.last_epoch) for row in tried] == [(reached, reached), (EPOCHS - reached, EPOCHS)]
     assert set(second) == set(range(reached + 1, EPOCHS + 1))
