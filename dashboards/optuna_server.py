@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
-from optuna.artifacts import FileSystemArtifactStore
 
+from dashboards.optuna_images import TrialImages
 from dashboards.servers import is_loopback
 from storage.database import open_database
 from storage.settings import load_settings
@@ -89,13 +89,9 @@ def main() -> None:
         "--mlflow", required=True, help="URL of the MLflow server, or its port on this machine"
     )
     arguments = parser.parse_args()
-    settings = load_settings()
-    settings.optuna_artifacts.mkdir(parents=True, exist_ok=True)
+    database = open_database(load_settings())
     app = with_mlflow(
-        optuna_dashboard.wsgi(
-            open_database(settings).optuna, artifact_store=FileSystemArtifactStore(settings.optuna_artifacts)
-        ),
-        arguments.mlflow,
+        optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database)), arguments.mlflow
     )
     if is_loopback(arguments.host):
         app = only_for_this_machine(app)

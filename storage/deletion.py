@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Table, delete, select, update
 
+from storage.blobs.needed import NAMING
 from storage.database import Database
 from storage.errors import StudyStateError
 from storage.garbage import remove_blobs, remove_images
@@ -19,6 +20,7 @@ from storage.life import CLOSED, live_workers, locked_row
 from storage.records.tables import (
     artifacts,
     attempts,
+    checkpoints,
     metrics,
     openings,
     outbox,
@@ -45,6 +47,7 @@ _TABLES: tuple[Table, ...] = (
     promotion_trainings,
     promotions,
     artifacts,
+    checkpoints,
     rungs,
     metrics,
     attempts,
@@ -78,8 +81,10 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
     shutil.rmtree(database.settings.promotion_folder(study.name), ignore_errors=True)
     with database.writing() as connection:
         locked_row(connection, study)
-        query = select(artifacts.c.digest).where(artifacts.c.study_id == study.id)
-        digests = set(connection.execute(query).scalars())
+        digests: set[str] = set()
+        for naming in NAMING:
+            query = select(naming.c.digest).where(naming.c.study_id == study.id)
+            digests |= set(connection.execute(query).scalars())
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
         connection.execute(delete(studies).where(studies.c.id == study.id))

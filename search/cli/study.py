@@ -257,14 +257,14 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
 
 
 def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str, Any]:
-    from storage.blobs.store import BlobStore
+    from storage.blobs.place import open_blobs
     from trainer.run import MODEL
 
     folder = database.settings.attempt_folder(study.name, trial.number, trial.attempt)
     weights = folder / MODEL
     if not weights.is_file():  # trained on another machine
         digest = next(file.digest for file in trial.artifacts if file.path == MODEL)
-        weights = BlobStore(database.settings.artifacts).path(digest)
+        weights = open_blobs(database).path(digest)
     return {
         "study": study.name,
         "trial": trial.number,

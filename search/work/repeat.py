@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from search.errors import SearchError
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs
 from storage.database import Database
 from storage.studies import Study
 from storage.trials.twins import TWIN_TAG
@@ -140,7 +140,7 @@ def recorded_trial(database: Database, study: Study, trials: Sequence[TrialRow],
 def _recorded(database: Database, study: Study, trial: TrialRow, trials: Sequence[TrialRow]) -> Recorded:
     assert trial.config is not None
     digests = _digests(trial)
-    blobs = BlobStore(database.settings.artifacts)
+    blobs = open_blobs(database)
     warm_start = None
     if (label := trial.tags.get("start_from")) is not None:
         start = next(each for each in trials if each.tags.get("row") == label)

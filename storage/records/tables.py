@@ -20,6 +20,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -189,6 +190,45 @@ artifacts = Table(
     Column("size", BigInteger, nullable=False),  # bytes
     Column("attempt", Integer, nullable=False),
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+checkpoints = Table(  # of trials that run: the last one of each, where machines share no folder
+    "anitune_checkpoints",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),  # that saved it
+    Column("epoch", Integer, nullable=False),  # after which
+    Column("digest", String(64), nullable=False),  # sha256 of the content, hexadecimal
+    Column("size", BigInteger, nullable=False),  # bytes
+    ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+blobs = Table(  # the bytes of artifacts and checkpoints, where they are kept in the database
+    "anitune_blobs",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # sha256 of the content, hexadecimal
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("created_at", Double, nullable=False),
+)
+
+blob_parts = Table(
+    "anitune_blob_parts",
+    metadata,
+    Column("digest", String(64), ForeignKey(blobs.c.digest, ondelete="CASCADE"), primary_key=True),
+    Column("part", Integer, primary_key=True, autoincrement=False),  # from 0
+    Column("content", LargeBinary, nullable=False),
+)
+
+artifact_place = (
+    Table(  # one row, or none: each machine keeps them in its home folder. See storage.blobs.place
+        "anitune_artifact_place",
+        metadata,
+        Column("id", Integer, primary_key=True, autoincrement=False),  # 1
+        Column("kind", String(16), nullable=False),  # folder, database
+        Column("folder", Text),  # as the first worker named it
+        Column("mark", String(32)),  # content of a file in the folder, by which it is known
+    )
 )
 
 outbox = Table(

@@ -21,7 +21,7 @@ from typing import Any, assert_never
 
 from sqlalchemy import ColumnElement, func, select, update
 
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs
 from storage.errors import BlobDamagedError, BlobMissingError, TrackingRefusedError, TrackingUnavailableError
 from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
@@ -85,7 +85,7 @@ class Relay:
         self.study = lease.study
         self._write_note = write_note
         self._stopping = stopping
-        self._blobs = BlobStore(self._db.settings.artifacts)
+        self._blobs = open_blobs(self._db)
         self._renewed = time.monotonic()
         self._study_told = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so

@@ -24,7 +24,7 @@ from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
 from search.work.worker import TrialNews, Worker
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
 from storage.garbage import find_garbage
@@ -95,7 +95,7 @@ def database(tmp_path: Path) -> Any:
 
 def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
     """What the attempts at a trial said, by the paths of their logs in the run."""
-    blobs = BlobStore(database.settings.artifacts)
+    blobs = open_blobs(database)
     return {
         file.path: blobs.path(file.digest).read_text()
         for file in trial.artifacts
@@ -832,7 +832,7 @@ def test_a_start_whose_weights_were_changed_is_refused_and_its_row_handed_back(
         def ended(self, news: TrialNews, progress: StudyProgress) -> None:
             (first, *_) = trial_rows(database, begin(database, config))
             (model,) = (file for file in first.artifacts if file.path == MODEL)
-            blob = BlobStore(database.settings.artifacts).path(model.digest)
+            blob = open_blobs(database).path(model.digest)
             blob.chmod(0o644)
             blob.write_bytes(blob.read_bytes()[:-1] + b"?")
 

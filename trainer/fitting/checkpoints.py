@@ -120,6 +120,15 @@ def _epoch(number: int, values: Mapping[str, Any]) -> EpochRecord:
     return epoch
 
 
+def saved_epoch(path: Path) -> int:
+    """The last epoch of the checkpoint at ``path``; 0 if there is none, or it cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return len(json.loads(file.metadata()["record"])["history"])
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(record.encode())
     for name in sorted(tensors):
