@@ -313,8 +313,11 @@ def _patiently(action: Callable[[], R]) -> R:
 
 
 def _epochs_of_checkpoint(folder: Path) -> int:
-    """Epochs in the record of a checkpoint, which stands in the header of its file."""
-    content = (folder / "checkpoint.safetensors").read_bytes()
+    """Epochs in the record of a checkpoint, which stands in the header of its file; 0: there is none."""
+    file = folder / "checkpoint.safetensors"
+    if not file.exists():
+        return 0
+    content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
     return len(record["history"])
