@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,11 @@ class PortableModel(nn.Module):
     all pairs and triples of atoms are computed, and what is beyond a cutoff is multiplied by zero: memory
     and time grow with the cube of the number of atoms.
     """
+
+    kinds: Tensor
+    shifts: Tensor
+    upper: Tensor
+    halves: Tensor
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
@@ -56,8 +63,9 @@ class PortableModel(nn.Module):
         energies = []
         for number, member in enumerate(self.members):
             of_atoms = self.shifts[number][numbers]
+            atomics: Any = member.atomics
             for place, element in enumerate(self.elements):
-                of_atoms = of_atoms + kinds[..., place] * member.atomics[element](aevs).squeeze(-1)
+                of_atoms = of_atoms + kinds[..., place] * atomics[element](aevs).squeeze(-1)
             energies.append(of_atoms.sum(1))
         every = torch.stack(energies)
         if len(energies) == 1:
