@@ -153,4 +153,4 @@ def _cover(aevs: Tensor) -> tuple[Tensor, float]:
 
 def _distances(references: Tensor, aevs: Tensor) -> Tensor:
     """From each environment to the nearest reference, (n,) for (n, F)."""
-    return torch.cat([torch.cdist(some, references).amin(1) for some in aevs.split(ROWS)])
+    return torch.cat([torch.cdist(some, references).amin(1) for some in torch.split(aevs, ROWS)])
