@@ -90,6 +90,10 @@ class TrackingRefusedError(StorageError):
     """The tracking server will never take this."""
 
 
+class ModelNotFoundError(StorageError):
+    """There is no such model in the registry."""
+
+
 class RelayLeaseLostError(StorageError):
     """Another relay delivers this study now."""
 

@@ -39,5 +39,9 @@ class OutputError(TrainerError):
     """A file cannot be written: the folder is read-only, or the disk is full."""
 
 
+class ExportError(TrainerError):
+    """An exported model does not do what the model does."""
+
+
 class DownloadError(TrainerError):
     """A file cannot be downloaded."""

@@ -15,10 +15,12 @@ from search.cli.audit import repair, verify
 from search.cli.chaos import chaos
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
+from search.cli.export import export
 from search.cli.gc import gc
 from search.cli.launch import launch
 from search.cli.life import life_commands
 from search.cli.migrate import migrate
+from search.cli.predict import predict
 from search.cli.promote import promote
 from search.cli.relay import relay, sync
 from search.cli.reproduce import reproduce
@@ -31,6 +33,7 @@ from search.errors import SearchError, StudyFileError
 from storage.errors import (
     AlreadyOpenedError,
     FactsChangedError,
+    ModelNotFoundError,
     SettingsError,
     StorageError,
     StudyExistsError,
@@ -54,6 +57,7 @@ _CAUSED_BY_INPUT = (
     StudyStateError,
     FactsChangedError,
     AlreadyOpenedError,
+    ModelNotFoundError,
     AddressError,
 )
 
@@ -101,6 +105,8 @@ app.add_typer(data_app, name="data")
 life_commands(study_app)
 app.add_typer(study_app, name="study")
 app.command()(train)
+app.command()(predict)
+app.command()(export)
 app.command()(worker)
 app.command()(promote)
 app.command()(reproduce)

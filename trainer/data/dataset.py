@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,7 +63,12 @@ class Molecule:
     @property
     def formula(self) -> str:
         """Its composition in alphabetical order, like ``C2H6O``."""
-        return "".join(f"{s}{n if n > 1 else ''}" for s, n in sorted(self.composition.items()))
+        return formula_of(self.composition)
+
+
+def formula_of(atoms: Mapping[str, int] | Iterable[str]) -> str:
+    """The formula of some atoms, which are counted or symbols, in alphabetical order, like ``C2H6O``."""
+    return "".join(f"{s}{n if n > 1 else ''}" for s, n in sorted(Counter(atoms).items()))
 
 
 @dataclass(frozen=True, eq=False)

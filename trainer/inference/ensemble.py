@@ -196,8 +196,12 @@ class Ensemble:
         spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)
         return Predictions(members.mean(axis=0), spread, members, novelty, strangest)
 
-    def refuse_unknown_elements(self, structures: Sequence[Structure]) -> None:
+    def refuse_unknown_elements(self, structures: Sequence[Structure], where: str = "the structures") -> None:
         """Make sure that the training data held every element.
+
+        Parameters
+        ----------
+        where : what a message names
 
         Raises
         ------
@@ -207,8 +211,8 @@ class Ensemble:
         for number, structure in enumerate(structures):
             if unknown := sorted(set(structure.symbols) - set(self.elements)):
                 raise DataError(
-                    f"structure {number} (from 0) holds {', '.join(unknown)}, but the model was trained on"
-                    f" {', '.join(self.elements)} only: leave it out, or train on data with it"
+                    f"{where}, number {number} (from 0): there is {', '.join(unknown)}, but the model was"
+                    f" trained on {', '.join(self.elements)} only: leave it out, or train on data with it"
                 )
 
     @property

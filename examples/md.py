@@ -1,0 +1,65 @@
+"""Relax a molecule with a trained model, then let it move at constant energy, and say how well that is kept.
+
+python examples/md.py MODEL molecule.xyz [--picoseconds 1] [--kelvin 300] [--step 0.5]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from ase import Atoms, units
+from ase.io import read
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+
+from trainer.inference.ase_calculator import AnituneCalculator
+
+
+def relax(atoms: Atoms, steps: int = 200) -> bool:
+    """Move the atoms to the nearest minimum of the energy; whether it was reached."""
+    return bool(BFGS(atoms, logfile=None).run(fmax=0.01, steps=steps))
+
+
+def run_dynamics(atoms: Atoms, picoseconds: float, kelvin: float, step: float) -> tuple[float, float]:
+    """Let the atoms move at constant energy, with steps in femtoseconds.
+
+    Returns
+    -------
+    The slope of the total energy over time, meV/atom/ps, and its greatest departure, meV/atom
+    """
+    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * kelvin, rng=np.random.default_rng(0))
+    Stationary(atoms)
+    dynamics = VelocityVerlet(atoms, timestep=step * units.fs)
+    times, energies = [], []
+    for _ in dynamics.irun(round(1000 * picoseconds / step)):
+        times.append(dynamics.get_time() / (1000 * units.fs))
+        energies.append(atoms.get_total_energy() / len(atoms) * 1000)
+    departure = np.array(energies) - energies[0]
+    return float(np.polyfit(times, departure, 1)[0]), float(np.abs(departure).max())
+
+
+def main() -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="model file, or folder of a training or an ensemble")
+    parser.add_argument("molecule", help="a file that ASE reads")
+    parser.add_argument("--picoseconds", type=float, default=1.0)
+    parser.add_argument("--kelvin", type=float, default=300.0, help="of the motion about the minimum")
+    parser.add_argument("--step", type=float, default=0.5, help="femtoseconds")
+    options = parser.parse_args()
+    atoms = read(options.molecule)
+    atoms.calc = AnituneCalculator(options.model)
+    reached = relax(atoms)
+    atoms.calc.get_property("energy", atoms)
+    results = atoms.calc.results
+    print(f"minimum     {results['energy']:.4f} eV{'' if reached else ' (not reached)'}")
+    print(f"uncertainty {results['energy_spread']:.4f} eV; novelty {results['novelty']:.2f} (far above 1)")
+    drift, departure = run_dynamics(atoms, options.picoseconds, options.kelvin, options.step)
+    print(f"drift       {drift:+.4f} meV/atom/ps over {options.picoseconds:g} ps")
+    print(f"departure   {departure:.4f} meV/atom at most")
+
+
+if __name__ == "__main__":
+    main()

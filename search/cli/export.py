@@ -1,0 +1,49 @@
+"""``anitune export``: a model for those who do not have this package."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.cli.models import Model, open_model
+
+
+class ExportFormat(StrEnum):
+    """What is written."""
+
+    TORCHANI = "torchani"
+    TORCH_EXPORT = "torch-export"
+
+
+_ENDINGS = {ExportFormat.TORCHANI: ".safetensors", ExportFormat.TORCH_EXPORT: ".pt2"}
+
+
+def export(
+    model: Model,
+    to: Annotated[ExportFormat, typer.Option(help="A model of torchani, or a program of torch.export.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.safetensors for torchani, else FILE.pt2.")],
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Structures to compare energies on. Default: of the sample."),
+    ] = None,
+) -> None:
+    """Write a model as a file for torchani or torch.export, once it was seen to give the same energies.
+
+    Beside a file for torchani lies load_torchani.py, which loads it without anitune.
+    """
+    from trainer.errors import ConfigError
+
+    if out.suffix != _ENDINGS[to]:
+        raise ConfigError(f"--out {out}: for {to.value} the name must end in {_ENDINGS[to]}")
+    from trainer.inference.export import LOADER, export_model, sample_structures
+    from trainer.inference.files import read_structures
+
+    ensemble = open_model(model)
+    structures = read_structures(check) if check else sample_structures(ensemble)
+    difference = export_model(ensemble, to.value, out, structures)
+    typer.echo(f"{out}: differs by {difference:.1e} kcal/mol at most ({len(structures)} structures)")
+    if to is ExportFormat.TORCHANI:
+        typer.echo(f"{out.with_name(LOADER)}: loads it")

@@ -1,0 +1,33 @@
+"""The model that a command is given: a path, or the address of one in MLflow's registry."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trainer.inference.ensemble import Ensemble
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model file, the folder of a training or of an ensemble, or models:/NAME@champion.",
+    ),
+]
+
+
+def open_model(model: str) -> Ensemble:
+    """The model of that path or address."""
+    from trainer.inference.ensemble import Ensemble
+
+    if not model.startswith("models:/"):
+        return Ensemble.open(model)
+    from storage.settings import load_settings
+    from storage.tracking.downloads import download_model
+
+    with tempfile.TemporaryDirectory(prefix="anitune-") as folder:
+        return Ensemble.open(download_model(load_settings(), model, Path(folder)))

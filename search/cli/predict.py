@@ -1,0 +1,197 @@
+"""``anitune predict``: energies of structures in files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.cli.models import Model, open_model
+
+if TYPE_CHECKING:
+    from trainer.inference.ensemble import Ensemble, Predictions
+    from trainer.inference.structures import Structure
+
+
+class Unit(StrEnum):
+    """Of energies."""
+
+    HARTREE = "hartree"
+    KCALMOL = "kcal/mol"
+    EV = "eV"
+
+
+_WORDS = {Unit.HARTREE: "hartree", Unit.KCALMOL: "kcalmol", Unit.EV: "eV"}
+"""Units in the names of columns."""
+
+SHOWN = 20
+"""Warnings that are written in full."""
+
+
+def predict(
+    model: Model,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="xyz, extended xyz or HDF5 files.")],
+    unit: Annotated[Unit, typer.Option(help="Of the energies.")] = Unit.HARTREE,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv|FILE.extxyz", help="Write a table, or the structures with energies."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
+
+    The uncertainty is the standard deviation of the members. Structures with an environment unlike all of the
+    training data are named.
+    """
+    from trainer.errors import ConfigError
+    from trainer.inference.files import read_structures
+
+    if out is not None and out.suffix not in (".csv", ".extxyz"):
+        raise ConfigError(f"--out {out}: the name must end in .csv or .extxyz")
+    ensemble = open_model(model)
+    structures: list[Structure] = []
+    places: list[_Place] = []
+    for file in files:
+        read = read_structures(file)
+        ensemble.refuse_unknown_elements(read, str(file))
+        structures += read
+        places += [_Place(str(file), number) for number in range(len(read))]
+    predictions = ensemble.predict(structures)
+    table = _Table(ensemble, structures, places, predictions, unit)
+    table.warn()
+    if out is not None:
+        from trainer.files import write_by_rename
+
+        write_by_rename(out, (table.csv() if out.suffix == ".csv" else table.extxyz()).encode())
+        typer.echo(f"{len(structures)} structures: {out}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(table.values(), indent=2))
+    elif out is None:
+        typer.echo(table.text())
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: str
+    number: int  # in the file, from 0
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What was predicted, for people and programs."""
+
+    ensemble: Ensemble
+    structures: Sequence[Structure]
+    places: Sequence[_Place]
+    predictions: Predictions
+    unit: Unit
+
+    def warn(self) -> None:
+        """Say which structures are far from the training data, on standard error."""
+        if self.ensemble.domain is None:
+            typer.echo(
+                "warning: this model has no record of its training data (a promoted one has): no structure"
+                " can be told to be far from it",
+                err=True,
+            )
+        far = self.predictions.far.nonzero()[0].tolist()
+        for s in far[:SHOWN]:
+            place, atom = self.places[s], int(self.predictions.strangest[s])
+            typer.echo(
+                f"warning: {place.file}, structure {place.number}: far from the training data (atom {atom},"
+                f" {self.structures[s].symbols[atom]}: {self.predictions.novelty[s]:.2g} times as far as any"
+                " that the model was judged on)",
+                err=True,
+            )
+        if len(far) > SHOWN:
+            typer.echo(f"warning: {len(far) - SHOWN} more are far from the training data", err=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a structure; what is not known is None."""
+        from trainer.data.dataset import formula_of
+
+        factor = _factor(self.unit)
+        p = self.predictions
+        return [
+            {
+                "file": place.file,
+                "structure": place.number,
+                "formula": formula_of(structure.symbols),
+                "energy": energy * factor,
+                "uncertainty": _known(spread * factor),
+                "novelty": _known(novelty),
+                "far": bool(far),
+            }
+            for place, structure, energy, spread, novelty, far in zip(
+                self.places,
+                self.structures,
+                p.energies.tolist(),
+                p.spread.tolist(),
+                p.novelty.tolist(),
+                p.far,
+                strict=True,
+            )
+        ]
+
+    def values(self) -> dict[str, Any]:
+        """For a program."""
+        return {"unit": self.unit.value, "members": len(self.ensemble.members), "structures": self.rows()}
+
+    def text(self) -> str:
+        """For a person: columns, and nothing that a spreadsheet could not take."""
+        digits = 6 if self.unit is Unit.HARTREE else 4
+        lines = [f"{'energy':>16}  {'uncertainty':>12}     structure   [{self.unit.value}]"]
+        for row in self.rows():
+            spread = "-" if row["uncertainty"] is None else f"{row['uncertainty']:.{digits}f}"
+            mark = "far" if row["far"] else ""
+            lines.append(
+                f"{row['energy']:16.{digits}f}  {spread:>12} {mark:3} {row['formula']}"
+                f" ({row['file']}, {row['structure']})"
+            )
+        return "\n".join(lines)
+
+    def csv(self) -> str:
+        """Energies with all their digits; their columns name the unit."""
+        text = io.StringIO()
+        renamed = {"energy": f"energy_{_WORDS[self.unit]}", "uncertainty": f"uncertainty_{_WORDS[self.unit]}"}
+        rows = [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def extxyz(self) -> str:
+        """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""
+        suffix = "" if self.unit is Unit.EV else f"_{_WORDS[self.unit]}"
+        lines = []
+        for structure, row in zip(self.structures, self.rows(), strict=True):
+            facts = {
+                f"energy{suffix}": row["energy"],
+                f"uncertainty{suffix}": row["uncertainty"],
+                "novelty": row["novelty"],
+            }
+            known = " ".join(f"{name}={value!r}" for name, value in facts.items() if value is not None)
+            far = "T" if row["far"] else "F"
+            lines.append(str(len(structure.symbols)))
+            lines.append(f'Properties=species:S:1:pos:R:3 {known} far={far} pbc="F F F"')
+            for symbol, position in zip(structure.symbols, structure.coordinates.tolist(), strict=True):
+                lines.append(f"{symbol:2} " + " ".join(f"{x:.8f}" for x in position))
+        return "\n".join(lines) + "\n"
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _factor(unit: Unit) -> float:
+    from trainer.evaluation.units import HARTREE_TO_EV, HARTREE_TO_KCALMOL
+
+    return {Unit.HARTREE: 1.0, Unit.KCALMOL: HARTREE_TO_KCALMOL, Unit.EV: HARTREE_TO_EV}[unit]

@@ -1,0 +1,63 @@
+"""A registered model out of MLflow's registry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.errors import ModelNotFoundError, TrackingRefusedError
+from storage.settings import Settings
+from storage.tracking.mlflow_runs import open_runs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SCHEME = "models:/"
+"""How the address of a registered model begins."""
+
+_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+_RECORD = "ensemble.json"
+"""Of the folder of networks among a model's files."""
+
+
+def download_model(settings: Settings, address: str, into: Path) -> Path:
+    """Download a registered model, and answer the folder of its networks.
+
+    Parameters
+    ----------
+    address
+        models:/NAME@ALIAS or models:/NAME/VERSION
+    into
+        A folder for its files.
+
+    Raises
+    ------
+    ModelNotFoundError
+        if the address is none, or there is no such model, or none of ours.
+    TrackingUnavailableError
+        if MLflow does not answer.
+    """
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        raise ModelNotFoundError(f"{address}: write models:/NAME@champion, or models:/NAME/VERSION")
+
+    def download(client: MlflowClient) -> None:
+        name, alias = parts["name"], parts["alias"]
+        found = (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, parts["version"])
+        )
+        # By the run and not by the address of its files: that may be one that only the server can reach.
+        run = client.get_run(str(found.run_id)).info
+        path = str(found.source).removeprefix(str(run.artifact_uri)).strip("/")
+        client.download_artifacts(run.run_id, path, str(into))
+
+    try:
+        open_runs(settings).ask(download)
+    except TrackingRefusedError as error:
+        raise ModelNotFoundError(f"{address}: {error}; `anitune promote` registers models") from None
+    for record in into.rglob(_RECORD):
+        return record.parent
+    raise ModelNotFoundError(f"{address}: none of anitune's models")

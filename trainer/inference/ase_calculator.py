@@ -1,0 +1,114 @@
+"""A model as a calculator of ASE: energies and forces for geometry optimizations and molecular dynamics."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+
+from trainer.data.elements import SYMBOLS
+from trainer.errors import DataError, MissingExtraError
+from trainer.evaluation.units import HARTREE_TO_EV
+from trainer.inference.ensemble import Ensemble
+from trainer.inference.structures import make_structure
+from trainer.inference.torchani_model import as_torchani
+
+try:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator, all_changes
+except ImportError as error:
+    raise MissingExtraError(
+        "the ASE calculator needs the extra export: pip install 'anitune[export]'"
+    ) from error
+
+#: Functions with a kink: forces jump where a structure crosses it.
+KINKED: Final = ("relu",)
+
+
+class AnituneCalculator(Calculator):  # type: ignore[misc]
+    """Energies and forces of molecules, by autograd through torchani's AEVs, in float64.
+
+    Beside ``energy`` (eV) and ``forces`` (eV/Å) the results have ``energy_spread`` (eV), the sample standard
+    deviation of the members, and ``novelty``, above 1 where the structure is far from the training data
+    (:class:`trainer.inference.domain.TrainingDomain`); each is NaN where the model cannot tell.
+
+    Parameters
+    ----------
+    model : an ensemble, or the path of a model file or folder
+
+    Raises
+    ------
+    ModelFileError
+        if there is no model at the path.
+    DataError
+        from a calculation, if the model does not know an element, or the structure is periodic.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy",
+        "free_energy",
+        "forces",
+        "energy_spread",
+        "novelty",
+    ]
+
+    def __init__(self, model: Ensemble | Path | str) -> None:
+        super().__init__()
+        self.ensemble = model if isinstance(model, Ensemble) else Ensemble.open(model)
+        self._torchani = as_torchani(self.ensemble)
+        kinked = {m.model.config.activation for m in self.ensemble.members} & set(KINKED)
+        if kinked:
+            warnings.warn(
+                f"this model has the activation {', '.join(kinked)}, whose slope jumps: its forces are not"
+                " continuous, and molecular dynamics does not conserve energy; prefer celu, silu or gelu",
+                stacklevel=2,
+            )
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute all results."""
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        if atoms.pbc.any():
+            raise DataError("the structure is periodic, and the models are of molecules: set pbc to False")
+        structure = make_structure(atoms.get_chemical_symbols(), atoms.get_positions(), "the structure")
+        self.ensemble.refuse_unknown_elements([structure])
+        numbers = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))[None]
+        coordinates = torch.from_numpy(structure.coordinates)[None].requires_grad_()
+        kinds = self._torchani.species_converter(numbers)
+        aevs = self._torchani.aev_computer(kinds, coordinates)
+        learned = self._torchani.neural_networks(kinds, aevs, ensemble_values=True)[:, 0]
+        # An atom alone has no environment that its energy could depend on.
+        (gradient,) = torch.autograd.grad(
+            learned.mean() + 0 * coordinates.sum(), coordinates, materialize_grads=True
+        )
+        members = [
+            energy + sum(each.self_energies[symbol] for symbol in structure.symbols)
+            for energy, each in zip(learned.tolist(), self.ensemble.members, strict=True)
+        ]
+        energy = float(np.mean(members)) * HARTREE_TO_EV
+        self.results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": -gradient[0].numpy() * HARTREE_TO_EV,
+            "energy_spread": float(np.std(members, ddof=1)) * HARTREE_TO_EV if len(members) > 1 else np.nan,
+            "novelty": self._novelty(numbers[0].tolist(), aevs[0].detach().float()),
+        }
+
+    def _novelty(self, numbers: list[int], aevs: torch.Tensor) -> float:
+        domain = self.ensemble.domain
+        if domain is None:
+            return float("nan")
+        symbols = np.array([SYMBOLS[number - 1] for number in numbers])
+        return max(
+            float(domain.novelty(element, aevs[torch.from_numpy(symbols == element)]).max())
+            for element in np.unique(symbols).tolist()
+        )

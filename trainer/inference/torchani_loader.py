@@ -1,0 +1,91 @@
+"""Loads a model that `anitune export --to torchani` wrote; it needs torch, torchani >= 2.9 and safetensors.
+
+    from load_torchani import load_model
+
+    model = load_model("model.safetensors")
+    energies = model((atomic_numbers, coordinates)).energies  # hartree; coordinates in Å, float64
+
+The model is a `torchani.arch.ANI`: `model.ase()` is its ASE calculator, `model.energies_qbcs(...)` gives the
+disagreement of its members. It computes in float64, because float32 has 0.01 kcal/mol at best for total
+energies; elements that it was not trained on have the energy NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+from torchani.aev import AEVComputer
+from torchani.arch import ANI
+from torchani.nn import ANINetworks, AtomicNetwork, Ensemble
+from torchani.sae import SelfEnergy
+
+
+class Gaussian(nn.Module):
+    """exp(-x^2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(-x * x)
+
+
+class ActivatedNetwork(AtomicNetwork):  # type: ignore[misc]
+    """A network whose output passes through the activation too."""
+
+    def forward(self, features: Tensor) -> Any:
+        return self.activation(super().forward(features))
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+    "softplus": nn.Softplus(),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "celu": nn.CELU(0.1),
+    "gaussian": Gaussian(),
+}
+
+
+def load_model(path: str | Path) -> ANI:
+    """The model in a file, in evaluation mode."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["torchani"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return build_model(record, weights)
+
+
+def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:
+    """The model of this description and these weights, in evaluation mode."""
+    symbols, aev = record["symbols"], record["aev"]
+    computer = AEVComputer.from_constants(
+        radial_cutoff=aev["radial_cutoff"],
+        radial_eta=aev["radial_eta"],
+        radial_shifts=aev["radial_shifts"],
+        angular_cutoff=aev["angular_cutoff"],
+        angular_eta=aev["angular_eta"],
+        angular_zeta=aev["zeta"],
+        angular_shifts=aev["angular_shifts"],
+        sections=[math.pi * (i + 0.5) / aev["angle_sections"] for i in range(aev["angle_sections"])],
+        num_species=len(symbols),
+    )
+    members = []
+    for member in record["members"]:
+        kind = ActivatedNetwork if member["activate_output"] else AtomicNetwork
+        dims = (computer.out_dim, *member["hidden"], 1)
+        activation = ACTIVATIONS[member["activation"]]
+        members.append(
+            ANINetworks({symbol: kind(dims, activation=activation, bias=True) for symbol in symbols})
+        )
+    networks = Ensemble(members)
+    networks.load_state_dict(weights)
+    energies = [math.nan if energy is None else energy for energy in record["self_energies"]]
+    model = ANI(symbols, computer, networks, SelfEnergy(symbols, energies)).double().eval()
+    # torchani keeps them in float32: too coarse for total energies.
+    model.energy_shifter.self_energies = torch.tensor(energies, dtype=torch.float64)
+    return model.requires_grad_(False)
