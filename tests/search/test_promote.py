@@ -22,7 +22,7 @@ from search.cli.main import app
 from search.errors import SearchError
 from search.promote import trainings as promotion_trainings
 from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
-from search.promote.trainings import Outcome, train_all
+from search.promote.trainings import Outcome, train_all, training_folder
 from search.study import study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import Worker
@@ -294,7 +294,7 @@ def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) ->
     assert len(openings(study.database, study)) == known + 1
 
 
-def test_trainings_that_share_batches_come_out_as_in_processes_of_their_own(
+def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
     place: Place, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from_values(study.config, "test")
@@ -302,27 +302,24 @@ def test_trainings_that_share_batches_come_out_as_in_processes_of_their_own(
     candidates = find_candidates(trial_rows(study.database, study), 2)
     planned = make_plan(candidates, task, 0, Options(folds=3, seeds=1)).fold_trainings[:4]
     assert [each.fold.fold for each in planned if each.fold is not None] == [0, 0, 1, 1]
+    ended: dict[str, TrainingResult] = {}
 
-    def train_in(folder: Path) -> dict[str, float]:
-        ended: dict[str, float] = {}
-        stop = StopRequest()
+    def end(training: PlannedTraining, outcome: Outcome) -> None:
+        assert isinstance(outcome, TrainingResult)
+        ended[training.key] = outcome
 
-        def end(training: PlannedTraining, outcome: Outcome) -> None:
-            assert isinstance(outcome, TrainingResult)
-            ended[training.key] = outcome.best_val_mae
-
-        train_all(planned, task, place.home / "features", folder, stop, end, no_progress)
-        return ended
-
-    alone = train_in(tmp_path / "alone")
     # As on a GPU, but that the packs are trained on the CPU.
     monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 2)
-    together = train_in(tmp_path / "together")
-    assert together.keys() == alone.keys()
-    assert len(alone) == 4
-    for key, value in alone.items():
-        assert together[key] == pytest.approx(value, rel=1e-3)
+    train_all(planned, task, place.home / "features", tmp_path, StopRequest(), end, no_progress)
+    assert [each.key for each in planned if each.key in ended] == [each.key for each in planned]
+    assert {result.outcome for result in ended.values()} == {"finished"}
+    for first, second in (planned[:2], planned[2:]):
+        both = [
+            json.loads((training_folder(tmp_path, each) / "config.json").read_text())
+            for each in (first, second)
+        ]
+        assert both[0]["fold"] == both[1]["fold"] == dump_config(first.fold)
 
 
 def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Database, study: Study) -> None:
