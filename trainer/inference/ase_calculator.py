@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         from a calculation, if the model does not know an element, or the structure is periodic.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties = [  # noqa: RUF012 (as ASE declares it)
         "energy",
         "free_energy",
         "forces",
@@ -83,12 +83,12 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
     ) -> None:
         """Compute all results."""
         super().calculate(atoms, properties, system_changes)
-        atoms = self.atoms
-        if atoms.pbc.any():
+        given: Any = self.atoms
+        if given.pbc.any():
             raise DataError("the structure is periodic, and the models are of molecules: set pbc to False")
-        structure = make_structure(atoms.get_chemical_symbols(), atoms.get_positions(), "the structure")
+        structure = make_structure(given.get_chemical_symbols(), given.get_positions(), "the structure")
         self.ensemble.refuse_unknown_elements([structure])
-        numbers = torch.from_numpy(atoms.get_atomic_numbers().astype(np.int64))[None]
+        numbers = torch.from_numpy(given.get_atomic_numbers().astype(np.int64))[None]
         coordinates = torch.from_numpy(structure.coordinates)[None].requires_grad_()
         kinds = self._torchani.species_converter(numbers)
         aevs = self._torchani.aev_computer(kinds, coordinates)

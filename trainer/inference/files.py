@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import h5py
 import numpy as np
@@ -90,6 +90,7 @@ def _read_extended_xyz(path: Path) -> list[Structure]:
         raise MissingExtraError(
             f"{path}: to read extended xyz files needs the extra export: pip install 'anitune[export]'"
         ) from None
+    read: list[Any]
     try:
         read = list(ase.io.iread(path, index=":", format="extxyz"))
     except Exception as error:  # ase raises whatever it stumbles upon
