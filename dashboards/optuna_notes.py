@@ -1,4 +1,4 @@
-"""Keeps the notes of a study and of its trials in the Optuna dashboard up to date."""
+"""Keeps what the Optuna dashboard shows of ours up to date: notes of a study and its trials, and a figure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from types import ModuleType
 from optuna.artifacts import get_all_artifact_meta
 
 from dashboards.notes import OptunaImage, optuna_study_note, optuna_trial_note
+from dashboards.record import StudyRecord
 from storage.studies import Study, summarize_study
 from storage.trials.views import TrialRow, trial_rows
 
 logger = logging.getLogger("anitune")
+
+FIGURE = "error-against-parameters"
+"""Id of our figure on the page of a study."""
 
 BORDER = (
     "\n---\n*What is above this line is rewritten by anitune. Below it there is room for notes of yours.*\n"
@@ -22,20 +26,44 @@ BORDER = (
 
 
 @cache
-def _notes() -> ModuleType:
-    """How the Optuna dashboard keeps notes, without the dashboard: its import takes seconds (scikit-learn).
-
-    Not its ``save_note``, which reads all notes of a study again for each that is compared.
-    """
+def _part(name: str) -> ModuleType:
+    """A module of the Optuna dashboard without the dashboard: its import takes seconds (scikit-learn)."""
     package = find_spec("optuna_dashboard")
     assert package is not None
     assert package.origin is not None
-    spec = spec_from_file_location("_optuna_notes", Path(package.origin).with_name("_note.py"))
+    spec = spec_from_file_location(f"_optuna{name}", Path(package.origin).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _notes() -> ModuleType:
+    """How the dashboard keeps notes.
+
+    Not its ``save_note``, which reads all notes of a study again for each that is compared.
+    """
+    return _part("_note")
+
+
+def write_optuna_figures(study: Study, record: StudyRecord) -> None:
+    """Put error against cost on the study's page, where it changed."""
+    from dashboards.figures import cost  # plotly takes a second to import
+
+    if not record.complete:
+        return
+    figure = cost([record]).figure
+    figure.update_layout(title={"text": "Error against parameters", "font": {"size": 16}}, margin={"t": 76})
+    part, storage = _part("_custom_plot_data"), study.database.optuna
+    key, text = f"{part.SYSTEM_ATTR_PLOT_DATA}{FIGURE}:", figure.to_json()
+    with study.database.plain_errors():
+        try:
+            attributes = storage.get_study_system_attrs(study.optuna_study_id)
+        except KeyError:
+            return  # deleted in the dashboard, as the notes say
+        if part.get_plotly_graph_objects(attributes).get(FIGURE) != text:
+            part.save_graph_object_json(storage, study.optuna_study_id, key, text)
 
 
 def write_optuna_notes(study: Study) -> None:

@@ -65,7 +65,7 @@ def extend(
     epochs: Annotated[int | None, typer.Option(min=1, help="So many epochs more.")] = None,
 ) -> None:
     """Give a study more of what its limits count. `study run FILE` sets the limits of the file again."""
-    from search.cli.output import budget_words
+    from dashboards.words import budget_words
     from search.propose.samplers import trial_limit
     from search.study import study_from_values
     from storage.database import open_database

@@ -20,6 +20,7 @@ from search.cli.launch import launch
 from search.cli.life import life_commands
 from search.cli.migrate import migrate
 from search.cli.relay import relay, sync
+from search.cli.report import report
 from search.cli.study import study_app
 from search.cli.train import train
 from search.cli.up import down, up
@@ -103,6 +104,7 @@ app.command()(workers)
 app.command()(sync)
 app.command()(gc)
 app.command()(dashboards)
+app.command()(report)
 app.command()(up)
 app.command()(down)
 app.command()(migrate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +93,23 @@ def metric_history(database: Database, study: Study, number: int) -> dict[str, t
             value = math.nan if row.value is None else row.value
             history[row.key].append(MetricRow(row.key, row.step, value, row.time_ms))
     return {key: tuple(rows) for key, rows in history.items()}
+
+
+def metric_curves(
+    database: Database, study: Study, key: str, numbers: Collection[int]
+) -> dict[int, list[tuple[int, float]]]:
+    """One metric of some trials: by number of a trial, steps and values in their order."""
+    query = (
+        select(metrics.c.number, metrics.c.step, metrics.c.value)
+        .where(metrics.c.study_id == study.id, metrics.c.key == key, metrics.c.number.in_(numbers))
+        .order_by(metrics.c.number, metrics.c.step)
+    )
+    found: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+    with database.reading() as connection:
+        for number, step, value in connection.execute(query):
+            if value is not None:
+                found[number].append((step, value))
+    return dict(found)
 
 
 def _rows(connection: Connection, study: Study) -> list[Row[Any]]:
