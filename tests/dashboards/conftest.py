@@ -156,8 +156,11 @@ def database(home: Settings) -> Iterator[Database]:
 
 @pytest.fixture
 def study(database: Database, tmp_path: Path) -> Study:
-    """Four complete trials (2 and 3 are equal but for the seed; 1 is the best), one pruned, one failed, one that
-    runs; and two rows beside them, of which row 2 would have the second place."""
+    """Seven trials of eight, and two rows beside them, of which row 2 would have the second place.
+
+    Four are complete, of which 1 is the best and 2 and 3 are equal but for the seed; 4 was pruned, 5 failed,
+    6 runs.
+    """
     rows = create_study(database, "widths-rows", dump_config(study_from_values(ROWS, "here")), Budget())
     for label, hidden, value in (("1", (128,), 1.6), ("2", (200,), 0.9)):
         _end(_begin(database, rows, hidden, row=label), value, hidden, tmp_path)

@@ -1,0 +1,43 @@
+"""Studies in a notebook."""
+
+from __future__ import annotations
+
+import pytest
+
+from dashboards.notebook import NoResultError, open_study
+from storage.errors import StudyNotFoundError
+from storage.studies import Study
+
+
+def test_trials_are_a_table_with_the_best_first(study: Study) -> None:
+    opened = open_study("widths")
+    assert repr(opened) == "study widths: 1 running, 4 complete, 1 pruned, 1 failed, best 0.800 kcal/mol"
+    trials = opened.trials()
+    assert list(trials.index) == [1, 2, 3, 0, 4, 6, 5]
+    assert trials.loc[1, "architecture"] == "384-64-32-1 silu"
+    assert trials["val_mae_kcalmol"].min() == 0.8
+    with_rows = opened.trials(reference=True)
+    assert list(with_rows["row"].dropna()) == ["2", "1"]
+    assert len(with_rows) == 9
+
+
+def test_the_best_trial_has_settings_metrics_and_weights(study: Study) -> None:
+    opened = open_study("widths")
+    best = opened.best()
+    assert (best["trial"], best["architecture"]) == (1, "384-64-32-1 silu")
+    assert best["settings"]["hidden"] == [64, 32]
+    assert best["metrics"]["parameters"] == 147_840
+    assert opened.model_file().read_bytes() == b"weights of 1"
+
+
+def test_figures_are_those_of_the_report(study: Study) -> None:
+    opened = open_study("widths")
+    assert opened.figure("cost").layout.xaxis.title.text == "parameters"
+    assert opened.figure("curves").data[1].name == "trial 1: 384-64-32-1 silu"
+    with pytest.raises(NoResultError, match="there is no figure 'costs'; there are: cost, "):
+        opened.figure("costs")
+
+
+def test_what_is_not_there_is_said_at_once(study: Study) -> None:
+    with pytest.raises(StudyNotFoundError, match="there is no study 'nosuch'"):
+        open_study("nosuch")
