@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-system test-slurm test-compose chaos check bench bench-full \
-	bench-quickstart secrets lock clean
+	bench-quickstart bench-scale secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -67,6 +67,9 @@ bench-full: install-dev ## build and train all 864,898 small structures: 2 minut
 
 bench-quickstart: install-dev ## the whole quickstart study beside the naive program: half an hour or more
 	$(BIN)/python -m benchmarks --topics quickstart --json build/benchmarks-quickstart.json $(BENCH_ARGS)
+
+bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside plain Optuna: an hour
+	$(BIN)/python -m benchmarks --topics scale --json build/benchmarks-scale.json $(BENCH_ARGS)
 
 secrets: ## random passwords for docker-compose.yml, a file each
 	@sh deploy/make-secrets

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import features, full, loading, packs, precision, quickstart, roofline, study, training
+from benchmarks import features, full, loading, packs, precision, quickstart, roofline, scale, study, training
 from benchmarks.figures import RATIO, Figure
 from benchmarks.machine import describe_machine
 from benchmarks.plan import Plan
@@ -33,10 +33,11 @@ TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     study.TOPIC: study.measure,
     full.TOPIC: full.measure,
     quickstart.TOPIC: quickstart.measure,
+    scale.TOPIC: scale.measure,
 }
 
 #: What is measured only where it is asked for: it takes many minutes, or much of the disk.
-ON_REQUEST: Final = (full.TOPIC, quickstart.TOPIC)
+ON_REQUEST: Final = (full.TOPIC, quickstart.TOPIC, scale.TOPIC)
 
 
 def main() -> None:

@@ -34,3 +34,5 @@ class Plan:
     study_epochs: int = field(default=60, metadata={"help": "epochs of each trial of the study"})
     full_structures: int = field(default=FULL_SIZE, metadata={"help": "structures of the full set"})
     full_epochs: int = field(default=2, metadata={"help": "epochs of the training on the full set"})
+    scale_trials: int = field(default=10_000, metadata={"help": "trials of a study without trainings"})
+    scale_processes: int = field(default=16, metadata={"help": "processes that work on it"})

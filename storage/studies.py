@@ -113,18 +113,33 @@ class Study:
             return OptunaTrial(self.optuna, optuna_trial_id)
 
 
-@dataclass(frozen=True)
-class StudySummary:
+@dataclass(frozen=True, kw_only=True)
+class StudyProgress:
+    """How far a study has come.
+
+    Attributes
+    ----------
+    trials
+        Number of trials by state: running, interrupted (nobody works on it now), complete, pruned, failed.
+    best_number, best_value
+        The complete trial of the smallest validation MAE (kcal/mol), if there is one.
+    """
+
+    name: str
+    budget: Budget
+    trials: dict[str, int]
+    best_number: int | None
+    best_value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary(StudyProgress):
     """A study at a glance.
 
     Attributes
     ----------
     created_at
         Seconds since 1970-01-01 UTC.
-    trials
-        Number of trials by state: running, interrupted (nobody works on it now), complete, pruned, failed.
-    best_number, best_value
-        The complete trial of the smallest validation MAE (kcal/mol), if there is one.
     seconds, epochs
         Spent in all attempts together.
     epochs_saved
@@ -133,13 +148,8 @@ class StudySummary:
         What stands for the study in MLflow, once that was told.
     """
 
-    name: str
     state: StudyState
     created_at: float
-    budget: Budget
-    trials: dict[str, int]
-    best_number: int | None
-    best_value: float | None
     seconds: float
     epochs: int
     epochs_saved: int
@@ -240,6 +250,13 @@ def summarize_study(database: Database, study: Study) -> StudySummary:
         return _summary(connection, row)
 
 
+def study_progress(database: Database, study: Study) -> StudyProgress:
+    """How far one study has come: quick enough to be asked at each trial."""
+    with database.reading() as connection:
+        row = connection.execute(select(studies).where(studies.c.id == study.id)).one()
+        return StudyProgress(**_progress(connection, row))
+
+
 def budget_of(row: Row[Any]) -> Budget:
     """The budget in a row of ``anitune_studies``."""
     return Budget(trials=row.budget_trials, seconds=row.budget_seconds, epochs=row.budget_epochs)
@@ -308,26 +325,46 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return found
 
 
-def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
-    latest = trials.join(
-        attempts,
+def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
+    """The fields of :class:`StudyProgress`."""
+    ours = trials.c.study_id == row.id
+    by_state = select(trials.c.state, func.count()).where(ours).group_by(trials.c.state)
+    counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
+    counts.update((state, count) for state, count in connection.execute(by_state))
+    latest = (
         (attempts.c.study_id == trials.c.study_id)
         & (attempts.c.number == trials.c.number)
-        & (attempts.c.attempt == trials.c.attempt),
+        & (attempts.c.attempt == trials.c.attempt)
     )
-    live = attempts.c.ended_at.is_(None) & (attempts.c.lease_until >= now())
-    state = (
-        select(trials.c.number, trials.c.state, trials.c.value, live.label("live"))
-        .select_from(latest)
-        .where(trials.c.study_id == row.id)
-        .order_by(trials.c.number)
+    silent = (
+        select(func.count())
+        .select_from(trials.join(attempts, latest))
+        .where(
+            ours,
+            trials.c.state == "running",
+            trials.c.told.is_(False),
+            attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
+        )
     )
-    counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
-    best: tuple[float, int] | None = None
-    for trial in connection.execute(state):
-        counts["interrupted" if trial.state == "running" and not trial.live else trial.state] += 1
-        if trial.state == "complete":
-            best = min(best or (trial.value, trial.number), (trial.value, trial.number))
+    counts["interrupted"] = connection.execute(silent).scalar_one()
+    counts["running"] -= counts["interrupted"]
+    best = (
+        select(trials.c.number, trials.c.value)
+        .where(ours, trials.c.state == "complete")
+        .order_by(trials.c.value, trials.c.number)
+        .limit(1)
+    )
+    number, value = connection.execute(best).one_or_none() or (None, None)
+    return {
+        "name": row.name,
+        "budget": budget_of(row),
+        "trials": counts,
+        "best_number": number,
+        "best_value": value,
+    }
+
+
+def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
     spent = select(
         func.coalesce(func.sum(seconds_spent()), 0.0), func.coalesce(func.sum(attempts.c.epochs), 0)
     ).where(attempts.c.study_id == row.id)
@@ -341,13 +378,9 @@ def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
         trials.c.study_id == row.id, trials.c.state == "pruned"
     )
     return StudySummary(
-        name=row.name,
+        **_progress(connection, row),
         state=row.state,
         created_at=row.created_at,
-        budget=budget_of(row),
-        trials=counts,
-        best_number=best[1] if best else None,
-        best_value=best[0] if best else None,
         seconds=float(seconds),
         epochs=int(epochs),
         epochs_saved=int(connection.execute(saved).scalar_one()),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from search.study import StudyConfig
     from search.work.worker import TrialNews, Watcher
-    from storage.studies import StudySummary
+    from storage.studies import StudyProgress, StudySummary
     from storage.trials.views import TrialRow
 
 WIDE = 132
@@ -76,15 +76,15 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         pass
 
     def epoch(self, number: int, done: int) -> None:
         pass
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
-        total = f"/{summary.budget.trials}" if summary.budget.trials is not None else ""
-        line = f"{news.study} {_ended(summary)}{total}  {_what(news)}  {_outcome(news, summary)}"
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+        total = f"/{progress.budget.trials}" if progress.budget.trials is not None else ""
+        line = f"{news.study} {_ended(progress)}{total}  {_what(news)}  {_outcome(news, progress)}"
         self._console.print(line, soft_wrap=True, markup=False)
 
 
@@ -97,8 +97,8 @@ class _Bars(_Lines):
         self._studies: dict[str, TaskID] = {}
         self._trials: dict[int, TaskID] = {}
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
-        self._show_study(summary)
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
+        self._show_study(progress)
         self._trials[news.number] = self._bars.add_task(
             _what(news), total=news.planned_epochs, unit="epochs", best=""
         )
@@ -106,23 +106,23 @@ class _Bars(_Lines):
     def epoch(self, number: int, done: int) -> None:
         self._bars.update(self._trials[number], completed=done)
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
-        super().ended(news, summary)
-        self._show_study(summary)
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+        super().ended(news, progress)
+        self._show_study(progress)
         if news.number in self._trials:  # one can fail before it begins
             self._bars.remove_task(self._trials.pop(news.number))
 
-    def _show_study(self, summary: StudySummary) -> None:
-        if summary.name not in self._studies:
-            self._studies[summary.name] = self._bars.add_task(summary.name, unit="trials", best="")
-        best = f"best {summary.best_value:.3f} kcal/mol" if summary.best_value is not None else ""
+    def _show_study(self, progress: StudyProgress) -> None:
+        if progress.name not in self._studies:
+            self._studies[progress.name] = self._bars.add_task(progress.name, unit="trials", best="")
+        best = f"best {progress.best_value:.3f} kcal/mol" if progress.best_value is not None else ""
         self._bars.update(
-            self._studies[summary.name], completed=_ended(summary), total=summary.budget.trials, best=best
+            self._studies[progress.name], completed=_ended(progress), total=progress.budget.trials, best=best
         )
 
 
-def _ended(summary: StudySummary) -> int:
-    return sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
+def _ended(progress: StudyProgress) -> int:
+    return sum(progress.trials[state] for state in ("complete", "pruned", "failed"))
 
 
 def _what(news: TrialNews) -> str:
@@ -130,7 +130,7 @@ def _what(news: TrialNews) -> str:
     return f"{label}: {news.architecture}" if news.architecture else label
 
 
-def _outcome(news: TrialNews, summary: StudySummary) -> str:
+def _outcome(news: TrialNews, progress: StudyProgress) -> str:
     if news.state == "failed":
         return f"failed: {news.reason}"
     if news.state == "lost":
@@ -141,7 +141,7 @@ def _outcome(news: TrialNews, summary: StudySummary) -> str:
     if news.twin is not None:
         same = f"{news.state} as trial {news.twin}, which has the same settings"
         return f"{same}, val MAE {news.value:.3f} kcal/mol"
-    best = ", the best so far" if news.number == summary.best_number else ""
+    best = ", the best so far" if news.number == progress.best_number else ""
     return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
 
 

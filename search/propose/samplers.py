@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.propose.history import ShownStudy
 from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
 from search.propose.space import distributions, grid_points, used_params
@@ -92,35 +100,64 @@ def trial_limit(config: StudyConfig) -> int | None:
     return size if config.limits.trials is None else min(size, config.limits.trials)
 
 
-def propose(storage: BaseStorage, config: StudyConfig, trial_id: int, number: int) -> dict[str, Any]:
-    """Choose the parameters of a trial that Optuna already counts as running.
+@dataclass(frozen=True)
+class Proposal:
+    """What a sampler chose for a trial.
 
-    A proposal that a crash cut short is completed. The study is shown to the sampler whole, also with
-    Optuna's hyperband, which would let it learn from the trials of one bracket only.
+    Attributes
+    ----------
+    params : of the network that is trained, by name
+    stored : all parameters as Optuna keeps them, those that the network has no use for too: value and
+        distribution (JSON) by name
+    """
 
-    Returns
-    -------
-    The parameters of the network that is trained, by name.
+    params: dict[str, Any]
+    stored: dict[str, tuple[float, str]]
+
+
+def propose(
+    storage: BaseStorage, config: StudyConfig, number: int, asked_for: Mapping[str, Any] | None = None
+) -> Proposal:
+    """Choose the parameters of a trial that Optuna already counts as running; they are not written yet.
+
+    The sampler is shown the trials that :func:`search.propose.history.shown` selects, of all brackets:
+    Optuna's hyperband would let it learn from one of them only.
+
+    Parameters
+    ----------
+    asked_for : parameters that a person wants
     """
     sampler = make_sampler(config, number)
-    study = optuna.load_study(study_name=config.name, storage=storage, sampler=sampler)
-    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before parameters are written
-    trial = optuna.Trial(study, trial_id)
+    study = ShownStudy(config.name, storage, sampler, number)
+    trial = create_trial(state=TrialState.RUNNING)
+    trial.number = number
+    sampler.before_trial(study, trial)
+    asked_for = asked_for or {}
     space = distributions(config)
-    names = sampler.points[number] if isinstance(sampler, PointsSampler) else space
-    for name in names:
-        _suggest(trial, name, space[name])
-    return used_params(trial.params)
+    joint = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+    for name in sampler.points[number] if isinstance(sampler, PointsSampler) else space:
+        distribution = space[name]
+        if name in asked_for:
+            value = asked_for[name]
+        elif distribution.single():
+            value = _only_value(distribution)
+        elif name in joint:
+            value = joint[name]
+        else:
+            value = sampler.sample_independent(study, trial, name, distribution)
+        trial.params[name] = value
+        trial.distributions[name] = distribution
+    return Proposal(
+        used_params(trial.params),
+        {
+            name: (distribution.to_internal_repr(trial.params[name]), distribution_to_json(distribution))
+            for name, distribution in trial.distributions.items()
+        },
+    )
 
 
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        trial.suggest_categorical(name, distribution.choices)
-    elif isinstance(distribution, optuna.distributions.IntDistribution):
-        trial.suggest_int(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    elif isinstance(distribution, optuna.distributions.FloatDistribution):
-        trial.suggest_float(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
+def _only_value(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low

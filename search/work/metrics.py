@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     from search.work.worker import TrialNews, Watcher
-    from storage.studies import StudySummary
+    from storage.studies import StudyProgress
     from storage.workers import SignOfLife
 
 ENDS = ("complete", "pruned", "failed", "interrupted", "lost")
@@ -45,10 +45,10 @@ class Counting:
         silent.set_function(lambda: sign.silent)
         self._in_hand.set_function(lambda: len(self._reached))
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         """See :class:`search.work.worker.Watcher`."""
         self._reached[news.number] = 0
-        self._watcher.begun(news, summary)
+        self._watcher.begun(news, progress)
 
     def epoch(self, number: int, done: int) -> None:
         """See :class:`search.work.worker.Watcher`."""
@@ -58,11 +58,11 @@ class Counting:
         self._reached[number] = done
         self._watcher.epoch(number, done)
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         """See :class:`search.work.worker.Watcher`."""
         self._reached.pop(news.number, None)
         self._trials.labels(news.state).inc()
-        self._watcher.ended(news, summary)
+        self._watcher.ended(news, progress)
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 
 from search.propose.space import example_configs, extreme_configs
 from search.study import StudyConfig
+from search.work.machine import free_gib, usable_cores
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.evaluation.evaluate import BATCH
@@ -84,7 +83,7 @@ def _slots_of_cpu(task: Task, device: torch.device, extremes: Sequence[TrainConf
     threads = max(each.threads for each in extremes)
     dataset = sum(m.coordinates.nbytes + m.energies.nbytes for m in task.dataset.molecules) / 2**30
     need = PROCESS_GIB + dataset + max(training_gib(task, each, device) for each in extremes)
-    cores, free = _cores(), _free_gib()
+    cores, free = usable_cores(), free_gib()
     return int(
         min(cores // threads, free / need)
     ), f"{cores} cores, {threads} for a trial; {free:.3g} GiB free, {need:.3g} for a trial"
@@ -180,19 +179,3 @@ def _dense_gib(task: Task, config: TrainConfig, atoms: float) -> float:
     dtype = FACTOR_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
     gib = len(task.split.train) * atoms * task.features.length * dtype.itemsize / 2**30
     return gib if config.batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB else 0.0
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _free_gib() -> float:
-    """Memory that can be had without swapping; no limit is known where there is no ``/proc``."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    (kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return kib / 2**20

@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from search.propose.pruners import rungs, should_prune
 from search.propose.rows import flat_settings, scale_batches
-from search.propose.samplers import propose
+from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
@@ -37,9 +37,10 @@ from storage.errors import (
     TrialClosedError,
 )
 from storage.life import CLOSED, study_state, wrong_state
-from storage.studies import Study, StudySummary, summarize_study
-from storage.trials.attempts import PATIENCE, Attempt, LeaseKeeper
+from storage.studies import Study, StudyProgress, study_progress
+from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
+from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
@@ -94,13 +95,13 @@ class TrialNews:
 class Watcher(Protocol):
     """Shows a person what a worker does. It is told of epochs by the threads of several trials at once."""
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         """A trial begins, or goes on."""
 
     def epoch(self, number: int, done: int) -> None:
         """A trial that has begun has so many epochs."""
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         """A trial has ended, was handed back, or is another worker's now."""
 
 
@@ -154,6 +155,7 @@ class Worker:
         self._claims = 0
         self._in_hand: dict[int, Claim] = {}
         self._said: str | None = None  # why there is no trial
+        self._known: StudyProgress | None = None
         self._claiming = Lock()
         self._proposing = Lock()
         self._telling = Lock()
@@ -192,11 +194,11 @@ class Worker:
         return slots
 
     def _trials_left(self) -> int:
-        summary = self._summary()
-        if summary.budget.trials is None:
+        progress = self._progress()
+        if progress.budget.trials is None:
             return sys.maxsize
-        return summary.budget.trials - sum(
-            summary.trials[state] for state in ("complete", "pruned", "failed")
+        return progress.budget.trials - sum(
+            progress.trials[state] for state in ("complete", "pruned", "failed")
         )
 
     def _work_in_slot(self) -> None:
@@ -265,7 +267,7 @@ class Worker:
         finally:
             del self._in_hand[claim.number]
         if news is not None:
-            self._tell(self._watcher.ended, news)
+            self._tell_ended(news)
 
     def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
@@ -285,7 +287,7 @@ class Worker:
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
-            self._tell(self._watcher.begun, news)
+            self._tell_begun(news)
             result = train(
                 config,
                 folder,
@@ -322,20 +324,25 @@ class Worker:
         if claim.config is not None:
             return load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
 
-        def choose() -> TrainConfig:
-            # One after the other, so that each is told of those before it, which are still being trained.
-            with self._proposing, self._database.plain_errors(), attempt.fenced():
-                params = propose(self._database.optuna, self._config, claim.optuna_trial_id, claim.number)
-            return settle(train_config(self._config, params, claim.number))
+        def choose() -> Proposal:
+            with self._database.plain_errors():
+                return propose(self._database.optuna, self._config, claim.number, claim.asked_for)
 
-        config = patiently(choose)
-        attempt.record_config(
-            dump_config(config),
-            {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
-            planned_epochs=config.epochs,
-            tags={"arch": architecture(config, self._task.features.length), **self._row_tags(claim.number)},
-            settings=self._settings_digest(config, claim.number),
-        )
+        # One after the other, so that each is told of those before it, which are still being trained.
+        with self._proposing:
+            proposal = patiently(choose)
+            config = settle(train_config(self._config, proposal.params, claim.number))
+            attempt.record_config(
+                dump_config(config),
+                {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
+                planned_epochs=config.epochs,
+                tags={
+                    "arch": architecture(config, self._task.features.length),
+                    **self._row_tags(claim.number),
+                },
+                settings=self._settings_digest(config, claim.number),
+                proposed=proposal.stored,
+            )
         return config
 
     def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
@@ -427,12 +434,18 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
-    def _tell(self, tell: Callable[[TrialNews, StudySummary], None], news: TrialNews) -> None:
-        with self._telling:  # so that the trials that have ended are counted upwards
-            tell(news, self._summary())
+    def _tell_begun(self, news: TrialNews) -> None:
+        with self._telling:
+            self._known = self._known or self._progress()  # a beginning changes nothing that is shown
+            self._watcher.begun(news, self._known)
 
-    def _summary(self) -> StudySummary:
-        return patiently(lambda: summarize_study(self._database, self._study))
+    def _tell_ended(self, news: TrialNews) -> None:
+        with self._telling:  # so that the trials that have ended are counted upwards
+            self._known = self._progress()
+            self._watcher.ended(news, self._known)
+
+    def _progress(self) -> StudyProgress:
+        return patiently(lambda: study_progress(self._database, self._study))
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:

@@ -122,6 +122,14 @@ trials = Table(
     Column("same_as", Integer),  # number of the trial of equal settings whose result it takes
 )
 Index("ix_anitune_trials_settings", trials.c.study_id, trials.c.settings)
+Index("ix_anitune_trials_best", trials.c.study_id, trials.c.state, trials.c.value, trials.c.number)
+Index(  # those that run, and those whose end Optuna is to be told: few, however long the study
+    "ix_anitune_trials_untold",
+    trials.c.study_id,
+    trials.c.number,
+    sqlite_where=trials.c.told.is_(False),
+    postgresql_where=trials.c.told.is_(False),
+)
 
 attempts = Table(
     "anitune_attempts",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,16 +17,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import (
     Retrying,
     retry_if_exception_type,
-    sleep_using_event,
     stop_after_delay,
-    stop_when_event_set,
     wait_random_exponential,
 )
 
 from storage.blobs.store import BlobStore
 from storage.database import Database
-from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError, TrialClosedError
-from storage.life import CLOSED, locked_row
+from storage.errors import DatabaseBusyError, DatabaseUnreachableError, TrialClosedError
+from storage.life import locked_row
 from storage.records.tables import artifacts, attempts, metrics, now, rungs, studies, trials
 from storage.studies import Study, StudyState
 from storage.tracking.outbox import (
@@ -47,13 +44,11 @@ from storage.trials.twins import Twin
 PATIENCE = 600.0
 """How long a training waits for a database that is away, s."""
 
-RENEWALS = 12
-"""Of a lease, while it lasts: with each a worker learns whether its study was stopped."""
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PASSING = retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError))
+PASSING = retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError))
+"""What ends by itself, for tenacity."""
 
 
 def _patient(method: Callable[Concatenate[Attempt, P], R]) -> Callable[Concatenate[Attempt, P], R]:
@@ -62,7 +57,7 @@ def _patient(method: Callable[Concatenate[Attempt, P], R]) -> Callable[Concatena
     @functools.wraps(method)
     def repeated(self: Attempt, *args: P.args, **kwargs: P.kwargs) -> R:
         retrying = Retrying(
-            retry=_PASSING,
+            retry=PASSING,
             wait=wait_random_exponential(multiplier=0.1, max=10),
             stop=stop_after_delay(self.patience),
             reraise=True,
@@ -108,6 +103,7 @@ class Attempt:
         planned_epochs: int,
         tags: Mapping[str, str] | None = None,
         settings: str | None = None,
+        proposed: Mapping[str, tuple[float, str]] | None = None,
     ) -> None:
         """Keep what was proposed for the trial; done once, at its first attempt that comes so far.
 
@@ -124,6 +120,13 @@ class Attempt:
         settings
             Digest of what is equal in trials of which one is enough (see :mod:`storage.trials.twins`);
             None: the trial is trained in any case.
+        proposed
+            The parameters as Optuna keeps them: value and distribution (JSON) by name.
+
+        Raises
+        ------
+        TrialClosedError
+            if the trial was ended or deleted in the Optuna dashboard.
         """
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
@@ -131,6 +134,8 @@ class Attempt:
             if trial.config is not None:
                 assert trial.config == json.loads(json.dumps(config)), "a trial has one configuration"
                 return
+            if not optuna_rows.set_params(connection, trial.optuna_trial_id, proposed or {}):
+                raise self._closed()
             tags = dict(tags or {})
             self._update_trial(
                 connection,
@@ -154,6 +159,10 @@ class Attempt:
         Of such trials the first that asks is trained, and those that wait for it are claimed when it has
         ended. If it fails, the next that asks is trained.
         """
+        with self._database.reading() as connection:
+            trial = self._trial(connection)
+            if trial.same_as is None and not twins.exists(connection, trial):
+                return None  # what comes later is the twin of this one
         with self._database.writing() as connection:
             locked_row(connection, self.study)  # of two that ask at once one is the first
             fencing.hold(connection, self._lease)
@@ -226,9 +235,7 @@ class Attempt:
                 optuna_storage.set_trial_intermediate_value(trial_id, step, value)
                 stop = decide(optuna_storage.get_trial(trial_id))
             except (UpdateFinishedTrialError, KeyError) as error:
-                raise TrialClosedError(
-                    f"trial {self.claim.number} was ended or deleted in the Optuna dashboard"
-                ) from error
+                raise self._closed() from error
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             connection.execute(update(rungs).where(*self._is(rungs), rungs.c.step == step).values(stop=stop))
@@ -365,6 +372,9 @@ class Attempt:
         written = {tuple(key) for key in connection.execute(statement, values)}
         return tuple(row for row in rows if (row.key, row.step) in written)
 
+    def _closed(self) -> TrialClosedError:
+        return TrialClosedError(f"trial {self.claim.number} was ended or deleted in the Optuna dashboard")
+
     def _trial(self, connection: Connection) -> Row[Any]:
         return connection.execute(select(trials).where(*self._is(trials))).one()
 
@@ -380,50 +390,3 @@ class Attempt:
 
     def _is(self, table: Any) -> tuple[Any, ...]:
         return (table.c.study_id == self.study.id, table.c.number == self.claim.number)
-
-
-class LeaseKeeper:
-    """Renews the lease of an attempt in a thread of its own, for as long as the block lasts.
-
-    Attributes
-    ----------
-    lost
-        Set when another worker has taken the trial over. A database that is away does not set it: once it
-        is back, either the lease is renewed, or it was really lost.
-    unwanted
-        Set when the study was stopped or archived: the trial is to be handed back.
-    """
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.lost = threading.Event()
-        self.unwanted = threading.Event()
-        self._attempt = attempt
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-
-    def __enter__(self) -> LeaseKeeper:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _keep(self) -> None:
-        interval = self._attempt.claim.lease_seconds / RENEWALS
-        retrying = Retrying(
-            retry=_PASSING,
-            wait=wait_random_exponential(multiplier=0.2, max=interval),
-            stop=stop_when_event_set(self._stop),
-            sleep=sleep_using_event(self._stop),
-            reraise=True,
-        )
-        while not self._stop.wait(interval):
-            try:
-                if retrying(self._attempt.renew) in CLOSED:
-                    self.unwanted.set()
-            except LeaseLostError:
-                self.lost.set()
-                return
-            except (DatabaseUnreachableError, DatabaseBusyError):
-                return  # told to stop while the database was away

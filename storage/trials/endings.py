@@ -1,7 +1,7 @@
 """How a trial ends: first in our record, then in Optuna, each step repeatable.
 
-Optuna refuses attributes and artifacts of a trial that it was told the end of. So telling comes last, and
-a worker that dies anywhere before it leaves a trial that the next claim settles from the record.
+Optuna is told the end, the attributes and the images of a trial in one transaction, after the record has
+them: a worker that dies before leaves a trial that the next claim settles from the record.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import logging
 import mimetypes
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Row, select, update
 
@@ -85,18 +84,15 @@ def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
     enqueue(connection, trial.study_id, trial.number, [*start, end])
 
 
-def settle_all(database: Database, study: Study, leave: Collection[int] = ()) -> None:
-    """Tell Optuna of all trials that have ended in our record only, but for those to ``leave`` alone."""
+def untold(connection: Connection, study: Study, leave: Collection[int] = ()) -> Sequence[int]:
+    """The trials of whose end Optuna is to be told, but for those to ``leave`` alone."""
     query = select(trials.c.number).where(
         trials.c.study_id == study.id,
         trials.c.state != "running",
         trials.c.told.is_(False),
         trials.c.number.not_in(leave),
     )
-    with database.reading() as connection:
-        numbers = connection.execute(query.order_by(trials.c.number)).scalars().all()
-    for number in numbers:
-        settle(database, study, number)
+    return connection.execute(query.order_by(trials.c.number)).scalars().all()
 
 
 def settle(database: Database, study: Study, number: int) -> None:
@@ -110,18 +106,14 @@ def settle(database: Database, study: Study, number: int) -> None:
         attributes = _user_attributes(connection, trial)
         rows = [row for row in _artifact_rows(connection, trial) if _is_image(row.path)]
     images = dict(shown for row in rows if (shown := _show_image(database, row)) is not None)
+    value = None if trial.state == "failed" else trial.value
     with database.writing() as connection:
-        optuna_rows.describe_trial(connection, trial.optuna_trial_id, attributes, images)
-    with database.plain_errors():
-        try:
-            values = None if trial.value is None or trial.state == "failed" else [trial.value]
-            database.optuna.set_trial_state_values(trial.optuna_trial_id, OPTUNA_STATES[trial.state], values)
-        except UpdateFinishedTrialError:
-            pass  # told before, by us or by a person in the dashboard: our record stands
-        except KeyError:
-            log.warning("study %s: trial %d was deleted in the Optuna dashboard", study.name, number)
-    with database.writing() as connection:
+        known = optuna_rows.end_trial(
+            connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images
+        )
         connection.execute(update(trials).where(*this).values(told=True))
+    if not known:
+        log.warning("study %s: trial %d was deleted in the Optuna dashboard", study.name, number)
 
 
 def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str | float]:

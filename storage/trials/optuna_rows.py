@@ -26,6 +26,7 @@ _attributes: Table = models.TrialSystemAttributeModel.__table__
 _user_attributes: Table = models.TrialUserAttributeModel.__table__
 _values: Table = models.TrialIntermediateValueModel.__table__
 _results: Table = models.TrialValueModel.__table__
+_params: Table = models.TrialParamModel.__table__
 
 _MARK = "completed_rung_"
 """Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
@@ -78,7 +79,7 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]
     ours = _trials.c.study_id == optuna_study_id
     running: dict[str, Any] = {
         "state": TrialState.RUNNING,
-        "datetime_start": datetime.now(UTC).replace(tzinfo=None),  # as Optuna keeps it
+        "datetime_start": _now(),
     }
     queue = select(_trials.c.number, _trials.c.trial_id).where(ours, _trials.c.state == TrialState.WAITING)
     waiting = connection.execute(queue.order_by(_trials.c.number).limit(1).with_for_update()).first()
@@ -90,20 +91,63 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]
     return number, connection.execute(new.returning(_trials.c.trial_id)).scalar_one()
 
 
-def describe_trial(
-    connection: Connection, optuna_trial_id: int, user: Mapping[str, Any], system: Mapping[str, Any]
-) -> None:
-    """Set attributes of a trial, all at once; not of one that Optuna knows to have ended, or does not know.
+def asked_for(connection: Connection, optuna_trial_id: int) -> dict[str, Any]:
+    """The parameters that a person wants a trial to have, by name."""
+    query = select(_attributes.c.value_json).where(
+        _attributes.c.trial_id == optuna_trial_id, _attributes.c.key == "fixed_params"
+    )
+    found: dict[str, Any] = json.loads(connection.execute(query).scalar() or "{}")
+    return found
+
+
+def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str, tuple[float, str]]) -> bool:
+    """Set the parameters of a trial, all at once; whether Optuna knows the trial, and not its end.
 
     Parameters
     ----------
+    params
+        Value and distribution (JSON) by name, as Optuna keeps them. Those that the trial has stay.
+    """
+    state = _locked_state(connection, optuna_trial_id)
+    if state is None or state.is_finished():
+        return False
+    if params:
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(
+            insert(_params).on_conflict_do_nothing(),
+            [
+                {
+                    "trial_id": optuna_trial_id,
+                    "param_name": name,
+                    "param_value": value,
+                    "distribution_json": distribution,
+                }
+                for name, (value, distribution) in params.items()
+            ],
+        )
+    return True
+
+
+def end_trial(
+    connection: Connection,
+    optuna_trial_id: int,
+    state: TrialState,
+    value: float | None,
+    user: Mapping[str, Any],
+    system: Mapping[str, Any],
+) -> bool:
+    """End a trial, with its objective and attributes; whether Optuna knows it. An end that it has stays.
+
+    Parameters
+    ----------
+    value
+        Its objective; None: it has none.
     user, system
         The two kinds of attributes, by key: plain JSON values.
     """
-    this = _trials.c.trial_id == optuna_trial_id
-    state = connection.execute(select(_trials.c.state).where(this).with_for_update()).scalar()
-    if state is None or state.is_finished():
-        return
+    now = _locked_state(connection, optuna_trial_id)
+    if now is None or now.is_finished():
+        return now is not None
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     for table, values in ((_user_attributes, user), (_attributes, system)):
         if not values:
@@ -119,6 +163,13 @@ def describe_trial(
                 for key, value in values.items()
             ],
         )
+    if value is not None:
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        row = {"trial_id": optuna_trial_id, "objective": 0, "value": stored, "value_type": kind}
+        connection.execute(insert(_results).on_conflict_do_nothing(), row)
+    ended = {"state": state, "datetime_complete": _now()}
+    connection.execute(update(_trials).where(_trials.c.trial_id == optuna_trial_id).values(ended))
+    return True
 
 
 def copy_reports(connection: Connection, source: int, target: int) -> None:
@@ -144,6 +195,18 @@ def pruner_marks(connection: Connection, optuna_trial_id: int) -> list[str]:
 def drop_pruner_marks(connection: Connection, optuna_trial_id: int, keep: Collection[str]) -> None:
     """Take back the marks of a rung whose decision was never recorded, so that the pruner decides afresh."""
     connection.execute(delete(_attributes).where(*_marks_of(optuna_trial_id), _attributes.c.key.not_in(keep)))
+
+
+def _locked_state(connection: Connection, optuna_trial_id: int) -> TrialState | None:
+    """The state of a trial, whose row is locked until the open transaction ends; None if it was deleted."""
+    query = select(_trials.c.state).where(_trials.c.trial_id == optuna_trial_id).with_for_update()
+    state: TrialState | None = connection.execute(query).scalar()
+    return state
+
+
+def _now() -> datetime:
+    """As Optuna keeps times: in UTC, without saying so."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _marks_of(optuna_trial_id: int) -> tuple[Any, ...]:

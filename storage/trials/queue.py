@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import (
@@ -71,6 +71,8 @@ class Claim:
         How long the claim lasts without a renewal, s.
     last_chance
         Whether the trial is given up if this attempt, too, dies before its first epoch.
+    asked_for
+        Parameters that a person wants it to have, while no configuration was proposed yet.
     """
 
     number: int
@@ -82,6 +84,7 @@ class Claim:
     config: dict[str, Any] | None
     params: dict[str, Any] | None
     last_chance: bool = False
+    asked_for: Mapping[str, Any] = field(default_factory=dict)
 
 
 def claim_trial(
@@ -111,25 +114,28 @@ def claim_trial(
     StudyNotFoundError
         if the study was deleted.
     """
-    endings.settle_all(database, study, leave=in_hand)
     with database.writing() as connection:
         query = select(studies).where(studies.c.id == study.id).with_for_update()
         row = connection.execute(query).one_or_none()
         if row is None:
             raise StudyNotFoundError(f"study {study.name!r} was deleted")
-        if row.state != "open":
-            return None
-        claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
-        if claim is None and _budget_lasts(connection, study):
-            claim = _begin(connection, study, worker, lease_seconds)
-    if claim is None:
-        endings.settle_all(database, study, leave=in_hand)  # trials given up just now
+        claim = None
+        if row.state == "open":
+            claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
+            if claim is None and _budget_lasts(connection, study):
+                claim = _begin(connection, study, worker, lease_seconds)
+        # Of workers that died before they told Optuna, and trials that were given up just now.
+        untold = endings.untold(connection, study, leave=in_hand)
+    for number in untold:
+        endings.settle(database, study, number)
     return claim
 
 
 def open_trials(database: Database, study: Study) -> set[int]:
     """Trials that have begun and not ended, on whatever machine; one of them may still become claimable."""
-    query = select(trials.c.number).where(trials.c.study_id == study.id, trials.c.state == "running")
+    query = select(trials.c.number).where(
+        trials.c.study_id == study.id, trials.c.state == "running", trials.c.told.is_(False)
+    )
     with database.reading() as connection:
         return set(connection.execute(query).scalars())
 
@@ -200,6 +206,7 @@ def _abandoned() -> Select[Any]:
         .where(
             trials.c.study_id == studies.c.id,
             trials.c.state == "running",
+            trials.c.told.is_(False),
             attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
             ~_waits_for_its_twin(),
         )
@@ -222,7 +229,17 @@ def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_secon
         )
     )
     token = _begin_attempt(connection, study, number, 1, worker, lease_seconds)
-    return Claim(number, optuna_trial_id, 1, token, worker, lease_seconds, config=None, params=None)
+    return Claim(
+        number,
+        optuna_trial_id,
+        1,
+        token,
+        worker,
+        lease_seconds,
+        config=None,
+        params=None,
+        asked_for=optuna_rows.asked_for(connection, optuna_trial_id),
+    )
 
 
 def _take_over(
@@ -276,6 +293,7 @@ def _take_over(
             config=trial.config,
             params=trial.params,
             last_chance=last_chance,
+            asked_for=optuna_rows.asked_for(connection, trial.optuna_trial_id),
         )
     return None
 

@@ -57,6 +57,16 @@ def find(connection: Connection, trial: Row[Any]) -> Twin | None:
     return Twin(found.number, found.state, found.value, _epochs(connection, trial.study_id, found.number))
 
 
+def exists(connection: Connection, trial: Row[Any]) -> bool:
+    """Whether another trial has the settings of this one (a row of ``anitune_trials``)."""
+    query = select(trials.c.number).where(
+        trials.c.study_id == trial.study_id,
+        trials.c.settings == trial.settings,
+        trials.c.number != trial.number,
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
 def history(connection: Connection, study_id: int, number: int) -> list[MetricRow]:
     """All metrics of a trial, with the times at which they were measured."""
     query = (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import optuna
 import pytest
+from optuna.distributions import json_to_distribution
 from optuna.storages import BaseStorage, InMemoryStorage
 
-from search.propose.samplers import SAMPLERS, propose, trial_limit
+from search.propose.history import ShownStudy
+from search.propose.samplers import SAMPLERS, make_sampler, propose, trial_limit
 from search.propose.space import distributions, train_config
 from search.study import SamplerConfig, StudyConfig, study_from_values
 
@@ -47,33 +48,26 @@ def make(kind: str, storage: BaseStorage, **values: Any) -> StudyConfig:
     return config
 
 
+def propose_and_keep(storage: BaseStorage, config: StudyConfig, trial: optuna.Trial) -> dict[str, Any]:
+    """Parameters of a trial, which Optuna then has."""
+    proposal = propose(storage, config, trial.number)
+    for name, (value, distribution) in proposal.stored.items():
+        storage.set_trial_param(trial._trial_id, name, value, json_to_distribution(distribution))
+    return proposal.params
+
+
 def search(storage: BaseStorage, config: StudyConfig, trials: int = TRIALS) -> list[dict[str, Any]]:
     """Proposals of a whole study whose objective prefers narrow networks and a large learning rate."""
     study = optuna.load_study(study_name=config.name, storage=storage)
     found = []
     for _ in range(trials):
         trial = study.ask()
-        params = propose(storage, config, trial._trial_id, trial.number)
+        params = propose_and_keep(storage, config, trial)
         found.append(params)
         trained = train_config(config, params, trial.number)
         value = sum(trained.hidden) / 64 + abs(trained.learning_rate - 1e-2)
         study.tell(trial, value)
     return found
-
-
-class _DiesAtTheThird(optuna.storages._CachedStorage):
-    """A storage whose connection breaks when the third parameter is written."""
-
-    def __init__(self, storage: BaseStorage) -> None:
-        assert isinstance(storage, optuna.storages._CachedStorage)
-        super().__init__(storage._backend)
-        self._written = 0
-
-    def set_trial_param(self, *args: Any, **named: Any) -> None:
-        self._written += 1
-        if self._written == 3:
-            raise ConnectionAbortedError
-        super().set_trial_param(*args, **named)
 
 
 @pytest.fixture(params=SAMPLERS)
@@ -106,26 +100,25 @@ def test_workers_side_by_side_do_not_propose_the_same(kind: str, storage: BaseSt
     config = make(kind, storage)
     study = optuna.load_study(study_name=config.name, storage=storage)
     running = [study.ask() for _ in range(5)]
-    found = [propose(storage, config, trial._trial_id, trial.number) for trial in running]
+    found = [propose_and_keep(storage, config, trial) for trial in running]
     assert all(one != other for one, other in itertools.combinations(found, 2))
 
 
-def test_a_proposal_that_was_cut_short_is_completed(kind: str, tmp_path: Path) -> None:
-    # In SQLite as in real studies: Optuna's cache refuses parameters of trials that it has not seen.
-    storage = optuna.storages.get_storage(f"sqlite:///{tmp_path}/optuna.db")
+@pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "grid"])
+def test_what_a_person_asked_for_stays(kind: str, storage: BaseStorage) -> None:
     config = make(kind, storage)
     search(storage, config, STARTUP)
-    trial = optuna.load_study(study_name=config.name, storage=storage).ask()
-    with pytest.raises(ConnectionAbortedError):
-        propose(_DiesAtTheThird(storage), config, trial._trial_id, trial.number)
-    kept = storage.get_trial(trial._trial_id).params
-    assert len(kept) == 2
+    wanted = {"layers": 2, "width_1": 64, "width_2": 32, "dropout": 0.0}
+    params = propose(storage, config, STARTUP, wanted).params
+    assert params.items() >= wanted.items()
+    assert set(params) == {*distributions(config)} - {"width_3", "width_4"}
 
-    taker = optuna.storages.get_storage(f"sqlite:///{tmp_path}/optuna.db")
-    params = propose(taker, config, trial._trial_id, trial.number)
-    train_config(config, params, trial.number)
-    assert kept.items() <= taker.get_trial(trial._trial_id).params.items()
-    assert propose(taker, config, trial._trial_id, trial.number) == params
+
+def test_a_fixed_value_needs_no_sampler(storage: BaseStorage) -> None:
+    space = {"learning_rate": {"low": 1e-3, "high": 1e-3}, "activation": {"choices": ["celu"]}}
+    config = make("tpe", storage, space=space)
+    found = search(storage, config)
+    assert {(params["learning_rate"], params["activation"]) for params in found} == {(1e-3, "celu")}
 
 
 def test_every_kind_of_a_study_file_is_there() -> None:
@@ -140,7 +133,9 @@ def test_tpe_learns_all_widths_together(storage: BaseStorage) -> None:
     search(storage, config)
     frozen = storage.get_all_trials(storage.get_study_id_from_name(config.name))
     assert {frozenset(trial.params) for trial in frozen} == {frozenset(distributions(config))}
-    assert any(key.startswith("tpe:relative_params") for key in frozen[-1].system_attrs)
+    sampler = make_sampler(config, TRIALS)
+    study = ShownStudy(config.name, storage, sampler, TRIALS)
+    assert set(sampler.infer_relative_search_space(study, frozen[-1])) == set(distributions(config))
 
 
 def test_a_grid_is_used_up_once(storage: BaseStorage) -> None:

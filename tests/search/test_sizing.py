@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,26 +51,13 @@ def test_on_the_cpu_it_follows_from_cores_threads_and_memory(
     left: int,
     expected: int,
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    monkeypatch.setattr(sizing, "_free_gib", lambda: gib)
+    monkeypatch.setattr(sizing, "usable_cores", lambda: cores)
+    monkeypatch.setattr(sizing, "free_gib", lambda: gib)
     caplog.set_level(logging.INFO, "anitune")
     assert automatic_slots(study(training={"threads": threads, "device": "cpu"}), task, CPU, left) == expected
     (line,) = caplog.messages
     at_once = f"{expected} trials at once" if expected > 1 else "one trial at a time"
     assert line.startswith(f"tiny: {at_once}: {cores} cores, {threads} for a trial; {gib:.3g} GiB free")
-
-
-def test_free_memory_is_read_from_the_system(monkeypatch: pytest.MonkeyPatch, task: Task) -> None:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    assert 0 < sizing._free_gib() <= total
-
-    def missing(path: Path) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert automatic_slots(study(training={"device": "cpu"}), task, CPU, ENDLESS) == len(
-        os.sched_getaffinity(0)
-    )
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
@@ -88,8 +73,8 @@ def test_larger_trainings_are_taken_to_need_more(
 def test_the_largest_training_of_the_space_is_reckoned_with(
     monkeypatch: pytest.MonkeyPatch, task: Task
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(100)))
-    monkeypatch.setattr(sizing, "_free_gib", lambda: 10.0)
+    monkeypatch.setattr(sizing, "usable_cores", lambda: 100)
+    monkeypatch.setattr(sizing, "free_gib", lambda: 10.0)
 
     def slots(**values: Any) -> int:
         return automatic_slots(study(**values), task, CPU, ENDLESS)

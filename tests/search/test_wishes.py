@@ -46,7 +46,7 @@ def test_the_next_trial_is_the_one_that_was_wished_for(database: Database) -> No
         claim = claim_trial(database, study, worker)
         assert claim is not None
         assert claim.number == number
-        proposed.append(propose(database.optuna, config, claim.optuna_trial_id, number))
+        proposed.append(propose(database.optuna, config, number, claim.asked_for).params)
     assert proposed[0].items() >= params.items()
     assert proposed[0]["activation"] in ("silu", "celu")  # what was left open was proposed
     assert proposed[1]["learning_rate"] != 1e-3

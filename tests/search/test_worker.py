@@ -14,7 +14,7 @@ import pytest
 import torch
 from sqlalchemy import update
 
-from search.propose.samplers import propose, trial_limit
+from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
@@ -24,8 +24,8 @@ from storage.errors import DatabaseError, FactsChangedError
 from storage.life import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
-from storage.studies import Budget, Study, StudySummary, create_study, summarize_study
-from storage.trials import attempts as attempts_module
+from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
+from storage.trials import renewal
 from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
@@ -44,13 +44,13 @@ class Watching:
         self.news: list[TrialNews] = []
         self._at_epoch = at_epoch
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
+    def begun(self, news: TrialNews, summary: StudyProgress) -> None:
         pass
 
     def epoch(self, number: int, done: int) -> None:
         self._at_epoch(number, done)
 
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+    def ended(self, news: TrialNews, summary: StudyProgress) -> None:
         self.news.append(news)
 
 
@@ -236,7 +236,7 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
 def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    monkeypatch.setattr(attempts_module, "RENEWALS", 600)  # each 0.1 s
+    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
     config = replace(config, training={**config.training, "epochs": 100_000})
     study = begin(database, config)
     meeting = Meeting(slots)
@@ -260,7 +260,7 @@ def test_the_worker_of_a_paused_study_finishes_its_trial_and_waits(
     study = begin(database, config)
 
     class Pausing(Watching):
-        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             super().ended(news, summary)
             if news.number == 0:
                 change_state(database, study, "paused", of=("open",))
@@ -615,7 +615,7 @@ def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
     )
 
     class Waiting(Watching):
-        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             super().ended(news, summary)
             if news.number == 2:
                 third_has_ended.set()
@@ -639,7 +639,7 @@ def test_trials_are_proposed_one_after_the_other(
 ) -> None:
     crowd = Crowd()
 
-    def propose_slowly(*arguments: Any) -> dict[str, Any]:
+    def propose_slowly(*arguments: Any) -> Proposal:
         with crowd.counted():
             return propose(*arguments)
 
@@ -687,10 +687,10 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
     course: list[tuple[str, int]] = []
 
     class Noting(Watching):
-        def begun(self, news: TrialNews, summary: StudySummary) -> None:
+        def begun(self, news: TrialNews, summary: StudyProgress) -> None:
             course.append(("begun", news.number))
 
-        def ended(self, news: TrialNews, summary: StudySummary) -> None:
+        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             course.append(("ended", news.number))
 
     trials = work(database, config, task, Noting(lambda number, epoch: time.sleep(0.1)), slots=2)

@@ -11,9 +11,10 @@ from storage.errors import StudyNotFoundError, StudyStateError
 from storage.life import change_state, extend_budget, live_workers, study_state
 from storage.records.tables import attempts, outbox, studies
 from storage.studies import Budget, Study, StudyState, list_studies
-from storage.trials import attempts as attempts_module
-from storage.trials.attempts import Attempt, LeaseKeeper
+from storage.trials import renewal
+from storage.trials.attempts import Attempt
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
+from storage.trials.renewal import LeaseKeeper
 
 MakeStudy = Callable[..., Study]
 ANY: tuple[StudyState, ...] = ("open", "paused", "stopped", "archived")
@@ -50,7 +51,7 @@ def test_a_worker_learns_that_its_study_was_stopped_when_it_renews_its_lease(
     state: StudyState,
     unwanted: bool,
 ) -> None:
-    monkeypatch.setattr(attempts_module, "RENEWALS", 1200)  # each 0.05 s
+    monkeypatch.setattr(renewal, "RENEWALS", 1200)  # each 0.05 s
     study = make_study()
     attempt = Attempt(database, study, claimed(database, study, worker))
     with LeaseKeeper(attempt) as keeper:

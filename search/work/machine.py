@@ -1,0 +1,55 @@
+"""What this process may use of its machine, within the limits (control groups) of a container or a job."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores that this process may run on, or that its share of the machine's time amounts to."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _groups(root):
+        quota, period = (_words(group / "cpu.max") or ["max", ""])[:2]
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return cores
+
+
+def free_gib(root: Path = ROOT) -> float:
+    """Memory that can be had without swapping, GiB; no limit is known where there is no ``/proc``."""
+    words = _words(root / "proc" / "meminfo")
+    free = int(words[words.index("MemAvailable:") + 1]) / 2**20 if words else math.inf
+    for group in _groups(root):
+        (limit,) = _words(group / "memory.max") or ["max"]
+        if limit != "max":
+            statistics = _words(group / "memory.stat")
+            # Pages of files that were not used lately are given up before anybody is refused memory.
+            cache = int(statistics[statistics.index("inactive_file") + 1])
+            (current,) = _words(group / "memory.current")
+            free = min(free, (int(limit) - int(current) + cache) / 2**30)
+    return max(0.0, free)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The control group (version 2) of this process, and those around it."""
+    (name,) = [word[3:] for word in _words(root / "proc" / "self" / "cgroup") if word.startswith("0::")] or [
+        "/"
+    ]
+    top = root / "sys" / "fs" / "cgroup"
+    folder = top / name.strip("/")
+    yield folder
+    while folder != top:
+        folder = folder.parent
+        yield folder
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
