@@ -16,7 +16,19 @@ from storage.database import Database
 from storage.errors import StudyStateError
 from storage.garbage import remove_blobs, remove_images
 from storage.life import CLOSED, live_workers, locked_row
-from storage.records.tables import artifacts, attempts, metrics, outbox, relays, rungs, studies, trials
+from storage.records.tables import (
+    artifacts,
+    attempts,
+    metrics,
+    openings,
+    outbox,
+    promotion_trainings,
+    promotions,
+    relays,
+    rungs,
+    studies,
+    trials,
+)
 from storage.studies import Study
 from storage.tracking.lease import seize_lease
 from storage.tracking.mlflow_runs import MlflowRuns
@@ -28,11 +40,24 @@ PATIENCE = 120.0
 _POLL_SECONDS = 0.5
 
 # Those that refer to others first.
-_TABLES: tuple[Table, ...] = (artifacts, rungs, metrics, attempts, trials, outbox, relays)
+_TABLES: tuple[Table, ...] = (
+    openings,
+    promotion_trainings,
+    promotions,
+    artifacts,
+    rungs,
+    metrics,
+    attempts,
+    trials,
+    outbox,
+    relays,
+)
 
 
 def delete_study(database: Database, study: Study, patience: float = PATIENCE) -> None:
     """Delete everything about a study. MLflow keeps what is deleted there until ``mlflow gc``.
+
+    Models that were promoted from it stay in MLflow's registry: people may use them.
 
     Raises
     ------
@@ -50,6 +75,7 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
         database.optuna.delete_study(study.optuna_study_id)
     # A study of the same name must not meet the checkpoints of this one.
     shutil.rmtree(database.settings.trial_folder(study.name, 0).parent, ignore_errors=True)
+    shutil.rmtree(database.settings.promotion_folder(study.name), ignore_errors=True)
     with database.writing() as connection:
         locked_row(connection, study)
         query = select(artifacts.c.digest).where(artifacts.c.study_id == study.id)

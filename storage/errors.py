@@ -50,6 +50,14 @@ class StudyStateError(StorageError):
     """The study is in no state for this."""
 
 
+class AlreadyOpenedError(StorageError):
+    """The test part was opened before: its error for another choice would be no honest one."""
+
+
+class PromotionBusyError(StorageError):
+    """Another process promotes this study now."""
+
+
 class FactsChangedError(StorageError):
     """The study's data is not what it was when the study began."""
 

@@ -79,6 +79,10 @@ class Settings:
         """Folder of the checkpoint and results of an attempt at a trial; the next attempt takes it over."""
         return self.trial_folder(study, number) / f"attempt-{attempt}"
 
+    def promotion_folder(self, study: str) -> Path:
+        """Folder of what promotions of a study train."""
+        return self.home / "promotions" / study
+
     def environment(self) -> dict[str, str]:
         """The variables that hand these settings to a child process (``ps`` shows arguments to all)."""
         return {

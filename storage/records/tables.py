@@ -237,6 +237,53 @@ workers = Table(
 )
 
 
+promotions = Table(
+    "anitune_promotions",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False, index=True),
+    Column(
+        "plan", PlainJSON, nullable=False
+    ),  # the candidates' numbers, runs and members: see search.promote
+    Column("worker", PlainJSON, nullable=False),  # the fields of WorkerInfo
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),  # null: it goes on when it is begun again
+    Column("results", PlainJSON),  # of the candidates on the folds; null: not all are trained
+    Column("choice", Integer),  # number of the chosen trial
+    Column("reason", Text),  # why that one, in words
+    Column("test", PlainJSON),  # of the ensemble; null: it was not measured yet
+    Column("model_name", String(250)),  # in the registry; null: not registered yet
+    Column("model_version", String(32)),
+)
+
+promotion_trainings = Table(
+    "anitune_promotion_trainings",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
+    Column("key", String(64), primary_key=True),  # digest of all that decides the result
+    Column("number", Integer, nullable=False),  # of the trial whose settings they are
+    Column("kind", String(16), nullable=False),  # structure or molecule (folds), member (of an ensemble)
+    Column("run", Integer, nullable=False),  # counts within the kind, from 0
+    Column("value", Double),  # best validation MAE, kcal/mol; null: it failed
+    Column("reason", Text),  # why it failed
+    Column("summary", PlainJSON, nullable=False),
+    Column("ended_at", Double, nullable=False),
+)
+
+openings = Table(
+    "anitune_openings",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False, index=True),
+    Column("promotion_id", _RowId, ForeignKey(promotions.c.id), nullable=False, unique=True),
+    Column("number", Integer, nullable=False),  # of the trial that it was opened for
+    Column("config", PlainJSON, nullable=False),  # of that trial
+    Column("opened_by", String(255), nullable=False),
+    Column("opened_at", Double, nullable=False),
+    Column("test_mae", Double),  # of the ensemble, kcal/mol; null: opened, but never measured
+)
+
+
 def seconds_spent() -> ColumnElement[float]:
     """Seconds that an attempt took: to its end, or while it lasts to now, or to the end of its lease."""
     last_sign = case((attempts.c.lease_until < now(), attempts.c.lease_until), else_=now())
