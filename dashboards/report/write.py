@@ -11,6 +11,7 @@ from urllib.parse import quote
 from dashboards.record import read_curves, read_study
 from dashboards.report.contents import Source, make_report
 from dashboards.report.data import read_data
+from dashboards.report.promotions import promotion_sections
 from storage.database import Database
 from trainer.files import write_by_rename
 
@@ -44,7 +45,10 @@ def write_report(
 
         write_by_rename(out, trials_csv(records).encode())
         return out
-    sources = [Source(record, read_curves(database, record), read_data(record)) for record in records]
+    sources = [
+        Source(record, read_curves(database, record), read_data(record), promotion_sections(database, record))
+        for record in records
+    ]
     report = make_report(sources, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     if form == "html":
         from dashboards.report.html import report_html

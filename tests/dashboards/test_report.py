@@ -19,8 +19,13 @@ from dashboards.report.write import write_report
 from search.study import load_study
 from storage.database import Database
 from storage.errors import StudyNotFoundError
+from storage.openings import open_test_part, record_test_error
+from storage.promotions import begin_promotion, record_choice
 from storage.studies import Study, create_study
+from storage.trials.queue import WorkerInfo
 from trainer.config import dump_config
+
+WORKER = WorkerInfo("w1", "alpha", 1, "cpu", {})
 
 SECTIONS = [
     "Summary",
@@ -151,6 +156,41 @@ def test_studies_are_compared_and_told_apart(database: Database, study: Study) -
     assert page.headings[:3] == ["Comparison", "widths", "Summary"]
     assert "the studies differ in their split" in text
     assert "differ in their data" not in text
+
+
+def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Database, study: Study) -> None:
+    text, page = read(write_report(database, ["widths"]))
+    assert "Openings of the test part" not in page.headings
+    folds = {"values": [0.9, 1.1], "mean": 1.0, "spread": 0.141, "difference": None, "told_apart": False}
+    apart = {"mean": 0.2, "low": -0.05, "high": 0.45}
+    results = [
+        {
+            "trial": number,
+            "architecture": f"384-{number}-1 silu",
+            "val_mae": 0.8,
+            "parameters": 9_000,
+            "structures_per_second": 1e4,
+            "folds": {"structure": {**folds, "difference": difference}},
+            "failed": None,
+        }
+        for number, difference in ((1, None), (2, apart))
+    ]
+    for again in (False, True):
+        promotion = begin_promotion(database, study, {"again": again}, WORKER).id
+        record_choice(database, promotion, results, 2, "it has the fewest parameters")
+        open_test_part(database, study, promotion, 2, {}, again=again)
+        record_test_error(database, study, promotion, 0.95 + again)
+    text, page = read(write_report(database, ["widths"]))
+    assert [word for word in page.headings if word.startswith(("Promotion", "Openings"))] == [
+        "Promotion 1",
+        "Promotion 2",
+        "Openings of the test part",
+    ]
+    assert "Chosen: trial 2, since it has the fewest parameters." in text
+    assert "-0.050 to +0.450, cannot be told apart" in text
+    assert "The test part was opened 2 times. Only the error of the first opening is honest" in text
+    assert "for trial 2, test MAE 0.950 kcal/mol" in text
+    assert "for trial 2, test MAE 1.950 kcal/mol" in text
 
 
 def test_an_empty_study_has_a_report(database: Database, study: Study) -> None:
