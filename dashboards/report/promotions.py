@@ -16,7 +16,7 @@ _FOLDS = {"structure": "on folds of structures", "molecule": "on folds of whole 
 
 
 def promotion_sections(database: Database, record: StudyRecord) -> tuple[Section, ...]:
-    """A section for each promotion that came so far as to choose, and one of the openings, if there are any."""
+    """A section for each promotion that came so far as to choose, and one of the openings, if any."""
     study = open_study(database, record.name)
     chosen = [each for each in promotions(database, study) if each.results is not None]
     sections = [_promotion(record, each, len(chosen)) for each in chosen]
