@@ -33,7 +33,7 @@ def png(chart: Chart) -> bytes:
     for number, trace in enumerate(bars):
         _draw_bars(axes, trace, number, len(bars))
     for trace in plotted["data"]:
-        if trace["type"] == "scatter":
+        if trace["type"] == "scatter" and trace["x"]:
             _draw_points(axes, trace)
     layout = plotted["layout"]
     _label(axes, layout)
@@ -42,7 +42,7 @@ def png(chart: Chart) -> bytes:
             note["text"], (note["x"], note["y"]), fontsize=7, xytext=(3, 0), textcoords="offset points"
         )
     axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    if any(trace.get("name") for trace in plotted["data"] if trace.get("showlegend", True)):
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
@@ -84,7 +84,7 @@ def _draw_bars(axes: Axes, trace: dict[str, Any], number: int, count: int) -> No
 
 def _label(axes: Axes, layout: dict[str, Any]) -> None:
     for side, axis, options in (("x", axes.xaxis, layout["xaxis"]), ("y", axes.yaxis, layout["yaxis"])):
-        if options.get("type") == "log":
+        if options.get("type") == "log" and axes.has_data():
             (axes.set_xscale if side == "x" else axes.set_yscale)("log")
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(StrMethodFormatter("{x:,g}"))

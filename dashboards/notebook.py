@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from trainer.networks.files import SavedModel
+
 T = TypeVar("T")
 
 MODEL = "model.safetensors"
@@ -91,6 +93,18 @@ class NotebookStudy:
         """
         digest = next(file.digest for file in self._best().artifacts if file.path == MODEL)
         return self._read(lambda database: BlobStore(database.settings.artifacts).path(digest))
+
+    def load_model(self) -> SavedModel:
+        """The network of the best trial, with the constants of its features and the self-energies.
+
+        Raises
+        ------
+        NoResultError, BlobMissingError, ModelFileError
+            if there is none, its file is not here, or cannot be read.
+        """
+        from trainer.networks.files import load_model
+
+        return load_model(self.model_file())
 
     def figure(self, name: str = "history") -> go.Figure:
         """A figure of the report by its name, such as ``cost``, ``importance`` or ``curves``.

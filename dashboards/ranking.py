@@ -162,9 +162,9 @@ def validation_structures(record: StudyRecord) -> int | None:
             train = rate * seconds / trial.epochs
             split: dict[str, Any] = record.config.get("split") or {}
             if folds := split.get("folds"):
-                return max(1, round(train / (folds - 1)))
-            shares = split.get("fractions") or (0.8, 0.1, 0.1)
-            return max(1, round(train * shares[1] / shares[0]))
+                return max(1, round(train / (int(folds) - 1)))
+            training, validation, _ = split.get("fractions") or (0.8, 0.1, 0.1)
+            return max(1, round(train * float(validation) / float(training)))
     return None
 
 

@@ -51,13 +51,13 @@ function draw(root) {
 }
 
 // News replace the content of the page, figures as well, but neither its scrolling nor its sorting.
-async function refresh(state) {
+let version; // of what is shown
+
+async function refresh() {
   if (document.hidden) return;
   const answer = await fetch(location.pathname, {cache: 'no-cache'}).catch(() => null); // the server may be gone
-  if (!answer || !answer.ok || answer.headers.get('ETag') === state.version) return;
-  const first = state.version === undefined;
-  state.version = answer.headers.get('ETag');
-  if (first) return;
+  if (!answer || !answer.ok || answer.headers.get('ETag') === version) return;
+  version = answer.headers.get('ETag');
   const news = new DOMParser().parseFromString(await answer.text(), 'text/html');
   const old = document.getElementById('main');
   const scrolled = Array.from(old.querySelectorAll('.scroll'), e => [e.scrollLeft, e.scrollTop]);
@@ -73,9 +73,9 @@ async function refresh(state) {
 makeSortable(document);
 draw(document);
 if ('live' in document.body.dataset) {
-  const state = {};
-  refresh(state);
-  setInterval(refresh, SECONDS * 1000, state);
+  fetch(location.pathname, {cache: 'force-cache'}) // the browser has it: nothing is sent again
+    .then(answer => { version = answer.headers.get('ETag'); });
+  setInterval(refresh, SECONDS * 1000);
 }
 
 // A printed page is narrower than the window.

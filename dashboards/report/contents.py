@@ -8,6 +8,7 @@ from typing import Final
 
 from dashboards import figures
 from dashboards.chart import Chart
+from dashboards.parallel import parallel
 from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
 from dashboards.record import StudyRecord, architecture_of, error_of, name_of
 from dashboards.report.data import StudyData
@@ -289,9 +290,7 @@ def _settings(record: StudyRecord) -> Section:
             f"With {count} complete trials only, much of it is chance: a setting that changes nothing may"
             " seem important."
         )
-    return Section(
-        "What the settings do", tuple(text), charts=(figures.importance(record), figures.parallel(record))
-    )
+    return Section("What the settings do", tuple(text), charts=(figures.importance(record), parallel(record)))
 
 
 def _pruning(record: StudyRecord) -> Section:
