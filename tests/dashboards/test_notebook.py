@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
+from sqlalchemy import update
 
 from dashboards.notebook import NoResultError, open_study
+from storage.blobs.store import BlobStore
 from storage.errors import StudyNotFoundError
+from storage.records.tables import artifacts
 from storage.studies import Study
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
 
 
 def test_trials_are_a_table_with_the_best_first(study: Study) -> None:
@@ -41,3 +50,32 @@ def test_figures_are_those_of_the_report(study: Study) -> None:
 def test_what_is_not_there_is_said_at_once(study: Study) -> None:
     with pytest.raises(StudyNotFoundError, match="there is no study 'nosuch'"):
         open_study("nosuch")
+
+
+def test_the_cells_of_the_example_run(study: Study, tmp_path: Path) -> None:
+    with_weights(study, tmp_path / "model.safetensors")
+    notebook = json.loads(EXAMPLE.read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        assert len(json.dumps(cell["outputs"])) < 100_000
+        exec("".join(cell["source"]).replace('"quickstart"', '"widths"'), names)
+    assert len(names["trials"]) == 9
+    assert names["best"]["trial"] == 1
+    weights = [weights.numel() for weights in names["saved"].model.parameters()]
+    assert sum(weights) == 4 * (384 * 64 + 64 + 64 * 32 + 32 + 32 + 1)
+
+
+def with_weights(study: Study, file: Path) -> None:
+    """Give the best trial the file of a real network."""
+    from trainer.config import AEVConfig, TrainConfig
+    from trainer.networks.files import CPU, save_model
+    from trainer.networks.model import ElementNetworks
+
+    aev = AEVConfig()
+    model = ElementNetworks(TrainConfig(hidden=(64, 32), precision="float32"), aev.elements, 384, CPU)
+    save_model(file, model, aev, dict.fromkeys(aev.elements, -0.5))
+    digest = BlobStore(study.database.settings.artifacts).put(file)
+    this = (artifacts.c.study_id == study.id, artifacts.c.number == 1)
+    with study.database.writing() as connection:
+        connection.execute(update(artifacts).where(*this).values(digest=digest))
