@@ -75,17 +75,17 @@ def note_writer(study: Study) -> NoteWriter:
     from dashboards.notes import mlflow_study_note, mlflow_trial_note
     from dashboards.optuna_notes import write_optuna_notes
     from storage.studies import summarize_study
-    from storage.trials.views import trial_rows
+    from storage.trials.views import trial_row, trial_rows
 
     server = links.usual_address(study.database.settings)
 
     def write(number: int | None) -> str:
-        rows = trial_rows(study.database, study)
         if number is None:
+            rows = trial_rows(study.database, study)
             write_optuna_notes(study)
             page = links.study_page(server, study.name) if server is not None else None
             return mlflow_study_note(summarize_study(study.database, study), rows, page)
-        (row,) = (row for row in rows if row.number == number)
+        row = trial_row(study.database, study, number)
         back = links.optuna_trial(server, study.optuna_study_id, number) if server is not None else None
         return mlflow_trial_note(row, back)
 

@@ -84,7 +84,11 @@ def make_study(settings: Settings) -> None:
             summary = {
                 "val/mae_kcalmol": value,
                 "val/rmse_kcalmol": value * 1.5,
-                **{f"val/mae_kcalmol_heavy_{heavy}": value * heavy / 2 for heavy in (1, 2, 3)},
+                **{
+                    f"val/{kind}_kcalmol_heavy_{n}": value * n / 2
+                    for n in (1, 2, 3)
+                    for kind in ("mae", "rmse")
+                },
                 "parameters": 1540.0 * sum(hidden),
                 "structures_per_second": 5e5 * chance.uniform(0.5, 1) / len(hidden),
                 "seconds": 30.0,
