@@ -42,7 +42,7 @@ class Promotion:
         The chosen trial, and why that one.
     test
         Errors of the ensemble on the test part: mae_kcalmol, rmse_kcalmol, max_error_kcalmol,
-        mean_member_mae_kcalmol, member_mae_kcalmol (a list), spread_kcalmol, structures.
+        mean_member_mae_kcalmol, member_mae_kcalmol (a list), spread_kcalmol (None of one), structures.
     model_name, model_version
         Of the registered model.
     """
@@ -62,7 +62,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class PromotionTraining:
-    """A training of a promotion that has ended.
+    """A training of a promotion that came to its end.
 
     Attributes
     ----------
@@ -73,9 +73,7 @@ class PromotionTraining:
     kind, run
         On which folds, and the how-many-eth of these, from 0; or the member of the ensemble.
     value
-        Best validation MAE, kcal/mol; None: it failed.
-    reason
-        Why it failed.
+        Best validation MAE, kcal/mol.
     summary
         Its metrics by name.
     """
@@ -84,8 +82,7 @@ class PromotionTraining:
     number: int
     kind: TrainingKind
     run: int
-    value: float | None
-    reason: str | None
+    value: float
     summary: dict[str, float]
 
 
@@ -136,13 +133,11 @@ def end_promotion(database: Database, promotion: int, model_name: str, model_ver
 
 
 def trainings(database: Database, study: Study) -> dict[str, PromotionTraining]:
-    """The trainings of all promotions of the study that have ended, by their keys."""
+    """The trainings of all promotions of the study that came to their ends, by their keys."""
     query = select(promotion_trainings).where(promotion_trainings.c.study_id == study.id)
     with database.reading() as connection:
         return {
-            row.key: PromotionTraining(
-                row.key, row.number, row.kind, row.run, row.value, row.reason, row.summary
-            )
+            row.key: PromotionTraining(row.key, row.number, row.kind, row.run, row.value, row.summary)
             for row in connection.execute(query)
         }
 

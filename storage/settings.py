@@ -92,6 +92,16 @@ class Settings:
         }
 
 
+def attempt_log(folder: Path) -> Path:
+    """The log of the attempt that a folder belongs to; it keeps its name when the next one has the folder."""
+    return folder / f"{folder.name}.log"
+
+
+def attempt_logs(folder: Path) -> dict[str, Path]:
+    """The logs in the folder of an attempt, its own and those of earlier ones, by their paths in the run."""
+    return {f"logs/{log.name}": log for log in sorted(folder.glob("attempt-*.log"))}
+
+
 @dataclass(frozen=True)
 class Addresses:
     """Where the servers of ``anitune up`` are, for every later command; also while they are down.

@@ -248,6 +248,20 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FoldConfig:
+    """A fold of what is not in the test part of a split: it validates, and the others are trained on."""
+
+    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one fold")]
+    folds: Annotated[int, Field(ge=2, description="number of folds")]
+    fold: Annotated[int, Field(ge=0, description="the fold that validates")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold.fold must be below fold.folds = {self.folds}")
+
+
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """One training without a search: the file of ``anitune train``."""
 
@@ -255,6 +269,10 @@ class RunConfig:
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    fold: Annotated[
+        FoldConfig | None,
+        Field(description="train and validate on a fold of what is not test; null: the parts of split"),
+    ] = None
 
 
 def load_config(

@@ -19,8 +19,10 @@ from search.cli.gc import gc
 from search.cli.launch import launch
 from search.cli.life import life_commands
 from search.cli.migrate import migrate
+from search.cli.promote import promote
 from search.cli.relay import relay, sync
 from search.cli.report import report
+from search.cli.reproduce import reproduce
 from search.cli.study import study_app
 from search.cli.train import train
 from search.cli.up import down, up
@@ -28,6 +30,7 @@ from search.cli.worker import worker
 from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
 from storage.errors import (
+    AlreadyOpenedError,
     FactsChangedError,
     SettingsError,
     StorageError,
@@ -51,6 +54,7 @@ _CAUSED_BY_INPUT = (
     StudyNotFoundError,
     StudyStateError,
     FactsChangedError,
+    AlreadyOpenedError,
     AddressError,
 )
 
@@ -99,6 +103,8 @@ life_commands(study_app)
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(worker)
+app.command()(promote)
+app.command()(reproduce)
 app.command()(launch)
 app.command()(workers)
 app.command()(sync)

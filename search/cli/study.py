@@ -271,8 +271,8 @@ def _write_report(database: Database, study: Study) -> Path | None:
 
 
 def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str, Any]:
-    from search.work.worker import MODEL
     from storage.blobs.store import BlobStore
+    from trainer.run import MODEL
 
     folder = database.settings.attempt_folder(study.name, trial.number, trial.attempt)
     weights = folder / MODEL

@@ -44,7 +44,7 @@ def train(
     again = f"go on with: anitune train {config}{given}"
     try:
         with progress_bar() as progress:
-            task = prepare_task(run.data, run.split, run.features, settings.features, progress)
+            task = prepare_task(run.data, run.split, run.features, settings.features, progress, run.fold)
             with stop_on_signals() as stop:
                 result = run_training(
                     task,

@@ -8,6 +8,7 @@ through a pipe, so that the records are written by the worker alone.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from search.work.forks import fork_context
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, load_config
+from storage.settings import attempt_log
+from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import TrainerError, TrainingFailed
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter
@@ -71,7 +73,7 @@ class TrainingProcess:
 
     Parameters
     ----------
-    task : the sections ``data``, ``split`` and ``features`` of the settings of all trainings
+    task : the settings of all trainings but for their own: see :attr:`trainer.task.TaskData.settings`
     cache : where the features are stored
     """
 
@@ -202,12 +204,14 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
         except EOFError:
             return
         try:
+            _speak_into(attempt_log(order.folder))
             prepared = prepared or prepare_task(
                 load_config(DataConfig, task["data"], "data"),
                 load_config(SplitConfig, task["split"], "split"),
                 load_config(FeatureConfig, task["features"], "features"),
                 cache,
                 no_progress,
+                load_config(FoldConfig, task["fold"], "fold") if "fold" in task else None,
             )
             end: TrainingResult | Exception = run_training(
                 prepared,
@@ -223,6 +227,14 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
         except Exception as error:
             end = error
         connection.send(end)
+
+
+def _speak_into(log: Path) -> None:
+    """Send what this process and the libraries in it print to the log of the attempt."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
 
 
 def _end_with_worker() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from optuna.trial import FrozenTrial
 
+from search.work.trial_log import TrialLog
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from trainer.reporting import EpochRecord, epoch_metrics
@@ -20,6 +21,7 @@ class AttemptReporter:
         reports those again, and they must not be counted as trained twice
     decide : asks the pruner about the trial as Optuna has it
     stopping : whether the training must stop at the end of this epoch
+    log : is told of each epoch and rung
     """
 
     def __init__(
@@ -28,14 +30,18 @@ class AttemptReporter:
         recorded: Mapping[int, int],
         decide: Callable[[FrozenTrial], bool],
         stopping: Callable[[], bool],
+        log: TrialLog,
     ) -> None:
         self._attempt = attempt
         self._recorded = recorded
         self._decide = decide
         self._stopping = stopping
+        self._log = log
 
     def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
-        return self._attempt.rung(epoch, best_val_mae, self._rows(records), self._decide)
+        stop = self._attempt.rung(epoch, best_val_mae, self._rows(records), self._decide)
+        self._log.say(f"rung at epoch {epoch}: {'pruned' if stop else 'goes on'}")
+        return stop
 
     def records(self, records: tuple[EpochRecord, ...]) -> None:
         if rows := self._rows(records):
@@ -45,9 +51,10 @@ class AttemptReporter:
         return self._stopping()
 
     def _rows(self, records: tuple[EpochRecord, ...]) -> list[MetricRow]:
+        new = [r for r in records if self._recorded.get(r.epoch) != round(r.finished_at * 1000)]
+        self._log.epochs(new)
         return [
-            MetricRow(key, record.epoch, value, time_ms)
-            for record in records
-            if self._recorded.get(record.epoch) != (time_ms := round(record.finished_at * 1000))
+            MetricRow(key, record.epoch, value, round(record.finished_at * 1000))
+            for record in new
             for key, value in epoch_metrics(record).items()
         ]

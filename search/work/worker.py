@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ from search.work.reporting import AttemptReporter
 from search.work.sizing import automatic_slots
 from search.work.slots import work_in_slots
 from search.work.stopping import StopRequest
+from search.work.trial_log import TrialLog
 from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import (
@@ -37,6 +38,7 @@ from storage.errors import (
     TrialClosedError,
 )
 from storage.life import CLOSED, study_state, wrong_state
+from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
@@ -48,15 +50,13 @@ from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingF
 from trainer.fingerprints import digest_of
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.packs import Companions
-from trainer.run import TrainingResult, run_training
+from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")
 
 POLL_SECONDS = 2.0
 """How often a worker looks for a trial that another one gave up, s."""
-
-MODEL = "model.safetensors"
 
 NOT_COMPARED = ("checkpoint_seconds",)
 """Settings of a training that change nothing of its result."""
@@ -287,20 +287,32 @@ class Worker:
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
+            attempt.record_artifacts(attempt_logs(folder))  # of the attempts before
             self._tell_begun(news)
-            result = train(
-                config,
-                folder,
-                AttemptReporter(
-                    attempt,
-                    self._recorded_epochs(attempt.claim),
-                    lambda trial: should_prune(self._database.optuna, self._config, trial),
-                    lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
-                ),
-                rungs=self._rungs,
-                warm_start=warm_start,
-                progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
+            recorded = self._recorded_epochs(attempt.claim)
+            log = TrialLog(folder)
+            log.begin(
+                attempt.claim.attempt, asdict(self._info), dump_config(config), max(recorded, default=0)
             )
+            try:
+                result = train(
+                    config,
+                    folder,
+                    AttemptReporter(
+                        attempt,
+                        recorded,
+                        lambda trial: should_prune(self._database.optuna, self._config, trial),
+                        lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+                        log,
+                    ),
+                    rungs=self._rungs,
+                    warm_start=warm_start,
+                    progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
+                )
+            except BaseException as error:
+                log.error(error)
+                raise
+            log.say(f"{result.outcome} after {result.epochs} epochs")
             return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
             attempt.finish("failed", reason=str(error))

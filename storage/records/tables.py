@@ -264,8 +264,7 @@ promotion_trainings = Table(
     Column("number", Integer, nullable=False),  # of the trial whose settings they are
     Column("kind", String(16), nullable=False),  # structure or molecule (folds), member (of an ensemble)
     Column("run", Integer, nullable=False),  # counts within the kind, from 0
-    Column("value", Double),  # best validation MAE, kcal/mol; null: it failed
-    Column("reason", Text),  # why it failed
+    Column("value", Double, nullable=False),  # best validation MAE, kcal/mol
     Column("summary", PlainJSON, nullable=False),
     Column("ended_at", Double, nullable=False),
 )

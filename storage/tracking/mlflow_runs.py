@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock
 
@@ -26,7 +26,10 @@ from storage.tracking.mlflow_tables import QUIET, check_tables
 from storage.tracking.outbox import MetricRow
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
+
+R = TypeVar("R")
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -105,6 +108,11 @@ class MlflowRuns:
             raise TrackingUnavailableError(str(error)) from None
         # What was imported stays. To look through it for garbage takes half a second, each time.
         gc.freeze()
+
+    def ask(self, question: Callable[[MlflowClient], R]) -> R:
+        """What MLflow's own client answers, where no method here asks it."""
+        with _translated():
+            return question(self._client)
 
     def experiment(self, name: str, tags: Mapping[str, str]) -> str:
         """The id of the experiment of that name, which is made if need be, with these tags."""

@@ -25,18 +25,17 @@ from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, TrialClosedError
 from storage.life import locked_row
-from storage.records.tables import artifacts, attempts, metrics, now, rungs, studies, trials
+from storage.records.tables import attempts, metrics, now, rungs, studies, trials
 from storage.studies import Study, StudyState
 from storage.tracking.outbox import (
     METRICS_A_ROW,
-    ArtifactMessage,
     MetricRow,
     MetricsMessage,
     TrialEnd,
     TrialStartMessage,
     enqueue,
 )
-from storage.trials import endings, fencing, optuna_rows, twins
+from storage.trials import endings, fencing, kept_files, optuna_rows, twins
 from storage.trials.endings import Ending
 from storage.trials.queue import Claim, worker_tags
 from storage.trials.twins import Twin
@@ -250,29 +249,10 @@ class Attempt:
         BlobWriteError
             if there is no room for them.
         """
-        # The bytes first: a row never names a file that is not there.
         blobs = BlobStore(self._database.settings.artifacts)
-        kept = {path: (blobs.put(file), file.stat().st_size) for path, file in files.items()}
-        with self._database.writing() as connection:
+        with kept_files.stored(blobs, files) as kept, self._database.writing() as connection:
             fencing.hold(connection, self._lease)
-            query = select(artifacts.c.path, artifacts.c.digest).where(*self._is(artifacts))
-            known = {row.path: row.digest for row in connection.execute(query)}
-            for path, (digest, size) in kept.items():
-                if known.get(path) == digest:
-                    continue
-                values = {"digest": digest, "size": size, "attempt": self.claim.attempt}
-                if path in known:
-                    this = (*self._is(artifacts), artifacts.c.path == path)
-                    connection.execute(update(artifacts).where(*this).values(values))
-                else:
-                    key = {"study_id": self.study.id, "number": self.claim.number, "path": path}
-                    connection.execute(artifacts.insert().values(**key, position=len(known) + 1, **values))
-                known[path] = digest
-                self._enqueue(connection, ArtifactMessage(path=path, digest=digest, size=size))
-            # Until the rows were written nothing told storage.garbage that these bytes are needed.
-            for path, (digest, _) in kept.items():
-                if not blobs.holds(digest):
-                    blobs.put(files[path])
+            kept_files.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
 
     @_patient
     def finish(

@@ -23,9 +23,10 @@ from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import BlobMissingError, BlobWriteError
 from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
+from storage.settings import attempt_logs
 from storage.studies import Study
 from storage.tracking.outbox import TrialEnd, TrialEndMessage, TrialStartMessage, enqueue
-from storage.trials import optuna_rows
+from storage.trials import kept_files, optuna_rows
 
 log = logging.getLogger("anitune")
 
@@ -107,7 +108,11 @@ def settle(database: Database, study: Study, number: int) -> None:
         rows = [row for row in _artifact_rows(connection, trial) if _is_image(row.path)]
     images = dict(shown for row in rows if (shown := _show_image(database, row)) is not None)
     value = None if trial.state == "failed" else trial.value
-    with database.writing() as connection:
+    # Here, since also a trial ends whose last worker died, and did not come to it.
+    logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
+    blobs = BlobStore(database.settings.artifacts)
+    with kept_files.stored(blobs, logs) as kept, database.writing() as connection:
+        kept_files.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
             connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images
         )

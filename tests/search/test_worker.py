@@ -18,7 +18,8 @@ from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
-from search.work.worker import MODEL, TrialNews, Worker
+from search.work.worker import TrialNews, Worker
+from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.errors import DatabaseError, FactsChangedError
 from storage.life import change_state
@@ -32,6 +33,7 @@ from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError
 from trainer.progress import no_progress
+from trainer.run import MODEL
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4
@@ -81,6 +83,16 @@ def database(tmp_path: Path) -> Any:
     home = tmp_path / "home"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
         yield database
+
+
+def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
+    """What the attempts at a trial said, by the paths of their logs in the run."""
+    blobs = BlobStore(database.settings.artifacts)
+    return {
+        file.path: blobs.path(file.digest).read_text()
+        for file in trial.artifacts
+        if file.path.startswith("logs/")
+    }
 
 
 def begin(database: Database, config: StudyConfig) -> Study:
@@ -138,6 +150,9 @@ def test_a_study_is_trained_and_recorded(database: Database, config: StudyConfig
             "plots/parity.png",
             "plots/loss.png",
         } <= files
+        log = logs_of(database, trial)["logs/attempt-1.log"]
+        assert all(f"epoch {epoch}: training loss" in log for epoch in maes)
+        assert f"finished after {EPOCHS} epochs" in log
     # Optuna has the same numbers.
     optuna_trials = database.optuna.get_all_trials(database.optuna.get_study_id_from_name("tiny"))
     assert [t.value for t in optuna_trials] == [t.value for t in trials]
@@ -176,6 +191,12 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_numbers(
     after = work(database, config, task)
     assert after[1].attempt == 2
     assert after[1].trained_epochs == after[1].epochs  # no epoch was trained twice
+    first, second = logs_of(database, after[1]).values()
+    assert "epoch 2: training loss" in first
+    assert "stopped after 2 epochs" in first
+    assert "goes on after epoch 2" in second
+    assert "epoch 2: training loss" not in second
+    assert "epoch 3: training loss" in second
 
     home = tmp_path / "other"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as untouched:
@@ -209,6 +230,9 @@ def test_a_trial_that_fails_does_not_end_the_study(
     assert [t.number for t in trials if t.state == "failed"] == [1]
     assert "checkpoint.safetensors" in str(trials[1].reason)
     assert len(trials) == 3
+    (log,) = logs_of(database, trials[1]).values()
+    assert "Traceback" in log
+    assert str(trials[1].reason) in log
 
 
 def test_a_worker_that_lost_its_trial_writes_no_more(

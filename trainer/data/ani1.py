@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.dataset import Molecule
 from trainer.data.layout import Layout, coordinates_and_energies, name_of, numbers_of_symbols, where
@@ -30,8 +31,12 @@ def _smiles(group: h5py.Group) -> str:
     ).decode(errors="replace")
 
 
+def _numbers(group: h5py.Group) -> npt.NDArray[np.uint8]:
+    return numbers_of_symbols(group, "species")
+
+
 def _read(group: h5py.Group, high_energy: bool) -> Molecule:
-    numbers = numbers_of_symbols(group, "species")
+    numbers = _numbers(group)
     coordinates, energies = coordinates_and_energies(group, "coordinates", "energies", len(numbers))
     if high_energy and _has_high_energy(group):
         more = coordinates_and_energies(group, *_HIGH_ENERGY, len(numbers))
@@ -39,4 +44,9 @@ def _read(group: h5py.Group, high_energy: bool) -> Molecule:
     return Molecule(name_of(group), _smiles(group), numbers, coordinates, energies)
 
 
-ANI1 = Layout(keys=("species", "coordinates", "energies"), read=_read, has_high_energy=_has_high_energy)
+ANI1 = Layout(
+    keys=("species", "coordinates", "energies"),
+    numbers=_numbers,
+    read=_read,
+    has_high_energy=_has_high_energy,
+)

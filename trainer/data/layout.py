@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +21,21 @@ class Layout:
 
     Attributes
     ----------
-    keys : the datasets that make a group a molecule; the first tells the layout from the others
+    keys : the datasets that make a group a molecule: elements, coordinates and energies; the first tells
+        the layout from the others
+    numbers : the atomic numbers, (Na,), of one group
     read : the molecule of one group; its second argument asks for the high-energy structures too
     has_high_energy : whether a group holds high-energy structures
     """
 
-    keys: tuple[str, ...]
+    keys: tuple[str, str, str]
+    numbers: Callable[[h5py.Group], npt.NDArray[np.uint8]]
     read: Callable[[h5py.Group, bool], Molecule]
     has_high_energy: Callable[[h5py.Group], bool]
 
 
-def molecule_groups(file: h5py.File, layout: Layout) -> Iterator[h5py.Group]:
-    """All groups at any depth that hold a dataset of the layout.
+def molecule_groups(file: h5py.File, keys: Sequence[str]) -> Iterator[h5py.Group]:
+    """All groups at any depth that hold a dataset of one of these names.
 
     Raises
     ------
@@ -42,13 +45,13 @@ def molecule_groups(file: h5py.File, layout: Layout) -> Iterator[h5py.Group]:
     found: list[h5py.Group] = []
 
     def visit(_: str, item: Any) -> None:
-        if isinstance(item, h5py.Group) and any(isinstance(item.get(k), h5py.Dataset) for k in layout.keys):
+        if isinstance(item, h5py.Group) and any(isinstance(item.get(k), h5py.Dataset) for k in keys):
             found.append(item)
 
     visit("/", file["/"])
     file.visititems(visit)
     for group in found:
-        for key in layout.keys:
+        for key in keys:
             if not isinstance(group.get(key), h5py.Dataset):
                 raise DataError(
                     f"{where(group)}: there is no dataset '{key}'; add it, or leave the group out"

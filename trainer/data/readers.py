@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -50,24 +51,36 @@ def read_dataset(files: Sequence[Path | str], high_energy: bool = False) -> Data
     return Dataset(tuple(molecules))
 
 
-def _read_file(path: Path, high_energy: bool) -> list[Molecule]:
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Layout]]:
+    """An HDF5 file and the layout of what it holds.
+
+    Raises
+    ------
+    DataError
+        if it is none, holds molecules in no known layout, or turns out to be damaged in the block.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file; correct its name, or bring it there")
     if not path.is_file():
         raise DataError(f"{path}: this is a folder; name the HDF5 files in it")
     try:
         with h5py.File(path, "r") as file:
-            layout = _layout_of(file)
-            groups = list(molecule_groups(file, layout))
-            if high_energy and not any(layout.has_high_energy(group) for group in groups):
-                raise DataError(
-                    f"{path}: no group has coordinatesHE and energiesHE: do not ask for high energies"
-                )
-            molecules = [layout.read(group, high_energy) for group in groups]
+            yield file, _layout_of(file)
     except (OSError, RuntimeError, KeyError) as error:
         # What h5py raises for a truncated or damaged file depends on where it stumbles.
         cause = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable HDF5 file; copy or download it anew ({cause})") from error
+
+
+def _read_file(path: Path, high_energy: bool) -> list[Molecule]:
+    with open_hdf5(path) as (file, layout):
+        groups = list(molecule_groups(file, layout.keys))
+        if high_energy and not any(layout.has_high_energy(group) for group in groups):
+            raise DataError(
+                f"{path}: no group has coordinatesHE and energiesHE: do not ask for high energies"
+            )
+        molecules = [layout.read(group, high_energy) for group in groups]
     return [molecule for molecule in molecules if molecule.structures > 0]
 
 

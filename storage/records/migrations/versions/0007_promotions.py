@@ -41,8 +41,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("run", sa.Integer(), nullable=False),
-        sa.Column("value", sa.Double(), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("value", sa.Double(), nullable=False),
         sa.Column("summary", sa.Text(), nullable=False),
         sa.Column("ended_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(

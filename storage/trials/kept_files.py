@@ -1,0 +1,52 @@
+"""The files of a trial: bytes by digest, a row that names them, and word of them to the tracking server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, select, update
+
+from storage.blobs.store import BlobStore
+from storage.records.tables import artifacts
+from storage.tracking.outbox import ArtifactMessage, enqueue
+
+Kept = Mapping[str, tuple[str, int]]
+"""Digest and size (bytes) of files by their paths within the run, as ``plots/loss.png``."""
+
+
+@contextmanager
+def stored(blobs: BlobStore, files: Mapping[str, Path]) -> Iterator[Kept]:
+    """Keep the bytes of files; the block writes the rows that name them, and commits.
+
+    Raises
+    ------
+    BlobWriteError
+        if there is no room for them.
+    """
+    # The bytes first: a row never names a file that is not there.
+    kept = {path: (blobs.put(file), file.stat().st_size) for path, file in files.items()}
+    yield kept
+    # Until the rows were written nothing told storage.garbage that these bytes are needed.
+    for path, (digest, _) in kept.items():
+        if not blobs.holds(digest):
+            blobs.put(files[path])
+
+
+def record(connection: Connection, study_id: int, number: int, attempt: int, kept: Kept) -> None:
+    """Write the rows of files, and tell of those that are new or have changed; the last ones stay."""
+    ours = (artifacts.c.study_id == study_id, artifacts.c.number == number)
+    query = select(artifacts.c.path, artifacts.c.digest).where(*ours)
+    known = {row.path: row.digest for row in connection.execute(query)}
+    for path, (digest, size) in kept.items():
+        if known.get(path) == digest:
+            continue
+        values = {"digest": digest, "size": size, "attempt": attempt}
+        if path in known:
+            connection.execute(update(artifacts).where(*ours, artifacts.c.path == path).values(values))
+        else:
+            key = {"study_id": study_id, "number": number, "path": path}
+            connection.execute(insert(artifacts).values(**key, position=len(known) + 1, **values))
+        known[path] = digest
+        enqueue(connection, study_id, number, [ArtifactMessage(path=path, digest=digest, size=size)])

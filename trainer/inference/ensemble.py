@@ -1,0 +1,274 @@
+"""Trained networks as one model: their mean is the prediction, their spread an uncertainty."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainer.data.dataset import Molecule
+from trainer.errors import DataError, ModelFileError
+from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
+from trainer.features.batches import AtomBatch, EqualStructures
+from trainer.files import cannot_be_written
+from trainer.inference.domain import TrainingDomain
+from trainer.inference.structures import Structure, group_alike
+from trainer.networks.files import CPU, SavedModel, load_model, save_model
+
+#: Of an ensemble's folder: what is in it, its networks, and the domain of its training data.
+RECORD: Final = "ensemble.json"
+MEMBER: Final = "member-{:02d}.safetensors"
+DOMAIN: Final = "domain.safetensors"
+
+FORMAT: Final = 1
+
+#: The network in the folder of a training.
+OF_TRAINING: Final = "model.safetensors"
+
+#: Numbers in the AEVs that are in memory at once: 64 MiB.
+MOST_NUMBERS: Final = 2**24
+
+#: From so many atoms on torchani's own list of neighbors is used: ours lists all angles of a molecule, near
+#: or far, which is made for the many structures of small ones.
+LARGE: Final = 120
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Energies of S structures by M members, self-energies included.
+
+    Attributes
+    ----------
+    energies : (S,) float64, hartree: mean of the members
+    spread : (S,) float64, hartree: sample standard deviation of the members; NaN of a single one
+    members : (M, S) float64, hartree
+    novelty : (S,) float64: of the environment that is farthest from the training data, see
+        :class:`trainer.inference.domain.TrainingDomain`; above 1 it is far; NaN if no domain is stored
+    strangest : (S,) int64: the atom of that environment, from 0 in the structure's order
+    """
+
+    energies: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64]
+    members: npt.NDArray[np.float64]
+    novelty: npt.NDArray[np.float64]
+    strangest: npt.NDArray[np.int64]
+
+    @property
+    def far(self) -> npt.NDArray[np.bool_]:
+        """Which structures hold an environment unlike the training data, (S,)."""
+        far: npt.NDArray[np.bool_] = self.novelty > 1
+        return far
+
+
+class Ensemble:
+    """Networks with the same features.
+
+    Parameters
+    ----------
+    members : one or more
+    domain : of their training data; without it no environment can be told to be far from that
+
+    Attributes
+    ----------
+    aev : constants of the features
+    self_energies : energy of a single atom by element, hartree: mean of the members, whose own may differ
+        where they were fitted anew
+
+    Raises
+    ------
+    ModelFileError
+        if their features or elements differ.
+    """
+
+    def __init__(self, members: Sequence[SavedModel], domain: TrainingDomain | None = None) -> None:
+        self.members = tuple(members)
+        self.domain = domain
+        first = self.members[0]
+        if any(each.aev != first.aev for each in self.members):
+            raise ModelFileError(
+                "the members of an ensemble have different features: train them with the same"
+            )
+        if any(each.self_energies.keys() != first.self_energies.keys() for each in self.members):
+            raise ModelFileError(
+                "the members of an ensemble know different elements: train them on the same data"
+            )
+        self.aev = first.aev
+        self.self_energies = {
+            element: float(np.mean([each.self_energies[element] for each in self.members]))
+            for element in first.self_energies
+        }
+
+    @classmethod
+    def open(cls, path: Path | str) -> Ensemble:
+        """The model in a model file, the folder of a training, or the folder of an ensemble.
+
+        Raises
+        ------
+        ModelFileError
+            if there is none, or a file is damaged.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            return cls([load_model(path)])
+        if (path / RECORD).exists():
+            return cls._open_folder(path)
+        if (path / OF_TRAINING).exists():
+            return cls([load_model(path / OF_TRAINING)])
+        raise ModelFileError(f"{path}: there is neither {RECORD} nor {OF_TRAINING} in this folder")
+
+    @classmethod
+    def _open_folder(cls, folder: Path) -> Ensemble:
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            if record["format"] != FORMAT:
+                raise ModelFileError(
+                    f"{folder / RECORD}: of format {record['format']}; this version reads {FORMAT}"
+                )
+            count, has_domain = int(record["members"]), bool(record["domain"])
+            ensemble = cls([load_model(folder / MEMBER.format(number)) for number in range(count)])
+            if has_domain:
+                content = (folder / DOMAIN).read_bytes()
+                ensemble.domain = TrainingDomain.from_bytes(content, ensemble.aev, str(folder / DOMAIN))
+        except OSError as error:
+            raise ModelFileError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ModelFileError(f"{folder / RECORD}: not an ensemble of anitune ({error!r})") from error
+        return ensemble
+
+    def save(self, folder: Path) -> None:
+        """Write the ensemble as a folder, which appears by rename and takes the place of an earlier ensemble.
+
+        Raises
+        ------
+        OutputError
+            if it cannot be written, or something else is there; nothing half-written stays.
+        """
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        record = {"format": FORMAT, "members": len(self.members), "domain": self.domain is not None}
+        try:
+            try:
+                partial.mkdir(parents=True)
+                for number, each in enumerate(self.members):
+                    save_model(partial / MEMBER.format(number), each.model, each.aev, each.self_energies)
+                if self.domain is not None:
+                    (partial / DOMAIN).write_bytes(self.domain.to_bytes())
+                (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                if (folder / RECORD).exists():
+                    shutil.rmtree(folder)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise cannot_be_written(folder, error) from error
+
+    def predict(self, structures: Sequence[Structure]) -> Predictions:
+        """Energies of structures.
+
+        Raises
+        ------
+        DataError
+            if one holds an element that was not in the training data.
+        """
+        self.refuse_unknown_elements(structures)
+        members = np.empty((len(self.members), len(structures)))
+        novelty = np.full(len(structures), np.nan)
+        strangest = np.zeros(len(structures), np.int64)
+        for alike in group_alike(structures, self.aev.elements):
+            molecule = alike.molecule
+            for some, aevs in self._environments(molecule):
+                places, orders = alike.places[some], alike.orders[some]
+                by_element = self._by_element(molecule, aevs)
+                for number, each in enumerate(self.members):
+                    members[number, places] = _energies(each, molecule, by_element)
+                if self.domain is not None:
+                    most, atom = self._novelties(by_element, len(places)).max(dim=1)
+                    novelty[places] = most.numpy()
+                    strangest[places] = orders[np.arange(len(places)), atom.numpy()]
+        spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)
+        return Predictions(members.mean(axis=0), spread, members, novelty, strangest)
+
+    def refuse_unknown_elements(self, structures: Sequence[Structure]) -> None:
+        """Make sure that the training data held every element.
+
+        Raises
+        ------
+        DataError
+            if not.
+        """
+        for number, structure in enumerate(structures):
+            if unknown := sorted(set(structure.symbols) - set(self.elements)):
+                raise DataError(
+                    f"structure {number} (from 0) holds {', '.join(unknown)}, but the model was trained on"
+                    f" {', '.join(self.elements)} only: leave it out, or train on data with it"
+                )
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """The elements that energies can be predicted of."""
+        trained = self.self_energies if self.domain is None else self.domain.elements
+        return tuple(element for element in self.aev.elements if element in trained)
+
+    def _environments(self, molecule: Molecule) -> Iterator[tuple[slice, Tensor]]:
+        """Some of the molecule's structures at a time, and their AEVs, (n, Na, F)."""
+        step = max(1, MOST_NUMBERS // (molecule.atoms * aev_length(self.aev)))
+        features = MoleculeFeatures(self.aev, CPU)
+        for begin in range(0, molecule.structures, step):
+            some = slice(begin, begin + step)
+            yield (
+                some,
+                self._large(molecule, some) if molecule.atoms > LARGE else features.compute(molecule, some),
+            )
+
+    def _large(self, molecule: Molecule, some: slice) -> Tensor:
+        computer = make_aev_computer(self.aev)
+        kinds = [
+            self.aev.elements.index(e) for e, count in molecule.composition.items() for _ in range(count)
+        ]
+        species = torch.tensor([sorted(kinds)])
+        with torch.no_grad():
+            each = [computer(species, one[None]) for one in torch.from_numpy(molecule.coordinates[some])]
+        return torch.cat(each)
+
+    def _by_element(self, molecule: Molecule, aevs: Tensor) -> dict[str, Tensor]:
+        """Of each element of the molecule the AEVs of its c atoms, (n, c, F)."""
+        counts = {e: molecule.composition[e] for e in self.aev.elements if e in molecule.composition}
+        return dict(zip(counts, aevs.split_with_sizes(list(counts.values()), dim=1), strict=True))
+
+    def _novelties(self, by_element: dict[str, Tensor], structures: int) -> Tensor:
+        """Of each atom, (n, Na)."""
+        assert self.domain is not None
+        return torch.cat(
+            [
+                self.domain.novelty(element, aevs.flatten(0, 1)).view(structures, -1)
+                for element, aevs in by_element.items()
+            ],
+            dim=1,
+        )
+
+
+@torch.no_grad()
+def _energies(
+    saved: SavedModel, molecule: Molecule, by_element: dict[str, Tensor]
+) -> npt.NDArray[np.float64]:
+    """Energies of a molecule's structures, (n,), hartree."""
+    dtype = next(saved.model.parameters()).dtype
+    aevs = tuple(some.flatten(0, 1).to(dtype) for some in by_element.values())
+    batch = AtomBatch(
+        positions=torch.arange(len(next(iter(by_element.values())))),
+        elements=tuple(saved.aev.elements.index(element) for element in by_element),
+        columns=(None,) * len(aevs),
+        aevs=aevs,
+        sums=EqualStructures([molecule.composition[element] for element in by_element]),
+    )
+    energies: npt.NDArray[np.float64] = saved.model(batch).double().numpy()
+    atoms = sum(saved.self_energies[element] * count for element, count in molecule.composition.items())
+    return energies + atoms

@@ -1,0 +1,101 @@
+"""Structures whose energies are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.dataset import Molecule
+from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
+from trainer.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms in space.
+
+    Attributes
+    ----------
+    symbols : (Na,) of the elements
+    coordinates : (Na, 3) Å
+    """
+
+    symbols: tuple[str, ...]
+    coordinates: npt.NDArray[np.float64]
+
+
+def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> Structure:
+    """A structure of plain values.
+
+    Parameters
+    ----------
+    where : what a message names
+
+    Raises
+    ------
+    DataError
+        if a symbol is of no element, or the coordinates are no finite (Na, 3) numbers.
+    """
+    names = tuple(str(symbol) for symbol in symbols)
+    if unknown := [name for name in names if name not in ATOMIC_NUMBERS]:
+        raise DataError(f"{where}: {unknown[0]!r} is no symbol of an element; use symbols such as H, C, N, O")
+    try:
+        array = np.array([[float(x) for x in row] for row in coordinates])  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if not names or array.shape != (len(names), 3) or not np.isfinite(array).all():
+        raise DataError(f"{where}: {len(names)} atoms need as many rows of three finite coordinates, in Å")
+    return Structure(names, array)
+
+
+def structures_of(molecule: Molecule) -> list[Structure]:
+    """The structures of a molecule of a data set, in their order."""
+    symbols = tuple(SYMBOLS[n - 1] for n in molecule.atomic_numbers)
+    return [Structure(symbols, each.astype(np.float64)) for each in molecule.coordinates]
+
+
+@dataclass(frozen=True, eq=False)
+class Alike:
+    """Those of some structures that are of one composition, their atoms sorted by element.
+
+    Attributes
+    ----------
+    molecule : with their n coordinates, each about its own center: far from the origin float32 is coarse
+    places : (n,) which of the structures they are
+    orders : (n, Na) which atom of its structure each atom is
+    """
+
+    molecule: Molecule
+    places: npt.NDArray[np.int64]
+    orders: npt.NDArray[np.int64]
+
+
+def group_alike(structures: Sequence[Structure], elements: Sequence[str]) -> list[Alike]:
+    """Structures by composition, so that those of one are worked on together; without energies.
+
+    Parameters
+    ----------
+    elements : all that occur, in the order that atoms are sorted by
+    """
+    place_of = {ATOMIC_NUMBERS[element]: place for place, element in enumerate(elements)}
+    groups: dict[tuple[int, ...], list[tuple[int, npt.NDArray[np.int64]]]] = {}
+    for place, structure in enumerate(structures):
+        numbers = np.array([ATOMIC_NUMBERS[symbol] for symbol in structure.symbols])
+        order = np.argsort([place_of[n] for n in numbers.tolist()], kind="stable")
+        groups.setdefault(tuple(numbers[order].tolist()), []).append((place, order))
+    alike = []
+    for numbers_of, members in groups.items():
+        coordinates = [structures[place].coordinates[order] for place, order in members]
+        molecule = Molecule(
+            name="",
+            smiles="",
+            atomic_numbers=np.array(numbers_of, np.uint8),
+            coordinates=np.array([each - each.mean(0) for each in coordinates], np.float32),
+            energies=np.zeros(len(members)),
+        )
+        places = np.array([place for place, _ in members], np.int64)
+        alike.append(Alike(molecule, places, np.array([order for _, order in members])))
+    return alike
