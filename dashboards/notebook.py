@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from trainer.networks.files import SavedModel
+    from trainer.inference.ensemble import Ensemble
 
 T = TypeVar("T")
 
@@ -94,17 +94,19 @@ class NotebookStudy:
         digest = next(file.digest for file in self._best().artifacts if file.path == MODEL)
         return self._read(lambda database: BlobStore(database.settings.artifacts).path(digest))
 
-    def load_model(self) -> SavedModel:
-        """The network of the best trial, with the constants of its features and the self-energies.
+    def load_model(self) -> Ensemble:
+        """The network of the best trial as an ensemble of one, which predicts energies of structures.
+
+        What ``anitune promote`` made of the study is loaded by ``mlflow.pyfunc.load_model``.
 
         Raises
         ------
         NoResultError, BlobMissingError, ModelFileError
             if there is none, its file is not here, or cannot be read.
         """
-        from trainer.networks.files import load_model
+        from trainer.inference.ensemble import Ensemble
 
-        return load_model(self.model_file())
+        return Ensemble.open(self.model_file())
 
     def figure(self, name: str = "history") -> go.Figure:
         """A figure of the report by its name, such as ``cost``, ``importance`` or ``curves``.

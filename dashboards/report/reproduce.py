@@ -36,6 +36,9 @@ def commands(record: StudyRecord) -> str:
         f"anitune data info {files}  # fingerprint {record.facts.get('data', 'not known')[:16]}",
         f"anitune study run {record.name}.yaml",
     ]
+    if record.complete:
+        best = record.complete[0].number
+        lines.append(f"anitune reproduce {record.name} {best}  # the best trial once more, from its record")
     return "\n".join(lines)
 
 
