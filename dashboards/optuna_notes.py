@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from optuna.artifacts import get_all_artifact_meta
 
@@ -42,7 +45,7 @@ def _part(name: str) -> ModuleType:
 def _notes() -> ModuleType:
     """How the dashboard keeps notes.
 
-    Not its ``save_note``, which reads all notes of a study again for each that is compared.
+    Not its ``save_note``, which reads all notes of a study again for each that is compared or written.
     """
     return _part("_note")
 
@@ -82,11 +85,20 @@ def write_optuna_notes(study: Study) -> None:
             logger.warning("study %s was deleted in the Optuna dashboard: it has no notes", study.name)
             return
 
+        known = _by_trial(attributes)
+
         def save(trial_id: int | None, note: str) -> None:
-            old = _notes().get_note_from_system_attrs(attributes, trial_id)
+            mine, part = known.get(trial_id, {}), _notes()
+            old = part.get_note_from_system_attrs(mine, trial_id)
             body = with_own_text(note, old["body"])
-            if body != old["body"]:
-                _notes().save_note_with_version(storage, study_id, trial_id, old["version"] + 1, body)
+            if body == old["body"]:
+                return
+            pieces: dict[str, str] = part.split_body(body, trial_id)
+            start = part.note_str_key_prefix(trial_id)
+            left = dict.fromkeys((key for key in mine if key.startswith(start)), "")
+            version = {part.note_ver_key(trial_id): old["version"] + 1}
+            for key, value in {**version, **left, **pieces}.items():
+                storage.set_study_system_attr(study_id, key, value)
 
         def images(trial: TrialRow) -> list[OptunaImage]:
             found = get_all_artifact_meta(frozen[trial.optuna_trial_id], storage=storage)
@@ -99,6 +111,15 @@ def write_optuna_notes(study: Study) -> None:
                     optuna_trial_note(study_id, experiment, trial, images(trial)),
                 )
         save(None, optuna_study_note(study_id, summary, trials))
+
+
+def _by_trial(attributes: Mapping[str, Any]) -> dict[int | None, dict[str, Any]]:
+    """What belongs to the note of each trial, by Optuna's id of it, and of the study (None)."""
+    found: defaultdict[int | None, dict[str, Any]] = defaultdict(dict)
+    for key, value in attributes.items():
+        whose = key.removeprefix("dashboard:").partition(":")[0]
+        found[int(whose) if whose.isdigit() else None][key] = value
+    return found
 
 
 def with_own_text(note: str, old: str) -> str:

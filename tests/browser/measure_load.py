@@ -43,7 +43,7 @@ PAGES = {
     "Optuna, studies": ("optuna", f"text={NAME}"),
     "Optuna, study with plots": ("optuna_study", ".js-plotly-plot .scatterlayer .point"),
     "Optuna, ranked trials (note)": ("optuna_ranking", "table tbody tr"),
-    "Optuna, best trial": ("optuna_best", "h3 code, h2 code, .markdown-body code, code"),
+    "Optuna, best trial": ("optuna_best", "text=validation MAE"),
     "MLflow, runs by error": ("mlflow_runs", ".ag-center-cols-container .ag-row"),
     "MLflow, loss curves": ("mlflow_curves", ".js-plotly-plot .scatterlayer .trace"),
     "MLflow, best run": ("mlflow_best", "text=final/val_mae_kcalmol"),
