@@ -1,9 +1,10 @@
-"""Serves the Optuna dashboard of the storage that the environment names.
+"""Serves our first page, and the Optuna dashboard, of the storage that the environment names.
 
 Started as a process of its own. The storage's URL, which may hold a password, comes from the environment,
 where a list of processes does not show it. Requests are served by threads: ``optuna_dashboard.run_server``
-answers one at a time. One address is added, ``/mlflow``, which leads to the MLflow server: notes link to runs
-by it, and so stay right when that server has another port tomorrow.
+answers one at a time. Ours are ``/``, the pages below ``/anitune`` (:mod:`dashboards.page.app`), and
+``/mlflow``, which leads to the MLflow server: notes link to runs by it, and so stay right when that server
+has another port tomorrow.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
 
+from dashboards import links
 from dashboards.optuna_images import TrialImages
+from dashboards.page.app import make_app
 from dashboards.servers import is_loopback
 from storage.database import open_database
 from storage.settings import load_settings
@@ -41,6 +44,19 @@ class _Quiet(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         if not str(code).startswith(("2", "3")):
             super().log_request(code, size)
+
+
+def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
+    """Answer what is below ``/anitune`` by ``pages``, and lead there from ``/``; the rest is ``app``'s."""
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path in ("", "/", links.PAGE):
+            start_response("302 Found", [("Location", links.first_page("")), ("Cache-Control", "no-store")])
+            return [b""]
+        return (pages if path.startswith(f"{links.PAGE}/") else app)(environ, start_response)
+
+    return serve
 
 
 def with_mlflow(app: WSGIApplication, mlflow: str) -> WSGIApplication:
@@ -90,9 +106,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     database = open_database(load_settings())
-    app = with_mlflow(
-        optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database)), arguments.mlflow
-    )
+    optuna = optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database))
+    app = with_mlflow(with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow)
     if is_loopback(arguments.host):
         app = only_for_this_machine(app)
     kind = _ServerIPv6 if ":" in arguments.host else _Server

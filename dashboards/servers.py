@@ -1,4 +1,4 @@
-"""Runs the real MLflow UI and the real Optuna dashboard on the databases of the settings."""
+"""Runs our page, the real MLflow UI and the real Optuna dashboard on the databases of the settings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from dashboards import links
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
 from storage.settings import Settings
@@ -46,7 +47,7 @@ _PRIVATE_ADDRESSES = (
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the two answer; no slash at the end."""
+    """Where they answer, our page beside the Optuna dashboard; no slash at the end."""
 
     mlflow: str
     optuna: str
@@ -129,7 +130,8 @@ def run_dashboards(
     """Start both servers, wait until they answer, and stop them at the end of the block, however it ends.
 
     Where the tracking URI is a server's already, that one is linked to and no MLflow is started. A port that
-    is not given is a free one. The servers log to files under ``settings.logs``.
+    is not given is a free one; that of our page and Optuna the usual one of the home, if it is free. The
+    servers log to files under ``settings.logs``.
 
     Raises
     ------
@@ -138,6 +140,8 @@ def run_dashboards(
     ServerEndedError
         when a server does not come up.
     """
+    if optuna_port is None and is_free(host, usual := links.usual_port(settings)):
+        optuna_port = usual
     mlflow_port, optuna_port = free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
     if not is_loopback(host):
         logger.warning(
@@ -257,6 +261,15 @@ def free_ports(host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
                 raise AddressError(f"cannot listen on {place}: {error.strerror}; {advice}") from None
             ports.append(probe.getsockname()[1])
         return tuple(ports)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server may listen on this port now."""
+    try:
+        free_ports(host, {"": port})
+    except AddressError:
+        return False
+    return True
 
 
 def _reachable(host: str) -> str:

@@ -70,7 +70,7 @@ def extend(
 
     `study run FILE` keeps that, until somebody edits a limit in the file.
     """
-    from search.cli.output import budget_words
+    from dashboards.words import budget_words
     from search.propose.samplers import trial_limit
     from search.study import study_from_values
     from storage.database import open_database

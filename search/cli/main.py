@@ -23,6 +23,7 @@ from search.cli.migrate import migrate
 from search.cli.predict import predict
 from search.cli.promote import promote
 from search.cli.relay import relay, sync
+from search.cli.report import report
 from search.cli.reproduce import reproduce
 from search.cli.study import study_app
 from search.cli.train import train
@@ -115,6 +116,7 @@ app.command()(workers)
 app.command()(sync)
 app.command()(gc)
 app.command()(dashboards)
+app.command()(report)
 app.command()(up)
 app.command()(down)
 app.command()(migrate)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.cli.output import duration, make_console
+from dashboards.words import duration
+from search.cli.output import make_console
 from search.cli.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from storage.studies import Study
-    from storage.tracking.relay import NoteWriter
+    from storage.tracking.relay import FileWriter, NoteWriter
 
 log = logging.getLogger("anitune")
 
@@ -65,7 +66,7 @@ def relay(
                 stack.enter_context(serve_deliveries(metrics_host, metrics_port, opened, vitals))
             except SearchError as error:  # of two studies' relays on one machine, say: both must deliver
                 log.warning("%s: nobody can watch this relay: %s", study, error)
-        run_relay(opened, note_writer(opened), vitals=vitals)
+        run_relay(opened, note_writer(opened), vitals=vitals, write_files=file_writer(opened))
 
 
 def sync(
@@ -88,7 +89,7 @@ def sync(
         if again:
             forget_deliveries(opened)
         try:
-            result = deliver(opened, note_writer(opened))
+            result = deliver(opened, note_writer(opened), file_writer(opened))
         except TrackingUnavailableError as error:
             raise TrackingUnavailableError(
                 f"{error}. Nothing is lost; when it answers again: anitune sync {study}"
@@ -103,18 +104,39 @@ def sync(
 
 def note_writer(study: Study) -> NoteWriter:
     """Writes the notes that MLflow shows from what the records hold at that time, and Optuna's with them."""
+    from dashboards import links
     from dashboards.notes import mlflow_study_note, mlflow_trial_note
     from dashboards.optuna_notes import write_optuna_notes
     from storage.studies import summarize_study
-    from storage.trials.views import trial_rows
+    from storage.trials.views import trial_row, trial_rows
+
+    server = links.usual_address(study.database.settings)
 
     def write(number: int | None) -> str:
-        rows = trial_rows(study.database, study)
         if number is None:
+            rows = trial_rows(study.database, study)
             write_optuna_notes(study)
-            return mlflow_study_note(summarize_study(study.database, study), rows)
-        (row,) = (row for row in rows if row.number == number)
-        return mlflow_trial_note(row)
+            page = links.study_page(server, study.name) if server is not None else None
+            return mlflow_study_note(summarize_study(study.database, study), rows, page)
+        row = trial_row(study.database, study, number)
+        back = links.optuna_trial(server, study.optuna_study_id, number) if server is not None else None
+        return mlflow_trial_note(row, back)
+
+    return write
+
+
+def file_writer(study: Study) -> FileWriter:
+    """Draws the plots that the study's run holds in MLflow, and Optuna's figure of the study with them."""
+
+    def write() -> Mapping[str, bytes]:
+        # Imported late: what draws takes seconds to load, and a study that has just begun needs it not yet.
+        from dashboards.optuna_notes import write_optuna_figures
+        from dashboards.record import read_study
+        from dashboards.study_files import study_files
+
+        record = read_study(study.database, study.name)
+        write_optuna_figures(study, record)
+        return study_files(record)
 
     return write
 

@@ -37,7 +37,7 @@ from storage.records.tables import attempts, now
 from storage.settings import redacted
 from storage.studies import Study
 from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
-from storage.tracking.relay import NoteWriter, Relay, release_parked, undelivered
+from storage.tracking.relay import FileWriter, NoteWriter, Relay, release_parked, undelivered
 from storage.tracking.vitals import Vitals
 
 log = logging.getLogger("anitune")
@@ -123,6 +123,7 @@ def run_relay(
     write_note: NoteWriter,
     idle_seconds: float = IDLE_SECONDS,
     vitals: Vitals | None = None,
+    write_files: FileWriter | None = None,
 ) -> None:
     """Deliver a study until nobody works on it and nothing is left, or until SIGTERM.
 
@@ -141,7 +142,7 @@ def run_relay(
         return
     vitals.lease = lease
     stopping = Event()
-    relay = Relay(lease, write_note, stopping)
+    relay = Relay(lease, write_note, stopping, write_files)
     log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
     with _set_by_signals(stopping):
         try:
@@ -155,7 +156,7 @@ def run_relay(
     log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
 
 
-def sync(study: Study, write_note: NoteWriter) -> SyncResult:
+def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:
     """Deliver all that a study has to tell, now; parked queues are tried again.
 
     Where a relay delivers already, wait for it.
@@ -177,11 +178,11 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
             raise TrackingUnavailableError(trouble)
         if undelivered(study) == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
-            patiently(Relay(RelayLease(study, token=""), write_note, never).tell_study)
+            patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).tell_study)
             return SyncResult(delivered=before, parked=0)
         time.sleep(SYNC_POLL_SECONDS)
         _forget_ended()
-    relay = Relay(lease, write_note, never)
+    relay = Relay(lease, write_note, never, write_files)
     try:
         while patiently(relay.deliver):
             pass

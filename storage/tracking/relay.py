@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,9 @@ log = logging.getLogger("anitune")
 NoteWriter = Callable[[int | None], str]
 """Gives the Markdown note of a trial's run by the trial's number, and of the study's run for ``None``."""
 
+FileWriter = Callable[[], Mapping[str, bytes]]
+"""Gives the files that the study's run holds of the study as it stands, by their paths there."""
+
 ROWS_AT_ONCE = 100
 """Rows of a run that are read together, so that a long queue does not fill the memory."""
 
@@ -57,6 +60,9 @@ RENEW_SECONDS = 15.0
 
 STUDY_NOTE_SECONDS = 15.0
 """The study's run tells how the study stands; not more often than this."""
+
+STUDY_FILES_SECONDS = 120.0
+"""Its files, which take seconds to draw, are brought up to date not more often than this, and at the end."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,17 @@ class Relay:
         See :data:`NoteWriter`.
     stopping
         Ends a pass after the batch in hand.
+    write_files
+        See :data:`FileWriter`; None: the study's run has no files that change.
     """
 
-    def __init__(self, lease: RelayLease, write_note: NoteWriter, stopping: Event) -> None:
+    def __init__(
+        self,
+        lease: RelayLease,
+        write_note: NoteWriter,
+        stopping: Event,
+        write_files: FileWriter | None = None,
+    ) -> None:
         self.lease = lease
         self._db = lease.study.database
         self.study = lease.study
@@ -89,6 +103,9 @@ class Relay:
         self._renewed = time.monotonic()
         self._study_told = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so
+        self._write_files = write_files
+        self._files_told = time.monotonic()  # a study that has just begun has nothing to draw
+        self._files_changed = True
 
     @cached_property
     def _runs(self) -> MlflowRuns:
@@ -147,12 +164,13 @@ class Relay:
         return delivered
 
     def tell_study(self) -> None:
-        """Bring status and note of the study's run up to date, if a trial began or ended.
+        """Bring status, note and files of the study's run up to date, if a trial began or ended.
 
         They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
         """
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
+        self._files_changed = True
         with self._db.reading() as connection:
             states = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
             ends = connection.scalars(states).all()
@@ -162,10 +180,24 @@ class Relay:
                 self._runs.set_status(run, "RUNNING")
             else:
                 self._runs.set_status(run, "FINISHED", _milliseconds(max(ends)))
+            self._tell_files(run, at_rest=bool(ends) and None not in ends)
         except TrackingRefusedError as refusal:
             log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_told = time.monotonic()
+
+    def _tell_files(self, run: str, at_rest: bool) -> None:
+        due = at_rest or time.monotonic() - self._files_told > STUDY_FILES_SECONDS
+        if self._write_files is None or not self._files_changed or not due:
+            return
+        written = self._write_files()
+        with tempfile.TemporaryDirectory() as folder:
+            files = {path: Path(folder) / str(n) for n, path in enumerate(written)}
+            for path, file in files.items():
+                file.write_bytes(written[path])
+            self._runs.upload(run, files)
+        self._files_changed = False
+        self._files_told = time.monotonic()
 
     def _waiting(self) -> list[int | None]:
         """The runs with undelivered rows that are not parked: the study's, then the longest waiting."""

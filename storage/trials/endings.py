@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from storage.blobs.place import open_blobs
 from storage.database import Database
@@ -121,15 +121,17 @@ def settle(database: Database, study: Study, number: int) -> None:
 
 def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str | float]:
     spent = select(
-        func.sum(seconds_spent()).label("seconds"), func.max(attempts.c.last_epoch).label("epochs")
+        seconds_spent().label("seconds"), attempts.c.last_epoch.label("epochs"), attempts.c.worker
     ).where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
-    row = connection.execute(spent).one()
+    rows = connection.execute(spent).all()
+    on_gpu = [row.seconds for row in rows if str(row.worker.get("device")).startswith("cuda")]
     why = "fail_reason" if trial.state == "failed" else "stopped_because"
     return {
         **trial.tags,
         **trial.summary,
-        "epochs": row.epochs,
-        "seconds": round(row.seconds, 1),
+        "epochs": max(row.epochs for row in rows),
+        "seconds": round(sum(row.seconds for row in rows), 1),
+        **({"gpu_seconds": round(sum(on_gpu), 1)} if on_gpu else {}),
         "attempt": trial.attempt,
         **({why: trial.reason} if trial.reason is not None else {}),
     }

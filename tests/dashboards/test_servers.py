@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from dashboards import links
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.servers import is_loopback, mlflow_environment, public_url, run_dashboards
 from storage.database import open_database
@@ -100,6 +101,10 @@ def test_both_answer_other_machines_and_refuse_other_sites(
             optuna, mlflow = running.addresses.optuna, running.addresses.mlflow
             (shown,) = get(f"{optuna}/api/studies").json()["study_summaries"]
             assert (shown["study_id"], shown["study_name"]) == (study.optuna_study_id, "widths")
+
+            assert get(f"{optuna}/").headers["location"] == "/anitune/"
+            assert "widths" in get(f"{optuna}/anitune/studies/widths").text
+            assert get(f"{optuna}/dashboard").status_code == 200
 
             assert socket.gethostname() in mlflow
             name = {"json": {"name": "widths"}, "timeout": 30, "trust_env": False}
@@ -240,6 +245,14 @@ def test_an_address_of_another_machine_is_one_clear_line(settings: Settings) -> 
     words = r"cannot listen on 192.0.2.1: .*--host"
     with pytest.raises(AddressError, match=words), run_dashboards(settings, host="192.0.2.1"):
         pytest.fail("it cannot have come up")
+
+
+def test_the_first_page_has_the_same_address_each_time(settings: Settings) -> None:
+    usual = links.usual_port(settings)
+    with run_dashboards(settings) as running:
+        assert running.addresses.optuna == f"http://127.0.0.1:{usual}"
+        with run_dashboards(settings) as beside:  # then it is taken
+            assert beside.addresses.optuna != running.addresses.optuna
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost"])

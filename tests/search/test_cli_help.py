@@ -19,7 +19,8 @@ def anitune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["study"], ["study", "run"], ["worker"], ["workers"], ["promote"], ["launch"], ["data"]]
+    "command",
+    [[], ["study"], ["study", "run"], ["worker"], ["workers"], ["promote"], ["launch"], ["data"], ["report"]],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (

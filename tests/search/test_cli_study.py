@@ -85,6 +85,9 @@ def test_run_tells_its_course_and_what_to_look_at(ran: Ran) -> None:
     assert "Reported on a training batch." in ran.stdout
     assert str(ran.folder / "home" / "trials" / "tiny") in ran.stdout
     assert "anitune dashboards --study tiny" in ran.stdout
+    report = ran.folder / "home" / "reports" / "tiny.html"
+    assert str(report) in ran.stdout
+    assert "the best of 3 complete trials" in report.read_text()
     assert "\x1b" not in ran.stdout + ran.stderr  # no colours into files
 
 

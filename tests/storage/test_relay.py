@@ -307,6 +307,31 @@ def test_the_studys_run_is_running_until_its_last_trial_ended(
     assert study.data.tags["mlflow.note.content"] == "**the study**"
 
 
+def test_the_studys_run_holds_its_files_as_they_are_at_the_end(
+    recorder: Recorder, lease: RelayLease, shown: Shown
+) -> None:
+    drawn: list[bytes] = []
+
+    def write_files() -> dict[str, bytes]:
+        drawn.append(b"plot %d" % len(drawn))
+        return {"plots/history.png": drawn[-1], "leaderboard.csv": b"rank,trial"}
+
+    relay = Relay(lease, write_note, Event(), write_files)
+    recorder.whole_trial()
+    last = recorder.start()
+    relay.deliver()
+    assert drawn == [], "what takes seconds to draw is not drawn at each trial's end"
+
+    end(last, COMPLETE)
+    relay.deliver()
+    relay.tell_study()
+    relay.tell_study()
+    held = shown.artifacts(shown.runs()[STUDY])
+    assert held["plots/history.png"] == b"plot 0"
+    assert held["leaderboard.csv"] == b"rank,trial"
+    assert len(drawn) == 1, "nothing has changed since"
+
+
 def test_a_trial_shows_while_it_runs_also_in_another_attempt(
     recorder: Recorder, relay: Relay, shown: Shown
 ) -> None:
