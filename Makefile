@@ -6,8 +6,8 @@ PYTEST_ARGS ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-gpu test-system test-slurm test-compose chaos check bench bench-full \
-	bench-quickstart bench-scale secrets lock clean
+.PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
+	bench-quickstart bench-scale reference secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -47,11 +47,13 @@ test: check ## all tests that need nothing but Python
 test-gpu: install-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m "gpu"
 
-test-system: install-dev ## tests that need programs of the system (apt-get install chromium)
+test-browser: install-dev ## the pages in a real browser (apt-get install chromium)
 	$(BIN)/python -m pytest -m "browser"
 
 test-slurm: install-dev ## studies on a real Slurm (apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest -m "slurm"
+
+test-system: test-browser test-slurm ## all tests that need programs of the system but Docker
 
 test-compose: install-dev ## a team's server in containers (needs docker.io docker-compose debootstrap)
 	$(BIN)/python -m pytest -m "compose"
@@ -70,6 +72,9 @@ bench-quickstart: install-dev ## the whole quickstart study beside the naive pro
 
 bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside plain Optuna: an hour
 	$(BIN)/python -m benchmarks --topics scale --json build/benchmarks-scale.json $(BENCH_ARGS)
+
+reference: install-dev ## make docs/commands.md and docs/study-file.md anew
+	$(BIN)/python -m tools.reference
 
 secrets: ## random passwords for docker-compose.yml, a file each
 	@sh deploy/make-secrets

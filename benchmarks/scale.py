@@ -19,7 +19,7 @@ from typing import Any, Final
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import InMemoryStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import func, select
 
@@ -93,6 +93,16 @@ def _postgresql() -> Iterator[PostgreSQL]:
             server.stop()
 
 
+@contextlib.contextmanager
+def _plain_storage(url: str) -> Iterator[RDBStorage]:
+    storage = RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 @dataclass(frozen=True)
 class _Gate:
     """Lets the processes of one side go on from trial to trial, or not, and counts the trials that ended."""
@@ -125,7 +135,8 @@ def _compare(plan: Plan, server: PostgreSQL, sampler: str, folder: Path) -> list
         ours, theirs = _Gate.make(context), _Gate.make(context)
         with open_database(settings) as database, contextlib.ExitStack() as stack:
             study = create_study(database, config.name, _study(sampler, asked_for), Budget(trials=asked_for))
-            optuna.create_study(study_name="plain", storage=plain_url)
+            with _plain_storage(plain_url) as storage:
+                optuna.create_study(study_name="plain", storage=storage)
             workers = [
                 *_start(stack, context, plan, partial(_work, settings, config, ours)),
                 *_start(stack, context, plan, partial(_optimize, plain_url, sampler, each, config, theirs)),
@@ -138,7 +149,8 @@ def _compare(plan: Plan, server: PostgreSQL, sampler: str, folder: Path) -> list
             for worker in workers:
                 worker.join()
             begun, tried = _counts(database, study)
-        seen = len(optuna.load_study(study_name="plain", storage=plain_url).trials)
+        with _plain_storage(plain_url) as storage:
+            seen = len(optuna.load_study(study_name="plain", storage=storage).trials)
     own, others = (Samples("trials/s", tuple(rates[side])) for side in ("ours", "plain"))
     name = f"{sampler}, {asked_for:,} trials by {plan.scale_processes} processes"
     totals = {side: len(values) / sum(1 / value for value in values) for side, values in rates.items()}

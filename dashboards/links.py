@@ -7,13 +7,56 @@ link from one of its pages to another.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from urllib.parse import quote, urlencode
+import os
+from typing import Final
+from urllib.parse import quote, urlencode, urlsplit
 
+from storage.settings import Settings
 from storage.tracking.saved_view import VIEW
+
+DASHBOARDS_VARIABLE: Final = "ANITUNE_DASHBOARDS_URL"
+"""Where people reach our first page and the Optuna dashboard, for links of MLflow's notes back to them."""
+
+PAGE: Final = "/anitune"
+"""Begins the addresses of our own pages, beside the Optuna dashboard's."""
 
 MLFLOW_VIA_OPTUNA = "/mlflow"
 """Leads from the Optuna dashboard to MLflow, whatever its port: see :mod:`dashboards.optuna_server`."""
+
+
+def usual_port(settings: Settings) -> int:
+    """The port of our pages and the Optuna dashboard where it is free: always the same for a home folder.
+
+    So links to them that stand in notes of MLflow stay right. It lies below the ports that systems give away.
+    """
+    digest = hashlib.sha256(str(settings.home).encode()).digest()
+    return 20_000 + int.from_bytes(digest[:4]) % 10_000
+
+
+def usual_address(settings: Settings) -> str | None:
+    """Where people reach our pages and the Optuna dashboard, as far as that is known ahead.
+
+    Of a MLflow server on another machine it is not, unless :data:`DASHBOARDS_VARIABLE` says it.
+    """
+    if said := os.environ.get(DASHBOARDS_VARIABLE):
+        return said.rstrip("/")
+    host = urlsplit(settings.tracking_uri).hostname if "://" in settings.tracking_uri else None
+    if settings.tracking_uri.startswith(("http://", "https://")) and host not in ("127.0.0.1", "localhost"):
+        return None
+    return f"http://127.0.0.1:{usual_port(settings)}"
+
+
+def first_page(server: str) -> str:
+    """All studies and live workers, on our own page."""
+    return f"{server}{PAGE}/"
+
+
+def study_page(server: str, study: str, trial: int | None = None) -> str:
+    """The leaderboard of a study, on our own page; that of one trial is marked."""
+    mark = f"#trial-{trial}" if trial is not None else ""
+    return f"{server}{PAGE}/studies/{quote(study)}{mark}"
 
 
 def mlflow_experiments(server: str) -> str:

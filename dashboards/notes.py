@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dashboards import links
+from dashboards.ranking import FEW_COMPLETE
+from dashboards.words import markdown_text as _text
 from storage.studies import StudySummary
 from storage.trials.views import TrialRow
 
 PLACES = 20
 """Trials in a ranked table."""
-
-MANY_COMPLETE = 30
-"""With fewer complete trials the importance of a setting is mostly chance."""
 
 LOSS_PLOT = "plots/loss.png"
 PARITY_PLOT = "plots/parity.png"
@@ -22,7 +21,6 @@ PARITY_PLOT = "plots/parity.png"
 _SETTINGS = ("learning_rate", "batch_size", "dropout", "weight_decay")
 _MORE_SETTINGS = ("optimizer", "schedule", "epochs", "ema_decay", "loss", "seed", "precision")
 _HEAVY = re.compile(r"val/mae_kcalmol_heavy_(\d+)")
-_MARKUP = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,16 @@ class OptunaImage:
     artifact_id: str
 
 
-def mlflow_trial_note(trial: TrialRow) -> str:
-    """The note of a trial's run. MLflow cuts it after about four lines: the first say what matters."""
-    note = [f"{_name(trial)}: {_outcome(trial)}", "", _cost(trial), "", *_errors(trial)]
+def mlflow_trial_note(trial: TrialRow, back: str | None = None) -> str:
+    """The note of a trial's run. MLflow cuts it after about four lines: the first say what matters.
+
+    Parameters
+    ----------
+    back
+        Address of the trial in the Optuna dashboard, if it is known.
+    """
+    link = f" · [trial {trial.number} in Optuna]({back})" if back is not None else ""
+    note = [f"{_name(trial)}: {_outcome(trial)}{link}", "", _cost(trial), "", *_errors(trial)]
     if trial.mlflow_run_id is not None:
         note += [
             f"![{path}]({links.mlflow_image(trial.mlflow_run_id, path)})"
@@ -45,15 +50,23 @@ def mlflow_trial_note(trial: TrialRow) -> str:
     return _joined(note)
 
 
-def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
-    """The note of a study's run: the best architecture, how the study stands, and a ranked table."""
+def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow], back: str | None = None) -> str:
+    """The note of a study's run: the best architecture, how the study stands, and a ranked table.
+
+    Parameters
+    ----------
+    back
+        Address of the study on our page, if it is known.
+    """
 
     def link(trial: TrialRow) -> str | None:
         if trial.mlflow_run_id is None or summary.mlflow_experiment_id is None:
             return None
         return links.mlflow_run("", summary.mlflow_experiment_id, trial.mlflow_run_id)
 
-    return _joined([_best(summary, trials), "", _standing(summary), "", *_ranked(trials, link)])
+    leaderboard = f" · [leaderboard]({back})" if back is not None else ""
+    best = f"{_best(summary, trials)}{leaderboard}"
+    return _joined([best, "", _standing(summary), "", *_ranked(trials, link)])
 
 
 def optuna_trial_note(
@@ -85,17 +98,21 @@ def optuna_trial_note(
 
 
 def optuna_study_note(study: int, summary: StudySummary, trials: Sequence[TrialRow]) -> str:
-    """The note of a study in the Optuna dashboard: the best architecture, links, and a ranked table."""
-    note = [f"### {_text(summary.name)}", "", _best(summary, trials), "", _standing(summary), ""]
-    pages = {"Best trial": links.optuna_best_trials("", study)}
+    """The note of a study in the Optuna dashboard: links, the best architecture, and a ranked table."""
+    note = [f"### {_text(summary.name)}", ""]
+    pages = {
+        "Leaderboard": links.study_page("", summary.name),
+        "Best trial": links.optuna_best_trials("", study),
+    }
     if (experiment := summary.mlflow_experiment_id) is not None:
         pages["Runs in MLflow, the best first"] = links.mlflow_leaderboard(
             links.MLFLOW_VIA_OPTUNA, experiment
         )
         pages["Loss curves of the best"] = links.mlflow_curves(links.MLFLOW_VIA_OPTUNA, experiment)
     note += [", ".join(f"[{title}]({url})" for title, url in pages.items()), ""]
+    note += [_best(summary, trials), "", _standing(summary), ""]
     note += _ranked(trials, lambda trial: links.optuna_trial("", study, trial.number))
-    if (count := summary.trials["complete"]) < MANY_COMPLETE:
+    if (count := summary.trials["complete"]) < FEW_COMPLETE:
         note += [f"With {count} complete trials only, much of what the importance plot shows is chance."]
     return _joined(note)
 
@@ -138,7 +155,11 @@ def _outcome(trial: TrialRow) -> str:
 
 def _cost(trial: TrialRow) -> str:
     words = [f"{trial.summary['parameters']:,.0f} parameters"] if "parameters" in trial.summary else []
-    words += [f"{trial.seconds:,.0f} s", f"on {_text(trial.worker.device)}", f"by {_text(trial.worker.name)}"]
+    words += [
+        f"{trial.seconds:,.0f} s",
+        f"on {_text(trial.worker.device)}",
+        f"by {_text(trial.worker.name)}",
+    ]
     words += [f"attempt {trial.attempt}"] if trial.attempt > 1 else []
     return ", ".join(words)
 
@@ -189,11 +210,6 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _value(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else _text(str(value))
-
-
-def _text(text: str) -> str:
-    """Text of others on one line, shown as it is."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
 def _joined(lines: Sequence[str]) -> str:

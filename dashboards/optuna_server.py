@@ -1,9 +1,10 @@
-"""Serves the Optuna dashboard of the storage that the environment names.
+"""Serves our first page, and the Optuna dashboard, of the storage that the environment names.
 
 Started as a process of its own. The storage's URL, which may hold a password, comes from the environment,
 where a list of processes does not show it. Requests are served by threads: ``optuna_dashboard.run_server``
-answers one at a time. One address is added, ``/mlflow``, which leads to the MLflow server: notes link to runs
-by it, and so stay right when that server has another port tomorrow.
+answers one at a time. Ours are ``/``, the pages below ``/anitune`` (:mod:`dashboards.page.app`), and
+``/mlflow``, which leads to the MLflow server: notes link to runs by it, and so stay right when that server
+has another port tomorrow.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
-from optuna.artifacts import FileSystemArtifactStore
 
+from dashboards import links
+from dashboards.optuna_images import TrialImages
+from dashboards.page.app import make_app
+from dashboards.servers import is_loopback
 from storage.database import open_database
 from storage.settings import load_settings
 
@@ -42,6 +46,19 @@ class _Quiet(WSGIRequestHandler):
             super().log_request(code, size)
 
 
+def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
+    """Answer what is below ``/anitune`` by ``pages``, and lead there from ``/``; the rest is ``app``'s."""
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path in ("", "/", links.PAGE):
+            start_response("302 Found", [("Location", links.first_page("")), ("Cache-Control", "no-store")])
+            return [b""]
+        return (pages if path.startswith(f"{links.PAGE}/") else app)(environ, start_response)
+
+    return serve
+
+
 def with_mlflow(app: WSGIApplication, mlflow: str) -> WSGIApplication:
     """Answer ``/mlflow`` with a redirection to the server ``mlflow``; the rest is ``app``'s.
 
@@ -55,6 +72,21 @@ def with_mlflow(app: WSGIApplication, mlflow: str) -> WSGIApplication:
         location = mlflow if "://" in mlflow else f"http://{_hostname(environ)}:{mlflow}/"
         start_response("302 Found", [("Location", location), ("Cache-Control", "no-store")])
         return [b""]
+
+    return serve
+
+
+def only_for_this_machine(app: WSGIApplication) -> WSGIApplication:
+    """Answer those alone who call this machine by a name of its own.
+
+    A page of another site may have its own name lead to this machine, and would then be taken for ours.
+    """
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_loopback(urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"Call this dashboard by localhost.\n"]
 
     return serve
 
@@ -73,16 +105,16 @@ def main() -> None:
         "--mlflow", required=True, help="URL of the MLflow server, or its port on this machine"
     )
     arguments = parser.parse_args()
-    settings = load_settings()
-    settings.optuna_artifacts.mkdir(parents=True, exist_ok=True)
-    app = optuna_dashboard.wsgi(
-        open_database(settings).optuna, artifact_store=FileSystemArtifactStore(settings.optuna_artifacts)
-    )
+    database = open_database(load_settings())
+    optuna = optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database))
+    app = with_mlflow(with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow)
+    if is_loopback(arguments.host):
+        app = only_for_this_machine(app)
     kind = _ServerIPv6 if ":" in arguments.host else _Server
     with make_server(
         arguments.host,
         arguments.port,
-        with_mlflow(app, arguments.mlflow),
+        app,
         server_class=kind,
         handler_class=_Quiet,
     ) as server:

@@ -1,4 +1,4 @@
-"""Runs the real MLflow UI and the real Optuna dashboard on the databases of the settings."""
+"""Runs our page, the real MLflow UI and the real Optuna dashboard on the databases of the settings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from dashboards import links
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
 from storage.settings import Settings
@@ -32,6 +33,9 @@ POLL_SECONDS = 0.25
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK_HOSTS = "localhost:*,127.0.0.1:*,[[]::1]:*"
+"""Host headers that an MLflow server of this machine alone answers to: no other site's pages reach it."""
+
 _PRIVATE_ADDRESSES = (
     "10.*",
     "192.168.*",
@@ -43,7 +47,7 @@ _PRIVATE_ADDRESSES = (
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the two answer; no slash at the end."""
+    """Where they answer, our page beside the Optuna dashboard; no slash at the end."""
 
     mlflow: str
     optuna: str
@@ -126,7 +130,8 @@ def run_dashboards(
     """Start both servers, wait until they answer, and stop them at the end of the block, however it ends.
 
     Where the tracking URI is a server's already, that one is linked to and no MLflow is started. A port that
-    is not given is a free one. The servers log to files under ``settings.logs``.
+    is not given is a free one; that of our page and Optuna the usual one of the home, if it is free. The
+    servers log to files under ``settings.logs``.
 
     Raises
     ------
@@ -135,6 +140,8 @@ def run_dashboards(
     ServerEndedError
         when a server does not come up.
     """
+    if optuna_port is None and is_free(host, usual := links.usual_port(settings)):
+        optuna_port = usual
     mlflow_port, optuna_port = free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
     if not is_loopback(host):
         logger.warning(
@@ -256,6 +263,15 @@ def free_ports(host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
         return tuple(ports)
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether a server may listen on this port now."""
+    try:
+        free_ports(host, {"": port})
+    except AddressError:
+        return False
+    return True
+
+
 def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
@@ -275,7 +291,10 @@ def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, st
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_UVICORN_OPTS": "--no-access-log",
     }
-    if not is_loopback(host):
+    if is_loopback(host):
+        # Any port: a tunnel to this machine may begin at another one. Pages of localhost count as its own.
+        allowed = {"MLFLOW_SERVER_ALLOWED_HOSTS": LOOPBACK_HOSTS}
+    else:
         names = [*_LOOPBACK_NAMES, _in_url(socket.gethostname())]
         names += _PRIVATE_ADDRESSES if host in _ANY_ADDRESS else [_in_url(host)]
         # The Host header carries the port. Beyond localhost the page's own POSTs count as cross-origin.
@@ -283,6 +302,6 @@ def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, st
             "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in names),
             "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
         }
-        # A person's own lists (of a proxy, say) count.
-        environment.update({key: os.environ.get(key, value) for key, value in allowed.items()})
+    # A person's own lists (of a proxy, say) count.
+    environment.update({key: os.environ.get(key, value) for key, value in allowed.items()})
     return environment

@@ -201,8 +201,6 @@ def _refuse_elsewhere(servers: Path, known: Addresses | None) -> None:
 def _start_mlflow(settings: Settings, port: int) -> _Mlflow:
     log = _mlflow_log(settings.home)
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Any port: a tunnel to this machine may begin at another one.
-    hosts = {"MLFLOW_SERVER_ALLOWED_HOSTS": "localhost:*,127.0.0.1:*"}
     place = ["--host", HOST, "--port", str(port)]
     with log.open("ab") as output:
         pid = subprocess.Popen(
@@ -211,7 +209,7 @@ def _start_mlflow(settings: Settings, port: int) -> _Mlflow:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**hosts, **os.environ, **mlflow_environment(settings, HOST, port)},
+            env={**os.environ, **mlflow_environment(settings, HOST, port)},
             start_new_session=True,
         ).pid
     mlflow = _Mlflow(pid, psutil.Process(pid).create_time(), f"http://{HOST}:{port}")

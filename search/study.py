@@ -141,9 +141,17 @@ Space = Annotated[
 ]
 
 
+def has_password(url: str) -> bool:
+    """Whether the address of a database or a server holds a password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is none, and will be refused
+        return "@" in url
+    return parts.password is not None or bool({"password", "sslpassword"} & parse_qs(parts.query).keys())
+
+
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is not None or {"password", "sslpassword"} & parse_qs(parts.query).keys():
+    if has_password(url):
         raise ValueError(
             "a study file is no place for a password: use the environment (ANITUNE_STORAGE_URL,"
             " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"
@@ -185,9 +193,9 @@ class PrunerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Limits:
-    """When a study begins no more trials: whichever comes first. They may be raised later."""
+    """When a study begins no more trials: whichever comes first."""
 
-    trials: Annotated[int | None, Field(ge=1)] = None
+    trials: Annotated[int | None, Field(ge=1, description="that begin; not for rows")] = None
     hours: Annotated[float | None, Field(gt=0, description="worked on all trials together"), Unit("h")] = None
     epochs: Annotated[
         int | None, Field(ge=1, description="trained in all trials together"), Unit("epochs")
@@ -198,8 +206,13 @@ class Limits:
 class Row:
     """A configuration that is trained as it stands."""
 
-    label: Annotated[str, Field(min_length=1, max_length=40, coerce_numbers_to_str=True)]
-    training: TrainSettings = dataclasses.field(default_factory=dict)
+    label: Annotated[
+        str,
+        Field(min_length=1, max_length=40, coerce_numbers_to_str=True, description="what the row is called"),
+    ]
+    training: Annotated[TrainSettings, Field(description="settings of this row, over those of the study")] = (
+        dataclasses.field(default_factory=dict)
+    )
     start_from: Annotated[
         str | None,
         Field(coerce_numbers_to_str=True, description="label of the row whose weights are the initial ones"),
@@ -226,8 +239,13 @@ class StudyConfig:
     training: Annotated[TrainSettings, Field(description="settings that all trials share")] = (
         dataclasses.field(default_factory=dict)
     )
-    space: Space | None = None
-    rows: Annotated[tuple[Row, ...] | None, Field(min_length=1)] = None
+    space: Annotated[Space | None, Field(description="where to look")] = None
+    rows: Annotated[
+        tuple[Row, ...] | None,
+        Field(
+            min_length=1, description="configurations that are trained as they stand, in place of a search"
+        ),
+    ] = None
     scale_batch_from: Annotated[
         int | None,
         Field(
@@ -249,7 +267,7 @@ class StudyConfig:
         int, Field(exclude=True, description="workers of all studies serve the highest first")
     ] = 0
     limits: Annotated[Limits, Field(exclude=True)] = dataclasses.field(default_factory=Limits)
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="of proposals, and of the seeds of trials")] = 0
     reference: Annotated[
         StudyConfig | None,
         Field(description="in a file: path of a study of rows that is run beside this one"),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Row, func, select
 
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs
 from storage.errors import BlobDamagedError, BlobMissingError
 from storage.records.tables import artifacts, attempts, metrics, now, outbox, studies, trials
 from storage.studies import Study
@@ -260,7 +260,7 @@ class _Comparison:
         self._shown = shown
         self._mlflow = runs
         self._key = key
-        self._blobs = BlobStore(study.database.settings.artifacts)
+        self._blobs = open_blobs(study.database)
         self._active: defaultdict[str, list[FoundRun]] = defaultdict(list)
         for run in sorted(shown.runs, key=lambda run: run.id):
             if not run.deleted:

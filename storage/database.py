@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from alembic.migration import MigrationContext
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from storage.errors import (
     DatabaseBusyError,
-    DatabaseError,
+    DatabaseStartingError,
     DatabaseUnreachableError,
     SchemaTooNewError,
     SchemaTooOldError,
     SettingsError,
 )
+from storage.faults import SQLITE_PATIENCE, plain_errors
 from storage.records import schema
-from storage.settings import Settings, is_of_anitune_up, redacted
+from storage.settings import Settings, redacted
 from storage.trials import fencing
 
 log = logging.getLogger("anitune")
 
-SQLITE_PATIENCE = 30.0
-"""How long a write to SQLite waits for another process's, s."""
+R = TypeVar("R")
 
 OPENING_PATIENCE = 120.0
 """How long we wait for another process that is making or changing the tables, s."""
+
+STARTING_PATIENCE = 120.0
+"""How long we wait for a PostgreSQL that starts, or recovers from a crash, s."""
 
 # A worker that was stopped (SIGSTOP, a sleeping laptop) may hold row locks: its transaction is ended before
 # others give up waiting for it, and all of that is shorter than a lease.
@@ -48,11 +58,6 @@ _POSTGRESQL_CONNECTION = {
     "application_name": "anitune",
     "options": _POSTGRESQL_OPTIONS,
 }
-# What the server says when it cannot serve: a broken connection, a wrong password, no such database, a full
-# disk or too many connections, shutting down or starting, and an idle transaction that it ended.
-_AWAY = ("08", "28", "3D", "53", "57P", "25P03")
-_BUSY = ("55P03", "40P01", "40001")  # waited too long for a lock, deadlock, conflict
-
 _OPENING_LOCK = 0x616E6974756E65  # "anitune": the key of PostgreSQL's advisory lock
 
 _NETWORK_FILESYSTEMS = frozenset(
@@ -125,14 +130,20 @@ class Migration:
 def open_database(settings: Settings) -> Database:
     """Open the database, and make its tables where there are none.
 
-    Any number of processes may do so at once.
+    Any number of processes may do so at once. A PostgreSQL that is starting is waited for.
 
     Raises
     ------
     DatabaseError
         in one line: it does not answer, does not let us in, cannot be written, or its tables are of an older
         or a newer version.
+    SettingsError
+        if it keeps texts without an encoding.
     """
+    return _when_it_has_started(lambda: _open(settings))
+
+
+def _open(settings: Settings) -> Database:
     url = make_url(settings.storage_url)
     with plain_errors(settings.storage_url, settings.home):
         engine, options = _connect(url)
@@ -160,9 +171,13 @@ def migrate_database(settings: Settings) -> list[Migration]:
 
     Raises
     ------
-    DatabaseError
+    DatabaseError, SettingsError
         in one line, as :func:`open_database`; a migration that fails leaves our tables as they were.
     """
+    return _when_it_has_started(lambda: _migrate(settings))
+
+
+def _migrate(settings: Settings) -> list[Migration]:
     url = make_url(settings.storage_url)
     with plain_errors(settings.storage_url, settings.home):
         engine, options = _connect(url)
@@ -184,6 +199,26 @@ def migrate_database(settings: Settings) -> list[Migration]:
     return [Migration("Optuna", optunas, optuna_now), Migration("anitune", ours, schema.head())]
 
 
+def _when_it_has_started(action: Callable[[], R]) -> R:
+    """Do what asks a database first, again and again while that is starting."""
+    said = False
+
+    def say(state: RetryCallState) -> None:
+        nonlocal said
+        if not said and state.outcome is not None:
+            log.info("%s (waiting, for %.0f s at most)", state.outcome.exception(), STARTING_PATIENCE)
+            said = True
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(DatabaseStartingError),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        stop=stop_after_delay(STARTING_PATIENCE),
+        before_sleep=say,
+        reraise=True,
+    )
+    return retrying(action)
+
+
 def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
     """The engine of our tables, and the options of Optuna's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -197,6 +232,8 @@ def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
         raise SettingsError("PostgreSQL needs one more package: pip install 'anitune[postgres]'") from None
     if sqlite:
         _begin_by_ourselves(engine)
+    else:
+        refuse_no_encoding(engine)
     return engine, options
 
 
@@ -260,6 +297,18 @@ def _begin_by_ourselves(engine: Engine) -> None:
     def begin(connection: Connection) -> None:
         reading = connection.get_execution_options().get("reading", False)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def refuse_no_encoding(engine: Engine) -> None:
+    """Let connecting raise :class:`SettingsError` where a PostgreSQL keeps bytes in place of texts."""
+
+    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy asks for the server's version
+    def check(connection: Any, record: Any) -> None:
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            raise SettingsError(
+                f"{redacted(engine.url.render_as_string())}: this database has no encoding (SQL_ASCII);"
+                " make one with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
+            )
 
 
 def _version(engine: Engine) -> str | None:
@@ -330,56 +379,3 @@ def _optuna_storage(settings: Settings, options: dict[str, Any], *, make_tables:
 def _dispose(rdb: RDBStorage) -> None:
     rdb.remove_session()
     rdb.engine.dispose()
-
-
-@contextmanager
-def plain_errors(url: str, home: Path) -> Iterator[None]:
-    """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
-    try:
-        yield
-    except optuna.exceptions.StorageInternalError as error:
-        raise _explained(error.__cause__ or error, url, home) from error
-    except exc.SQLAlchemyError as error:
-        raise _explained(error, url, home) from error
-
-
-def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
-    where = redacted(url)
-    if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
-        return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
-    if not isinstance(error, exc.DBAPIError) or error.orig is None:
-        return DatabaseError(f"{where}: {_first_line(error)}")
-    said = _first_line(error.orig)
-    if make_url(url).get_backend_name() == "sqlite":
-        return _explained_sqlite(said, where)
-    state = getattr(error.orig, "sqlstate", None)
-    if state in _BUSY:
-        return DatabaseBusyError(f"{where}: {said}")
-    away = state is None and isinstance(error, exc.OperationalError)  # no server spoke
-    if error.connection_invalidated or away or (state or "").startswith(_AWAY):
-        ours = is_of_anitune_up(url, home)
-        advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
-        return DatabaseUnreachableError(f"{where}: {said}; {advice}")
-    return DatabaseError(f"{where}: {said}")
-
-
-def _explained_sqlite(said: str, where: str) -> DatabaseError:
-    if "locked" in said:
-        return DatabaseBusyError(
-            f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
-            " several workers need PostgreSQL, as `anitune up` starts it"
-        )
-    if "unable to open" in said or "readonly" in said:
-        return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
-    if "full" in said:
-        return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
-    if "I/O error" in said:  # also of a disk so full that not even the file of locks can grow
-        return DatabaseError(f"{where}: {said}; check the disk, and that it has free space")
-    if "not a database" in said or "malformed" in said:
-        return DatabaseError(f"{where}: {said}; bring back a copy of the file, or choose another one")
-    return DatabaseError(f"{where}: {said}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

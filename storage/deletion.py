@@ -12,11 +12,25 @@ from typing import Any
 
 from sqlalchemy import Table, delete, select, update
 
+from storage.blobs.needed import NAMING
 from storage.database import Database
 from storage.errors import StudyStateError
 from storage.garbage import remove_blobs, remove_images
 from storage.life import CLOSED, live_workers, locked_row
-from storage.records.tables import artifacts, attempts, metrics, outbox, relays, rungs, studies, trials
+from storage.records.tables import (
+    artifacts,
+    attempts,
+    checkpoints,
+    metrics,
+    openings,
+    outbox,
+    promotion_trainings,
+    promotions,
+    relays,
+    rungs,
+    studies,
+    trials,
+)
 from storage.studies import Study
 from storage.tracking.lease import seize_lease
 from storage.tracking.mlflow_runs import MlflowRuns
@@ -28,11 +42,25 @@ PATIENCE = 120.0
 _POLL_SECONDS = 0.5
 
 # Those that refer to others first.
-_TABLES: tuple[Table, ...] = (artifacts, rungs, metrics, attempts, trials, outbox, relays)
+_TABLES: tuple[Table, ...] = (
+    openings,
+    promotion_trainings,
+    promotions,
+    artifacts,
+    checkpoints,
+    rungs,
+    metrics,
+    attempts,
+    trials,
+    outbox,
+    relays,
+)
 
 
 def delete_study(database: Database, study: Study, patience: float = PATIENCE) -> None:
     """Delete everything about a study. MLflow keeps what is deleted there until ``mlflow gc``.
+
+    Models that were promoted from it stay in MLflow's registry: people may use them.
 
     Raises
     ------
@@ -50,10 +78,13 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
         database.optuna.delete_study(study.optuna_study_id)
     # A study of the same name must not meet the checkpoints of this one.
     shutil.rmtree(database.settings.trial_folder(study.name, 0).parent, ignore_errors=True)
+    shutil.rmtree(database.settings.promotion_folder(study.name), ignore_errors=True)
     with database.writing() as connection:
         locked_row(connection, study)
-        query = select(artifacts.c.digest).where(artifacts.c.study_id == study.id)
-        digests = set(connection.execute(query).scalars())
+        digests: set[str] = set()
+        for naming in NAMING:
+            query = select(naming.c.digest).where(naming.c.study_id == study.id)
+            digests |= set(connection.execute(query).scalars())
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
         connection.execute(delete(studies).where(studies.c.id == study.id))

@@ -50,6 +50,14 @@ class StudyStateError(StorageError):
     """The study is in no state for this."""
 
 
+class AlreadyOpenedError(StorageError):
+    """The test part was opened before: its error for another choice would be no honest one."""
+
+
+class PromotionBusyError(StorageError):
+    """Another process promotes this study now."""
+
+
 class FactsChangedError(StorageError):
     """The study's data is not what it was when the study began."""
 
@@ -72,6 +80,14 @@ class BlobDamagedError(StorageError):
 
 class BlobWriteError(StorageError):
     """A file could not be stored."""
+
+
+class ArtifactNameError(StorageError):
+    """An artifact has a name that could lead out of its folder."""
+
+
+class DatabaseStartingError(DatabaseUnreachableError):
+    """The database starts or recovers, and lets nobody in yet."""
 
 
 class TrackingUnavailableError(StorageError):

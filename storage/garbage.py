@@ -11,7 +11,6 @@ before them.
 from __future__ import annotations
 
 import itertools
-import re
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -19,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import select, text
 from sqlalchemy.engine import make_url
 
-from storage.blobs.store import BlobStore
+from storage.blobs.folder import FolderBlobs
+from storage.blobs.needed import NAMING, needed_digests
+from storage.blobs.place import open_blobs
+from storage.blobs.store import StoredBlob
 from storage.database import Database
 from storage.errors import SettingsError
-from storage.records.tables import artifacts, outbox, studies, trials
+from storage.records.tables import artifacts, studies, trials
 from storage.settings import Settings, redacted
-from storage.tracking.outbox import ArtifactMessage
+from storage.trials.images import IMAGE
 
 UNFINISHED_SECONDS = 86_400.0
 """A file that is being written so long is not written any more."""
@@ -35,20 +37,29 @@ UNFINISHED_SECONDS = 86_400.0
 _AT_ONCE = 100
 """Blobs that are deleted in one transaction: workers wait for it."""
 
-_IMAGE = re.compile(r"\d+-(?P<study>\d+)-(?P<number>\d+)-(?P<digest>[0-9a-f]{16})")
-
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file or folder that nothing needs."""
+    """A file or folder that nothing needs.
 
-    kind: Literal["artifact", "image", "checkpoint", "trial"]
+    Attributes
+    ----------
+    kind
+        ``copy``: of an artifact that is kept in the database.
+    path
+        Of an artifact in the database: its digest.
+    blob
+        Name of an artifact in the store of blobs.
+    """
+
+    kind: Literal["artifact", "copy", "image", "checkpoint", "trial"]
     path: Path
     bytes: int
+    blob: str = ""
 
 
 def find_garbage(database: Database, checkpoint: str) -> list[Garbage]:
-    """What nothing in the records needs of the files in the home folder.
+    """What nothing in the records needs of the files in the home folder, and where artifacts are kept.
 
     Parameters
     ----------
@@ -74,20 +85,21 @@ def remove(database: Database, garbage: Collection[Garbage]) -> Iterator[Garbage
         if each.kind != "artifact":
             _delete(each.path)
             yield each
-    blobs = {each.path.name: each for each in garbage if each.kind == "artifact"}
+    blobs = {each.blob: each for each in garbage if each.kind == "artifact"}
     for digest in remove_blobs(database, blobs):
         yield blobs[digest]
 
 
 def remove_blobs(database: Database, digests: Iterable[str]) -> Iterator[str]:
     """Delete those of the blobs (or half-written ones, by name) that no row names; answers which."""
-    store = BlobStore(database.settings.artifacts)
+    store = open_blobs(database)
     remaining = iter(digests)
     while some := list(itertools.islice(remaining, _AT_ONCE)):
         with database.writing() as connection:
             if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
-                connection.execute(text(f"LOCK TABLE {artifacts.name} IN SHARE MODE"))
-            needed = _needed_digests(connection)
+                tables = ", ".join(table.name for table in NAMING)
+                connection.execute(text(f"LOCK TABLE {tables} IN SHARE MODE"))
+            needed = needed_digests(connection)
             gone = [digest for digest in some if digest not in needed]
             for digest in gone:
                 store.delete(digest)
@@ -111,7 +123,7 @@ def _refuse_a_second_database(settings: Settings) -> None:
 
 def _trials(database: Database, checkpoint: str) -> list[Garbage]:
     # Before the rows are read: a row is there before its folder.
-    folders = sorted((database.settings.home / "trials").glob("*/*"))
+    folders = sorted(path for path in (database.settings.home / "trials").glob("*/*") if _is_trial(path))
     query = select(studies.c.name, trials.c.number, trials.c.state).join(
         trials, trials.c.study_id == studies.c.id
     )
@@ -125,29 +137,33 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         if folder not in states:
             found.append(Garbage("trial", folder, size_of(folder)))
         elif states[folder] != "running":
-            checkpoints = sorted(folder.glob(f"*/{checkpoint}"))  # a folder an attempt
+            checkpoints = sorted(folder.glob(f"*/*{checkpoint}"))  # a folder an attempt; refused ones, too
             found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]
     return found
 
 
+def _is_trial(folder: Path) -> bool:
+    """Whether it is a folder that we have made: what a link leads to is not ours to delete."""
+    return folder.name.isdecimal() and not folder.is_symlink() and not folder.parent.is_symlink()
+
+
 def _blobs(database: Database) -> list[Garbage]:
-    store = BlobStore(database.settings.artifacts)
-    blobs, unfinished = store.all(), store.unfinished()
+    copies = FolderBlobs(database.settings.artifact_copies).stored()
+    blobs = open_blobs(database).stored()
     with database.reading() as connection:
-        needed = _needed_digests(connection)
+        needed = needed_digests(connection)
+    return [*_of(blobs, "artifact", needed), *_of(copies, "copy", needed)]
+
+
+def _of(blobs: list[StoredBlob], kind: Literal["artifact", "copy"], needed: set[str]) -> list[Garbage]:
     old = time.time() - UNFINISHED_SECONDS
-    paths = [path for path in blobs if path.name not in needed]
-    paths += [path for path in unfinished if path.stat().st_mtime < old]
-    return [Garbage("artifact", path, size_of(path)) for path in sorted(paths)]
-
-
-def _needed_digests(connection: Connection) -> set[str]:
-    """Of the artifacts, and of those earlier ones that MLflow is still to be told of."""
-    waiting = select(outbox.c.payload).where(
-        outbox.c.kind == ArtifactMessage.kind, outbox.c.delivered_at.is_(None)
+    unneeded = (
+        blob
+        for blob in blobs
+        if (blob.name not in needed if blob.written_at is None else blob.written_at < old)
     )
-    told = {payload["digest"] for payload in connection.execute(waiting).scalars()}
-    return told | set(connection.execute(select(artifacts.c.digest).distinct()).scalars())
+    found = (Garbage(kind, blob.path, blob.bytes, blob.name) for blob in unneeded)
+    return sorted(found, key=lambda each: each.path)
 
 
 def _images(database: Database) -> list[Garbage]:
@@ -159,7 +175,7 @@ def _images(database: Database) -> list[Garbage]:
     return [
         Garbage("image", path, size_of(path))
         for path in images
-        if (name := _IMAGE.fullmatch(path.name))
+        if (name := IMAGE.fullmatch(path.name))
         and (int(name["study"]), int(name["number"]), name["digest"]) not in needed
     ]
 
@@ -167,7 +183,7 @@ def _images(database: Database) -> list[Garbage]:
 def remove_images(database: Database, study_id: int) -> None:
     """Delete the copies of a study's images for the Optuna dashboard."""
     for path in database.settings.optuna_artifacts.glob("*"):
-        if (name := _IMAGE.fullmatch(path.name)) and int(name["study"]) == study_id:
+        if (name := IMAGE.fullmatch(path.name)) and int(name["study"]) == study_id:
             path.unlink(missing_ok=True)
 
 

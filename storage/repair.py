@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, select, update
 
 from storage.audit import Difference, Mend, verify
-from storage.blobs.store import BlobStore
+from storage.blobs.folder import FolderBlobs
+from storage.blobs.place import open_blobs
 from storage.errors import (
     BlobMissingError,
     BlobWriteError,
@@ -195,9 +196,9 @@ class _Mender:
             raise BlobMissingError("MLflow does not have it either")
         with tempfile.TemporaryDirectory() as folder:
             copy = self._runs.fetch(run, difference.subject, Path(folder))
-            if BlobStore(Path(folder) / "check").put(copy) != digest:
+            if FolderBlobs(Path(folder) / "check").put(copy) != digest:
                 raise BlobMissingError("MLflow has another content of it")
-            BlobStore(self._db.settings.artifacts).put(copy)
+            open_blobs(self._db).put(copy)
 
     def _about(self, difference: Difference) -> tuple[ColumnElement[bool], ...]:
         return (

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -15,6 +16,10 @@ from storage.errors import SettingsError
 HOME_VARIABLE = "ANITUNE_HOME"
 STORAGE_VARIABLE = "ANITUNE_STORAGE_URL"
 TRACKING_VARIABLE = "ANITUNE_TRACKING_URI"
+ARTIFACTS_VARIABLE = "ANITUNE_ARTIFACTS"
+
+IN_DATABASE: Final = "database"
+"""In place of a folder: the bytes of artifacts are kept in the database of the records."""
 
 _ADDRESSES = "addresses.json"
 _SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})
@@ -32,13 +37,21 @@ class Settings:
         SQLAlchemy URL of the database of the records and of Optuna (SQLite or PostgreSQL).
     tracking_uri
         MLflow's tracking URI; as a database it must be another one than ``storage_url``.
+    artifacts_in
+        Where the bytes of artifacts are: an absolute folder, or the database; None: in the home folder.
     """
 
     home: Path
     storage_url: str
     tracking_uri: str
+    artifacts_in: Path | Literal["database"] | None = None
 
     def __post_init__(self) -> None:
+        if self.artifacts_in == IN_DATABASE and not self.storage_url.startswith("postgresql"):
+            raise SettingsError(
+                f"{ARTIFACTS_VARIABLE}={IN_DATABASE} needs PostgreSQL: set {STORAGE_VARIABLE}, or leave"
+                f" {ARTIFACTS_VARIABLE} out"
+            )
         # Optuna and MLflow both keep a table called alembic_version.
         if _place(self.storage_url) == _place(self.tracking_uri):
             raise SettingsError(
@@ -48,8 +61,20 @@ class Settings:
 
     @property
     def artifacts(self) -> Path:
-        """Root of the files kept by content digest."""
-        return self.home / "artifacts"
+        """Root of the files kept by content digest, where these are in a folder."""
+        return self.artifacts_in if isinstance(self.artifacts_in, Path) else self.home / "artifacts"
+
+    @property
+    def artifact_copies(self) -> Path:
+        """Root of copies of what the database keeps: they can be fetched again."""
+        return self.home / "artifact-copies"
+
+    @property
+    def artifacts_elsewhere(self) -> bool:
+        """Whether artifacts are where machines reach them that see nothing else of this home folder."""
+        if isinstance(self.artifacts_in, Path):
+            return not self.artifacts_in.is_relative_to(self.home)
+        return self.artifacts_in == IN_DATABASE
 
     @property
     def optuna_artifacts(self) -> Path:
@@ -79,12 +104,17 @@ class Settings:
         """Folder of the checkpoint and results of an attempt at a trial; the next attempt takes it over."""
         return self.trial_folder(study, number) / f"attempt-{attempt}"
 
+    def promotion_folder(self, study: str) -> Path:
+        """Folder of what promotions of a study train."""
+        return self.home / "promotions" / study
+
     def environment(self) -> dict[str, str]:
         """The variables that hand these settings to a child process (``ps`` shows arguments to all)."""
         return {
             HOME_VARIABLE: str(self.home),
             STORAGE_VARIABLE: self.storage_url,
             TRACKING_VARIABLE: self.tracking_uri,
+            ARTIFACTS_VARIABLE: str(self.artifacts_in or ""),
         }
 
 
@@ -154,8 +184,9 @@ def load_settings(storage_url: str | None = None, tracking_uri: str | None = Non
     """Settings from the arguments, else from the environment, else the home folder's own.
 
     ``ANITUNE_HOME`` names the home folder (``./anitune-data``), ``ANITUNE_STORAGE_URL`` the database of the
-    records, ``ANITUNE_TRACKING_URI`` the MLflow server or database. A home folder's own are the servers of
-    ``anitune up``, or files in it where that was never run.
+    records, ``ANITUNE_TRACKING_URI`` the MLflow server or database, ``ANITUNE_ARTIFACTS`` a folder that all
+    machines reach, or the word ``database``. A home folder's own are the servers of ``anitune up``, or files
+    in it where that was never run.
 
     Raises
     ------
@@ -166,7 +197,19 @@ def load_settings(storage_url: str | None = None, tracking_uri: str | None = Non
     own = read_addresses(home / "servers") or embedded(home)
     url = storage_url or os.environ.get(STORAGE_VARIABLE) or own.storage_url
     uri = tracking_uri or os.environ.get(TRACKING_VARIABLE) or own.tracking_uri
-    return Settings(home=home, storage_url=_normalized(url), tracking_uri=uri)
+    return Settings(
+        home=home,
+        storage_url=_normalized(url),
+        tracking_uri=uri,
+        artifacts_in=_artifacts_in(os.environ.get(ARTIFACTS_VARIABLE)),
+    )
+
+
+def _artifacts_in(text: str | None) -> Path | Literal["database"] | None:
+    if not text:
+        return None
+    # Absolute, as a file of SQLite.
+    return IN_DATABASE if text == IN_DATABASE else Path(text).expanduser().absolute()
 
 
 def embedded(home: Path) -> Settings:

@@ -160,10 +160,13 @@ class StudySummary(StudyProgress):
 def create_study(
     database: Database, name: str, config: Mapping[str, Any], budget: Budget, priority: int = 0
 ) -> Study:
-    """Begin a study, or go on with the one of that name and configuration under the budget given now.
+    """Begin a study, or go on with the one of that name and configuration.
 
     Parameters
     ----------
+    budget
+        As a study file says it. Of a study that was begun, what differs from the last time becomes the limit;
+        what does not stays as ``extend`` has made it.
     priority
         Workers that serve all studies take trials from that of the highest first; it may be changed, too.
 
@@ -190,7 +193,11 @@ def create_study(
     with database.writing() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
         _refuse_other_settings(name, row.config, plain)
-        values = budget_values(budget) | {"priority": priority}
+        asked, given = row.asked or {}, budget_values(budget)
+        edited = {
+            limit: value for limit, value in given.items() if limit not in asked or asked[limit] != value
+        }
+        values = {**edited, "asked": given, "priority": priority}
         connection.execute(update(studies).where(studies.c.id == row.id).values(values))
     return open_study(database, name)
 
@@ -218,8 +225,10 @@ def open_study(database: Database, name: str) -> Study:
     StudyNotFoundError
         if there is none.
     """
-    with database.reading() as connection:
-        row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
+    row = None
+    if _NAME.fullmatch(name):  # no other may ever name a folder or a file
+        with database.reading() as connection:
+            row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
     if row is None:
         raise StudyNotFoundError(
             f"there is no study {name!r} in {redacted(database.settings.storage_url)}:"
@@ -307,6 +316,7 @@ def _insert(
         "config": config,
         "facts": {},
         "created_at": now(),
+        "asked": budget_values(budget),
         **budget_values(budget),
     }
     try:

@@ -163,16 +163,28 @@ class AEVConfig:
         "N",
         "O",
     )
-    radial_cutoff: Annotated[float, Field(gt=0), Unit("Å")] = 5.2
-    radial_eta: Annotated[float, Field(gt=0), Unit("1/Å^2")] = 16.0
-    radial_shifts: Annotated[tuple[float, ...], Field(min_length=1), Unit("Å")] = tuple(
-        0.9 + 0.26875 * i for i in range(16)
+    radial_cutoff: Annotated[
+        float, Field(gt=0, description="neighbors farther away do not count for distances"), Unit("Å")
+    ] = 5.2
+    radial_eta: Annotated[float, Field(gt=0, description="how narrow a radial shell is"), Unit("1/Å^2")] = (
+        16.0
     )
-    angular_cutoff: Annotated[float, Field(gt=0), Unit("Å")] = 3.5
-    angular_eta: Annotated[float, Field(gt=0), Unit("1/Å^2")] = 8.0
-    zeta: Annotated[float, Field(gt=0)] = 32.0
-    angular_shifts: Annotated[tuple[float, ...], Field(min_length=1), Unit("Å")] = (0.90, 1.55, 2.20, 2.85)
-    angle_sections: Annotated[int, Field(ge=1)] = 8
+    radial_shifts: Annotated[
+        tuple[float, ...], Field(min_length=1, description="radii of the radial shells"), Unit("Å")
+    ] = tuple(0.9 + 0.26875 * i for i in range(16))
+    angular_cutoff: Annotated[
+        float, Field(gt=0, description="neighbors farther away do not count for angles"), Unit("Å")
+    ] = 3.5
+    angular_eta: Annotated[
+        float, Field(gt=0, description="how narrow an angular shell is"), Unit("1/Å^2")
+    ] = 8.0
+    zeta: Annotated[float, Field(gt=0, description="how narrow a section of angles is")] = 32.0
+    angular_shifts: Annotated[
+        tuple[float, ...], Field(min_length=1, description="radii of the angular shells"), Unit("Å")
+    ] = (0.90, 1.55, 2.20, 2.85)
+    angle_sections: Annotated[
+        int, Field(ge=1, description="sections that the angles from 0 to pi are divided into")
+    ] = 8
 
     def __post_init__(self) -> None:
         if unknown := [e for e in self.elements if e not in ATOMIC_NUMBERS]:
@@ -232,7 +244,9 @@ class SplitConfig:
         Field(ge=2, description="number of folds of the non-test part; null: one fixed validation part"),
     ] = None
     fold: Annotated[int, Field(ge=0, description="the fold that validates")] = 0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="the same seed divides the same data alike, for ever")
+    ] = 0
 
     def __post_init__(self) -> None:
         if (
@@ -248,6 +262,20 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FoldConfig:
+    """A fold of what is not in the test part of a split: it validates, and the others are trained on."""
+
+    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one fold")]
+    folds: Annotated[int, Field(ge=2, description="number of folds")]
+    fold: Annotated[int, Field(ge=0, description="the fold that validates")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold.fold must be below fold.folds = {self.folds}")
+
+
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """One training without a search: the file of ``anitune train``."""
 
@@ -255,6 +283,10 @@ class RunConfig:
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    fold: Annotated[
+        FoldConfig | None,
+        Field(description="train and validate on a fold of what is not test; null: the parts of split"),
+    ] = None
 
 
 def load_config(

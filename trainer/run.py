@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -23,6 +23,10 @@ from trainer.networks.files import save_model
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter, epoch_metrics
 from trainer.task import Task
+
+#: Names of the files of a training that others read.
+MODEL: Final = "model.safetensors"
+HISTORY: Final = "history.csv"
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,12 @@ def run_training(
         files = {
             "config.json": _json({**task.settings, "training": dump_config(config)}),
             "metrics.json": _json(summary),
-            "history.csv": _csv(result.history),
+            HISTORY: _csv(result.history),
         } | {f"plots/{name}": png for name, png in draw_plots(result.history, evaluation).items()}
         for name, content in files.items():
             write_by_rename(folder / name, content)
-        save_model(folder / "model.safetensors", result.model, task.aev, task.self_energies)
-        artifacts = (folder / "model.safetensors", *(folder / name for name in files))
+        save_model(folder / MODEL, result.model, task.aev, task.self_energies)
+        artifacts = (folder / MODEL, *(folder / name for name in files))
     return TrainingResult(
         outcome=result.outcome,
         best_val_mae=result.best.val_mae,

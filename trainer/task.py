@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import AEVConfig, DataConfig, FeatureConfig, SplitConfig, dump_config
+from trainer.config import AEVConfig, DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config
 from trainer.data.dataset import Dataset
 from trainer.data.readers import read_dataset
 from trainer.data.self_energies import fit_self_energies, subtract
-from trainer.data.splits import Split, split_dataset
+from trainer.data.splits import Split, split_dataset, split_fold
 from trainer.errors import DataError
 from trainer.features.aev import refuse_other_elements
 from trainer.features.source import FeatureSource, open_features
@@ -27,7 +27,8 @@ class TaskData:
 
     Attributes
     ----------
-    settings : the sections ``data``, ``split`` and ``features`` of a run's settings, as plain JSON values
+    settings : the sections ``data``, ``split``, ``features``, and ``fold`` if it is one, of a run's settings,
+        as plain JSON values
     dataset : all structures, S
     split : the part of each structure
     aev : the constants of the features
@@ -58,9 +59,18 @@ class Task(TaskData):
 
 
 def prepare_task(
-    data: DataConfig, split: SplitConfig, features: FeatureConfig, cache: Path, progress: Progress
+    data: DataConfig,
+    split: SplitConfig,
+    features: FeatureConfig,
+    cache: Path,
+    progress: Progress,
+    fold: FoldConfig | None = None,
 ) -> Task:
     """Read the data, divide it, and open the features, which are computed if ``cache`` does not hold them.
+
+    Parameters
+    ----------
+    fold : train and validate on a fold of what is not test; None: on the parts of ``split``
 
     Raises
     ------
@@ -69,13 +79,21 @@ def prepare_task(
     FeatureStoreError
         if the features can be neither read nor computed.
     """
-    return add_features(prepare_data(data, split, features, progress), features, cache, progress)
+    return add_features(prepare_data(data, split, features, progress, fold), features, cache, progress)
 
 
 def prepare_data(
-    data: DataConfig, split: SplitConfig, features: FeatureConfig, progress: Progress
+    data: DataConfig,
+    split: SplitConfig,
+    features: FeatureConfig,
+    progress: Progress,
+    fold: FoldConfig | None = None,
 ) -> TaskData:
     """Read the data and divide it. What :func:`add_features` makes of it can be trained on.
+
+    Parameters
+    ----------
+    fold : train and validate on a fold of what is not test; None: on the parts of ``split``
 
     Raises
     ------
@@ -93,6 +111,10 @@ def prepare_data(
     except DataError as error:
         raise DataError(f"{files}: {error}") from error
     parts = split_dataset(dataset, split)
+    settings = {"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)}
+    if fold is not None:
+        parts = split_fold(dataset, parts, fold)
+        settings["fold"] = dump_config(fold)
     if not len(parts.train) or not len(parts.validation):
         empty = "validation" if len(parts.train) else "training"
         raise DataError(
@@ -101,7 +123,7 @@ def prepare_data(
         )
     self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
     return TaskData(
-        settings={"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)},
+        settings=settings,
         dataset=dataset,
         split=parts,
         aev=features.aev,

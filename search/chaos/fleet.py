@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from storage.records.tables import attempts
 from storage.studies import Study
@@ -87,17 +87,22 @@ class Fleet:
         """Workers that live."""
         return len(self._workers)
 
-    def training(self) -> set[int]:
+    def training(self, *where: ColumnElement[bool]) -> set[int]:
         """Workers whose trials nobody has taken over."""
         held = select(attempts.c.worker).where(
-            attempts.c.study_id == self._study.id, attempts.c.ended_at.is_(None)
+            attempts.c.study_id == self._study.id, attempts.c.ended_at.is_(None), *where
         )
         with self._study.database.reading() as connection:
             return {worker["pid"] for worker in connection.scalars(held)}
 
     def choose(self, chance: random.Random) -> int | None:
-        """A worker that trains and was left alone so far; None if there is none now."""
-        pids = sorted(self.training() & self._workers.keys() - self._hurt)
+        """A worker that trains and was left alone so far; None if there is none now.
+
+        None whose trial was hurt before it got on: a trial whose workers die in a row before they finish an
+        epoch is rightly given up.
+        """
+        got_on = self.training((attempts.c.attempt == 1) | (attempts.c.epochs > 0))
+        pids = sorted(got_on & self._workers.keys() - self._hurt)
         return chance.choice(pids) if pids else None
 
     def send(self, pid: int, number: signal.Signals) -> None:

@@ -16,16 +16,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import select
 
 from search.chaos.fleet import Fleet
 from search.chaos.plan import WORDS, Kind, Plan
-from search.chaos.repeat import Recorded, differing
+from search.chaos.repeat import differing
 from search.chaos.report import Report
 from search.chaos.servers import MlflowServer, PostgreSQL, Wire
 from search.errors import SearchError
+from search.work.repeat import recorded_trial
 from storage.database import open_database
 from storage.errors import DatabaseError
 from storage.records.tables import attempts, relays
@@ -237,7 +238,11 @@ class _Chaos:
         history = {
             trial.number: metric_history(self._study.database, self._study, trial.number) for trial in trials
         }
-        recorded = [_recorded(trial, history[trial.number]) for trial in trials if trial.config is not None]
+        recorded = [
+            recorded_trial(self._study.database, self._study, trials, trial.number)
+            for trial in trials
+            if trial.state in ("complete", "pruned")
+        ]
         logger.info("chaos: repeating %d trials undisturbed", len(recorded))
         with self._study.database.reading() as connection:
             tried = connection.execute(
@@ -307,21 +312,12 @@ def _patiently(action: Callable[[], R]) -> R:
             time.sleep(0.2)
 
 
-def _recorded(trial: TrialRow, history: dict[str, Any]) -> Recorded:
-    models = [file.digest for file in trial.artifacts if file.path == "model.safetensors"]
-    return Recorded(
-        number=trial.number,
-        state=trial.state,
-        config=trial.config or {},
-        epochs=trial.epochs,
-        values={(row.key, row.step): row.value for rows in history.values() for row in rows},
-        model=models[0] if models else None,
-    )
-
-
 def _epochs_of_checkpoint(folder: Path) -> int:
-    """Epochs in the record of a checkpoint, which stands in the header of its file."""
-    content = (folder / "checkpoint.safetensors").read_bytes()
+    """Epochs in the record of a checkpoint, which stands in the header of its file; 0: there is none."""
+    file = folder / "checkpoint.safetensors"
+    if not file.exists():
+        return 0
+    content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
     return len(record["history"])

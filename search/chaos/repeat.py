@@ -1,31 +1,14 @@
-"""Repeats trials undisturbed from their records, and compares every number."""
+"""Repeats many trials undisturbed, some at once."""
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
-import struct
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMES = ("train/epoch_seconds",)
-"""Metrics that are no results."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What the record has of a trial: with what it was trained, and what came of it."""
-
-    number: int
-    state: str
-    config: dict[str, Any]
-    epochs: int
-    values: dict[tuple[str, int], float]
-    model: str | None
+from search.work.repeat import Recorded, repeat_trial
 
 
 def differing(study: dict[str, Any], features: Path, trials: Sequence[Recorded], processes: int) -> list[int]:
@@ -59,33 +42,4 @@ def _prepare(study: dict[str, Any], features: Path) -> None:
 
 
 def _comes_out_alike(trial: Recorded) -> bool:
-    from trainer.config import TrainConfig, load_config
-    from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
-    from trainer.run import run_training
-
-    class UpToTheEnd(SilentReporter):
-        """Stops where the trial stopped, in the same way."""
-
-        def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
-            return epoch == trial.epochs and trial.state == "pruned"
-
-    config = load_config(TrainConfig, trial.config, "the record")
-    with tempfile.TemporaryDirectory() as folder:
-        result = run_training(
-            _task,
-            config,
-            Path(folder),
-            UpToTheEnd(),
-            rungs=(trial.epochs,) if trial.state == "pruned" else (),
-        )
-        model = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
-    values = {
-        (key, record.epoch): value
-        for record in result.history
-        for key, value in epoch_metrics(record).items()
-    }
-    return _bits(values) == _bits(trial.values) and model == trial.model
-
-
-def _bits(values: dict[tuple[str, int], float]) -> dict[tuple[str, int], bytes]:
-    return {point: struct.pack("<d", value) for point, value in values.items() if point[0] not in TIMES}
+    return repeat_trial(_task, trial).alike(tolerance=0)

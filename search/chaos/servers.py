@@ -81,6 +81,7 @@ class MlflowServer:
                     **os.environ,
                     "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self._folder / 'mlflow.db'}",
                     "MLFLOW_ARTIFACTS_DESTINATION": str(self._folder / "artifacts"),
+                    "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*",
                     "MLFLOW_DISABLE_TELEMETRY": "true",
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 },

@@ -1,4 +1,4 @@
-"""``anitune dashboards``: the MLflow UI and the Optuna dashboard, side by side."""
+"""``anitune dashboards``: our page, the MLflow UI and the Optuna dashboard, side by side."""
 
 from __future__ import annotations
 
@@ -30,12 +30,21 @@ def dashboards(
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere, and no sign-in.")
     ] = "127.0.0.1",
     mlflow_port: Port = None,
-    optuna_port: Port = None,
-    open_: Annotated[bool, typer.Option("--open", help="Open both in the browser.")] = False,
+    optuna_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Also of the first page. Default: the same each time, or any that is free.",
+        ),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the first page in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the links as a line of JSON.")] = False,
 ) -> None:
-    """Show studies in the MLflow UI and in the Optuna dashboard, until Ctrl-C."""
-    from dashboards.optuna_notes import write_optuna_notes
+    """Show studies on a page with leaderboards, in the MLflow UI and the Optuna dashboard, until Ctrl-C."""
+    from dashboards.optuna_notes import write_optuna_figures, write_optuna_notes
+    from dashboards.record import read_study
     from dashboards.servers import run_dashboards
     from storage.database import open_database
     from storage.settings import load_settings
@@ -49,6 +58,7 @@ def dashboards(
         if shown is not None:
             # A worker that was killed may have left both behind.
             write_optuna_notes(shown)
+            write_optuna_figures(shown, read_study(database, shown.name))
             if undelivered(shown):
                 start_relay(shown)
         try:
@@ -64,8 +74,7 @@ def dashboards(
             else:
                 _print(pages)
             if open_:
-                for page in ("mlflow_runs", "optuna_study") if shown is not None else ("mlflow", "optuna"):
-                    webbrowser.open(pages[page])
+                webbrowser.open(pages["study" if shown is not None else "page"])
             running.watch()
         except KeyboardInterrupt:
             pass  # the usual end
@@ -75,6 +84,7 @@ def _front_pages(addresses: Addresses) -> dict[str, str]:
     from dashboards import links
 
     return {
+        "page": links.first_page(addresses.optuna),
         "mlflow": links.mlflow_experiments(addresses.mlflow),
         "optuna": links.optuna_studies(addresses.optuna),
     }
@@ -89,6 +99,7 @@ def _study_pages(addresses: Addresses, study: Study | None) -> dict[str, str]:
     if study is None:
         return {}
     pages = {
+        "study": links.study_page(addresses.optuna, study.name),
         "optuna_study": links.optuna_study(addresses.optuna, study.optuna_study_id),
         "optuna_ranking": links.optuna_note(addresses.optuna, study.optuna_study_id),
         "optuna_best": links.optuna_best_trials(addresses.optuna, study.optuna_study_id),
@@ -104,6 +115,8 @@ def _study_pages(addresses: Addresses, study: Study | None) -> dict[str, str]:
 
 
 _TITLES = {
+    "page": "Studies",
+    "study": "  leaderboard",
     "mlflow": "MLflow",
     "mlflow_runs": "  runs, the best first",
     "mlflow_curves": "  loss curves",
@@ -120,7 +133,7 @@ def _print(pages: dict[str, str]) -> None:
     for page, title in _TITLES.items():
         if page in pages:
             console.print(f"{title:<22} {pages[page]}", soft_wrap=True, markup=False)
-    console.print("Ctrl-C stops both.")
+    console.print("Ctrl-C stops them.")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

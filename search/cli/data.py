@@ -91,8 +91,12 @@ def sample(
         list[str] | None,
         typer.Option(metavar="SMILES", help="Only this molecule of the list; may be repeated."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: that of the shipped sample.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Default: that of the shipped sample.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes. Default: one a core.")
+    ] = None,
 ) -> None:
     """Compute structures and omegaB97X/6-31G(d) energies of small molecules (extra: dft).
 
@@ -124,7 +128,7 @@ def _count(text: str) -> tuple[int, int]:
 
 @data_app.command()
 def fetch(
-    archive: Annotated[Archive, typer.Argument(help="The data set.")],
+    archive: Annotated[Archive, typer.Argument(metavar="ani1", help="The data set.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to download into.")],
 ) -> None:
     """Download an official archive (ani1: about 4.6 GB), or go on with it, and check it."""
@@ -139,7 +143,7 @@ def fetch(
 def features(
     files: Files,
     high_energy: HighEnergy = False,
-    limit_gib: Annotated[float, typer.Option(min=0, help="Refuse to store more, GiB.")] = 32.0,
+    limit_gib: Annotated[float, typer.Option(min=0, metavar="GIB", help="Refuse to store more, GiB.")] = 32.0,
 ) -> None:
     """Compute the atomic environment vectors of data files ahead, once for all trials; or check them."""
     from storage.settings import load_settings

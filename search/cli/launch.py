@@ -93,7 +93,7 @@ def _refuse_sqlite(dialect: str, workers: int) -> None:
 
     if dialect == "sqlite" and workers > 1:
         raise SettingsError(
-            "several workers need PostgreSQL: set ANITUNE_STORAGE_URL"
+            "several workers need PostgreSQL: start one with `anitune up`, or set ANITUNE_STORAGE_URL"
             " (SQLite is for one worker on one machine)"
         )
 

@@ -60,12 +60,17 @@ def enqueue(
 
 def extend(
     name: Name,
-    trials: Annotated[int | None, typer.Option(min=1, help="So many trials more.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="So many hours of work more.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="So many epochs more.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many trials more.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, metavar="N", help="So many hours of work more.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many epochs more.")] = None,
 ) -> None:
-    """Give a study more of what its limits count. `study run FILE` sets the limits of the file again."""
-    from search.cli.output import budget_words
+    """Give a study more of what its limits count.
+
+    `study run FILE` keeps that, until somebody edits a limit in the file.
+    """
+    from dashboards.words import budget_words
     from search.propose.samplers import trial_limit
     from search.study import study_from_values
     from storage.database import open_database

@@ -21,7 +21,10 @@ from search.cli.launch import launch
 from search.cli.life import life_commands
 from search.cli.migrate import migrate
 from search.cli.predict import predict
+from search.cli.promote import promote
 from search.cli.relay import relay, sync
+from search.cli.report import report
+from search.cli.reproduce import reproduce
 from search.cli.study import study_app
 from search.cli.train import train
 from search.cli.up import down, up
@@ -29,6 +32,7 @@ from search.cli.worker import worker
 from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
 from storage.errors import (
+    AlreadyOpenedError,
     FactsChangedError,
     ModelNotFoundError,
     SettingsError,
@@ -53,6 +57,7 @@ _CAUSED_BY_INPUT = (
     StudyNotFoundError,
     StudyStateError,
     FactsChangedError,
+    AlreadyOpenedError,
     ModelNotFoundError,
     AddressError,
 )
@@ -104,11 +109,14 @@ app.command()(train)
 app.command()(predict)
 app.command()(export)
 app.command()(worker)
+app.command()(promote)
+app.command()(reproduce)
 app.command()(launch)
 app.command()(workers)
 app.command()(sync)
 app.command()(gc)
 app.command()(dashboards)
+app.command()(report)
 app.command()(up)
 app.command()(down)
 app.command()(migrate)
@@ -132,6 +140,8 @@ def options(
     if storage is not None or tracking is not None:
         from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
+        _refuse_password("--storage", storage, STORAGE_VARIABLE)
+        _refuse_password("--tracking", tracking, TRACKING_VARIABLE)
         # The environment also reaches the processes that a command starts.
         os.environ |= {STORAGE_VARIABLE: storage} if storage is not None else {}
         os.environ |= {TRACKING_VARIABLE: tracking} if tracking is not None else {}
@@ -139,6 +149,16 @@ def options(
     logger.setLevel(logging.INFO)
     logger.handlers = [_OneLine()]
     logger.propagate = False
+
+
+def _refuse_password(option: str, url: str | None, variable: str) -> None:
+    from search.study import has_password
+
+    if url is not None and has_password(url):
+        raise typer.BadParameter(
+            f"an argument is no place for a password, lists of processes show it: set {variable}",
+            param_hint=option,
+        )
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dashboards.words import budget_words, duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from search.study import StudyConfig
     from search.work.worker import TrialNews, Watcher
-    from storage.studies import Budget, StudyProgress, StudySummary
+    from storage.studies import StudyProgress, StudySummary
     from storage.trials.views import TrialRow
 
 WIDE = 132
@@ -289,21 +291,3 @@ def summary_lines(summary: StudySummary) -> list[str]:
         f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",
         f"pruning      saved {summary.epochs_saved:,} epochs{share}",
     ]
-
-
-def budget_words(budget: Budget) -> str:
-    """The limits of a study."""
-    limits = [f"{budget.trials} trials"] if budget.trials is not None else []
-    limits += [duration(budget.seconds)] if budget.seconds is not None else []
-    limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
-    return ", ".join(limits) or "none"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two units that say most."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,9 @@ import typer
 
 if TYPE_CHECKING:
     from storage.studies import Study
-    from storage.tracking.relay import NoteWriter
+    from storage.tracking.relay import FileWriter, NoteWriter
+
+log = logging.getLogger("anitune")
 
 NICENESS = 10
 """Training goes before telling of it."""
@@ -21,18 +25,48 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def relay(study: StudyName) -> None:
+def relay(
+    study: StudyName,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            envvar="ANITUNE_RELAY_METRICS_PORT",
+            help="Serve /metrics for Prometheus and /health on this port. Default: nothing is served.",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="ANITUNE_RELAY_METRICS_HOST",
+            help="Where --metrics-port listens; 0.0.0.0: everywhere.",
+        ),
+    ] = "127.0.0.1",
+) -> None:
     """Deliver a study to MLflow until nobody works on it; workers start this by themselves."""
+    from search.errors import SearchError
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
     from storage.tracking.process import run_relay
+    from storage.tracking.vitals import Vitals
 
     os.nice(NICENESS)
     _log_with_time()
-    with open_database(load_settings()) as database:
+    with open_database(load_settings()) as database, ExitStack() as stack:
         opened = open_study(database, study)
-        run_relay(opened, note_writer(opened))
+        vitals = Vitals()
+        if metrics_port is not None:
+            from search.work.deliveries import serve_deliveries
+
+            try:
+                stack.enter_context(serve_deliveries(metrics_host, metrics_port, opened, vitals))
+            except SearchError as error:  # of two studies' relays on one machine, say: both must deliver
+                log.warning("%s: nobody can watch this relay: %s", study, error)
+        run_relay(opened, note_writer(opened), vitals=vitals, write_files=file_writer(opened))
 
 
 def sync(
@@ -55,7 +89,7 @@ def sync(
         if again:
             forget_deliveries(opened)
         try:
-            result = deliver(opened, note_writer(opened))
+            result = deliver(opened, note_writer(opened), file_writer(opened))
         except TrackingUnavailableError as error:
             raise TrackingUnavailableError(
                 f"{error}. Nothing is lost; when it answers again: anitune sync {study}"
@@ -70,18 +104,39 @@ def sync(
 
 def note_writer(study: Study) -> NoteWriter:
     """Writes the notes that MLflow shows from what the records hold at that time, and Optuna's with them."""
+    from dashboards import links
     from dashboards.notes import mlflow_study_note, mlflow_trial_note
     from dashboards.optuna_notes import write_optuna_notes
     from storage.studies import summarize_study
-    from storage.trials.views import trial_rows
+    from storage.trials.views import trial_row, trial_rows
+
+    server = links.usual_address(study.database.settings)
 
     def write(number: int | None) -> str:
-        rows = trial_rows(study.database, study)
         if number is None:
+            rows = trial_rows(study.database, study)
             write_optuna_notes(study)
-            return mlflow_study_note(summarize_study(study.database, study), rows)
-        (row,) = (row for row in rows if row.number == number)
-        return mlflow_trial_note(row)
+            page = links.study_page(server, study.name) if server is not None else None
+            return mlflow_study_note(summarize_study(study.database, study), rows, page)
+        row = trial_row(study.database, study, number)
+        back = links.optuna_trial(server, study.optuna_study_id, number) if server is not None else None
+        return mlflow_trial_note(row, back)
+
+    return write
+
+
+def file_writer(study: Study) -> FileWriter:
+    """Draws the plots that the study's run holds in MLflow, and Optuna's figure of the study with them."""
+
+    def write() -> Mapping[str, bytes]:
+        # Imported late: what draws takes seconds to load, and a study that has just begun needs it not yet.
+        from dashboards.optuna_notes import write_optuna_figures
+        from dashboards.record import read_study
+        from dashboards.study_files import study_files
+
+        record = read_study(study.database, study.name)
+        write_optuna_figures(study, record)
+        return study_files(record)
 
     return write
 

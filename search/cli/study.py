@@ -213,13 +213,13 @@ def _write_notes(studies: list[tuple[Study, StudyConfig]]) -> None:
 def _deliver(study: Study) -> None:
     """Wait until MLflow knows all; what it cannot be told now is kept."""
     from search.cli.output import working
-    from search.cli.relay import note_writer
+    from search.cli.relay import file_writer, note_writer
     from storage.errors import TrackingUnavailableError
     from storage.tracking.process import sync
 
     try:
         with working(f"{study.name}: telling MLflow the rest"):
-            result = sync(study, note_writer(study))
+            result = sync(study, note_writer(study), file_writer(study))
     except TrackingUnavailableError as error:
         logger.warning("%s. Nothing is lost; later: anitune sync %s", error, study.name)
     else:
@@ -251,20 +251,34 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         console.print(f"[bold]Best architecture[/]  {values['architecture']} (trial {trial.number})")
         console.print(f"[bold]Validation MAE[/]     {trial.value:.3f} kcal/mol")
         console.print(f"[bold]Its plots[/]          {values['plots']}", soft_wrap=True)
+    if (path := _write_report(database, study)) is not None:
+        console.print(f"[bold]Report[/]             {path}", soft_wrap=True)
     console.print(
         f"[bold]Look at it all[/]     {_anitune(config)} dashboards --study {study.name}", soft_wrap=True
     )
 
 
+def _write_report(database: Database, study: Study) -> Path | None:
+    """A page about the study; what it may lack is no reason to call the study failed."""
+    from dashboards.report.write import write_report
+    from trainer.errors import TrainerError
+
+    try:
+        return write_report(database, [study.name])
+    except (OSError, TrainerError) as error:
+        logger.warning("%s: no report was written: %s", study.name, error)
+        return None
+
+
 def _best_values(database: Database, study: Study, trial: TrialRow) -> dict[str, Any]:
-    from search.work.worker import MODEL
-    from storage.blobs.store import BlobStore
+    from storage.blobs.place import open_blobs
+    from trainer.run import MODEL
 
     folder = database.settings.attempt_folder(study.name, trial.number, trial.attempt)
     weights = folder / MODEL
     if not weights.is_file():  # trained on another machine
         digest = next(file.digest for file in trial.artifacts if file.path == MODEL)
-        weights = BlobStore(database.settings.artifacts).path(digest)
+        weights = open_blobs(database).path(digest)
     return {
         "study": study.name,
         "trial": trial.number,

@@ -20,7 +20,9 @@ def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the training.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results. Default: trainings/CONFIG in the home folder."),
+        typer.Option(
+            metavar="DIR", help="Folder of the results. Default: trainings/CONFIG in the home folder."
+        ),
     ] = None,
     warm_start: Annotated[
         Path | None,
@@ -38,13 +40,13 @@ def train(
 
     run = _read(config)
     settings = load_settings()
-    folder = out or settings.home / "trainings" / config.stem
+    folder = out or _own_folder(settings.home / "trainings", config)
     options = {"--out": out, "--warm-start": warm_start}
     given = "".join(f" {name} {path}" for name, path in options.items() if path is not None)
     again = f"go on with: anitune train {config}{given}"
     try:
         with progress_bar() as progress:
-            task = prepare_task(run.data, run.split, run.features, settings.features, progress)
+            task = prepare_task(run.data, run.split, run.features, settings.features, progress, run.fold)
             with stop_on_signals() as stop:
                 result = run_training(
                     task,
@@ -65,6 +67,13 @@ def train(
         f"best epoch      {result.best_epoch} of {result.epochs}\n"
         f"results         {folder}"
     )
+
+
+def _own_folder(trainings: Path, config: Path) -> Path:
+    """The folder that has the name of a configuration file."""
+    if not config.stem.strip("."):  # as of a file called ...yaml
+        raise typer.BadParameter(f"{config.name} gives no name to a folder: say one", param_hint="--out")
+    return trainings / config.stem
 
 
 class _Stoppable(SilentReporter):

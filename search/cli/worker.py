@@ -15,6 +15,7 @@ from search.cli.progress import progress_bar
 if TYPE_CHECKING:
     from search.study import StudyConfig
     from search.work.stopping import StopRequest
+    from search.work.worker import Watcher
     from storage.database import Database
     from storage.studies import Study
     from storage.workers import SignOfLife
@@ -79,8 +80,6 @@ def worker(
     """
     if study is not None and idle_timeout is not None:
         raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
-    if study is None and metrics_port is not None:
-        raise typer.BadParameter("name a STUDY, of which metrics are served", param_hint="--metrics-port")
     from search.work.forks import start_imports
 
     if pack != 1:
@@ -89,15 +88,18 @@ def worker(
     from storage.settings import load_settings
     from storage.studies import open_study
 
+    served = (metrics_host, metrics_port) if metrics_port is not None else None
     with open_database(load_settings()) as database:
         if study is None:
-            _serve(database, pack, name, idle_timeout)
+            _serve(database, pack, name, idle_timeout, served)
             return
         again = f"go on with: anitune worker {study}"
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
-            logger.info("The database is SQLite, for one worker on one machine: several need PostgreSQL.")
-        served = (metrics_host, metrics_port) if metrics_port is not None else None
+            logger.info(
+                "The database is SQLite, for one worker on one machine:"
+                " several need PostgreSQL, as `anitune up` starts it."
+            )
         work_on(database, studies, again, pack, name, served=served)
 
 
@@ -160,10 +162,7 @@ def work_on(
             sign.set_structures(len(task.split.train))
             stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
             stack.push(sign)  # it ends while signals still do no harm
-            if served is not None:
-                from search.work.metrics import serve_metrics
-
-                watcher = stack.enter_context(serve_metrics(*served, watcher, sign))
+            watcher = _watched(stack, served, watcher, sign)
             for study, config in studies:
                 Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
     except KeyboardInterrupt:
@@ -185,14 +184,32 @@ def _sign_of_life(
     return SignOfLife(database, describe_worker(name, device), study, gpu=pinned_to)
 
 
-def _serve(database: Database, pack: int | None, name: str | None, idle_timeout: float | None) -> None:
+def _watched(stack: ExitStack, served: tuple[str, int] | None, watcher: Watcher, sign: SignOfLife) -> Watcher:
+    """The watcher to tell what is done, which a monitor may ask if that is wanted."""
+    if served is None:
+        return watcher
+    from search.work.metrics import serve_metrics
+
+    return stack.enter_context(serve_metrics(*served, watcher, sign))
+
+
+def _serve(
+    database: Database,
+    pack: int | None,
+    name: str | None,
+    idle_timeout: float | None,
+    served: tuple[str, int] | None,
+) -> None:
     from search.work.service import Service
     from search.work.stopping import stop_on_signals
     from storage.tracking.process import start_relay
 
     again = "go on with: anitune worker"
     try:
-        with _sign_of_life(database, name), stop_on_signals() as stop, watch() as watcher:
+        with ExitStack() as stack:
+            sign = stack.enter_context(_sign_of_life(database, name))
+            stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
+            watcher = _watched(stack, served, watcher, sign)
             Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()
     except KeyboardInterrupt:
         typer.echo(f"\nStopped at once; {again}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from search.errors import LaunchError
@@ -36,7 +37,7 @@ def kubernetes_provider(plan: LaunchPlan) -> ExecutionProvider:
         raise LaunchError("Kubernetes needs one more package: pip install 'anitune[kubernetes]'") from None
     from parsl.providers import KubernetesProvider
 
-    from storage.settings import HOME_VARIABLE
+    from storage.settings import ARTIFACTS_VARIABLE, HOME_VARIABLE
 
     gpus = {wanted.gpu_resource: str(plan.gpus_per_node)} if plan.gpus_per_node else {}
     try:
@@ -59,6 +60,8 @@ def kubernetes_provider(plan: LaunchPlan) -> ExecutionProvider:
     except ConfigException as error:
         raise LaunchError(f"no Kubernetes cluster is configured here: {error}") from None
     variables = {HOME_VARIABLE: str(plan.home)}
+    if artifacts := os.environ.get(ARTIFACTS_VARIABLE):
+        variables[ARTIFACTS_VARIABLE] = artifacts
     provider.kube_client = _CompletePods(provider.kube_client, wanted, variables)  # type: ignore[assignment]
     return provider
 

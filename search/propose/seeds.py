@@ -15,5 +15,15 @@ def sampler_seed(study_seed: int, number: int) -> int:
     return _seed(study_seed, number, 1)
 
 
+def fold_seed(study_seed: int, number: int) -> int:
+    """For the trainings of a promotion on folds: the same for all candidates."""
+    return _seed(study_seed, number, 2)
+
+
+def member_seed(study_seed: int, number: int) -> int:
+    """For a member of a promoted ensemble."""
+    return _seed(study_seed, number, 3)
+
+
 def _seed(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -6,8 +6,16 @@ by the number of its own attempt, and nothing has that name any more: what it wr
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+from trainer.errors import CheckpointError
+from trainer.fitting.checkpoints import CHECKPOINT, set_aside
+from trainer.run import TrainingResult
+
+logger = logging.getLogger("anitune")
 
 
 def take_folder(folder: Path) -> Path:
@@ -29,6 +37,26 @@ def take_folder(folder: Path) -> Path:
         shutil.rmtree(stray, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def from_checkpoint(folder: Path, trial: str, train: Callable[[], TrainingResult]) -> TrainingResult:
+    """Train, and once more from the start where the checkpoint is refused: what befell a file costs no trial.
+
+    Parameters
+    ----------
+    trial : what a person calls it
+    """
+    try:
+        return train()
+    except CheckpointError as error:
+        aside = set_aside(folder / CHECKPOINT)
+        logger.warning(
+            "%s begins again from the start, its checkpoint was refused: %s (it is %s now)",
+            trial,
+            error,
+            aside.name,
+        )
+        return train()
 
 
 def _earlier(folder: Path) -> list[Path]:

@@ -1,23 +1,17 @@
-"""What a worker tells a monitor: ``/metrics`` for Prometheus, and ``/health``."""
+"""What a worker tells a monitor."""
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from search.errors import SearchError
+from search.work.monitor import Health, serve
 from storage.trials.queue import LEASE_SECONDS
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
-
     from search.work.worker import TrialNews, Watcher
     from storage.studies import StudyProgress
     from storage.workers import SignOfLife
@@ -78,42 +72,9 @@ def serve_metrics(host: str, port: int, watcher: Watcher, sign: SignOfLife) -> I
         if the port is taken.
     """
     counting = Counting(watcher, sign)
-    metrics = make_wsgi_app(counting.registry)
 
-    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            found: Iterable[bytes] = metrics(environ, start)
-            return found
-        if path != "/health":
-            start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"/metrics or /health\n"]
-        well = sign.silent < LEASE_SECONDS
-        start("200 OK" if well else "503 Service Unavailable", [("Content-Type", "application/json")])
-        return [json.dumps({"well": well, "silent_seconds": round(sign.silent, 1)}).encode()]
+    def health() -> Health:
+        return Health(sign.silent < LEASE_SECONDS, {"silent_seconds": sign.silent})
 
-    try:
-        server = make_server(host, port, answer, _Server, _Quiet)
-    except OSError as error:
-        raise SearchError(f"--metrics-port {port}: cannot listen on {host}: {error.strerror}") from None
-    with server:
-        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-        thread.start()
-        try:
-            yield counting
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """One that a slow client does not hold up."""
-
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    """One that does not write a line for each request."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+    with serve(host, port, counting.registry, health):
+        yield counting

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from search.work.forks import fork_context
 from storage.settings import attempt_log
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, load_config
+from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import TrainerError, TrainingFailed
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter
@@ -73,7 +73,7 @@ class TrainingProcess:
 
     Parameters
     ----------
-    task : the sections ``data``, ``split`` and ``features`` of the settings of all trainings
+    task : the settings of all trainings but for their own: see :attr:`trainer.task.TaskData.settings`
     cache : where the features are stored
     """
 
@@ -211,6 +211,7 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
                 load_config(FeatureConfig, task["features"], "features"),
                 cache,
                 no_progress,
+                load_config(FoldConfig, task["fold"], "fold") if "fold" in task else None,
             )
             end: TrainingResult | Exception = run_training(
                 prepared,

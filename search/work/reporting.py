@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from search.work.trial_log import TrialLog
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
+from storage.trials.checkpoints import SavedCheckpoint
+from trainer.fitting.checkpoints import saved_epoch
 from trainer.reporting import EpochRecord, epoch_metrics
 
 
@@ -22,6 +25,7 @@ class AttemptReporter:
     decide : asks the pruner about the trial as Optuna has it
     stopping : whether the training must stop at the end of this epoch
     log : is told of each epoch and rung
+    checkpoint : of the training, to be kept for workers on other machines; None: they share its folder
     """
 
     def __init__(
@@ -31,24 +35,38 @@ class AttemptReporter:
         decide: Callable[[FrozenTrial], bool],
         stopping: Callable[[], bool],
         log: TrialLog,
+        checkpoint: Path | None = None,
     ) -> None:
         self._attempt = attempt
         self._recorded = recorded
         self._decide = decide
         self._stopping = stopping
         self._log = log
+        self._checkpoint = checkpoint
+        self._kept = 0  # last epoch of the checkpoint that was kept
 
     def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
-        stop = self._attempt.rung(epoch, best_val_mae, self._rows(records), self._decide)
+        saved = self._saved()
+        stop = self._attempt.rung(epoch, best_val_mae, self._rows(records), self._decide, saved)
+        self._kept = saved.epoch if saved is not None else self._kept
         self._log.say(f"rung at epoch {epoch}: {'pruned' if stop else 'goes on'}")
         return stop
 
     def records(self, records: tuple[EpochRecord, ...]) -> None:
-        if rows := self._rows(records):
-            self._attempt.record_metrics(rows)
+        rows, saved = self._rows(records), self._saved()
+        if rows or saved is not None:
+            self._attempt.record_metrics(rows, saved)
+            self._kept = saved.epoch if saved is not None else self._kept
 
     def should_stop(self) -> bool:
         return self._stopping()
+
+    def _saved(self) -> SavedCheckpoint | None:
+        """The checkpoint, if there is one to keep that was not kept yet."""
+        if self._checkpoint is None:
+            return None
+        epoch = saved_epoch(self._checkpoint)  # a training that fails reports epochs beyond it
+        return SavedCheckpoint(self._checkpoint, epoch) if epoch not in (0, self._kept) else None
 
     def _rows(self, records: tuple[EpochRecord, ...]) -> list[MetricRow]:
         new = [r for r in records if self._recorded.get(r.epoch) != round(r.finished_at * 1000)]

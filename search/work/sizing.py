@@ -21,7 +21,7 @@ from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.evaluation.evaluate import BATCH
 from trainer.features.parts import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
-from trainer.fitting.devices import settle
+from trainer.fitting.devices import find_device, settle
 from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.packs import make_packs
 from trainer.fitting.training import Training
@@ -79,10 +79,24 @@ def automatic_slots(config: StudyConfig, task: Task, device: torch.device, most:
     return slots
 
 
-def _slots_of_cpu(task: Task, device: torch.device, extremes: Sequence[TrainConfig]) -> tuple[int, str]:
-    threads = max(each.threads for each in extremes)
+def slots_by_room(task: Task, configs: Sequence[TrainConfig]) -> int:
+    """How many of these trainings, 1 or more, have room at once on the device that they are for.
+
+    On the CPU each has a process and its threads cores of their own; on a GPU they share its memory.
+    """
+    settled = [settle(each) for each in configs]
+    device = find_device(settled[0].device)
+    if device.type == "cuda":
+        slots, _ = _room_on_gpu(task, device, settled)
+    else:
+        slots, _ = _slots_of_cpu(task, device, settled)
+    return max(1, min(slots, len(configs)))
+
+
+def _slots_of_cpu(task: Task, device: torch.device, configs: Sequence[TrainConfig]) -> tuple[int, str]:
+    threads = max(each.threads for each in configs)
     dataset = sum(m.coordinates.nbytes + m.energies.nbytes for m in task.dataset.molecules) / 2**30
-    need = PROCESS_GIB + dataset + max(training_gib(task, each, device) for each in extremes)
+    need = PROCESS_GIB + dataset + max(training_gib(task, each, device) for each in configs)
     cores, free = usable_cores(), free_gib()
     return int(
         min(cores // threads, free / need)
@@ -92,19 +106,23 @@ def _slots_of_cpu(task: Task, device: torch.device, extremes: Sequence[TrainConf
 def _slots_of_gpu(
     config: StudyConfig, task: Task, device: torch.device, extremes: Sequence[TrainConfig], most: int
 ) -> tuple[int, str]:
-    need = max(training_gib(task, each, device) for each in extremes)
-    # The features, which all trainings share, take their place before the rest is divided.
-    Training(task, extremes[-1], None)
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0] / 2**30
-    limit = int(min(LARGEST, most, free / need))
-    memory = f"{free:.3g} GiB free, {need:.3g} for a trial"
+    room, memory = _room_on_gpu(task, device, extremes)
+    limit = min(most, room)
     if limit <= 1:
         return limit, memory
     sizes = [2**n for n in range(limit.bit_length())]
     seconds = measure_sizes(task, [settle(each) for each in example_configs(config, sizes[-1])], sizes)
     measured = ", ".join(f"{size}: {seconds[1] / took:.2f}" for size, took in seconds.items())
     return worthwhile(seconds), f"trials an hour by their number at once are as {measured}; {memory}"
+
+
+def _room_on_gpu(task: Task, device: torch.device, configs: Sequence[TrainConfig]) -> tuple[int, str]:
+    need = max(training_gib(task, each, device) for each in configs)
+    # The features, which all trainings share, take their place before the rest is divided.
+    Training(task, configs[-1], None)
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0] / 2**30
+    return int(min(LARGEST, free / need)), f"{free:.3g} GiB free, {need:.3g} for a trial"
 
 
 def worthwhile(seconds: Mapping[int, float]) -> int:

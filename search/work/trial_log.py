@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,14 @@ class TrialLog:
         if epochs:
             self.say(f"goes on after epoch {epochs}, or the last checkpoint before it")
 
-    def error(self, error: BaseException) -> None:
-        """Say where it went wrong."""
-        self.say("ends with an error", *"".join(traceback.format_exception(error)).splitlines())
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Say where it went wrong, if the block raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.say("ends with an error", *"".join(traceback.format_exception(error)).splitlines())
+            raise
 
     def epochs(self, records: Iterable[EpochRecord]) -> None:
         """Say what came of epochs, a line each."""

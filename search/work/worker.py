@@ -20,14 +20,14 @@ from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.environment import describe_worker
-from search.work.folders import take_folder
+from search.work.folders import from_checkpoint, take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
 from search.work.sizing import automatic_slots
 from search.work.slots import work_in_slots
 from search.work.stopping import StopRequest
 from search.work.trial_log import TrialLog
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs, settle_place
 from storage.database import Database
 from storage.errors import (
     DatabaseBusyError,
@@ -48,17 +48,16 @@ from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
+from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.packs import Companions
-from trainer.run import TrainingResult, run_training
+from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")
 
 POLL_SECONDS = 2.0
 """How often a worker looks for a trial that another one gave up, s."""
-
-MODEL = "model.safetensors"
 
 NOT_COMPARED = ("checkpoint_seconds",)
 """Settings of a training that change nothing of its result."""
@@ -175,6 +174,7 @@ class Worker:
             if no trial can be trained here: those in hand are handed back. What is wrong with a
             trial alone fails that trial, and the next one begins.
         """
+        patiently(lambda: settle_place(self._database))
         slots = self._slots_needed()
         if slots > 1:
             # On the CPU threads of one process would hold each other up; on a GPU they share batches.
@@ -290,30 +290,37 @@ class Worker:
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
             attempt.record_artifacts(attempt_logs(folder))  # of the attempts before
+            log = TrialLog(folder)
+            checkpoint = folder / CHECKPOINT
+            fetched = attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint))
             self._tell_begun(news)
             recorded = self._recorded_epochs(attempt.claim)
-            log = TrialLog(folder)
             log.begin(
                 attempt.claim.attempt, asdict(self._info), dump_config(config), max(recorded, default=0)
             )
-            try:
-                result = train(
-                    config,
+            if fetched is not None:
+                log.say(f"has fetched the checkpoint of epoch {fetched}")
+            reporter = AttemptReporter(
+                attempt,
+                recorded,
+                lambda trial: should_prune(self._database.optuna, self._config, trial),
+                lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+                log,
+                checkpoint if self._database.settings.artifacts_elsewhere else None,
+            )
+            with log.errors():
+                result = from_checkpoint(
                     folder,
-                    AttemptReporter(
-                        attempt,
-                        recorded,
-                        lambda trial: should_prune(self._database.optuna, self._config, trial),
-                        lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
-                        log,
+                    f"{news.study}: trial {news.number}",
+                    lambda: train(
+                        config,
+                        folder,
+                        reporter,
+                        rungs=self._rungs,
+                        warm_start=warm_start,
+                        progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
                     ),
-                    rungs=self._rungs,
-                    warm_start=warm_start,
-                    progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
                 )
-            except BaseException as error:
-                log.error(error)
-                raise
             log.say(f"{result.outcome} after {result.epochs} epochs")
             return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
@@ -417,7 +424,9 @@ class Worker:
             raise TrainingFailed(
                 f"row {label}, whose weights it starts from, has none: it {trials[number].state}"
             )
-        return BlobStore(self._database.settings.artifacts).path(digests[0])
+        blobs = open_blobs(self._database)
+        blobs.verify(digests[0])
+        return blobs.path(digests[0])
 
     @property
     def _starts(self) -> dict[int, int]:

@@ -5,91 +5,88 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Final
 
 from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
 
-_CHUNK = 1 << 20  # bytes
-_INCOMING = ".incoming-"
+PARTIAL: Final = ".partial"
+"""How the name of a copy ends that is not finished."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class BlobStore:
-    """A folder of files, each named by its digest.
+@dataclass(frozen=True)
+class StoredBlob:
+    """A blob, or what is half-written.
 
-    A blob never changes, so any number of processes may write the same one: each writes a file of its
-    own and renames it, and whoever is last replaces equal bytes by equal bytes.
-
-    Parameters
+    Attributes
     ----------
-    root
-        The folder. It is made with the first blob.
+    name
+        The digest; of what is half-written, a name that :meth:`BlobStore.delete` knows.
+    path
+        Where it is; in a database, its name.
+    written_at
+        When what is half-written last grew, s since 1970; None: it is finished.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    name: str
+    path: Path
+    bytes: int
+    written_at: float | None = None
 
+
+class BlobStore(ABC):
+    """Blobs, each named by its digest. One never changes, so any number of processes may write the same."""
+
+    @abstractmethod
     def put(self, file: Path) -> str:
         """Keep a copy of ``file`` and return the digest that names it.
 
-        The bytes are on the disk when this returns, so that a record written afterwards never names a
-        blob that a power cut took.
+        It is durable when this returns, so that a record written afterwards never names a blob that a power
+        cut took. A damaged one of the same digest is replaced.
 
         Raises
         ------
         BlobWriteError
             if the file cannot be read or the copy not written; no part of it stays.
         """
-        try:
-            with file.open("rb") as source, self._incoming() as copy:
-                digest = _copy_and_hash(source, copy)
-                target = self._place(digest)
-                target.parent.mkdir(exist_ok=True)
-                Path(copy.name).chmod(0o444)
-                Path(copy.name).replace(target)
-            _flush_folder(target.parent)
-        except OSError as error:
-            raise BlobWriteError(
-                f"{file}: cannot be copied to {self.root}: {error.strerror};"
-                " free some space, or correct the folder's rights"
-            ) from error
-        return digest
 
+    @abstractmethod
     def holds(self, digest: str) -> bool:
         """Whether there is such a blob."""
-        return self._place(digest).is_file()
 
-    def all(self) -> list[Path]:
-        """The blobs, each named by its digest."""
-        return [path for path in self.root.glob("??/*") if _DIGEST.fullmatch(path.name)]
+    @abstractmethod
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The content, piece by piece.
 
-    def unfinished(self) -> list[Path]:
-        """What is being copied, or was when its process was killed."""
-        return list(self.root.glob(f"{_INCOMING}*"))
+        Raises
+        ------
+        BlobMissingError
+            at the first piece, if there is no such blob.
+        """
 
+    @abstractmethod
     def path(self, digest: str) -> Path:
-        """Where the bytes are, to be read only.
+        """A file of this machine with the content, to be read only.
 
         Raises
         ------
         BlobMissingError
             if there is no such blob.
         """
-        place = self._place(digest)
-        if not place.is_file():
-            raise BlobMissingError(
-                f"{place}: no such blob; it was deleted, or belongs to another home folder"
-            )
-        return place
 
+    @abstractmethod
     def delete(self, name: str) -> None:
-        """Delete a blob, or what is half-written; who reads it now reads it to the end."""
-        place = self.root / name if name.startswith(_INCOMING) else self._place(name)
-        place.unlink(missing_ok=True)
+        """Delete a blob, or what is half-written; who reads its file now reads it to the end."""
+
+    @abstractmethod
+    def stored(self) -> list[StoredBlob]:
+        """All that there is."""
 
     def verify(self, digest: str) -> None:
         """Read the whole blob and compare it with its name.
@@ -101,42 +98,61 @@ class BlobStore:
         BlobDamagedError
             if its content has another digest.
         """
-        place = self.path(digest)
-        with place.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
-            raise BlobDamagedError(f"{place}: damaged, its content has the digest {found}")
+        found = hashlib.sha256()
+        for piece in self.read(digest):
+            found.update(piece)
+        _compare(digest, found.hexdigest())
 
-    def _place(self, digest: str) -> Path:
-        # A digest comes from a database row: it must never lead out of the root.
-        if not _DIGEST.fullmatch(digest):
-            raise BlobMissingError(f"{digest!r} is no SHA-256 digest")
-        return self.root / digest[:2] / digest
+    def copy(self, digest: str, target: Path) -> None:
+        """Let there be a file with the content at ``target``, which replaces what is there.
 
-    @contextmanager
-    def _incoming(self) -> Iterator[IO[bytes]]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.root, prefix=_INCOMING, delete=False) as copy:
+        Raises
+        ------
+        BlobMissingError, BlobDamagedError
+            as :meth:`verify`; what is at ``target`` stays.
+        BlobWriteError
+            if it cannot be written.
+        """
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL}")
+        found = hashlib.sha256()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                yield copy
+                with part.open("wb") as file:
+                    for piece in self.read(digest):
+                        found.update(piece)
+                        file.write(piece)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _compare(digest, found.hexdigest())
+                part.replace(target)
             finally:
-                Path(copy.name).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise BlobWriteError(
+                f"{target}: cannot be written: {error.strerror};"
+                " free some space, or correct the folder's rights"
+            ) from error
 
 
-def _copy_and_hash(source: IO[bytes], copy: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := source.read(_CHUNK):
-        digest.update(chunk)
-        copy.write(chunk)
-    copy.flush()
-    os.fsync(copy.fileno())
-    return digest.hexdigest()
+def is_digest(name: str) -> bool:
+    """Whether it can name a blob."""
+    return _DIGEST.fullmatch(name) is not None
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def checked_digest(digest: str) -> str:
+    """The digest itself. It comes from a database row: it must never lead out of a store.
+
+    Raises
+    ------
+    BlobMissingError
+        if it is none.
+    """
+    if not is_digest(digest):
+        raise BlobMissingError(f"{digest!r} is no SHA-256 digest")
+    return digest
+
+
+def _compare(digest: str, found: str) -> None:
+    if found != digest:
+        raise BlobDamagedError(f"blob {digest}: damaged, its content has the digest {found}")

@@ -20,6 +20,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -90,6 +91,7 @@ studies = Table(
     Column("budget_trials", Integer),
     Column("budget_seconds", Double),
     Column("budget_epochs", Integer),
+    Column("asked", PlainJSON),  # the limits that the study file had when it was read last
     Column("facts", PlainJSON, nullable=False),
     Column("state", String(16), nullable=False, server_default="open"),  # see storage.life
     Column("priority", Integer, nullable=False, server_default="0"),  # the higher is served first
@@ -190,6 +192,45 @@ artifacts = Table(
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
 )
 
+checkpoints = Table(  # of trials that run: the last one of each, where machines share no folder
+    "anitune_checkpoints",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),  # that saved it
+    Column("epoch", Integer, nullable=False),  # after which
+    Column("digest", String(64), nullable=False),  # sha256 of the content, hexadecimal
+    Column("size", BigInteger, nullable=False),  # bytes
+    ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
+)
+
+blobs = Table(  # the bytes of artifacts and checkpoints, where they are kept in the database
+    "anitune_blobs",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # sha256 of the content, hexadecimal
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("created_at", Double, nullable=False),
+)
+
+blob_parts = Table(
+    "anitune_blob_parts",
+    metadata,
+    Column("digest", String(64), ForeignKey(blobs.c.digest, ondelete="CASCADE"), primary_key=True),
+    Column("part", Integer, primary_key=True, autoincrement=False),  # from 0
+    Column("content", LargeBinary, nullable=False),
+)
+
+artifact_place = (
+    Table(  # one row, or none: each machine keeps them in its home folder. See storage.blobs.place
+        "anitune_artifact_place",
+        metadata,
+        Column("id", Integer, primary_key=True, autoincrement=False),  # 1
+        Column("kind", String(16), nullable=False),  # folder, database
+        Column("folder", Text),  # as the first worker named it
+        Column("mark", String(32)),  # content of a file in the folder, by which it is known
+    )
+)
+
 outbox = Table(
     "anitune_outbox",
     metadata,
@@ -234,6 +275,52 @@ workers = Table(
     Column("started_at", Double, nullable=False),
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
+)
+
+
+promotions = Table(
+    "anitune_promotions",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False, index=True),
+    Column(
+        "plan", PlainJSON, nullable=False
+    ),  # the candidates' numbers, runs and members: see search.promote
+    Column("worker", PlainJSON, nullable=False),  # the fields of WorkerInfo
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),  # null: it goes on when it is begun again
+    Column("results", PlainJSON),  # of the candidates on the folds; null: not all are trained
+    Column("choice", Integer),  # number of the chosen trial
+    Column("reason", Text),  # why that one, in words
+    Column("test", PlainJSON),  # of the ensemble; null: it was not measured yet
+    Column("model_name", String(250)),  # in the registry; null: not registered yet
+    Column("model_version", String(32)),
+)
+
+promotion_trainings = Table(
+    "anitune_promotion_trainings",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
+    Column("key", String(64), primary_key=True),  # digest of all that decides the result
+    Column("number", Integer, nullable=False),  # of the trial whose settings they are
+    Column("kind", String(16), nullable=False),  # structure or molecule (folds), member (of an ensemble)
+    Column("run", Integer, nullable=False),  # counts within the kind, from 0
+    Column("value", Double, nullable=False),  # best validation MAE, kcal/mol
+    Column("summary", PlainJSON, nullable=False),
+    Column("ended_at", Double, nullable=False),
+)
+
+openings = Table(
+    "anitune_openings",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False, index=True),
+    Column("promotion_id", _RowId, ForeignKey(promotions.c.id), nullable=False, unique=True),
+    Column("number", Integer, nullable=False),  # of the trial that it was opened for
+    Column("config", PlainJSON, nullable=False),  # of that trial
+    Column("opened_by", String(255), nullable=False),
+    Column("opened_at", Double, nullable=False),
+    Column("test_mae", Double),  # of the ensemble, kcal/mol; null: opened, but never measured
 )
 
 

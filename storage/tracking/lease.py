@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,17 @@ class RelayLease:
     """The right to deliver one study, as long as every write goes through :meth:`writing`.
 
     The token proves it, to whomever it was handed.
+
+    Attributes
+    ----------
+    renewed
+        When this process held it for sure, by ``time.monotonic()``.
     """
 
     def __init__(self, study: Study, token: str) -> None:
         self.study = study
         self.token = token
+        self.renewed = time.monotonic()
 
     @contextmanager
     def writing(self, **values: Any) -> Iterator[Connection]:
@@ -48,6 +55,7 @@ class RelayLease:
             if renewed.rowcount == 0:
                 raise RelayLeaseLostError()
             yield connection
+        self.renewed = time.monotonic()
 
     def renew(self) -> None:
         """Hold the lease for another :data:`LEASE_SECONDS`."""

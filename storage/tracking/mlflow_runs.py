@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock
 
-from storage.errors import DatabaseError, TrackingRefusedError, TrackingUnavailableError
+from storage.blobs.names import checked_name
+from storage.errors import (
+    ArtifactNameError,
+    DatabaseError,
+    TrackingRefusedError,
+    TrackingUnavailableError,
+)
 from storage.settings import Settings
 from storage.tracking.mlflow_tables import QUIET, check_tables
 from storage.tracking.outbox import MetricRow
@@ -249,6 +255,7 @@ class MlflowRuns:
 
     def upload(self, run: str, files: Mapping[str, Path]) -> None:
         """Put files among the artifacts of a run, by their paths there (such as plots/loss.png)."""
+        _refuse_names(files)
         with _translated(), tempfile.TemporaryDirectory() as named:
             for path, file in files.items():
                 link = Path(named) / path  # MLflow keeps the names that the files have here
@@ -346,6 +353,7 @@ class MlflowRuns:
 
     def fetch(self, run: str, path: str, folder: Path) -> Path:
         """Copy an artifact of a run into a folder."""
+        _refuse_names([path])
         with _translated():
             return Path(self._client.download_artifacts(run, path, str(folder)))
 
@@ -353,6 +361,15 @@ class MlflowRuns:
 def open_runs(settings: Settings) -> MlflowRuns:
     """The tracking server or database of these settings."""
     return MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+
+
+def _refuse_names(paths: Iterable[str]) -> None:
+    """Names come from the records, which others may write, too."""
+    try:
+        for path in paths:
+            checked_name(path)
+    except ArtifactNameError as error:
+        raise TrackingRefusedError(str(error)) from None
 
 
 def _digest(file: Path) -> str:

@@ -18,8 +18,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from storage.database import Migration, opening_lock, plain_errors
+from storage.database import Migration, opening_lock, refuse_no_encoding
 from storage.errors import SchemaTooNewError, SchemaTooOldError, SettingsError
+from storage.faults import plain_errors
 from storage.settings import redacted
 
 QUIET = {
@@ -103,6 +104,8 @@ def _version(tracking_uri: str) -> str | None:
             f"{redacted(tracking_uri)}: no driver {error.name}; write postgresql+psycopg://..., and"
             " pip install 'anitune[postgres]'"
         ) from None
+    if url.get_backend_name() == "postgresql" and url.get_driver_name() == "psycopg":
+        refuse_no_encoding(engine)
     with plain_errors(tracking_uri, Path()):
         try:
             with engine.connect() as connection:

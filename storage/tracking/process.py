@@ -37,7 +37,8 @@ from storage.records.tables import attempts, now
 from storage.settings import redacted
 from storage.studies import Study
 from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
-from storage.tracking.relay import NoteWriter, Relay, release_parked, undelivered
+from storage.tracking.relay import FileWriter, NoteWriter, Relay, release_parked, undelivered
+from storage.tracking.vitals import Vitals
 
 log = logging.getLogger("anitune")
 
@@ -117,22 +118,35 @@ def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     return relay
 
 
-def run_relay(study: Study, write_note: NoteWriter, idle_seconds: float = IDLE_SECONDS) -> None:
+def run_relay(
+    study: Study,
+    write_note: NoteWriter,
+    idle_seconds: float = IDLE_SECONDS,
+    vitals: Vitals | None = None,
+    write_files: FileWriter | None = None,
+) -> None:
     """Deliver a study until nobody works on it and nothing is left, or until SIGTERM.
 
     Returns at once where another relay delivers. Must be called in the main thread, for the signals.
+
+    Parameters
+    ----------
+    vitals
+        Told what goes on, if somebody watches.
     """
+    vitals = vitals or Vitals()
     token = os.environ.get(LEASE_VARIABLE)
     lease = RelayLease(study, token) if token is not None else take_lease(study)
     if lease is None:
         log.info("%s: another relay delivers", study.name)
         return
+    vitals.lease = lease
     stopping = Event()
-    relay = Relay(lease, write_note, stopping)
+    relay = Relay(lease, write_note, stopping, write_files)
     log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
     with _set_by_signals(stopping):
         try:
-            _deliver_while_open(relay, lease, stopping, idle_seconds)
+            _deliver_while_open(relay, vitals, stopping, idle_seconds)
             with suppress(TrackingUnavailableError):  # the next relay says it
                 relay.tell_study()
             lease.release()
@@ -142,7 +156,7 @@ def run_relay(study: Study, write_note: NoteWriter, idle_seconds: float = IDLE_S
     log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
 
 
-def sync(study: Study, write_note: NoteWriter) -> SyncResult:
+def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:
     """Deliver all that a study has to tell, now; parked queues are tried again.
 
     Where a relay delivers already, wait for it.
@@ -164,11 +178,11 @@ def sync(study: Study, write_note: NoteWriter) -> SyncResult:
             raise TrackingUnavailableError(trouble)
         if undelivered(study) == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
-            patiently(Relay(RelayLease(study, token=""), write_note, never).tell_study)
+            patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).tell_study)
             return SyncResult(delivered=before, parked=0)
         time.sleep(SYNC_POLL_SECONDS)
         _forget_ended()
-    relay = Relay(lease, write_note, never)
+    relay = Relay(lease, write_note, never, write_files)
     try:
         while patiently(relay.deliver):
             pass
@@ -184,8 +198,8 @@ def _forget_ended() -> None:
     _started[:] = [relay for relay in _started if relay.poll() is None]
 
 
-def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_seconds: float) -> None:
-    trouble = _Trouble(lease)
+def _deliver_while_open(relay: Relay, vitals: Vitals, stopping: Event, idle_seconds: float) -> None:
+    trouble = _Trouble(relay.lease, vitals)
     patiently = _patience(
         stop_when_event_set(stopping) | stop_after_delay(GIVE_UP_SECONDS), stopping, trouble.tell
     )
@@ -194,9 +208,11 @@ def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_s
         try:
             delivered = patiently(relay.deliver)
         except _PASSING:
+            vitals.failed()
             if not _is_worked_on(relay.study):
                 return
             continue
+        vitals.passed(delivered)
         if not stopping.is_set():
             trouble.is_over()
         if delivered:
@@ -212,12 +228,14 @@ def _deliver_while_open(relay: Relay, lease: RelayLease, stopping: Event, idle_s
 class _Trouble:
     """Says what keeps us from delivering: once in the log, and in the relay's row for ``sync``."""
 
-    def __init__(self, lease: RelayLease) -> None:
+    def __init__(self, lease: RelayLease, vitals: Vitals) -> None:
         self._lease = lease
+        self._vitals = vitals
         self._said: str | None = None
 
     def tell(self, state: RetryCallState) -> None:
         assert state.outcome is not None, "tenacity calls this after a failure"
+        self._vitals.failed()
         error = state.outcome.exception()
         if str(error) == self._said:
             return

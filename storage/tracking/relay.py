@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Any, assert_never
 
 from sqlalchemy import ColumnElement, func, select, update
 
-from storage.blobs.store import BlobStore
-from storage.errors import BlobMissingError, TrackingRefusedError, TrackingUnavailableError
+from storage.blobs.place import open_blobs
+from storage.errors import BlobDamagedError, BlobMissingError, TrackingRefusedError, TrackingUnavailableError
 from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
@@ -46,6 +46,9 @@ log = logging.getLogger("anitune")
 NoteWriter = Callable[[int | None], str]
 """Gives the Markdown note of a trial's run by the trial's number, and of the study's run for ``None``."""
 
+FileWriter = Callable[[], Mapping[str, bytes]]
+"""Gives the files that the study's run holds of the study as it stands, by their paths there."""
+
 ROWS_AT_ONCE = 100
 """Rows of a run that are read together, so that a long queue does not fill the memory."""
 
@@ -57,6 +60,9 @@ RENEW_SECONDS = 15.0
 
 STUDY_NOTE_SECONDS = 15.0
 """The study's run tells how the study stands; not more often than this."""
+
+STUDY_FILES_SECONDS = 120.0
+"""Its files, which take seconds to draw, are brought up to date not more often than this, and at the end."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +83,29 @@ class Relay:
         See :data:`NoteWriter`.
     stopping
         Ends a pass after the batch in hand.
+    write_files
+        See :data:`FileWriter`; None: the study's run has no files that change.
     """
 
-    def __init__(self, lease: RelayLease, write_note: NoteWriter, stopping: Event) -> None:
+    def __init__(
+        self,
+        lease: RelayLease,
+        write_note: NoteWriter,
+        stopping: Event,
+        write_files: FileWriter | None = None,
+    ) -> None:
         self.lease = lease
         self._db = lease.study.database
         self.study = lease.study
         self._write_note = write_note
         self._stopping = stopping
-        self._blobs = BlobStore(self._db.settings.artifacts)
+        self._blobs = open_blobs(self._db)
         self._renewed = time.monotonic()
         self._study_told = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so
+        self._write_files = write_files
+        self._files_told = time.monotonic()  # a study that has just begun has nothing to draw
+        self._files_changed = True
 
     @cached_property
     def _runs(self) -> MlflowRuns:
@@ -136,7 +153,7 @@ class Relay:
             batch = batches.popleft()
             try:
                 self._send(number, batch)
-            except (TrackingRefusedError, BlobMissingError) as refusal:
+            except (TrackingRefusedError, BlobMissingError, BlobDamagedError) as refusal:
                 if len(batch) > 1:  # one of them: those before it are taken
                     batches.extendleft([row] for row in reversed(batch))
                     continue
@@ -147,12 +164,13 @@ class Relay:
         return delivered
 
     def tell_study(self) -> None:
-        """Bring status and note of the study's run up to date, if a trial began or ended.
+        """Bring status, note and files of the study's run up to date, if a trial began or ended.
 
         They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
         """
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
+        self._files_changed = True
         with self._db.reading() as connection:
             states = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
             ends = connection.scalars(states).all()
@@ -162,10 +180,24 @@ class Relay:
                 self._runs.set_status(run, "RUNNING")
             else:
                 self._runs.set_status(run, "FINISHED", _milliseconds(max(ends)))
+            self._tell_files(run, at_rest=bool(ends) and None not in ends)
         except TrackingRefusedError as refusal:
             log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_told = time.monotonic()
+
+    def _tell_files(self, run: str, at_rest: bool) -> None:
+        due = at_rest or time.monotonic() - self._files_told > STUDY_FILES_SECONDS
+        if self._write_files is None or not self._files_changed or not due:
+            return
+        written = self._write_files()
+        with tempfile.TemporaryDirectory() as folder:
+            files = {path: Path(folder) / str(n) for n, path in enumerate(written)}
+            for path, file in files.items():
+                file.write_bytes(written[path])
+            self._runs.upload(run, files)
+        self._files_changed = False
+        self._files_told = time.monotonic()
 
     def _waiting(self) -> list[int | None]:
         """The runs with undelivered rows that are not parked: the study's, then the longest waiting."""
@@ -204,16 +236,20 @@ class Relay:
                 metrics = [metric for row in batch for metric in _metrics(row)]
                 self._runs.log(self._known_run(number), metrics)
             case ArtifactMessage():
-                files = {
-                    artifact.path: self._blobs.path(artifact.digest)
-                    for artifact in (row.message for row in batch)
-                    if isinstance(artifact, ArtifactMessage)
-                }
-                self._runs.upload(self._known_run(number), files)
+                self._runs.upload(self._known_run(number), self._files(batch))
             case TrialEndMessage():
                 self._send_end(_trial(number), row.message, row.time_ms)
             case _:
                 assert_never(row.message)
+
+    def _files(self, batch: Iterable[_Row]) -> dict[str, Path]:
+        """The files of a batch of artifacts, which have the content that the record names."""
+        files = {}
+        for artifact in (row.message for row in batch):
+            assert isinstance(artifact, ArtifactMessage), "a batch holds messages of one kind"
+            self._blobs.verify(artifact.digest)
+            files[artifact.path] = self._blobs.path(artifact.digest)
+        return files
 
     def _send_study(self, message: StudyMessage, time_ms: int) -> None:
         tags = {**message.tags, "anitune.study": self.study.name}
@@ -317,6 +353,30 @@ def release_parked(study: Study) -> None:
     """Let parked queues be tried again, as after a person removed the cause."""
     with study.database.writing() as connection:
         connection.execute(update(outbox).where(*_undelivered(study)).values(parked=None))
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Rows of the outbox that MLflow does not have.
+
+    Attributes
+    ----------
+    waiting
+        Those that will be delivered.
+    parked
+        Those that it refused: each holds up what comes after it about its run.
+    """
+
+    waiting: int
+    parked: int
+
+
+def backlog(study: Study) -> Backlog:
+    """What there is to deliver, and what cannot be."""
+    query = select(func.count(), func.count(outbox.c.parked)).where(*_undelivered(study))
+    with study.database.reading() as connection:
+        rows, parked = connection.execute(query).one()
+    return Backlog(waiting=rows - parked, parked=parked)
 
 
 def undelivered(study: Study) -> int:

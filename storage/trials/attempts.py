@@ -21,7 +21,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from storage.blobs.store import BlobStore
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, TrialClosedError
 from storage.life import locked_row
@@ -35,7 +34,8 @@ from storage.tracking.outbox import (
     TrialStartMessage,
     enqueue,
 )
-from storage.trials import endings, fencing, kept_files, optuna_rows, twins
+from storage.trials import checkpoints, endings, fencing, kept_files, optuna_rows, twins
+from storage.trials.checkpoints import KeptCheckpoint, SavedCheckpoint
 from storage.trials.endings import Ending
 from storage.trials.queue import Claim, worker_tags
 from storage.trials.twins import Twin
@@ -196,14 +196,32 @@ class Attempt:
         endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
-    def record_metrics(self, rows: Sequence[MetricRow]) -> None:
-        """Keep metrics of epochs. Of a metric and step that are known the first value stays."""
-        with self._database.writing() as connection:
-            self._record_metrics(connection, fencing.hold(connection, self._lease), rows)
+    def record_metrics(self, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None = None) -> None:
+        """Keep metrics of epochs. Of a metric and step that are known the first value stays.
+
+        Parameters
+        ----------
+        checkpoint
+            That was saved after these epochs, where it is to be kept for workers on other machines.
+        """
+        with KeptCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
+            attempt = fencing.hold(connection, self._lease)
+            self._record_metrics(connection, attempt, rows)
+            kept.record(connection, attempt)
+
+    @_patient
+    def fetch_checkpoint(self, target: Path, after: int) -> int | None:
+        """See :func:`storage.trials.checkpoints.fetch`."""
+        return checkpoints.fetch(self._database, self.study, self.claim.number, target, after)
 
     @_patient
     def rung(
-        self, step: int, value: float, rows: Sequence[MetricRow], decide: Callable[[FrozenTrial], bool]
+        self,
+        step: int,
+        value: float,
+        rows: Sequence[MetricRow],
+        decide: Callable[[FrozenTrial], bool],
+        checkpoint: SavedCheckpoint | None = None,
     ) -> bool:
         """Keep metrics, report to Optuna, and decide whether to stop the trial here.
 
@@ -219,13 +237,15 @@ class Attempt:
             Metrics of the epochs since the last call.
         decide
             Asks the pruner about the trial as Optuna has it now.
+        checkpoint
+            As of :meth:`record_metrics`.
 
         Raises
         ------
         TrialClosedError
             if the trial was ended or deleted in the Optuna dashboard.
         """
-        decision = self._open_rung(step, value, rows)
+        decision = self._open_rung(step, value, rows, checkpoint)
         if decision is not None:
             return decision
         optuna_storage, trial_id = self._database.optuna, self.claim.optuna_trial_id
@@ -248,9 +268,10 @@ class Attempt:
         ------
         BlobWriteError
             if there is no room for them.
+        ArtifactNameError
+            if a path could lead out of the run's folder.
         """
-        blobs = BlobStore(self._database.settings.artifacts)
-        with kept_files.stored(blobs, files) as kept, self._database.writing() as connection:
+        with kept_files.stored(self._database, files) as kept, self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             kept_files.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
 
@@ -298,10 +319,14 @@ class Attempt:
                 fencing.hold(connection, self._lease)
                 self._update_attempt(connection, ended_at=now(), outcome="handed_back", reason=reason)
 
-    def _open_rung(self, step: int, value: float, rows: Sequence[MetricRow]) -> bool | None:
-        """Keep the metrics and the rung; its decision, if one was recorded."""
-        with self._database.writing() as connection:
-            self._record_metrics(connection, fencing.hold(connection, self._lease), rows)
+    def _open_rung(
+        self, step: int, value: float, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None
+    ) -> bool | None:
+        """Keep the metrics, the checkpoint and the rung; its decision, if one was recorded."""
+        with KeptCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
+            attempt = fencing.hold(connection, self._lease)
+            self._record_metrics(connection, attempt, rows)
+            kept.record(connection, attempt)
             this = (*self._is(rungs), rungs.c.step == step)
             rung = connection.execute(select(rungs).where(*this)).one_or_none()
             trial_id = self.claim.optuna_trial_id

@@ -6,27 +6,22 @@ them: a worker that dies before leaves a trial that the next claim settles from 
 
 from __future__ import annotations
 
-import json
 import logging
-import mimetypes
-import shutil
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, select, update
 
-from storage.blobs.store import BlobStore
+from storage.blobs.place import open_blobs
 from storage.database import Database
-from storage.errors import BlobMissingError, BlobWriteError
 from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
 from storage.settings import attempt_logs
 from storage.studies import Study
 from storage.tracking.outbox import TrialEnd, TrialEndMessage, TrialStartMessage, enqueue
-from storage.trials import kept_files, optuna_rows
+from storage.trials import checkpoints, kept_files, optuna_rows
+from storage.trials.images import is_image, show_image
 
 log = logging.getLogger("anitune")
 
@@ -105,33 +100,38 @@ def settle(database: Database, study: Study, number: int) -> None:
     with database.reading() as connection:
         trial = connection.execute(select(trials).where(*this)).one()
         attributes = _user_attributes(connection, trial)
-        rows = [row for row in _artifact_rows(connection, trial) if _is_image(row.path)]
-    images = dict(shown for row in rows if (shown := _show_image(database, row)) is not None)
+        rows = [row for row in _artifact_rows(connection, trial) if is_image(row.path)]
+    images = dict(shown for row in rows if (shown := show_image(database, row)) is not None)
     value = None if trial.state == "failed" else trial.value
     # Here, since also a trial ends whose last worker died, and did not come to it.
     logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
-    blobs = BlobStore(database.settings.artifacts)
-    with kept_files.stored(blobs, logs) as kept, database.writing() as connection:
+    with kept_files.stored(database, logs) as kept, database.writing() as connection:
         kept_files.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
             connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images
         )
         connection.execute(update(trials).where(*this).values(told=True))
+        elsewhere = database.settings.artifacts_elsewhere
+        dropped = checkpoints.drop(connection, study, number) if elsewhere else None
+    if dropped is not None:
+        open_blobs(database).delete(dropped)
     if not known:
         log.warning("study %s: trial %d was deleted in the Optuna dashboard", study.name, number)
 
 
 def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str | float]:
     spent = select(
-        func.sum(seconds_spent()).label("seconds"), func.max(attempts.c.last_epoch).label("epochs")
+        seconds_spent().label("seconds"), attempts.c.last_epoch.label("epochs"), attempts.c.worker
     ).where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
-    row = connection.execute(spent).one()
+    rows = connection.execute(spent).all()
+    on_gpu = [row.seconds for row in rows if str(row.worker.get("device")).startswith("cuda")]
     why = "fail_reason" if trial.state == "failed" else "stopped_because"
     return {
         **trial.tags,
         **trial.summary,
-        "epochs": row.epochs,
-        "seconds": round(row.seconds, 1),
+        "epochs": max(row.epochs for row in rows),
+        "seconds": round(sum(row.seconds for row in rows), 1),
+        **({"gpu_seconds": round(sum(on_gpu), 1)} if on_gpu else {}),
         "attempt": trial.attempt,
         **({why: trial.reason} if trial.reason is not None else {}),
     }
@@ -142,44 +142,3 @@ def _artifact_rows(connection: Connection, trial: Row[Any]) -> list[Row[Any]]:
         artifacts.c.study_id == trial.study_id, artifacts.c.number == trial.number
     )
     return list(connection.execute(query.order_by(artifacts.c.position)))
-
-
-def _is_image(path: str) -> bool:
-    return (mimetypes.guess_type(path)[0] or "").startswith("image/")
-
-
-def _show_image(database: Database, row: Row[Any]) -> tuple[str, str] | None:
-    """Put an image where the Optuna dashboard looks; the system attribute that hangs it on its trial.
-
-    Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition
-    would hang the image twice.
-    """
-    try:
-        blob = BlobStore(database.settings.artifacts).path(row.digest)
-    except BlobMissingError as error:
-        log.warning("trial %d: %s is not shown in the Optuna dashboard: %s", row.number, row.path, error)
-        return None
-    artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{row.digest[:16]}"
-    _copy(blob, database.settings.optuna_artifacts / artifact_id)
-    described = {
-        "artifact_id": artifact_id,
-        "filename": PurePosixPath(row.path).name,
-        "mimetype": mimetypes.guess_type(row.path)[0],
-        "encoding": None,
-    }
-    return f"artifacts:{artifact_id}", json.dumps(described)
-
-
-def _copy(source: Path, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(source, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise BlobWriteError(
-            f"{target}: cannot be written: {error.strerror}; free some space, or correct the folder's rights"
-        ) from error

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, update
 
-from storage.blobs.store import BlobStore
+from storage.blobs.names import checked_name
+from storage.blobs.place import open_blobs
+from storage.database import Database
 from storage.records.tables import artifacts
 from storage.tracking.outbox import ArtifactMessage, enqueue
 
@@ -17,16 +19,22 @@ Kept = Mapping[str, tuple[str, int]]
 
 
 @contextmanager
-def stored(blobs: BlobStore, files: Mapping[str, Path]) -> Iterator[Kept]:
+def stored(database: Database, files: Mapping[str, Path]) -> Iterator[Kept]:
     """Keep the bytes of files; the block writes the rows that name them, and commits.
 
     Raises
     ------
     BlobWriteError
         if there is no room for them.
+    ArtifactNameError
+        if a path could lead out of the run's folder.
     """
+    if not files:
+        yield {}
+        return
+    blobs = open_blobs(database)
     # The bytes first: a row never names a file that is not there.
-    kept = {path: (blobs.put(file), file.stat().st_size) for path, file in files.items()}
+    kept = {checked_name(path): (blobs.put(file), file.stat().st_size) for path, file in files.items()}
     yield kept
     # Until the rows were written nothing told storage.garbage that these bytes are needed.
     for path, (digest, _) in kept.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 
 from storage.database import Database
 from storage.records.tables import artifacts, attempts, metrics, now, seconds_spent, trials
@@ -79,6 +80,14 @@ def trial_rows(database: Database, study: Study) -> list[TrialRow]:
         return [_trial(row, files.get(row.number, ())) for row in _rows(connection, study)]
 
 
+def trial_row(database: Database, study: Study, number: int) -> TrialRow:
+    """One trial of the study."""
+    with database.reading() as connection:
+        files = _artifacts(connection, study, number)
+        (row,) = _rows(connection, study, number)
+        return _trial(row, files.get(number, ()))
+
+
 def metric_history(database: Database, study: Study, number: int) -> dict[str, tuple[MetricRow, ...]]:
     """Each metric of a trial over its epochs."""
     query = (
@@ -94,7 +103,24 @@ def metric_history(database: Database, study: Study, number: int) -> dict[str, t
     return {key: tuple(rows) for key, rows in history.items()}
 
 
-def _rows(connection: Connection, study: Study) -> list[Row[Any]]:
+def metric_curves(
+    database: Database, study: Study, key: str, numbers: Collection[int]
+) -> dict[int, list[tuple[int, float]]]:
+    """One metric of some trials: by number of a trial, steps and values in their order."""
+    query = (
+        select(metrics.c.number, metrics.c.step, metrics.c.value)
+        .where(metrics.c.study_id == study.id, metrics.c.key == key, metrics.c.number.in_(numbers))
+        .order_by(metrics.c.number, metrics.c.step)
+    )
+    found: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+    with database.reading() as connection:
+        for number, step, value in connection.execute(query):
+            if value is not None:
+                found[number].append((step, value))
+    return dict(found)
+
+
+def _rows(connection: Connection, study: Study, number: int | None = None) -> list[Row[Any]]:
     total = (
         select(
             attempts.c.number,
@@ -102,7 +128,7 @@ def _rows(connection: Connection, study: Study) -> list[Row[Any]]:
             func.sum(attempts.c.epochs).label("trained_epochs"),
             func.max(attempts.c.last_epoch).label("reached"),
         )
-        .where(attempts.c.study_id == study.id)
+        .where(attempts.c.study_id == study.id, *_only(attempts, number))
         .group_by(attempts.c.number)
         .subquery()
     )
@@ -123,18 +149,25 @@ def _rows(connection: Connection, study: Study) -> list[Row[Any]]:
             & (attempts.c.number == trials.c.number)
             & (attempts.c.attempt == trials.c.attempt),
         )
-        .where(trials.c.study_id == study.id)
+        .where(trials.c.study_id == study.id, *_only(trials, number))
         .order_by(trials.c.number)
     )
     return list(connection.execute(query))
 
 
-def _artifacts(connection: Connection, study: Study) -> dict[int, tuple[ArtifactRow, ...]]:
-    query = select(artifacts).where(artifacts.c.study_id == study.id).order_by(artifacts.c.position)
+def _artifacts(
+    connection: Connection, study: Study, number: int | None = None
+) -> dict[int, tuple[ArtifactRow, ...]]:
+    this = (artifacts.c.study_id == study.id, *_only(artifacts, number))
+    query = select(artifacts).where(*this).order_by(artifacts.c.position)
     files: defaultdict[int, list[ArtifactRow]] = defaultdict(list)
     for row in connection.execute(query):
         files[row.number].append(ArtifactRow(row.path, row.digest, row.size))
     return {number: tuple(rows) for number, rows in files.items()}
+
+
+def _only(table: Table, number: int | None) -> tuple[ColumnElement[bool], ...]:
+    return () if number is None else (table.c.number == number,)
 
 
 def _trial(row: Row[Any], files: tuple[ArtifactRow, ...]) -> TrialRow:

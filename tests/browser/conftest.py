@@ -1,4 +1,4 @@
-"""A real browser on the real dashboards of a real study: tiny, or any one that is there (``--study``)."""
+"""A real browser on our pages and both dashboards of a real study: a tiny one, or that of ``--study``."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Complaints:
 
     def _request(self, request: Request) -> None:
         address = urlsplit(request.url)
-        foreign = address.scheme not in ("data", "blob") and address.netloc not in self.ours
+        foreign = address.scheme not in ("data", "blob", "file") and address.netloc not in self.ours
         self._add("a request to elsewhere", request.url, foreign)
 
 
@@ -166,6 +166,14 @@ def shown(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterat
     process.send_signal(signal.SIGTERM)
     _, complained = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in complained) == (0, False)
+
+
+@pytest.fixture(scope="session")
+def report(environment: dict[str, str], shown: Shown, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of the study."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    _anitune(environment, "report", shown.name, "--out", str(path))
+    return path
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SIZE = {"width": 1400, "height": 860}  # pixels
 
 PICTURES = {
+    "first-page": ("study", ".plot .scatterlayer .point"),
     "optuna-ranking": ("optuna_ranking", "table tbody tr"),
     "optuna-trial": ("optuna_best", "p img[src^='/artifacts/']"),
     "optuna-study": ("optuna_study", ".js-plotly-plot .scatterlayer .point"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from optuna_dashboard import get_note, save_note
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
+from dashboards.links import usual_address
 from dashboards.notes import (
     OptunaImage,
     mlflow_study_note,
@@ -18,7 +21,10 @@ from dashboards.notes import (
     optuna_study_note,
     optuna_trial_note,
 )
-from dashboards.optuna_notes import BORDER, write_optuna_notes
+from dashboards.optuna_notes import BORDER, write_optuna_figures, write_optuna_notes
+from dashboards.record import read_study
+from dashboards.study_files import LEADERBOARD, PLOTS, study_files
+from search.cli.relay import note_writer
 from storage.database import open_database
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
@@ -85,6 +91,18 @@ def test_a_run_begins_with_architecture_and_error() -> None:
     assert "| 2 | 0.700 | 0.900 |" in note
     assert "![plots/loss.png](get-artifact?run_uuid=abc&path=plots/loss.png)" in note
     assert "parity" not in note  # the trial has no such file
+
+
+def test_the_first_line_of_a_run_leads_back(study: Study) -> None:
+    back = "http://127.0.0.1:20001/dashboard/studies/3/trials?numbers=12"
+    first = mlflow_trial_note(BEST, back).splitlines()[0]
+    assert first.endswith(f"after 81 of 81 epochs · [trial 12 in Optuna]({back})")
+    write = note_writer(study)
+    server = usual_address(study.database.settings)
+    assert (
+        f"({server}/dashboard/studies/{study.optuna_study_id}/trials?numbers=0)" in write(0).splitlines()[0]
+    )
+    assert f"[leaderboard]({server}/anitune/studies/widths)" in write(None).splitlines()[0]
 
 
 def test_a_failed_trial_says_why_and_a_pruned_one_when() -> None:
@@ -178,6 +196,28 @@ def test_a_study_that_was_deleted_in_the_dashboard_is_no_error(
     study.database.optuna.delete_study(study.optuna_study_id)
     write_optuna_notes(study)
     assert "study widths was deleted in the Optuna dashboard" in caplog.text
+
+
+def test_error_against_cost_is_on_the_page_of_the_study_and_is_written_when_it_changed(study: Study) -> None:
+    record = read_study(study.database, study.name)
+    write_optuna_figures(study, record)
+    attributes = study.database.optuna.get_study_system_attrs(study.optuna_study_id)
+    (figure,) = get_plotly_graph_objects(attributes).values()
+    named = {trace["name"] for trace in json.loads(figure)["data"]}
+    assert named == {"complete", "Pareto front"}
+
+    more = replace(record, trials=(*record.trials, replace(BEST, number=1)))
+    write_optuna_figures(study, more)
+    attributes = study.database.optuna.get_study_system_attrs(study.optuna_study_id)
+    (changed,) = get_plotly_graph_objects(attributes).values()
+    assert changed != figure
+
+
+def test_the_studys_run_holds_leaderboard_and_plots(study: Study) -> None:
+    files = study_files(read_study(study.database, study.name))
+    assert set(files) == {LEADERBOARD, *PLOTS}
+    assert files[LEADERBOARD].decode().splitlines()[1].startswith("widths,0,,1,complete,384-8-1 silu,2.5,")
+    assert all(files[path].startswith(b"\x89PNG") for path in PLOTS)
 
 
 def test_writing_notes_does_not_wait_for_the_dashboard_to_be_imported() -> None:

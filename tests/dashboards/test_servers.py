@@ -12,13 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
 import pytest
 
+from dashboards import links
 from dashboards.errors import AddressError, ServerEndedError
-from dashboards.servers import is_loopback, public_url, run_dashboards
+from dashboards.servers import is_loopback, mlflow_environment, public_url, run_dashboards
 from storage.database import open_database
 from storage.settings import Settings
 from storage.studies import Budget, create_study
@@ -100,6 +102,10 @@ def test_both_answer_other_machines_and_refuse_other_sites(
             (shown,) = get(f"{optuna}/api/studies").json()["study_summaries"]
             assert (shown["study_id"], shown["study_name"]) == (study.optuna_study_id, "widths")
 
+            assert get(f"{optuna}/").headers["location"] == "/anitune/"
+            assert "widths" in get(f"{optuna}/anitune/studies/widths").text
+            assert get(f"{optuna}/dashboard").status_code == 200
+
             assert socket.gethostname() in mlflow
             name = {"json": {"name": "widths"}, "timeout": 30, "trust_env": False}
             create = f"{mlflow}/api/2.0/mlflow/experiments/create"
@@ -167,6 +173,39 @@ def test_a_server_elsewhere_is_linked_to_without_its_password(settings: Settings
         assert str(settings.home) not in lines  # nor the URL of the database
 
 
+def test_pages_of_other_sites_do_not_reach_the_dashboard_of_this_machine(settings: Settings) -> None:
+    with run_dashboards(settings) as running:
+        url, port = f"{running.addresses.optuna}/api/studies", httpx.URL(running.addresses.optuna).port
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1"):
+            assert get(url, Host=host).status_code == 403
+        for host in ("localhost", f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+            assert get(url, Host=host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "answers", "refuses"),
+    [
+        ("127.0.0.1", ["localhost:5000", "127.0.0.1:7", "[::1]:5000"], ["evil.example", "10.0.0.1:5000"]),
+        ("10.0.0.1", ["10.0.0.1:5000", "localhost:5000"], ["evil.example:5000", "10.0.0.2:5000"]),
+        ("0.0.0.0", ["10.0.0.1:5000", "[fd00::1]:5000"], ["evil.example:5000", "8.8.8.8:5000"]),
+    ],
+)
+def test_every_mlflow_server_is_told_for_which_hosts_it_answers(
+    embedded: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    answers: list[str],
+    refuses: list[str],
+) -> None:
+    monkeypatch.delenv("MLFLOW_SERVER_ALLOWED_HOSTS", raising=False)
+    allowed = mlflow_environment(embedded, host, 5000)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    # As mlflow.server.security_utils does, which takes seconds to import.
+    assert [name for name in answers if not any(fnmatch(name, one) for one in allowed)] == []
+    assert [name for name in refuses if any(fnmatch(name, one) for one in allowed)] == []
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "of.a.person")
+    assert mlflow_environment(embedded, host, 5000)["MLFLOW_SERVER_ALLOWED_HOSTS"] == "of.a.person"
+
+
 def test_a_server_elsewhere_that_is_away_is_said(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,6 +245,14 @@ def test_an_address_of_another_machine_is_one_clear_line(settings: Settings) -> 
     words = r"cannot listen on 192.0.2.1: .*--host"
     with pytest.raises(AddressError, match=words), run_dashboards(settings, host="192.0.2.1"):
         pytest.fail("it cannot have come up")
+
+
+def test_the_first_page_has_the_same_address_each_time(settings: Settings) -> None:
+    usual = links.usual_port(settings)
+    with run_dashboards(settings) as running:
+        assert running.addresses.optuna == f"http://127.0.0.1:{usual}"
+        with run_dashboards(settings) as beside:  # then it is taken
+            assert beside.addresses.optuna != running.addresses.optuna
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost"])

@@ -81,3 +81,35 @@ def test_a_worker_is_seen_by_people_and_monitors_and_may_be_asked_twice_to_end(
     shown = json.loads(anitune(environment, "study", "show", "tiny", "--json"))
     assert shown["trials"]["interrupted"] == 1
     assert anitune(environment, "workers", "--json") == "[]\n"
+
+
+@pytest.mark.slow
+def test_a_worker_of_all_studies_is_seen_by_monitors(tmp_path: Path, data_file: Path) -> None:
+    file, port = tmp_path / "study.yaml", free_port()
+    file.write_text(STUDY.format(data=data_file).replace("epochs: 5000", "epochs: 2"))
+    environment = {**os.environ, "ANITUNE_HOME": str(tmp_path / "home")}
+    anitune(environment, "study", "create", str(file))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search.cli.main", "worker", "--metrics-port", str(port)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def found() -> str:
+        assert process.poll() is None, process.communicate()
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        except httpx.ConnectError:
+            return ""
+
+    deadline = time.monotonic() + 120
+    while 'anitune_trials_total{state="complete"} 1.0' not in found():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "anitune_epochs_total 2.0" in found()
+    assert httpx.get(f"http://127.0.0.1:{port}/health").json()["well"]
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said

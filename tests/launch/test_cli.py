@@ -47,7 +47,7 @@ def test_without_parsl_there_is_one_line(home: Path) -> None:
 def test_several_workers_need_postgresql(home: Path) -> None:
     answer = anitune("launch", "tiny", "--on", "local", "--gpus-per-node", "2", home=home)
     assert answer.returncode == 2
-    assert answer.stderr.startswith("anitune: several workers need PostgreSQL: set ANITUNE_STORAGE_URL")
+    assert answer.stderr.startswith("anitune: several workers need PostgreSQL: start one with `anitune up`")
     assert len(answer.stderr.splitlines()) == 1
 
 

@@ -47,7 +47,10 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Listening:
     return listening
 
 
-def test_a_pod_has_gpus_secrets_volumes_and_time_to_end(api: Listening, plan: LaunchPlan) -> None:
+def test_a_pod_has_gpus_secrets_volumes_and_time_to_end(
+    api: Listening, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANITUNE_ARTIFACTS", "database")
     wanted = KubernetesConfig(
         image="registry/anitune:1",
         namespace="chem",
@@ -70,7 +73,10 @@ def test_a_pod_has_gpus_secrets_volumes_and_time_to_end(api: Listening, plan: La
     assert container["image"] == "registry/anitune:1"
     amounts = {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "2"}
     assert container["resources"] == {"limits": amounts, "requests": amounts}
-    assert container["env"] == [{"name": "ANITUNE_HOME", "value": "/data"}]
+    assert container["env"] == [
+        {"name": "ANITUNE_HOME", "value": "/data"},
+        {"name": "ANITUNE_ARTIFACTS", "value": "database"},
+    ]
     assert container["envFrom"] == [{"secretRef": {"name": "anitune-database"}}]
     assert container["volumeMounts"] == [{"mountPath": "/data", "name": "anitune-home"}]
     assert "ports" not in container

@@ -20,7 +20,19 @@ def anitune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["study"], ["study", "run"], ["worker"], ["workers"], ["launch"], ["data"], ["predict"], ["export"]],
+    [
+        [],
+        ["study"],
+        ["study", "run"],
+        ["worker"],
+        ["workers"],
+        ["promote"],
+        ["predict"],
+        ["export"],
+        ["launch"],
+        ["data"],
+        ["report"],
+    ],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (

@@ -89,6 +89,19 @@ def test_extend(anitune: Anitune) -> None:
     assert "has no more than 1 trials" in rows.stderr
 
 
+def test_a_study_file_undoes_no_extension_unless_it_was_edited(anitune: Anitune, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+
+    def limit() -> int:
+        assert anitune("study", "create", str(file)).exit_code == 0
+        return int(json.loads(anitune("study", "show", "tiny", "--json").stdout)["limits"]["trials"])
+
+    anitune("study", "extend", "tiny", "--trials", "4")
+    assert limit() == 7
+    file.write_text(file.read_text().replace("limits: {trials: 3}", "limits: {trials: 5}"))
+    assert limit() == 5
+
+
 def test_enqueue(anitune: Anitune, tmp_path: Path) -> None:
     wish = tmp_path / "wish.yaml"
     wish.write_text("learning_rate: 1e-3\nactivation: silu\n")

@@ -85,6 +85,9 @@ def test_run_tells_its_course_and_what_to_look_at(ran: Ran) -> None:
     assert "Reported on a training batch." in ran.stdout
     assert str(ran.folder / "home" / "trials" / "tiny") in ran.stdout
     assert "anitune dashboards --study tiny" in ran.stdout
+    report = ran.folder / "home" / "reports" / "tiny.html"
+    assert str(report) in ran.stdout
+    assert "the best of 3 complete trials" in report.read_text()
     assert "\x1b" not in ran.stdout + ran.stderr  # no colours into files
 
 
@@ -171,11 +174,22 @@ def test_a_data_file_that_is_not_there(ran: Ran) -> None:
 
 
 def test_a_database_that_does_not_answer(ran: Ran) -> None:
-    answer = anitune(ran, "--storage", "postgresql://me:secret@127.0.0.1:9/none", "study", "list")
+    elsewhere = "postgresql://me:secret@127.0.0.1:9/none"
+    answer = anitune(ran, "study", "list", ANITUNE_STORAGE_URL=elsewhere)
     assert answer.exit_code == 1
     assert "127.0.0.1" in answer.stderr
     assert "secret" not in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--storage", "--tracking"])
+def test_an_argument_is_no_place_for_a_password(ran: Ran, option: str) -> None:
+    for url in ("postgresql://me:secret@127.0.0.1:9/none", "postgresql://127.0.0.1:9/none?password=secret"):
+        answer = anitune(ran, option, url, "study", "list")
+        assert answer.exit_code == 2
+        assert option in answer.stderr
+        assert "no place for a password" in answer.stderr
+        assert "secret" not in answer.stderr
 
 
 def test_places_of_the_study_file_come_after_the_environment(ran: Ran) -> None:

@@ -28,6 +28,8 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTAL
 WATER = "3\n\nO 0 0 0.12\nH 0 0.76 -0.47\nH 0 -0.76 -0.47\n"
 
 
+# The model has learned too little for its minima to be within its data.
+@pytest.mark.filterwarnings("ignore:an environment is far")
 @pytest.mark.slow
 def test_what_the_page_says_works(
     task: Task, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

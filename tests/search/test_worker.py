@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import logging
 import os
+import pickle
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from sqlalchemy import update
 
@@ -18,10 +23,11 @@ from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.stopping import StopRequest
-from search.work.worker import MODEL, TrialNews, Worker
-from storage.blobs.store import BlobStore
+from search.work.worker import TrialNews, Worker
+from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
-from storage.errors import DatabaseError, FactsChangedError
+from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
+from storage.garbage import find_garbage
 from storage.life import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
@@ -31,8 +37,11 @@ from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
-from trainer.errors import OutputError
+from trainer.errors import OutputError, TrainingFailed
+from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from trainer.progress import no_progress
+from trainer.reporting import EpochRecord
+from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4
@@ -86,7 +95,7 @@ def database(tmp_path: Path) -> Any:
 
 def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
     """What the attempts at a trial said, by the paths of their logs in the run."""
-    blobs = BlobStore(database.settings.artifacts)
+    blobs = open_blobs(database)
     return {
         file.path: blobs.path(file.digest).read_text()
         for file in trial.artifacts
@@ -222,16 +231,25 @@ def test_a_second_signal_hands_the_trial_back_at_once(
 def test_a_trial_that_fails_does_not_end_the_study(
     database: Database, config: StudyConfig, task: Task, slots: int
 ) -> None:
-    folder = database.settings.attempt_folder("tiny", 1, 1)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
-    trials = work(database, config, task, slots=slots)
-    assert [t.number for t in trials if t.state == "failed"] == [1]
-    assert "checkpoint.safetensors" in str(trials[1].reason)
-    assert len(trials) == 3
-    (log,) = logs_of(database, trials[1]).values()
+    rows = [{"label": "a"}, {"label": "b", "training": {"device": "cuda:99"}}, {"label": "c"}]
+    study = study_from_values({"name": "rows", "training": config.training, "rows": rows}, "test")
+    trials = work(database, study, task, slots=slots)
+    assert [(t.number, t.state) for t in trials] == [(0, "complete"), (1, "failed"), (2, "complete")]
+    assert "cuda:99 is asked for" in str(trials[1].reason)
+
+
+def test_the_log_of_a_trial_that_goes_wrong_tells_where(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise TrainingFailed("the training loss is nan in epoch 1")
+
+    monkeypatch.setattr(worker_module, "run_training", diverge)
+    (trial,) = work(database, replace(config, limits=Limits(trials=1)), task)
+    assert trial.state == "failed"
+    (log,) = logs_of(database, trial).values()
     assert "Traceback" in log
-    assert str(trials[1].reason) in log
+    assert "TrainingFailed: the training loss is nan in epoch 1" in log
 
 
 def test_a_worker_that_lost_its_trial_writes_no_more(
@@ -348,10 +366,8 @@ def test_a_row_waits_for_the_one_that_it_starts_from(
 
 
 def test_a_row_whose_start_failed_fails_too(database: Database, config: StudyConfig, task: Task) -> None:
-    folder = database.settings.attempt_folder("rows", 0, 1)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
-    rows = study_from_values({"name": "rows", "training": config.training, "rows": ROWS}, "test")
+    first = ROWS[0] | {"training": {"device": "cuda:99"}}
+    rows = study_from_values({"name": "rows", "training": config.training, "rows": [first, ROWS[1]]}, "test")
     _, second = work(database, rows, task)
     assert second.state == "failed"
     assert second.reason == "row first, whose weights it starts from, has none: it failed"
@@ -418,14 +434,19 @@ def test_rows_that_differ_in_their_seeds_are_all_trained(
 
 
 def test_a_trial_whose_twin_failed_is_trained_itself(
-    database: Database, config: StudyConfig, task: Task
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    failures = iter([TrainingFailed("out of memory")])
+
+    def fail_once(*arguments: Any, **named: Any) -> TrainingResult:
+        for failure in failures:
+            raise failure
+        return run_training(*arguments, **named)
+
+    monkeypatch.setattr(worker_module, "run_training", fail_once)
     rows = study_from_values(
         {"name": "rows", "training": config.training, "rows": [{"label": n} for n in range(3)]}, "test"
     )
-    folder = database.settings.attempt_folder("rows", 0, 1)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.safetensors").write_bytes(b"rubbish")
     trials = work(database, rows, task)
     assert [(t.state, t.tags.get("same_as")) for t in trials] == [
         ("failed", None),
@@ -721,3 +742,101 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
     assert course.index(("ended", deadly)) == course.index(("begun", deadly)) + 1
     begun = {number: place for place, (what, number) in enumerate(course) if what == "begun"}
     assert begun[deadly] == (0 if deadly == 0 else 4)
+
+
+def truncate(checkpoint: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[-1] ^= 1
+    checkpoint.write_bytes(content)
+
+
+def bring_another_trials(checkpoint: Path) -> None:
+    (other,) = checkpoint.parents[2].glob(f"00000/*/{CHECKPOINT}")
+    shutil.copy(other, checkpoint)
+
+
+def pickle_in_its_place(checkpoint: Path) -> None:
+    checkpoint.write_bytes(pickle.dumps([1, 2, 3]))
+
+
+def forge_shapes(checkpoint: Path) -> None:
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        record = json.loads(file.metadata()["record"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    history = tuple(EpochRecord(**epoch) for epoch in record["history"])
+    tensors["weights"] = tensors["weights"][:-1].clone()
+    save_checkpoint(checkpoint, Checkpoint(record["identity"], history, tensors))
+
+
+@pytest.mark.parametrize(
+    ("poison", "fault"),
+    [
+        (truncate, "damaged"),
+        (flip_a_bit, "its digest does not fit"),
+        (bring_another_trials, "belongs to another training"),
+        (pickle_in_its_place, "damaged"),
+        (forge_shapes, "weights is"),
+    ],
+)
+def test_a_poisoned_checkpoint_is_refused_and_costs_no_trial(
+    database: Database,
+    config: StudyConfig,
+    task: Task,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    poison: Callable[[Path], None],
+    fault: str,
+) -> None:
+    config = replace(config, limits=Limits(trials=2))
+    stop = StopRequest()
+
+    def stop_in_the_middle(number: int, epoch: int) -> None:
+        if (number, epoch) == (1, 2):
+            stop.ask(signal.SIGINT)
+
+    interrupted = work(database, config, task, Watching(stop_in_the_middle), stop)
+    assert [t.state for t in interrupted] == ["complete", "interrupted"]
+    (checkpoint,) = database.settings.trial_folder("tiny", 1).glob(f"*/{CHECKPOINT}")
+    poison(checkpoint)
+    with caplog.at_level(logging.WARNING, "anitune"):
+        after = work(database, config, task)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("tiny: trial 1 begins again from the start, its checkpoint was refused: ")
+    assert fault in said
+    assert "\n" not in said
+    (aside,) = database.settings.trial_folder("tiny", 1).glob("*/refused-*")
+    assert {each.path for each in find_garbage(database, CHECKPOINT)} >= {aside}
+
+    home = tmp_path / "other"
+    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as untouched:
+        assert results(work(untouched, config, task)) == results(after)
+
+
+def test_a_start_whose_weights_were_changed_is_refused_and_its_row_handed_back(
+    database: Database, data_file: Path, task: Task
+) -> None:
+    rows = [{"label": "first"}, {"label": "second", "start_from": "first"}]
+    values = {
+        "name": "rows",
+        "data": {"files": [str(data_file)]},
+        "training": {"epochs": 2, "hidden": [8], "device": "cpu"},
+        "rows": rows,
+    }
+    config = study_from_values(values, "test")
+
+    class Damaging(Watching):
+        def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+            (first, *_) = trial_rows(database, begin(database, config))
+            (model,) = (file for file in first.artifacts if file.path == MODEL)
+            blob = open_blobs(database).path(model.digest)
+            blob.chmod(0o644)
+            blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(BlobDamagedError, match="damaged, its content has the digest"):
+        work(database, config, task, Damaging())
+    trials = trial_rows(database, begin(database, config))
+    assert [trial.state for trial in trials] == ["complete", "interrupted"]

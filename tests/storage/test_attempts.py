@@ -296,6 +296,15 @@ def test_optuna_is_told_the_end_with_what_is_worth_a_column_and_the_images(
         assert stored.read() == plot.read_bytes()
 
 
+def test_time_on_a_gpu_is_worth_a_column_of_its_own(database: Database, study: Study) -> None:
+    worker = WorkerInfo("w2", "beta", 18, "cuda:0 NVIDIA H100", {})
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    Attempt(database, study, claim).finish("complete", value=1.0)
+    (trial,) = (trial for trial in study.optuna.get_trials() if trial.number == claim.number)
+    assert trial.user_attrs["gpu_seconds"] == trial.user_attrs["seconds"]
+
+
 def test_what_is_worth_a_column_costs_no_transaction_each(study: Study, attempt: Attempt) -> None:
     with killed_before_commit(10):
         attempt.finish("complete", value=1.0, summary={f"metric_{number}": 0.5 for number in range(50)})

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import delete, select, update
 
 from storage.audit import verify
-from storage.blobs.store import BlobStore
+from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
 from storage.errors import RelayBusyError
 from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
@@ -81,7 +81,7 @@ class Place:
     def blob(self) -> Path:
         with self.db.reading() as connection:
             digest = connection.scalar(select(artifacts.c.digest).where(artifacts.c.number == COMPLETE))
-        return BlobStore(self.db.settings.artifacts).path(str(digest))
+        return FolderBlobs(self.db.settings.artifacts).path(str(digest))
 
     def optuna(self, number: int, state: TrialState) -> None:
         with self.db.writing() as connection:

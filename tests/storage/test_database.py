@@ -3,6 +3,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
+import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,10 +20,18 @@ from sqlalchemy import create_engine, insert, select
 from sqlalchemy.engine import make_url
 
 from storage.database import Database, network_filesystem, open_database
-from storage.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError, SchemaTooNewError
+from storage.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseUnreachableError,
+    SchemaTooNewError,
+    SettingsError,
+)
+from storage.postgresql import PostgreSQL
 from storage.records.tables import now, studies
 from storage.settings import Settings
 from storage.studies import Study, list_studies
+from storage.tracking.mlflow_tables import check_tables
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
@@ -162,6 +175,92 @@ def test_a_database_that_is_not_there(tmp_path: Path, postgresql_server: str) ->
     with pytest.raises(DatabaseUnreachableError, match='"absent" does not exist') as error:
         open_database(settings)
     one_line(error)
+
+
+@pytest.mark.slow
+def test_a_server_that_recovers_is_waited_for(public_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = PostgreSQL(public_folder / "postgresql", public_folder / "log")
+    try:
+        server.start()
+        server.stop()
+        # It asks for what it may have to recover, and gets none, slowly; until then it lets nobody in.
+        with (server.data / "postgresql.conf").open("a") as file:
+            file.write("restore_command = 'sleep 2; exit 1'\nhot_standby = off\n")
+        (server.data / "recovery.signal").touch()
+        shutil.chown(server.data / "recovery.signal", server.data.owner())
+        url = server.url("anitune").replace("postgresql://", "postgresql+psycopg://", 1)
+        settings = Settings(public_folder, url, "http://mlflow")
+        with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO, "anitune"):
+            started = pool.submit(start_slowly, server)
+            while not recovers(server):
+                assert not started.done()
+                time.sleep(0.02)
+            with open_database(settings) as database:
+                assert list_studies(database) == []
+            started.result()
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert re.search(r"the database system is .*; try again .*\(waiting, for 120 s at most\)$", said)
+        assert "\n" not in said
+    finally:
+        server.stop()
+
+
+def start_slowly(server: PostgreSQL) -> None:
+    with suppress(psycopg.OperationalError):  # of its own first question, while the server recovers
+        server.start()
+
+
+def recovers(server: PostgreSQL) -> bool:
+    """Whether there is a server that lets nobody in yet."""
+    try:
+        psycopg.connect(server.url("anitune")).close()
+    except psycopg.OperationalError as error:
+        return "the database system is" in str(error)
+    return False
+
+
+def test_a_server_that_does_not_come_up_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.database.STARTING_PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse_as_one_that_starts, args=(listening,), daemon=True).start()
+        port = listening.getsockname()[1]
+        settings = Settings(tmp_path, f"postgresql+psycopg://ann:secret@127.0.0.1:{port}/x", "http://mlflow")
+        with pytest.raises(DatabaseUnreachableError, match="the database system is starting up") as error:
+            open_database(settings)
+        assert "secret" not in one_line(error)
+
+
+def refuse_as_one_that_starts(listening: socket.socket) -> None:
+    """Speak to each client as PostgreSQL does while it starts."""
+    fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+    with suppress(OSError):
+        while True:
+            with listening.accept()[0] as client:
+                while client.recv(8192)[4:8] in (b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"):
+                    client.sendall(b"N")  # neither TLS nor GSSAPI
+                client.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+
+
+def test_a_database_without_an_encoding_is_refused(tmp_path: Path, postgresql_server: str) -> None:
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS bytes")
+        connection.execute(
+            "CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0 STRATEGY file_copy"
+        )
+    url = make_url(postgresql_server).set(
+        drivername="postgresql+psycopg", database="bytes", password="secret"
+    )
+    text = url.render_as_string(hide_password=False)
+    for refused in (
+        lambda: open_database(Settings(tmp_path, text, "http://mlflow")),
+        lambda: check_tables(text),
+    ):
+        with pytest.raises(SettingsError, match=r"/bytes.*no encoding \(SQL_ASCII\); make one with") as error:
+            refused()
+        assert "\n" not in str(error.value)
+        assert "secret" not in str(error.value)
 
 
 def test_a_wrong_password(tmp_path: Path, postgresql_url: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from storage.blobs.store import BlobStore
+from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
 from storage.errors import SettingsError
 from storage.garbage import UNFINISHED_SECONDS, find_garbage, remove
@@ -27,8 +27,8 @@ def study(make_study: Callable[..., Study]) -> Study:
 
 
 @pytest.fixture
-def blobs(settings: Settings) -> BlobStore:
-    return BlobStore(settings.artifacts)
+def blobs(settings: Settings) -> FolderBlobs:
+    return FolderBlobs(settings.artifacts)
 
 
 def begin(database: Database, study: Study, worker: WorkerInfo) -> Attempt:
@@ -53,7 +53,7 @@ def collect(database: Database) -> list[tuple[str, str, int]]:
 
 
 def test_a_blob_goes_when_no_row_names_it_and_mlflow_has_it(
-    database: Database, study: Study, worker: WorkerInfo, blobs: BlobStore, tmp_path: Path
+    database: Database, study: Study, worker: WorkerInfo, blobs: FolderBlobs, tmp_path: Path
 ) -> None:
     attempt = begin(database, study, worker)
     attempt.record_artifacts({"log.txt": write(tmp_path, "first", b"first")})
@@ -72,7 +72,7 @@ def test_a_blob_goes_when_no_row_names_it_and_mlflow_has_it(
 
 
 def test_a_blob_that_gets_its_row_before_it_is_deleted_stays(
-    database: Database, study: Study, worker: WorkerInfo, blobs: BlobStore, tmp_path: Path
+    database: Database, study: Study, worker: WorkerInfo, blobs: FolderBlobs, tmp_path: Path
 ) -> None:
     file = write(tmp_path, "plot.png", b"plot")
     digest = blobs.put(file)
@@ -87,21 +87,21 @@ def test_a_blob_that_is_deleted_just_before_its_row_is_written_is_stored_again(
     database: Database,
     study: Study,
     worker: WorkerInfo,
-    blobs: BlobStore,
+    blobs: FolderBlobs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attempt = begin(database, study, worker)
-    put = BlobStore.put
+    put = FolderBlobs.put
     deleted = []
 
-    def put_and_lose(store: BlobStore, file: Path) -> str:
+    def put_and_lose(store: FolderBlobs, file: Path) -> str:
         digest = put(store, file)
         if not deleted:
             deleted.extend(collect(database))
         return digest
 
-    monkeypatch.setattr(BlobStore, "put", put_and_lose)
+    monkeypatch.setattr(FolderBlobs, "put", put_and_lose)
     attempt.record_artifacts({"plot.png": write(tmp_path, "plot.png", b"plot")})
     ((_, digest, _),) = deleted
     assert blobs.path(digest).read_bytes() == b"plot"

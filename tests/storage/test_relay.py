@@ -21,7 +21,7 @@ from storage.errors import RelayLeaseLostError, TrackingUnavailableError
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
-from storage.tracking.lease import RelayLease, take_lease
+from storage.tracking.lease import RelayLease, relay_lives, take_lease
 from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
@@ -307,6 +307,31 @@ def test_the_studys_run_is_running_until_its_last_trial_ended(
     assert study.data.tags["mlflow.note.content"] == "**the study**"
 
 
+def test_the_studys_run_holds_its_files_as_they_are_at_the_end(
+    recorder: Recorder, lease: RelayLease, shown: Shown
+) -> None:
+    drawn: list[bytes] = []
+
+    def write_files() -> dict[str, bytes]:
+        drawn.append(b"plot %d" % len(drawn))
+        return {"plots/history.png": drawn[-1], "leaderboard.csv": b"rank,trial"}
+
+    relay = Relay(lease, write_note, Event(), write_files)
+    recorder.whole_trial()
+    last = recorder.start()
+    relay.deliver()
+    assert drawn == [], "what takes seconds to draw is not drawn at each trial's end"
+
+    end(last, COMPLETE)
+    relay.deliver()
+    relay.tell_study()
+    relay.tell_study()
+    held = shown.artifacts(shown.runs()[STUDY])
+    assert held["plots/history.png"] == b"plot 0"
+    assert held["leaderboard.csv"] == b"rank,trial"
+    assert len(drawn) == 1, "nothing has changed since"
+
+
 def test_a_trial_shows_while_it_runs_also_in_another_attempt(
     recorder: Recorder, relay: Relay, shown: Shown
 ) -> None:
@@ -495,6 +520,20 @@ def test_sync_counts_what_it_delivered(recorder: Recorder, shown: Shown) -> None
     recorder.whole_trial()
     waiting = recorder.undelivered()
     assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
+    assert shown.runs()[STUDY].info.status == "FINISHED"
+
+
+def test_sync_tells_how_the_study_stands_also_where_a_relay_lives(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()  # tells of the study, and does so not again for some seconds
+    end(attempt, COMPLETE)
+    relay.deliver()
+    assert relay_lives(recorder.study)
+    assert shown.runs()[STUDY].info.status == "RUNNING"
+
     assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
     assert shown.runs()[STUDY].info.status == "FINISHED"
 

@@ -20,7 +20,7 @@ from storage.settings import (
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty folder, and nothing set."""
     monkeypatch.chdir(tmp_path)
-    for variable in ("ANITUNE_HOME", "ANITUNE_STORAGE_URL", "ANITUNE_TRACKING_URI"):
+    for variable in ("ANITUNE_HOME", "ANITUNE_STORAGE_URL", "ANITUNE_TRACKING_URI", "ANITUNE_ARTIFACTS"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -91,6 +91,24 @@ def test_a_child_process_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch
 
 def test_a_relative_file_stays_the_same_file_in_another_folder(tmp_path: Path) -> None:
     assert load_settings("sqlite:///studies.db").storage_url == f"sqlite:///{tmp_path}/studies.db"
+
+
+def test_artifacts_are_in_the_home_in_a_folder_or_in_the_database(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ANITUNE_STORAGE_URL", "postgresql://ann@db/studies")
+    assert (load_settings().artifacts_in, load_settings().artifacts_elsewhere) == (None, False)
+    monkeypatch.setenv("ANITUNE_ARTIFACTS", "shared")
+    assert (load_settings().artifacts, load_settings().artifacts_elsewhere) == (tmp_path / "shared", True)
+    monkeypatch.setenv("ANITUNE_ARTIFACTS", "anitune-data/mine")
+    assert not load_settings().artifacts_elsewhere
+    monkeypatch.setenv("ANITUNE_ARTIFACTS", "database")
+    settings = load_settings()
+    assert (settings.artifacts_in, settings.artifacts_elsewhere) == ("database", True)
+    assert settings.environment()["ANITUNE_ARTIFACTS"] == "database"
+    monkeypatch.delenv("ANITUNE_STORAGE_URL")
+    with pytest.raises(SettingsError, match="ANITUNE_ARTIFACTS=database needs PostgreSQL"):
+        load_settings()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
+from storage.life import extend_budget
 from storage.records.tables import outbox
 from storage.studies import METRIC_NAME, Budget, Study, create_study, list_studies, open_study
 from storage.tracking.outbox import StudyMessage, read_message
@@ -28,6 +29,21 @@ def test_beginning_a_study_again_goes_on_with_it(database: Database) -> None:
     assert again == first == open_study(database, "widths")
     assert [study.name for study in list_studies(database)] == ["widths"]
     assert len(study_messages(database)) == 1
+
+
+def test_what_was_added_to_a_limit_stays_until_the_file_says_another_one(database: Database) -> None:
+    study = create_study(database, "widths", CONFIG, Budget(trials=5, seconds=60.0))
+    extend_budget(database, study, Budget(trials=3, seconds=30.0))
+    again = create_study(database, "widths", CONFIG, Budget(trials=5, seconds=60.0))
+    assert again.budget == Budget(trials=8, seconds=90.0)
+
+    edited = create_study(database, "widths", CONFIG, Budget(trials=6, seconds=60.0))
+    assert edited.budget == Budget(trials=6, seconds=90.0)
+    extend_budget(database, study, Budget(trials=1))
+    again = create_study(database, "widths", CONFIG, Budget(trials=6, seconds=60.0))
+    assert again.budget == Budget(trials=7, seconds=90.0)
+    other = create_study(database, "widths", CONFIG, Budget(trials=6, epochs=9))
+    assert other.budget == Budget(trials=7, epochs=9)
 
 
 def test_another_configuration_under_a_taken_name_is_refused_and_told_apart(database: Database) -> None:

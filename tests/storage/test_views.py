@@ -13,7 +13,7 @@ from storage.studies import Study, summarize_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
-from storage.trials.views import TrialRow, trial_rows
+from storage.trials.views import TrialRow, trial_row, trial_rows
 
 
 def epochs(first: int, last: int) -> list[MetricRow]:
@@ -92,6 +92,13 @@ def test_the_rows_say_what_became_of_each_trial(database: Database, study: Study
     assert best.ended is not None
     assert [(file.path, file.size) for file in best.artifacts] == [("plots/loss.png", 5)]
     assert best.seconds == pytest.approx(30, abs=3)
+
+
+def test_one_trial_is_read_as_among_all(database: Database, study: Study) -> None:
+    for number, row in by_number(database, study).items():
+        alone = trial_row(database, study, number)
+        # What runs has lasted longer by now.
+        assert replace(alone, seconds=row.seconds) == row
 
 
 def test_a_trial_whose_worker_fell_silent_is_shown_as_interrupted(database: Database, study: Study) -> None:

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from trainer.errors import CheckpointError, OutputError
-from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
+from trainer.fitting.checkpoints import (
+    CHECKPOINT,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    saved_epoch,
+)
 from trainer.reporting import EpochRecord
 
 IDENTITY = {"training": {"seed": 1, "hidden": [8, 8], "dropout": 0.1}, "task": {"data": "abc"}}
@@ -57,6 +63,15 @@ def test_a_later_checkpoint_takes_the_place_of_the_earlier_one(path: Path) -> No
     assert loaded is not None
     assert len(loaded.history) == 3
     assert [file.name for file in path.parent.iterdir()] == [CHECKPOINT]
+
+
+def test_its_last_epoch_is_known_without_reading_the_rest(path: Path) -> None:
+    assert saved_epoch(path) == 0
+    save_checkpoint(path, make_checkpoint(3))
+    assert saved_epoch(path) == 3
+    for damaged in (b"", b"no checkpoint", path.read_bytes()[:100]):
+        path.write_bytes(damaged)
+        assert saved_epoch(path) == 0
 
 
 def flip(at: float) -> Callable[[bytes], bytes]:

@@ -16,7 +16,7 @@ from ase.optimize import BFGS
 from trainer.config import TrainConfig
 from trainer.errors import DataError, ModelFileError
 from trainer.evaluation.units import HARTREE_TO_EV
-from trainer.inference.ase_calculator import AnituneCalculator
+from trainer.inference.ase_calculator import AnituneCalculator, ModelWarning
 from trainer.inference.domain import training_domain
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.structures import make_structure, structures_of
@@ -84,7 +84,8 @@ def test_forces_are_the_slope_of_the_energy(methanol: Atoms) -> None:
     np.testing.assert_allclose(forces.sum(0), 0, atol=1e-9)
 
 
-def test_a_geometry_is_optimized(methanol: Atoms) -> None:
+def test_a_geometry_is_optimized(methanol: Atoms, ensemble: Ensemble) -> None:
+    methanol.calc = AnituneCalculator(Ensemble(ensemble.members))  # the minimum may be far from so few data
     before = methanol.get_potential_energy()
     assert BFGS(methanol, logfile=None).run(fmax=0.01, steps=300)
     assert methanol.get_potential_energy() < before - 0.01
@@ -108,8 +109,21 @@ def test_molecular_dynamics_keep_the_energy(ensemble: Ensemble, methanol: Atoms,
     assert float(departure.split()[1]) < 2, departure  # meV/atom
 
 
+def test_leaving_the_training_data_is_said_once_and_changes_nothing(
+    ensemble: Ensemble, methanol: Atoms
+) -> None:
+    methanol.get_potential_energy()  # within them: a warning would be an error
+    methanol.positions[2] += 0.6 * (methanol.positions[2] - methanol.positions[0])
+    with pytest.warns(ModelWarning, match="far from the training data"):
+        energy = methanol.get_potential_energy()
+    methanol.positions[2] += 1e-5
+    assert methanol.get_potential_energy() == pytest.approx(energy, abs=1e-2)
+    methanol.calc = AnituneCalculator(Ensemble(ensemble.members))
+    assert methanol.get_potential_energy() == pytest.approx(energy, abs=1e-2)
+
+
 def test_an_atom_alone_feels_no_force(ensemble: Ensemble) -> None:
-    atom = Atoms("O", calculator=AnituneCalculator(ensemble))
+    atom = Atoms("O", calculator=AnituneCalculator(Ensemble(ensemble.members)))
     assert np.array_equal(atom.get_forces(), np.zeros((1, 3)))
     assert np.isfinite(atom.get_potential_energy())
 
@@ -120,7 +134,7 @@ def test_a_kinked_activation_is_flagged(task: Task) -> None:
         model = ElementNetworks(config, task.aev.elements, task.features.length).eval()
         return SavedModel(model, task.aev, task.self_energies)
 
-    with pytest.warns(UserWarning, match="activation relu, whose slope jumps"):
+    with pytest.warns(ModelWarning, match="activation relu, whose slope jumps"):
         AnituneCalculator(Ensemble([saved("celu"), saved("relu")]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

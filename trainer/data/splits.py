@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import SplitConfig
+from trainer.config import FoldConfig, SplitConfig
 from trainer.data.dataset import Dataset
 from trainer.errors import DataError
 
@@ -66,11 +66,47 @@ def split_dataset(dataset: Dataset, config: SplitConfig) -> Split:
     """
     if config.by == "structure":
         return Split(_label_units(dataset.structures, config, "structures"))
-    # Groups of the same identity are one molecule and go together.
-    numbers: dict[str, int] = {}
-    molecules = np.array([numbers.setdefault(identity, len(numbers)) for identity in dataset.identities()])
-    labels = _label_units(len(numbers), config, "molecules")[molecules]
+    molecules = _molecule_numbers(dataset)
+    labels = _label_units(int(molecules.max()) + 1, config, "molecules")[molecules]
     return Split(np.repeat(labels, np.diff(dataset.offsets)))
+
+
+def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
+    """Let one fold of what is not test validate, and train on the others. The test part stays what it is.
+
+    Folds are of as equal numbers of structures, or of molecules, as can be.
+
+    Raises
+    ------
+    DataError
+        if there are too few structures or molecules for the folds.
+    """
+    rest = np.flatnonzero(split.parts != TEST)
+    owners = fold_units(dataset, split, config.by)
+    units = np.unique(owners)
+    if len(units) < config.folds:
+        raise DataError(
+            f"{len(units)} {config.by}s are not in the test part: too few for {config.folds} folds"
+        )
+    order = units[_permutation(len(units), config.seed)]
+    parts = split.parts.copy()
+    parts[rest] = TRAINING
+    parts[rest[np.isin(owners, np.array_split(order, config.folds)[config.fold])]] = VALIDATION
+    return Split(parts)
+
+
+def fold_units(dataset: Dataset, split: Split, by: Literal["structure", "molecule"]) -> npt.NDArray[np.int64]:
+    """What is kept whole in a fold: a number for each structure that is not in the test part, (n,)."""
+    rest = np.flatnonzero(split.parts != TEST)
+    return rest if by == "structure" else _molecule_numbers(dataset)[dataset.molecule_of(rest)]
+
+
+def _molecule_numbers(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """A number for each molecule, (M,), from 0: groups of the same identity are one, and go together."""
+    numbers: dict[str, int] = {}
+    return np.array(
+        [numbers.setdefault(identity, len(numbers)) for identity in dataset.identities()], dtype=np.int64
+    )
 
 
 def _label_units(count: int, config: SplitConfig, units: str) -> npt.NDArray[np.uint8]:

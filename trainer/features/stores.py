@@ -36,7 +36,7 @@ def unneeded_stores(root: Path, needed: Collection[tuple[str, str]]) -> list[Unn
     """
     old = time.time() - YOUNG
     found = []
-    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+    for folder in sorted(path for path in root.glob("*") if path.is_dir() and not path.is_symlink()):
         if folder.stat().st_mtime < old and _of(folder) not in needed:
             found.append(UnneededStore(folder, sum(file.stat().st_size for file in folder.glob("*"))))
     return found

@@ -22,6 +22,9 @@ from trainer.reporting import EpochRecord
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 
+REFUSED: Final = "refused-"
+"""How the name of a checkpoint begins that was set aside."""
+
 Identity = Mapping[str, Any]
 """What a training must share with its checkpoint: plain JSON values, in sections."""
 
@@ -79,17 +82,51 @@ def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
         record = header["record"]
         intact = header["digest"] == _digest(record, tensors)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it to train from the start") from error
+        raise damaged(path, error) from error
     if not intact:
-        raise CheckpointError(f"{path}: damaged (its digest does not fit); delete it to train from the start")
-    values = json.loads(record)
-    if differing := _differences(values["identity"], identity):
+        raise damaged(path, "its digest does not fit")
+    # A digest guards against accidents. Who wrote the file on purpose has made one that fits.
+    try:
+        values = json.loads(record)
+        found = values["identity"]
+        differing = _differences(found, identity)
+        history = tuple(_epoch(number, epoch) for number, epoch in enumerate(values["history"], 1))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, f"its record cannot be read: {error!r}") from error
+    if differing:
         raise CheckpointError(
             f"{path}: belongs to another training (other {', '.join(differing)}); "
             "choose another folder, or delete it to train from the start"
         )
-    history = tuple(EpochRecord(**epoch) for epoch in values["history"])
-    return Checkpoint(values["identity"], history, tensors)
+    return Checkpoint(found, history, tensors)
+
+
+def damaged(path: Path, why: object) -> CheckpointError:
+    """The error to raise where a checkpoint cannot be gone on from."""
+    return CheckpointError(f"{path}: damaged ({why}); delete it to train from the start")
+
+
+def set_aside(path: Path) -> Path:
+    """Let a checkpoint that was refused stand in nobody's way; where it is then."""
+    aside = path.with_name(f"{REFUSED}{path.name}")
+    path.replace(aside)
+    return aside
+
+
+def _epoch(number: int, values: Mapping[str, Any]) -> EpochRecord:
+    epoch = EpochRecord(**values)
+    if epoch.epoch != number or not all(type(value) in (int, float) for value in values.values()):
+        raise ValueError(f"epoch {number} is no record of it")
+    return epoch
+
+
+def saved_epoch(path: Path) -> int:
+    """The last epoch of the checkpoint at ``path``; 0 if there is none, or it cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return len(json.loads(file.metadata()["record"])["history"])
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:

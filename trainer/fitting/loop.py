@@ -10,7 +10,7 @@ from typing import Literal
 from trainer.config import TrainConfig
 from trainer.errors import TrainingFailed
 from trainer.files import remove_leftovers
-from trainer.fitting.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from trainer.fitting.checkpoints import CHECKPOINT, damaged, load_checkpoint, save_checkpoint
 from trainer.fitting.devices import memory_errors_explained, settle
 from trainer.fitting.packs import Companions
 from trainer.fitting.training import Training
@@ -80,6 +80,8 @@ def fit(
     with memory_errors_explained(config):
         training = Training(task, config, warm_start)
         if saved := load_checkpoint(folder / CHECKPOINT, training.identity):
+            if fault := training.misfit(saved):
+                raise damaged(folder / CHECKPOINT, fault)
             training.restore(saved)
         companions = companions or Companions()
         with companions.joined(training):

@@ -199,6 +199,26 @@ class Companions:
             self._changed.notify_all()
 
 
+class RecordedOrders(Companions):
+    """No companions: one training, which goes through the data in given orders, to repeat another.
+
+    Parameters
+    ----------
+    orders : number of the order of each epoch
+    """
+
+    def __init__(self, orders: Sequence[int]) -> None:
+        super().__init__()
+        self._orders = orders
+        self._pack: Pack | None = None
+
+    def train_epoch(self, training: Training) -> None:
+        self._pack = self._pack or Pack([training])
+        (failure,) = self._pack.train_epoch(self._orders[training.epoch])
+        if failure is not None:
+            raise failure
+
+
 def _shared(training: Training) -> tuple[object, ...]:
     """What trainings must have in common to go through the data together."""
     config = training.config

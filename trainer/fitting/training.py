@@ -222,16 +222,43 @@ class Training:
 
     def snapshot(self) -> Checkpoint:
         """All that the following epochs depend on."""
-        tensors = {"weights": self._weights.vector, "best": self._best_weights}
-        if self._average is not None:
-            tensors["average"] = self._evaluated_weights.vector
+        tensors = self._own_tensors()
         (state,) = self._optimizer.state_dict()["state"].values()
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         return Checkpoint(self.identity, self.history, on_cpu)
 
+    def _own_tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds besides the state of the optimizer, each (P,)."""
+        tensors = {"weights": self._weights.vector, "best": self._best_weights}
+        if self._average is not None:
+            tensors["average"] = self._evaluated_weights.vector
+        return tensors
+
+    def misfit(self, checkpoint: Checkpoint) -> str | None:
+        """What of a checkpoint cannot be of this training, in words: digests do not tell who made it."""
+        if not 0 < len(checkpoint.history) <= self.config.epochs:
+            return f"it has {len(checkpoint.history)} epochs of {self.config.epochs}"
+        wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._own_tensors().items()}
+        # The optimizer has no state before its first step: one of two weights shows what it will have.
+        weights = torch.nn.Parameter(torch.zeros(2, dtype=self._weights.vector.dtype, device=self.device))
+        weights.grad = torch.zeros_like(weights)
+        example = make_optimizer(self.config, weights)
+        example.step()
+        for name, tensor in example.state[weights].items():
+            shape = tuple(self._weights.vector.shape) if tensor.ndim else ()
+            wanted[f"{OPTIMIZER}{name}"] = (shape, tensor.dtype)
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if name not in wanted or name not in found:
+                return f"{name} {'is missing' if name in wanted else 'is none of its parts'}"
+            if wanted[name] != found[name]:
+                (shape, dtype), (other, other_dtype) = wanted[name], found[name]
+                return f"{name} is {other_dtype} {other} instead of {dtype} {shape}"
+        return None
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a training with this identity was at ``checkpoint``."""
+        """Go on where a training with this identity was at ``checkpoint``, which fits it (:meth:`misfit`)."""
         self.history = checkpoint.history
         tensors = checkpoint.tensors
         self._weights.load(tensors["weights"])

@@ -29,12 +29,17 @@ except ImportError as error:
 KINKED: Final = ("relu",)
 
 
-class AnituneCalculator(Calculator):
+class ModelWarning(UserWarning):
+    """What a model computes here may be wrong."""
+
+
+class AnituneCalculator(Calculator):  # type: ignore[misc]
     """Energies and forces of molecules, by autograd through torchani's AEVs, in float64.
 
     Beside ``energy`` (eV) and ``forces`` (eV/Å) the results have ``energy_spread`` (eV), the sample standard
     deviation of the members, and ``novelty``, above 1 where the structure is far from the training data
-    (:class:`trainer.inference.domain.TrainingDomain`); each is NaN where the model cannot tell.
+    (:class:`trainer.inference.domain.TrainingDomain`); each is NaN where the model cannot tell. To leave the
+    training data changes neither energy nor forces: a :class:`ModelWarning` says it, once.
 
     Parameters
     ----------
@@ -57,14 +62,16 @@ class AnituneCalculator(Calculator):
     ]
 
     def __init__(self, model: Ensemble | Path | str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.ensemble = model if isinstance(model, Ensemble) else Ensemble.open(model)
         self._torchani = as_torchani(self.ensemble)
+        self._has_left = False
         kinked = {m.model.config.activation for m in self.ensemble.members} & set(KINKED)
         if kinked:
             warnings.warn(
                 f"this model has the activation {', '.join(kinked)}, whose slope jumps: its forces are not"
                 " continuous, and molecular dynamics does not conserve energy; prefer celu, silu or gelu",
+                ModelWarning,
                 stacklevel=2,
             )
 
@@ -75,7 +82,7 @@ class AnituneCalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Compute all results."""
-        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        super().calculate(atoms, properties, system_changes)
         given: Any = self.atoms
         if given.pbc.any():
             raise DataError("the structure is periodic, and the models are of molecules: set pbc to False")
@@ -102,6 +109,14 @@ class AnituneCalculator(Calculator):
             "energy_spread": float(np.std(members, ddof=1)) * HARTREE_TO_EV if len(members) > 1 else np.nan,
             "novelty": self._novelty(numbers[0].tolist(), aevs[0].detach().float()),
         }
+        if self.results["novelty"] > 1 and not self._has_left:
+            self._has_left = True
+            warnings.warn(
+                f"an environment is far from the training data (novelty {self.results['novelty']:.2f}, far is"
+                " above 1): from here on energies and forces may be wrong; this is said once",
+                ModelWarning,
+                stacklevel=2,
+            )
 
     def _novelty(self, numbers: list[int], aevs: torch.Tensor) -> float:
         domain = self.ensemble.domain

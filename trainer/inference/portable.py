@@ -63,9 +63,9 @@ class PortableModel(nn.Module):
         energies = []
         for number, member in enumerate(self.members):
             of_atoms = self.shifts[number][numbers]
+            atomics: Any = member.atomics
             for place, element in enumerate(self.elements):
-                networks: Any = member.atomics
-                of_atoms = of_atoms + kinds[..., place] * networks[element](aevs).squeeze(-1)
+                of_atoms = of_atoms + kinds[..., place] * atomics[element](aevs).squeeze(-1)
             energies.append(of_atoms.sum(1))
         every = torch.stack(energies)
         if len(energies) == 1:

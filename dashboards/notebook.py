@@ -1,0 +1,149 @@
+"""Studies in a notebook: ``open_study("widths").trials()`` and so on.
+
+It reads what the commands read: the records by the environment (``ANITUNE_HOME``, ``ANITUNE_STORAGE_URL``),
+and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dashboards.errors import DashboardError
+from dashboards.record import StudyRecord, architecture_of, read_curves, read_study
+from storage.blobs.place import open_blobs
+from storage.database import Database, open_database
+from storage.settings import load_settings
+from storage.trials.views import TrialRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from trainer.inference.ensemble import Ensemble
+
+T = TypeVar("T")
+
+MODEL = "model.safetensors"
+
+
+class NoResultError(DashboardError):
+    """The study has no complete trial yet, or nothing of that name."""
+
+
+class NotebookStudy:
+    """A study as it stands now: each call reads the records again. Made by :func:`open_study`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.record()  # a name that is none is said at once
+
+    def __repr__(self) -> str:
+        summary = self.record().summary
+        states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count)
+        best = f", best {summary.best_value:.3f} kcal/mol" if summary.best_value is not None else ""
+        return f"study {self.name}: {states or 'no trial yet'}{best}"
+
+    def record(self) -> StudyRecord:
+        """All that is recorded, as the other functions of :mod:`dashboards` take it."""
+        return self._read(lambda database: read_study(database, self.name))
+
+    def trials(self, reference: bool = False) -> pd.DataFrame:
+        """A row a trial, the best first; errors in kcal/mol, times in seconds.
+
+        Parameters
+        ----------
+        reference
+            Whether the rows of the reference study are among them, in their places.
+        """
+        import pandas as pd
+
+        from dashboards.report.tables import trials_table
+
+        return pd.DataFrame(trials_table([self.record()], reference)).set_index("trial")
+
+    def best(self) -> dict[str, Any]:
+        """The complete trial of the least validation MAE: number, architecture, error, settings, metrics.
+
+        Raises
+        ------
+        NoResultError
+            if no trial is complete.
+        """
+        trial = self._best()
+        return {
+            "trial": trial.number,
+            "architecture": architecture_of(trial),
+            "val_mae_kcalmol": trial.value,
+            "settings": trial.config,
+            "metrics": trial.summary,
+            "mlflow_run_id": trial.mlflow_run_id,
+        }
+
+    def model_file(self) -> Path:
+        """The weights of the best trial, as safetensors.
+
+        Raises
+        ------
+        NoResultError
+            if no trial is complete.
+        BlobMissingError
+            if the file is not here: it was kept in another home.
+        """
+        digest = next(file.digest for file in self._best().artifacts if file.path == MODEL)
+        return self._read(lambda database: open_blobs(database).path(digest))
+
+    def load_model(self) -> Ensemble:
+        """The network of the best trial as an ensemble of one, which predicts energies of structures.
+
+        What ``anitune promote`` made of the study is loaded by ``mlflow.pyfunc.load_model``.
+
+        Raises
+        ------
+        NoResultError, BlobMissingError, ModelFileError
+            if there is none, its file is not here, or cannot be read.
+        """
+        from trainer.inference.ensemble import Ensemble
+
+        return Ensemble.open(self.model_file())
+
+    def figure(self, name: str = "history") -> go.Figure:
+        """A figure of the report by its name, such as ``cost``, ``importance`` or ``curves``.
+
+        Raises
+        ------
+        NoResultError
+            if there is none of that name; the message lists those there are.
+        """
+        from dashboards import figures
+
+        if name == "curves":
+            curves = self._read(lambda database: read_curves(database, read_study(database, self.name)))
+            return figures.curves(self.record(), curves).figure
+        if name not in figures.FIGURES:
+            names = ", ".join(sorted([*figures.FIGURES, "curves"]))
+            raise NoResultError(f"there is no figure {name!r}; there are: {names}")
+        return figures.FIGURES[name](self.record()).figure
+
+    def _best(self) -> TrialRow:
+        complete = self.record().complete
+        if not complete:
+            raise NoResultError(f"study {self.name}: no trial is complete yet")
+        return complete[0]
+
+    @staticmethod
+    def _read(read: Callable[[Database], T]) -> T:
+        with open_database(load_settings()) as database:
+            return read(database)
+
+
+def open_study(name: str) -> NotebookStudy:
+    """The study of that name.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if there is none.
+    """
+    return NotebookStudy(name)

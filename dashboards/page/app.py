@@ -1,0 +1,160 @@
+"""The first page that people open: studies, leaderboards and live workers, read from SQL for each request.
+
+It lives under ``/anitune`` in the server of the Optuna dashboard, so its links to that one, and to MLflow by
+``/mlflow``, hold whatever the port. It only reads, takes no input but addresses, and loads nothing from
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from flask import Flask, Response, render_template, request
+
+from dashboards import figures, links
+from dashboards.chart import Chart, figure_json
+from dashboards.ranking import Leaderboard, leaderboard
+from dashboards.record import StudyRecord, architecture_of, name_of, read_study
+from dashboards.words import budget_words, duration, noise_words, number_words, standing_words
+from storage.database import Database
+from storage.errors import DatabaseError, StudyNotFoundError
+from storage.studies import StudySummary, list_studies
+from storage.trials.views import TrialRow
+from storage.workers import LiveWorker, live_workers
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Styles inline, because plotly sets them; nothing from elsewhere, and no script but our two files."""
+
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reason, and the trials that failed for it."""
+
+    reason: str
+    trials: tuple[TrialRow, ...]
+
+
+def make_app(database: Database) -> Flask:
+    """The pages under ``/anitune`` as a WSGI application."""
+    app = Flask(
+        __name__,
+        static_folder="../assets",
+        static_url_path=f"{links.PAGE}/static",
+        template_folder="templates",
+    )
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.filters |= {
+        "duration": duration,
+        "number": number_words,
+        "arch": architecture_of,
+        "name": name_of,
+        "figure": figure_json,
+    }
+    app.jinja_env.globals |= {"links": links, "mlflow": links.MLFLOW_VIA_OPTUNA}
+
+    @app.get(f"{links.PAGE}/")
+    def studies() -> str:
+        return render_template(
+            "studies.html",
+            studies=[(summary, standing_words(summary)) for summary in reversed(list_studies(database))],
+            workers=live_workers(database),
+        )
+
+    @app.get(f"{links.PAGE}/studies/<name>")
+    def study(name: str) -> str:
+        record = read_study(database, name)
+        board = leaderboard(record)
+        return render_template(
+            "study.html",
+            record=record,
+            summary=record.summary,
+            standing=standing_words(record.summary),
+            budget=budget_words(record.summary.budget),
+            board=board,
+            noise=noise_words(board.noise),
+            tied=_tied(board),
+            charts=charts(record),
+            workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],
+            failures=failures(record.trials),
+        )
+
+    @app.get(f"{links.PAGE}/static/plotly.min.js")
+    def plotly() -> Response:
+        response = Response(_plotly(), mimetype="text/javascript")
+        response.headers["Content-Encoding"] = "gzip"
+        response.cache_control.max_age = 86_400
+        return response
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        if response.mimetype == "text/html" and response.status_code == 200:
+            response.cache_control.no_cache = True  # ask each time whether it is still the same
+            response.add_etag()
+            response.make_conditional(request)
+        return response
+
+    @app.errorhandler(StudyNotFoundError)
+    def no_study(error: StudyNotFoundError) -> tuple[str, int]:
+        return render_template("error.html", message=str(error)), 404
+
+    @app.errorhandler(404)
+    def no_page(error: Exception) -> tuple[str, int]:
+        return render_template("error.html", message="There is no such page."), 404
+
+    @app.errorhandler(DatabaseError)
+    def no_database(error: DatabaseError) -> tuple[str, int]:
+        return render_template("error.html", message=str(error)), 503
+
+    return app
+
+
+def charts(record: StudyRecord) -> list[Chart]:
+    """The plots of a study's page."""
+    return [
+        figures.history([record]),
+        figures.cost([record]),
+        figures.history([record], "seconds"),
+        figures.cost([record], "structures_per_second"),
+    ]
+
+
+def failures(trials: Sequence[TrialRow]) -> list[Failure]:
+    """Reasons of failed trials, the most frequent first."""
+    failed = [trial for trial in trials if trial.state == "failed"]
+    counts = Counter(trial.reason or "the reason is unknown" for trial in failed)
+    return [
+        Failure(
+            reason, tuple(trial for trial in failed if (trial.reason or "the reason is unknown") == reason)
+        )
+        for reason, _ in counts.most_common()
+    ]
+
+
+@cache
+def _plotly() -> bytes:
+    return gzip.compress(files("plotly").joinpath("package_data", "plotly.min.js").read_bytes())
+
+
+def _tied(board: Leaderboard) -> int:
+    return sum(place.in_noise for place in board.places if place.rank is not None)
+
+
+def _serves(worker: LiveWorker, summary: StudySummary) -> bool:
+    return worker.study in (None, summary.name) or any(trial.study == summary.name for trial in worker.trials)

@@ -1,0 +1,109 @@
+"""A study as it stands, read in one go for all who show it: page, report, notebook and both dashboards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from storage.database import Database
+from storage.errors import StudyNotFoundError
+from storage.studies import StudySummary, open_study, summarize_study
+from storage.trials.views import TrialRow, metric_curves, trial_rows
+
+CURVES: Final = 5
+"""Trials whose curves stand out."""
+
+FAINT_CURVES: Final = 150
+"""Trials at most whose curves are drawn behind those."""
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study with its trials.
+
+    Attributes
+    ----------
+    optuna_id
+        Optuna's id of the study.
+    config
+        As the study file said it, filled in.
+    facts
+        Fingerprints of what it was trained on.
+    trials
+        By number.
+    reference
+        The listed configurations that are trained beside it, from a study of their own; there may be none.
+    """
+
+    name: str
+    optuna_id: int
+    config: dict[str, Any]
+    facts: dict[str, str]
+    summary: StudySummary
+    trials: tuple[TrialRow, ...]
+    reference: StudyRecord | None
+
+    @property
+    def complete(self) -> list[TrialRow]:
+        """The complete trials, the best first."""
+        return sorted(
+            (trial for trial in self.trials if trial.state == "complete"),
+            key=lambda trial: (error_of(trial), trial.number),
+        )
+
+    @property
+    def rows(self) -> tuple[TrialRow, ...]:
+        """The trials of the reference."""
+        return self.reference.trials if self.reference is not None else ()
+
+
+def read_study(database: Database, name: str) -> StudyRecord:
+    """The study of that name as it stands.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if there is none.
+    """
+    study = open_study(database, name)
+    reference = study.config.get("reference")
+    return StudyRecord(
+        name=study.name,
+        optuna_id=study.optuna_study_id,
+        config=study.config,
+        facts=study.facts,
+        summary=summarize_study(database, study),
+        trials=tuple(trial_rows(database, study)),
+        reference=_read_reference(database, reference["name"]) if reference else None,
+    )
+
+
+def read_curves(database: Database, record: StudyRecord) -> dict[int, list[tuple[int, float]]]:
+    """Validation MAE (kcal/mol) over the epochs by number of a trial: of the best, and some of the rest."""
+    best = [trial.number for trial in record.complete[:CURVES]]
+    rest = [trial.number for trial in record.trials if trial.epochs and trial.number not in best]
+    step = max(1, len(rest) // FAINT_CURVES)
+    study = open_study(database, record.name)
+    return metric_curves(database, study, "val/mae_kcalmol", [*best, *rest[::step][:FAINT_CURVES]])
+
+
+def _read_reference(database: Database, name: str) -> StudyRecord | None:
+    try:
+        return read_study(database, name)
+    except StudyNotFoundError:  # deleted since
+        return None
+
+
+def error_of(trial: TrialRow) -> float:
+    """Best validation MAE of a trial, kcal/mol; infinity where there is none."""
+    return trial.value if trial.value is not None else float("inf")
+
+
+def name_of(trial: TrialRow) -> str:
+    """What people call a trial: ``trial 9``, or ``row 1`` of listed configurations."""
+    return f"row {trial.tags['row']}" if "row" in trial.tags else f"trial {trial.number}"
+
+
+def architecture_of(trial: TrialRow) -> str:
+    """The network as one word, as ``384-128-64-1 silu``; a dash before one was proposed."""
+    return trial.tags.get("arch", "–")

@@ -1,0 +1,393 @@
+"""What a report says: from the records of studies to sections of text, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dashboards import figures
+from dashboards.chart import Chart
+from dashboards.parallel import parallel
+from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
+from dashboards.record import StudyRecord, architecture_of, error_of, name_of
+from dashboards.report.data import StudyData
+from dashboards.report.machines import machines_table, versions_words
+from dashboards.report.reproduce import commands, study_file
+from dashboards.words import budget_words, duration, noise_words, number_words
+
+PLACES: Final = 40
+"""Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under headings.
+
+    Attributes
+    ----------
+    name
+        Tells tables apart.
+    numbers
+        The columns that are numbers.
+    marked
+        Rows that stand out: those of the reference study.
+    """
+
+    name: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: frozenset[int] = frozenset()
+    marked: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report under its title: text, then a table, figures, and text to be copied."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    table: Table | None = None
+    charts: tuple[Chart, ...] = ()
+    copied: tuple[str, ...] = ()
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that is known of a study: its records, the curves of its trials, and its data.
+
+    Attributes
+    ----------
+    curves
+        Validation MAE over the epochs, kcal/mol, by number of a trial.
+    notes
+        Further sections, such as of promotions and of openings of the test part.
+    """
+
+    record: StudyRecord
+    curves: dict[int, list[tuple[int, float]]]
+    data: StudyData
+    notes: tuple[Section, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A title, a line below it, and sections."""
+
+    title: str
+    subtitle: str
+    sections: tuple[Section, ...]
+
+
+def make_report(sources: Sequence[Source], made: str) -> Report:
+    """The report of one study, or of several beside each other.
+
+    Parameters
+    ----------
+    made
+        When, for the reader.
+    """
+    names = [source.record.name for source in sources]
+    if len(sources) == 1:
+        return Report(names[0], f"Report of a study by anitune, made {made}", tuple(_study(sources[0])))
+    sections = [_comparison(sources)]
+    for source in sources:
+        sections.append(Section(source.record.name))
+        sections += [replace(part, level=3) for part in _study(source)]
+    return Report(" and ".join(names), f"Report of studies by anitune, made {made}", tuple(sections))
+
+
+def _study(source: Source) -> list[Section]:
+    record, data = source.record, source.data
+    board = leaderboard(record, data.parts[1] if data.parts is not None else None)
+    sections = [
+        _summary(record, board, data),
+        _data(record, data),
+        _leaderboard(record, board),
+        Section(
+            "Course of the search",
+            charts=(figures.history([record]), figures.history([record], "seconds")),
+        ),
+    ]
+    if record.complete:
+        sections += [
+            _settings(record),
+            Section(
+                "Error against cost",
+                (
+                    "A trial is on the Pareto front if no other is both more accurate and cheaper. Speed is"
+                    " that of training, on the machine and beside the other trainings that it ran with.",
+                ),
+                charts=(figures.cost([record]), figures.cost([record], "structures_per_second")),
+            ),
+            Section("Loss curves", charts=(figures.curves(record, source.curves),)),
+            Section(
+                "Error by kind of molecule",
+                charts=(figures.errors_by(record, "heavy"), figures.errors_by(record, "elements")),
+            ),
+        ]
+    sections.append(_pruning(record))
+    sections += source.notes
+    sections.append(_machines(record))
+    if failed := [trial for trial in record.trials if trial.state == "failed"]:
+        rows = tuple((name_of(trial), architecture_of(trial), trial.reason or "unknown") for trial in failed)
+        sections.append(
+            Section(
+                "Failures", table=Table(f"failures-{record.name}", ("trial", "architecture", "reason"), rows)
+            )
+        )
+    sections.append(_reproduce(record))
+    return sections
+
+
+def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Section:
+    summary = record.summary
+    what = _data_words(record, data)
+    text = [
+        f"Question: which network of the ANI kind predicts the energies of {what} best, and at what cost?"
+    ]
+    if not record.complete:
+        return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
+    best = _first(board)
+    text.append(
+        f"Answer: {architecture_of(best.trial)} ({name_of(best.trial)}), with a validation MAE of"
+        f" {error_of(best.trial):.3f}{_interval(best)} kcal/mol and"
+        f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
+        f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
+    )
+    tied = [place for place in board.places if place.in_noise and place.rank is not None]
+    text.append(noise_words(board.noise))
+    if len(tied) > 1:
+        cheapest = min(tied, key=lambda place: place.trial.summary.get("parameters", float("inf")))
+        text.append(
+            f"{len(tied)} trials are within that noise of the best. The cheapest of them is"
+            f" {architecture_of(cheapest.trial)} ({name_of(cheapest.trial)}) with"
+            f" {cheapest.trial.summary.get('parameters', 0):,.0f} parameters and"
+            f" {error_of(cheapest.trial):.3f} kcal/mol."
+        )
+    rows = [trial for trial in record.rows if trial.state == "complete"]
+    if rows:
+        row = min(rows, key=error_of)
+        times = error_of(row) / error_of(best.trial)
+        text.append(
+            f"The best configuration of the reference study, {name_of(row)} ({architecture_of(row)}),"
+            f" reaches {error_of(row):.3f} kcal/mol on the same data: {times:.1f} times the error of the best"
+            " trial."
+        )
+    text.append(
+        "To be read with care: the validation part chose the best trial among all, so its error there is a"
+        " little too good. What it is on data that chose nothing, the test part says, which a search never"
+        " opens."
+    )
+    return Section("Summary", tuple(text))
+
+
+def _data(record: StudyRecord, data: StudyData) -> Section:
+    split = record.config["split"]
+    kept = "whole molecules" if split["by"] == "molecule" else "single structures"
+    shares = ", ".join(f"{share:.0%}" for share in split["fractions"])
+    test = f"{split['fractions'][2]:.0%}"
+    parts = (
+        f"fold {split['fold'] + 1} of {split['folds']} validates; the test part is {test}"
+        if split.get("folds")
+        else f"shares of training, validation and test part: {shares}"
+    )
+    text = [f"Split by {kept}, seed {split['seed']}; {parts}."]
+    if data.parts is not None:
+        text.append(
+            "Structures: {:,} to train on, {:,} to validate, {:,} to test.".format(*data.parts)
+            + " The test part was not used in the search. Self-energies are fitted on the training part."
+        )
+    if data.why_not:
+        text.append(data.why_not)
+    text += [f"{kind} fingerprint: {value}" for kind, value in sorted(record.facts.items())]
+    table = None
+    if data.summary is not None:
+        rows = tuple(
+            (
+                str(kind.heavy_atoms),
+                f"{kind.molecules:,}",
+                f"{kind.structures:,}",
+                f"{kind.atoms_min} to {kind.atoms_max}",
+                f"{kind.widest_kcalmol:,.1f}",
+            )
+            for kind in data.summary.by_heavy_atoms
+        )
+        headings = ("heavy atoms", "molecules", "structures", "atoms", "widest energies of one, kcal/mol")
+        table = Table(f"data-{record.name}", headings, rows, frozenset({0, 1, 2, 4}))
+    return Section("Data and split", tuple(text), table)
+
+
+def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
+    headings = (
+        "rank",
+        "trial",
+        "architecture",
+        "MAE",
+        "95 % interval",
+        "over seeds",
+        "parameters",
+        "structures/s",
+        "epochs",
+        "s",
+        "state",
+    )
+    shown = [
+        place
+        for i, place in enumerate(board.places)
+        if i < PLACES or ("row" in place.trial.tags and place.trial.state == "complete")
+    ]
+    rows = tuple(
+        (
+            str(place.rank or ""),
+            name_of(place.trial).removeprefix("trial "),
+            architecture_of(place.trial) + (" ≈" if place.in_noise and place.rank != 1 else ""),
+            number_words(place.trial.value, 3),
+            f"{error_of(place.trial) - place.interval:.3f} to {error_of(place.trial) + place.interval:.3f}"
+            if place.interval is not None
+            else "",
+            f"{place.spread.mean:.3f} ± {place.spread.deviation:.3f} ({place.spread.count})"
+            if place.spread is not None
+            else "",
+            number_words(place.trial.summary.get("parameters")),
+            number_words(place.trial.summary.get("structures_per_second")),
+            f"{place.trial.epochs:,}",
+            f"{place.trial.seconds:,.0f}",
+            place.trial.state,
+        )
+        for place in shown
+    )
+    text = [
+        "MAE: best validation error of a trial, kcal/mol. Its 95 % interval says how far that error depends"
+        " on which structures the validation part happens to hold; it follows from mean and root mean square"
+        " of the errors (a bootstrap would need the error of each structure, which trials do not keep). Over"
+        " seeds: mean, standard deviation and number of trainings of equal settings with several seeds, where"
+        " there are any. ≈: within the noise of the best."
+    ]
+    if len(board.places) > len(shown):
+        text.append(f"The first {len(shown)} of {len(board.places):,}; the table of all trials has the rest.")
+    if record.rows:
+        text.append("Rows are configurations of the reference study, in their places but without a rank.")
+    own = {id(trial) for trial in record.trials}
+    marked = frozenset(i for i, place in enumerate(shown) if id(place.trial) not in own)
+    numbers = frozenset({0, 1, 3, 6, 7, 8, 9})
+    return Section(
+        "Leaderboard",
+        tuple(text),
+        Table(f"leaderboard-{record.name}", headings, rows, numbers, marked),
+    )
+
+
+def _settings(record: StudyRecord) -> Section:
+    count = len(record.complete)
+    text = [
+        f"Importance is computed from {count} complete trials by PED-ANOVA: how much a setting decides"
+        " whether a trial is among the best tenth."
+    ]
+    if count < FEW_COMPLETE:
+        text.append(
+            f"With {count} complete trials only, much of it is chance: a setting that changes nothing may"
+            " seem important."
+        )
+    return Section("What the settings do", tuple(text), charts=(figures.importance(record), parallel(record)))
+
+
+def _pruning(record: StudyRecord) -> Section:
+    summary = record.summary
+    pruner = (record.config.get("pruner") or {}).get("kind", "none")
+    if pruner == "none":
+        return Section("What pruning saved", ("Nothing was pruned: the study has no pruner.",))
+    seconds = sum(
+        trial.seconds * ((trial.planned_epochs or 0) - trial.epochs) / trial.epochs
+        for trial in record.trials
+        if trial.state == "pruned" and trial.epochs
+    )
+    planned = summary.epochs + summary.epochs_saved
+    share = summary.epochs_saved / planned if planned else 0.0
+    return Section(
+        "What pruning saved",
+        (
+            f"Trials given up early ({pruner}): {summary.trials['pruned']}. So {summary.epochs_saved:,} of"
+            f" {planned:,} epochs were not trained ({share:.0%}), at the speed of those trials about"
+            f" {duration(seconds)} of {duration(seconds + summary.seconds)}. A pruned trial might have become"
+            " better than it looked.",
+        ),
+    )
+
+
+def _machines(record: StudyRecord) -> Section:
+    headings, rows = machines_table(record)
+    return Section(
+        "Machines",
+        (
+            f"{duration(record.summary.seconds)} were worked on trials, of all workers together, and"
+            f" {record.summary.epochs:,} epochs trained. Limits: {budget_words(record.summary.budget)}.",
+            *versions_words(record),
+        ),
+        Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4})),
+    )
+
+
+def _reproduce(record: StudyRecord) -> Section:
+    return Section(
+        "How to reproduce it",
+        (
+            "Save the study file below, and run the commands. Each training repeats bit for bit on the CPU,"
+            " and to a relative 1e-6 on a GPU, from the configuration that is kept with its trial. Which"
+            " trials a study proposes depends on what has ended before: with one worker that trains one trial"
+            " at a time it is the same every time.",
+        ),
+        copied=(commands(record), study_file(record)),
+    )
+
+
+def _comparison(sources: Sequence[Source]) -> Section:
+    records = [source.record for source in sources]
+    rows = []
+    for record in records:
+        board = leaderboard(record)
+        best = _first(board) if record.complete else None
+        front = pareto_front(
+            record.complete, {t.number: t.summary["parameters"] for t in record.complete if t.summary}
+        )
+        rows.append(
+            (
+                record.name,
+                architecture_of(best.trial) if best is not None else "–",
+                f"{error_of(best.trial):.3f}{_interval(best)}" if best is not None else "–",
+                number_words(best.trial.summary.get("parameters")) if best is not None else "–",
+                str(len(front)),
+                f"{sum(record.summary.trials.values()):,}",
+                duration(record.summary.seconds),
+            )
+        )
+    text = []
+    for kind in ("data", "split"):
+        if len({record.facts.get(kind) for record in records}) > 1:
+            text.append(f"Not comparable as they stand: the studies differ in their {kind} (by fingerprint).")
+    headings = ("study", "best", "MAE, kcal/mol", "parameters", "on the front", "trials", "time")
+    return Section(
+        "Comparison",
+        tuple(text),
+        Table("comparison", headings, tuple(rows), frozenset({3, 4, 5})),
+        (figures.history(records), figures.history(records, "seconds"), figures.cost(records)),
+    )
+
+
+def _first(board: Leaderboard) -> Place:
+    return next(place for place in board.places if place.rank == 1)
+
+
+def _interval(place: Place) -> str:
+    return f" ± {place.interval:.3f}" if place.interval is not None else ""
+
+
+def _data_words(record: StudyRecord, data: StudyData) -> str:
+    files = ", ".join(file.rpartition("/")[2] for file in record.config["data"]["files"])
+    if data.summary is None:
+        return f"the structures in {files}"
+    return (
+        f"{data.summary.structures:,} structures of {data.summary.molecules:,} molecules"
+        f" ({', '.join(data.summary.elements)}; {files})"
+    )

@@ -1,0 +1,58 @@
+"""What a study was trained on, read again from its files for a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dashboards.record import StudyRecord
+from trainer.config import DataConfig, SplitConfig, load_config
+from trainer.data.readers import read_dataset
+from trainer.data.shipped import SAMPLE
+from trainer.data.splits import split_dataset
+from trainer.data.summary import DatasetSummary, summarize
+from trainer.errors import TrainerError
+
+LARGEST_BYTES: Final = 2**31
+"""Larger files are not read for a report: it would take minutes."""
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Data and split of a study.
+
+    Attributes
+    ----------
+    summary
+        What the files hold; None where they cannot be read here.
+    parts
+        Structures of the training, the validation and the test part.
+    why_not
+        Why there is no summary.
+    """
+
+    summary: DatasetSummary | None
+    parts: tuple[int, int, int] | None
+    why_not: str = ""
+
+
+def read_data(record: StudyRecord) -> StudyData:
+    """Read the data files again; what cannot be read, or was changed since, is said instead."""
+    files: list[str] = record.config["data"]["files"]
+    try:
+        if sum(Path(file).stat().st_size for file in files if file != SAMPLE) > LARGEST_BYTES:
+            return StudyData(None, None, "The data files are large, and were not read again for this report.")
+        data = load_config(DataConfig, record.config["data"], record.name)
+        dataset = read_dataset(data.files, data.high_energy)
+        if record.facts.get("data", dataset.fingerprint) != dataset.fingerprint:
+            return StudyData(None, None, "The data files were changed since the study was trained on them.")
+        split = split_dataset(dataset, load_config(SplitConfig, record.config["split"], record.name))
+    except (TrainerError, OSError) as error:
+        return StudyData(None, None, f"The data files cannot be read here: {_line(error)}.")
+    return StudyData(summarize(dataset), (len(split.train), len(split.validation), len(split.test)))
+
+
+def _line(error: Exception) -> str:
+    said: Any = getattr(error, "strerror", None) or error
+    return str(said).rstrip(".")

@@ -1,0 +1,39 @@
+"""On which machines, and with which versions, the trials of a study were trained."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from dashboards.record import StudyRecord
+from dashboards.words import duration
+from storage.trials.views import TrialRow
+
+
+def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Headings and rows: a row for each kind of device of each machine."""
+    found: defaultdict[tuple[str, str], list[TrialRow]] = defaultdict(list)
+    for trial in record.trials:
+        found[trial.worker.host, trial.worker.device].append(trial)
+    rows = tuple(
+        (
+            host,
+            device,
+            f"{len({trial.worker.name for trial in trials}):,}",
+            f"{len(trials):,}",
+            f"{sum(trial.trained_epochs for trial in trials):,}",
+            duration(sum(trial.seconds for trial in trials)),
+        )
+        for (host, device), trials in sorted(found.items())
+    )
+    return ("machine", "device", "workers", "trials", "epochs", "time"), rows
+
+
+def versions_words(record: StudyRecord) -> list[str]:
+    """Which versions of which programs the workers had."""
+    kinds = {tuple(sorted(trial.worker.versions.items())) for trial in record.trials}
+    several = "" if len(kinds) < 2 else f"The workers had {len(kinds)} different sets of versions. "
+    return [
+        several + ", ".join(f"{name} {version}" for name, version in versions) + "."
+        for versions in sorted(kinds)
+        if versions
+    ]

@@ -1,0 +1,89 @@
+"""What promotions of a study found, and who opened its test part: shown in every report from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dashboards.record import StudyRecord
+from dashboards.report.contents import Section, Table
+from storage.database import Database
+from storage.openings import Opening, openings
+from storage.promotions import Promotion, promotions
+from storage.studies import open_study
+
+_FOLDS = {"structure": "on folds of structures", "molecule": "on folds of whole molecules"}
+
+
+def promotion_sections(database: Database, record: StudyRecord) -> tuple[Section, ...]:
+    """A section for each promotion that came so far as to choose, and one of the openings, if any."""
+    study = open_study(database, record.name)
+    chosen = [each for each in promotions(database, study) if each.results is not None]
+    sections = [_promotion(record, each, len(chosen)) for each in chosen]
+    if opened := openings(database, study):
+        sections.append(_openings(record, opened))
+    return tuple(sections)
+
+
+def _promotion(record: StudyRecord, promotion: Promotion, count: int) -> Section:
+    results = promotion.results or []
+    kinds = [kind for kind in _FOLDS if any(kind in result["folds"] for result in results)]
+    text = [
+        "The best configurations were trained again with several seeds on folds, mean and standard deviation"
+        f" in kcal/mol. Chosen: trial {promotion.choice}, since {promotion.reason}."
+    ]
+    if (test := promotion.test) is not None:
+        text.append(
+            f"On the test part the ensemble has a mean absolute error of {test['mae_kcalmol']:.3f} kcal/mol"
+            f" (root mean square {test['rmse_kcalmol']:.3f}, {test['structures']:,} structures); its members"
+            f" alone have {test['mean_member_mae_kcalmol']:.3f} on average."
+        )
+    if promotion.model_name is not None:
+        text.append(f"Registered as {promotion.model_name}, version {promotion.model_version}.")
+    headings = ["trial", "architecture", "parameters", "MAE in the search"]
+    for kind in kinds:
+        headings += [_FOLDS[kind], f"above the best {_FOLDS[kind]} (95 %)"]
+    rows = tuple(_row(result, kinds) for result in results)
+    marked = frozenset(i for i, result in enumerate(results) if result["trial"] == promotion.choice)
+    number = f" {promotion.id}" if count > 1 else ""
+    name = f"promotion-{record.name}-{promotion.id}"
+    return Section(
+        f"Promotion{number}", tuple(text), Table(name, tuple(headings), rows, frozenset({0, 2, 3}), marked)
+    )
+
+
+def _row(result: Mapping[str, Any], kinds: list[str]) -> tuple[str, ...]:
+    cells = [
+        str(result["trial"]),
+        result["architecture"],
+        f"{result['parameters']:,}",
+        f"{result['val_mae']:.3f}",
+    ]
+    for kind in kinds:
+        errors = result["folds"].get(kind)
+        if errors is None:
+            cells += [f"failed: {result['failed']}" if result["failed"] else "", ""]
+            continue
+        cells.append(f"{errors['mean']:.3f} ± {errors['spread']:.3f} ({len(errors['values'])})")
+        difference = errors["difference"]
+        if difference is None:
+            cells.append("the best")
+        else:
+            told = "" if errors["told_apart"] else ", cannot be told apart"
+            cells.append(f"{difference['low']:+.3f} to {difference['high']:+.3f}{told}")
+    return tuple(cells)
+
+
+def _openings(record: StudyRecord, opened: list[Opening]) -> Section:
+    text = (
+        "The test part chose nothing before it was opened: the error that the first opening gave is honest."
+        if len(opened) == 1
+        else f"The test part was opened {len(opened)} times. Only the error of the first opening is honest:"
+        " what came after may have been chosen by it."
+    )
+    rows = tuple((str(i), str(opening)) for i, opening in enumerate(opened, start=1))
+    return Section(
+        "Openings of the test part",
+        (text,),
+        Table(f"openings-{record.name}", ("no.", "when, by whom, and what it gave"), rows, frozenset({0})),
+    )

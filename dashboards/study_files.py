@@ -1,0 +1,25 @@
+"""What the study's run in MLflow holds of the study as it stands: the leaderboard, and plots as pictures."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dashboards.record import StudyRecord
+
+PLOTS: Final = ("plots/history.png", "plots/pareto.png", "plots/importance.png")
+"""Images of a study among the artifacts of its run."""
+
+LEADERBOARD: Final = "leaderboard.csv"
+
+
+def study_files(record: StudyRecord) -> dict[str, bytes]:
+    """Leaderboard and plots by their paths; the plots once there is a complete trial."""
+    from dashboards import figures
+    from dashboards.drawing import png
+    from dashboards.report.tables import trials_csv
+
+    files = {LEADERBOARD: trials_csv([record]).encode()}
+    if record.complete:
+        charts = (figures.history([record]), figures.cost([record]), figures.importance(record))
+        files |= {path: png(chart) for path, chart in zip(PLOTS, charts, strict=True)}
+    return files

@@ -1,0 +1,68 @@
+"""Numbers and states in words, alike wherever people read them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from dashboards.ranking import Noise
+    from storage.studies import Budget, StudySummary
+
+_MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+def markdown_text(text: str) -> str:
+    """Text of others on one line, shown by Markdown as it is."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that say most."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def number_words(value: float | None, digits: int = 0) -> str:
+    """A number with thousands apart; nothing for None."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def budget_words(budget: Budget) -> str:
+    """The limits of a study."""
+    limits = [f"{budget.trials:,} trials"] if budget.trials is not None else []
+    limits += [duration(budget.seconds)] if budget.seconds is not None else []
+    limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
+    return ", ".join(limits) or "none"
+
+
+def standing_words(summary: StudySummary) -> str:
+    """Whether a study runs, in one word."""
+    if summary.state != "open":
+        return summary.state
+    if summary.trials["running"]:
+        return "running"
+    ended = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
+    if summary.budget.trials is not None and ended >= summary.budget.trials:
+        return "finished"
+    return "waiting for workers"
+
+
+def noise_words(noise: Noise | None) -> str:
+    """What two trials must differ by, and how that is known."""
+    if noise is None:
+        return "How much of a difference is chance is not known yet."
+    if noise.kind == "seeds":
+        return (
+            f"Equal settings differ by {noise.deviation:.3f} kcal/mol (standard deviation over seeds, from"
+            f" {noise.groups} {'set' if noise.groups == 1 else 'sets'} of replicates): two trials less than"
+            f" {noise.margin:.3f} kcal/mol apart cannot be told apart."
+        )
+    return (
+        "No settings were trained with several seeds, so the spread over seeds is not known. The validation"
+        f" part alone makes two trials less than {noise.margin:.3f} kcal/mol apart indistinguishable (95 %)."
+    )

@@ -1,0 +1,185 @@
+"""``anitune promote``: from the best trials of a study to a model in the registry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dashboards.words import duration
+from search.cli.output import make_console
+from search.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from search.promote.plan import Plan
+    from search.promote.promotion import Promoter
+    from storage.openings import Opening
+    from storage.promotions import Promotion
+
+
+def promote(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
+    top: Annotated[int, typer.Option(min=1, help="Candidates: so many of the best configurations.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds: run i of a candidate has fold i and seed i, counted round.")
+    ] = 5,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Folds by structure and folds by molecule of all but the test part.")
+    ] = 5,
+    ensemble: Annotated[int, typer.Option(min=1, help="Networks in the ensemble that is registered.")] = 8,
+    again: Annotated[
+        bool, typer.Option("--again", help="Open the test part although it was opened before.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare the best configurations on folds, choose one, test it once, and register an ensemble of it.
+
+    A promotion that was stopped or killed goes on when it is started again.
+    """
+    from search.work.forks import start_imports
+
+    start_imports()
+    from search.promote.plan import Options
+    from search.promote.promotion import Promoter, Stopped
+    from search.study import study_from_values
+    from search.work.stopping import stop_on_signals
+    from storage.database import open_database
+    from storage.openings import openings
+    from storage.settings import load_settings
+    from storage.studies import open_study
+    from trainer.task import prepare_task
+
+    options = Options(top, seeds, folds, ensemble)
+    given = "".join(f" --{name} {value}" for name, value in asdict(options).items())
+    go_on = f"go on with: anitune promote {study}{given}{' --again' if again else ''}"
+    with open_database(load_settings()) as database:
+        opened = open_study(database, study)
+        config = study_from_values(opened.config, f"the record of study {study}")
+        try:
+            with progress_bar() as progress:
+                task = prepare_task(
+                    config.data, config.split, config.features, database.settings.features, progress
+                )
+            opened.set_facts(task.fingerprints)  # folds of other data would say nothing of its trials
+            promoter = Promoter(database, opened, config, task, options, again=again)
+            for line in _plan_lines(promoter):
+                typer.echo(line, err=as_json)
+            with progress_bar() as progress, stop_on_signals() as stop:
+                promotion = promoter.run(stop, progress)
+        except KeyboardInterrupt:
+            typer.echo(f"\nStopped at once; {go_on}", err=True)
+            raise typer.Exit(130) from None
+        except Stopped:
+            assert stop.signal is not None
+            typer.echo(f"Stopped; {go_on}", err=True)
+            raise typer.Exit(128 + stop.signal) from None
+        opened_before = openings(database, opened)
+        tracking = database.settings.tracking_uri
+    if as_json:
+        typer.echo(json.dumps(_values(promotion, opened_before), indent=2))
+        return
+    console = make_console()
+    console.print(_table(promotion, promoter.plan, promoter.decisive))
+    for line in _result_lines(promotion, opened_before, tracking):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _plan_lines(promoter: Promoter) -> list[str]:
+    plan = promoter.plan
+    count, seconds = promoter.estimate()
+    runs = " and ".join(
+        f"{plan.runs[kind]} runs on {number} {kind} folds" for kind, number in plan.folds.items()
+    )
+    missing = [f"             no {kind} folds: {reason}" for kind, reason in plan.missing.items()]
+    return [
+        f"candidates   trials {', '.join(str(each.trial) for each in plan.candidates)}",
+        f"each         {runs}; {promoter.decisive} folds decide, as the study is split",
+        *missing,
+        f"ensemble     {plan.options.ensemble} networks of the chosen one",
+        f"to be done   {count} trainings, about {duration(seconds)}",
+    ]
+
+
+def _table(promotion: Promotion, plan: Plan, decisive: str) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption = (
+        f"MAE in kcal/mol: mean ± standard deviation over runs, difference from the best on {decisive} folds"
+        " with its 95 % interval"
+    )
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("architecture", no_wrap=True)
+    table.add_column("params", justify="right", no_wrap=True)
+    table.add_column("val MAE", justify="right", no_wrap=True)
+    for kind in plan.folds:
+        table.add_column(f"{kind} folds", justify="right", no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("")
+    for result in promotion.results or []:
+        chosen = result["trial"] == promotion.choice
+        cells = [f"{f['mean']:.3f} ± {f['spread']:.3f}" for f in result["folds"].values()]
+        table.add_row(
+            str(result["trial"]),
+            escape(result["architecture"]),
+            f"{result['parameters']:,}",
+            f"{result['val_mae']:.3f}",
+            *(cells or [""] * len(plan.folds)),
+            _difference(result, decisive),
+            "chosen" if chosen else f"failed: {escape(result['failed'])}" if result["failed"] else "",
+            style="bold green" if chosen else "",
+        )
+    return table
+
+
+def _difference(result: dict[str, Any], decisive: str) -> str:
+    if result["failed"] or result["folds"][decisive]["difference"] is None:
+        return ""
+    errors = result["folds"][decisive]
+    by = errors["difference"]
+    words = "worse" if errors["told_apart"] else "cannot be told apart"
+    return f"{by['mean']:+.3f} [{by['low']:+.3f}, {by['high']:+.3f}], {words}".replace("[", "\\[")
+
+
+def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str) -> list[str]:
+    from rich.markup import escape
+
+    from storage.settings import redacted
+    from storage.tracking.registry import CHAMPION
+
+    test = promotion.test or {}
+    lines = [
+        f"[bold]Chosen[/]      {promotion.reason}",
+        f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
+        f" {test['mean_member_mae_kcalmol']:.3f} of its members on average"
+        f" ({test['structures']:,} structures)",
+        f"[bold]Test part[/]   opened {'once' if len(opened) == 1 else f'{len(opened)} times'}:",
+        *(f"            {escape(str(each))}" for each in opened),
+        f"[bold]Registered[/]  {promotion.model_name} version {promotion.model_version},"
+        f" alias {CHAMPION}; in Python:",
+        f'            mlflow.set_tracking_uri("{escape(redacted(tracking))}")',
+        f'            model = mlflow.pyfunc.load_model("models:/{promotion.model_name}@{CHAMPION}")',
+    ]
+    if len(opened) > 1:
+        lines.insert(
+            3, "            Only the error of the first opening is that of a choice made without it."
+        )
+    return lines
+
+
+def _values(promotion: Promotion, opened: list[Opening]) -> dict[str, Any]:
+    return {
+        "promotion": promotion.id,
+        "candidates": promotion.results,
+        "chosen_trial": promotion.choice,
+        "reason": promotion.reason,
+        "test": promotion.test,
+        "model": {"name": promotion.model_name, "version": promotion.model_version},
+        "openings": [asdict(each) for each in opened],
+    }

@@ -1,0 +1,121 @@
+"""``anitune reproduce``: a trial once more, from its record alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from search.work.repeat import Recorded, Repeat
+
+DIFFERENT = 1
+"""Exit code."""
+
+
+def reproduce(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="Number of the trial.")],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="FRACTION",
+            help="Relative difference that is allowed. Default: none on the CPU, 1e-6 on a GPU.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a trial again from what was recorded of it alone, and compare the losses of all epochs.
+
+    It exits with 1 if they differ.
+    """
+    from search.study import study_from_values
+    from search.work.repeat import GPU_TOLERANCE, recorded_trial, repeat_trial
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study
+    from storage.trials.views import trial_rows
+    from trainer.task import prepare_task
+
+    with open_database(load_settings()) as database:
+        opened = open_study(database, study)
+        recorded = recorded_trial(database, opened, trial_rows(database, opened), trial)
+        config = study_from_values(opened.config, f"the record of study {study}")
+        with progress_bar() as progress:
+            task = prepare_task(
+                config.data, config.split, config.features, database.settings.features, progress
+            )
+            opened.set_facts(task.fingerprints)  # other data would give other numbers
+            repeated = repeat_trial(task, recorded, progress)
+    if tolerance is None:
+        tolerance = GPU_TOLERANCE if "cuda" in (recorded.device, repeated.device) else 0.0
+    alike = repeated.alike(tolerance)
+    if as_json:
+        typer.echo(json.dumps(_values(study, trial, recorded, repeated, tolerance, alike), indent=2))
+    else:
+        for line in _lines(study, trial, recorded, repeated, tolerance, alike):
+            typer.echo(line)
+    if not alike:
+        raise typer.Exit(DIFFERENT)
+
+
+def _lines(
+    study: str, trial: int, recorded: Recorded, repeated: Repeat, tolerance: float, alike: bool
+) -> list[str]:
+    twin = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
+    allowed = f"within a relative {tolerance:g}" if tolerance else "bit for bit"
+    lines = [
+        f"{study}: trial {trial}{twin}: {repeated.epochs} epochs trained again on {repeated.device},"
+        f" recorded on {recorded.device}"
+    ]
+    if not repeated.differences:
+        lines.append(f"all {repeated.compared} numbers are the same, bit for bit")
+    else:
+        first = repeated.differences[0]
+        largest = max(repeated.differences, key=lambda each: each.relative)
+        lines.append(
+            f"{len(repeated.differences)} of {repeated.compared} numbers differ: the first is {first.metric}"
+            f" of epoch {first.epoch} ({_number(first.recorded)} recorded, {_number(first.repeated)} now),"
+            f" the largest relative difference is {largest.relative:.3g}"
+        )
+    if repeated.same_model is not None:
+        lines.append(f"the network is {'the same' if repeated.same_model else 'another one'}")
+    lines.append(f"{'reproduced' if alike else 'not reproduced'}, {allowed}")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None else repr(value)
+
+
+def _values(
+    study: str, trial: int, recorded: Recorded, repeated: Repeat, tolerance: float, alike: bool
+) -> dict[str, Any]:
+    largest = max((each.relative for each in repeated.differences), default=0.0)
+    return {
+        "study": study,
+        "trial": trial,
+        "result_of_trial": recorded.number,
+        "reproduced": alike,
+        "tolerance": tolerance,
+        "epochs": repeated.epochs,
+        "recorded_on": recorded.device,
+        "repeated_on": repeated.device,
+        "compared": repeated.compared,
+        "largest_relative_difference": largest if math.isfinite(largest) else None,
+        "same_network": repeated.same_model,
+        "differences": [
+            {
+                "metric": each.metric,
+                "epoch": each.epoch,
+                "recorded": each.recorded,
+                "repeated": each.repeated,
+            }
+            for each in repeated.differences
+        ],
+    }

@@ -1,0 +1,73 @@
+"""What is registered of a promotion: the files of the model, where it comes from, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from search.promote.plan import Candidate
+from search.promote.tables import INPUTS, OUTPUTS
+from storage.promotions import Promotion
+from storage.studies import Study
+from storage.tracking.registry import ModelFiles
+from trainer.data.elements import SYMBOLS
+from trainer.task import TaskData
+
+#: What the model needs where it is loaded. The others that it uses come with these.
+PACKAGES: Final = ("anitune", "torch", "torchani", "numpy", "pandas")
+
+SCRIPT: Final = Path(__file__).with_name("pyfunc_model.py")
+
+
+def model_files(ensemble: Path, task: TaskData) -> ModelFiles:
+    """The model of the ensemble in a folder; the example is a structure that it was trained on."""
+    molecule = task.dataset.molecules[int(task.dataset.molecule_of(task.split.train[:1])[0])]
+    example = {
+        "symbols": [SYMBOLS[n - 1] for n in molecule.atomic_numbers],
+        "coordinates": molecule.coordinates[0].astype(float).round(6).tolist(),
+    }
+    return ModelFiles(
+        script=SCRIPT,
+        artifacts={"ensemble": ensemble},
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        example=[example],
+        # A torch of another build (2.13.0+cu128) is as good.
+        requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+    )
+
+
+def lineage(study: Study, promotion: Promotion, task: TaskData) -> dict[str, str]:
+    """Where a promoted model comes from: tags of its version."""
+    versions = promotion.worker.versions
+    return {
+        "study": study.name,
+        "trial": str(promotion.choice),
+        "candidates": ", ".join(str(number) for number in promotion.plan["candidates"]),
+        "promotion": str(promotion.id),
+        "reason": promotion.reason or "",
+        **{f"fingerprint.{name}": value for name, value in task.fingerprints.items()},
+        **{f"version.{name}": value for name, value in versions.items() if name != "commit"},
+        "commit": versions.get("commit", "unknown: not run from a clone"),
+    }
+
+
+def metrics(test: Mapping[str, Any]) -> dict[str, float]:
+    """The errors on the test part as metrics of the model's run."""
+    return {f"test/{name}": float(value) for name, value in test.items() if isinstance(value, int | float)}
+
+
+def description(study: Study, promotion: Promotion, chosen: Candidate, openings: int) -> str:
+    """What people read first in the registry; Markdown."""
+    test = promotion.test or {}
+    looks = "opened for it alone" if openings == 1 else f"opened {openings} times by now"
+    return (
+        f"Ensemble of {promotion.plan['ensemble']} networks `{chosen.architecture}`, the settings of trial"
+        f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"
+        f"Test MAE {test['mae_kcalmol']:.3f} kcal/mol ({test['structures']:,} structures; the test part was"
+        f" {looks}), of a member on average {test['mean_member_mae_kcalmol']:.3f}.\n\n"
+        "Give a table with the columns symbols and coordinates (Å), or file; it gives energy_hartree and"
+        " spread_hartree, the standard deviation of the members."
+    )

@@ -1,0 +1,236 @@
+"""What a promotion trains: candidates, their runs on folds, and the members of the ensemble."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from search.errors import SearchError
+from search.promote.choice import FoldKind
+from search.propose.seeds import fold_seed, member_seed
+from storage.promotions import TrainingKind
+from storage.trials.views import TrialRow
+from trainer.config import FoldConfig, TrainConfig, dump_config, load_config
+from trainer.data.self_energies import fit_self_energies
+from trainer.data.splits import fold_units, split_fold
+from trainer.errors import DataError
+from trainer.fingerprints import digest_of
+from trainer.task import Task
+
+KINDS: Final[tuple[FoldKind, ...]] = ("structure", "molecule")
+
+NOT_COMPARED: Final = ("seed", "device", "checkpoint_seconds")
+"""Settings in which two trials may differ and be one configuration."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much a promotion trains.
+
+    Attributes
+    ----------
+    top : candidates at most
+    seeds, folds : of each kind of folds; run i of a candidate has fold i and seed i, counted round
+    ensemble : members of the ensemble
+    """
+
+    top: int = 5
+    seeds: int = 5
+    folds: int = 5
+    ensemble: int = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that may be chosen.
+
+    Attributes
+    ----------
+    trial : its number, of several with the same settings that of the best one
+    val_mae : its validation MAE, kcal/mol
+    seconds : that its training took
+    """
+
+    trial: int
+    architecture: str
+    config: TrainConfig
+    val_mae: float
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """A training of a promotion.
+
+    Attributes
+    ----------
+    key : digest of all that decides the result
+    trial : whose settings it has
+    kind, run : on which folds, and the how-many-eth of these, from 0; or the member of the ensemble
+    fold : None: on the training part of the study
+    """
+
+    key: str
+    trial: int
+    kind: TrainingKind
+    run: int
+    config: TrainConfig
+    fold: FoldConfig | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a promotion trains.
+
+    Attributes
+    ----------
+    folds, runs : numbers of them by kind
+    missing : why the data has no folds of a kind
+    fold_trainings : of all candidates, those of a fold together
+    """
+
+    options: Options
+    candidates: tuple[Candidate, ...]
+    folds: dict[FoldKind, int]
+    runs: dict[FoldKind, int]
+    missing: dict[FoldKind, str]
+    fold_trainings: tuple[PlannedTraining, ...]
+
+    def values(self) -> dict[str, Any]:
+        """What is recorded: it tells this plan from others."""
+        return {
+            **dataclasses.asdict(self.options),
+            "candidates": [each.trial for each in self.candidates],
+            "folds_by_kind": dict(self.folds),
+            "runs_by_kind": dict(self.runs),
+        }
+
+    def candidate(self, trial: int) -> Candidate:
+        """The candidate of this trial."""
+        return next(each for each in self.candidates if each.trial == trial)
+
+
+def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
+    """The best complete trials of different settings, the best first.
+
+    Trials that began with the weights of another are none: their settings alone do not repeat them.
+
+    Raises
+    ------
+    SearchError
+        if there is none.
+    """
+    found: dict[str, Candidate] = {}
+    complete = [trial for trial in trials if trial.state == "complete" and "start_from" not in trial.tags]
+    for trial in sorted(complete, key=lambda each: (each.value, each.number)):
+        assert trial.config is not None
+        assert trial.value is not None
+        config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
+        compared = {name: value for name, value in trial.config.items() if name not in NOT_COMPARED}
+        candidate = Candidate(
+            trial=trial.number,
+            architecture=trial.tags["arch"],
+            config=config,
+            val_mae=trial.value,
+            parameters=round(trial.summary["parameters"]),
+            seconds=trial.summary["seconds"],
+        )
+        found.setdefault(digest_of(compared), candidate)
+    if not found:
+        raise SearchError("no trial is complete that could be promoted: let the study go on")
+    return list(found.values())[:top]
+
+
+def make_plan(candidates: Sequence[Candidate], task: Task, study_seed: int, options: Options) -> Plan:
+    """Plan the runs on folds of candidates.
+
+    Parameters
+    ----------
+    task : of the study
+
+    Raises
+    ------
+    SearchError
+        if the data has folds of no kind.
+    """
+    folds: dict[FoldKind, int] = {}
+    missing: dict[FoldKind, str] = {}
+    for kind in KINDS:
+        try:
+            folds[kind] = _folds(task, kind, options.folds)
+        except DataError as error:
+            missing[kind] = str(error)
+    if not folds:
+        raise SearchError(f"there is nothing to compare candidates on: {missing[KINDS[0]]}")
+    runs = {kind: max(options.seeds, number) for kind, number in folds.items()}
+    trainings = [
+        _on_fold(candidate, task, study_seed, kind, run, folds[kind], options.seeds)
+        for kind in folds
+        for fold in range(folds[kind])
+        for run in range(fold, runs[kind], folds[kind])
+        for candidate in candidates
+    ]
+    return Plan(options, tuple(candidates), folds, runs, missing, tuple(trainings))
+
+
+def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> list[PlannedTraining]:
+    """The trainings of an ensemble, on the training and validation part of the study."""
+    planned = []
+    for number in range(count):
+        config = dataclasses.replace(candidate.config, seed=member_seed(study_seed, number))
+        key = _key(config, task.fingerprints, None)
+        planned.append(PlannedTraining(key, candidate.trial, "member", number, config, None))
+    return planned
+
+
+def seconds_of(training: PlannedTraining, plan: Plan, task: Task) -> float:
+    """What a training on a fold may take, s, by what that of the trial took."""
+    assert training.fold is not None
+    rest = len(task.split.train) + len(task.split.validation)
+    share = (1 - 1 / training.fold.folds) * rest / len(task.split.train)
+    return plan.candidate(training.trial).seconds * share
+
+
+def _folds(task: Task, kind: FoldKind, wanted: int) -> int:
+    """The number of folds, on each of which can be trained.
+
+    Raises
+    ------
+    DataError
+        if there are none, or one leaves an element out of training.
+    """
+    number = min(wanted, len(np.unique(fold_units(task.dataset, task.split, kind))))
+    if number < 2:
+        raise DataError(f"one {kind} only")
+    for fold in range(number):
+        parts = split_fold(task.dataset, task.split, _fold_config(task, kind, number, fold))
+        fit_self_energies(task.dataset, parts, task.aev.elements)
+    return number
+
+
+def _fold_config(task: Task, kind: FoldKind, folds: int, fold: int) -> FoldConfig:
+    return FoldConfig(kind, folds, fold, seed=int(task.settings["split"]["seed"]))
+
+
+def _on_fold(
+    candidate: Candidate, task: Task, study_seed: int, kind: FoldKind, run: int, folds: int, seeds: int
+) -> PlannedTraining:
+    fold = _fold_config(task, kind, folds, run % folds)
+    config = dataclasses.replace(candidate.config, seed=fold_seed(study_seed, run % seeds))
+    return PlannedTraining(_key(config, task.fingerprints, fold), candidate.trial, kind, run, config, fold)
+
+
+def _key(config: TrainConfig, fingerprints: Mapping[str, str], fold: FoldConfig | None) -> str:
+    settings = {name: value for name, value in dump_config(config).items() if name != "checkpoint_seconds"}
+    return digest_of(
+        {
+            "training": settings,
+            "task": dict(fingerprints),
+            "fold": dump_config(fold) if fold is not None else None,
+        }
+    )

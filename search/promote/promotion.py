@@ -1,0 +1,324 @@
+"""The course of a promotion: folds, choice, ensemble, and only then the test part, once; then the registry.
+
+Each step is recorded when it is done, and begun again it goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search.errors import SearchError
+from search.promote.choice import Choice, FoldKind, Result, choose, fold_errors
+from search.promote.ensemble import build_ensemble, measure_on_test_part
+from search.promote.model import description, lineage, metrics, model_files
+from search.promote.plan import (
+    Candidate,
+    Options,
+    PlannedTraining,
+    find_candidates,
+    make_plan,
+    members,
+    seconds_of,
+)
+from search.promote.trainings import Outcome, train_all, training_folder
+from search.study import StudyConfig
+from search.work.environment import describe_worker
+from search.work.sizing import slots_by_room
+from search.work.stopping import StopRequest
+from search.work.worker import patiently
+from storage.database import Database
+from storage.errors import PromotionBusyError
+from storage.openings import open_test_part, openings, record_test_error, refuse_another_opening
+from storage.promotions import (
+    Promotion,
+    PromotionTraining,
+    begin_promotion,
+    end_promotion,
+    promotions,
+    record_choice,
+    record_test,
+    record_training,
+    trainings,
+    unfinished_promotion,
+)
+from storage.studies import Study
+from storage.tracking.registry import RegisteredModel, register_model
+from storage.tracking.relay import study_key
+from storage.trials.views import trial_rows
+from trainer.config import dump_config
+from trainer.errors import TrainingFailed
+from trainer.fitting.checkpoints import CHECKPOINT
+from trainer.fitting.devices import find_device
+from trainer.progress import Progress
+from trainer.run import MODEL, TrainingResult
+from trainer.task import Task
+
+logger = logging.getLogger("anitune")
+
+ENSEMBLE = "ensemble"
+
+
+class Stopped(Exception):  # noqa: N818  (nothing went wrong)
+    """Somebody asked to stop; what was trained is kept."""
+
+
+class Promoter:
+    """Promotes the best configuration of a study.
+
+    Parameters
+    ----------
+    config : of the study
+    task : what its trials were trained on
+    again : whether the test part may be opened once more
+
+    Attributes
+    ----------
+    plan : what is trained
+
+    Raises
+    ------
+    AlreadyOpenedError
+        if the test part was opened by another promotion, and must not be again.
+    SearchError
+        if there is nothing to promote, or nothing to test it on.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        study: Study,
+        config: StudyConfig,
+        task: Task,
+        options: Options,
+        *,
+        again: bool,
+    ) -> None:
+        self._database = database
+        self._study = study
+        self._config = config
+        self._task = task
+        self._again = again
+        if not len(task.split.test):
+            raise SearchError(
+                f"{study.name}: its split has no test part (split.fractions): a promoted model would have no"
+                " honest error"
+            )
+        candidates = find_candidates(trial_rows(database, study), options.top)
+        self.plan = make_plan(candidates, task, config.seed, options)
+        own = unfinished_promotion(database, study, self.plan.values())
+        others = [each for each in openings(database, study) if own is None or each.promotion != own.id]
+        if not again:
+            refuse_another_opening(study, others)
+
+    @property
+    def decisive(self) -> FoldKind:
+        """The kind of folds that decides: what the study's own split asks for."""
+        by = self._config.split.by
+        return by if by in self.plan.folds else next(iter(self.plan.folds))
+
+    def estimate(self) -> tuple[int, float]:
+        """Trainings that are to be done, those of the ensemble among them, and seconds that they may take."""
+        done = trainings(self._database, self._study)
+        waiting = [each for each in self.plan.fold_trainings if each.key not in done]
+        seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
+        if waiting:  # of which candidate the ensemble will be is not known
+            count = self.plan.options.ensemble
+            seconds += count * max(each.seconds for each in self.plan.candidates)
+        else:
+            chosen = self.plan.candidate(self._decide({}).number)
+            count = sum(each.key not in done for each in self._members(chosen))
+            seconds += count * chosen.seconds
+        configs = [each.config for each in self.plan.candidates]
+        at_once = slots_by_room(self._task, configs * len(self.plan.fold_trainings))
+        return len(waiting) + count, seconds / at_once
+
+    def run(self, stop: StopRequest, progress: Progress) -> Promotion:
+        """Go through all steps that are not done.
+
+        Raises
+        ------
+        Stopped
+            if asked to stop; called again, it goes on.
+        SearchError
+            if no candidate, or a member of the ensemble, can be trained.
+        PromotionBusyError
+            if another process promotes this study.
+        """
+        with self._alone():
+            return self._run(stop, progress)
+
+    def _run(self, stop: StopRequest, progress: Progress) -> Promotion:
+        database, study = self._database, self._study
+        worker = describe_worker(None, find_device(self.plan.candidates[0].config.device))
+        promotion = begin_promotion(database, study, self.plan.values(), worker)
+        choice = self._choose(stop, progress)
+        patiently(
+            lambda: record_choice(
+                database,
+                promotion.id,
+                [each.values() for each in choice.results],
+                choice.number,
+                choice.reason,
+            )
+        )
+        logger.info("%s: %s", study.name, choice.reason)
+        chosen = self.plan.candidate(choice.number)
+        folder = self._folder / f"{promotion.id}" / ENSEMBLE
+        build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
+        if promotion.test is None:
+            self._open(promotion.id, chosen, folder)
+        model = self._register(self._recorded(promotion.id), chosen, folder)
+        patiently(lambda: end_promotion(database, promotion.id, model.name, model.version))
+        return self._recorded(promotion.id)
+
+    def _recorded(self, promotion: int) -> Promotion:
+        return next(each for each in promotions(self._database, self._study) if each.id == promotion)
+
+    def _choose(self, stop: StopRequest, progress: Progress) -> Choice:
+        return self._decide(self._train(self.plan.fold_trainings, stop, progress))
+
+    def _decide(self, failures: dict[str, TrainingFailed]) -> Choice:
+        """Choose, where all trainings on folds are recorded but for those that failed."""
+        done = trainings(self._database, self._study)
+        results = [self._result(each, done, failures) for each in self.plan.candidates]
+        return choose(results, self.decisive, self.plan.folds)
+
+    def _result(
+        self, candidate: Candidate, done: dict[str, PromotionTraining], failures: dict[str, TrainingFailed]
+    ) -> Result:
+        own = [each for each in self.plan.fold_trainings if each.trial == candidate.trial]
+        failed = [str(failures[each.key]) for each in own if each.key in failures]
+        result = Result(
+            trial=candidate.trial,
+            architecture=candidate.architecture,
+            val_mae=candidate.val_mae,
+            parameters=candidate.parameters,
+            structures_per_second=0.0,
+            folds={},
+            failed=failed[0] if failed else None,
+        )
+        if failed:
+            return result
+        of_kind = {
+            kind: sorted((done[each.key] for each in own if each.kind == kind), key=lambda one: one.run)
+            for kind in self.plan.folds
+        }
+        speeds = [one.summary["structures_per_second"] for each in of_kind.values() for one in each]
+        return replace(
+            result,
+            structures_per_second=sum(speeds) / len(speeds),
+            folds={kind: fold_errors([one.value for one in each]) for kind, each in of_kind.items()},
+        )
+
+    def _train_members(self, chosen: Candidate, stop: StopRequest, progress: Progress) -> list[Path]:
+        """The model files of the ensemble's members."""
+        planned = self._members(chosen)
+        for failure in self._train(planned, stop, progress).values():
+            raise SearchError(
+                f"{self._study.name}: a member of the ensemble of trial {chosen.trial}: {failure}"
+            )
+        return [training_folder(self._trainings, each) / MODEL for each in planned]
+
+    def _members(self, chosen: Candidate) -> list[PlannedTraining]:
+        return members(chosen, self._task, self._config.seed, self.plan.options.ensemble)
+
+    def _train(
+        self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress
+    ) -> dict[str, TrainingFailed]:
+        """Train what is not recorded yet; why those that failed did, by their keys."""
+        done = trainings(self._database, self._study)
+        waiting = [each for each in planned if each.key not in done or not self._has_files(each)]
+        failures: dict[str, TrainingFailed] = {}
+        ended = len(planned) - len(waiting)
+
+        def end(training: PlannedTraining, outcome: Outcome) -> None:
+            nonlocal ended
+            ended += 1
+            what = f"{self._study.name} {ended}/{len(planned)}  {_words(training)}"
+            if isinstance(outcome, TrainingFailed):
+                failures[training.key] = outcome
+                logger.warning("%s  failed: %s", what, outcome)
+                return
+            self._keep(training, outcome)
+            logger.info("%s  %.3f kcal/mol", what, outcome.best_val_mae)
+
+        train_all(waiting, self._task, self._database.settings.features, self._trainings, stop, end, progress)
+        if stop.asked:
+            raise Stopped
+        return failures
+
+    def _has_files(self, planned: PlannedTraining) -> bool:
+        """Whether the network of a member is there; those that were trained on folds are not kept."""
+        return planned.fold is not None or (training_folder(self._trainings, planned) / MODEL).is_file()
+
+    def _keep(self, planned: PlannedTraining, result: TrainingResult) -> None:
+        record = PromotionTraining(
+            planned.key, planned.trial, planned.kind, planned.run, result.best_val_mae, result.metrics
+        )
+        patiently(lambda: record_training(self._database, self._study, record))
+        folder = training_folder(self._trainings, planned)
+        if planned.fold is not None:
+            shutil.rmtree(folder)
+        else:
+            (folder / CHECKPOINT).unlink()
+
+    def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
+        """Open the test part for the ensemble in a folder, and keep its errors there."""
+        database, study = self._database, self._study
+        opening = open_test_part(
+            database, study, promotion, chosen.trial, dump_config(chosen.config), again=self._again
+        )
+        logger.info("%s: test part opened on %s", study.name, opening)
+        errors = measure_on_test_part(folder, self._task)
+        record_test_error(database, study, promotion, errors.mae_kcalmol)
+        record_test(database, promotion, asdict(errors))
+
+    def _register(self, promotion: Promotion, chosen: Candidate, folder: Path) -> RegisteredModel:
+        assert promotion.test is not None
+        looks = len(openings(self._database, self._study))
+        return register_model(
+            self._database.settings,
+            self._study.name,
+            f"{study_key(self._study)}/promotion/{promotion.id}",
+            model_files(folder, self._task),
+            tags=lineage(self._study, promotion, self._task),
+            metrics=metrics(promotion.test),
+            description=description(self._study, promotion, chosen, looks),
+        )
+
+    @property
+    def _folder(self) -> Path:
+        return self._database.settings.promotion_folder(self._study.name)
+
+    @property
+    def _trainings(self) -> Path:
+        return self._folder / "trainings"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise PromotionBusyError(
+                f"study {self._study.name!r} is being promoted by another process"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _words(planned: PlannedTraining) -> str:
+    if planned.fold is None:
+        return f"trial {planned.trial}, member {planned.run + 1} of the ensemble"
+    where = f"{planned.kind} fold {planned.fold.fold + 1} of {planned.fold.folds}"
+    return f"trial {planned.trial}, {where}, run {planned.run + 1}"

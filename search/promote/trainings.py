@@ -1,0 +1,150 @@
+"""Trains what a promotion has planned: a process a core on the CPU, together in batches on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+from search.promote.plan import PlannedTraining
+from search.work.processes import TrainingProcess
+from search.work.sizing import slots_by_room
+from search.work.slots import work_in_slots
+from search.work.stopping import StopRequest
+from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config, load_config
+from trainer.errors import TrainingFailed
+from trainer.fitting.devices import find_device
+from trainer.fitting.packs import Companions
+from trainer.progress import Progress, no_progress
+from trainer.reporting import SilentReporter
+from trainer.run import TrainingResult, run_training
+from trainer.task import Task, prepare_task
+
+Outcome = TrainingResult | TrainingFailed
+
+Ended = Callable[[PlannedTraining, Outcome], None]
+"""Told of each training that has ended, one at a time, in the order in which they end."""
+
+
+def training_folder(folder: Path, planned: PlannedTraining) -> Path:
+    """Where a training of a promotion writes: its checkpoint while it lasts, its network at its end."""
+    return folder / planned.key[:32]
+
+
+def train_all(
+    planned: Sequence[PlannedTraining],
+    task: Task,
+    cache: Path,
+    folder: Path,
+    stop: StopRequest,
+    ended: Ended,
+    progress: Progress,
+) -> None:
+    """Train all, several at once; return early if asked to stop, with a checkpoint of each in hand.
+
+    Parameters
+    ----------
+    planned : those of a fold together
+    task : of the study
+    cache : where its features are stored
+    folder : of the trainings; one that was interrupted goes on in it
+    progress : told the epochs done, of all
+
+    Raises
+    ------
+    TrainerError, OSError
+        if something is wrong that is not a training's alone.
+    """
+    if not planned:
+        return
+    course = _Course(planned, folder, stop, ended, progress)
+    slots = slots_by_room(task, [each.config for each in planned])
+    if find_device(planned[0].config.device).type == "cpu":
+        work = partial(_work_in_processes, course, deque(planned), task, cache)
+        work_in_slots(slots, work, stop)
+        return
+    for fold, group in itertools.groupby(planned, key=lambda each: each.fold):
+        together = list(group)
+        # Features are opened for each fold anew: what a part of them takes on a GPU is freed with them.
+        on_fold = task if fold is None else _task_on_fold(task, cache, fold)
+        train = partial(run_training, on_fold, companions=Companions())
+        work_in_slots(min(slots, len(together)), partial(course.train, deque(together), train), stop)
+
+
+class _Course(SilentReporter):
+    """The trainings of a plan, and how far they have come."""
+
+    def __init__(
+        self,
+        planned: Sequence[PlannedTraining],
+        folder: Path,
+        stop: StopRequest,
+        ended: Ended,
+        progress: Progress,
+    ) -> None:
+        self._folder = folder
+        self._stop = stop
+        self._ended = ended
+        self._progress = progress
+        self._total = sum(each.config.epochs for each in planned)
+        self._epochs = dict.fromkeys((each.key for each in planned), 0)
+        self._lock = Lock()
+
+    def should_stop(self) -> bool:
+        return self._stop.asked
+
+    def next(self, waiting: deque[PlannedTraining]) -> PlannedTraining | None:
+        """The next training to begin, if there is one, and nobody wants us to stop."""
+        with self._lock:
+            return waiting.popleft() if waiting and not self._stop.asked else None
+
+    def train(self, waiting: deque[PlannedTraining], train: Callable[..., TrainingResult]) -> None:
+        """Train what waits, one after the other."""
+        while (planned := self.next(waiting)) is not None:
+            self.train_one(planned, train)
+
+    def train_one(self, planned: PlannedTraining, train: Callable[..., TrainingResult]) -> None:
+        """Train one, with what has the parameters of :func:`trainer.run.run_training`."""
+        outcome: Outcome
+        try:
+            outcome = train(
+                planned.config,
+                training_folder(self._folder, planned),
+                self,
+                rungs=(),
+                warm_start=None,
+                progress=lambda stage, done, total: self._tell(planned, done),
+            )
+        except TrainingFailed as failure:
+            outcome = failure
+        if isinstance(outcome, TrainingResult) and outcome.outcome == "stopped":
+            return
+        with self._lock:
+            self._ended(planned, outcome)
+        self._tell(planned, planned.config.epochs)
+
+    def _tell(self, planned: PlannedTraining, done: int) -> None:
+        with self._lock:
+            self._epochs[planned.key] = done
+            self._progress("training", sum(self._epochs.values()), self._total)
+
+
+def _work_in_processes(course: _Course, waiting: deque[PlannedTraining], task: Task, cache: Path) -> None:
+    while (planned := course.next(waiting)) is not None:
+        fold = {"fold": dump_config(planned.fold)} if planned.fold is not None else {}
+        with TrainingProcess({**task.settings, **fold}, cache) as process:
+            course.train_one(planned, process.train)
+
+
+def _task_on_fold(task: Task, cache: Path, fold: FoldConfig) -> Task:
+    return prepare_task(
+        load_config(DataConfig, task.settings["data"], "data"),
+        load_config(SplitConfig, task.settings["split"], "split"),
+        load_config(FeatureConfig, task.settings["features"], "features"),
+        cache,
+        no_progress,
+        fold,
+    )

@@ -1,0 +1,123 @@
+"""Blobs as files of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from storage.blobs.store import PARTIAL, BlobStore, StoredBlob, checked_digest, is_digest
+from storage.errors import BlobMissingError, BlobWriteError
+
+_CHUNK = 1 << 20  # bytes
+_INCOMING = ".incoming-"
+
+
+class FolderBlobs(BlobStore):
+    """A folder of files, each named by its digest.
+
+    Any number of processes may write the same blob: each writes a file of its own and renames it, and whoever
+    is last replaces equal bytes by equal bytes.
+
+    Parameters
+    ----------
+    root
+        The folder. It is made with the first blob.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, file: Path) -> str:
+        try:
+            with file.open("rb") as source, self._incoming() as copy:
+                digest = _copy_and_hash(source, copy)
+                target = self.place(digest)
+                target.parent.mkdir(exist_ok=True)
+                Path(copy.name).chmod(0o444)
+                Path(copy.name).replace(target)
+            _flush_folder(target.parent)
+        except OSError as error:
+            raise BlobWriteError(
+                f"{file}: cannot be copied to {self.root}: {error.strerror};"
+                " free some space, or correct the folder's rights"
+            ) from error
+        return digest
+
+    def holds(self, digest: str) -> bool:
+        return self.place(digest).is_file()
+
+    def read(self, digest: str) -> Iterator[bytes]:
+        with self.path(digest).open("rb") as file:
+            while piece := file.read(_CHUNK):
+                yield piece
+
+    def path(self, digest: str) -> Path:
+        place = self.place(digest)
+        if not place.is_file():
+            raise BlobMissingError(
+                f"{place}: no such blob; it was deleted, or is on another machine"
+                " (docs/launching.md: machines without a shared folder)"
+            )
+        return place
+
+    def place(self, digest: str) -> Path:
+        """Where the blob is, or would be."""
+        checked_digest(digest)
+        return self.root / digest[:2] / digest
+
+    def delete(self, name: str) -> None:
+        place = self.place(name) if is_digest(name) else self.root / name
+        place.unlink(missing_ok=True)
+
+    def stored(self) -> list[StoredBlob]:
+        half_written = [*self.root.glob(f"{_INCOMING}*"), *self.root.glob(f"??/.*{PARTIAL}")]
+        finished = [path for path in self.root.glob("??/*") if is_digest(path.name)]
+        found = []
+        for path in (*finished, *half_written):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # renamed, or deleted, at this moment
+            name, written = (
+                (path.name, None)
+                if is_digest(path.name)
+                else (
+                    str(path.relative_to(self.root)),
+                    status.st_mtime,
+                )
+            )
+            found.append(StoredBlob(name, path, status.st_size, written))
+        return found
+
+    @contextmanager
+    def _incoming(self) -> Iterator[IO[bytes]]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.root, prefix=_INCOMING, delete=False) as copy:
+            try:
+                yield copy
+            finally:
+                Path(copy.name).unlink(missing_ok=True)
+
+
+def _copy_and_hash(source: IO[bytes], copy: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        copy.write(chunk)
+    copy.flush()
+    os.fsync(copy.fileno())
+    return digest.hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""Blobs in the database of the records, which every worker reaches."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.dialects import postgresql
+
+from storage.blobs.folder import FolderBlobs
+from storage.blobs.store import BlobStore, StoredBlob, checked_digest
+from storage.database import Database
+from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
+from storage.records.tables import blob_parts, blobs, now
+
+PART: Final = 4 << 20
+"""Bytes of a row: PostgreSQL ends at 1 GB, and both sides hold a few copies of one in memory."""
+
+
+class DatabaseBlobs(BlobStore):
+    """Rows of a PostgreSQL database. A file that is asked for is copied into a folder of this machine."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._copies = FolderBlobs(database.settings.artifact_copies)
+
+    def put(self, file: Path) -> str:
+        try:
+            with file.open("rb") as source:
+                digest = hashlib.file_digest(source, "sha256").hexdigest()
+                source.seek(0)
+                pieces = iter(lambda: source.read(PART), b"")
+                if self._write(digest, file.stat().st_size, pieces) != digest:
+                    raise BlobWriteError(f"{file}: was changed while it was read; it is not kept")
+        except OSError as error:
+            raise BlobWriteError(f"{file}: cannot be read: {error.strerror}") from error
+        return digest
+
+    def _write(self, digest: str, size: int, pieces: Iterator[bytes]) -> str:
+        """Write all rows or, where the content has another digest, none; answers its digest."""
+        found = hashlib.sha256()
+        with self._database.engine.connect() as connection, self._database.plain_errors():
+            row = postgresql.insert(blobs).values(digest=digest, size=size, created_at=now())
+            # Changed, so that of two who write the same blob one waits for the other.
+            known = row.on_conflict_do_update(index_elements=["digest"], set_={"size": size})
+            connection.execute(known)
+            connection.execute(delete(blob_parts).where(blob_parts.c.digest == digest))
+            for part, content in enumerate(pieces):
+                found.update(content)
+                values = {"digest": digest, "part": part, "content": content}
+                connection.execute(insert(blob_parts).values(values))
+            if found.hexdigest() == digest:
+                connection.commit()
+        return found.hexdigest()
+
+    def holds(self, digest: str) -> bool:
+        with self._database.reading() as connection:
+            query = select(blobs.c.digest).where(blobs.c.digest == checked_digest(digest))
+            return connection.execute(query).first() is not None
+
+    def read(self, digest: str) -> Iterator[bytes]:
+        with self._database.reading() as connection:  # one state, whoever writes or deletes it meanwhile
+            query = select(blobs.c.digest).where(blobs.c.digest == checked_digest(digest))
+            if connection.execute(query).first() is None:
+                raise BlobMissingError(f"blob {digest}: the database does not have it; it was deleted")
+            for part in itertools.count():
+                this = (blob_parts.c.digest == digest, blob_parts.c.part == part)
+                content = connection.execute(select(blob_parts.c.content).where(*this)).scalar()
+                if content is None:
+                    return
+                yield content
+
+    def path(self, digest: str) -> Path:
+        try:
+            self._copies.verify(digest)
+        except (BlobMissingError, BlobDamagedError):
+            self.copy(digest, self._copies.place(digest))
+        return self._copies.path(digest)
+
+    def delete(self, name: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(delete(blobs).where(blobs.c.digest == name))  # its parts go with it
+        self._copies.delete(name)
+
+    def stored(self) -> list[StoredBlob]:
+        with self._database.reading() as connection:
+            rows = connection.execute(select(blobs.c.digest, blobs.c.size)).all()
+        return [StoredBlob(row.digest, Path(row.digest), row.size) for row in rows]

@@ -1,0 +1,149 @@
+"""Where the blobs of a database are, and that all who work with it mean the same place.
+
+Unless something else is set, they are in the home folder, which the machines must then share; nothing is
+recorded of that. The first worker that is told of another place brings what there is to it, and records it:
+from then on nobody looks, or writes, elsewhere.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, insert, select
+
+from storage.blobs.folder import FolderBlobs
+from storage.blobs.in_database import DatabaseBlobs
+from storage.blobs.needed import needed_digests
+from storage.blobs.store import BlobStore
+from storage.database import Database, opening_lock
+from storage.errors import BlobMissingError, SettingsError
+from storage.records.tables import artifact_place, artifacts
+from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, Settings, redacted
+
+MARK: Final = ".anitune-artifacts"
+"""A file in a folder outside the home: its content, which the database knows, tells it from others."""
+
+
+def open_blobs(database: Database) -> BlobStore:
+    """The store of the blobs of a database.
+
+    Raises
+    ------
+    SettingsError
+        if they are elsewhere than the settings say.
+    """
+    with database.reading() as connection:
+        recorded = _recorded(connection)
+    if recorded is not None:
+        _compare(database.settings, recorded)
+    return _store(database)
+
+
+def settle_place(database: Database) -> None:
+    """Agree with the other workers on where blobs are; to be called before trials are claimed.
+
+    Raises
+    ------
+    SettingsError
+        if they are elsewhere than the settings say, or the folder belongs to another database.
+    BlobMissingError
+        if there are files of trials that are neither in this home folder nor at the new place.
+    """
+    with database.reading() as connection:
+        recorded = _recorded(connection)
+    if recorded is None and database.settings.artifacts_elsewhere:
+        with (
+            database.plain_errors(),
+            opening_lock(database.engine),
+        ):  # of those that come first, one at a time
+            with database.reading() as connection:
+                recorded = _recorded(connection)
+            if recorded is None:
+                _bring_from_home(database)
+                _record(database)
+    if recorded is not None:
+        _compare(database.settings, recorded)
+
+
+def _record(database: Database) -> None:
+    settings = database.settings
+    values: dict[str, Any] = {"id": 1, "kind": IN_DATABASE}
+    if settings.artifacts_in != IN_DATABASE:
+        mark = _mark(settings.artifacts, settings)
+        values |= {"kind": "folder", "folder": str(settings.artifacts), "mark": mark}
+    with database.writing() as connection:
+        connection.execute(insert(artifact_place).values(values))
+
+
+def _store(database: Database) -> BlobStore:
+    if database.settings.artifacts_in == IN_DATABASE:
+        return DatabaseBlobs(database)
+    return FolderBlobs(database.settings.artifacts)
+
+
+def _recorded(connection: Connection) -> Row[Any] | None:
+    return connection.execute(select(artifact_place)).one_or_none()
+
+
+def _compare(settings: Settings, recorded: Row[Any]) -> None:
+    url = redacted(settings.storage_url)
+    if recorded.kind == IN_DATABASE:
+        if settings.artifacts_in != IN_DATABASE:
+            raise SettingsError(
+                f"{url}: its artifacts are kept in the database: set {ARTIFACTS_VARIABLE}={IN_DATABASE}"
+                " here, too"
+            )
+    elif not isinstance(settings.artifacts_in, Path):
+        raise SettingsError(
+            f"{url}: its artifacts are kept in a folder that its machines share, elsewhere known as"
+            f" {recorded.folder}: set {ARTIFACTS_VARIABLE} to it here, too"
+        )
+    elif _read_mark(settings.artifacts) != recorded.mark:
+        raise SettingsError(
+            f"{settings.artifacts}: not the folder with the artifacts of {url}, elsewhere known as"
+            f" {recorded.folder}: see that it is mounted, or correct {ARTIFACTS_VARIABLE}"
+        )
+
+
+def _read_mark(folder: Path) -> str | None:
+    try:
+        return (folder / MARK).read_text().strip()
+    except OSError:
+        return None
+
+
+def _mark(folder: Path, settings: Settings) -> str:
+    """Make the folder ours."""
+    mark = uuid.uuid4().hex
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / MARK).open("x") as file:
+            file.write(mark + "\n")
+    except FileExistsError:
+        raise SettingsError(
+            f"{folder}: holds the artifacts of another database than {redacted(settings.storage_url)}:"
+            f" choose another folder for {ARTIFACTS_VARIABLE}, or remove its {MARK} if that database is gone"
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"{folder}: cannot be written: {error.strerror}; correct {ARTIFACTS_VARIABLE}, or its rights"
+        ) from error
+    return mark
+
+
+def _bring_from_home(database: Database) -> None:
+    """Copy what the records name and this home folder has: before, every home kept its own."""
+    old, new = FolderBlobs(database.settings.home / "artifacts"), _store(database)
+    with database.reading() as connection:
+        named = connection.execute(select(artifacts.c.digest).distinct()).scalars().all()
+        needed = needed_digests(connection)
+    if missing := [digest for digest in named if not (new.holds(digest) or old.holds(digest))]:
+        raise BlobMissingError(
+            f"{len(missing)} of the {len(named)} files of its trials are not in {old.root}: start the first"
+            f" worker with {ARTIFACTS_VARIABLE} on the machine that has them"
+        )
+    for digest in needed:
+        if old.holds(digest) and not new.holds(digest):
+            new.put(old.path(digest))

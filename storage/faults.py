@@ -1,0 +1,87 @@
+"""What goes wrong with a database, in one line that says what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from sqlalchemy import exc
+from sqlalchemy.engine import make_url
+
+from storage.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseStartingError,
+    DatabaseUnreachableError,
+)
+from storage.settings import is_of_anitune_up, redacted
+
+SQLITE_PATIENCE = 30.0
+"""How long a write to SQLite waits for another process's, s."""
+
+# What the server says when it cannot serve: a broken connection, a wrong password, no such database, a full
+# disk or too many connections, shutting down or starting, and an idle transaction that it ended.
+_AWAY = ("08", "28", "3D", "53", "57P", "25P03")
+# Its reason to let nobody in yet. Who is refused is told no code.
+_STARTING = re.compile(
+    r"database system is (starting up|in recovery mode|not (yet )?accepting|shutting down)"
+)
+_BUSY = ("55P03", "40P01", "40001")  # waited too long for a lock, deadlock, conflict
+
+
+@contextmanager
+def plain_errors(url: str, home: Path) -> Iterator[None]:
+    """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise _explained(error.__cause__ or error, url, home) from error
+    except exc.SQLAlchemyError as error:
+        raise _explained(error, url, home) from error
+
+
+def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
+    where = redacted(url)
+    if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
+        return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
+    if not isinstance(error, exc.DBAPIError) or error.orig is None:
+        return DatabaseError(f"{where}: {_first_line(error)}")
+    said = _first_line(error.orig)
+    if make_url(url).get_backend_name() == "sqlite":
+        return _explained_sqlite(said, where)
+    state = getattr(error.orig, "sqlstate", None)
+    if state in _BUSY:
+        return DatabaseBusyError(f"{where}: {said}")
+    if _STARTING.search(str(error.orig)):
+        return DatabaseStartingError(f"{where}: {said}; try again in a minute")
+    away = state is None and isinstance(error, exc.OperationalError)  # no server spoke
+    if error.connection_invalidated or away or (state or "").startswith(_AWAY):
+        ours = is_of_anitune_up(url, home)
+        advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
+        return DatabaseUnreachableError(f"{where}: {said}; {advice}")
+    return DatabaseError(f"{where}: {said}")
+
+
+def _explained_sqlite(said: str, where: str) -> DatabaseError:
+    if "locked" in said:
+        return DatabaseBusyError(
+            f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
+            " several workers need PostgreSQL, as `anitune up` starts it"
+        )
+    if "unable to open" in said or "readonly" in said:
+        return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
+    if "full" in said:
+        return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
+    if "I/O error" in said:  # also of a disk so full that not even the file of locks can grow
+        return DatabaseError(f"{where}: {said}; check the disk, and that it has free space")
+    if "not a database" in said or "malformed" in said:
+        return DatabaseError(f"{where}: {said}; bring back a copy of the file, or choose another one")
+    return DatabaseError(f"{where}: {said}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,69 @@
+"""Images of trials, where the Optuna dashboard looks for them: copies of artifacts in the home folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import mimetypes
+import re
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from sqlalchemy import Row, select
+
+from storage.blobs.place import open_blobs
+from storage.database import Database
+from storage.errors import BlobDamagedError, BlobMissingError
+from storage.records.tables import artifacts
+
+log = logging.getLogger("anitune")
+
+IMAGE: Final = re.compile(r"\d+-(?P<study>\d+)-(?P<number>\d+)-(?P<digest>[0-9a-f]{16})")
+"""Name of a copy; what people have uploaded in the dashboard has other names."""
+
+
+def is_image(path: str) -> bool:
+    """Whether an artifact of that path is shown."""
+    return (mimetypes.guess_type(path)[0] or "").startswith("image/")
+
+
+def show_image(database: Database, row: Row[Any]) -> tuple[str, str] | None:
+    """Put an image (a row of artifacts) where the Optuna dashboard looks; the attribute that hangs it there.
+
+    Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition
+    would hang the image twice.
+    """
+    artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{row.digest[:16]}"
+    try:
+        open_blobs(database).copy(row.digest, database.settings.optuna_artifacts / artifact_id)
+    except (BlobMissingError, BlobDamagedError) as error:
+        log.warning("trial %d: %s is not shown in the Optuna dashboard: %s", row.number, row.path, error)
+        return None
+    described = {
+        "artifact_id": artifact_id,
+        "filename": PurePosixPath(row.path).name,
+        "mimetype": mimetypes.guess_type(row.path)[0],
+        "encoding": None,
+    }
+    return f"artifacts:{artifact_id}", json.dumps(described)
+
+
+def fetch_image(database: Database, artifact_id: str) -> bool:
+    """Make the copy here of an image of a trial that another machine has trained; whether there is one."""
+    name = IMAGE.fullmatch(artifact_id)
+    if name is None:
+        return False
+    query = select(artifacts.c.digest).where(
+        artifacts.c.study_id == int(name["study"]),
+        artifacts.c.number == int(name["number"]),
+        artifacts.c.digest.startswith(name["digest"]),
+    )
+    with database.reading() as connection:
+        digest = connection.execute(query).scalars().first()
+    if digest is None:
+        return False
+    try:
+        open_blobs(database).copy(digest, database.settings.optuna_artifacts / artifact_id)
+    except (BlobMissingError, BlobDamagedError):
+        return False
+    return True

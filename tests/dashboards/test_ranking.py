@@ -1,0 +1,103 @@
+"""Who is ahead, and by more than chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from dashboards.ranking import leaderboard, pareto_front, validation_structures
+from dashboards.record import StudyRecord
+from dashboards.words import noise_words
+from storage.trials.views import TrialRow
+
+MakeTrial = Callable[..., TrialRow]
+MakeRecord = Callable[..., StudyRecord]
+
+
+def test_complete_trials_are_ranked_and_rows_stand_in_their_places_without_a_rank(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    row = make_trial(0, 0.9, tags={"arch": "384-128-1 relu", "row": "1"})
+    record = make_record(
+        make_trial(0, 1.5),
+        make_trial(1, 0.8, hidden=(32,)),
+        make_trial(2, 0.1, state="pruned"),
+        make_trial(3, None, state="failed"),
+        make_trial(4, None, state="running"),
+        reference=make_record(row, name="rows"),
+    )
+    places = leaderboard(record).places
+    assert [(place.rank, place.trial.number, place.trial.tags.get("row")) for place in places] == [
+        (1, 1, None),
+        (None, 0, "1"),
+        (2, 0, None),
+        (None, 2, None),
+        (None, 4, None),
+        (None, 3, None),
+    ]
+
+
+def test_replicates_tell_the_spread_over_seeds_and_so_the_noise(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    record = make_record(
+        make_trial(0, 1.0),
+        make_trial(1, 1.2),  # the same but for the seed
+        make_trial(2, 1.3, hidden=(32,)),
+        make_trial(3, 1.5, hidden=(32, 32)),
+    )
+    board = leaderboard(record)
+    assert board.noise is not None
+    deviation = 0.2 / math.sqrt(2)
+    assert (board.noise.kind, board.noise.groups) == ("seeds", 1)
+    assert board.noise.deviation == pytest.approx(deviation)
+    assert board.noise.margin == pytest.approx(1.96 * math.sqrt(2) * deviation)  # 0.39
+    by_number = {place.trial.number: place for place in board.places}
+    assert by_number[0].spread is not None
+    assert (by_number[0].spread.mean, by_number[0].spread.count) == (pytest.approx(1.1), 2)
+    assert by_number[2].spread is None
+    assert [by_number[n].in_noise for n in range(4)] == [True, True, True, False]
+    assert "from 1 set of replicates" in noise_words(board.noise)
+
+
+def test_a_result_that_was_taken_over_says_nothing_of_seeds(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    twin = replace(make_trial(1, 1.0), tags={"arch": "a", "same_as": "trial 0"})
+    board = leaderboard(make_record(make_trial(0, 1.0), twin))
+    assert board.noise is not None
+    assert board.noise.kind == "structures"
+    assert all(place.spread is None for place in board.places)
+
+
+def test_without_replicates_the_size_of_the_validation_part_limits_what_can_be_said(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    record = make_record(
+        make_trial(0, 1.0), make_trial(1, 1.05, hidden=(8,)), make_trial(2, 2.0, hidden=(9,))
+    )
+    # 1,000 structures a second for 18 s are 9 epochs of 2,000; at 8 : 1 there are 250 to validate.
+    assert validation_structures(record) == 250
+    board = leaderboard(record)
+    error = math.sqrt((1.5**2 - 1.0**2) / 250)
+    assert board.noise is not None
+    assert board.noise.deviation == pytest.approx(error)
+    assert board.places[0].interval == pytest.approx(1.96 * error)
+    assert [place.in_noise for place in board.places] == [True, True, False]
+    assert "not known" in noise_words(board.noise)
+
+
+def test_a_front_is_what_no_other_trial_beats_in_error_and_cost(make_trial: MakeTrial) -> None:
+    trials = [make_trial(n, value) for n, value in enumerate((3.0, 2.0, 2.5, 1.0, 2.0))]
+    costs = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 2.0}
+    assert [trial.number for trial in pareto_front(trials, costs)] == [0, 1, 3]
+    assert pareto_front(trials, {}) == []
+
+
+def test_nothing_is_promised_where_nothing_is_known(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    assert leaderboard(make_record()).places == ()
+    board = leaderboard(make_record(make_trial(0, 1.0, summary={})))
+    assert (board.noise, board.places[0].interval, board.places[0].in_noise) == (None, None, False)

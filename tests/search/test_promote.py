@@ -1,0 +1,384 @@
+"""``anitune promote`` and ``anitune reproduce`` on a small study: killed, begun again, and used elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sqlalchemy import update
+from typer.testing import CliRunner
+
+from search.cli.main import app
+from search.errors import SearchError
+from search.promote import trainings as promotion_trainings
+from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
+from search.promote.trainings import Outcome, train_all, training_folder
+from search.study import study_from_values
+from search.work.stopping import StopRequest
+from search.work.worker import Worker
+from storage.database import Database, open_database
+from storage.openings import openings
+from storage.promotions import promotions, trainings
+from storage.records.tables import metrics
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
+from storage.studies import Budget, Study, create_study, open_study
+from storage.trials.views import metric_history, trial_rows
+from trainer.config import dump_config
+from trainer.inference.ensemble import Ensemble
+from trainer.inference.files import read_structures
+from trainer.inference.structures import make_structure
+from trainer.progress import no_progress
+from trainer.run import TrainingResult
+from trainer.task import prepare_task
+
+OPTIONS = ("--top", "2", "--folds", "3", "--seeds", "1", "--ensemble", "2")
+ON_FOLDS = 2 * (3 + 3)
+
+SEARCH = {
+    "name": "tiny",
+    "training": {"epochs": 3, "device": "cpu", "batch_size": 32, "checkpoint_seconds": 0},
+    "space": {"layers": 1, "width": {"choices": [8, 16]}, "activation": {"choices": ["celu", "relu"]}},
+    "sampler": {"kind": "random"},
+    "pruner": {"kind": "none"},
+    "seed": 3,
+}
+ROWS = {
+    "name": "rows",
+    "training": {"epochs": 2, "device": "cpu", "hidden": [8]},
+    "rows": [{"label": "first"}, {"label": "second", "start_from": "first"}],
+}
+
+#: Loads the model by its alias, predicts from tables and from a file, and tells what the registry has of it.
+FRESH = """
+import json, sys
+import mlflow
+import pandas as pd
+
+mlflow.set_tracking_uri(sys.argv[1])
+uri = "models:/tiny@champion"
+model = mlflow.pyfunc.load_model(uri)
+rows = json.loads(sys.argv[2])
+tables = (rows, pd.DataFrame(rows), pd.DataFrame({"file": [sys.argv[3]]}))
+client = mlflow.MlflowClient()
+found = client.get_model_version_by_alias("tiny", "champion")
+info = mlflow.models.get_model_info(uri)
+print(json.dumps({
+    "predictions": [model.predict(table).to_dict("list") for table in tables],
+    "version": str(found.version),
+    "tags": found.tags,
+    "description": found.description,
+    "signature": info.signature.to_dict(),
+    "metrics": client.get_run(found.run_id).data.metrics,
+    "flavor": info.flavors["python_function"],
+}))
+"""
+
+
+class Quiet:
+    def begun(self, *_: Any) -> None:
+        pass
+
+    epoch = ended = begun
+
+
+@dataclass(frozen=True)
+class Place:
+    """A home folder with the study ``tiny`` and the rows ``rows``."""
+
+    home: Path
+    data: Path
+
+    def run(self, *arguments: str) -> Any:
+        """A command in this process."""
+        places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
+        return CliRunner(env={**places, "ANITUNE_HOME": str(self.home)}).invoke(app, list(arguments))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """A command in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "search.cli.main", *arguments],
+            env={**os.environ, "ANITUNE_HOME": str(self.home)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def train(database: Database, values: dict[str, Any], data: Path, features: Path, trials: int) -> None:
+    config = study_from_values({**values, "data": {"files": [str(data)]}}, "test")
+    study = create_study(database, config.name, dump_config(config), Budget(trials=trials))
+    task = prepare_task(config.data, config.split, config.features, features, no_progress)
+    study.set_facts(task.fingerprints)
+    Worker(database, study, config, task, Quiet(), StopRequest(), start_relay=lambda _: None).work()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Place:
+    home = tmp_path_factory.mktemp("promote") / "home"
+    with open_database(embedded(home)) as database:
+        train(database, SEARCH, data_file, home / "features", trials=6)
+        train(database, ROWS, data_file, home / "features", trials=2)
+    return Place(home, data_file)
+
+
+@pytest.fixture
+def database(place: Place) -> Iterator[Database]:
+    with open_database(embedded(place.home)) as database:
+        yield database
+
+
+@pytest.fixture
+def study(database: Database) -> Study:
+    return open_study(database, "tiny")
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What was recorded when a promotion was killed, and what it said when it had gone on to its end."""
+
+    before: frozenset[str]
+    values: dict[str, Any]
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def promoted(place: Place) -> Promoted:
+    with place.start("promote", "tiny", *OPTIONS) as process:
+        assert process.stderr is not None
+        while not (line := process.stderr.readline()).startswith(f"tiny 3/{ON_FOLDS}"):
+            assert line, "it ended too early"
+        process.kill()
+    with open_database(embedded(place.home)) as database:
+        before = frozenset(trainings(database, open_study(database, "tiny")))
+    again = place.start("promote", "tiny", *OPTIONS, "--json")
+    stdout, stderr = again.communicate(timeout=300)
+    assert again.returncode == 0, stderr
+    return Promoted(before, json.loads(stdout), stderr)
+
+
+def test_a_killed_promotion_goes_on(promoted: Promoted, study: Study) -> None:
+    assert 3 <= len(promoted.before) < ON_FOLDS
+    left = ON_FOLDS - len(promoted.before)
+    told = [line for line in promoted.stderr.splitlines() if " kcal/mol" in line and " fold " in line]
+    assert len(told) == left
+    assert told[0].startswith(f"tiny {len(promoted.before) + 1}/{ON_FOLDS}")
+    assert f"to be done   {left + 2} trainings, about" in promoted.stderr
+    done = trainings(study.database, study)
+    assert promoted.before < done.keys()
+    assert len(done) == ON_FOLDS + 2
+    # What trainings on folds wrote is not needed any more.
+    kept = {path.name for path in (study.database.settings.promotion_folder("tiny") / "trainings").iterdir()}
+    assert kept == {each.key[:32] for each in done.values() if each.kind == "member"}
+
+
+def test_the_choice_is_recorded_with_its_reasons(promoted: Promoted, study: Study) -> None:
+    (promotion,) = promotions(study.database, study)
+    assert promotion.ended is not None
+    assert promotion.results == promoted.values["candidates"]
+    assert promotion.choice == promoted.values["chosen_trial"]
+    assert promotion.plan["folds_by_kind"] == {"structure": 3, "molecule": 3}
+    done = trainings(study.database, study).values()
+    for result in promotion.results or []:
+        for kind, errors in result["folds"].items():
+            values = [
+                each.value
+                for each in sorted(done, key=lambda one: one.run)
+                if (each.number, each.kind) == (result["trial"], kind)
+            ]
+            assert errors["values"] == values
+            assert errors["mean"] == pytest.approx(np.mean(values))
+            assert errors["spread"] == pytest.approx(np.std(values, ddof=1))
+    candidates = find_candidates(trial_rows(study.database, study), 2)
+    assert {each.trial for each in candidates} == {result["trial"] for result in promotion.results or []}
+
+
+def test_the_test_error_is_that_of_the_ensemble(promoted: Promoted, place: Place, study: Study) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    (promotion,) = promotions(study.database, study)
+    folder = study.database.settings.promotion_folder("tiny") / str(promotion.id) / "ensemble"
+    true = task.dataset.energies()[task.split.test]
+    predicted = Ensemble.open(folder).predict(
+        [make_structure(**values, where="test") for values in structures(place, task.split.test)]
+    )
+    errors = np.abs(predicted.energies - true).mean() * 627.5094738898777
+    members = np.abs(predicted.members - true).mean() * 627.5094738898777
+    test = promoted.values["test"]
+    assert test["mae_kcalmol"] == pytest.approx(errors, rel=1e-9)
+    assert test["mean_member_mae_kcalmol"] == pytest.approx(members, rel=1e-9)
+    assert test["structures"] == len(true) == 12
+    (opening,) = openings(study.database, study)
+    assert (opening.promotion, opening.number) == (promotion.id, promotion.choice)
+    assert opening.test_mae == test["mae_kcalmol"]
+
+
+def structures(place: Place, numbers: np.ndarray) -> list[dict[str, Any]]:
+    """Structures of the data by their global numbers, as plain values."""
+    everything = read_structures(place.data)
+    chosen = [everything[number] for number in numbers]
+    return [{"symbols": list(each.symbols), "coordinates": each.coordinates.tolist()} for each in chosen]
+
+
+def test_a_fresh_process_loads_the_model_and_is_told_where_it_comes_from(
+    promoted: Promoted, place: Place, study: Study
+) -> None:
+    rows = structures(place, np.array([0, 50, 1, 119]))
+    xyz = place.home / "some.xyz"
+    xyz.write_text("".join(_xyz(row) for row in rows))
+    answer = subprocess.run(
+        [sys.executable, "-c", FRESH, study.database.settings.tracking_uri, json.dumps(rows), str(xyz)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=place.home,
+    )
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+
+    (promotion,) = promotions(study.database, study)
+    folder = study.database.settings.promotion_folder("tiny") / str(promotion.id) / "ensemble"
+    wanted = Ensemble.open(folder).predict([make_structure(**row, where="test") for row in rows])
+    for got in told["predictions"]:
+        assert got["energy_hartree"] == pytest.approx(list(wanted.energies), abs=1e-9)
+        assert got["spread_hartree"] == pytest.approx(list(wanted.spread), abs=1e-9)
+        assert got["novelty"] == pytest.approx(list(wanted.novelty), abs=1e-4)
+    table, _, file = told["predictions"]
+    assert (table["row"], table["structure"]) == ([0, 1, 2, 3], [0, 0, 0, 0])
+    assert (file["row"], file["structure"]) == ([0, 0, 0, 0], [0, 1, 2, 3])
+
+    assert told["version"] == promoted.values["model"]["version"]
+    tags, facts = told["tags"], study.facts
+    assert (tags["study"], tags["trial"]) == ("tiny", str(promoted.values["chosen_trial"]))
+    assert (tags["fingerprint.data"], tags["fingerprint.split"]) == (facts["data"], facts["split"])
+    assert tags["commit"]
+    assert "Test MAE" in told["description"]
+    names = [column["name"] for column in json.loads(told["signature"]["inputs"])]
+    assert names == ["symbols", "coordinates", "file"]
+    assert told["metrics"]["test/mae_kcalmol"] == promoted.values["test"]["mae_kcalmol"]
+    assert "model_code_path" in told["flavor"]  # a file of code
+    assert "python_model" not in told["flavor"]  # no pickle
+
+
+def _xyz(row: dict[str, Any]) -> str:
+    atoms = zip(row["symbols"], row["coordinates"], strict=True)
+    return f"{len(row['symbols'])}\n\n" + "".join(f"{s} {x!r} {y!r} {z!r}\n" for s, (x, y, z) in atoms)
+
+
+@pytest.mark.usefixtures("promoted")
+def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) -> None:
+    known = len(openings(study.database, study))
+    refused = place.run("promote", "tiny", *OPTIONS)
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    assert "its test part was opened on" in refused.stderr
+    assert "if you mean it, give --again" in refused.stderr
+    assert len(openings(study.database, study)) == known
+
+    process = place.start("promote", "tiny", *OPTIONS, "--again")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "to be done   0 trainings" in stdout
+    assert f"opened {known + 1} times" in stdout
+    assert "Only the error of the first opening is that of a choice made without it." in stdout
+    assert "Registered  tiny version 2, alias champion" in stdout
+    assert len(openings(study.database, study)) == known + 1
+
+
+def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
+    place: Place, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    candidates = find_candidates(trial_rows(study.database, study), 2)
+    planned = make_plan(candidates, task, 0, Options(folds=3, seeds=1)).fold_trainings[:4]
+    assert [each.fold.fold for each in planned if each.fold is not None] == [0, 0, 1, 1]
+    ended: dict[str, TrainingResult] = {}
+
+    def end(training: PlannedTraining, outcome: Outcome) -> None:
+        assert isinstance(outcome, TrainingResult)
+        ended[training.key] = outcome
+
+    # As on a GPU, but that the packs are trained on the CPU.
+    monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 2)
+    train_all(planned, task, place.home / "features", tmp_path, StopRequest(), end, no_progress)
+    assert [each.key for each in planned if each.key in ended] == [each.key for each in planned]
+    assert {result.outcome for result in ended.values()} == {"finished"}
+    for first, second in (planned[:2], planned[2:]):
+        both = [
+            json.loads((training_folder(tmp_path, each) / "config.json").read_text())
+            for each in (first, second)
+        ]
+        assert both[0]["fold"] == both[1]["fold"] == dump_config(first.fold)
+
+
+def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Database, study: Study) -> None:
+    rows = trial_rows(database, study)
+    found = find_candidates(rows, 100)
+    architectures = [each.architecture for each in found]
+    settings = {(each.config.hidden, each.config.activation, each.config.learning_rate) for each in found}
+    assert len(settings) == len(architectures)
+    assert [each.val_mae for each in found] == sorted(each.val_mae for each in found)
+    (first,) = find_candidates(trial_rows(database, open_study(database, "rows")), 100)
+    assert first.trial == 0
+    with pytest.raises(SearchError, match="no trial is complete that could be promoted"):
+        find_candidates([], 5)
+
+
+def test_a_study_without_a_test_part_is_not_promoted(place: Place) -> None:
+    with open_database(embedded(place.home)) as database:
+        values = {**SEARCH, "name": "untested", "split": {"fractions": [0.9, 0.1, 0.0]}}
+        train(database, values, place.data, place.home / "features", trials=1)
+    answer = place.run("promote", "untested")
+    assert answer.exit_code == 1
+    assert "its split has no test part (split.fractions)" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_trial_is_reproduced_from_its_record(place: Place) -> None:
+    answer = place.run("reproduce", "tiny", "1")
+    assert answer.exit_code == 0, answer.stderr
+    assert "all 18 numbers are the same, bit for bit" in answer.stdout
+    assert "the network is the same" in answer.stdout
+    warm = place.run("reproduce", "rows", "1", "--json")
+    assert warm.exit_code == 0, warm.stderr
+    values = json.loads(warm.stdout)
+    assert (values["reproduced"], values["differences"], values["same_network"]) == (True, [], True)
+
+
+def test_a_record_that_was_tampered_with_is_noticed(place: Place, study: Study) -> None:
+    key, epoch = "val/loss", 2
+    before = metric_history(study.database, study, 1)[key][epoch - 1].value
+    this = (metrics.c.study_id == study.id, metrics.c.number == 1, metrics.c.key == key)
+
+    def write(value: float) -> None:
+        with study.database.writing() as connection:
+            connection.execute(update(metrics).where(*this, metrics.c.step == epoch).values(value=value))
+
+    write(math.nextafter(before, math.inf))
+    try:
+        answer = place.run("reproduce", "tiny", "1")
+        tolerant = place.run("reproduce", "tiny", "1", "--tolerance", "1e-9")
+    finally:
+        write(before)
+    assert answer.exit_code == 1
+    assert "1 of 18 numbers differ: the first is val/loss of epoch 2" in answer.stdout
+    assert "not reproduced, bit for bit" in answer.stdout
+    assert tolerant.exit_code == 0
+    assert "reproduced, within a relative 1e-09" in tolerant.stdout
+
+
+def test_there_is_no_such_trial(place: Place) -> None:
+    answer = place.run("reproduce", "tiny", "99")
+    assert answer.exit_code == 1
+    assert answer.stderr == "anitune: tiny: there is no trial 99; see: anitune study show tiny\n"
