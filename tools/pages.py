@@ -41,7 +41,8 @@ class Block:
         if self.info == "":
             # Output begins with spaces where a table does.
             return "output" if self.text.startswith(" ") else "commands"
-        return {"sh fails": "commands", "text": "output", "text output": "output"}.get(self.info, self.info)
+        kinds = {"sh": "commands", "sh fails": "commands", "text": "output", "text output": "output"}
+        return kinds.get(self.info, self.info)
 
     @property
     def title(self) -> str:

@@ -21,7 +21,16 @@ from search.study import (
     default_dimensions,
 )
 from tools.markdown import anchor, as_yaml, paragraphs, table
-from trainer.config import AEVConfig, DataConfig, FeatureConfig, RunConfig, SplitConfig, TrainConfig, Unit
+from trainer.config import (
+    AEVConfig,
+    DataConfig,
+    FeatureConfig,
+    FoldConfig,
+    RunConfig,
+    SplitConfig,
+    TrainConfig,
+    Unit,
+)
 
 SECTIONS: Mapping[str, type] = {
     "data": DataConfig,
@@ -101,6 +110,7 @@ def study_file_page() -> str:
             parts.append(OF_TRAINING)
     shared = ", ".join(f"[`{field.name}`](#{anchor(field.name)})" for field in dataclasses.fields(RunConfig))
     parts += ["## The file of `anitune train`", OF_TRAIN.format(sections=shared)]
+    parts += ["### `fold`", _first_sentence(FoldConfig), _fields_table(FoldConfig, "fold.")]
     return "\n\n".join(parts) + "\n"
 
 

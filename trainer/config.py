@@ -268,7 +268,7 @@ class FoldConfig:
     by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one fold")]
     folds: Annotated[int, Field(ge=2, description="number of folds")]
     fold: Annotated[int, Field(ge=0, description="the fold that validates")]
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="of the division into folds")] = 0
 
     def __post_init__(self) -> None:
         if self.fold >= self.folds:

@@ -72,6 +72,21 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "tests/launch/test_places.py::test_a_pod_has_gpus_secrets_volumes_and_time_to_end": (
         "anitune launch my-study --on kubernetes *",
     ),
+    # Many trainings, and what takes their model.
+    "tests/search/test_promote.py::test_the_choice_is_recorded_with_its_reasons": ("anitune promote *",),
+    "tests/search/test_promote.py::test_a_trial_is_reproduced_from_its_record": ("anitune reproduce *",),
+    "tests/search/test_docs_using_the_model.py::test_what_the_page_says_works": (
+        "anitune predict champion *",
+        "anitune export champion *",
+        "python examples/md.py *",
+    ),
+    "tests/search/test_cli_predict.py::test_the_champion_of_the_registry_is_a_model": (
+        "anitune predict models:*",
+        "anitune export models:*",
+    ),
+    "tests/dashboards/test_report.py::test_studies_are_compared_and_told_apart": (
+        "anitune report quickstart other-study",
+    ),
 }
 """What cannot be run here, as patterns, by the test that runs it. Nothing else is left out."""
 
@@ -149,7 +164,8 @@ class Desk:
     def write(self, block: Block) -> None:
         """A file of the page: a program as it stands, settings of a study made small."""
         if block.kind == "python":
-            (self.folder / block.title).write_text(block.text)
+            if block.title:  # others are lines for a notebook
+                (self.folder / block.title).write_text(block.text)
             return
         values = yaml.safe_load(block.text)
         if "name" in values:
