@@ -25,7 +25,7 @@ class Counting:
     def __init__(self, watcher: Watcher, sign: SignOfLife) -> None:
         self.registry = CollectorRegistry()
         self._watcher = watcher
-        self._reached: dict[int, int] = {}
+        self._reached: dict[int, int | None] = {}
         self._in_hand = Gauge("anitune_trials_in_hand", "Trials in training.", registry=self.registry)
         self._epochs = Counter("anitune_epochs", "Epochs trained.", registry=self.registry)
         self._trials = Counter(
@@ -41,14 +41,14 @@ class Counting:
 
     def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         """See :class:`search.work.worker.Watcher`."""
-        self._reached[news.number] = 0
+        self._reached[news.number] = None
         self._watcher.begun(news, progress)
 
     def epoch(self, number: int, done: int) -> None:
         """See :class:`search.work.worker.Watcher`."""
-        # A trial that goes on has epochs of earlier attempts: the first news of it counts as one.
-        before = self._reached[number] or done - 1
-        self._epochs.inc(max(0, done - before))
+        # A trial that goes on has epochs of earlier attempts: the first news tells how many.
+        before = self._reached[number]
+        self._epochs.inc(0 if before is None else done - before)
         self._reached[number] = done
         self._watcher.epoch(number, done)
 

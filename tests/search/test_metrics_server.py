@@ -71,10 +71,12 @@ def values(port: int) -> dict[str, float]:
 def test_what_a_worker_does_is_counted_and_passed_on(counting: Counting, seeing: Seeing, port: int) -> None:
     assert values(port)["anitune_epochs_total"] == 0
     counting.begun(NEWS, None)  # type: ignore[arg-type]
+    counting.epoch(0, 0)  # before its first one
     counting.epoch(0, 1)
     counting.epoch(0, 2)
     counting.begun(replace(NEWS, number=1), None)  # type: ignore[arg-type]
-    counting.epoch(1, 41)  # it goes on where another worker left it
+    counting.epoch(1, 40)  # it goes on where another worker left it
+    counting.epoch(1, 41)
     counting.epoch(1, 42)
     assert values(port)["anitune_epochs_total"] == 4
     assert values(port)["anitune_trials_in_hand"] == 2
@@ -85,9 +87,11 @@ def test_what_a_worker_does_is_counted_and_passed_on(counting: Counting, seeing:
     assert found['anitune_trials_total{state="complete"}'] == 0
     assert seeing.seen == [
         ("begun", 0),
+        ("epoch", 0, 0),
         ("epoch", 0, 1),
         ("epoch", 0, 2),
         ("begun", 1),
+        ("epoch", 1, 40),
         ("epoch", 1, 41),
         ("epoch", 1, 42),
         ("ended", 0),
