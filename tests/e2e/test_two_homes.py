@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from search.chaos.repeat import Recorded, differing
+from search.chaos.repeat import differing
+from search.work.repeat import recorded_trial
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.records.tables import attempts, checkpoints, metrics, relays
 from storage.settings import Settings
 from storage.studies import open_study
 from storage.tracking.mlflow_runs import MlflowRuns
-from storage.trials.views import metric_history, trial_rows
+from storage.trials.views import trial_rows
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
@@ -126,15 +127,7 @@ def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
     assert trial.state == "complete"
     assert trial.config is not None
     digests = {file.path: file.digest for file in trial.artifacts}
-    history = metric_history(database, study, 0)
-    recorded = Recorded(
-        number=0,
-        state=trial.state,
-        config=trial.config,
-        epochs=trial.epochs,
-        values={(row.key, row.step): row.value for rows in history.values() for row in rows},
-        model=digests["model.safetensors"],
-    )
+    recorded = recorded_trial(database, study, [trial], 0)
     assert differing(study.config, machines.two.features, [recorded], processes=1) == []
 
     machines.run(machines.two, "sync", "tiny")
