@@ -72,6 +72,9 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "tests/launch/test_places.py::test_a_pod_has_gpus_secrets_volumes_and_time_to_end": (
         "anitune launch my-study --on kubernetes *",
     ),
+    "tests/e2e/test_two_homes.py::test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was": (
+        "export ANITUNE_HOME=*",
+    ),
     # Many trainings, and what takes their model.
     "tests/search/test_promote.py::test_the_choice_is_recorded_with_its_reasons": ("anitune promote *",),
     "tests/search/test_promote.py::test_a_trial_is_reproduced_from_its_record": ("anitune reproduce *",),
