@@ -106,6 +106,8 @@ def settle(database: Database, study: Study, number: int) -> None:
     # Here, since also a trial ends whose last worker died, and did not come to it.
     logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
     with kept_files.stored(database, logs) as kept, database.writing() as connection:
+        # One after the other: the second finds what the first has written.
+        connection.execute(select(trials.c.number).where(*this).with_for_update())
         kept_files.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
             connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images

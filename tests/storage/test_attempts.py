@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +16,7 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Engine, create_engine, event, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text, update
 
 from storage.database import Database
 from storage.errors import BlobWriteError, LeaseLostError, TrialClosedError
@@ -22,6 +24,7 @@ from storage.records.tables import artifacts, attempts, metrics, outbox, rungs, 
 from storage.settings import Settings
 from storage.studies import Study
 from storage.tracking.outbox import MetricRow, MetricsMessage, TrialStartMessage, read_message
+from storage.trials import endings
 from storage.trials.attempts import Attempt
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
 from storage.trials.renewal import LeaseKeeper
@@ -506,3 +509,26 @@ def test_an_image_that_the_dashboard_cannot_get_is_told_and_given_later(
     with database.reading() as connection:
         assert connection.execute(select(trials.c.told).where(trials.c.number == 0)).scalar_one()
     assert study.optuna.get_trials()[0].value == 1.25
+
+
+def test_two_processes_may_tell_of_an_end_at_once(
+    database: Database, settings: Settings, study: Study, attempt: Attempt, claim: Claim
+) -> None:
+    folder = settings.attempt_folder(study.name, claim.number, claim.attempt)
+    folder.mkdir(parents=True)
+    (folder / f"{folder.name}.log").write_text("it ended")
+    attempt.finish("complete", value=1.0)
+    with database.writing() as connection:  # as if it had died before it told Optuna
+        connection.execute(update(trials).values(told=False))
+        connection.execute(delete(artifacts))
+
+    meeting = threading.Barrier(4)
+
+    def settle(_: int) -> None:
+        meeting.wait()
+        endings.settle(database, study, claim.number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(settle, range(4)))
+    with database.reading() as connection:
+        assert connection.execute(select(artifacts.c.path)).scalars().all() == [f"logs/{folder.name}.log"]
