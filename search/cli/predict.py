@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.cli.models import Model, open_model
+from search.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from trainer.inference.ensemble import Ensemble, Predictions
@@ -64,7 +65,8 @@ def predict(
         ensemble.refuse_unknown_elements(read, str(file))
         structures += read
         places += [_Place(str(file), number) for number in range(len(read))]
-    predictions = ensemble.predict(structures)
+    with progress_bar() as progress:
+        predictions = ensemble.predict(structures, progress)
     table = _Table(ensemble, structures, places, predictions, unit)
     table.warn()
     if out is not None:

@@ -23,6 +23,7 @@ from trainer.files import cannot_be_written
 from trainer.inference.domain import TrainingDomain
 from trainer.inference.structures import Structure, group_alike
 from trainer.networks.files import CPU, SavedModel, load_model, save_model
+from trainer.progress import Progress, no_progress
 
 #: Of an ensemble's folder: what is in it, its networks, and the domain of its training data.
 RECORD: Final = "ensemble.json"
@@ -170,7 +171,7 @@ class Ensemble:
         except OSError as error:
             raise cannot_be_written(folder, error) from error
 
-    def predict(self, structures: Sequence[Structure]) -> Predictions:
+    def predict(self, structures: Sequence[Structure], progress: Progress = no_progress) -> Predictions:
         """Energies of structures.
 
         Raises
@@ -182,6 +183,7 @@ class Ensemble:
         members = np.empty((len(self.members), len(structures)))
         novelty = np.full(len(structures), np.nan)
         strangest = np.zeros(len(structures), np.int64)
+        done = 0
         for alike in group_alike(structures, self.aev.elements):
             molecule = alike.molecule
             for some, aevs in self._environments(molecule):
@@ -193,6 +195,8 @@ class Ensemble:
                     most, atom = self._novelties(by_element, len(places)).max(dim=1)
                     novelty[places] = most.numpy()
                     strangest[places] = orders[np.arange(len(places)), atom.numpy()]
+                done += len(places)
+                progress("structures", done, len(structures))
         spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)
         return Predictions(members.mean(axis=0), spread, members, novelty, strangest)
 
