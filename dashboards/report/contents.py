@@ -197,11 +197,17 @@ def _data(record: StudyRecord, data: StudyData) -> Section:
     if data.parts is not None:
         text.append(
             "Structures: {:,} to train on, {:,} to validate, {:,} to test.".format(*data.parts)
-            + " The test part was not used in the search. Self-energies are fitted on the training part."
+            + " The test part was not used in the search."
         )
     if data.why_not:
         text.append(data.why_not)
-    text += [f"{kind} fingerprint: {value}" for kind, value in sorted(record.facts.items())]
+    facts = dict(record.facts)
+    if self_energies := facts.pop("self_energies", None):
+        fitted = self_energies == "fitted"
+        text.append(
+            f"Self-energies are {'fitted on the training part' if fitted else 'those of the study file'}."
+        )
+    text += [f"{kind} fingerprint: {value}" for kind, value in sorted(facts.items())]
     table = None
     if data.summary is not None:
         rows = tuple(
@@ -214,7 +220,13 @@ def _data(record: StudyRecord, data: StudyData) -> Section:
             )
             for kind in data.summary.by_heavy_atoms
         )
-        headings = ("heavy atoms", "molecules", "structures", "atoms", "widest energies of one, kcal/mol")
+        headings = (
+            "heavy atoms",
+            "molecules",
+            "structures",
+            "atoms",
+            "widest range in a molecule, kcal/mol",
+        )
         table = Table(f"data-{record.name}", headings, rows, frozenset({0, 1, 2, 4}))
     return Section("Data and split", tuple(text), table)
 
@@ -334,7 +346,7 @@ def _reproduce(record: StudyRecord) -> Section:
         "How to reproduce it",
         (
             "Save the study file below, and run the commands. Each training repeats bit for bit on the CPU,"
-            " and to a relative 1e-6 on a GPU, from the configuration that is kept with its trial. Which"
+            " and nearly on a GPU, from the configuration that is kept with its trial. Which"
             " trials a study proposes depends on what has ended before: with one worker that trains one trial"
             " at a time it is the same every time.",
         ),
