@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,13 @@ from typing import Any, assert_never
 from sqlalchemy import ColumnElement, func, select, update
 
 from storage.blobs.place import open_blobs
-from storage.errors import BlobDamagedError, BlobMissingError, TrackingRefusedError, TrackingUnavailableError
+from storage.errors import (
+    BlobDamagedError,
+    BlobMissingError,
+    BlobWriteError,
+    TrackingRefusedError,
+    TrackingUnavailableError,
+)
 from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
@@ -129,7 +136,7 @@ class Relay:
             self.lease.renew()
             self._renewed = time.monotonic()
         delivered = 0
-        failures: list[TrackingUnavailableError] = []
+        failures: list[Exception] = []
         for number in self._waiting():
             if self._stopping.is_set() or len(failures) == FAILURES_IN_A_PASS:
                 break
@@ -137,11 +144,11 @@ class Relay:
                 break  # a trial's run lies under the study's
             try:
                 delivered += self._deliver_run(number)
-            except TrackingUnavailableError as error:
-                # It may be this run that the server cannot cope with: the others go on.
+            except (TrackingUnavailableError, BlobWriteError, OSError) as error:
+                # It may be this run that the server, or our disk, cannot cope with: the others go on.
                 failures.append(error)
         if failures:
-            raise failures[0]
+            raise TrackingUnavailableError(str(failures[0])) from None
         if time.monotonic() - self._study_told > STUDY_NOTE_SECONDS:
             self.tell_study()
         return delivered
@@ -236,19 +243,19 @@ class Relay:
                 metrics = [metric for row in batch for metric in _metrics(row)]
                 self._runs.log(self._known_run(number), metrics)
             case ArtifactMessage():
-                self._runs.upload(self._known_run(number), self._files(batch))
+                with ExitStack() as stack:
+                    self._runs.upload(self._known_run(number), self._files(batch, stack))
             case TrialEndMessage():
                 self._send_end(_trial(number), row.message, row.time_ms)
             case _:
                 assert_never(row.message)
 
-    def _files(self, batch: Iterable[_Row]) -> dict[str, Path]:
+    def _files(self, batch: Iterable[_Row], stack: ExitStack) -> dict[str, Path]:
         """The files of a batch of artifacts, which have the content that the record names."""
         files = {}
         for artifact in (row.message for row in batch):
             assert isinstance(artifact, ArtifactMessage), "a batch holds messages of one kind"
-            self._blobs.verify(artifact.digest)
-            files[artifact.path] = self._blobs.path(artifact.digest)
+            files[artifact.path] = stack.enter_context(self._blobs.lend(artifact.digest))
         return files
 
     def _send_study(self, message: StudyMessage, time_ms: int) -> None:

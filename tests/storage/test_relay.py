@@ -7,7 +7,8 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -16,8 +17,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
-from storage.errors import RelayLeaseLostError, TrackingUnavailableError
+from storage.errors import (
+    BlobWriteError,
+    DatabaseUnreachableError,
+    RelayLeaseLostError,
+    TrackingUnavailableError,
+)
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
@@ -582,3 +589,65 @@ def test_a_relay_stays_while_a_worker_holds_a_trial_and_then_ends_by_itself(
     assert recorder.undelivered() == 0
     assert take_lease(recorder.study) is not None
     assert STUDY in shown.runs()
+
+
+def away_at_first(monkeypatch: pytest.MonkeyPatch, database: Database) -> set[tuple[Any, ...]]:
+    """Whoever asks the database in the relay finds it away the first time; answers from where that was."""
+    met: set[tuple[Any, ...]] = set()
+
+    def failing(ask: Callable[[], AbstractContextManager[Any]]) -> Callable[[], AbstractContextManager[Any]]:
+        def asked() -> AbstractContextManager[Any]:
+            frames = traceback.extract_stack()
+            place = tuple((f.filename, f.lineno) for f in frames if "storage/tracking" in f.filename)
+            if place not in met:
+                met.add(place)
+                raise DatabaseUnreachableError("it is started anew")
+            return ask()
+
+        return asked
+
+    for name in ("reading", "writing"):
+        monkeypatch.setattr(database, name, failing(getattr(database, name)))
+    return met
+
+
+def test_a_relay_outlasts_a_database_that_is_away_whenever_it_is_asked(
+    recorder: Recorder, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.whole_trial()
+    monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", 0.01)
+    with monkeypatch.context() as patched:
+        met = away_at_first(patched, recorder.db)
+        run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert len(met) > 20
+    assert recorder.undelivered() == 0
+    assert [run.info.status for run in shown.runs().values()] == ["FINISHED", "FINISHED"]
+
+
+def test_a_disk_without_space_delays_one_runs_files_and_is_named(
+    recorder: Recorder, lease: RelayLease, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.whole_trial()
+    recorder.whole_trial()
+    lend = FolderBlobs.lend
+    full = hashlib.sha256(b"picture of trial 0").hexdigest()
+    said: list[str | None] = []
+
+    def no_space(store: FolderBlobs, digest: str) -> AbstractContextManager[Path]:
+        if digest == full and not said:
+            raise BlobWriteError(f"{digest}: cannot be written: No space left on device")
+        return lend(store, digest)
+
+    def record_error(message: str | None) -> None:
+        said.append(message)
+        assert shown.runs()["trial 1"].info.status == "FINISHED"
+
+    monkeypatch.setattr(FolderBlobs, "lend", no_space)
+    monkeypatch.setattr("storage.tracking.process.take_lease", lambda study: lease)
+    monkeypatch.setattr(lease, "record_error", record_error)
+    run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert recorder.undelivered() == 0
+    assert shown.artifacts(shown.runs()["trial 0"]) == {"plots/loss.png": b"picture of trial 0"}
+    (trouble, over) = said
+    assert "No space left on device" in str(trouble)
+    assert over is None
