@@ -108,6 +108,7 @@ class Relay:
         self._stopping = stopping
         self._blobs = open_blobs(self._db)
         self._renewed = time.monotonic()
+        self._failed: dict[int | None, float] = {}  # when last, by time.monotonic()
         self._study_told = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so
         self._write_files = write_files
@@ -144,13 +145,15 @@ class Relay:
                 break  # a trial's run lies under the study's
             try:
                 delivered += self._deliver_run(number)
+                self._failed.pop(number, None)
             except (TrackingUnavailableError, BlobWriteError, OSError) as error:
                 # It may be this run that the server, or our disk, cannot cope with: the others go on.
                 failures.append(error)
-        if failures:
-            raise TrackingUnavailableError(str(failures[0])) from None
+                self._failed[number] = time.monotonic()
         if time.monotonic() - self._study_told > STUDY_NOTE_SECONDS:
             self.tell_study()
+        if failures:
+            raise TrackingUnavailableError(f"{_names(self._failed)}: {failures[0]}")
         return delivered
 
     def _deliver_run(self, number: int | None) -> int:
@@ -207,7 +210,11 @@ class Relay:
         self._files_told = time.monotonic()
 
     def _waiting(self) -> list[int | None]:
-        """The runs with undelivered rows that are not parked: the study's, then the longest waiting."""
+        """The runs with undelivered rows that are not parked, in the order of their turns.
+
+        The study's, then the longest waiting; behind these, since they would hold them up for ever, those
+        that could not be delivered, the last tried last.
+        """
         with self._db.reading() as connection:
             numbers = connection.scalars(
                 select(outbox.c.number)
@@ -216,7 +223,7 @@ class Relay:
                 .having(func.count(outbox.c.parked) == 0)
                 .order_by(func.min(outbox.c.id))
             ).all()
-        return sorted(numbers, key=lambda number: number is not None)
+        return sorted(numbers, key=lambda number: (number is not None, self._failed.get(number, 0.0)))
 
     def _rows(self, number: int | None) -> list[_Row]:
         with self._db.reading() as connection:
@@ -315,8 +322,7 @@ class Relay:
             )
 
     def _park(self, number: int | None, row: _Row, reason: str) -> None:
-        what = "the study" if number is None else f"trial {number}"
-        log.warning("%s: MLflow is told no more about %s: %s", self.study.name, what, reason)
+        log.warning("%s: MLflow is told no more about %s: %s", self.study.name, _names([number]), reason)
         with self.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
 
@@ -421,6 +427,14 @@ def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
 
 def _metrics(row: _Row) -> tuple[Any, ...]:
     return row.message.rows if isinstance(row.message, MetricsMessage) else ()
+
+
+def _names(numbers: Iterable[int | None]) -> str:
+    """Runs in words, as "the study, trial 3"; of many the first."""
+    ordered = sorted(numbers, key=lambda number: -1 if number is None else number)
+    names = ["the study" if number is None else f"trial {number}" for number in ordered]
+    more = " and others" if len(names) > FAILURES_IN_A_PASS else ""
+    return ", ".join(names[:FAILURES_IN_A_PASS]) + more
 
 
 def _trial(number: int | None) -> int:

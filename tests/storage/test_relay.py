@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from storage.audit import verify
 from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
 from storage.errors import (
@@ -651,3 +652,39 @@ def test_a_disk_without_space_delays_one_runs_files_and_is_named(
     (trouble, over) = said
     assert "No space left on device" in str(trouble)
     assert over is None
+
+
+def refuse_for_ever(relay: Relay, runs: set[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server fail, as it may for a reason of its own, whenever it is told of these runs."""
+    log = relay._runs.log
+
+    def failing(run: str, *args: Any, **kwargs: Any) -> None:
+        if run in runs:
+            raise TrackingUnavailableError("MLflow: INTERNAL_ERROR")
+        log(run, *args, **kwargs)
+
+    monkeypatch.setattr(relay._runs, "log", failing)
+
+
+def test_runs_that_the_server_cannot_cope_with_hold_up_no_others(
+    recorder: Recorder, relay: Relay, lease: RelayLease, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [recorder.start() for _ in range(6)]
+    relay.deliver()
+    bad = {recorder.run_id(number) for number in range(4)}
+    for attempt in attempts:
+        recorder.train(attempt, range(1, 4))
+        end(attempt, COMPLETE)
+    with monkeypatch.context() as patched:
+        refuse_for_ever(relay, bad, patched)
+        for _ in range(2):
+            with pytest.raises(TrackingUnavailableError) as caught:
+                relay.deliver()
+    assert str(caught.value) == "trial 0, trial 1, trial 2 and others: MLflow: INTERNAL_ERROR"
+    assert [shown.runs()[f"trial {number}"].info.status for number in (4, 5)] == ["FINISHED", "FINISHED"]
+    differences = verify(recorder.study).differences
+    assert {each.number for each in differences if "not delivered" in each.text} == {0, 1, 2, 3}
+
+    relay.deliver()
+    assert recorder.undelivered() == 0
+    assert [step for step, *_ in shown.history(shown.runs()["trial 0"], "val/mae_kcalmol")] == [1, 2, 3]
