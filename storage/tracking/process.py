@@ -161,6 +161,9 @@ def run_relay(
                 log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
         except RelayLeaseLostError as error:
             log.warning("%s: relay ends: %s", study.name, error)
+            with suppress(*_PASSING):
+                if undelivered(study):  # who took over may have ended before we said something too late
+                    start_relay(study)
 
 
 def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:

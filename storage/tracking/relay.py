@@ -27,6 +27,7 @@ from storage.errors import (
     BlobDamagedError,
     BlobMissingError,
     BlobWriteError,
+    RelayLeaseLostError,
     TrackingRefusedError,
     TrackingUnavailableError,
 )
@@ -63,7 +64,7 @@ FAILURES_IN_A_PASS = 3
 """After so many runs that could not be delivered the server counts as away."""
 
 RENEW_SECONDS = 15.0
-"""How often the lease is renewed where there is nothing to deliver."""
+"""A lease that was not renewed for so long is, before MLflow is told anything."""
 
 STUDY_NOTE_SECONDS = 15.0
 """The study's run tells how the study stands; not more often than this."""
@@ -107,7 +108,6 @@ class Relay:
         self._write_note = write_note
         self._stopping = stopping
         self._blobs = open_blobs(self._db)
-        self._renewed = time.monotonic()
         self._failed: dict[int | None, float] = {}  # when last, by time.monotonic()
         self._study_told = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so
@@ -133,9 +133,7 @@ class Relay:
         RelayLeaseLostError
             if another relay took over.
         """
-        if time.monotonic() - self._renewed > RENEW_SECONDS:
-            self.lease.renew()
-            self._renewed = time.monotonic()
+        self._hold()
         delivered = 0
         failures: list[Exception] = []
         for number in self._waiting():
@@ -156,45 +154,80 @@ class Relay:
             raise TrackingUnavailableError(f"{_names(self._failed)}: {failures[0]}")
         return delivered
 
+    def _hold(self) -> None:
+        """Be sure of the lease: this process may have been stopped for long."""
+        if time.monotonic() - self.lease.renewed > RENEW_SECONDS:
+            self.lease.renew()
+
     def _deliver_run(self, number: int | None) -> int:
         delivered = 0
         batches = deque(_batches(self._rows(number)))
         while batches and not self._stopping.is_set():
             batch = batches.popleft()
+            self._hold()
             try:
                 self._send(number, batch)
+                self._acknowledge(batch)
+            except RelayLeaseLostError:
+                self._let_tell_again(number, after=batch[-1])
+                raise
             except (TrackingRefusedError, BlobMissingError, BlobDamagedError) as refusal:
                 if len(batch) > 1:  # one of them: those before it are taken
                     batches.extendleft([row] for row in reversed(batch))
                     continue
                 self._park(number, batch[0], str(refusal))
                 break
-            self._acknowledge(batch)
             delivered += len(batch)
         return delivered
+
+    def _let_tell_again(self, number: int | None, after: _Row) -> None:
+        """Take what follows a row for undelivered: what we have said late may lie over it in MLflow."""
+        with self._db.writing() as connection:
+            connection.execute(
+                update(outbox)
+                .where(
+                    outbox.c.study_id == self.study.id,
+                    outbox.c.number.is_not_distinct_from(number),
+                    outbox.c.id > after.id,
+                )
+                .values(delivered_at=None)
+            )
 
     def tell_study(self) -> None:
         """Bring status, note and files of the study's run up to date, if a trial began or ended.
 
         They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
+        If that changes meanwhile it is said again. Of two relays, one of which was stopped for long, whoever
+        speaks last has then said what is so.
         """
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
-        self._files_changed = True
-        with self._db.reading() as connection:
-            states = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
-            ends = connection.scalars(states).all()
+        told: Sequence[float | None] | None = None
         try:
-            self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
-            if not ends or None in ends:
-                self._runs.set_status(run, "RUNNING")
-            else:
-                self._runs.set_status(run, "FINISHED", _milliseconds(max(ends)))
-            self._tell_files(run, at_rest=bool(ends) and None not in ends)
+            while told != (ends := self._ends()):
+                self._tell_ends(run, ends)
+                told = ends
         except TrackingRefusedError as refusal:
             log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_told = time.monotonic()
+
+    def _ends(self) -> Sequence[float | None]:
+        """When the trials ended, s since 1970; None: one has not."""
+        query = select(trials.c.ended_at).where(trials.c.study_id == self.study.id).order_by(trials.c.number)
+        with self._db.reading() as connection:
+            return connection.scalars(query).all()
+
+    def _tell_ends(self, run: str, ends: Sequence[float | None]) -> None:
+        ended = [end for end in ends if end is not None]
+        at_rest = bool(ends) and len(ended) == len(ends)
+        self._files_changed = True
+        self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
+        if at_rest:
+            self._runs.set_status(run, "FINISHED", _milliseconds(max(ended)))
+        else:
+            self._runs.set_status(run, "RUNNING")
+        self._tell_files(run, at_rest)
 
     def _tell_files(self, run: str, at_rest: bool) -> None:
         due = at_rest or time.monotonic() - self._files_told > STUDY_FILES_SECONDS

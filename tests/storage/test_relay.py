@@ -28,8 +28,8 @@ from storage.errors import (
 )
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
-from storage.studies import Budget, create_study, open_study
-from storage.tracking.lease import RelayLease, relay_lives, take_lease
+from storage.studies import Budget, Study, create_study, open_study
+from storage.tracking.lease import LEASE_SECONDS, RelayLease, relay_lives, take_lease
 from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
@@ -688,3 +688,106 @@ def test_runs_that_the_server_cannot_cope_with_hold_up_no_others(
     relay.deliver()
     assert recorder.undelivered() == 0
     assert [step for step, *_ in shown.history(shown.runs()["trial 0"], "val/mae_kcalmol")] == [1, 2, 3]
+
+
+class Stopped:
+    """Lets a relay be stopped in the call of MLflow that it is about to make, and another one take over."""
+
+    def __init__(self, relay: Relay, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.successor: Relay | None = None
+        self._relay = relay
+        self._call = getattr(relay._runs, call)
+        monkeypatch.setattr(relay._runs, call, self._wake_late)
+
+    def _wake_late(self, *args: Any, **kwargs: Any) -> None:
+        if self.successor is None:
+            expire(self._relay.lease)
+            lease = take_lease(self._relay.study)
+            assert lease is not None
+            self.successor = Relay(lease, write_note, Event())
+            self.successor.deliver()
+            self.successor.tell_study()
+        self._call(*args, **kwargs)
+
+
+def expire(lease: RelayLease) -> None:
+    with lease.writing(lease_until=0.0):
+        pass
+
+
+def test_what_a_relay_says_of_a_trial_after_another_took_over_is_put_right(
+    recorder: Recorder, relay: Relay, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.start().hand_back("told to stop")
+    relay.deliver()
+    last = recorder.start()
+    recorder.train(last, range(1, 4))
+    end(last, COMPLETE)
+    with recorder.db.writing() as connection:  # its start is told again, as after an answer that was lost
+        connection.execute(update(outbox).where(outbox.c.number == 0).values(delivered_at=None))
+    stopped = Stopped(relay, "set_status", monkeypatch)
+    with pytest.raises(RelayLeaseLostError):
+        relay.deliver()
+    assert shown.runs()["trial 0"].info.status == "RUNNING", "no lease can prevent that"
+    assert recorder.undelivered() > 0
+
+    assert stopped.successor is not None
+    stopped.successor.deliver()
+    run = shown.runs()["trial 0"]
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("FINISHED", "COMPLETE")
+    assert run.data.tags["attempt"] == "2"
+    assert verify(recorder.study).differences == ()
+
+
+def test_what_a_relay_says_of_the_study_after_another_took_over_is_put_right(
+    recorder: Recorder, relay: Relay, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()
+    relay._study_changed = True
+    stopped = Stopped(relay, "set_status", monkeypatch)
+    wake_late = relay._runs.set_status
+
+    def end_meanwhile(*args: Any) -> None:
+        if stopped.successor is None:
+            end(attempt, COMPLETE)
+        wake_late(*args)
+
+    monkeypatch.setattr(relay._runs, "set_status", end_meanwhile)
+    relay.tell_study()
+    assert shown.runs()[STUDY].info.status == "FINISHED"
+    assert verify(recorder.study).differences == ()
+
+
+def test_a_relay_that_was_stopped_for_long_makes_sure_of_its_lease_before_it_speaks(
+    recorder: Recorder, relay: Relay, lease: RelayLease, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()
+    recorder.train(attempt, range(1, 4))
+    rows = relay._rows
+
+    def read_and_sleep(number: int | None) -> Any:
+        read = rows(number)
+        expire(lease)
+        assert take_lease(recorder.study) is not None
+        lease.renewed -= 2 * LEASE_SECONDS
+        return read
+
+    monkeypatch.setattr(relay, "_rows", read_and_sleep)
+    with pytest.raises(RelayLeaseLostError):
+        relay.deliver()
+    assert shown.history(shown.runs()["trial 0"], "val/mae_kcalmol") == []
+
+
+def test_a_relay_that_was_replaced_starts_another_if_none_says_again_what_it_said_too_late(
+    recorder: Recorder, lease: RelayLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.whole_trial()
+    expire(lease)
+    assert take_lease(recorder.study) is not None
+    started: list[Study] = []
+    monkeypatch.setattr("storage.tracking.process.take_lease", lambda study: lease)
+    monkeypatch.setattr("storage.tracking.process.start_relay", started.append)
+    run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert started == [recorder.study]
