@@ -140,8 +140,7 @@ def run_relay(
     vitals = vitals or Vitals()
     stopping = Event()
     trouble = _Trouble(study, vitals)
-    nobody_waits = stop_after_delay(GIVE_UP_SECONDS) & (lambda state: not _seems_worked_on(study))
-    patiently = _patience(stop_when_event_set(stopping) | nobody_waits, stopping, trouble.tell)
+    patiently = _patience(stop_when_event_set(stopping) | _GivenUp(study), stopping, trouble.tell)
     token = os.environ.get(LEASE_VARIABLE)
     with _set_by_signals(stopping):
         lease = RelayLease(study, token) if token is not None else patiently(take_lease, study)
@@ -272,6 +271,20 @@ class _Trouble:
         self._vitals.lease.record_error(message)
 
 
+class _GivenUp(stop_after_delay):
+    """Whether it has taken too long, and nobody works on the study."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__(GIVE_UP_SECONDS)
+        self._study = study
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        try:
+            return super().__call__(retry_state) and not _is_worked_on(self._study)
+        except _AWAY:
+            return True  # nor can anybody work
+
+
 def _patience(
     stop: stop_base, woken: Event, before_sleep: Callable[[RetryCallState], None] | None = None
 ) -> Retrying:
@@ -305,11 +318,3 @@ def _is_worked_on(study: Study) -> bool:
     )
     with study.database.reading() as connection:
         return connection.execute(held.limit(1)).first() is not None
-
-
-def _seems_worked_on(study: Study) -> bool:
-    """Whether a worker holds a trial; with a database that is away nobody works."""
-    try:
-        return _is_worked_on(study)
-    except _AWAY:
-        return False

@@ -29,7 +29,7 @@ from storage.errors import (
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
-from storage.tracking.lease import LEASE_SECONDS, RelayLease, relay_lives, take_lease
+from storage.tracking.lease import LEASE_SECONDS, RelayLease, last_error, relay_lives, take_lease
 from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
@@ -791,3 +791,19 @@ def test_a_relay_that_was_replaced_starts_another_if_none_says_again_what_it_sai
     monkeypatch.setattr("storage.tracking.process.start_relay", started.append)
     run_relay(recorder.study, write_note, idle_seconds=0.1)
     assert started == [recorder.study]
+
+
+def test_a_relay_gives_up_a_server_that_stays_away_only_when_nobody_works(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("storage.tracking.process.GIVE_UP_SECONDS", 0.0)
+    with open_database(replace(settings, tracking_uri="http://127.0.0.1:9")) as db:
+        recorder = Recorder(db)
+        assert claim_trial(db, recorder.study, WORKER, lease_seconds=2.0) is not None
+        leased_until = time.monotonic() + 1.9
+        run_relay(recorder.study, write_note)
+        assert time.monotonic() > leased_until
+        assert "refused" in str(last_error(recorder.study))
+        assert recorder.undelivered() > 0
+        assert take_lease(recorder.study) is not None
