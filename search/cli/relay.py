@@ -91,9 +91,7 @@ def sync(
         try:
             result = deliver(opened, note_writer(opened), file_writer(opened))
         except TrackingUnavailableError as error:
-            raise TrackingUnavailableError(
-                f"{error}. Nothing is lost; when it answers again: anitune sync {study}"
-            ) from None
+            raise TrackingUnavailableError(f"{error}. Nothing is lost; later: anitune sync {study}") from None
     if as_json:
         typer.echo(json.dumps({"study": study, **asdict(result)}))
     else:

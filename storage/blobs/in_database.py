@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects import postgresql
 
 from storage.blobs.folder import FolderBlobs
-from storage.blobs.store import BlobStore, StoredBlob, checked_digest
+from storage.blobs.store import PARTIAL, BlobStore, StoredBlob, checked_digest
 from storage.database import Database
 from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
 from storage.records.tables import blob_parts, blobs, now
@@ -80,6 +82,17 @@ class DatabaseBlobs(BlobStore):
         except (BlobMissingError, BlobDamagedError):
             self.copy(digest, self._copies.place(digest))
         return self._copies.path(digest)
+
+    @contextmanager
+    def lend(self, digest: str) -> Iterator[Path]:
+        # Not the copy that stays, which others may read; half-written it is to who looks for garbage.
+        place = self._copies.place(digest)
+        lent = place.with_name(f".{digest}.{uuid.uuid4().hex}{PARTIAL}")
+        self.copy(digest, lent)
+        try:
+            yield lent
+        finally:
+            lent.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         with self._database.writing() as connection:

@@ -8,6 +8,7 @@ import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -79,6 +80,20 @@ class BlobStore(ABC):
         BlobMissingError
             if there is no such blob.
         """
+
+    @contextmanager
+    def lend(self, digest: str) -> Iterator[Path]:
+        """A file of this machine with exactly that content, as long as the block lasts.
+
+        Raises
+        ------
+        BlobMissingError, BlobDamagedError
+            as :meth:`verify`.
+        BlobWriteError
+            if it must be copied to this machine, and cannot.
+        """
+        self.verify(digest)
+        yield self.path(digest)
 
     @abstractmethod
     def delete(self, name: str) -> None:

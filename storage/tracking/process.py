@@ -29,6 +29,7 @@ from tenacity.stop import stop_base
 
 from storage.errors import (
     DatabaseBusyError,
+    DatabaseError,
     DatabaseUnreachableError,
     RelayLeaseLostError,
     TrackingUnavailableError,
@@ -65,7 +66,9 @@ LEASE_VARIABLE = "ANITUNE_RELAY_LEASE"
 _started: list[subprocess.Popen[bytes]] = []
 """Relays that this process started: kept, since one that ended is a zombie until it is asked for."""
 
-_PASSING = (TrackingUnavailableError, DatabaseUnreachableError, DatabaseBusyError)
+_AWAY = (DatabaseUnreachableError, DatabaseBusyError)
+_PASSING = (TrackingUnavailableError, *_AWAY, OSError)
+"""What ends by itself, or by somebody who frees some space: it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -135,25 +138,31 @@ def run_relay(
         Told what goes on, if somebody watches.
     """
     vitals = vitals or Vitals()
-    token = os.environ.get(LEASE_VARIABLE)
-    lease = RelayLease(study, token) if token is not None else take_lease(study)
-    if lease is None:
-        log.info("%s: another relay delivers", study.name)
-        return
-    vitals.lease = lease
     stopping = Event()
-    relay = Relay(lease, write_note, stopping, write_files)
-    log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
+    trouble = _Trouble(study, vitals)
+    patiently = _patience(stop_when_event_set(stopping) | _GivenUp(study), stopping, trouble.tell)
+    token = os.environ.get(LEASE_VARIABLE)
     with _set_by_signals(stopping):
+        lease = RelayLease(study, token) if token is not None else patiently(take_lease, study)
+        if lease is None:
+            log.info("%s: another relay delivers", study.name)
+            return
+        vitals.lease = lease
+        relay = patiently(Relay, lease, write_note, stopping, write_files)
+        log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
         try:
-            _deliver_while_open(relay, vitals, stopping, idle_seconds)
-            with suppress(TrackingUnavailableError):  # the next relay says it
+            with suppress(*_PASSING):  # told to end, or nobody waits for it any more
+                _deliver_while_open(relay, vitals, trouble, patiently, stopping, idle_seconds)
+            with suppress(*_PASSING):  # the next relay says it
                 relay.tell_study()
-            lease.release()
+            with suppress(*_AWAY):  # the lease ends with this process
+                lease.release()
+                log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
         except RelayLeaseLostError as error:
             log.warning("%s: relay ends: %s", study.name, error)
-            return
-    log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
+            with suppress(*_PASSING):
+                if undelivered(study):  # who took over may have ended before we said something too late
+                    start_relay(study)
 
 
 def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:
@@ -198,38 +207,44 @@ def _forget_ended() -> None:
     _started[:] = [relay for relay in _started if relay.poll() is None]
 
 
-def _deliver_while_open(relay: Relay, vitals: Vitals, stopping: Event, idle_seconds: float) -> None:
-    trouble = _Trouble(relay.lease, vitals)
-    patiently = _patience(
-        stop_when_event_set(stopping) | stop_after_delay(GIVE_UP_SECONDS), stopping, trouble.tell
-    )
+def _deliver_while_open(
+    relay: Relay,
+    vitals: Vitals,
+    trouble: _Trouble,
+    patiently: Retrying,
+    stopping: Event,
+    idle_seconds: float,
+) -> None:
     idle_since = time.monotonic()
-    while not stopping.is_set():
-        try:
-            delivered = patiently(relay.deliver)
-        except _PASSING:
-            vitals.failed()
-            if not _is_worked_on(relay.study):
-                return
-            continue
+
+    def goes_on() -> bool:
+        """One pass, which can be repeated from any point; answers whether another one follows."""
+        nonlocal idle_since
+        if delivered := relay.deliver():
+            idle_since = time.monotonic()
         vitals.passed(delivered)
         if not stopping.is_set():
             trouble.is_over()
         if delivered:
-            idle_since = time.monotonic()
-        elif time.monotonic() - idle_since > idle_seconds:
-            if not _is_worked_on(relay.study):
-                return
-            idle_since = time.monotonic()
-        else:
+            return True
+        if time.monotonic() - idle_since <= idle_seconds:
             stopping.wait(POLL_SECONDS)
+            return True
+        if _is_worked_on(relay.study):
+            idle_since = time.monotonic()
+            return True
+        relay.tell_study()  # nobody will start another relay to say how the study ended
+        return False
+
+    while not stopping.is_set() and patiently(goes_on):
+        pass
 
 
 class _Trouble:
     """Says what keeps us from delivering: once in the log, and in the relay's row for ``sync``."""
 
-    def __init__(self, lease: RelayLease, vitals: Vitals) -> None:
-        self._lease = lease
+    def __init__(self, study: Study, vitals: Vitals) -> None:
+        self._study = study
         self._vitals = vitals
         self._said: str | None = None
 
@@ -239,16 +254,35 @@ class _Trouble:
         error = state.outcome.exception()
         if str(error) == self._said:
             return
-        self._said = str(error)
-        log.warning("%s: not delivered yet: %s", self._lease.study.name, error)
-        if isinstance(error, TrackingUnavailableError):  # otherwise it is the records that cannot be written
-            self._lease.record_error(self._said)
+        with suppress(*_AWAY):  # then it is said after the next try
+            if not isinstance(error, DatabaseError):  # otherwise it is the records that cannot be written
+                self._record(str(error))
+            self._said = str(error)
+            log.warning("%s: not delivered yet: %s", self._study.name, error)
 
     def is_over(self) -> None:
         if self._said is not None:
+            self._record(None)
             self._said = None
-            self._lease.record_error(None)
-            log.info("%s: delivers again", self._lease.study.name)
+            log.info("%s: delivers again", self._study.name)
+
+    def _record(self, message: str | None) -> None:
+        assert self._vitals.lease is not None, "before there is one, only the database is asked"
+        self._vitals.lease.record_error(message)
+
+
+class _GivenUp(stop_after_delay):
+    """Whether it has taken too long, and nobody works on the study."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__(GIVE_UP_SECONDS)
+        self._study = study
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        try:
+            return super().__call__(retry_state) and not _is_worked_on(self._study)
+        except _AWAY:
+            return True  # nor can anybody work
 
 
 def _patience(

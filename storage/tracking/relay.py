@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,14 @@ from typing import Any, assert_never
 from sqlalchemy import ColumnElement, func, select, update
 
 from storage.blobs.place import open_blobs
-from storage.errors import BlobDamagedError, BlobMissingError, TrackingRefusedError, TrackingUnavailableError
+from storage.errors import (
+    BlobDamagedError,
+    BlobMissingError,
+    BlobWriteError,
+    RelayLeaseLostError,
+    TrackingRefusedError,
+    TrackingUnavailableError,
+)
 from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
@@ -56,7 +64,7 @@ FAILURES_IN_A_PASS = 3
 """After so many runs that could not be delivered the server counts as away."""
 
 RENEW_SECONDS = 15.0
-"""How often the lease is renewed where there is nothing to deliver."""
+"""A lease that was not renewed for so long is, before MLflow is told anything."""
 
 STUDY_NOTE_SECONDS = 15.0
 """The study's run tells how the study stands; not more often than this."""
@@ -100,7 +108,7 @@ class Relay:
         self._write_note = write_note
         self._stopping = stopping
         self._blobs = open_blobs(self._db)
-        self._renewed = time.monotonic()
+        self._failed: dict[int | None, float] = {}  # when last, by time.monotonic()
         self._study_told = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so
         self._write_files = write_files
@@ -125,11 +133,9 @@ class Relay:
         RelayLeaseLostError
             if another relay took over.
         """
-        if time.monotonic() - self._renewed > RENEW_SECONDS:
-            self.lease.renew()
-            self._renewed = time.monotonic()
+        self._hold()
         delivered = 0
-        failures: list[TrackingUnavailableError] = []
+        failures: list[Exception] = []
         for number in self._waiting():
             if self._stopping.is_set() or len(failures) == FAILURES_IN_A_PASS:
                 break
@@ -137,54 +143,91 @@ class Relay:
                 break  # a trial's run lies under the study's
             try:
                 delivered += self._deliver_run(number)
-            except TrackingUnavailableError as error:
-                # It may be this run that the server cannot cope with: the others go on.
+                self._failed.pop(number, None)
+            except (TrackingUnavailableError, BlobWriteError, OSError) as error:
+                # It may be this run that the server, or our disk, cannot cope with: the others go on.
                 failures.append(error)
-        if failures:
-            raise failures[0]
+                self._failed[number] = time.monotonic()
         if time.monotonic() - self._study_told > STUDY_NOTE_SECONDS:
             self.tell_study()
+        if failures:
+            raise TrackingUnavailableError(f"{_names(self._failed)}: {failures[0]}")
         return delivered
+
+    def _hold(self) -> None:
+        """Be sure of the lease: this process may have been stopped for long."""
+        if time.monotonic() - self.lease.renewed > RENEW_SECONDS:
+            self.lease.renew()
 
     def _deliver_run(self, number: int | None) -> int:
         delivered = 0
         batches = deque(_batches(self._rows(number)))
         while batches and not self._stopping.is_set():
             batch = batches.popleft()
+            self._hold()
             try:
                 self._send(number, batch)
+                self._acknowledge(batch)
+            except RelayLeaseLostError:
+                self._let_tell_again(number, after=batch[-1])
+                raise
             except (TrackingRefusedError, BlobMissingError, BlobDamagedError) as refusal:
                 if len(batch) > 1:  # one of them: those before it are taken
                     batches.extendleft([row] for row in reversed(batch))
                     continue
                 self._park(number, batch[0], str(refusal))
                 break
-            self._acknowledge(batch)
             delivered += len(batch)
         return delivered
+
+    def _let_tell_again(self, number: int | None, after: _Row) -> None:
+        """Take what follows a row for undelivered: what we have said late may lie over it in MLflow."""
+        with self._db.writing() as connection:
+            connection.execute(
+                update(outbox)
+                .where(
+                    outbox.c.study_id == self.study.id,
+                    outbox.c.number.is_not_distinct_from(number),
+                    outbox.c.id > after.id,
+                )
+                .values(delivered_at=None)
+            )
 
     def tell_study(self) -> None:
         """Bring status, note and files of the study's run up to date, if a trial began or ended.
 
         They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
+        If that changes meanwhile it is said again. Of two relays, one of which was stopped for long, whoever
+        speaks last has then said what is so.
         """
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
-        self._files_changed = True
-        with self._db.reading() as connection:
-            states = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
-            ends = connection.scalars(states).all()
+        told: Sequence[float | None] | None = None
         try:
-            self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
-            if not ends or None in ends:
-                self._runs.set_status(run, "RUNNING")
-            else:
-                self._runs.set_status(run, "FINISHED", _milliseconds(max(ends)))
-            self._tell_files(run, at_rest=bool(ends) and None not in ends)
+            while told != (ends := self._ends()):
+                self._tell_ends(run, ends)
+                told = ends
         except TrackingRefusedError as refusal:
             log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_told = time.monotonic()
+
+    def _ends(self) -> Sequence[float | None]:
+        """When the trials ended, s since 1970; None: one has not."""
+        query = select(trials.c.ended_at).where(trials.c.study_id == self.study.id).order_by(trials.c.number)
+        with self._db.reading() as connection:
+            return connection.scalars(query).all()
+
+    def _tell_ends(self, run: str, ends: Sequence[float | None]) -> None:
+        ended = [end for end in ends if end is not None]
+        at_rest = bool(ends) and len(ended) == len(ends)
+        self._files_changed = True
+        self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
+        if at_rest:
+            self._runs.set_status(run, "FINISHED", _milliseconds(max(ended)))
+        else:
+            self._runs.set_status(run, "RUNNING")
+        self._tell_files(run, at_rest)
 
     def _tell_files(self, run: str, at_rest: bool) -> None:
         due = at_rest or time.monotonic() - self._files_told > STUDY_FILES_SECONDS
@@ -200,7 +243,11 @@ class Relay:
         self._files_told = time.monotonic()
 
     def _waiting(self) -> list[int | None]:
-        """The runs with undelivered rows that are not parked: the study's, then the longest waiting."""
+        """The runs with undelivered rows that are not parked, in the order of their turns.
+
+        The study's, then the longest waiting; behind these, since they would hold them up for ever, those
+        that could not be delivered, the last tried last.
+        """
         with self._db.reading() as connection:
             numbers = connection.scalars(
                 select(outbox.c.number)
@@ -209,7 +256,7 @@ class Relay:
                 .having(func.count(outbox.c.parked) == 0)
                 .order_by(func.min(outbox.c.id))
             ).all()
-        return sorted(numbers, key=lambda number: number is not None)
+        return sorted(numbers, key=lambda number: (number is not None, self._failed.get(number, 0.0)))
 
     def _rows(self, number: int | None) -> list[_Row]:
         with self._db.reading() as connection:
@@ -236,19 +283,19 @@ class Relay:
                 metrics = [metric for row in batch for metric in _metrics(row)]
                 self._runs.log(self._known_run(number), metrics)
             case ArtifactMessage():
-                self._runs.upload(self._known_run(number), self._files(batch))
+                with ExitStack() as stack:
+                    self._runs.upload(self._known_run(number), self._files(batch, stack))
             case TrialEndMessage():
                 self._send_end(_trial(number), row.message, row.time_ms)
             case _:
                 assert_never(row.message)
 
-    def _files(self, batch: Iterable[_Row]) -> dict[str, Path]:
+    def _files(self, batch: Iterable[_Row], stack: ExitStack) -> dict[str, Path]:
         """The files of a batch of artifacts, which have the content that the record names."""
         files = {}
         for artifact in (row.message for row in batch):
             assert isinstance(artifact, ArtifactMessage), "a batch holds messages of one kind"
-            self._blobs.verify(artifact.digest)
-            files[artifact.path] = self._blobs.path(artifact.digest)
+            files[artifact.path] = stack.enter_context(self._blobs.lend(artifact.digest))
         return files
 
     def _send_study(self, message: StudyMessage, time_ms: int) -> None:
@@ -308,8 +355,7 @@ class Relay:
             )
 
     def _park(self, number: int | None, row: _Row, reason: str) -> None:
-        what = "the study" if number is None else f"trial {number}"
-        log.warning("%s: MLflow is told no more about %s: %s", self.study.name, what, reason)
+        log.warning("%s: MLflow is told no more about %s: %s", self.study.name, _names([number]), reason)
         with self.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
 
@@ -414,6 +460,14 @@ def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
 
 def _metrics(row: _Row) -> tuple[Any, ...]:
     return row.message.rows if isinstance(row.message, MetricsMessage) else ()
+
+
+def _names(numbers: Iterable[int | None]) -> str:
+    """Runs in words, as "the study, trial 3"; of many the first."""
+    ordered = sorted(numbers, key=lambda number: -1 if number is None else number)
+    names = ["the study" if number is None else f"trial {number}" for number in ordered]
+    more = " and others" if len(names) > FAILURES_IN_A_PASS else ""
+    return ", ".join(names[:FAILURES_IN_A_PASS]) + more
 
 
 def _trial(number: int | None) -> int:

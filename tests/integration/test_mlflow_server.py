@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
@@ -20,6 +23,7 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
+from storage.audit import verify
 from storage.database import Database, open_database
 from storage.errors import TrackingUnavailableError
 from storage.records.tables import outbox, studies, trials
@@ -95,12 +99,19 @@ class Wire:
         Whether connections end without an answer, and nothing reaches the server.
     loses_answers
         Whether each request reaches the server, but the first answer to it is lost on its way back.
+    statuses
+        What becomes of each request: None, it is passed on; else the answer has this status, and every
+        second time the server has done all the same what it was asked for.
+    failed
+        Status and path of those that were answered so.
     """
 
     def __init__(self, server: str) -> None:
         self.cut = False
         self.loses_answers = False
         self.lost: list[str] = []
+        self.statuses: Iterator[int | None] = itertools.repeat(None)
+        self.failed: list[tuple[int, str]] = []
         seen: set[tuple[str, str, bytes]] = set()
         wire = self
 
@@ -110,6 +121,12 @@ class Wire:
                     self.close_connection = True
                     return
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status = next(wire.statuses)
+                if status is not None:
+                    wire.failed.append((status, self.path))
+                    if len(wire.failed) % 2:
+                        self.answer(status, "text/plain", b"it went wrong")
+                        return
                 headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
                 answer = httpx.request(
                     self.command,
@@ -125,11 +142,15 @@ class Wire:
                     wire.lost.append(self.path)
                     self.close_connection = True
                     return
-                self.send_response(answer.status_code)
-                self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
-                self.send_header("Content-Length", str(len(answer.content)))
+                kind = answer.headers.get("Content-Type", "")
+                self.answer(status or answer.status_code, kind, answer.content)
+
+            def answer(self, status: int, kind: str, content: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(answer.content)
+                self.wfile.write(content)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do  # noqa: N815
 
@@ -262,6 +283,33 @@ def test_answers_lost_on_their_way_make_nothing_twice_and_lose_nothing(
     assert set(shown) == {study.name, "trial 0", "trial 1"}
     for number in (0, 1):
         assert_whole(shown[f"trial {number}"], number)
+
+
+def test_a_server_that_answers_500_in_the_middle_gets_everything_once(
+    study: Study, server: str, wire: Wire
+) -> None:
+    for _ in range(4):
+        record_trial(study)
+    chance = random.Random(7)
+    wire.statuses = iter(lambda: chance.choice([None, None, None, 500, 503]), "never")
+    lease = take_lease(study)
+    assert lease is not None
+    relay = Relay(lease, write_note, stopping=Event())
+    deadline = time.monotonic() + DELIVERY_SECONDS
+    while undelivered(study) and time.monotonic() < deadline:
+        with suppress(TrackingUnavailableError):
+            relay.deliver()
+    assert undelivered(study) == 0
+    for asked in ("runs/create", "runs/log-batch", "mlflow-artifacts/artifacts", "runs/update"):
+        assert any(asked in path for _, path in wire.failed), asked
+
+    wire.statuses = itertools.repeat(None)
+    relay.tell_study()
+    shown = everything(study, server)
+    assert set(shown) == {study.name, *(f"trial {number}" for number in range(4))}
+    for number in range(4):
+        assert_whole(shown[f"trial {number}"], number)
+    assert verify(study).differences == ()
 
 
 def test_telling_all_again_changes_nothing(study: Study, server: str) -> None:

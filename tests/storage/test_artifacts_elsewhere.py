@@ -262,3 +262,16 @@ def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path
         pytest.raises(SettingsError, match="holds the artifacts of another database"),
     ):
         settle_place(database)
+
+
+def test_a_file_that_is_lent_is_whole_and_leaves_no_copy(
+    one: Database, two: Database, study: Study, tmp_path: Path
+) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    digest = open_blobs(one).put(tmp_path / "weights")
+    copies = two.settings.artifact_copies
+    with open_blobs(two).lend(digest) as file:
+        assert file.read_bytes() == b"weights"
+    assert [path for path in copies.rglob("*") if path.is_file()] == []
+    with pytest.raises(BlobMissingError), open_blobs(two).lend("0" * 64):
+        pass

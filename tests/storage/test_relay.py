@@ -7,7 +7,8 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -16,12 +17,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from storage.audit import verify
+from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
-from storage.errors import RelayLeaseLostError, TrackingUnavailableError
+from storage.errors import (
+    BlobWriteError,
+    DatabaseUnreachableError,
+    RelayLeaseLostError,
+    TrackingUnavailableError,
+)
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
-from storage.studies import Budget, create_study, open_study
-from storage.tracking.lease import RelayLease, relay_lives, take_lease
+from storage.studies import Budget, Study, create_study, open_study
+from storage.tracking.lease import LEASE_SECONDS, RelayLease, last_error, relay_lives, take_lease
 from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
@@ -582,3 +590,220 @@ def test_a_relay_stays_while_a_worker_holds_a_trial_and_then_ends_by_itself(
     assert recorder.undelivered() == 0
     assert take_lease(recorder.study) is not None
     assert STUDY in shown.runs()
+
+
+def away_at_first(monkeypatch: pytest.MonkeyPatch, database: Database) -> set[tuple[Any, ...]]:
+    """Whoever asks the database in the relay finds it away the first time; answers from where that was."""
+    met: set[tuple[Any, ...]] = set()
+
+    def failing(ask: Callable[[], AbstractContextManager[Any]]) -> Callable[[], AbstractContextManager[Any]]:
+        def asked() -> AbstractContextManager[Any]:
+            frames = traceback.extract_stack()
+            place = tuple((f.filename, f.lineno) for f in frames if "storage/tracking" in f.filename)
+            if place not in met:
+                met.add(place)
+                raise DatabaseUnreachableError("it is started anew")
+            return ask()
+
+        return asked
+
+    for name in ("reading", "writing"):
+        monkeypatch.setattr(database, name, failing(getattr(database, name)))
+    return met
+
+
+def test_a_relay_outlasts_a_database_that_is_away_whenever_it_is_asked(
+    recorder: Recorder, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.whole_trial()
+    monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", 0.01)
+    with monkeypatch.context() as patched:
+        met = away_at_first(patched, recorder.db)
+        run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert len(met) > 20
+    assert recorder.undelivered() == 0
+    assert [run.info.status for run in shown.runs().values()] == ["FINISHED", "FINISHED"]
+
+
+def test_a_disk_without_space_delays_one_runs_files_and_is_named(
+    recorder: Recorder, lease: RelayLease, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.whole_trial()
+    recorder.whole_trial()
+    lend = FolderBlobs.lend
+    full = hashlib.sha256(b"picture of trial 0").hexdigest()
+    said: list[str | None] = []
+
+    def no_space(store: FolderBlobs, digest: str) -> AbstractContextManager[Path]:
+        if digest == full and not said:
+            raise BlobWriteError(f"{digest}: cannot be written: No space left on device")
+        return lend(store, digest)
+
+    def record_error(message: str | None) -> None:
+        said.append(message)
+        assert shown.runs()["trial 1"].info.status == "FINISHED"
+
+    monkeypatch.setattr(FolderBlobs, "lend", no_space)
+    monkeypatch.setattr("storage.tracking.process.take_lease", lambda study: lease)
+    monkeypatch.setattr(lease, "record_error", record_error)
+    run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert recorder.undelivered() == 0
+    assert shown.artifacts(shown.runs()["trial 0"]) == {"plots/loss.png": b"picture of trial 0"}
+    (trouble, over) = said
+    assert "No space left on device" in str(trouble)
+    assert over is None
+
+
+def refuse_for_ever(relay: Relay, runs: set[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server fail, as it may for a reason of its own, whenever it is told of these runs."""
+    log = relay._runs.log
+
+    def failing(run: str, *args: Any, **kwargs: Any) -> None:
+        if run in runs:
+            raise TrackingUnavailableError("MLflow: INTERNAL_ERROR")
+        log(run, *args, **kwargs)
+
+    monkeypatch.setattr(relay._runs, "log", failing)
+
+
+def test_runs_that_the_server_cannot_cope_with_hold_up_no_others(
+    recorder: Recorder, relay: Relay, lease: RelayLease, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [recorder.start() for _ in range(6)]
+    relay.deliver()
+    bad = {recorder.run_id(number) for number in range(4)}
+    for attempt in attempts:
+        recorder.train(attempt, range(1, 4))
+        end(attempt, COMPLETE)
+    with monkeypatch.context() as patched:
+        refuse_for_ever(relay, bad, patched)
+        for _ in range(2):
+            with pytest.raises(TrackingUnavailableError) as caught:
+                relay.deliver()
+    assert str(caught.value) == "trial 0, trial 1, trial 2 and others: MLflow: INTERNAL_ERROR"
+    assert [shown.runs()[f"trial {number}"].info.status for number in (4, 5)] == ["FINISHED", "FINISHED"]
+    differences = verify(recorder.study).differences
+    assert {each.number for each in differences if "not delivered" in each.text} == {0, 1, 2, 3}
+
+    relay.deliver()
+    assert recorder.undelivered() == 0
+    assert [step for step, *_ in shown.history(shown.runs()["trial 0"], "val/mae_kcalmol")] == [1, 2, 3]
+
+
+class Stopped:
+    """Lets a relay be stopped in the call of MLflow that it is about to make, and another one take over."""
+
+    def __init__(self, relay: Relay, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.successor: Relay | None = None
+        self._relay = relay
+        self._call = getattr(relay._runs, call)
+        monkeypatch.setattr(relay._runs, call, self._wake_late)
+
+    def _wake_late(self, *args: Any, **kwargs: Any) -> None:
+        if self.successor is None:
+            expire(self._relay.lease)
+            lease = take_lease(self._relay.study)
+            assert lease is not None
+            self.successor = Relay(lease, write_note, Event())
+            self.successor.deliver()
+            self.successor.tell_study()
+        self._call(*args, **kwargs)
+
+
+def expire(lease: RelayLease) -> None:
+    with lease.writing(lease_until=0.0):
+        pass
+
+
+def test_what_a_relay_says_of_a_trial_after_another_took_over_is_put_right(
+    recorder: Recorder, relay: Relay, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.start().hand_back("told to stop")
+    relay.deliver()
+    last = recorder.start()
+    recorder.train(last, range(1, 4))
+    end(last, COMPLETE)
+    with recorder.db.writing() as connection:  # its start is told again, as after an answer that was lost
+        connection.execute(update(outbox).where(outbox.c.number == 0).values(delivered_at=None))
+    stopped = Stopped(relay, "set_status", monkeypatch)
+    with pytest.raises(RelayLeaseLostError):
+        relay.deliver()
+    assert shown.runs()["trial 0"].info.status == "RUNNING", "no lease can prevent that"
+    assert recorder.undelivered() > 0
+
+    assert stopped.successor is not None
+    stopped.successor.deliver()
+    run = shown.runs()["trial 0"]
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("FINISHED", "COMPLETE")
+    assert run.data.tags["attempt"] == "2"
+    assert verify(recorder.study).differences == ()
+
+
+def test_what_a_relay_says_of_the_study_after_another_took_over_is_put_right(
+    recorder: Recorder, relay: Relay, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()
+    relay._study_changed = True
+    stopped = Stopped(relay, "set_status", monkeypatch)
+    wake_late = relay._runs.set_status
+
+    def end_meanwhile(*args: Any) -> None:
+        if stopped.successor is None:
+            end(attempt, COMPLETE)
+        wake_late(*args)
+
+    monkeypatch.setattr(relay._runs, "set_status", end_meanwhile)
+    relay.tell_study()
+    assert shown.runs()[STUDY].info.status == "FINISHED"
+    assert verify(recorder.study).differences == ()
+
+
+def test_a_relay_that_was_stopped_for_long_makes_sure_of_its_lease_before_it_speaks(
+    recorder: Recorder, relay: Relay, lease: RelayLease, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = recorder.start()
+    relay.deliver()
+    recorder.train(attempt, range(1, 4))
+    rows = relay._rows
+
+    def read_and_sleep(number: int | None) -> Any:
+        read = rows(number)
+        expire(lease)
+        assert take_lease(recorder.study) is not None
+        lease.renewed -= 2 * LEASE_SECONDS
+        return read
+
+    monkeypatch.setattr(relay, "_rows", read_and_sleep)
+    with pytest.raises(RelayLeaseLostError):
+        relay.deliver()
+    assert shown.history(shown.runs()["trial 0"], "val/mae_kcalmol") == []
+
+
+def test_a_relay_that_was_replaced_starts_another_if_none_says_again_what_it_said_too_late(
+    recorder: Recorder, lease: RelayLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.whole_trial()
+    expire(lease)
+    assert take_lease(recorder.study) is not None
+    started: list[Study] = []
+    monkeypatch.setattr("storage.tracking.process.take_lease", lambda study: lease)
+    monkeypatch.setattr("storage.tracking.process.start_relay", started.append)
+    run_relay(recorder.study, write_note, idle_seconds=0.1)
+    assert started == [recorder.study]
+
+
+def test_a_relay_gives_up_a_server_that_stays_away_only_when_nobody_works(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("storage.tracking.process.GIVE_UP_SECONDS", 0.0)
+    with open_database(replace(settings, tracking_uri="http://127.0.0.1:9")) as db:
+        recorder = Recorder(db)
+        assert claim_trial(db, recorder.study, WORKER, lease_seconds=2.0) is not None
+        leased_until = time.monotonic() + 1.9
+        run_relay(recorder.study, write_note)
+        assert time.monotonic() > leased_until
+        assert "refused" in str(last_error(recorder.study))
+        assert recorder.undelivered() > 0
+        assert take_lease(recorder.study) is not None
