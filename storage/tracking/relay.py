@@ -197,37 +197,37 @@ class Relay:
         """Bring status, note and files of the study's run up to date, if a trial began or ended.
 
         They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
-        If that changes meanwhile it is said again. Of two relays, one of which was stopped for long, whoever
-        speaks last has then said what is so.
+        If the study comes to rest meanwhile, or goes on, it is said again. Of two relays, one of which was
+        stopped for long, whoever speaks last has then said what is so.
         """
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
-        told: Sequence[float | None] | None = None
         try:
-            while told != (ends := self._ends()):
-                self._tell_ends(run, ends)
-                told = ends
+            ended = self._ended()
+            self._tell_how_it_stands(run, ended)
+            while (now_ended := self._ended()) != ended:
+                self._tell_how_it_stands(run, now_ended)
+                ended = now_ended
         except TrackingRefusedError as refusal:
             log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_told = time.monotonic()
 
-    def _ends(self) -> Sequence[float | None]:
-        """When the trials ended, s since 1970; None: one has not."""
-        query = select(trials.c.ended_at).where(trials.c.study_id == self.study.id).order_by(trials.c.number)
+    def _ended(self) -> float | None:
+        """When the last trial ended, s since 1970; None if there is none, or one has not."""
+        ends = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
         with self._db.reading() as connection:
-            return connection.scalars(query).all()
+            known = connection.scalars(ends).all()
+        return max((end for end in known if end is not None), default=None) if None not in known else None
 
-    def _tell_ends(self, run: str, ends: Sequence[float | None]) -> None:
-        ended = [end for end in ends if end is not None]
-        at_rest = bool(ends) and len(ended) == len(ends)
+    def _tell_how_it_stands(self, run: str, ended: float | None) -> None:
         self._files_changed = True
         self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
-        if at_rest:
-            self._runs.set_status(run, "FINISHED", _milliseconds(max(ended)))
-        else:
+        if ended is None:
             self._runs.set_status(run, "RUNNING")
-        self._tell_files(run, at_rest)
+        else:
+            self._runs.set_status(run, "FINISHED", _milliseconds(ended))
+        self._tell_files(run, at_rest=ended is not None)
 
     def _tell_files(self, run: str, at_rest: bool) -> None:
         due = at_rest or time.monotonic() - self._files_told > STUDY_FILES_SECONDS
