@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from dashboards.optuna_images import TrialImages
 from storage.blobs.place import MARK, open_blobs, settle_place
 from storage.database import Database, open_database
 from storage.deletion import delete_study
-from storage.errors import BlobMissingError, LeaseLostError, SettingsError
+from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
 from storage.garbage import find_garbage, remove
+from storage.marks import mark_of, write_mark
 from storage.records.tables import attempts, blobs, checkpoints, metrics
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
@@ -257,8 +259,15 @@ def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / MARK).write_text("0123\n")
-    with (
-        open_database(replace(plain, artifacts_in=shared)) as database,
-        pytest.raises(SettingsError, match="holds the artifacts of another database"),
-    ):
+    with open_database(replace(plain, artifacts_in=shared)) as database:
+        for use in (settle_place, open_blobs, partial(find_garbage, checkpoint="checkpoint")):
+            with pytest.raises(FolderTakenError, match="holds the artifacts of another database"):
+                use(database)
+
+
+def test_a_folder_that_was_marked_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
+    with open_database(replace(plain, artifacts_in=tmp_path / "shared")) as database:
+        with database.reading() as connection:
+            write_mark(tmp_path / "shared" / MARK, mark_of(connection))
         settle_place(database)
+        assert open_blobs(database).stored() == []
