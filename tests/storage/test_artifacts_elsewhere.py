@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from sqlalchemy import func, select, update
 
 from dashboards.optuna_images import TrialImages
 from storage.blobs.place import MARK, open_blobs, settle_place
+from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
@@ -196,6 +197,30 @@ def test_files_reach_every_home_and_its_optuna_dashboard(
         images.open_reader("01-1-0-0123456789abcdef")
     (blob,) = open_blobs(two).stored()
     assert open_blobs(two).path(blob.name).read_bytes() == b"a plot"
+
+
+def test_files_are_kept_once_the_database_is_back(
+    one: Database,
+    study: Study,
+    worker: WorkerInfo,
+    tmp_path: Path,
+    database_away: Callable[[Database], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt = begin(one, worker)
+    (tmp_path / "model").write_bytes(b"weights")
+    kind = type(open_blobs(one))
+    put = kind.put
+
+    def put_while_it_is_away(store: BlobStore, file: Path) -> str:
+        monkeypatch.undo()
+        with database_away(one):
+            return put(store, file)
+
+    monkeypatch.setattr(kind, "put", put_while_it_is_away)
+    attempt.record_artifacts({"model": tmp_path / "model"})
+    (blob,) = open_blobs(one).stored()
+    assert open_blobs(one).path(blob.name).read_bytes() == b"weights"
 
 
 def test_copies_of_what_is_gone_go_too(
