@@ -84,10 +84,10 @@ class Service:
         """Train trials of a study until it has none, or another one comes first; whether it had any."""
         rest = POLL_SECONDS
         try:
-            study = open_study(self._database, name)
+            study = patiently(lambda: open_study(self._database, name))
             config = study_from_values(study.config, f"the record of study {name}")
             task = self._prepare(config)
-            study.set_facts(task.fingerprints)
+            patiently(lambda: study.set_facts(task.fingerprints))
             worker = Worker(
                 self._database,
                 study,
