@@ -38,8 +38,11 @@ def write_mark(file: Path, mark: str) -> None:
     """Make the folder of a file the one of the database with this mark."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    new.write_text(mark + "\n")
-    new.replace(file)
+    try:
+        new.write_text(mark + "\n")
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def own_study_folder(database: Database, study: str) -> None:
