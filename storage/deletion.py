@@ -17,6 +17,7 @@ from storage.database import Database
 from storage.errors import StudyStateError
 from storage.garbage import remove_blobs, remove_images
 from storage.life import CLOSED, live_workers, locked_row
+from storage.marks import foreign_folders
 from storage.records.tables import (
     artifacts,
     attempts,
@@ -76,9 +77,11 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
     # It may be gone: deleted in the dashboard, or by a deletion that did not come to its end.
     with database.plain_errors(), suppress(KeyError):
         database.optuna.delete_study(study.optuna_study_id)
-    # A study of the same name must not meet the checkpoints of this one.
-    shutil.rmtree(database.settings.trial_folder(study.name, 0).parent, ignore_errors=True)
-    shutil.rmtree(database.settings.promotion_folder(study.name), ignore_errors=True)
+    foreign = foreign_folders(database)
+    if (folder := database.settings.study_folder(study.name)) not in foreign:
+        # A study of the same name must not meet the checkpoints of this one.
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(database.settings.promotion_folder(study.name), ignore_errors=True)
     with database.writing() as connection:
         locked_row(connection, study)
         digests: set[str] = set()
@@ -88,9 +91,10 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
         connection.execute(delete(studies).where(studies.c.id == study.id))
-    for _ in remove_blobs(database, sorted(digests)):
-        pass
-    remove_images(database, study.id)
+    if not foreign:  # else what is known by content or number alone may be another database's, too
+        for _ in remove_blobs(database, sorted(digests)):
+            pass
+        remove_images(database, study.id)
     (database.settings.logs / f"relay-{study.name}.log").unlink(missing_ok=True)
 
 

@@ -14,6 +14,10 @@ class SettingsError(StorageError):
     """A setting of the storage is not usable."""
 
 
+class FolderTakenError(SettingsError):
+    """The folder belongs to another database."""
+
+
 class DatabaseError(StorageError):
     """The database refused to read or write."""
 

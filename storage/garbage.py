@@ -19,16 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 from sqlalchemy import select, text
-from sqlalchemy.engine import make_url
 
 from storage.blobs.folder import FolderBlobs
 from storage.blobs.needed import NAMING, needed_digests
 from storage.blobs.place import open_blobs
 from storage.blobs.store import StoredBlob
 from storage.database import Database
-from storage.errors import SettingsError
+from storage.marks import foreign_folders, is_trial, taken
 from storage.records.tables import artifacts, studies, trials
-from storage.settings import Settings, redacted
 from storage.trials.images import IMAGE
 
 UNFINISHED_SECONDS = 86_400.0
@@ -69,9 +67,10 @@ def find_garbage(database: Database, checkpoint: str) -> list[Garbage]:
     Raises
     ------
     SettingsError
-        if the files may belong to the studies of another database.
+        if some of the files belong to the studies of another database.
     """
-    _refuse_a_second_database(database.settings)
+    if foreign := foreign_folders(database):
+        raise taken(database, foreign[0])
     return [
         *_trials(database, checkpoint),
         *_blobs(database),
@@ -112,18 +111,9 @@ def size_of(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
-def _refuse_a_second_database(settings: Settings) -> None:
-    embedded = settings.home / "anitune.db"
-    if embedded.exists() and make_url(settings.storage_url).database != str(embedded):
-        raise SettingsError(
-            f"{settings.home}: its files also belong to the studies in {embedded}, not only to those in"
-            f" {redacted(settings.storage_url)}: move that file away if nobody needs it, or set ANITUNE_HOME"
-        )
-
-
 def _trials(database: Database, checkpoint: str) -> list[Garbage]:
     # Before the rows are read: a row is there before its folder.
-    folders = sorted(path for path in (database.settings.home / "trials").glob("*/*") if _is_trial(path))
+    folders = sorted(path for path in (database.settings.home / "trials").glob("*/*") if is_trial(path))
     query = select(studies.c.name, trials.c.number, trials.c.state).join(
         trials, trials.c.study_id == studies.c.id
     )
@@ -140,11 +130,6 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
             checkpoints = sorted(folder.glob(f"*/*{checkpoint}"))  # a folder an attempt; refused ones, too
             found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]
     return found
-
-
-def _is_trial(folder: Path) -> bool:
-    """Whether it is a folder that we have made: what a link leads to is not ours to delete."""
-    return folder.name.isdecimal() and not folder.is_symlink() and not folder.parent.is_symlink()
 
 
 def _blobs(database: Database) -> list[Garbage]:

@@ -96,9 +96,13 @@ class Settings:
         """Folder of the servers that ``anitune up`` starts."""
         return self.home / "servers"
 
+    def study_folder(self, study: str) -> Path:
+        """Folder of the trials of a study."""
+        return self.home / "trials" / study
+
     def trial_folder(self, study: str, number: int) -> Path:
         """Folder of everything that is kept of a trial in files."""
-        return self.home / "trials" / study / f"{number:05d}"
+        return self.study_folder(study) / f"{number:05d}"
 
     def attempt_folder(self, study: str, number: int, attempt: int) -> Path:
         """Folder of the checkpoint and results of an attempt at a trial; the next attempt takes it over."""

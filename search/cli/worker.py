@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -140,26 +141,25 @@ def work_on(
         if a signal stopped the work; the trials in hand were handed back.
     """
     from search.work.stopping import stop_on_signals
-    from search.work.worker import Worker
+    from search.work.worker import Worker, patiently
     from storage.life import CLOSED, study_state, wrong_state
     from storage.tracking.process import start_relay
     from trainer.task import add_features, prepare_data
 
     for study, _ in studies:
-        if (state := study_state(database, study)) in CLOSED:
+        if (state := patiently(partial(study_state, database, study))) in CLOSED:
             raise wrong_state(study, state)
     study, config = studies[-1]
     try:
         with ExitStack() as stack:
-            sign = stack.enter_context(
-                _sign_of_life(database, name, study.name, config.training.get("device"))
-            )
+            sign = _sign_of_life(database, name, study.name, config.training.get("device"))
+            patiently(lambda: stack.enter_context(sign))
             with progress_bar() as progress:
                 data = data or prepare_data(config.data, config.split, config.features, progress)
                 task = add_features(data, config.features, database.settings.features, progress)
             for study, _ in studies:
-                study.set_facts(task.fingerprints)
-            sign.set_structures(len(task.split.train))
+                patiently(partial(study.set_facts, task.fingerprints))
+            patiently(lambda: sign.set_structures(len(task.split.train)))
             stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
             stack.push(sign)  # it ends while signals still do no harm
             watcher = _watched(stack, served, watcher, sign)
@@ -202,12 +202,14 @@ def _serve(
 ) -> None:
     from search.work.service import Service
     from search.work.stopping import stop_on_signals
+    from search.work.worker import patiently
     from storage.tracking.process import start_relay
 
     again = "go on with: anitune worker"
     try:
         with ExitStack() as stack:
-            sign = stack.enter_context(_sign_of_life(database, name))
+            sign = _sign_of_life(database, name)
+            patiently(lambda: stack.enter_context(sign))
             stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
             watcher = _watched(stack, served, watcher, sign)
             Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()

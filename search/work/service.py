@@ -10,7 +10,7 @@ from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import Watcher, Worker, patiently
 from storage.database import Database
-from storage.errors import FactsChangedError, StudyNotFoundError
+from storage.errors import FactsChangedError, FolderTakenError, StudyNotFoundError
 from storage.studies import Study, open_study
 from storage.trials.queue import next_study
 from trainer.config import dump_config
@@ -84,10 +84,10 @@ class Service:
         """Train trials of a study until it has none, or another one comes first; whether it had any."""
         rest = POLL_SECONDS
         try:
-            study = open_study(self._database, name)
+            study = patiently(lambda: open_study(self._database, name))
             config = study_from_values(study.config, f"the record of study {name}")
             task = self._prepare(config)
-            study.set_facts(task.fingerprints)
+            patiently(lambda: study.set_facts(task.fingerprints))
             worker = Worker(
                 self._database,
                 study,
@@ -101,7 +101,7 @@ class Service:
                 leave=lambda: self._next() != name,
             )
             return worker.work() > 0
-        except (TrainerError, FactsChangedError) as error:
+        except (TrainerError, FactsChangedError, FolderTakenError) as error:
             logger.warning("%s: cannot be trained here: %s", name, error)
             rest = REFUSED_SECONDS
         except StudyNotFoundError:

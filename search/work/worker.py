@@ -38,6 +38,7 @@ from storage.errors import (
     TrialClosedError,
 )
 from storage.life import CLOSED, study_state, wrong_state
+from storage.marks import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
@@ -175,6 +176,7 @@ class Worker:
             trial alone fails that trial, and the next one begins.
         """
         patiently(lambda: settle_place(self._database))
+        patiently(lambda: own_study_folder(self._database, self._study.name))
         slots = self._slots_needed()
         if slots > 1:
             # On the CPU threads of one process would hold each other up; on a GPU they share batches.

@@ -45,7 +45,7 @@ class DatabaseBlobs(BlobStore):
     def _write(self, digest: str, size: int, pieces: Iterator[bytes]) -> str:
         """Write all rows or, where the content has another digest, none; answers its digest."""
         found = hashlib.sha256()
-        with self._database.engine.connect() as connection, self._database.plain_errors():
+        with self._database.plain_errors(), self._database.engine.connect() as connection:
             row = postgresql.insert(blobs).values(digest=digest, size=size, created_at=now())
             # Changed, so that of two who write the same blob one waits for the other.
             known = row.on_conflict_do_update(index_elements=["digest"], set_={"size": size})

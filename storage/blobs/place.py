@@ -7,7 +7,6 @@ from then on nobody looks, or writes, elsewhere.
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +17,13 @@ from storage.blobs.in_database import DatabaseBlobs
 from storage.blobs.needed import needed_digests
 from storage.blobs.store import BlobStore
 from storage.database import Database, opening_lock
-from storage.errors import BlobMissingError, SettingsError
+from storage.errors import BlobMissingError, FolderTakenError, SettingsError
+from storage.marks import mark_of, read_mark, write_mark
 from storage.records.tables import artifact_place, artifacts
-from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, Settings, redacted
+from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, STORAGE_VARIABLE, Settings, redacted
 
 MARK: Final = ".anitune-artifacts"
-"""A file in a folder outside the home: its content, which the database knows, tells it from others."""
+"""A file in a folder outside the home, whose content is the mark of its database."""
 
 
 def open_blobs(database: Database) -> BlobStore:
@@ -35,9 +35,11 @@ def open_blobs(database: Database) -> BlobStore:
         if they are elsewhere than the settings say.
     """
     with database.reading() as connection:
-        recorded = _recorded(connection)
+        recorded, mark = _recorded(connection), mark_of(connection)
     if recorded is not None:
-        _compare(database.settings, recorded)
+        _compare(database.settings, recorded, mark)
+    else:
+        _refuse_foreign(database.settings, mark)
     return _store(database)
 
 
@@ -52,7 +54,7 @@ def settle_place(database: Database) -> None:
         if there are files of trials that are neither in this home folder nor at the new place.
     """
     with database.reading() as connection:
-        recorded = _recorded(connection)
+        recorded, mark = _recorded(connection), mark_of(connection)
     if recorded is None and database.settings.artifacts_elsewhere:
         with (
             database.plain_errors(),
@@ -62,17 +64,17 @@ def settle_place(database: Database) -> None:
                 recorded = _recorded(connection)
             if recorded is None:
                 _bring_from_home(database)
-                _record(database)
+                _record(database, mark)
     if recorded is not None:
-        _compare(database.settings, recorded)
+        _compare(database.settings, recorded, mark)
 
 
-def _record(database: Database) -> None:
+def _record(database: Database, mark: str) -> None:
     settings = database.settings
     values: dict[str, Any] = {"id": 1, "kind": IN_DATABASE}
     if settings.artifacts_in != IN_DATABASE:
-        mark = _mark(settings.artifacts, settings)
-        values |= {"kind": "folder", "folder": str(settings.artifacts), "mark": mark}
+        _make_ours(settings, mark)
+        values |= {"kind": "folder", "folder": str(settings.artifacts)}
     with database.writing() as connection:
         connection.execute(insert(artifact_place).values(values))
 
@@ -87,7 +89,7 @@ def _recorded(connection: Connection) -> Row[Any] | None:
     return connection.execute(select(artifact_place)).one_or_none()
 
 
-def _compare(settings: Settings, recorded: Row[Any]) -> None:
+def _compare(settings: Settings, recorded: Row[Any], mark: str) -> None:
     url = redacted(settings.storage_url)
     if recorded.kind == IN_DATABASE:
         if settings.artifacts_in != IN_DATABASE:
@@ -100,37 +102,32 @@ def _compare(settings: Settings, recorded: Row[Any]) -> None:
             f"{url}: its artifacts are kept in a folder that its machines share, elsewhere known as"
             f" {recorded.folder}: set {ARTIFACTS_VARIABLE} to it here, too"
         )
-    elif _read_mark(settings.artifacts) != recorded.mark:
+    elif read_mark(settings.artifacts / MARK) != mark:
         raise SettingsError(
             f"{settings.artifacts}: not the folder with the artifacts of {url}, elsewhere known as"
             f" {recorded.folder}: see that it is mounted, or correct {ARTIFACTS_VARIABLE}"
         )
 
 
-def _read_mark(folder: Path) -> str | None:
-    try:
-        return (folder / MARK).read_text().strip()
-    except OSError:
-        return None
-
-
-def _mark(folder: Path, settings: Settings) -> str:
-    """Make the folder ours."""
-    mark = uuid.uuid4().hex
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / MARK).open("x") as file:
-            file.write(mark + "\n")
-    except FileExistsError:
-        raise SettingsError(
+def _refuse_foreign(settings: Settings, mark: str) -> None:
+    folder = settings.artifacts
+    if read_mark(folder / MARK) not in (None, mark):
+        raise FolderTakenError(
             f"{folder}: holds the artifacts of another database than {redacted(settings.storage_url)}:"
-            f" choose another folder for {ARTIFACTS_VARIABLE}, or remove its {MARK} if that database is gone"
-        ) from None
+            f" correct {STORAGE_VARIABLE}, choose another folder for {ARTIFACTS_VARIABLE}, or remove its"
+            f" {MARK} if that database is gone"
+        )
+
+
+def _make_ours(settings: Settings, mark: str) -> None:
+    _refuse_foreign(settings, mark)
+    try:
+        write_mark(settings.artifacts / MARK, mark)
     except OSError as error:
         raise SettingsError(
-            f"{folder}: cannot be written: {error.strerror}; correct {ARTIFACTS_VARIABLE}, or its rights"
+            f"{settings.artifacts}: cannot be written: {error.strerror}; correct {ARTIFACTS_VARIABLE}, or its"
+            " rights"
         ) from error
-    return mark
 
 
 def _bring_from_home(database: Database) -> None:

@@ -227,8 +227,14 @@ artifact_place = (
         Column("id", Integer, primary_key=True, autoincrement=False),  # 1
         Column("kind", String(16), nullable=False),  # folder, database
         Column("folder", Text),  # as the first worker named it
-        Column("mark", String(32)),  # content of a file in the folder, by which it is known
     )
+)
+
+identity = Table(  # one row
+    "anitune_identity",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1
+    Column("mark", String(32), nullable=False),  # by which its folders are known: see storage.marks
 )
 
 outbox = Table(

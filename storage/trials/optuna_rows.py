@@ -205,7 +205,7 @@ def _locked_state(connection: Connection, optuna_trial_id: int) -> TrialState | 
 
 
 def _now() -> datetime:
-    """As Optuna keeps times: in UTC, without saying so."""
+    """As Optuna's columns keep times: in UTC, without saying so. Its models show them as local ones."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 
-from tenacity import Retrying, sleep_using_event, stop_when_event_set, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
-from storage.errors import DatabaseBusyError, DatabaseUnreachableError, LeaseLostError
+from storage.errors import DatabaseError, LeaseLostError
 from storage.life import CLOSED
-from storage.trials.attempts import PASSING, Attempt
+from storage.trials.attempts import Attempt
 
 RENEWALS = 12
 """Of a lease, while it lasts: with each a worker learns whether its study was stopped."""
@@ -20,8 +26,8 @@ class LeaseKeeper:
     Attributes
     ----------
     lost
-        Set when another worker has taken the trial over. A database that is away does not set it: once it
-        is back, either the lease is renewed, or it was really lost.
+        Set when another worker has taken the trial over. A database that is away, or refuses, does not set
+        it: once it is back, either the lease is renewed, or it was really lost.
     unwanted
         Set when the study was stopped or archived: the trial is to be handed back.
     """
@@ -44,18 +50,18 @@ class LeaseKeeper:
     def _keep(self) -> None:
         interval = self._attempt.claim.lease_seconds / RENEWALS
         retrying = Retrying(
-            retry=PASSING,
+            retry=retry_if_exception_type(DatabaseError),
             wait=wait_random_exponential(multiplier=0.2, max=interval),
             stop=stop_when_event_set(self._stop),
             sleep=sleep_using_event(self._stop),
             reraise=True,
         )
-        while not self._stop.wait(interval):
-            try:
+        try:
+            while not self._stop.wait(interval):
                 if retrying(self._attempt.renew) in CLOSED:
                     self.unwanted.set()
-            except LeaseLostError:
+        except (LeaseLostError, DatabaseError):
+            pass  # the latter: told to stop while the database was away
+        finally:
+            if not self._stop.is_set():  # whatever ends this thread: nobody keeps the lease now
                 self.lost.set()
-                return
-            except (DatabaseUnreachableError, DatabaseBusyError):
-                return  # told to stop while the database was away

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -227,3 +229,35 @@ def test_a_home_with_sqlite(homes: tuple[Home, Home], study_file: str, tmp_path:
         del row["mlflow_run_id"]  # MLflow was made anew
     assert (values, weights) == (known, known_weights)
     assert mlflow_shows(f"sqlite:///{other.path}/mlflow.db") == shown
+
+
+def test_files_that_come_and_go_do_not_end_a_backup(homes: tuple[Home, Home], tmp_path: Path) -> None:
+    home, _ = homes
+    home.anitune("study", "list")
+    trial, artifacts = home.path / "trials" / "tiny" / "00000", home.path / "artifacts"
+    artifacts.mkdir()
+    for number in range(2000):
+        (artifacts / f"{number:04d}").write_bytes(b"kept")
+    for number in range(200):
+        (trial / f"attempt-{number}").mkdir(parents=True)
+        (trial / f"attempt-{number}" / "checkpoint").write_bytes(b"state")
+    done = Event()
+
+    def work() -> None:
+        while not done.is_set():
+            for number in range(200):
+                (artifacts / f".incoming-{number}").touch()
+                (trial / f"attempt-{number}").rename(trial / f"moved-{number}")
+            for number in range(200):
+                (artifacts / f".incoming-{number}").unlink()
+                (trial / f"moved-{number}").rename(trial / f"attempt-{number}")
+
+    worker = Thread(target=work)
+    worker.start()
+    try:
+        home.do_as_the_page_says("backup sqlite", tmp_path / "backup")
+    finally:
+        done.set()
+        worker.join()
+    with tarfile.open(tmp_path / "backup" / "files.tar") as files:
+        assert {f"artifacts/{number:04d}" for number in range(2000)} <= set(files.getnames())

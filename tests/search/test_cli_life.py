@@ -12,9 +12,15 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from search.cli.main import app
+from search.work.worker import Worker
+from storage import life
 from storage.database import Database, open_database
+from storage.errors import DatabaseUnreachableError
+from storage.marks import own_study_folder
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings
+from storage.studies import Study
 from storage.trials.queue import next_study
+from storage.workers import SignOfLife
 
 STUDY = """
 name: tiny
@@ -114,10 +120,11 @@ def test_enqueue(anitune: Anitune, tmp_path: Path) -> None:
     assert anitune("study", "enqueue", "tiny", "--set", "activation").exit_code == 2
 
 
-def test_gc_says_what_it_deletes_and_how_much(anitune: Anitune, tmp_path: Path) -> None:
+def test_gc_says_what_it_deletes_and_how_much(anitune: Anitune, tmp_path: Path, database: Database) -> None:
     assert anitune("gc").stdout == "0 B freed\n"
     folder = tmp_path / "home" / "trials" / "gone" / "00000"
-    folder.mkdir(parents=True)
+    own_study_folder(database, "gone")
+    folder.mkdir()
     (folder / "model").write_bytes(b"x" * 2048)
     dry = anitune("gc", "--dry-run").stdout.splitlines()
     assert dry[0].split() == ["would", "delete", "trial", "2", "KiB", str(folder)]
@@ -143,6 +150,33 @@ def test_a_worker_of_all_studies_leaves_when_there_is_nothing(anitune: Anitune) 
     answer = anitune("worker", "--idle-timeout", "0", "--pack", "1")
     assert (answer.exit_code, answer.stdout) == (0, "")
     assert anitune("worker", "tiny", "--idle-timeout", "0").exit_code == 2
+
+
+def test_a_worker_starts_once_the_database_is_back(anitune: Anitune, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = [
+        (life, "study_state"),
+        (SignOfLife, "__enter__"),
+        (Study, "set_facts"),
+        (SignOfLife, "set_structures"),
+    ]
+    failed = []
+
+    def fail_once(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if name not in failed:
+                failed.append(name)
+                raise DatabaseUnreachableError
+            return function(*arguments)
+
+        return call
+
+    for owner, name in away:
+        monkeypatch.setattr(owner, name, fail_once(name, getattr(owner, name)))
+    # All that comes after these: its trials.
+    monkeypatch.setattr(Worker, "work", lambda self: 0)
+    answer = anitune("worker", "tiny", "--pack", "1")
+    assert answer.exit_code == 0, answer.stderr
+    assert failed == [name for _, name in away]
 
 
 def test_the_priority_of_a_study_file_may_change(

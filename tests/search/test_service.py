@@ -15,6 +15,8 @@ from search.work.service import Service
 from search.work.stopping import StopRequest
 from search.work.worker import TrialNews
 from storage.database import Database, open_database
+from storage.errors import DatabaseUnreachableError
+from storage.marks import MARK, write_mark
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.trials.queue import next_study
@@ -130,6 +132,42 @@ def test_a_study_that_cannot_be_trained_here_does_not_keep_the_others_waiting(
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said.startswith("broken: cannot be trained here: ")
     assert "nosuch.h5" in said
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Let a database be away when a function is called first."""
+    function, failures = getattr(owner, name), iter([DatabaseUnreachableError()])
+
+    def called(*arguments: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+def test_a_study_begins_once_the_database_is_back(
+    database: Database, make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("first")
+    fail_once(monkeypatch, service_module, "open_study")
+    fail_once(monkeypatch, Study, "set_facts")
+    course = Course()
+    serve(database, course)
+    assert course.ends == [("first", 0), ("first", 1)]
+
+
+def test_a_study_whose_folder_is_of_another_database_does_not_keep_the_others_waiting(
+    database: Database, make: Callable[..., Study], caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = make("taken", priority=1)
+    write_mark(database.settings.study_folder("taken") / MARK, "of another database")
+    make("sound")
+    course = Course()
+    serve(database, course)
+    assert course.ends == [("sound", 0), ("sound", 1)]
+    assert trial_rows(database, taken) == []
+    assert "trials/taken: its trials are of another database" in caplog.text
 
 
 def test_the_data_of_two_studies_is_read_once_where_it_is_the_same(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from storage.database import Database, open_database
 from storage.settings import Settings
@@ -33,6 +35,30 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(settings: Settings) -> Iterator[Database]:
     with open_database(settings) as opened:
         yield opened
+
+
+@pytest.fixture
+def database_away(postgresql_server: str) -> Iterator[Callable[[Database], AbstractContextManager[None]]]:
+    """Makes the server let nobody into a database for a block."""
+    url = postgresql_server.replace("postgresql://", "postgresql+psycopg://")
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def away(database: Database) -> Iterator[None]:
+        name = database.engine.url.database
+        with server.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+            connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
+                {"name": name},
+            )
+            try:
+                yield
+            finally:
+                connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+
+    yield away
+    server.dispose()
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from sqlalchemy import func, select, update
 
 from dashboards.optuna_images import TrialImages
 from storage.blobs.place import MARK, open_blobs, settle_place
+from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.deletion import delete_study
-from storage.errors import BlobMissingError, LeaseLostError, SettingsError
+from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
 from storage.garbage import find_garbage, remove
+from storage.marks import mark_of, write_mark
 from storage.records.tables import attempts, blobs, checkpoints, metrics
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
@@ -196,6 +199,30 @@ def test_files_reach_every_home_and_its_optuna_dashboard(
     assert open_blobs(two).path(blob.name).read_bytes() == b"a plot"
 
 
+def test_files_are_kept_once_the_database_is_back(
+    one: Database,
+    study: Study,
+    worker: WorkerInfo,
+    tmp_path: Path,
+    database_away: Callable[[Database], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt = begin(one, worker)
+    (tmp_path / "model").write_bytes(b"weights")
+    kind = type(open_blobs(one))
+    put = kind.put
+
+    def put_while_it_is_away(store: BlobStore, file: Path) -> str:
+        monkeypatch.undo()
+        with database_away(one):
+            return put(store, file)
+
+    monkeypatch.setattr(kind, "put", put_while_it_is_away)
+    attempt.record_artifacts({"model": tmp_path / "model"})
+    (blob,) = open_blobs(one).stored()
+    assert open_blobs(one).path(blob.name).read_bytes() == b"weights"
+
+
 def test_copies_of_what_is_gone_go_too(
     one: Database, two: Database, study: Study, worker: WorkerInfo, tmp_path: Path
 ) -> None:
@@ -257,11 +284,18 @@ def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / MARK).write_text("0123\n")
-    with (
-        open_database(replace(plain, artifacts_in=shared)) as database,
-        pytest.raises(SettingsError, match="holds the artifacts of another database"),
-    ):
+    with open_database(replace(plain, artifacts_in=shared)) as database:
+        for use in (settle_place, open_blobs, partial(find_garbage, checkpoint="checkpoint")):
+            with pytest.raises(FolderTakenError, match="holds the artifacts of another database"):
+                use(database)
+
+
+def test_a_folder_that_was_marked_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
+    with open_database(replace(plain, artifacts_in=tmp_path / "shared")) as database:
+        with database.reading() as connection:
+            write_mark(tmp_path / "shared" / MARK, mark_of(connection))
         settle_place(database)
+        assert open_blobs(database).stored() == []
 
 
 def test_a_file_that_is_lent_is_whole_and_leaves_no_copy(

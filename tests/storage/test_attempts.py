@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,10 +16,10 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text, update
+from sqlalchemy import Connection, Engine, delete, event, select, update
 
 from storage.database import Database
-from storage.errors import BlobWriteError, LeaseLostError, TrialClosedError
+from storage.errors import BlobWriteError, DatabaseError, LeaseLostError, TrialClosedError
 from storage.records.tables import artifacts, attempts, metrics, outbox, rungs, trials
 from storage.settings import Settings
 from storage.studies import Study
@@ -31,6 +31,7 @@ from storage.trials.renewal import LeaseKeeper
 from storage.trials.views import metric_history
 
 MakeStudy = Callable[..., Study]
+AwayDatabase = Callable[[Database], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -452,35 +453,46 @@ def test_a_worker_learns_that_its_lease_is_lost(database: Database, study: Study
         wait_for(keeper.lost.is_set, keeper)
 
 
-@contextmanager
-def database_away(postgresql_server: str, name: str) -> Iterator[None]:
-    """The server lets nobody into the database for the block."""
-    url = postgresql_server.replace("postgresql://", "postgresql+psycopg://")
-    server = create_engine(url, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
-        connection.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
-            {"name": name},
-        )
-        try:
-            yield
-        finally:
-            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
-    server.dispose()
+def test_a_lease_outlives_whatever_the_database_says(
+    database: Database, study: Study, worker: WorkerInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = claim_trial(database, study, worker, lease_seconds=2)
+    assert claim is not None
+    attempt = Attempt(database, study, claim)
+    renew, refusals = attempt.renew, iter(range(3))
+
+    def renew_later() -> str:
+        for _ in refusals:
+            raise DatabaseError("cannot execute UPDATE in a read-only transaction")
+        return renew()
+
+    monkeypatch.setattr(attempt, "renew", renew_later)
+    begun = renewals(database)
+    with LeaseKeeper(attempt) as keeper:
+        wait_for(lambda: renewals(database) > begun, keeper)
+        assert not keeper.lost.is_set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lease_that_nobody_keeps_is_lost(
+    attempt: Attempt, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt.claim = replace(claim, lease_seconds=1)
+    monkeypatch.setattr(attempt, "renew", lambda: 1 / 0)
+    with LeaseKeeper(attempt) as keeper:
+        assert keeper.lost.wait(10)
 
 
 @pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
 def test_a_training_outlives_a_database_that_is_away(
-    database: Database, study: Study, worker: WorkerInfo, postgresql_server: str
+    database: Database, study: Study, worker: WorkerInfo, database_away: AwayDatabase
 ) -> None:
     claim = claim_trial(database, study, worker, lease_seconds=1)
     assert claim is not None
     attempt = Attempt(database, study, claim)
-    name = str(database.engine.url.database)
     with LeaseKeeper(attempt) as keeper:
         begun = renewals(database)
-        with database_away(postgresql_server, name):
+        with database_away(database):
             # Longer than the lease: nobody can take the trial from us without a database either.
             assert not keeper.lost.wait(1.5)
         attempt.record_metrics(losses(1))

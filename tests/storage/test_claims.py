@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import optuna
 import pytest
@@ -68,6 +70,30 @@ def test_four_processes_run_exactly_the_trials_asked_for(
     told = study.optuna.get_trials()
     assert [trial.number for trial in told] == list(range(20))
     assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in told)
+
+
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A time zone that is not UTC."""
+    monkeypatch.setenv("TZ", "JST-9")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_east")
+def test_times_are_told_as_optuna_tells_them(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study()
+    study.optuna.tell(study.optuna.ask(), 1.0)
+    claim = claim_trial(database, study, worker)
+    assert claim is not None
+    Attempt(database, study, claim).finish("complete", value=1.0)
+    theirs, ours = study.optuna.get_trials()
+    for name in ("datetime_start", "datetime_complete"):
+        assert abs(getattr(ours, name) - getattr(theirs, name)) < timedelta(minutes=1)
 
 
 def test_a_claimed_trial_is_one_that_optuna_could_have_made(

@@ -3,19 +3,21 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 import pytest
 from sqlalchemy import func, select
 
-from storage.database import Database
+from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.errors import LeaseLostError, RelayLeaseLostError, StudyNotFoundError, StudyStateError
 from storage.life import change_state
-from storage.records.tables import metadata, studies
+from storage.marks import own_study_folder
+from storage.records.tables import identity, metadata, studies
 from storage.settings import Settings
-from storage.studies import Study, list_studies, open_study
+from storage.studies import Budget, Study, create_study, list_studies, open_study
 from storage.tracking.lease import take_lease
 from storage.tracking.mlflow_runs import MlflowRuns
 from storage.tracking.outbox import MetricRow
@@ -47,6 +49,7 @@ def rows(database: Database) -> dict[str, int]:
         return {
             table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
             for table in metadata.sorted_tables
+            if table is not identity
         }
 
 
@@ -72,6 +75,27 @@ def test_a_study_is_gone_from_all_places_and_the_others_are_not(
         open_study(database, "doomed")
     again = make_study("doomed")
     assert again.optuna.get_trials() == []
+
+
+def test_files_of_another_database_stay(
+    database: Database, settings: Settings, make_study: MakeStudy, worker: WorkerInfo
+) -> None:
+    study = make_study()
+    own_study_folder(database, study.name)
+    train(database, study, worker, b"the same").finish("complete", value=1.0)
+    before = files(settings)
+    other = replace(settings, storage_url=f"sqlite:///{settings.home / 'other.db'}")
+    with open_database(other) as opened:
+        same = create_study(opened, study.name, {}, Budget())
+        claim = claim_trial(opened, same, worker)
+        assert claim is not None
+        attempt = Attempt(opened, same, claim)
+        plot = settings.trial_folder(study.name, 0) / "loss.png"
+        attempt.record_artifacts({"plots/loss.png": plot})
+        attempt.finish("complete", value=1.0)
+        delete_study(opened, same)
+        assert list_studies(opened) == []
+    assert files(settings) == before
 
 
 def test_a_study_that_is_worked_on_must_be_stopped_first(

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from sqlalchemy import update
 
 from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
-from storage.errors import SettingsError
+from storage.errors import FolderTakenError
 from storage.garbage import UNFINISHED_SECONDS, find_garbage, remove
+from storage.marks import own_study_folder
 from storage.records.tables import artifacts, outbox
 from storage.settings import Settings
-from storage.studies import Study
+from storage.studies import Budget, Study, create_study
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
 
@@ -126,6 +128,8 @@ def test_of_a_trial_the_checkpoint_is_needed_until_it_ends(
 def test_the_folder_of_a_trial_that_is_not_recorded_goes(
     database: Database, study: Study, settings: Settings
 ) -> None:
+    for name in ("widths", "other"):
+        own_study_folder(database, name)
     write(settings.trial_folder("widths", 7) / "plots", "loss.png", b"plot")
     write(settings.trial_folder("other", 0), CHECKPOINT, b"weights")
     assert sorted(collect(database)) == [("trial", "00000", 7), ("trial", "00007", 4)]
@@ -153,14 +157,52 @@ def test_what_a_killed_process_left_half_copied_goes_after_a_day(
     assert collect(database) == [("artifact", ".incoming-old", 4)]
 
 
-def test_files_that_may_belong_to_another_database_are_left_alone(
-    database: Database, settings: Settings
+@pytest.fixture
+def forgotten(settings: Settings) -> Iterator[Database]:
+    """Another database, opened in the same home folder."""
+    other = replace(settings, storage_url=f"sqlite:///{settings.home / 'other.db'}")
+    with open_database(other) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_files_of_another_database_are_left_alone(
+    database: Database,
+    study: Study,
+    worker: WorkerInfo,
+    forgotten: Database,
+    settings: Settings,
+    marked: bool,
 ) -> None:
-    other = f"sqlite:///{settings.home / 'other.db'}"
-    settings.home.mkdir(exist_ok=True)
-    (settings.home / "anitune.db").touch()
-    with (
-        open_database(Settings(settings.home, other, settings.tracking_uri)) as opened,
-        pytest.raises(SettingsError, match=r"anitune\.db"),
-    ):
-        find_garbage(opened, CHECKPOINT)
+    if marked:
+        own_study_folder(database, "widths")
+        assert claim_trial(forgotten, create_study(forgotten, "widths", {}, Budget()), worker)
+    attempt = begin(database, study, worker)
+    write(settings.attempt_folder("widths", 0, 1), CHECKPOINT, b"weights")
+    attempt.finish("complete", value=1.0)
+    with pytest.raises(FolderTakenError, match=r"trials/widths: .* than .*other\.db") as error:
+        find_garbage(forgotten, CHECKPOINT)
+    assert "\n" not in str(error.value)
+    assert collect(database) == [("checkpoint", CHECKPOINT, 7)]
+
+
+def test_studies_of_two_databases_share_no_folder(
+    database: Database, study: Study, worker: WorkerInfo, forgotten: Database, settings: Settings
+) -> None:
+    own_study_folder(database, "widths")
+    own_study_folder(database, "widths")
+    with pytest.raises(FolderTakenError, match="another database"):
+        own_study_folder(forgotten, "widths")
+    own_study_folder(forgotten, "heights")
+
+
+def test_a_folder_of_an_older_program_is_the_database_s_that_has_its_trials(
+    database: Database, study: Study, worker: WorkerInfo, forgotten: Database, settings: Settings
+) -> None:
+    begin(database, study, worker)
+    write(settings.attempt_folder("widths", 0, 1), CHECKPOINT, b"weights")
+    with pytest.raises(FolderTakenError, match="another database"):
+        own_study_folder(forgotten, "widths")
+    assert collect(database) == []
+    own_study_folder(database, "widths")
+    assert collect(database) == []

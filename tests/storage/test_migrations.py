@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect
 
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
+from storage.marks import mark_of
 from storage.records import schema
 from storage.records.tables import VERSION_TABLE, metadata
 from storage.settings import Settings
@@ -60,3 +65,26 @@ def test_a_migration_that_fails_changes_nothing(settings: Settings) -> None:
     with other.connect() as connection:
         assert ours(connection) == {"anitune_rungs"}
     other.dispose()
+
+
+def test_a_folder_of_artifacts_stays_known(settings: Settings) -> None:
+    settings.home.mkdir()
+    engine = create_engine(settings.storage_url)
+    with engine.begin() as connection:
+        command.upgrade(schema._config(connection), "0009")
+        connection.exec_driver_sql(
+            "INSERT INTO anitune_artifact_place VALUES (1, 'folder', '/shared', '0123')"
+        )
+        schema.upgrade(connection)
+        assert mark_of(connection) == "0123"
+    engine.dispose()
+
+
+def test_each_database_has_a_mark_of_its_own(settings: Settings, tmp_path: Path) -> None:
+    with (
+        open_database(settings) as one,
+        open_database(replace(settings, storage_url=f"sqlite:///{tmp_path}/other.db")) as other,
+        one.reading() as here,
+        other.reading() as there,
+    ):
+        assert mark_of(here) != mark_of(there)
