@@ -48,15 +48,15 @@ test-gpu: install-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m "gpu"
 
 test-browser: install-dev ## the pages in a real browser (apt-get install chromium)
-	$(BIN)/python -m pytest -m "browser"
+	ANITUNE_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -m "browser"
 
 test-slurm: install-dev ## studies on a real Slurm (apt-get install slurm-wlm munge)
-	$(BIN)/python -m pytest -m "slurm"
+	ANITUNE_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -m "slurm"
 
 test-system: test-browser test-slurm ## all tests that need programs of the system but Docker
 
 test-compose: install-dev ## a team's server in containers (needs docker.io docker-compose debootstrap)
-	$(BIN)/python -m pytest -m "compose"
+	ANITUNE_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -m "compose"
 
 chaos: install-dev ## kill workers and servers of a real study for ten minutes, and report what was lost
 	$(BIN)/anitune chaos $(CHAOS_ARGS)

@@ -2,6 +2,8 @@
 -- Passwords are read from their files; should a statement fail, it is not logged, since it would show one.
 SET log_min_error_statement = panic;
 
+REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC;
+
 \set password `cat /run/secrets/anitune-password`
 CREATE ROLE anitune LOGIN PASSWORD :'password';
 CREATE DATABASE anitune OWNER anitune;

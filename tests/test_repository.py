@@ -46,3 +46,10 @@ def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("target", ["test-browser", "test-slurm", "test-compose"])
+def test_a_missing_program_of_the_system_is_a_failure(target: str) -> None:
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert lines[-1].startswith("ANITUNE_REQUIRE_SYSTEM=1 ")

@@ -44,7 +44,10 @@ class Reporter(Protocol):
         """Take the epochs since the last call, at a checkpoint or the end of the training."""
 
     def should_stop(self) -> bool:
-        """Whether to checkpoint and return at the end of this epoch (a signal, a lost lease)."""
+        """Whether to checkpoint and return at the end of this epoch (a signal, a stopped study).
+
+        What it raises ends the training with nothing written.
+        """
 
 
 class SilentReporter:

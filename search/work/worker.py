@@ -306,7 +306,7 @@ class Worker:
                 attempt,
                 recorded,
                 lambda trial: should_prune(self._database.optuna, self._config, trial),
-                lambda: self._stop.asked or keeper.lost.is_set() or keeper.unwanted.is_set(),
+                lambda: self._must_stop(keeper),
                 log,
                 checkpoint if self._database.settings.artifacts_elsewhere else None,
             )
@@ -340,6 +340,12 @@ class Worker:
             # A fault of the program: it must not meet the next worker again.
             attempt.finish("failed", reason=f"{type(error).__name__}: {error}")
             raise
+
+    def _must_stop(self, keeper: LeaseKeeper) -> bool:
+        """Whether to hand the trial back. One that was lost ends here: its checkpoint is the taker's."""
+        if keeper.lost.is_set():
+            raise LeaseLostError
+        return self._stop.asked or keeper.unwanted.is_set()
 
     def _settings(self, attempt: Attempt) -> TrainConfig:
         """The configuration of the trial: as an earlier attempt recorded it, or proposed now."""

@@ -104,11 +104,12 @@ def test_containers_have_few_rights(server: Server) -> None:
         assert "no-new-privileges:true" in host["SecurityOpt"], name
 
 
-def test_mlflow_cannot_read_the_records(server: Server) -> None:
+@pytest.mark.parametrize("database", ["anitune", "postgres", "template1"])
+def test_mlflow_can_enter_no_other_database(server: Server, database: str) -> None:
     tried = server.compose(
         "run", "--rm", "-T", "--no-deps", "--entrypoint", "with-passwords", "mlflow", "python", "-c",
         "import psycopg\n"
-        "try: psycopg.connect('host=postgres user=mlflow dbname=anitune')\n"
+        f"try: psycopg.connect('host=postgres user=mlflow dbname={database}')\n"
         "except psycopg.OperationalError as error: print(error)",
     )  # fmt: skip
     assert "permission denied for database" in tried

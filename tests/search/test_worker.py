@@ -22,6 +22,7 @@ from sqlalchemy import update
 from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
+from search.work.folders import take_folder
 from search.work.stopping import StopRequest
 from search.work.worker import TrialNews, Worker
 from storage.blobs.place import open_blobs
@@ -271,6 +272,31 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
     (trial,) = work(database, config, task, watching, stop)
     assert (trial.state, trial.worker.name, trial.epochs) == ("running", "other", 0)
     assert [(news.number, news.state) for news in watching.news] == [(0, "lost")]
+
+
+def test_a_worker_that_knows_that_it_lost_its_trial_leaves_the_files_to_the_taker(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
+    study, stop = begin(database, config), StopRequest()
+    other = WorkerInfo("other", "elsewhere", 1, "cpu", {})
+
+    def be_taken_over(number: int, epoch: int) -> None:
+        if epoch == 2:
+            (keeper,) = (thread for thread in threading.enumerate() if thread.name == "lease")
+            expire_leases(database)
+            taken = claim_trial(database, study, other)
+            assert taken is not None
+            take_folder(database.settings.attempt_folder(study.name, number, taken.attempt))
+            keeper.join()  # it ends when it is refused
+            stop.ask(signal.SIGTERM)
+
+    watching = Watching(be_taken_over)
+    work(database, config, task, watching, stop)
+    assert [(news.number, news.state) for news in watching.news] == [(0, "lost")]
+    taken, lost = (database.settings.attempt_folder(study.name, 0, attempt) for attempt in (2, 1))
+    assert taken.exists()
+    assert not lost.exists()
 
 
 @pytest.mark.parametrize("slots", [1, 2])
