@@ -175,7 +175,7 @@ class Attempt:
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
             if row.ended_at is None or row.outcome != twin.state:  # else: as in :meth:`finish`
-                fencing.hold(connection, self._lease)
+                fencing.refuse_ended(self._lease, row)
                 history = twins.history(connection, self.study.id, twin.number)
                 for start in range(0, len(history), METRICS_A_ROW):
                     if new := self._insert_metrics(connection, history[start : start + METRICS_A_ROW]):
@@ -271,6 +271,8 @@ class Attempt:
         ArtifactNameError
             if a path could lead out of the run's folder.
         """
+        if not files:
+            return
         with kept_files.stored(self._database, files) as kept, self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             kept_files.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
@@ -302,7 +304,7 @@ class Attempt:
             row = fencing.find(connection, self._lease)
             # Ended so by us: the acknowledgement of the first try was lost.
             if row.ended_at is None or row.outcome != ending.state:
-                fencing.hold(connection, self._lease)
+                fencing.refuse_ended(self._lease, row)
                 endings.record(connection, self._trial(connection), ending)
                 self._update_attempt(connection, ended_at=now(), outcome=ending.state, reason=ending.reason)
         endings.settle(self._database, self.study, self.claim.number)
@@ -316,7 +318,7 @@ class Attempt:
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
             if row.ended_at is None or row.outcome == "expired":
-                fencing.hold(connection, self._lease)
+                fencing.refuse_ended(self._lease, row)
                 self._update_attempt(connection, ended_at=now(), outcome="handed_back", reason=reason)
 
     def _open_rung(

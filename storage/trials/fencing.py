@@ -39,11 +39,22 @@ def hold(connection: Connection, lease: Lease) -> Row[Any]:
         if the attempt has ended.
     """
     row = find(connection, lease)
+    refuse_ended(lease, row)
+    return row
+
+
+def refuse_ended(lease: Lease, row: Row[Any]) -> None:
+    """Make sure that the attempt of a row from :func:`find` goes on.
+
+    Raises
+    ------
+    LeaseLostError
+        if it has ended.
+    """
     if row.ended_at is not None:
         raise LeaseLostError(
             f"trial {lease.number}: attempt {row.attempt} has ended ({row.outcome}), nothing was written"
         )
-    return row
 
 
 def find(connection: Connection, lease: Lease) -> Row[Any]:
