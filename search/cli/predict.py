@@ -20,6 +20,7 @@ from search.cli.progress import progress_bar
 if TYPE_CHECKING:
     from trainer.inference.ensemble import Ensemble, Predictions
     from trainer.inference.structures import Structure
+    from trainer.progress import Progress
 
 
 class Unit(StrEnum):
@@ -50,7 +51,7 @@ def predict(
     """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
 
     The uncertainty is the standard deviation of the members. Structures with an environment unlike all of the
-    training data are named.
+    training data are named, and so are those with an element that was not in it, which have no energy.
     """
     from trainer.errors import ConfigError
     from trainer.inference.files import read_structures
@@ -62,11 +63,10 @@ def predict(
     places: list[_Place] = []
     for file in files:
         read = read_structures(file)
-        ensemble.refuse_unknown_elements(read, str(file))
         structures += read
         places += [_Place(str(file), number) for number in range(len(read))]
     with progress_bar() as progress:
-        predictions = ensemble.predict(structures, progress)
+        predictions = _predict(ensemble, structures, progress)
     table = _Table(ensemble, structures, places, predictions, unit)
     table.warn()
     if out is not None:
@@ -78,6 +78,26 @@ def predict(
         typer.echo(json.dumps(table.values(), indent=2))
     elif out is None:
         typer.echo(table.text())
+
+
+def _predict(ensemble: Ensemble, structures: Sequence[Structure], progress: Progress) -> Predictions:
+    """Of all structures; NaN of those with an element that was not in the training data."""
+    import numpy as np
+
+    from trainer.inference.ensemble import Predictions
+
+    known = np.array([not ensemble.unknown_elements(each) for each in structures])
+    some = ensemble.predict([structures[s] for s in known.nonzero()[0]], progress)
+
+    def all_of(values: Any, missing: float) -> Any:
+        whole = np.full((*values.shape[:-1], len(known)), missing, values.dtype)
+        whole[..., known] = values
+        return whole
+
+    return Predictions(
+        *(all_of(values, np.nan) for values in (some.energies, some.spread, some.members, some.novelty)),
+        strangest=all_of(some.strangest, 0),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,24 +117,42 @@ class _Table:
     unit: Unit
 
     def warn(self) -> None:
-        """Say which structures are far from the training data, on standard error."""
+        """Say on standard error which structures have no energy, and which are far from the training data."""
+        trained = ", ".join(self.ensemble.elements)
+        self._list(
+            [
+                (s, f"no energy: there is {', '.join(unknown)}, but the model was trained on {trained} only")
+                for s, structure in enumerate(self.structures)
+                if (unknown := self.ensemble.unknown_elements(structure))
+            ],
+            "have no energy",
+        )
         if self.ensemble.domain is None:
             typer.echo(
                 "warning: this model has no record of its training data (a promoted one has): no structure"
                 " can be told to be far from it",
                 err=True,
             )
-        far = self.predictions.far.nonzero()[0].tolist()
-        for s in far[:SHOWN]:
-            place, atom = self.places[s], int(self.predictions.strangest[s])
-            typer.echo(
-                f"warning: {place.file}, structure {place.number}: far from the training data (atom {atom},"
-                f" {self.structures[s].symbols[atom]}: {self.predictions.novelty[s]:.2g} times as far as any"
-                " that the model was judged on)",
-                err=True,
-            )
-        if len(far) > SHOWN:
-            typer.echo(f"warning: {len(far) - SHOWN} more are far from the training data", err=True)
+        p = self.predictions
+        self._list(
+            [
+                (
+                    s,
+                    f"far from the training data (atom {atom}, {self.structures[s].symbols[atom]}:"
+                    f" {p.novelty[s]:.2g} times as far as any that the model was judged on)",
+                )
+                for s in p.far.nonzero()[0].tolist()
+                for atom in [int(p.strangest[s])]
+            ],
+            "are far from the training data",
+        )
+
+    def _list(self, warnings: Sequence[tuple[int, str]], what: str) -> None:
+        for s, warning in warnings[:SHOWN]:
+            place = self.places[s]
+            typer.echo(f"warning: {place.file}, structure {place.number}: {warning}", err=True)
+        if len(warnings) > SHOWN:
+            typer.echo(f"warning: {len(warnings) - SHOWN} more {what}", err=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a structure; what is not known is None."""
@@ -127,7 +165,7 @@ class _Table:
                 "file": place.file,
                 "structure": place.number,
                 "formula": formula_of(structure.symbols),
-                "energy": energy * factor,
+                "energy": _known(energy * factor),
                 "uncertainty": _known(spread * factor),
                 "novelty": _known(novelty),
                 "far": bool(far),
@@ -152,11 +190,12 @@ class _Table:
         digits = 6 if self.unit is Unit.HARTREE else 4
         lines = [f"{'energy':>16}  {'uncertainty':>12}     structure   [{self.unit.value}]"]
         for row in self.rows():
-            spread = "-" if row["uncertainty"] is None else f"{row['uncertainty']:.{digits}f}"
+            energy, spread = (
+                "-" if row[name] is None else f"{row[name]:.{digits}f}" for name in ("energy", "uncertainty")
+            )
             mark = "far" if row["far"] else ""
             lines.append(
-                f"{row['energy']:16.{digits}f}  {spread:>12} {mark:3} {row['formula']}"
-                f" ({row['file']}, {row['structure']})"
+                f"{energy:>16}  {spread:>12} {mark:3} {row['formula']} ({row['file']}, {row['structure']})"
             )
         return "\n".join(lines)
 

@@ -144,14 +144,30 @@ def test_a_single_network_says_what_it_cannot_know(task: Task, waters: Path, tmp
     assert row["novelty"] is None
 
 
+def test_a_structure_with_an_unknown_element_keeps_no_other_from_its_energy(
+    model: Path, waters: Path, tmp_path: Path
+) -> None:
+    (expected, _) = json.loads(anitune("predict", model, waters, "--json").stdout)["structures"]
+    sulfur, water = "3\n\nS 0 0 0\nH 0 1 1\nH 0 -1 1\n", "".join(WATERS.splitlines(True)[:5])
+    waters.write_text(sulfur + water)
+    result = anitune("predict", model, waters, "--json", "--out", tmp_path / "out.csv")
+    assert result.exit_code == 0
+    assert f"{waters}, structure 0: no energy: there is S, but the model was trained on" in result.stderr
+    unknown, known = json.loads(result.stdout)["structures"]
+    assert [unknown[name] for name in ("energy", "uncertainty", "novelty")] == [None] * 3
+    assert known == expected | {"structure": 1}
+    first, second = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    assert first["energy_hartree"] == ""
+    assert float(second["energy_hartree"]) == expected["energy"]
+    text = anitune("predict", model, waters).stdout.splitlines()
+    assert text[1].split()[0] == "-"
+
+
 def test_bad_input_is_one_line(model: Path, waters: Path, tmp_path: Path) -> None:
     assert "nowhere.xyz: no such file" in complaint(anitune("predict", model, tmp_path / "nowhere.xyz"))
     assert "nowhere: cannot be read" in complaint(anitune("predict", tmp_path / "nowhere", waters))
     (tmp_path / "empty.xyz").write_text("")
     assert "there is no structure in it" in complaint(anitune("predict", model, tmp_path / "empty.xyz"))
-    waters.write_text(WATERS.replace("H 0 1.76", "S 0 1.76"))
-    line = complaint(anitune("predict", model, waters))
-    assert line.startswith(f"{waters}, number 1 (from 0): there is S")
     assert "--out t.txt: the name must end in" in complaint(
         anitune("predict", model, waters, "--out", "t.txt")
     )

@@ -200,12 +200,12 @@ class Ensemble:
         spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)
         return Predictions(members.mean(axis=0), spread, members, novelty, strangest)
 
-    def refuse_unknown_elements(self, structures: Sequence[Structure], where: str = "the structures") -> None:
-        """Make sure that the training data held every element.
+    def unknown_elements(self, structure: Structure) -> list[str]:
+        """The elements of a structure that were not in the training data."""
+        return sorted(set(structure.symbols) - set(self.elements))
 
-        Parameters
-        ----------
-        where : what a message names
+    def refuse_unknown_elements(self, structures: Sequence[Structure]) -> None:
+        """Make sure that the training data held every element.
 
         Raises
         ------
@@ -213,10 +213,10 @@ class Ensemble:
             if not.
         """
         for number, structure in enumerate(structures):
-            if unknown := sorted(set(structure.symbols) - set(self.elements)):
+            if unknown := self.unknown_elements(structure):
                 raise DataError(
-                    f"{where}, number {number} (from 0): there is {', '.join(unknown)}, but the model was"
-                    f" trained on {', '.join(self.elements)} only: leave it out, or train on data with it"
+                    f"structure {number} (from 0): there is {', '.join(unknown)}, but the model was trained on"
+                    f" {', '.join(self.elements)} only: leave it out, or train on data with it"
                 )
 
     @property
