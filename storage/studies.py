@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from optuna import Study as OptunaStudy
 from optuna import Trial as OptunaTrial
 from optuna import create_study as create_optuna_study
 from optuna import load_study as load_optuna_study
 from optuna.exceptions import ExperimentalWarning
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database
@@ -335,12 +335,9 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return found
 
 
-def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
-    """The fields of :class:`StudyProgress`."""
-    ours = trials.c.study_id == row.id
-    by_state = select(trials.c.state, func.count()).where(ours).group_by(trials.c.state)
-    counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
-    counts.update((state, count) for state, count in connection.execute(by_state))
+def _progress_query() -> Select[Any]:
+    """How many trials of a study are in each state, and which is the best."""
+    ours = trials.c.study_id == bindparam("study_id")
     latest = (
         (attempts.c.study_id == trials.c.study_id)
         & (attempts.c.number == trials.c.number)
@@ -356,21 +353,39 @@ def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
             attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
         )
     )
-    counts["interrupted"] = connection.execute(silent).scalar_one()
-    counts["running"] -= counts["interrupted"]
-    best = (
-        select(trials.c.number, trials.c.value)
-        .where(ours, trials.c.state == "complete")
-        .order_by(trials.c.value, trials.c.number)
-        .limit(1)
+    best = select(trials.c.number, trials.c.value).where(ours, trials.c.state == "complete")
+    best = best.order_by(trials.c.value, trials.c.number).limit(1)
+    numbers = {
+        state: select(func.count()).select_from(trials).where(ours, trials.c.state == state)
+        for state in ("running", "complete", "pruned", "failed")
+    }
+    return select(
+        *(number.scalar_subquery().label(state) for state, number in numbers.items()),
+        silent.scalar_subquery().label("interrupted"),
+        best.with_only_columns(trials.c.number).scalar_subquery().label("best_number"),
+        best.with_only_columns(trials.c.value).scalar_subquery().label("best_value"),
     )
-    number, value = connection.execute(best).one_or_none() or (None, None)
+
+
+_PROGRESS: Final = _progress_query()
+"""Asked at each trial, and so made once."""
+
+
+def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
+    """The fields of :class:`StudyProgress`."""
+    found = connection.execute(_PROGRESS, {"study_id": row.id}).one()
     return {
         "name": row.name,
         "budget": budget_of(row),
-        "trials": counts,
-        "best_number": number,
-        "best_value": value,
+        "trials": {
+            "running": found.running - found.interrupted,
+            "interrupted": found.interrupted,
+            "complete": found.complete,
+            "pruned": found.pruned,
+            "failed": found.failed,
+        },
+        "best_number": found.best_number,
+        "best_value": found.best_value,
     }
 
 

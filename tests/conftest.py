@@ -3,8 +3,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,10 @@ def task(data_file: Path, feature_root: Path) -> Task:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """URL of a real PostgreSQL server's maintenance database."""
+    """URL of the maintenance database of a real PostgreSQL: that of ``ANITUNE_TEST_POSTGRES_URL``, or our own."""
+    if given := os.environ.get("ANITUNE_TEST_POSTGRES_URL"):
+        yield given.replace("postgresql+psycopg://", "postgresql://")
+        return
     import psycopg
 
     with warnings.catch_warnings():
@@ -114,23 +118,48 @@ def postgresql_server() -> Iterator[str]:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")  # no test loses power
             connection.execute("SELECT pg_reload_conf()")
-            connection.execute("CREATE DATABASE test")
         yield url
         server.cleanup()
 
 
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
-    """URL of an empty database."""
+@pytest.fixture(scope="session")
+def make_postgresql_database(postgresql_server: str) -> Iterator[Callable[..., str]]:
+    """Makes an empty database, with options of ``CREATE DATABASE``, that goes in the end; answers its URL."""
     import psycopg
     from sqlalchemy.engine import make_url
 
+    made: list[str] = []
+
+    def make(options: str = "") -> str:
+        name = f"anitune_test_{uuid.uuid4().hex}"  # others may use the server, too
+        with psycopg.connect(postgresql_server, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} {options}".encode())
+        made.append(name)
+        url = make_url(postgresql_server).set(drivername="postgresql+psycopg", database=name)
+        return url.render_as_string(hide_password=False)
+
+    yield make
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        for name in made:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="session")
+def _postgresql_database(make_postgresql_database: Callable[..., str]) -> str:
+    return make_postgresql_database()
+
+
+@pytest.fixture
+def postgresql_url(_postgresql_database: str) -> str:
+    """URL of an empty database."""
+    import psycopg
+
     # Emptied, not made anew: a database is 300 files, and some disks take a second to delete them.
-    url = make_url(postgresql_server).set(database="test")
-    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
+    url = _postgresql_database.replace("postgresql+psycopg://", "postgresql://")
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
-    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    return _postgresql_database
 
 
 @pytest.fixture

@@ -86,16 +86,19 @@ def _predict(ensemble: Ensemble, structures: Sequence[Structure], progress: Prog
 
     from trainer.inference.ensemble import Predictions
 
-    known = np.array([not ensemble.unknown_elements(each) for each in structures])
-    some = ensemble.predict([structures[s] for s in known.nonzero()[0]], progress)
+    known = [s for s, structure in enumerate(structures) if not ensemble.unknown_elements(structure)]
+    some = ensemble.predict([structures[s] for s in known], progress)
 
-    def all_of(values: Any, missing: float) -> Any:
-        whole = np.full((*values.shape[:-1], len(known)), missing, values.dtype)
+    def all_of(values: Any, missing: float = math.nan) -> Any:
+        whole = np.full((*values.shape[:-1], len(structures)), missing, values.dtype)
         whole[..., known] = values
         return whole
 
     return Predictions(
-        *(all_of(values, np.nan) for values in (some.energies, some.spread, some.members, some.novelty)),
+        energies=all_of(some.energies),
+        spread=all_of(some.spread),
+        members=all_of(some.members),
+        novelty=all_of(some.novelty),
         strangest=all_of(some.strangest, 0),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,24 +22,14 @@ from storage.settings import Settings
 
 @pytest.fixture(scope="module")
 def both(
-    postgresql_server: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    make_postgresql_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, BlobStore]]:
     """A store of each kind, for all tests: none deletes what it has not put."""
     folder = tmp_path_factory.mktemp("stores")
-    url = make_database(postgresql_server)
+    url = make_postgresql_database()
     settings = Settings(folder / "home", url, f"sqlite:///{folder / 'mlflow.db'}", "database")
     with open_database(settings) as database:
         yield {"folder": FolderBlobs(folder / "blobs"), "database": DatabaseBlobs(database)}
-
-
-def make_database(server: str) -> str:
-    import psycopg
-    from sqlalchemy.engine import make_url
-
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE blobs")
-    url = make_url(server).set(database="blobs", drivername="postgresql+psycopg")
-    return url.render_as_string(hide_password=False)
 
 
 @pytest.fixture(params=["folder", "database"])
