@@ -5,7 +5,7 @@ import os
 import tempfile
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,3 +178,35 @@ def logger_of_a_fresh_process() -> Iterator[None]:
     yield
     level, logger.propagate, logger.handlers = state
     logger.setLevel(level)
+
+
+REPORT = "report"
+"""The property of a test under which its report travels, also from the processes of pytest-xdist."""
+
+
+@pytest.fixture
+def print_report(record_property: Callable[[str, object], None]) -> Callable[[Iterable[str]], None]:
+    """Takes the lines of what a test has proved. They are shown after all tests, whether it passes or not."""
+
+    def take(lines: Iterable[str]) -> None:
+        record_property(REPORT, "\n".join(lines))
+
+    return take
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the reports: what a test prints itself is seen only if it fails."""
+    reports = [
+        (test.nodeid, text)
+        for tests in terminalreporter.stats.values()
+        for test in tests
+        if isinstance(test, pytest.TestReport) and test.when == "call"
+        for name, text in test.user_properties
+        if name == REPORT
+    ]
+    if reports:
+        terminalreporter.section("reports")
+    for test, text in sorted(reports, key=lambda report: report[0]):
+        terminalreporter.write_line(test)
+        for line in str(text).splitlines():
+            terminalreporter.write_line(f"  {line}")

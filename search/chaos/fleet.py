@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, select
 
+from search.chaos.plan import Kind
 from storage.records.tables import attempts
 from storage.studies import Study
 
@@ -31,13 +32,13 @@ class Fleet:
     ----------
     ends : how often workers ended with which exit code; that of a signal is negative
     last_words : of workers that gave up
-    full_disks : checkpoints that found no room
+    reached : workers that ended by what was done to them, by kind
     """
 
     def __init__(self, study: Study, count: int, logs: Path, environment: dict[str, str]) -> None:
         self.ends: Counter[int] = Counter()
         self.last_words: list[str] = []
-        self.full_disks = 0
+        self.reached: Counter[Kind] = Counter()
         self._study = study
         self._count = count
         self._logs = logs
@@ -45,8 +46,8 @@ class Fleet:
         self._started = 0
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._hurt: set[int] = set()
-        self._disk_is_full: set[int] = set()
-        self._spared = 0
+        self._done_to: dict[int, Kind] = {}
+        self._missed: list[Kind] = []
         self._said_by: dict[int, Path] = {}
         logs.mkdir()
 
@@ -74,13 +75,13 @@ class Fleet:
                 said = self._said_by[pid].read_text(errors="replace")
                 if worker.returncode == 1:
                     self.last_words += said.splitlines()[-1:]
-                if pid in self._disk_is_full:
-                    met = MET_FULL_DISK in said
-                    self.full_disks += met
-                    self._spared += not met
+                if (kind := self._done_to.pop(pid, None)) is not None:
+                    if _ended_by(kind, worker.returncode, said):
+                        self.reached[kind] += 1
+                    else:
+                        self._missed.append(kind)
                 del self._workers[pid]
                 self._hurt.discard(pid)
-                self._disk_is_full.discard(pid)
 
     @property
     def size(self) -> int:
@@ -114,17 +115,25 @@ class Fleet:
         if pid in self._workers:
             self._workers[pid].send_signal(number)
 
-    def fill_disk(self, pid: int) -> None:
-        """Let a worker write no file of more than a few bytes from now on."""
-        self._hurt.add(pid)
-        self._disk_is_full.add(pid)
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_AT, resource.RLIM_INFINITY))
+    def hurt(self, kind: Kind, pid: int) -> None:
+        """Kill a worker, tell it to end, or fill its disk. It counts when the worker has ended by that."""
+        self._done_to[pid] = kind
+        match kind:
+            case "kill":
+                self.send(pid, signal.SIGKILL)
+            case "terminate":
+                self.send(pid, signal.SIGTERM)
+            case "full disk":
+                self._hurt.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_AT, resource.RLIM_INFINITY))
+            case _:
+                raise AssertionError(f"{kind} ends no worker")
 
-    def take_spared(self) -> int:
-        """How many workers, since last asked, ended before a checkpoint of theirs met the full disk."""
-        spared, self._spared = self._spared, 0
-        return spared
+    def take_missed(self) -> list[Kind]:
+        """What was done, since last asked, to workers that had ended before, or ended otherwise."""
+        missed, self._missed = self._missed, []
+        return missed
 
     def end(self) -> None:
         """Kill those that are left."""
@@ -132,3 +141,20 @@ class Fleet:
             worker.kill()
             worker.wait()
         self.reap()
+
+
+def _ended_by(kind: Kind, code: int, said: str) -> bool:
+    """Whether what was done to a worker is what it ended by.
+
+    Parameters
+    ----------
+    code : that it ended with; that of a signal is negative
+    said : its output
+    """
+    match kind:
+        case "kill":
+            return code == -signal.SIGKILL
+        case "terminate":
+            return code in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        case _:
+            return MET_FULL_DISK in said

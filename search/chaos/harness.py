@@ -25,6 +25,7 @@ from search.chaos.plan import WORDS, Kind, Plan
 from search.chaos.repeat import differing
 from search.chaos.report import Report
 from search.chaos.servers import MlflowServer, PostgreSQL, Wire
+from search.chaos.sleepers import Sleepers
 from search.errors import SearchError
 from search.work.repeat import recorded_trial
 from storage.database import open_database
@@ -55,8 +56,8 @@ limits: {{trials: {trials}}}
 
 R = TypeVar("R")
 
-LONGEST_SLEEP = 90.0
-"""A worker that was stopped is woken by then also if nobody was free to take its trial, s."""
+HASTE = 0.75
+"""Part of the trials by whose end all faults have been sent: a machine may be faster than the plan."""
 
 PATIENCE = 1800.0
 """Until a study that does not come to its end is given up, s."""
@@ -113,7 +114,9 @@ class _Chaos:
         self._chance = random.Random(plan.seed)
         self._injected: Counter[Kind] = Counter()
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._asleep: dict[int, float] = {}
+        self._sleepers = Sleepers(study, fleet)
+        self._missed_relays: list[Kind] = []
+        self._repeated: Counter[Kind] = Counter()
         self._mlflow_away = False
 
     def run(self) -> Report:
@@ -125,21 +128,28 @@ class _Chaos:
             if time.monotonic() - began > PATIENCE:
                 raise SearchError(f"the study did not end within {PATIENCE:.0f} s: {self._shown()}")
             self._do_what_is_due()
-            self._wake()
-            ended = self._ended()
+            _patiently(self._sleepers.wake)
+            trials = self._trials()
+            ended = self._have_ended(trials)
             if not ended:
                 self._fleet.fill()
             else:
                 self._fleet.reap()
-                if self._fleet.size == 0 and not (self._later or self._asleep):
+                if self._fleet.size == 0 and not (self._later or self._sleepers):
                     break
-            if due is None and self._is_worked_on():
+            if due is None and any(trial.epochs > 0 for trial in trials):
                 due = time.monotonic()  # the first fault does not wait for what the workers import
-            while due is not None and faults and time.monotonic() >= due + faults[0][0]:
+            while (
+                due is not None
+                and faults
+                and (time.monotonic() >= due + faults[0][0] or self._is_late(len(faults), trials))
+            ):
                 delay, kind = faults.pop(0)
-                due += delay
+                due = min(due + delay, time.monotonic())
                 waiting.append(kind)
-            waiting += ["full disk"] * self._fleet.take_spared()  # it wrote a plot first, or ended otherwise
+            missed = self._missed()
+            self._repeated.update(missed)
+            waiting += missed
             if not ended:
                 # A fault for which there is no victim now waits; those after it do not.
                 waiting = [kind for kind in waiting if not self._inject(kind)]
@@ -157,7 +167,7 @@ class _Chaos:
                 self._mlflow_away = True
                 self._after(self._plan.away, self._bring_mlflow_back)
             case "relay":
-                if self._mlflow_away or not self._mlflow.answers():
+                if self._wire.waits or self._mlflow_away or not self._mlflow.answers():
                     return False
                 self._wire.kill_at_next_delivery(self._kill_relay)
                 return True  # counted when it has happened
@@ -165,22 +175,26 @@ class _Chaos:
                 pid = _patiently(lambda: self._fleet.choose(self._chance))
                 if pid is None:
                     return False
-                self._hurt(kind, pid)
+                logger.info("chaos: %s", WORDS[kind])
+                if kind == "stop":
+                    self._sleepers.stop(pid)
+                else:
+                    self._fleet.hurt(kind, pid)
+                return True  # counted when it has had its effect
         self._injected[kind] += 1
         logger.info("chaos: %s", WORDS[kind])
         return True
 
-    def _hurt(self, kind: Kind, pid: int) -> None:
-        match kind:
-            case "kill":
-                self._fleet.send(pid, signal.SIGKILL)
-            case "terminate":
-                self._fleet.send(pid, signal.SIGTERM)
-            case "stop":
-                self._fleet.send(pid, signal.SIGSTOP)
-                self._asleep[pid] = time.monotonic() + LONGEST_SLEEP
-            case "full disk":
-                self._fleet.fill_disk(pid)
+    def _missed(self) -> list[Kind]:
+        """Faults, since last asked, that had no effect: they come once more."""
+        missed = self._fleet.take_missed()
+        missed += ["stop"] * self._sleepers.take_missed()
+        while self._missed_relays:  # another thread adds to them
+            missed.append(self._missed_relays.pop())
+        return missed
+
+    def _reached(self) -> Counter[Kind]:
+        return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._sleepers.overtaken})
 
     def _bring_mlflow_back(self) -> None:
         self._mlflow.start()
@@ -189,12 +203,18 @@ class _Chaos:
     def _kill_relay(self) -> None:
         """Called between MLflow's answer and the relay's own record of it."""
         holder = select(relays.c.pid).where(relays.c.study_id == self._study.id)
-        with self._study.database.reading() as connection:
-            pid = connection.scalar(holder)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            self._injected["relay"] += 1
-            logger.info("chaos: %s", WORDS["relay"])
+        try:
+            with self._study.database.reading() as connection:
+                pid = connection.scalar(holder)
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        except (DatabaseError, ProcessLookupError):
+            pid = None
+        if pid is None:
+            self._missed_relays.append("relay")
+            return
+        self._injected["relay"] += 1
+        logger.info("chaos: %s", WORDS["relay"])
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._later.append((time.monotonic() + seconds, action))
@@ -205,25 +225,20 @@ class _Chaos:
         for action in due:
             action()
 
-    def _wake(self) -> None:
-        """Wake a worker once another one has its trial."""
-        for pid, latest in list(self._asleep.items()):
-            if time.monotonic() > latest or pid not in _patiently(self._fleet.training):
-                self._fleet.send(pid, signal.SIGCONT)
-                del self._asleep[pid]
-
     def _trials(self) -> list[TrialRow]:
         return _patiently(lambda: trial_rows(self._study.database, self._study))
 
-    def _ended(self) -> bool:
-        trials = self._trials()
+    def _have_ended(self, trials: list[TrialRow]) -> bool:
         return len(trials) >= self._plan.trials and all(trial.ended is not None for trial in trials)
 
-    def _is_worked_on(self) -> bool:
-        return any(trial.epochs > 0 for trial in self._trials())
+    def _is_late(self, faults: int, trials: list[TrialRow]) -> bool:
+        """Whether the study would end before so many faults have come."""
+        ended = sum(trial.ended is not None for trial in trials) / (HASTE * self._plan.trials)
+        return 1 - faults / sum(self._plan.counts.values()) < ended
 
     def _shown(self) -> str:
-        return str(Counter(trial.state for trial in self._trials()))
+        faults = ", ".join(f"{kind} {self._reached()[kind]} of {n}" for kind, n in self._plan.counts.items())
+        return f"{Counter(trial.state for trial in self._trials())}; {faults}"
 
     def _measure(self, began: float) -> Report:
         self._wire.kill_at_next_delivery(None)
@@ -233,7 +248,7 @@ class _Chaos:
         verified = json.loads(
             _anitune(self._environment, "study", "verify", self._study.name, "--json", fails=True)
         )
-        injected = self._injected | {"full disk": self._fleet.full_disks}
+        reached = self._reached()
         trials = self._trials()
         history = {
             trial.number: metric_history(self._study.database, self._study, trial.number) for trial in trials
@@ -265,7 +280,9 @@ class _Chaos:
         return Report(
             seed=self._plan.seed,
             seconds=time.monotonic() - began,
-            faults={kind: injected[kind] for kind in WORDS},
+            faults={kind: reached[kind] for kind in WORDS},
+            required={kind: self._plan.counts.get(kind, 0) for kind in WORDS},
+            repeated=dict(self._repeated),
             worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
             last_words=self._fleet.last_words,
             trials=dict(Counter(trial.state for trial in trials)),
@@ -291,15 +308,11 @@ class _Chaos:
                 for trial in trials
                 for folder in folders[trial.number].parent.iterdir()
             ),
+            woken_wrote=self._sleepers.written_since(),
             differences=[
                 f"{'study' if line['trial'] is None else line['trial']}: {line['difference']}"
                 for line in verified["differences"]
             ],
-            missing_faults={
-                kind: count - injected[kind]
-                for kind, count in self._plan.counts.items()
-                if injected[kind] < count
-            },
         )
 
 

@@ -12,7 +12,7 @@ Kind = Literal["kill", "terminate", "stop", "full disk", "postgresql", "mlflow",
 WORDS: Final[Mapping[Kind, str]] = {
     "kill": "workers killed (SIGKILL)",
     "terminate": "workers told to end (SIGTERM)",
-    "stop": "workers stopped past their lease, and woken (SIGSTOP, SIGCONT)",
+    "stop": "workers stopped, and woken once another one had their trial (SIGSTOP, SIGCONT)",
     "full disk": "checkpoints that met a full disk",
     "postgresql": "PostgreSQL crashed and recovered",
     "mlflow": "MLflow server killed, and away for a while",
@@ -26,7 +26,7 @@ class Plan:
 
     Attributes
     ----------
-    counts : how often each kind of fault is injected
+    counts : how often each kind of fault must have had its effect
     gap : mean time between two faults, s
     away : how long a killed MLflow server stays away, s
     lease : how long a silent worker keeps its trial, s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search.chaos.plan import WORDS
+from search.chaos.plan import WORDS, Kind
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,9 @@ class Report:
 
     Attributes
     ----------
-    faults : injected, by kind
+    faults : that had their effect, by kind
+    required : how many of each kind had to
+    repeated : that had none, as a worker was dead already or woke up with its trial, and came once more
     worker_ends : how workers ended, by exit code; that of a signal is negative
     last_words : of workers that gave up
     attempts : at all trials together
@@ -25,12 +27,15 @@ class Report:
     differing : trials that, repeated undisturbed, give other numbers
     stale_checkpoints : trials whose checkpoint is not that of their last epoch
     awakened : folders in which workers wrote that had lost their trial; nobody reads them
+    woken_wrote : rows of the record that such workers added or changed
     differences : what ``study verify`` found
     """
 
     seed: int
     seconds: float
     faults: dict[str, int]
+    required: dict[str, int]
+    repeated: dict[str, int]
     worker_ends: dict[str, int]
     last_words: list[str]
     trials: dict[str, int]
@@ -44,8 +49,14 @@ class Report:
     differing: list[int]
     stale_checkpoints: int
     awakened: int
+    woken_wrote: int
     differences: list[str]
-    missing_faults: dict[str, int]
+
+    @property
+    def missing_faults(self) -> dict[str, int]:
+        """How many of each kind are missing from those that had to have an effect."""
+        missing = {kind: count - self.faults.get(kind, 0) for kind, count in self.required.items()}
+        return {kind: count for kind, count in missing.items() if count > 0}
 
     @property
     def clean(self) -> bool:
@@ -58,6 +69,7 @@ class Report:
             or self.restarted
             or self.differing
             or self.stale_checkpoints
+            or self.woken_wrote
             or self.differences
             or self.missing_faults
         )
@@ -68,7 +80,7 @@ class Report:
         states = ", ".join(f"{count} {state}" for state, count in self.trials.items())
         return [
             f"chaos, seed {self.seed}: {self.seconds:.0f} s",
-            *(f"  {count:>4}  {WORDS[kind]}" for kind, count in self.faults.items()),  # type: ignore[index]
+            *(self._fault_line(kind) for kind in WORDS),
             f"        workers ended with {ends}",
             *(f"        {words}" for words in self.last_words),
             f"study: {states}; {self.attempts} attempts, {self.metrics:,} metric values",
@@ -80,7 +92,13 @@ class Report:
             f"  {len(self.differing):>4}  trials with other numbers when repeated undisturbed",
             f"  {self.stale_checkpoints:>4}  checkpoints that are not of the last epoch"
             f" ({self.awakened} folders of workers that woke up too late, read by nobody)",
+            f"  {self.woken_wrote:>4}  rows written by workers after their trial was taken over",
             f"  {len(self.differences):>4}  differences between SQL, Optuna and MLflow",
             *(f"        {line}" for line in self.differences),
-            *(f"  not injected: {count} x {WORDS[kind]}" for kind, count in self.missing_faults.items()),  # type: ignore[index]
+            *(f"  MISSING: {count} x {WORDS[kind]}" for kind, count in self.missing_faults.items()),  # type: ignore[index]
         ]
+
+    def _fault_line(self, kind: Kind) -> str:
+        line = f"  {self.faults[kind]:>4}  {WORDS[kind]}, of {self.required[kind]} required"
+        again = self.repeated.get(kind, 0)
+        return f"{line} ({again} more had no effect)" if again else line

