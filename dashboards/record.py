@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError
+from storage.promotions import Promotion, PromotionTraining, promotions, trainings
 from storage.studies import StudySummary, open_study, summarize_study
 from storage.trials.views import TrialRow, metric_curves, trial_rows
 
@@ -31,6 +32,10 @@ class StudyRecord:
         Fingerprints of what it was trained on.
     trials
         By number.
+    promotions
+        The first one first.
+    members
+        Trainings of ensembles: settings of a trial with other seeds, on the parts that the study has.
     reference
         The listed configurations that are trained beside it, from a study of their own; there may be none.
     """
@@ -41,6 +46,8 @@ class StudyRecord:
     facts: dict[str, str]
     summary: StudySummary
     trials: tuple[TrialRow, ...]
+    promotions: tuple[Promotion, ...]
+    members: tuple[PromotionTraining, ...]
     reference: StudyRecord | None
 
     @property
@@ -50,6 +57,11 @@ class StudyRecord:
             (trial for trial in self.trials if trial.state == "complete"),
             key=lambda trial: (error_of(trial), trial.number),
         )
+
+    @property
+    def promoted(self) -> Promotion | None:
+        """The latest promotion that came to a registered model."""
+        return next((each for each in reversed(self.promotions) if each.model_name is not None), None)
 
     @property
     def rows(self) -> tuple[TrialRow, ...]:
@@ -74,6 +86,8 @@ def read_study(database: Database, name: str) -> StudyRecord:
         facts=study.facts,
         summary=summarize_study(database, study),
         trials=tuple(trial_rows(database, study)),
+        promotions=tuple(promotions(database, study)),
+        members=tuple(each for each in trainings(database, study).values() if each.kind == "member"),
         reference=_read_reference(database, reference["name"]) if reference else None,
     )
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from dashboards.ranking import Noise
+    from dashboards.ranking import Leaderboard, Noise
     from storage.studies import Budget, StudySummary
 
 _MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -52,17 +52,28 @@ def standing_words(summary: StudySummary) -> str:
     return "waiting for workers"
 
 
-def noise_words(noise: Noise | None) -> str:
+def noise_words(board: Leaderboard) -> str:
     """What two trials must differ by, and how that is known."""
+    if not board.by_molecule:
+        return _noise(board.noise)
+    return (
+        f"{_noise(board.noise)} No interval is given for an error: the split keeps molecules whole, and"
+        " errors of one molecule's structures are alike, so that their number says too much; trainings with"
+        " several seeds (repeats: replicate) or anitune promote say what a difference means."
+    )
+
+
+def _noise(noise: Noise | None) -> str:
     if noise is None:
         return "How much of a difference is chance is not known yet."
     if noise.kind == "seeds":
         return (
             f"Equal settings differ by {noise.deviation:.3f} kcal/mol (standard deviation over seeds, from"
-            f" {noise.groups} {'set' if noise.groups == 1 else 'sets'} of replicates): two trials less than"
-            f" {noise.margin:.3f} kcal/mol apart cannot be told apart."
+            f" {noise.groups} {'set' if noise.groups == 1 else 'sets'} of replicates near the best): two"
+            f" trials less than {noise.margin:.3f} kcal/mol apart cannot be told apart (95 %)."
         )
     return (
-        "No settings were trained with several seeds, so the spread over seeds is not known. The validation"
-        f" part alone makes two trials less than {noise.margin:.3f} kcal/mol apart indistinguishable (95 %)."
+        "No settings near the best were trained with several seeds, so the spread over seeds is not known."
+        f" The validation part alone makes two trials less than {noise.margin:.3f} kcal/mol apart"
+        " indistinguishable (95 %)."
     )

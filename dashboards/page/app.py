@@ -87,7 +87,7 @@ def make_app(database: Database) -> Flask:
             standing=standing_words(record.summary),
             budget=budget_words(record.summary.budget),
             board=board,
-            noise=noise_words(board.noise),
+            noise=noise_words(board),
             tied=_tied(board),
             charts=charts(record),
             workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],

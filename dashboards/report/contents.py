@@ -157,7 +157,7 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
-    text.append(noise_words(board.noise))
+    text.append(noise_words(board))
     if len(tied) > 1:
         cheapest = min(tied, key=lambda place: place.trial.summary.get("parameters", float("inf")))
         text.append(
@@ -270,12 +270,15 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
         )
         for place in shown
     )
+    interval = (
+        " Its 95 % interval says how far that error depends on which structures the validation part happens"
+        " to hold; it follows from mean and root mean square of the errors (a bootstrap would need the error"
+        " of each structure, which trials do not keep)."
+    )
     text = [
-        "MAE: best validation error of a trial, kcal/mol. Its 95 % interval says how far that error depends"
-        " on which structures the validation part happens to hold; it follows from mean and root mean square"
-        " of the errors (a bootstrap would need the error of each structure, which trials do not keep). Over"
-        " seeds: mean, standard deviation and number of trainings of equal settings with several seeds, where"
-        " there are any. ≈: within the noise of the best."
+        f"MAE: best validation error of a trial, kcal/mol.{'' if board.by_molecule else interval} Over seeds:"
+        " mean, standard deviation and number of trainings of equal settings with several seeds, by trials or"
+        " by a promotion. ≈: within the noise of the best."
     ]
     if len(board.places) > len(shown):
         text.append(f"The first {len(shown)} of {len(board.places):,}; the table of all trials has the rest.")

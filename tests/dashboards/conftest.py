@@ -12,6 +12,7 @@ import pytest
 from dashboards.record import StudyRecord
 from search.study import study_from_values
 from storage.database import Database, open_database
+from storage.promotions import PromotionTraining
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.tracking.outbox import MetricRow
@@ -106,7 +107,13 @@ def make_trial() -> MakeTrial:
 def make_record() -> MakeRecord:
     """A study as it is read from the records."""
 
-    def make(*trials: TrialRow, name: str = "widths", reference: StudyRecord | None = None) -> StudyRecord:
+    def make(
+        *trials: TrialRow,
+        name: str = "widths",
+        reference: StudyRecord | None = None,
+        by: str = "structure",
+        members: tuple[PromotionTraining, ...] = (),
+    ) -> StudyRecord:
         counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
         for trial in trials:
             counts[trial.state] += 1
@@ -115,7 +122,7 @@ def make_record() -> MakeRecord:
         return StudyRecord(
             name=name,
             optuna_id=3,
-            config=CONFIG,
+            config={**CONFIG, "split": {**CONFIG["split"], "by": by}},
             facts={"split": "beef"},
             summary=StudySummary(
                 name=name,
@@ -132,6 +139,8 @@ def make_record() -> MakeRecord:
                 mlflow_run_id="parent",
             ),
             trials=tuple(trials),
+            promotions=(),
+            members=members,
             reference=reference,
         )
 
@@ -166,7 +175,7 @@ def study(database: Database, tmp_path: Path) -> Study:
         _end(_begin(database, rows, hidden, row=label), value, hidden, tmp_path)
     study = create_study(database, "widths", CONFIG, Budget(trials=8))
     study.set_facts({"split": "beef"})
-    for hidden, value in (((64,), 1.5), ((64, 32), 0.8), ((32,), 1.0), ((32,), 1.2)):
+    for hidden, value in (((64,), 1.5), ((64, 32), 0.8), ((32,), 1.0), ((32,), 1.02)):
         _end(_begin(database, study, hidden), value, hidden, tmp_path)
     pruned = _begin(database, study, (8,), epochs=3)
     pruned.finish("pruned", 3.0, reason="others were better after 3 epochs", summary=summary_of(3.0, (8,)))

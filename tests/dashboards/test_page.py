@@ -45,16 +45,16 @@ def test_a_leaderboard_has_all_trials_and_the_rows_in_their_places(client: Flask
         ("1", "1", "384-64-32-1 silu", "0.800"),
         ("", "row 2", "384-200-1 silu ≈", "0.900"),
         ("2", "2", "384-32-1 silu ≈", "1.000"),
-        ("3", "3", "384-32-1 silu", "1.200"),
+        ("3", "3", "384-32-1 silu ≈", "1.020"),
         ("4", "0", "384-64-1 silu", "1.500"),
         ("", "row 1", "384-128-1 silu", "1.600"),
         ("", "4", "384-8-1 silu", "3.000"),
         ("", "6", "384-24-1 silu", ""),
         ("", "5", "384-16-1 silu", ""),
     ]
-    assert rows[2][5] == "1.100 ± 0.141 (2)"
+    assert rows[2][5] == "1.010 ± 0.014 (2)"
     assert rows[0][6:8] == ["147,840", "1,000"]
-    assert "2 trials are within the noise of the best" in page
+    assert "3 trials are within the noise of the best" in page
     assert f'href="/dashboard/studies/{study.optuna_study_id}/trials?numbers=1"' in page
 
 

@@ -94,7 +94,7 @@ def test_a_report_is_one_page_that_loads_nothing(database: Database, study: Stud
 def test_a_report_says_what_was_found_and_how_sure_that_is(database: Database, study: Study) -> None:
     text, _ = read(write_report(database, ["widths"]))
     assert "384-64-32-1 silu (trial 1), with a validation MAE of 0.800 ± 0.075 kcal/mol" in text
-    assert "2 trials are within that noise of the best. The cheapest of them is 384-32-1 silu" in text
+    assert "3 trials are within that noise of the best. The cheapest of them is 384-32-1 silu" in text
     assert "row 2 (384-200-1 silu), reaches 0.900 kcal/mol" in text
     assert "4,328 to train on, 541 to validate, 541 to test" in text
     assert "0.725 to 0.875" in text
