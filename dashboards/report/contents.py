@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dashboards import figures
@@ -32,6 +32,8 @@ class Table:
         The columns that are numbers.
     marked
         Rows that stand out: those of the reference study.
+    values
+        By column, what its cells are sorted by where their text, as of a duration, does not say it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers: frozenset[int] = frozenset()
     marked: frozenset[int] = frozenset()
+    values: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -332,7 +335,7 @@ def _pruning(record: StudyRecord) -> Section:
 
 
 def _machines(record: StudyRecord) -> Section:
-    headings, rows = machines_table(record)
+    headings, rows, seconds = machines_table(record)
     return Section(
         "Machines",
         (
@@ -340,7 +343,7 @@ def _machines(record: StudyRecord) -> Section:
             f" {record.summary.epochs:,} epochs trained. Limits: {budget_words(record.summary.budget)}.",
             *versions_words(record),
         ),
-        Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4})),
+        Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4, 5}), values={5: seconds}),
     )
 
 
@@ -377,6 +380,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
                 duration(record.summary.seconds),
             )
         )
+    seconds = [record.summary.seconds for record in records]
     text = []
     for kind in ("data", "split"):
         if len({record.facts.get(kind) for record in records}) > 1:
@@ -385,7 +389,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
     return Section(
         "Comparison",
         tuple(text),
-        Table("comparison", headings, tuple(rows), frozenset({3, 4, 5})),
+        Table("comparison", headings, tuple(rows), frozenset({3, 4, 5, 6}), values={6: seconds}),
         (figures.history(records), figures.history(records, "seconds"), figures.cost(records)),
     )
 

@@ -7,13 +7,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dashboards.record import read_study
+from dashboards.record import StudyRecord, read_study
+from dashboards.report.contents import Source, make_report
+from dashboards.report.data import StudyData
+from dashboards.report.html import report_html
 from dashboards.report.reproduce import study_file
 from dashboards.report.write import write_report
 from search.study import load_study
@@ -23,9 +28,13 @@ from storage.openings import open_test_part, record_test_error
 from storage.promotions import begin_promotion, record_choice
 from storage.studies import Study, create_study
 from storage.trials.queue import WorkerInfo
+from storage.trials.views import TrialRow
 from trainer.config import dump_config
 
 WORKER = WorkerInfo("w1", "alpha", 1, "cpu", {})
+
+MakeTrial = Callable[..., TrialRow]
+MakeRecord = Callable[..., StudyRecord]
 
 SECTIONS = [
     "Summary",
@@ -156,6 +165,20 @@ def test_studies_are_compared_and_told_apart(database: Database, study: Study) -
     assert page.headings[:3] == ["Comparison", "widths", "Summary"]
     assert "the studies differ in their split" in text
     assert "differ in their data" not in text
+
+
+def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    machines = (replace(WORKER, host=host) for host in "ab")
+    long, short = (
+        make_trial(n, 1.0, worker=machine, seconds=seconds)
+        for n, (machine, seconds) in enumerate(zip(machines, (7_204.5, 40.25), strict=True))
+    )
+    sources = [Source(make_record(long, short, name=name), {}, StudyData(None, None)) for name in "xy"]
+    text = report_html(make_report(sources, "now"))
+    assert '<td class=num data-v="7204.5">2 h 0 min</td>' in text
+    assert '<td class=num data-v="40.25">40 s</td>' in text
+    assert text.count('<td class=num data-v="40.0">40 s</td>') == 2, "of both studies in the comparison"
+    assert text.count('data-sort="num">time<') == 3
 
 
 def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Database, study: Study) -> None:
