@@ -14,7 +14,14 @@ from dashboards.record import StudyRecord, architecture_of, error_of, name_of
 from dashboards.report.data import StudyData
 from dashboards.report.machines import machines_table, versions_words
 from dashboards.report.reproduce import commands, study_file
-from dashboards.words import budget_words, duration, noise_words, number_words
+from dashboards.words import (
+    budget_words,
+    duration,
+    noise_words,
+    number_words,
+    promoted_words,
+    smoothness_words,
+)
 
 PLACES: Final = 40
 """Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
@@ -153,12 +160,18 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
     if not record.complete:
         return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
     best = _first(board)
+    head = "Answer"
+    if (promoted := promoted_words(record)) is not None:
+        text.append(f"Answer: {promoted}.")
+        head = "Best of the search"
     text.append(
-        f"Answer: {architecture_of(best.trial)} ({name_of(best.trial)}), with a validation MAE of"
+        f"{head}: {architecture_of(best.trial)} ({name_of(best.trial)}), with a validation MAE of"
         f" {error_of(best.trial):.3f}{_interval(best)} kcal/mol and"
         f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
         f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
+    if (rough := smoothness_words(record)) is not None:
+        text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
     text.append(noise_words(board))
     if len(tied) > 1:

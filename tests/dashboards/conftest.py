@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from dashboards.record import StudyRecord
 from search.study import study_from_values
 from storage.database import Database, open_database
-from storage.promotions import PromotionTraining
+from storage.openings import open_test_part, record_test_error
+from storage.promotions import (
+    PromotionTraining,
+    begin_promotion,
+    end_promotion,
+    record_choice,
+    record_test,
+    record_training,
+)
+from storage.records.tables import trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.tracking.outbox import MetricRow
@@ -140,6 +150,7 @@ def make_record() -> MakeRecord:
             ),
             trials=tuple(trials),
             promotions=(),
+            openings=(),
             members=members,
             reference=reference,
         )
@@ -181,6 +192,43 @@ def study(database: Database, tmp_path: Path) -> Study:
     pruned.finish("pruned", 3.0, reason="others were better after 3 epochs", summary=summary_of(3.0, (8,)))
     _begin(database, study, (16,), epochs=1).finish("failed", reason=HOSTILE)
     _begin(database, study, (24,), epochs=2)
+    return study
+
+
+@pytest.fixture
+def promoted(database: Database, study: Study) -> Study:
+    """The study, whose trial 2 was promoted to an ensemble of two."""
+    promotion = begin_promotion(database, study, {"ensemble": 2}, WORKER).id
+    folds = {"values": [0.9, 1.1], "mean": 1.0, "spread": 0.141, "difference": None, "told_apart": False}
+    result = {
+        "trial": 2,
+        "architecture": arch((32,)),
+        "val_mae": 1.0,
+        "parameters": 49_280,
+        "structures_per_second": 1e4,
+        "folds": {"structure": folds},
+        "failed": None,
+    }
+    record_choice(database, promotion, [result], 2, "it is the only candidate")
+    for run, value in enumerate((1.01, 1.03)):
+        training = PromotionTraining(f"member {run}", 2, "member", run, value, {})
+        record_training(database, study, training)
+    record_training(database, study, PromotionTraining("fold", 2, "structure", 0, 9.0, {}))
+    open_test_part(database, study, promotion, 2, {}, again=False)
+    record_test_error(database, study, promotion, 0.95)
+    test = {"mae_kcalmol": 0.95, "rmse_kcalmol": 1.4, "mean_member_mae_kcalmol": 1.0, "structures": 541}
+    record_test(database, promotion, test)
+    end_promotion(database, promotion, "widths", "1")
+    return study
+
+
+@pytest.fixture
+def kinked(database: Database, study: Study) -> Study:
+    """The study, whose best trial has an activation with a kink."""
+    config = dump_config(TrainConfig(hidden=(64, 32), activation="relu", epochs=9))
+    this = (trials.c.study_id == study.id, trials.c.number == 1)
+    with database.writing() as connection:
+        connection.execute(update(trials).where(*this).values(config=config))
     return study
 
 

@@ -25,13 +25,14 @@ from search.study import load_study
 from storage.database import Database
 from storage.errors import StudyNotFoundError
 from storage.openings import open_test_part, record_test_error
-from storage.promotions import begin_promotion, record_choice
+from storage.promotions import begin_promotion, end_promotion, record_choice, record_test
 from storage.studies import Study, create_study
 from storage.trials.queue import WorkerInfo
 from storage.trials.views import TrialRow
 from trainer.config import dump_config
 
 WORKER = WorkerInfo("w1", "alpha", 1, "cpu", {})
+TEST = {"mae_kcalmol": 0.9, "rmse_kcalmol": 1.4, "mean_member_mae_kcalmol": 1.0, "structures": 541}
 
 MakeTrial = Callable[..., TrialRow]
 MakeRecord = Callable[..., StudyRecord]
@@ -214,6 +215,35 @@ def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Datab
     assert "The test part was opened 2 times. Only the error of the first opening is honest" in text
     assert "for trial 2, test MAE 0.950 kcal/mol" in text
     assert "for trial 2, test MAE 1.950 kcal/mol" in text
+
+
+def test_after_a_promotion_the_answer_is_the_registered_model(database: Database, promoted: Study) -> None:
+    text, _ = read(write_report(database, ["widths"]))
+    answer = "Answer: 384-32-1 silu (trial 2), promoted: an ensemble of 2, registered as widths, version 1."
+    assert re.search(
+        rf"{re.escape(answer)} On the test part, opened on 20\d\d-\d\d-\d\d: MAE 0.950 kcal/mol\.", text
+    )
+    best = "Best of the search: 384-64-32-1 silu (trial 1), with a validation MAE of 0.800"
+    assert text.index(answer) < text.index(best)
+
+
+def test_a_second_look_at_the_test_part_is_told_in_the_answer(database: Database, promoted: Study) -> None:
+    again = begin_promotion(database, promoted, {"ensemble": 3}, WORKER).id
+    record_choice(database, again, [], 1, "it was wanted")
+    open_test_part(database, promoted, again, 1, {}, again=True)
+    text, _ = read(write_report(database, ["widths"]))
+    assert "an ensemble of 2" in text, "the second one has not come to a model"
+    record_test(database, again, TEST)
+    end_promotion(database, again, "widths", "2")
+    text, _ = read(write_report(database, ["widths"]))
+    assert re.search(
+        r"version 2\. On the test part, opened on [-\d]+, not for the first time: MAE 0.900", text
+    )
+
+
+def test_a_winner_that_is_not_smooth_is_flagged(database: Database, kinked: Study) -> None:
+    text, _ = read(write_report(database, ["widths"]))
+    assert "Not for molecular dynamics: trial 1 has the activation relu, whose slope jumps" in text
 
 
 def test_an_empty_study_has_a_report(database: Database, study: Study) -> None:
