@@ -3,7 +3,8 @@
 Two things make the error of a configuration a matter of luck: the seed of its training, seen where equal
 settings were trained several times, and which structures the validation part happens to hold. The first is
 measured where there are replicates; the second follows from mean and root mean square of the errors, because
-of n structures the mean of the sizes |e| has the standard error sqrt((RMSE^2 - MAE^2) / n).
+of n structures the mean of the sizes |e| has the standard error sqrt((RMSE^2 - MAE^2) / n). That holds for
+independent structures: where a split keeps molecules whole it is not used.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from storage.trials.views import TrialRow
 
 CONFIDENCE: Final = 1.96
 """Standard errors on each side of an interval of 95 %."""
+
+NEAR: Final = 1.5
+"""Replicates whose mean is above the best error by more than this factor do not say what is noise there."""
 
 FEW_COMPLETE: Final = 30
 """With fewer complete trials the importance of a setting is mostly chance."""
@@ -48,20 +52,25 @@ class Noise:
     Attributes
     ----------
     kind
-        ``seeds``: measured on equal settings with several seeds, pooled over ``groups`` of them;
-        ``structures``: only the standard error of the best trial on this validation part is known.
+        ``seeds``: measured on equal settings with several seeds, pooled over ``groups`` of them near the
+        best; ``structures``: only the standard error of the best trial on this validation part is known.
     deviation
         Standard deviation of one value, kcal/mol.
+    freedom
+        Degrees of freedom that the deviation was estimated with.
     """
 
     kind: Literal["seeds", "structures"]
     deviation: float
     groups: int = 0
+    freedom: float = math.inf
 
     @property
     def margin(self) -> float:
         """A difference of two trials below this says nothing (95 %), kcal/mol."""
-        return CONFIDENCE * math.sqrt(2) * self.deviation
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.freedom, 0.975)) * math.sqrt(2) * self.deviation
 
 
 @dataclass(frozen=True)
@@ -89,10 +98,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All places, the best first, and the noise that they are compared by; None: it is not known."""
+    """All places, the best first, and the noise that they are compared by.
+
+    Attributes
+    ----------
+    noise
+        None: it is not known.
+    by_molecule
+        The split keeps molecules whole. Errors of the structures of one are alike, so no interval follows
+        from the number of structures.
+    """
 
     places: tuple[Place, ...]
     noise: Noise | None
+    by_molecule: bool
 
 
 def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboard:
@@ -105,8 +124,9 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
     structures
         Of the validation part; None: as the records tell.
     """
-    count = structures if structures is not None else validation_structures(record)
-    spreads = _spreads([*record.trials, *record.rows])
+    by_molecule = record.config["split"]["by"] == "molecule"
+    count = None if by_molecule else structures or validation_structures(record)
+    spreads = _spreads(record)
     noise = _noise(record, spreads, count)
     best = record.complete[0] if record.complete else None
     ranks = {trial.number: rank for rank, trial in enumerate(record.complete, start=1)}
@@ -131,7 +151,7 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
     trials = sorted(
         [*record.trials, *record.rows], key=lambda trial: (_ORDER.index(trial.state), error_of(trial))
     )
-    return Leaderboard(tuple(place(trial) for trial in trials), noise)
+    return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
 
 
 def pareto_front(trials: Sequence[TrialRow], cost: Mapping[int, float]) -> list[TrialRow]:
@@ -176,13 +196,17 @@ def standard_error(trial: TrialRow, structures: int | None) -> float | None:
     return math.sqrt(max(0.0, rmse**2 - mae**2) / structures)
 
 
-def _spreads(trials: Sequence[TrialRow]) -> dict[str, Spread]:
-    """By settings: the spread of those that were trained with several seeds."""
+def _spreads(record: StudyRecord) -> dict[str, Spread]:
+    """By settings: the spread of those that were trained with several seeds, by trials or a promotion."""
     values: defaultdict[str, list[float]] = defaultdict(list)
-    for trial in trials:
-        # What took another's result was not trained, and says nothing of seeds.
-        if trial.state == "complete" and trial.value is not None and TWIN_TAG not in trial.tags:
-            values[_settings(trial)].append(trial.value)
+    for home in filter(None, (record, record.reference)):
+        settings = {trial.number: _settings(trial) for trial in home.trials}
+        for trial in home.trials:
+            # What took another's result was not trained, and says nothing of seeds.
+            if trial.state == "complete" and trial.value is not None and TWIN_TAG not in trial.tags:
+                values[settings[trial.number]].append(trial.value)
+        for member in home.members:
+            values[settings[member.number]].append(member.value)
     return {
         settings: Spread(statistics.fmean(found), statistics.stdev(found), len(found))
         for settings, found in values.items()
@@ -191,13 +215,15 @@ def _spreads(trials: Sequence[TrialRow]) -> dict[str, Spread]:
 
 
 def _noise(record: StudyRecord, spreads: Mapping[str, Spread], structures: int | None) -> Noise | None:
-    if spreads:
-        freedom = sum(spread.count - 1 for spread in spreads.values())
-        squares = sum((spread.count - 1) * spread.deviation**2 for spread in spreads.values())
-        return Noise("seeds", math.sqrt(squares / freedom), len(spreads))
-    if record.complete and (error := standard_error(record.complete[0], structures)) is not None:
-        return Noise("structures", error)
-    return None
+    if not record.complete:
+        return None
+    best = record.complete[0]
+    if near := [spread for spread in spreads.values() if spread.mean <= NEAR * error_of(best)]:
+        freedom = sum(spread.count - 1 for spread in near)
+        squares = sum((spread.count - 1) * spread.deviation**2 for spread in near)
+        return Noise("seeds", math.sqrt(squares / freedom), len(near), freedom)
+    error = standard_error(best, structures)
+    return Noise("structures", error) if error is not None else None
 
 
 def _settings(trial: TrialRow) -> str:

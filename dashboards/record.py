@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError
+from storage.openings import Opening, openings
+from storage.promotions import Promotion, PromotionTraining, promotions, trainings
 from storage.studies import StudySummary, open_study, summarize_study
 from storage.trials.views import TrialRow, metric_curves, trial_rows
 
@@ -31,6 +33,10 @@ class StudyRecord:
         Fingerprints of what it was trained on.
     trials
         By number.
+    promotions, openings
+        Of the study, and of its test part; the first one first.
+    members
+        Trainings of ensembles: settings of a trial with other seeds, on the parts that the study has.
     reference
         The listed configurations that are trained beside it, from a study of their own; there may be none.
     """
@@ -41,6 +47,9 @@ class StudyRecord:
     facts: dict[str, str]
     summary: StudySummary
     trials: tuple[TrialRow, ...]
+    promotions: tuple[Promotion, ...]
+    openings: tuple[Opening, ...]
+    members: tuple[PromotionTraining, ...]
     reference: StudyRecord | None
 
     @property
@@ -50,6 +59,18 @@ class StudyRecord:
             (trial for trial in self.trials if trial.state == "complete"),
             key=lambda trial: (error_of(trial), trial.number),
         )
+
+    @property
+    def promoted(self) -> Promotion | None:
+        """The latest promotion that came to a registered model."""
+        return next((each for each in reversed(self.promotions) if each.model_name is not None), None)
+
+    @property
+    def winner(self) -> TrialRow | None:
+        """The trial that was promoted; where none was, the best."""
+        if (promoted := self.promoted) is not None:
+            return next(trial for trial in self.trials if trial.number == promoted.choice)
+        return next(iter(self.complete), None)
 
     @property
     def rows(self) -> tuple[TrialRow, ...]:
@@ -74,6 +95,9 @@ def read_study(database: Database, name: str) -> StudyRecord:
         facts=study.facts,
         summary=summarize_study(database, study),
         trials=tuple(trial_rows(database, study)),
+        promotions=tuple(promotions(database, study)),
+        openings=tuple(openings(database, study)),
+        members=tuple(each for each in trainings(database, study).values() if each.kind == "member"),
         reference=_read_reference(database, reference["name"]) if reference else None,
     )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Final
 
+from dashboards.record import StudyRecord, architecture_of, name_of
+from trainer.networks.smoothness import kink_words
+
 if TYPE_CHECKING:
-    from dashboards.ranking import Noise
+    from dashboards.ranking import Leaderboard, Noise
     from storage.studies import Budget, StudySummary
 
 _MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -52,17 +56,54 @@ def standing_words(summary: StudySummary) -> str:
     return "waiting for workers"
 
 
-def noise_words(noise: Noise | None) -> str:
+def noise_words(board: Leaderboard) -> str:
     """What two trials must differ by, and how that is known."""
+    if not board.by_molecule:
+        return _noise(board.noise)
+    return (
+        f"{_noise(board.noise)} No interval is given for an error: the split keeps molecules whole, and"
+        " errors of one molecule's structures are alike, so that their number says too much; trainings with"
+        " several seeds (repeats: replicate) or anitune promote say what a difference means."
+    )
+
+
+def smoothness_words(record: StudyRecord) -> str | None:
+    """That the winner is nothing for molecular dynamics, if so."""
+    winner = record.winner
+    if winner is None or winner.config is None:
+        return None
+    kinks = kink_words([winner.config["activation"]])
+    return f"Not for molecular dynamics: {name_of(winner)} has {kinks}." if kinks is not None else None
+
+
+def promoted_words(record: StudyRecord) -> str | None:
+    """The registered model of a study, and what it reached on the test part; None: nothing was promoted."""
+    promotion, trial = record.promoted, record.winner
+    if promotion is None or trial is None:
+        return None
+    words = (
+        f"{architecture_of(trial)} ({name_of(trial)}), promoted: an ensemble of {promotion.plan['ensemble']},"
+        f" registered as {promotion.model_name}, version {promotion.model_version}"
+    )
+    if (test := promotion.test) is None:
+        return words
+    opened = next(opening for opening in record.openings if opening.promotion == promotion.id)
+    again = "" if opened == record.openings[0] else ", not for the first time"
+    day = time.strftime("%Y-%m-%d", time.gmtime(opened.opened_at))
+    return f"{words}. On the test part, opened on {day}{again}: MAE {test['mae_kcalmol']:.3f} kcal/mol"
+
+
+def _noise(noise: Noise | None) -> str:
     if noise is None:
         return "How much of a difference is chance is not known yet."
     if noise.kind == "seeds":
         return (
             f"Equal settings differ by {noise.deviation:.3f} kcal/mol (standard deviation over seeds, from"
-            f" {noise.groups} {'set' if noise.groups == 1 else 'sets'} of replicates): two trials less than"
-            f" {noise.margin:.3f} kcal/mol apart cannot be told apart."
+            f" {noise.groups} {'set' if noise.groups == 1 else 'sets'} of replicates near the best): two"
+            f" trials less than {noise.margin:.3f} kcal/mol apart cannot be told apart (95 %)."
         )
     return (
-        "No settings were trained with several seeds, so the spread over seeds is not known. The validation"
-        f" part alone makes two trials less than {noise.margin:.3f} kcal/mol apart indistinguishable (95 %)."
+        "No settings near the best were trained with several seeds, so the spread over seeds is not known."
+        f" The validation part alone makes two trials less than {noise.margin:.3f} kcal/mol apart"
+        " indistinguishable (95 %)."
     )

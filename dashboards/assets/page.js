@@ -63,6 +63,7 @@ async function refresh() {
   const scrolled = Array.from(old.querySelectorAll('.scroll'), e => [e.scrollLeft, e.scrollTop]);
   const next = document.importNode(news.getElementById('main'), true);
   makeSortable(next);
+  old.querySelectorAll('.js-plotly-plot').forEach(p => Plotly.purge(p)); // they would listen to the window for ever
   old.replaceWith(next);
   draw(next);
   next.querySelectorAll('.scroll').forEach((e, i) => {

@@ -21,7 +21,14 @@ from dashboards import figures, links
 from dashboards.chart import Chart, figure_json
 from dashboards.ranking import Leaderboard, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of, read_study
-from dashboards.words import budget_words, duration, noise_words, number_words, standing_words
+from dashboards.words import (
+    budget_words,
+    duration,
+    noise_words,
+    number_words,
+    smoothness_words,
+    standing_words,
+)
 from storage.database import Database
 from storage.errors import DatabaseError, StudyNotFoundError
 from storage.studies import StudySummary, list_studies
@@ -87,7 +94,8 @@ def make_app(database: Database) -> Flask:
             standing=standing_words(record.summary),
             budget=budget_words(record.summary.budget),
             board=board,
-            noise=noise_words(board.noise),
+            noise=noise_words(board),
+            rough=smoothness_words(record),
             tied=_tied(board),
             charts=charts(record),
             workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dashboards import figures
@@ -14,7 +14,14 @@ from dashboards.record import StudyRecord, architecture_of, error_of, name_of
 from dashboards.report.data import StudyData
 from dashboards.report.machines import machines_table, versions_words
 from dashboards.report.reproduce import commands, study_file
-from dashboards.words import budget_words, duration, noise_words, number_words
+from dashboards.words import (
+    budget_words,
+    duration,
+    noise_words,
+    number_words,
+    promoted_words,
+    smoothness_words,
+)
 
 PLACES: Final = 40
 """Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
@@ -32,6 +39,8 @@ class Table:
         The columns that are numbers.
     marked
         Rows that stand out: those of the reference study.
+    values
+        By column, what its cells are sorted by where their text, as of a duration, does not say it.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers: frozenset[int] = frozenset()
     marked: frozenset[int] = frozenset()
+    values: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,14 +160,20 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
     if not record.complete:
         return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
     best = _first(board)
+    head = "Answer"
+    if (promoted := promoted_words(record)) is not None:
+        text.append(f"Answer: {promoted}.")
+        head = "Best of the search"
     text.append(
-        f"Answer: {architecture_of(best.trial)} ({name_of(best.trial)}), with a validation MAE of"
+        f"{head}: {architecture_of(best.trial)} ({name_of(best.trial)}), with a validation MAE of"
         f" {error_of(best.trial):.3f}{_interval(best)} kcal/mol and"
         f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
         f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
+    if (rough := smoothness_words(record)) is not None:
+        text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
-    text.append(noise_words(board.noise))
+    text.append(noise_words(board))
     if len(tied) > 1:
         cheapest = min(tied, key=lambda place: place.trial.summary.get("parameters", float("inf")))
         text.append(
@@ -270,12 +286,15 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
         )
         for place in shown
     )
+    interval = (
+        " Its 95 % interval says how far that error depends on which structures the validation part happens"
+        " to hold; it follows from mean and root mean square of the errors (a bootstrap would need the error"
+        " of each structure, which trials do not keep)."
+    )
     text = [
-        "MAE: best validation error of a trial, kcal/mol. Its 95 % interval says how far that error depends"
-        " on which structures the validation part happens to hold; it follows from mean and root mean square"
-        " of the errors (a bootstrap would need the error of each structure, which trials do not keep). Over"
-        " seeds: mean, standard deviation and number of trainings of equal settings with several seeds, where"
-        " there are any. ≈: within the noise of the best."
+        f"MAE: best validation error of a trial, kcal/mol.{'' if board.by_molecule else interval} Over seeds:"
+        " mean, standard deviation and number of trainings of equal settings with several seeds, by trials or"
+        " by a promotion. ≈: within the noise of the best."
     ]
     if len(board.places) > len(shown):
         text.append(f"The first {len(shown)} of {len(board.places):,}; the table of all trials has the rest.")
@@ -329,7 +348,7 @@ def _pruning(record: StudyRecord) -> Section:
 
 
 def _machines(record: StudyRecord) -> Section:
-    headings, rows = machines_table(record)
+    headings, rows, seconds = machines_table(record)
     return Section(
         "Machines",
         (
@@ -337,7 +356,7 @@ def _machines(record: StudyRecord) -> Section:
             f" {record.summary.epochs:,} epochs trained. Limits: {budget_words(record.summary.budget)}.",
             *versions_words(record),
         ),
-        Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4})),
+        Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4, 5}), values={5: seconds}),
     )
 
 
@@ -374,6 +393,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
                 duration(record.summary.seconds),
             )
         )
+    seconds = [record.summary.seconds for record in records]
     text = []
     for kind in ("data", "split"):
         if len({record.facts.get(kind) for record in records}) > 1:
@@ -382,7 +402,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
     return Section(
         "Comparison",
         tuple(text),
-        Table("comparison", headings, tuple(rows), frozenset({3, 4, 5})),
+        Table("comparison", headings, tuple(rows), frozenset({3, 4, 5, 6}), values={6: seconds}),
         (figures.history(records), figures.history(records, "seconds"), figures.cost(records)),
     )
 

@@ -9,11 +9,13 @@ from dashboards.words import duration
 from storage.trials.views import TrialRow
 
 
-def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Headings and rows: a row for each kind of device of each machine."""
+def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], list[float]]:
+    """Headings, rows, and their seconds: a row for each kind of device of each machine."""
     found: defaultdict[tuple[str, str], list[TrialRow]] = defaultdict(list)
     for trial in record.trials:
         found[trial.worker.host, trial.worker.device].append(trial)
+    kinds = sorted(found.items())
+    seconds = [sum(trial.seconds for trial in trials) for _, trials in kinds]
     rows = tuple(
         (
             host,
@@ -21,11 +23,11 @@ def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[st
             f"{len({trial.worker.name for trial in trials}):,}",
             f"{len(trials):,}",
             f"{sum(trial.trained_epochs for trial in trials):,}",
-            duration(sum(trial.seconds for trial in trials)),
+            duration(worked),
         )
-        for (host, device), trials in sorted(found.items())
+        for ((host, device), trials), worked in zip(kinds, seconds, strict=True)
     )
-    return ("machine", "device", "workers", "trials", "epochs", "time"), rows
+    return ("machine", "device", "workers", "trials", "epochs", "time"), rows, seconds
 
 
 def versions_words(record: StudyRecord) -> list[str]:

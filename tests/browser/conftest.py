@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,26 @@ ASSISTANT_WAS_CLOSED = """
 if (location.protocol === 'http:')
     localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')
 """
+
+SMALLEST = 11.0  # pixels: text below this is not read
+
+#: Text that stands on a page but is too small, or beyond its right edge and cannot be scrolled to.
+FAULTS = """smallest => {
+    const faults = [];
+    if (document.documentElement.scrollWidth > innerWidth)
+        faults.push(`the page is ${document.documentElement.scrollWidth} wide`);
+    const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const parent = node.parentElement;
+        const shown = parent.offsetParent && !parent.closest('script, .js-plotly-plot');
+        if (!shown || !node.textContent.trim()) continue;
+        const size = parseFloat(getComputedStyle(parent).fontSize);
+        if (size < smallest) faults.push(`${size} px: ${node.textContent.trim()}`);
+    }
+    for (const plot of document.querySelectorAll('.js-plotly-plot .main-svg'))
+        if (plot.getBoundingClientRect().right > innerWidth + 1) faults.push('a plot is cut off');
+    return faults;
+}"""
 
 STUDY = """
 name: widths
@@ -186,6 +206,12 @@ def page(browser: Browser, shown: Shown) -> Iterator[Page]:
         complaints.listen(context)
         yield context.new_page()
     assert complaints.found == []
+
+
+@pytest.fixture
+def faults() -> Callable[[Page], list[str]]:
+    """What on a page cannot be read: text that is too small, and what is beyond its right edge."""
+    return lambda page: page.evaluate(FAULTS, SMALLEST)
 
 
 @pytest.fixture

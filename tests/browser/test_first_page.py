@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,25 +15,6 @@ if TYPE_CHECKING:
 
 ROWS = "#leaderboard tbody tr"
 POINTS = ".scatterlayer .point"
-SMALLEST = 11.0  # pixels: text below this is not read
-
-#: Text that stands on a page but is too small, or beyond its right edge and cannot be scrolled to.
-FAULTS = """smallest => {
-    const faults = [];
-    if (document.documentElement.scrollWidth > innerWidth)
-        faults.push(`the page is ${document.documentElement.scrollWidth} wide`);
-    const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
-    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-        const parent = node.parentElement;
-        const shown = parent.offsetParent && !parent.closest('script, .js-plotly-plot');
-        if (!shown || !node.textContent.trim()) continue;
-        const size = parseFloat(getComputedStyle(parent).fontSize);
-        if (size < smallest) faults.push(`${size} px: ${node.textContent.trim()}`);
-    }
-    for (const plot of document.querySelectorAll('.js-plotly-plot .main-svg'))
-        if (plot.getBoundingClientRect().right > innerWidth + 1) faults.push('a plot is cut off');
-    return faults;
-}"""
 
 
 def wait_for_plots(page: Page) -> None:
@@ -99,6 +81,26 @@ def test_a_trial_leads_to_its_run_in_mlflow_and_from_there_back(page: Page, show
     expect(optuna.get_by_role("heading", name=best["architecture"])).to_be_visible()
 
 
+def test_on_a_phone_the_number_of_a_trial_leads_to_it(page: Page, shown: Shown) -> None:
+    number = shown.complete[0]["trial"]
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.goto(shown.links["study"])
+    page.locator(f"#trial-{number}").get_by_role("link", name=str(number), exact=True).click()
+    expect(page.get_by_role("heading", name=re.compile(rf"^Trial {number} "))).to_be_visible()
+
+
+def test_plots_that_news_replace_are_let_go(page: Page, shown: Shown) -> None:
+    page.goto(shown.links["study"])
+    wait_for_plots(page)
+    # A plot has its layout until it is purged.
+    replaced = page.evaluate(
+        "async () => { const old = document.querySelector('.plot'); const before = '_fullLayout' in old;"
+        " version = 'of old'; await refresh(); return [before, old.isConnected, '_fullLayout' in old]; }"
+    )
+    assert replaced == [True, False, False]
+    wait_for_plots(page)
+
+
 def test_optunas_note_of_a_study_leads_to_the_leaderboard(page: Page, shown: Shown) -> None:
     page.goto(shown.links["optuna_ranking"])
     page.get_by_role("link", name="Leaderboard", exact=True).click()
@@ -108,10 +110,17 @@ def test_optunas_note_of_a_study_leads_to_the_leaderboard(page: Page, shown: Sho
 
 @pytest.mark.parametrize("colors", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_it_can_be_read(page: Page, shown: Shown, screenshots: Path, width: int, colors: str) -> None:
+def test_it_can_be_read(
+    page: Page,
+    shown: Shown,
+    faults: Callable[[Page], list[str]],
+    screenshots: Path,
+    width: int,
+    colors: str,
+) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=colors)  # type: ignore[arg-type]
     page.goto(shown.links["study"])
     wait_for_plots(page)
-    assert page.evaluate(FAULTS, SMALLEST) == []
+    assert faults(page) == []
     page.screenshot(path=screenshots / f"page-study-{width}-{colors}.png", full_page=True)

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from dashboards.record import StudyRecord
 from search.study import study_from_values
 from storage.database import Database, open_database
+from storage.openings import open_test_part, record_test_error
+from storage.promotions import (
+    PromotionTraining,
+    begin_promotion,
+    end_promotion,
+    record_choice,
+    record_test,
+    record_training,
+)
+from storage.records.tables import trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.tracking.outbox import MetricRow
@@ -106,7 +117,13 @@ def make_trial() -> MakeTrial:
 def make_record() -> MakeRecord:
     """A study as it is read from the records."""
 
-    def make(*trials: TrialRow, name: str = "widths", reference: StudyRecord | None = None) -> StudyRecord:
+    def make(
+        *trials: TrialRow,
+        name: str = "widths",
+        reference: StudyRecord | None = None,
+        by: str = "structure",
+        members: tuple[PromotionTraining, ...] = (),
+    ) -> StudyRecord:
         counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
         for trial in trials:
             counts[trial.state] += 1
@@ -115,7 +132,7 @@ def make_record() -> MakeRecord:
         return StudyRecord(
             name=name,
             optuna_id=3,
-            config=CONFIG,
+            config={**CONFIG, "split": {**CONFIG["split"], "by": by}},
             facts={"split": "beef"},
             summary=StudySummary(
                 name=name,
@@ -132,6 +149,9 @@ def make_record() -> MakeRecord:
                 mlflow_run_id="parent",
             ),
             trials=tuple(trials),
+            promotions=(),
+            openings=(),
+            members=members,
             reference=reference,
         )
 
@@ -166,12 +186,49 @@ def study(database: Database, tmp_path: Path) -> Study:
         _end(_begin(database, rows, hidden, row=label), value, hidden, tmp_path)
     study = create_study(database, "widths", CONFIG, Budget(trials=8))
     study.set_facts({"split": "beef"})
-    for hidden, value in (((64,), 1.5), ((64, 32), 0.8), ((32,), 1.0), ((32,), 1.2)):
+    for hidden, value in (((64,), 1.5), ((64, 32), 0.8), ((32,), 1.0), ((32,), 1.02)):
         _end(_begin(database, study, hidden), value, hidden, tmp_path)
     pruned = _begin(database, study, (8,), epochs=3)
     pruned.finish("pruned", 3.0, reason="others were better after 3 epochs", summary=summary_of(3.0, (8,)))
     _begin(database, study, (16,), epochs=1).finish("failed", reason=HOSTILE)
     _begin(database, study, (24,), epochs=2)
+    return study
+
+
+@pytest.fixture
+def promoted(database: Database, study: Study) -> Study:
+    """The study, whose trial 2 was promoted to an ensemble of two."""
+    promotion = begin_promotion(database, study, {"ensemble": 2}, WORKER).id
+    folds = {"values": [0.9, 1.1], "mean": 1.0, "spread": 0.141, "difference": None, "told_apart": False}
+    result = {
+        "trial": 2,
+        "architecture": arch((32,)),
+        "val_mae": 1.0,
+        "parameters": 49_280,
+        "structures_per_second": 1e4,
+        "folds": {"structure": folds},
+        "failed": None,
+    }
+    record_choice(database, promotion, [result], 2, "it is the only candidate")
+    for run, value in enumerate((1.01, 1.03)):
+        training = PromotionTraining(f"member {run}", 2, "member", run, value, {})
+        record_training(database, study, training)
+    record_training(database, study, PromotionTraining("fold", 2, "structure", 0, 9.0, {}))
+    open_test_part(database, study, promotion, 2, {}, again=False)
+    record_test_error(database, study, promotion, 0.95)
+    test = {"mae_kcalmol": 0.95, "rmse_kcalmol": 1.4, "mean_member_mae_kcalmol": 1.0, "structures": 541}
+    record_test(database, promotion, test)
+    end_promotion(database, promotion, "widths", "1")
+    return study
+
+
+@pytest.fixture
+def kinked(database: Database, study: Study) -> Study:
+    """The study, whose best trial has an activation with a kink."""
+    config = dump_config(TrainConfig(hidden=(64, 32), activation="relu", epochs=9))
+    this = (trials.c.study_id == study.id, trials.c.number == 1)
+    with database.writing() as connection:
+        connection.execute(update(trials).where(*this).values(config=config))
     return study
 
 

@@ -39,6 +39,12 @@ def test_the_best_trial_has_settings_metrics_and_weights(study: Study) -> None:
     assert opened.model_file().read_bytes() == b"weights of 1"
 
 
+def test_what_is_noise_is_said_as_on_the_page(promoted: Study) -> None:
+    opened = open_study("widths")
+    assert "from 1 set of replicates near the best" in opened.noise()
+    assert opened.trials().loc[2, "seeds"] == 4, "two trials, and the two members of the ensemble"
+
+
 def test_figures_are_those_of_the_report(study: Study) -> None:
     opened = open_study("widths")
     assert opened.figure("cost").layout.xaxis.title.text == "parameters"

@@ -45,17 +45,34 @@ def test_a_leaderboard_has_all_trials_and_the_rows_in_their_places(client: Flask
         ("1", "1", "384-64-32-1 silu", "0.800"),
         ("", "row 2", "384-200-1 silu ≈", "0.900"),
         ("2", "2", "384-32-1 silu ≈", "1.000"),
-        ("3", "3", "384-32-1 silu", "1.200"),
+        ("3", "3", "384-32-1 silu ≈", "1.020"),
         ("4", "0", "384-64-1 silu", "1.500"),
         ("", "row 1", "384-128-1 silu", "1.600"),
         ("", "4", "384-8-1 silu", "3.000"),
         ("", "6", "384-24-1 silu", ""),
         ("", "5", "384-16-1 silu", ""),
     ]
-    assert rows[2][5] == "1.100 ± 0.141 (2)"
+    assert rows[2][5] == "1.010 ± 0.014 (2)"
     assert rows[0][6:8] == ["147,840", "1,000"]
-    assert "2 trials are within the noise of the best" in page
-    assert f'href="/dashboard/studies/{study.optuna_study_id}/trials?numbers=1"' in page
+    assert "3 trials are within the noise of the best" in page
+    link = f'<a href="/dashboard/studies/{study.optuna_study_id}/trials?numbers=1">1</a>'
+    assert f'<td class="num" data-v="1">{link}</td>' in page, "narrow pages have this link alone"
+    assert "promoted" not in page
+
+
+def test_the_promoted_model_is_at_the_head(client: FlaskClient, promoted: Study) -> None:
+    page = client.get("/anitune/studies/widths").text
+    assert '<a href="#trial-2">trial 2</a> as widths version 1, test MAE 0.950 kcal/mol' in page
+    assert rows_of(page, "leaderboard")[2][5] == "1.015 ± 0.013 (4)", "two trials, and two members"
+
+
+def test_a_winner_that_is_not_smooth_is_flagged(client: FlaskClient, kinked: Study) -> None:
+    page = client.get("/anitune/studies/widths").text
+    assert "Not for molecular dynamics: trial 1 has the activation relu, whose slope jumps" in page
+
+
+def test_a_smooth_winner_is_not_flagged(client: FlaskClient, promoted: Study, kinked: Study) -> None:
+    assert "molecular dynamics" not in client.get("/anitune/studies/widths").text, "trial 2 was promoted"
 
 
 def test_what_others_wrote_is_text(client: FlaskClient) -> None:

@@ -11,6 +11,7 @@ import pytest
 from dashboards.ranking import leaderboard, pareto_front, validation_structures
 from dashboards.record import StudyRecord
 from dashboards.words import noise_words
+from storage.promotions import PromotionTraining
 from storage.trials.views import TrialRow
 
 MakeTrial = Callable[..., TrialRow]
@@ -45,22 +46,74 @@ def test_replicates_tell_the_spread_over_seeds_and_so_the_noise(
 ) -> None:
     record = make_record(
         make_trial(0, 1.0),
-        make_trial(1, 1.2),  # the same but for the seed
-        make_trial(2, 1.3, hidden=(32,)),
-        make_trial(3, 1.5, hidden=(32, 32)),
+        make_trial(1, 1.02),  # the same but for the seed
+        make_trial(2, 1.2, hidden=(32,)),
+        make_trial(3, 1.4, hidden=(32, 32)),
     )
     board = leaderboard(record)
     assert board.noise is not None
-    deviation = 0.2 / math.sqrt(2)
+    deviation = 0.02 / math.sqrt(2)
     assert (board.noise.kind, board.noise.groups) == ("seeds", 1)
     assert board.noise.deviation == pytest.approx(deviation)
-    assert board.noise.margin == pytest.approx(1.96 * math.sqrt(2) * deviation)  # 0.39
+    # Of one pair little is known: Student's t of one degree of freedom.
+    assert board.noise.margin == pytest.approx(12.706 * math.sqrt(2) * deviation, rel=1e-4)  # 0.25
     by_number = {place.trial.number: place for place in board.places}
     assert by_number[0].spread is not None
-    assert (by_number[0].spread.mean, by_number[0].spread.count) == (pytest.approx(1.1), 2)
+    assert (by_number[0].spread.mean, by_number[0].spread.count) == (pytest.approx(1.01), 2)
     assert by_number[2].spread is None
     assert [by_number[n].in_noise for n in range(4)] == [True, True, True, False]
-    assert "from 1 set of replicates" in noise_words(board.noise)
+    assert "from 1 set of replicates near the best" in noise_words(board)
+
+
+def test_the_spread_of_poor_configurations_says_nothing_of_the_best(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    near = [make_trial(n, value) for n, value in enumerate((1.0, 1.02, 1.01))]
+    poor = [make_trial(n, value, hidden=(8,)) for n, value in ((3, 1.6), (4, 2.6))]
+    rows = make_record(*(make_trial(n, 700.0 + 50 * n, hidden=(9,), tags={"row": "5"}) for n in range(2)))
+    noise = leaderboard(make_record(*near, *poor, reference=rows)).noise
+    assert noise is not None
+    assert (noise.kind, noise.groups, noise.freedom) == ("seeds", 1, 2)
+    assert noise.deviation == pytest.approx(0.01)
+    noise = leaderboard(make_record(near[0], *poor, reference=rows)).noise
+    assert noise is not None
+    assert noise.kind == "structures"
+
+
+def test_the_members_of_an_ensemble_tell_the_spread_of_its_configuration(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    members = tuple(
+        PromotionTraining(f"key{run}", 0, "member", run, value, {}) for run, value in enumerate((1.01, 1.02))
+    )
+    row = make_record(make_trial(0, 1.1, hidden=(9,), tags={"row": "1"}), members=members[:1])
+    record = make_record(make_trial(0, 1.0), make_trial(1, 1.4, hidden=(8,)), members=members, reference=row)
+    board = leaderboard(record)
+    first, of_row, other = board.places
+    assert first.spread is not None
+    assert (first.spread.mean, first.spread.deviation) == (pytest.approx(1.01), pytest.approx(0.01))
+    assert first.spread.count == 3
+    assert of_row.spread is not None
+    assert of_row.spread.count == 2
+    assert other.spread is None
+    assert board.noise is not None
+    assert (board.noise.kind, board.noise.groups, board.noise.freedom) == ("seeds", 2, 3)
+
+
+def test_where_molecules_are_kept_whole_no_interval_follows_from_the_number_of_structures(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    trials = (make_trial(0, 1.0), make_trial(1, 1.01, hidden=(8,)))
+    board = leaderboard(make_record(*trials, by="molecule"), structures=250)
+    assert (board.noise, [place.interval for place in board.places]) == (None, [None, None])
+    assert not any(place.in_noise for place in board.places)
+    assert "No interval is given for an error: the split keeps molecules whole" in noise_words(board)
+    again = make_trial(2, 1.02)
+    with_seeds = leaderboard(make_record(*trials, again, by="molecule"))
+    assert with_seeds.noise is not None
+    assert with_seeds.noise.kind == "seeds"
+    assert "the split keeps molecules whole" in noise_words(with_seeds)
+    assert "molecules whole" not in noise_words(leaderboard(make_record(*trials)))
 
 
 def test_a_result_that_was_taken_over_says_nothing_of_seeds(
@@ -87,7 +140,7 @@ def test_without_replicates_the_size_of_the_validation_part_limits_what_can_be_s
     assert board.noise.deviation == pytest.approx(error)
     assert board.places[0].interval == pytest.approx(1.96 * error)
     assert [place.in_noise for place in board.places] == [True, True, False]
-    assert "not known" in noise_words(board.noise)
+    assert "not known" in noise_words(board)
 
 
 def test_a_front_is_what_no_other_trial_beats_in_error_and_cost(make_trial: MakeTrial) -> None:

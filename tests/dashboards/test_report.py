@@ -7,25 +7,35 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dashboards.record import read_study
+from dashboards.record import StudyRecord, read_study
+from dashboards.report.contents import Source, make_report
+from dashboards.report.data import StudyData
+from dashboards.report.html import report_html
 from dashboards.report.reproduce import study_file
 from dashboards.report.write import write_report
 from search.study import load_study
 from storage.database import Database
 from storage.errors import StudyNotFoundError
 from storage.openings import open_test_part, record_test_error
-from storage.promotions import begin_promotion, record_choice
+from storage.promotions import begin_promotion, end_promotion, record_choice, record_test
 from storage.studies import Study, create_study
 from storage.trials.queue import WorkerInfo
+from storage.trials.views import TrialRow
 from trainer.config import dump_config
 
 WORKER = WorkerInfo("w1", "alpha", 1, "cpu", {})
+TEST = {"mae_kcalmol": 0.9, "rmse_kcalmol": 1.4, "mean_member_mae_kcalmol": 1.0, "structures": 541}
+
+MakeTrial = Callable[..., TrialRow]
+MakeRecord = Callable[..., StudyRecord]
 
 SECTIONS = [
     "Summary",
@@ -94,7 +104,7 @@ def test_a_report_is_one_page_that_loads_nothing(database: Database, study: Stud
 def test_a_report_says_what_was_found_and_how_sure_that_is(database: Database, study: Study) -> None:
     text, _ = read(write_report(database, ["widths"]))
     assert "384-64-32-1 silu (trial 1), with a validation MAE of 0.800 ± 0.075 kcal/mol" in text
-    assert "2 trials are within that noise of the best. The cheapest of them is 384-32-1 silu" in text
+    assert "3 trials are within that noise of the best. The cheapest of them is 384-32-1 silu" in text
     assert "row 2 (384-200-1 silu), reaches 0.900 kcal/mol" in text
     assert "4,328 to train on, 541 to validate, 541 to test" in text
     assert "0.725 to 0.875" in text
@@ -158,6 +168,20 @@ def test_studies_are_compared_and_told_apart(database: Database, study: Study) -
     assert "differ in their data" not in text
 
 
+def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    machines = (replace(WORKER, host=host) for host in "ab")
+    long, short = (
+        make_trial(n, 1.0, worker=machine, seconds=seconds)
+        for n, (machine, seconds) in enumerate(zip(machines, (7_204.5, 40.25), strict=True))
+    )
+    sources = [Source(make_record(long, short, name=name), {}, StudyData(None, None)) for name in "xy"]
+    text = report_html(make_report(sources, "now"))
+    assert '<td class=num data-v="7204.5">2 h 0 min</td>' in text
+    assert '<td class=num data-v="40.25">40 s</td>' in text
+    assert text.count('<td class=num data-v="40.0">40 s</td>') == 2, "of both studies in the comparison"
+    assert text.count('data-sort="num">time<') == 3
+
+
 def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Database, study: Study) -> None:
     text, page = read(write_report(database, ["widths"]))
     assert "Openings of the test part" not in page.headings
@@ -191,6 +215,35 @@ def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Datab
     assert "The test part was opened 2 times. Only the error of the first opening is honest" in text
     assert "for trial 2, test MAE 0.950 kcal/mol" in text
     assert "for trial 2, test MAE 1.950 kcal/mol" in text
+
+
+def test_after_a_promotion_the_answer_is_the_registered_model(database: Database, promoted: Study) -> None:
+    text, _ = read(write_report(database, ["widths"]))
+    answer = "Answer: 384-32-1 silu (trial 2), promoted: an ensemble of 2, registered as widths, version 1."
+    assert re.search(
+        rf"{re.escape(answer)} On the test part, opened on 20\d\d-\d\d-\d\d: MAE 0.950 kcal/mol\.", text
+    )
+    best = "Best of the search: 384-64-32-1 silu (trial 1), with a validation MAE of 0.800"
+    assert text.index(answer) < text.index(best)
+
+
+def test_a_second_look_at_the_test_part_is_told_in_the_answer(database: Database, promoted: Study) -> None:
+    again = begin_promotion(database, promoted, {"ensemble": 3}, WORKER).id
+    record_choice(database, again, [], 1, "it was wanted")
+    open_test_part(database, promoted, again, 1, {}, again=True)
+    text, _ = read(write_report(database, ["widths"]))
+    assert "an ensemble of 2" in text, "the second one has not come to a model"
+    record_test(database, again, TEST)
+    end_promotion(database, again, "widths", "2")
+    text, _ = read(write_report(database, ["widths"]))
+    assert re.search(
+        r"version 2\. On the test part, opened on [-\d]+, not for the first time: MAE 0.900", text
+    )
+
+
+def test_a_winner_that_is_not_smooth_is_flagged(database: Database, kinked: Study) -> None:
+    text, _ = read(write_report(database, ["widths"]))
+    assert "Not for molecular dynamics: trial 1 has the activation relu, whose slope jumps" in text
 
 
 def test_an_empty_study_has_a_report(database: Database, study: Study) -> None:
