@@ -100,7 +100,7 @@ def task(data_file: Path, feature_root: Path) -> Task:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """URL of the maintenance database of a real PostgreSQL: that of ``ANITUNE_TEST_POSTGRES_URL``, or our own."""
+    """URL of the maintenance database of a real server: ``ANITUNE_TEST_POSTGRES_URL``, or one of our own."""
     if given := os.environ.get("ANITUNE_TEST_POSTGRES_URL"):
         yield given.replace("postgresql+psycopg://", "postgresql://")
         return

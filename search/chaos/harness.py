@@ -248,7 +248,7 @@ class _Chaos:
         verified = json.loads(
             _anitune(self._environment, "study", "verify", self._study.name, "--json", fails=True)
         )
-        reached = self._reached()
+        faults = self._reached()
         trials = self._trials()
         history = {
             trial.number: metric_history(self._study.database, self._study, trial.number) for trial in trials
@@ -280,9 +280,9 @@ class _Chaos:
         return Report(
             seed=self._plan.seed,
             seconds=time.monotonic() - began,
-            faults={kind: reached[kind] for kind in WORDS},
+            faults={kind: faults[kind] for kind in WORDS},
             required={kind: self._plan.counts.get(kind, 0) for kind in WORDS},
-            repeated=dict(self._repeated),
+            repeated={kind: self._repeated[kind] for kind in WORDS},
             worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
             last_words=self._fleet.last_words,
             trials=dict(Counter(trial.state for trial in trials)),

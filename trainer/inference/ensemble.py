@@ -215,8 +215,8 @@ class Ensemble:
         for number, structure in enumerate(structures):
             if unknown := self.unknown_elements(structure):
                 raise DataError(
-                    f"structure {number} (from 0): there is {', '.join(unknown)}, but the model was trained on"
-                    f" {', '.join(self.elements)} only: leave it out, or train on data with it"
+                    f"structure {number} (from 0): there is {', '.join(unknown)}, but the model was trained"
+                    f" on {', '.join(self.elements)} only: leave it out, or train on data with it"
                 )
 
     @property
