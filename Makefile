@@ -71,7 +71,9 @@ bench-quickstart: install-dev ## the whole quickstart study beside the naive pro
 	$(BIN)/python -m benchmarks --topics quickstart --json build/benchmarks-quickstart.json $(BENCH_ARGS)
 
 bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside plain Optuna: an hour
-	$(BIN)/python -m benchmarks --topics scale --json build/benchmarks-scale.json $(BENCH_ARGS)
+	for topic in scale-random scale-tpe ask-latency; do \
+		$(BIN)/python -m benchmarks --topics $$topic --json build/benchmarks-$$topic.json $(BENCH_ARGS) || exit 1; \
+	done
 
 reference: install-dev ## make docs/commands.md and docs/study-file.md anew
 	$(BIN)/python -m tools.reference

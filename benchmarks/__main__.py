@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,11 +34,17 @@ TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     study.TOPIC: study.measure,
     full.TOPIC: full.measure,
     quickstart.TOPIC: quickstart.measure,
-    scale.TOPIC: scale.measure,
+    **{scale.topic_of(sampler): partial(scale.measure_rates, sampler) for sampler in scale.PLAIN_SAMPLERS},
+    scale.LATENCY: scale.measure_latency,
 }
 
 #: What is measured only where it is asked for: it takes many minutes, or much of the disk.
-ON_REQUEST: Final = (full.TOPIC, quickstart.TOPIC, scale.TOPIC)
+ON_REQUEST: Final = (
+    full.TOPIC,
+    quickstart.TOPIC,
+    *map(scale.topic_of, scale.PLAIN_SAMPLERS),
+    scale.LATENCY,
+)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ from trainer.progress import no_progress
 from trainer.run import TrainingResult
 from trainer.task import Task, prepare_task
 
-TOPIC: Final = "scale"
+LATENCY: Final = "ask-latency"
 
 RATE_GOAL: Final = Goal("at least", 1)
 LASTING_GOAL: Final = Goal("at least", 0.5)
@@ -68,15 +68,20 @@ SPACE: Final = {
 PLAIN_SAMPLERS: Final[dict[str, Callable[[], BaseSampler]]] = {"random": RandomSampler, "tpe": TPESampler}
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
-    """Run both sides, a thousand trials each in turns, for each sampler; then ask each sampler alone."""
-    figures: list[Figure] = []
+def topic_of(sampler: str) -> str:
+    """What the measurement of a sampler is called."""
+    return f"scale-{sampler}"
+
+
+def measure_rates(sampler: str, plan: Plan, folder: Path) -> list[Figure]:
+    """Run both sides with a sampler, a thousand trials each in turns."""
     with _postgresql() as server:
-        for sampler in PLAIN_SAMPLERS:
-            figures += _compare(plan, server, sampler, folder)
-    for kind in SAMPLERS:
-        figures += _latency(kind)
-    return figures
+        return _compare(plan, server, sampler, folder)
+
+
+def measure_latency(plan: Plan, folder: Path) -> list[Figure]:
+    """Ask each sampler alone, in studies of different lengths."""
+    return [figure for kind in SAMPLERS for figure in _latency(kind)]
 
 
 @contextlib.contextmanager
@@ -152,11 +157,12 @@ def _compare(plan: Plan, server: PostgreSQL, sampler: str, folder: Path) -> list
         with _plain_storage(plain_url) as storage:
             seen = len(optuna.load_study(study_name="plain", storage=storage).trials)
     own, others = (Samples("trials/s", tuple(rates[side])) for side in ("ours", "plain"))
-    name = f"{sampler}, {asked_for:,} trials by {plan.scale_processes} processes"
+    topic = topic_of(sampler)
+    name = f"{asked_for:,} trials by {plan.scale_processes} processes"
     totals = {side: len(values) / sum(1 / value for value in values) for side, values in rates.items()}
     return [
         rate_ratio(
-            TOPIC,
+            topic,
             name,
             own,
             others,
@@ -165,16 +171,16 @@ def _compare(plan: Plan, server: PostgreSQL, sampler: str, folder: Path) -> list
             f" plain `study.optimize` made {seen:,} trials",
         ),
         plain(
-            TOPIC,
-            f"{sampler}: rate of the last thousand, of the first",
+            topic,
+            "rate of the last thousand, of the first",
             "x",
             [own.values[-1] / own.values[0]],
             LASTING_GOAL,
             f"{own.values[0]:.1f} and {own.values[-1]:.1f} trials/s;"
             f" plain Optuna {others.values[0]:.1f} and {others.values[-1]:.1f}",
         ),
-        plain(TOPIC, f"{sampler}: trials beyond those asked for", "trials", [begun - asked_for], NONE_GOAL),
-        plain(TOPIC, f"{sampler}: trials that were trained twice", "trials", [tried - begun], NONE_GOAL),
+        plain(topic, "trials beyond those asked for", "trials", [begun - asked_for], NONE_GOAL),
+        plain(topic, "trials that were trained twice", "trials", [tried - begun], NONE_GOAL),
     ]
 
 
@@ -349,5 +355,5 @@ def _latency(kind: str) -> list[Figure]:
             began = time.perf_counter()
             propose(storage, config, trial.number)
             seconds.append(1_000 * (time.perf_counter() - began))
-        figures.append(plain(TOPIC, f"a proposal of {kind} after {length:,} trials", "ms", seconds))
+        figures.append(plain(LATENCY, f"a proposal of {kind} after {length:,} trials", "ms", seconds))
     return figures

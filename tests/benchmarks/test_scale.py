@@ -14,10 +14,9 @@ from benchmarks.plan import Plan
     reason="needs a PostgreSQL: pip install 'anitune[postgres]'",
 )
 def test_both_sides_make_the_trials_that_are_asked_for(tmp_path: Path) -> None:
-    with scale._postgresql() as server:
-        rates, lasting, beyond, twice = scale._compare(
-            Plan(scale_trials=12, scale_processes=2), server, "random", tmp_path
-        )
+    rates, lasting, beyond, twice = scale.measure_rates(
+        "random", Plan(scale_trials=12, scale_processes=2), tmp_path
+    )
     assert rates.ours is not None
     assert rates.reference is not None
     assert min(rates.ours.values + rates.reference.values) > 0
