@@ -44,8 +44,10 @@ class Reporter(Protocol):
         """Take the epochs since the last call, at a checkpoint or the end of the training."""
 
     def should_stop(self) -> bool:
-        """Whether to checkpoint and return at the end of this epoch (a signal, a stopped study).
+        """Whether to checkpoint and return (a signal, a stopped study).
 
+        Asked at the end of each epoch, and on the CPU a few times a second within a long one, which is then
+        left: the training goes on at the end of the epoch before.
         What it raises ends the training with nothing written.
         """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ class TrainingResult:
     Attributes
     ----------
     outcome : finished, pruned at a rung, or stopped by the reporter (then it may be resumed)
-    best_val_mae : least validation MAE of the epochs, kcal/mol: the objective
-    best_epoch : the epoch that reached it, whose weights are kept
+    best_val_mae : least validation MAE of the epochs, kcal/mol: the objective; NaN if stopped in the first
+    best_epoch : the epoch that reached it, whose weights are kept; 0 if stopped in the first
     epochs : epochs trained
     metrics : of the best weights on the validation part and of the run, by name; empty if stopped
     history : every epoch
@@ -114,8 +115,8 @@ def run_training(
         artifacts = (folder / MODEL, *(folder / name for name in files))
     return TrainingResult(
         outcome=result.outcome,
-        best_val_mae=result.best.val_mae,
-        best_epoch=result.best.epoch,
+        best_val_mae=result.best.val_mae if result.history else math.nan,
+        best_epoch=result.best.epoch if result.history else 0,
         epochs=len(result.history),
         metrics=metrics,
         history=result.history,

@@ -282,7 +282,7 @@ class _Chaos:
             seconds=time.monotonic() - began,
             faults={kind: faults[kind] for kind in WORDS},
             required={kind: self._plan.counts.get(kind, 0) for kind in WORDS},
-            repeated={kind: self._repeated[kind] for kind in WORDS},
+            repeated={kind: self._repeated[kind] for kind in WORDS if self._repeated[kind]},
             worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
             last_words=self._fleet.last_words,
             trials=dict(Counter(trial.state for trial in trials)),

@@ -23,7 +23,7 @@ class AttemptReporter:
     recorded : time stamp (ms) of each epoch that an earlier attempt recorded: a training that is resumed
         reports those again, and they must not be counted as trained twice
     decide : asks the pruner about the trial as Optuna has it
-    stopping : whether the training must stop at the end of this epoch
+    stopping : whether the training must stop
     log : is told of each epoch and rung
     checkpoint : of the training, to be kept for workers on other machines; None: they share its folder
     """

@@ -1,4 +1,4 @@
-"""A worker is asked to stop by a signal: at the end of the epoch; by a second Ctrl-C at once."""
+"""A signal asks a worker to stop: after the epoch, or within a long one; a second Ctrl-C: at once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         request.ask(signal.Signals(number))
         # Not by print or logging, which the signal may have interrupted.
-        os.write(2, b"\nStopping at the end of this epoch; once more: at once.\n")
+        os.write(2, b"\nStopping at the end of this epoch, or within a long one; once more: at once.\n")
 
     for number in SIGNALS:
         signal.signal(number, ask)

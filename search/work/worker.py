@@ -390,7 +390,8 @@ class Worker:
         return replace(news, state=twin.state, epochs=twin.epochs, value=twin.value, twin=twin.number)
 
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
-        news = replace(news, epochs=result.epochs, value=result.best_val_mae)
+        value = result.best_val_mae if result.epochs > 0 else None
+        news = replace(news, epochs=result.epochs, value=value)
         if result.outcome == "stopped":
             attempt.hand_back("the worker was asked to stop" if self._stop.asked else "the study was stopped")
             return replace(news, state="interrupted")

@@ -39,6 +39,7 @@ from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
+from trainer.fitting import packs
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord
@@ -251,6 +252,21 @@ def test_the_log_of_a_trial_that_goes_wrong_tells_where(
     (log,) = logs_of(database, trial).values()
     assert "Traceback" in log
     assert "TrainingFailed: the training loss is nan in epoch 1" in log
+
+
+def test_a_trial_that_is_stopped_within_its_first_epoch_is_handed_back(
+    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "LONG_EPOCH", 0.0)
+
+    for attempt in range(1, DEATHS_ALLOWED + 2):  # as often as it likes: this is no crash
+        stop = StopRequest()
+        watching = Watching(lambda number, epoch, stop=stop: stop.ask(signal.SIGTERM))
+        trials = work(database, config, task, watching, stop)
+        assert [(t.state, t.attempt, t.epochs) for t in trials] == [("interrupted", attempt, 0)]
+        assert [(news.state, news.epochs, news.value) for news in watching.news] == [("interrupted", 0, None)]
+    monkeypatch.undo()
+    assert [t.state for t in work(database, config, task)] == ["complete"] * 3
 
 
 def test_a_worker_that_lost_its_trial_writes_no_more(

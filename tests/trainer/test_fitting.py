@@ -22,8 +22,9 @@ from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.batches import AtomBatch
 from trainer.features.parts import Load, PartFeatures
 from trainer.features.source import FeatureSource
+from trainer.fitting import loop, packs
 from trainer.fitting.averages import WeightAverage
-from trainer.fitting.checkpoints import CHECKPOINT
+from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import memory_errors_explained
 from trainer.fitting.loop import FitResult, fit
 from trainer.fitting.optimizers import make_optimizer
@@ -334,6 +335,58 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_been(
     # Which epochs were recorded before the interruption nobody knows: all are told again.
     assert reporter.told == list(resumed.history)
     assert resumed.history[:stop_after] == stopped.history
+
+
+BATCHES = 6
+"""Of an epoch of ``CONFIG``. Where all epochs are long it asks before each, and once at its end."""
+
+
+@pytest.fixture
+def all_epochs_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LONG_EPOCH", 0.0)
+    monkeypatch.setattr(packs, "LONG_EPOCH", 0.0)
+    monkeypatch.setattr(packs, "ASKED_EVERY", 0.0)
+
+
+@pytest.mark.usefixtures("all_epochs_are_long")
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (0, 6), (1, 1), (1, 4), (4, 3)])
+def test_a_training_that_leaves_a_long_epoch_goes_on_at_its_beginning(
+    task: Task, undisturbed: FitResult, tmp_path: Path, epoch: int, batch: int
+) -> None:
+    before = Recorder(stop_after=epoch * (BATCHES + 1) + batch)
+    stopped = fit(task, CONFIG, tmp_path, before)
+    assert (stopped.outcome, len(stopped.history)) == ("stopped", epoch)
+    assert before.told == list(stopped.history)
+    assert saved_epoch(tmp_path / CHECKPOINT) == epoch
+    resumed = fit(task, CONFIG, tmp_path, SilentReporter())
+    assert resumed.history[:epoch] == stopped.history
+    assert numbers(resumed) == numbers(undisturbed)
+    assert torch.equal(weights(resumed), weights(undisturbed))
+
+
+@pytest.mark.usefixtures("all_epochs_are_long")
+def test_what_the_reporter_raises_in_a_long_epoch_ends_the_training_with_nothing_written(
+    task: Task, tmp_path: Path
+) -> None:
+    class Loses(Recorder):
+        def should_stop(self) -> bool:
+            if super().should_stop():
+                raise ConnectionError
+            return False
+
+    reporter = Loses(stop_after=BATCHES + 3)
+    with pytest.raises(ConnectionError):
+        fit(task, CONFIG, tmp_path, reporter)
+    assert list(tmp_path.iterdir()) == []
+    assert reporter.told == []
+
+
+def test_a_short_epoch_is_not_left(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "LONG_EPOCH", 60.0)
+    monkeypatch.setattr(packs, "ASKED_EVERY", 0.0)
+    reporter = Recorder()
+    assert fit(task, CONFIG, tmp_path, reporter).outcome == "finished"
+    assert reporter.epochs == CONFIG.epochs
 
 
 def test_a_rung_that_nobody_decided_is_asked_about_again(task: Task, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ import torch
 
 from trainer.config import Activation, TrainConfig
 from trainer.errors import TrainingFailed
+from trainer.fitting import packs
 from trainer.fitting.loop import FitResult, fit
-from trainer.fitting.packs import Companions, Pack
+from trainer.fitting.packs import Companions, EpochLeft, Pack
 from trainer.fitting.training import Training
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
@@ -215,6 +216,22 @@ def test_one_that_fails_does_not_harm_its_companions(task: Task, tmp_path: Path)
     np.testing.assert_allclose(
         losses(sound.history), losses(alone(task, CONFIG, [together.order])), rtol=1e-6
     )
+
+
+def test_an_epoch_that_is_shared_is_not_left(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "LONG_EPOCH", 0.0)
+    monkeypatch.setattr(packs, "PATIENCE", 60.0)
+    companions = Companions()
+    trainings = [Training(task, CONFIG, None) for _ in range(2)]
+    with companions.joined(trainings[0]), companions.joined(trainings[1]), ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(companions.train_epoch, training, lambda: True) for training in trainings]:
+            one.result()
+    assert [training.epoch for training in trainings] == [1, 1]
+    with companions.joined(trainings[0]), pytest.raises(EpochLeft):
+        companions.train_epoch(trainings[0], lambda: True)
+    assert trainings[0].epoch == 1
 
 
 def test_a_training_that_has_left_is_held_by_nothing(task: Task, tmp_path: Path) -> None:

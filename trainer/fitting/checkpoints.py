@@ -44,6 +44,11 @@ class Checkpoint:
     history: tuple[EpochRecord, ...]
     tensors: Mapping[str, torch.Tensor]
 
+    def copy(self) -> Checkpoint:
+        """The same in tensors of its own: a training on the CPU goes on to change those that it gave."""
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return Checkpoint(self.identity, self.history, tensors)
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint at ``path``.

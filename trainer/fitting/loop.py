@@ -10,10 +10,10 @@ from typing import Literal
 from trainer.config import TrainConfig
 from trainer.errors import TrainingFailed
 from trainer.files import remove_leftovers
-from trainer.fitting.checkpoints import CHECKPOINT, damaged, load_checkpoint, save_checkpoint
+from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, damaged, load_checkpoint, save_checkpoint
 from trainer.fitting.devices import memory_errors_explained, settle
-from trainer.fitting.packs import Companions
-from trainer.fitting.training import Training
+from trainer.fitting.packs import LONG_EPOCH, Companions, EpochLeft, Leave
+from trainer.fitting.training import Training, best_of
 from trainer.networks.model import ElementNetworks
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter
@@ -24,20 +24,23 @@ Outcome = Literal["finished", "pruned", "stopped"]
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A training and its best network.
+    """A training and its best network: the initial one if it was stopped within its first epoch.
 
     Attributes
     ----------
     outcome : finished, pruned at a rung, or stopped by the reporter (then it may be resumed)
     history : every epoch
-    best : the epoch of least validation MAE
     model : the network with the weights of that epoch (their average if it is on), in evaluation mode
     """
 
     outcome: Outcome
     history: tuple[EpochRecord, ...]
-    best: EpochRecord
     model: ElementNetworks
+
+    @property
+    def best(self) -> EpochRecord:
+        """The (first) epoch of least validation MAE, where there is an epoch."""
+        return best_of(self.history)
 
 
 def fit(
@@ -55,6 +58,12 @@ def fit(
 
     A checkpoint of this training in ``folder`` is resumed; on the CPU the numbers are then those of a
     training that was never interrupted, bit for bit.
+
+    When the reporter wants it to stop, it stops after the epoch. On the CPU a training that has no companions
+    leaves an epoch that takes more than :data:`~trainer.fitting.packs.LONG_EPOCH` seconds, as the one before
+    did, and the checkpoint is that of the last whole epoch, of which a copy was kept: no whole epoch is
+    repeated. A stop within the first epoch leaves no checkpoint. While it evaluates, and within a batch,
+    nothing is asked.
 
     Parameters
     ----------
@@ -86,7 +95,7 @@ def fit(
         companions = companions or Companions()
         with companions.joined(training):
             outcome = _run(training, companions, folder / CHECKPOINT, reporter, rungs, progress)
-        return FitResult(outcome, training.history, training.best, training.best_model())
+        return FitResult(outcome, training.history, training.best_model())
 
 
 def _run(
@@ -121,8 +130,30 @@ def _run(
                     return "finished"
                 if stopping:
                     return "stopped"
+        kept, leave = _before_a_long_epoch(training, reporter)
         try:
-            companions.train_epoch(training)
+            companions.train_epoch(training, leave)
         except TrainingFailed:
             reporter.records(training.history[reported:])
             raise
+        except EpochLeft:
+            if kept is not None:
+                save_checkpoint(checkpoint, kept)
+                reporter.records(training.history[reported:])
+            return "stopped"
+
+
+def _before_a_long_epoch(training: Training, reporter: Reporter) -> tuple[Checkpoint | None, Leave | None]:
+    """What is needed to leave the next epoch, if it may be a long one on the CPU.
+
+    Returns
+    -------
+    The state to go back to, None before the first epoch; and who is asked, None: the epoch is not left.
+    """
+    if training.device.type != "cpu":
+        return None, None
+    if training.epoch == 0:
+        return None, reporter.should_stop
+    if training.history[-1].seconds < LONG_EPOCH:
+        return None, None  # a copy of the weights might be a part of its time that is felt
+    return training.snapshot().copy(), reporter.should_stop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -22,6 +22,19 @@ from trainer.fitting.training import Training
 #: How long trainings that are ready for their next epoch wait for one that is busy, s: writing a checkpoint,
 #: or asking whether it is pruned.
 PATIENCE: Final = 0.2
+
+#: An epoch that takes no longer, s, is never left: its end is near.
+LONG_EPOCH: Final = 2.0
+
+#: How often a training in a long epoch is asked whether to leave it, s.
+ASKED_EVERY: Final = 0.2
+
+Leave = Callable[[], bool]
+"""Whether to leave the epoch. What it raises ends the epoch too."""
+
+
+class EpochLeft(Exception):  # noqa: N818  (nothing went wrong)
+    """The training was to leave its epoch, and did: its weights are those of no whole number of epochs."""
 
 
 class Pack:
@@ -45,12 +58,21 @@ class Pack:
             for _ in range(0 if self._recorded else self._any.threads.count)
         ]
 
-    def train_epoch(self, order: int) -> tuple[TrainingFailed | None, ...]:
+    def train_epoch(self, order: int, leave: Leave | None = None) -> tuple[TrainingFailed | None, ...]:
         """Go through the training part once, in the order of this number, and evaluate.
+
+        Parameters
+        ----------
+        leave : asked between the batches of a long epoch that is not recorded; None: it is never left
 
         Returns
         -------
         For each training, what ended it, if anything did.
+
+        Raises
+        ------
+        EpochLeft
+            if it was to be left.
         """
         started = time.perf_counter()
         for training in self.trainings:
@@ -59,7 +81,7 @@ class Pack:
             losses = self._recorded.run(order)
         else:
             with products(self._any.config.precision, self._any.device):
-                losses = self._pass_over_training_part(order)
+                losses = self._pass_over_training_part(order, leave)
         failures: list[TrainingFailed | None] = []
         for training, loss in zip(self.trainings, losses.unbind(), strict=True):
             try:
@@ -69,7 +91,7 @@ class Pack:
                 failures.append(failure)
         return tuple(failures)
 
-    def _pass_over_training_part(self, order: int) -> torch.Tensor:
+    def _pass_over_training_part(self, order: int, leave: Leave | None) -> torch.Tensor:
         """Mean loss of each training over the epoch, (K,) float64 on the device."""
         part, batch_size = self._any.train, self._any.config.batch_size
         positions = torch.from_numpy(data_order(len(part), self._any.split_seed, order))
@@ -78,10 +100,16 @@ class Pack:
         seeds = [dropout_seed(training.config.seed, training.epoch + 1) for training in self.trainings]
         totals = torch.zeros(len(self.trainings), dtype=torch.float64, device=self._any.device)
         pieces_done = 0
+        asks_at = time.monotonic() + LONG_EPOCH if leave is not None else math.inf
         for step, (batch, pieces) in enumerate(
             zip(torch.split(positions, batch_size), part.features.steps(positions, batch_size), strict=True),
             start=1,
         ):
+            if time.monotonic() >= asks_at:
+                assert leave is not None
+                if leave():
+                    raise EpochLeft
+                asks_at = time.monotonic() + ASKED_EVERY
             losses = self._set_gradients(pieces, len(batch), [seed + pieces_done for seed in seeds])
             pieces_done += len(pieces)
             for training, gradient, before in zip(
@@ -148,13 +176,19 @@ class Companions:
                     del self._packs[shared]
                 self._changed.notify_all()
 
-    def train_epoch(self, training: Training) -> None:
+    def train_epoch(self, training: Training, leave: Leave | None = None) -> None:
         """Train ``training``, which has joined, for an epoch, with all others that are ready.
+
+        Parameters
+        ----------
+        leave : asked within an epoch that ``training`` has for itself: companions would lose theirs
 
         Raises
         ------
         TrainingFailed
             if a loss is not finite; companions go on.
+        EpochLeft
+            if it was to leave its epoch.
         """
         together: list[Training] = []
         with self._changed:
@@ -167,7 +201,7 @@ class Companions:
                 if not together:
                     self._changed.wait(PATIENCE)
         if together:
-            self._train(together)
+            self._train(together, leave if len(together) == 1 else None)
         with self._changed:
             self._changed.wait_for(lambda: training in self._ended)
             failure = self._ended.pop(training)
@@ -181,7 +215,7 @@ class Companions:
         waited = time.monotonic() - min(self._ready[one] for one in ready)
         return ready if len(ready) == len(others) or waited >= PATIENCE else []
 
-    def _train(self, together: list[Training]) -> None:
+    def _train(self, together: list[Training], leave: Leave | None) -> None:
         ends: Sequence[BaseException | None]
         try:
             pack = self._packs.get(_shared(together[0]))
@@ -190,7 +224,7 @@ class Companions:
             # Those that have begun know how far they have come; one that begins follows them.
             begun = [training for training in together if training.history]
             order = max(training.next_order for training in begun or together)
-            ends = pack.train_epoch(order)
+            ends = pack.train_epoch(order, leave)
             together = list(pack.trainings)
         except BaseException as error:
             ends = (error,) * len(together)
@@ -212,9 +246,9 @@ class RecordedOrders(Companions):
         self._orders = orders
         self._pack: Pack | None = None
 
-    def train_epoch(self, training: Training) -> None:
+    def train_epoch(self, training: Training, leave: Leave | None = None) -> None:
         self._pack = self._pack or Pack([training])
-        (failure,) = self._pack.train_epoch(self._orders[training.epoch])
+        (failure,) = self._pack.train_epoch(self._orders[training.epoch], leave)
         if failure is not None:
             raise failure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ class Training:
     @property
     def best(self) -> EpochRecord:
         """The (first) epoch of least validation MAE. There is one after the first epoch."""
-        return min(self.history, key=lambda record: record.val_mae)
+        return best_of(self.history)
 
     @property
     def finished(self) -> bool:
@@ -268,6 +269,11 @@ class Training:
         state = {n.removeprefix(OPTIMIZER): t for n, t in tensors.items() if n.startswith(OPTIMIZER)}
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
+
+
+def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
+    """The (first) epoch of least validation MAE, of at least one."""
+    return min(history, key=lambda record: record.val_mae)
 
 
 def _identity(task: Task, config: TrainConfig, warm_start: Path | None) -> Identity:
