@@ -200,13 +200,13 @@ def _spreads(record: StudyRecord) -> dict[str, Spread]:
     """By settings: the spread of those that were trained with several seeds, by trials or a promotion."""
     values: defaultdict[str, list[float]] = defaultdict(list)
     for home in filter(None, (record, record.reference)):
-        settings = {trial.number: _settings(trial) for trial in home.trials}
         for trial in home.trials:
             # What took another's result was not trained, and says nothing of seeds.
             if trial.state == "complete" and trial.value is not None and TWIN_TAG not in trial.tags:
-                values[settings[trial.number]].append(trial.value)
+                values[_settings(trial)].append(trial.value)
+        by_number = {trial.number: trial for trial in home.trials}
         for member in home.members:
-            values[settings[member.number]].append(member.value)
+            values[_settings(by_number[member.number])].append(member.value)
     return {
         settings: Spread(statistics.fmean(found), statistics.stdev(found), len(found))
         for settings, found in values.items()
