@@ -124,7 +124,7 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
     structures
         Of the validation part; None: as the records tell.
     """
-    by_molecule = record.config["split"]["by"] == "molecule"
+    by_molecule = record.config.get("split", {}).get("by") == "molecule"
     count = None if by_molecule else structures or validation_structures(record)
     spreads = _spreads(record)
     noise = _noise(record, spreads, count)
