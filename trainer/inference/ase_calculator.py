@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from trainer.evaluation.units import HARTREE_TO_EV
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.structures import make_structure
 from trainer.inference.torchani_model import as_torchani
+from trainer.networks.activations import warning_for_dynamics
 
 try:
     from ase import Atoms
@@ -24,9 +25,6 @@ except ImportError as error:
     raise MissingExtraError(
         "the ASE calculator needs the extra export: pip install 'anitune[export]'"
     ) from error
-
-#: Functions with a kink: forces jump where a structure crosses it.
-KINKED: Final = ("relu",)
 
 
 class ModelWarning(UserWarning):
@@ -66,14 +64,9 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         self.ensemble = model if isinstance(model, Ensemble) else Ensemble.open(model)
         self._torchani = as_torchani(self.ensemble)
         self._has_left = False
-        kinked = {m.model.config.activation for m in self.ensemble.members} & set(KINKED)
-        if kinked:
-            warnings.warn(
-                f"this model has the activation {', '.join(kinked)}, whose slope jumps: its forces are not"
-                " continuous, and molecular dynamics does not conserve energy; prefer celu, silu or gelu",
-                ModelWarning,
-                stacklevel=2,
-            )
+        warning = warning_for_dynamics(m.model.config.activation for m in self.ensemble.members)
+        if warning is not None:
+            warnings.warn(warning, ModelWarning, stacklevel=2)
 
     def calculate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -37,6 +37,21 @@ class ActivationFunction:
 def gaussian(x: Tensor) -> Tensor:
     """exp(-x^2), as in the ANI-1 paper: Smith, Isayev, Roitberg, Chem. Sci. 8, 3192 (2017)."""
     return torch.exp(-x * x)
+
+
+#: Functions with a kink: forces jump where a structure crosses it.
+KINKED: Final = ("relu",)
+
+
+def warning_for_dynamics(activations: Iterable[str]) -> str | None:
+    """What molecular dynamics with a model of these activations suffers from, if it does: one sentence."""
+    kinked = set(activations) & set(KINKED)
+    if not kinked:
+        return None
+    return (
+        f"this model has the activation {', '.join(kinked)}, whose slope jumps: its forces are not"
+        " continuous, and molecular dynamics does not conserve energy; prefer celu, silu or gelu"
+    )
 
 
 ACTIVATIONS: Final[Mapping[Activation, ActivationFunction]] = {
