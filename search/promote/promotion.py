@@ -142,8 +142,8 @@ class Promoter:
     def estimate(self) -> tuple[int, float]:
         """Trainings that are to be done, those of the ensemble among them, and seconds that they may take."""
         done = trainings(self._database, self._study)
-        failed = failures(self._database, self._study)
-        waiting = [each for each in self.plan.fold_trainings if each.key not in done | failed]
+        known = self._known()
+        waiting = [each for each in self.plan.fold_trainings if each.key not in known]
         seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
         if waiting:  # of which candidate the ensemble will be is not known
             count = self.plan.options.ensemble
@@ -263,7 +263,7 @@ class Promoter:
 
     def _train(self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress) -> None:
         """Train what is not recorded yet."""
-        known = trainings(self._database, self._study) | failures(self._database, self._study)
+        known = self._known()
         waiting = [each for each in planned if each.key not in known or not self._has_files(each)]
         ended = len(planned) - len(waiting)
 
@@ -290,6 +290,10 @@ class Promoter:
             ) from error
         if stop.asked:
             raise Stopped
+
+    def _known(self) -> set[str]:
+        """Keys of the trainings that have come to an end, good or bad."""
+        return {*trainings(self._database, self._study), *failures(self._database, self._study)}
 
     def _has_files(self, planned: PlannedTraining) -> bool:
         """Whether the network of a member is there; those that were trained on folds are not kept."""

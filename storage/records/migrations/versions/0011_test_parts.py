@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -76,7 +77,7 @@ def downgrade() -> None:
     op.drop_table("anitune_test_openings")
 
 
-def _create_openings(table: str, *columns: sa.Column[object]) -> None:
+def _create_openings(table: str, *columns: sa.Column[Any]) -> None:
     op.create_table(
         table,
         sa.Column("id", _RowId, nullable=False),
