@@ -25,6 +25,7 @@ from storage.records.tables import (
     metrics,
     openings,
     outbox,
+    promotion_failures,
     promotion_trainings,
     promotions,
     relays,
@@ -44,7 +45,7 @@ _POLL_SECONDS = 0.5
 
 # Those that refer to others first.
 _TABLES: tuple[Table, ...] = (
-    openings,
+    promotion_failures,
     promotion_trainings,
     promotions,
     artifacts,
@@ -61,7 +62,8 @@ _TABLES: tuple[Table, ...] = (
 def delete_study(database: Database, study: Study, patience: float = PATIENCE) -> None:
     """Delete everything about a study. MLflow keeps what is deleted there until ``mlflow gc``.
 
-    Models that were promoted from it stay in MLflow's registry: people may use them.
+    Models that were promoted from it stay in MLflow's registry: people may use them. So does the record
+    of who opened its test part.
 
     Raises
     ------
@@ -88,6 +90,9 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
         for naming in NAMING:
             query = select(naming.c.digest).where(naming.c.study_id == study.id)
             digests |= set(connection.execute(query).scalars())
+        # Who opened a test part stays known: it is that of other studies too, or of the next one.
+        forgotten = update(openings).where(openings.c.study_id == study.id)
+        connection.execute(forgotten.values(study_id=None, promotion_id=None))
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
         connection.execute(delete(studies).where(studies.c.id == study.id))

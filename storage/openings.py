@@ -1,4 +1,7 @@
-"""Who looked at the test part of a study, when, and for which trial: each time is recorded for good.
+"""Who looked at a test part, when, and for which trial: each time is recorded for good.
+
+Studies with the same data and split have the same test part. An opening is one of all of them, and outlasts
+its own study.
 
 The number that a first look gives is an honest one, since nothing was chosen by it. A second look can be a
 choice: so it needs a word of its own, and whoever reads a report is shown both.
@@ -7,17 +10,17 @@ choice: so it needs a word of its own, and whoever reads a report is shown both.
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, text, update
 
 from storage.database import Database
 from storage.errors import AlreadyOpenedError
-from storage.life import locked_row
 from storage.records.tables import now
 from storage.records.tables import openings as table
 from storage.studies import Study
@@ -29,10 +32,14 @@ class Opening:
 
     Attributes
     ----------
+    study
+        Name of the study that it was opened for, which may be deleted by now.
     promotion
-        Id of the promotion that did it.
+        Id of the promotion that did it; None: it was deleted.
     number, config
         The trial that it was opened for, and its settings.
+    ensemble
+        Digest of the files that were measured; None: opened by an older version.
     opened_by
         User and host.
     opened_at
@@ -41,9 +48,11 @@ class Opening:
         Of the ensemble, kcal/mol; None: it was opened, and the promotion has not come further.
     """
 
-    promotion: int
+    study: str
+    promotion: int | None
     number: int
     config: dict[str, Any]
+    ensemble: str | None
     opened_by: str
     opened_at: float
     test_mae: float | None
@@ -51,14 +60,13 @@ class Opening:
     def __str__(self) -> str:
         day = time.strftime("%Y-%m-%d %H:%M", time.gmtime(self.opened_at))
         mae = f", test MAE {self.test_mae:.3f} kcal/mol" if self.test_mae is not None else ""
-        return f"{day} UTC by {self.opened_by} for trial {self.number}{mae}"
+        return f"{day} UTC by {self.opened_by} for trial {self.number} of {self.study}{mae}"
 
 
 def openings(database: Database, study: Study) -> list[Opening]:
-    """All openings of the study's test part, the first one first."""
-    query = select(table).where(table.c.study_id == study.id).order_by(table.c.id)
+    """All openings of the study's test part, also for other studies, the first one first."""
     with database.reading() as connection:
-        return [_opening(row) for row in connection.execute(query)]
+        return _openings(connection, study.facts_in(connection))
 
 
 def refuse_another_opening(study: Study, known: list[Opening]) -> None:
@@ -77,8 +85,36 @@ def refuse_another_opening(study: Study, known: list[Opening]) -> None:
         )
 
 
+def refuse_another_ensemble(study: Study, opening: Opening, ensemble: str | None) -> None:
+    """Make sure that what a promotion goes on with is what it opened the test part for.
+
+    Parameters
+    ----------
+    ensemble
+        Digest of its files; None: there are none.
+
+    Raises
+    ------
+    AlreadyOpenedError
+        if it is not, with what to do.
+    """
+    if ensemble is None or ensemble != opening.ensemble:
+        raise AlreadyOpenedError(
+            f"study {study.name!r}: its test part was opened on {opening}, for an ensemble whose files are"
+            " not here, or have changed; to make another one and look again, which will be shown in every"
+            " report, give --again"
+        )
+
+
 def open_test_part(
-    database: Database, study: Study, promotion: int, number: int, config: Mapping[str, Any], *, again: bool
+    database: Database,
+    study: Study,
+    promotion: int,
+    number: int,
+    config: Mapping[str, Any],
+    ensemble: str,
+    *,
+    again: bool,
 ) -> Opening:
     """Record that the test part is opened now; what follows may look at it.
 
@@ -88,39 +124,75 @@ def open_test_part(
     ----------
     number, config
         The trial that was chosen, and its settings.
+    ensemble
+        Digest of the files that will be measured.
     again
         Whether it may have been opened before, by another promotion.
 
     Raises
     ------
     AlreadyOpenedError
-        if it was opened before, and must not be again.
+        if it was opened before, and must not be again; or by this promotion, for another ensemble.
     """
     with database.writing() as connection:
-        locked_row(connection, study)  # of two that open at once one is the first
-        query = select(table).where(table.c.study_id == study.id).order_by(table.c.id)
-        known = [_opening(row) for row in connection.execute(query)]
+        if connection.dialect.name == "postgresql":  # of two that open at once one is the first
+            connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
+        facts = study.facts_in(connection)
+        known = _openings(connection, facts)
         if own := [opening for opening in known if opening.promotion == promotion]:
+            refuse_another_ensemble(study, own[0], ensemble)
             return own[0]
         if not again:
             refuse_another_opening(study, known)
         values = {
             "study_id": study.id,
             "promotion_id": promotion,
+            "study": study.name,
+            "data": facts["data"],
+            "split": facts["split"],
             "number": number,
             "config": dict(config),
-            "opened_by": f"{getpass.getuser()}@{socket.gethostname()}",
+            "ensemble": ensemble,
+            "opened_by": f"{_user()}@{socket.gethostname()}",
             "opened_at": now(),
         }
         return _opening(connection.execute(insert(table).values(values).returning(table)).one())
 
 
 def record_test_error(database: Database, study: Study, promotion: int, test_mae: float) -> None:
-    """Keep what the look at the test part gave, kcal/mol."""
-    this = (table.c.study_id == study.id, table.c.promotion_id == promotion)
+    """Keep what the look at the test part gave, kcal/mol; what is known already stays."""
+    this = (
+        table.c.study_id == study.id,
+        table.c.promotion_id == promotion,
+        table.c.test_mae.is_(None),
+    )
     with database.writing() as connection:
         connection.execute(update(table).where(*this).values(test_mae=test_mae))
 
 
+def _openings(connection: Connection, facts: Mapping[str, str]) -> list[Opening]:
+    if "split" not in facts:
+        return []  # nobody knows its test part yet
+    same = (table.c.data == facts["data"], table.c.split == facts["split"])
+    query = select(table).where(*same).order_by(table.c.id)
+    return [_opening(row) for row in connection.execute(query)]
+
+
 def _opening(row: Row[Any]) -> Opening:
-    return Opening(row.promotion_id, row.number, row.config, row.opened_by, row.opened_at, row.test_mae)
+    return Opening(
+        study=row.study,
+        promotion=row.promotion_id,
+        number=row.number,
+        config=row.config,
+        ensemble=row.ensemble,
+        opened_by=row.opened_by,
+        opened_at=row.opened_at,
+        test_mae=row.test_mae,
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a user may have a number only
+        return f"uid {os.getuid()}"

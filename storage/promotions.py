@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, Table, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
 from storage.life import locked_row
-from storage.records.tables import now, promotion_trainings
+from storage.records.tables import now, promotion_failures, promotion_trainings
 from storage.records.tables import promotions as table
 from storage.studies import Study
 from storage.trials.queue import WorkerInfo
@@ -118,18 +118,26 @@ def unfinished_promotion(database: Database, study: Study, plan: Mapping[str, An
 def record_choice(
     database: Database, promotion: int, results: Sequence[Mapping[str, Any]], choice: int, reason: str
 ) -> None:
-    """Keep what the folds said, and which trial was chosen."""
-    _update(database, promotion, results=[dict(each) for each in results], choice=choice, reason=reason)
+    """Keep what the folds said, and which trial was chosen; a choice that is known already stays."""
+    values = {"results": [dict(each) for each in results], "choice": choice, "reason": reason}
+    _update(database, promotion, values, table.c.choice.is_(None))
 
 
 def record_test(database: Database, promotion: int, test: Mapping[str, Any]) -> None:
-    """Keep the errors of the ensemble on the test part."""
-    _update(database, promotion, test=dict(test))
+    """Keep the errors of the ensemble on the test part; those that are known already stay."""
+    _update(database, promotion, {"test": dict(test)}, table.c.test.is_(None))
 
 
 def end_promotion(database: Database, promotion: int, model_name: str, model_version: str) -> None:
     """Keep as what the model was registered: the promotion is done."""
-    _update(database, promotion, model_name=model_name, model_version=model_version, ended_at=now())
+    _update(
+        database, promotion, {"model_name": model_name, "model_version": model_version, "ended_at": now()}
+    )
+
+
+def abandon_promotion(database: Database, promotion: int) -> None:
+    """End a promotion that cannot go on, without a model."""
+    _update(database, promotion, {"ended_at": now()}, table.c.ended_at.is_(None))
 
 
 def trainings(database: Database, study: Study) -> dict[str, PromotionTraining]:
@@ -144,15 +152,32 @@ def trainings(database: Database, study: Study) -> dict[str, PromotionTraining]:
 
 def record_training(database: Database, study: Study, training: PromotionTraining) -> None:
     """Keep what came of a training; what is known already stays."""
-    values = {"study_id": study.id, "ended_at": now(), **asdict(training)}
+    _insert_new(database, promotion_trainings, {"study_id": study.id, "ended_at": now(), **asdict(training)})
+
+
+def failures(database: Database, study: Study) -> dict[str, str]:
+    """Why trainings on folds failed, by their keys: they are not tried again."""
+    query = select(promotion_failures).where(promotion_failures.c.study_id == study.id)
+    with database.reading() as connection:
+        return {row.key: row.reason for row in connection.execute(query)}
+
+
+def record_failure(database: Database, study: Study, key: str, reason: str) -> None:
+    """Keep why a training failed; what is known already stays."""
+    _insert_new(database, promotion_failures, {"study_id": study.id, "key": key, "reason": reason})
+
+
+def _insert_new(database: Database, into: Table, values: Mapping[str, Any]) -> None:
     with database.writing() as connection:
         insert_into = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(insert_into(promotion_trainings).values(values).on_conflict_do_nothing())
+        connection.execute(insert_into(into).values(values).on_conflict_do_nothing())
 
 
-def _update(database: Database, promotion: int, **values: Any) -> None:
+def _update(
+    database: Database, promotion: int, values: Mapping[str, Any], *conditions: ColumnElement[bool]
+) -> None:
     with database.writing() as connection:
-        connection.execute(update(table).where(table.c.id == promotion).values(values))
+        connection.execute(update(table).where(table.c.id == promotion, *conditions).values(values))
 
 
 def _promotion(row: Row[Any]) -> Promotion:

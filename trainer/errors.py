@@ -31,6 +31,10 @@ class TrainingFailed(TrainerError):  # noqa: N818  (an outcome, not a fault of t
     """The training ended without a usable network: the message is the reason."""
 
 
+class TrainingCutOff(TrainingFailed):
+    """The machine ended the training, as for want of memory: at another time it may come to its end."""
+
+
 class MissingExtraError(TrainerError):
     """A package of an extra is not installed."""
 

@@ -84,7 +84,9 @@ def promote(
         return
     console = make_console()
     console.print(_table(promotion, promoter.plan, promoter.decisive))
-    for line in _result_lines(promotion, opened_before, tracking):
+    assert promotion.choice is not None
+    activation = promoter.plan.candidate(promotion.choice).config.activation
+    for line in _result_lines(promotion, opened_before, tracking, activation):
         console.print(line, soft_wrap=True, highlight=False)
 
 
@@ -147,11 +149,12 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
     return f"{by['mean']:+.3f} [{by['low']:+.3f}, {by['high']:+.3f}], {words}".replace("[", "\\[")
 
 
-def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str) -> list[str]:
+def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, activation: str) -> list[str]:
     from rich.markup import escape
 
     from storage.settings import redacted
     from storage.tracking.registry import CHAMPION
+    from trainer.networks.smoothness import kink_words
 
     test = promotion.test or {}
     lines = [
@@ -170,6 +173,8 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str) ->
         lines.insert(
             3, "            Only the error of the first opening is that of a choice made without it."
         )
+    if (kinks := kink_words([activation])) is not None:
+        lines.append(f"[yellow]Dynamics[/]    this model has {kinks}")
     return lines
 
 

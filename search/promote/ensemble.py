@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 
 from trainer.evaluation.metrics import max_error, mean_absolute_error, root_mean_square_error
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
+from trainer.fingerprints import digest_of
 from trainer.inference.domain import training_domain
 from trainer.inference.ensemble import Ensemble
-from trainer.inference.structures import Structure, structures_of
+from trainer.inference.structures import Structure, structure_of
 from trainer.networks.files import load_model
 from trainer.task import TaskData
 
@@ -47,13 +49,32 @@ def build_ensemble(members: Sequence[Path], task: TaskData, folder: Path) -> Non
 
 def structures_of_test_part(task: TaskData) -> list[Structure]:
     """The structures of the test part, in their order."""
-    everything = [each for molecule in task.dataset.molecules for each in structures_of(molecule)]
-    return [everything[number] for number in task.split.test]
+    dataset, test = task.dataset, task.split.test
+    places = dataset.molecule_of(test)
+    return [
+        structure_of(dataset.molecules[place], number)
+        for place, number in zip(places.tolist(), (test - dataset.offsets[places]).tolist(), strict=True)
+    ]
 
 
-def measure_on_test_part(folder: Path, task: TaskData) -> ErrorsOnTestPart:
-    """Measure the ensemble in a folder. Only for who has recorded that the test part is opened."""
-    predictions = Ensemble.open(folder).predict(structures_of_test_part(task))
+def ensemble_digest(folder: Path) -> str | None:
+    """Digest of an ensemble's files; None: there is none in this folder."""
+    if not folder.is_dir():
+        return None
+    files = sorted(folder.iterdir())
+    return digest_of({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
+
+
+def measure_on_test_part(
+    ensemble: Ensemble, structures: Sequence[Structure], task: TaskData
+) -> ErrorsOnTestPart:
+    """Measure an ensemble. Only for who has recorded that the test part is opened.
+
+    Parameters
+    ----------
+    structures : of the test part
+    """
+    predictions = ensemble.predict(structures)
     true = task.dataset.energies()[task.split.test]
     errors = (predictions.energies - true) * HARTREE_TO_KCALMOL
     of_members = [mean_absolute_error(member) for member in (predictions.members - true) * HARTREE_TO_KCALMOL]

@@ -13,6 +13,7 @@ from storage.promotions import Promotion
 from storage.studies import Study
 from storage.tracking.registry import ModelFiles
 from trainer.data.elements import SYMBOLS
+from trainer.networks.smoothness import kink_words
 from trainer.task import TaskData
 
 #: What the model needs where it is loaded. The others that it uses come with these.
@@ -62,12 +63,14 @@ def metrics(test: Mapping[str, Any]) -> dict[str, float]:
 def description(study: Study, promotion: Promotion, chosen: Candidate, openings: int) -> str:
     """What people read first in the registry; Markdown."""
     test = promotion.test or {}
+    kinks = kink_words([chosen.config.activation])
     looks = "opened for it alone" if openings == 1 else f"opened {openings} times by now"
     return (
         f"Ensemble of {promotion.plan['ensemble']} networks `{chosen.architecture}`, the settings of trial"
         f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"
         f"Test MAE {test['mae_kcalmol']:.3f} kcal/mol ({test['structures']:,} structures; the test part was"
         f" {looks}), of a member on average {test['mean_member_mae_kcalmol']:.3f}.\n\n"
-        "Give a table with the columns symbols and coordinates (Å), or file; it gives energy_hartree and"
+        + (f"**Molecular dynamics:** this model has {kinks}.\n\n" if kinks else "")
+        + "Give a table with the columns symbols and coordinates (Å), or file; it gives energy_hartree and"
         " spread_hartree, the standard deviation of the members."
     )

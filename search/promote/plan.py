@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +26,9 @@ KINDS: Final[tuple[FoldKind, ...]] = ("structure", "molecule")
 
 NOT_COMPARED: Final = ("seed", "device", "checkpoint_seconds")
 """Settings in which two trials may differ and be one configuration."""
+
+PACKAGES: Final = ("anitune", "torch", "torchani")
+"""Other versions of them give other numbers: what they trained is not compared with what is trained now."""
 
 
 @dataclass(frozen=True)
@@ -232,5 +236,6 @@ def _key(config: TrainConfig, fingerprints: Mapping[str, str], fold: FoldConfig 
             "training": settings,
             "task": dict(fingerprints),
             "fold": dump_config(fold) if fold is not None else None,
+            "versions": {name: version(name) for name in PACKAGES},
         }
     )

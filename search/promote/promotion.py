@@ -16,7 +16,12 @@ from filelock import FileLock, Timeout
 
 from search.errors import SearchError
 from search.promote.choice import Choice, FoldKind, Result, choose, fold_errors
-from search.promote.ensemble import build_ensemble, measure_on_test_part
+from search.promote.ensemble import (
+    build_ensemble,
+    ensemble_digest,
+    measure_on_test_part,
+    structures_of_test_part,
+)
 from search.promote.model import description, lineage, metrics, model_files
 from search.promote.plan import (
     Candidate,
@@ -34,15 +39,25 @@ from search.work.sizing import slots_by_room
 from search.work.stopping import StopRequest
 from search.work.worker import patiently
 from storage.database import Database
-from storage.errors import PromotionBusyError
-from storage.openings import open_test_part, openings, record_test_error, refuse_another_opening
+from storage.errors import AlreadyOpenedError, PromotionBusyError
+from storage.openings import (
+    Opening,
+    open_test_part,
+    openings,
+    record_test_error,
+    refuse_another_ensemble,
+    refuse_another_opening,
+)
 from storage.promotions import (
     Promotion,
     PromotionTraining,
+    abandon_promotion,
     begin_promotion,
     end_promotion,
+    failures,
     promotions,
     record_choice,
+    record_failure,
     record_test,
     record_training,
     trainings,
@@ -53,9 +68,10 @@ from storage.tracking.registry import RegisteredModel, register_model
 from storage.tracking.relay import study_key
 from storage.trials.views import trial_rows
 from trainer.config import dump_config
-from trainer.errors import TrainingFailed
+from trainer.errors import TrainingCutOff, TrainingFailed
 from trainer.fitting.checkpoints import CHECKPOINT
 from trainer.fitting.devices import find_device
+from trainer.inference.ensemble import Ensemble
 from trainer.progress import Progress
 from trainer.run import MODEL, TrainingResult
 from trainer.task import Task
@@ -126,13 +142,14 @@ class Promoter:
     def estimate(self) -> tuple[int, float]:
         """Trainings that are to be done, those of the ensemble among them, and seconds that they may take."""
         done = trainings(self._database, self._study)
-        waiting = [each for each in self.plan.fold_trainings if each.key not in done]
+        known = self._known()
+        waiting = [each for each in self.plan.fold_trainings if each.key not in known]
         seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
         if waiting:  # of which candidate the ensemble will be is not known
             count = self.plan.options.ensemble
             seconds += count * max(each.seconds for each in self.plan.candidates)
         else:
-            chosen = self.plan.candidate(self._decide({}).number)
+            chosen = self.plan.candidate(self._decide().number)
             count = sum(each.key not in done for each in self._members(chosen))
             seconds += count * chosen.seconds
         configs = [each.config for each in self.plan.candidates]
@@ -156,45 +173,63 @@ class Promoter:
 
     def _run(self, stop: StopRequest, progress: Progress) -> Promotion:
         database, study = self._database, self._study
-        worker = describe_worker(None, find_device(self.plan.candidates[0].config.device))
-        promotion = begin_promotion(database, study, self.plan.values(), worker)
-        choice = self._choose(stop, progress)
-        patiently(
-            lambda: record_choice(
-                database,
-                promotion.id,
-                [each.values() for each in choice.results],
-                choice.number,
-                choice.reason,
-            )
-        )
-        logger.info("%s: %s", study.name, choice.reason)
-        chosen = self.plan.candidate(choice.number)
-        folder = self._folder / f"{promotion.id}" / ENSEMBLE
-        build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
+        promotion = self._begin()
+        if promotion.choice is None:
+            self._choose(promotion.id, stop, progress)
+            promotion = self._recorded(promotion.id)
+        assert promotion.choice is not None
+        logger.info("%s: %s", study.name, promotion.reason)
+        chosen = self.plan.candidate(promotion.choice)
+        folder = self._ensemble(promotion.id)
+        if self._opening(promotion.id) is None:
+            build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
         if promotion.test is None:
             self._open(promotion.id, chosen, folder)
         model = self._register(self._recorded(promotion.id), chosen, folder)
         patiently(lambda: end_promotion(database, promotion.id, model.name, model.version))
         return self._recorded(promotion.id)
 
+    def _begin(self) -> Promotion:
+        """Begin, or go on: once the test part is open, with the very ensemble that it was opened for."""
+        database, study = self._database, self._study
+        worker = describe_worker(None, find_device(self.plan.candidates[0].config.device))
+        promotion = begin_promotion(database, study, self.plan.values(), worker)
+        opening = self._opening(promotion.id)
+        if opening is None:
+            return promotion
+        try:
+            refuse_another_ensemble(study, opening, ensemble_digest(self._ensemble(promotion.id)))
+        except AlreadyOpenedError:
+            if not self._again:
+                raise
+            abandon_promotion(database, promotion.id)
+            return begin_promotion(database, study, self.plan.values(), worker)
+        return promotion
+
+    def _opening(self, promotion: int) -> Opening | None:
+        known = openings(self._database, self._study)
+        return next((each for each in known if each.promotion == promotion), None)
+
     def _recorded(self, promotion: int) -> Promotion:
         return next(each for each in promotions(self._database, self._study) if each.id == promotion)
 
-    def _choose(self, stop: StopRequest, progress: Progress) -> Choice:
-        return self._decide(self._train(self.plan.fold_trainings, stop, progress))
+    def _choose(self, promotion: int, stop: StopRequest, progress: Progress) -> None:
+        self._train(self.plan.fold_trainings, stop, progress)
+        choice = self._decide()
+        results = [each.values() for each in choice.results]
+        patiently(lambda: record_choice(self._database, promotion, results, choice.number, choice.reason))
 
-    def _decide(self, failures: dict[str, TrainingFailed]) -> Choice:
-        """Choose, where all trainings on folds are recorded but for those that failed."""
-        done = trainings(self._database, self._study)
-        results = [self._result(each, done, failures) for each in self.plan.candidates]
+    def _decide(self) -> Choice:
+        """Choose, where all trainings on folds are recorded."""
+        done, failed = trainings(self._database, self._study), failures(self._database, self._study)
+        results = [self._result(each, done, failed) for each in self.plan.candidates]
         return choose(results, self.decisive, self.plan.folds)
 
     def _result(
-        self, candidate: Candidate, done: dict[str, PromotionTraining], failures: dict[str, TrainingFailed]
+        self, candidate: Candidate, done: dict[str, PromotionTraining], reasons: dict[str, str]
     ) -> Result:
         own = [each for each in self.plan.fold_trainings if each.trial == candidate.trial]
-        failed = [str(failures[each.key]) for each in own if each.key in failures]
+        failed = [reasons[each.key] for each in own if each.key in reasons]
         result = Result(
             trial=candidate.trial,
             architecture=candidate.architecture,
@@ -220,22 +255,16 @@ class Promoter:
     def _train_members(self, chosen: Candidate, stop: StopRequest, progress: Progress) -> list[Path]:
         """The model files of the ensemble's members."""
         planned = self._members(chosen)
-        for failure in self._train(planned, stop, progress).values():
-            raise SearchError(
-                f"{self._study.name}: a member of the ensemble of trial {chosen.trial}: {failure}"
-            )
+        self._train(planned, stop, progress)
         return [training_folder(self._trainings, each) / MODEL for each in planned]
 
     def _members(self, chosen: Candidate) -> list[PlannedTraining]:
         return members(chosen, self._task, self._config.seed, self.plan.options.ensemble)
 
-    def _train(
-        self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress
-    ) -> dict[str, TrainingFailed]:
-        """Train what is not recorded yet; why those that failed did, by their keys."""
-        done = trainings(self._database, self._study)
-        waiting = [each for each in planned if each.key not in done or not self._has_files(each)]
-        failures: dict[str, TrainingFailed] = {}
+    def _train(self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress) -> None:
+        """Train what is not recorded yet."""
+        known = self._known()
+        waiting = [each for each in planned if each.key not in known or not self._has_files(each)]
         ended = len(planned) - len(waiting)
 
         def end(training: PlannedTraining, outcome: Outcome) -> None:
@@ -243,16 +272,28 @@ class Promoter:
             ended += 1
             what = f"{self._study.name} {ended}/{len(planned)}  {_words(training)}"
             if isinstance(outcome, TrainingFailed):
-                failures[training.key] = outcome
+                if training.fold is None:
+                    raise SearchError(f"{what}: {outcome}")
+                reason = str(outcome)
+                patiently(lambda: record_failure(self._database, self._study, training.key, reason))
                 logger.warning("%s  failed: %s", what, outcome)
                 return
             self._keep(training, outcome)
             logger.info("%s  %.3f kcal/mol", what, outcome.best_val_mae)
 
-        train_all(waiting, self._task, self._database.settings.features, self._trainings, stop, end, progress)
+        features = self._database.settings.features
+        try:
+            train_all(waiting, self._task, features, self._trainings, stop, end, progress)
+        except TrainingCutOff as error:
+            raise SearchError(
+                f"{self._study.name}: {error}; what was trained is kept: the same command goes on"
+            ) from error
         if stop.asked:
             raise Stopped
-        return failures
+
+    def _known(self) -> set[str]:
+        """Keys of the trainings that have come to an end, good or bad."""
+        return {*trainings(self._database, self._study), *failures(self._database, self._study)}
 
     def _has_files(self, planned: PlannedTraining) -> bool:
         """Whether the network of a member is there; those that were trained on folds are not kept."""
@@ -272,11 +313,14 @@ class Promoter:
     def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
         """Open the test part for the ensemble in a folder, and keep its errors there."""
         database, study = self._database, self._study
+        ensemble, structures = Ensemble.open(folder), structures_of_test_part(self._task)
+        digest = ensemble_digest(folder)
+        assert digest is not None
         opening = open_test_part(
-            database, study, promotion, chosen.trial, dump_config(chosen.config), again=self._again
+            database, study, promotion, chosen.trial, dump_config(chosen.config), digest, again=self._again
         )
         logger.info("%s: test part opened on %s", study.name, opening)
-        errors = measure_on_test_part(folder, self._task)
+        errors = measure_on_test_part(ensemble, structures, self._task)
         record_test_error(database, study, promotion, errors.mae_kcalmol)
         record_test(database, promotion, asdict(errors))
 
@@ -296,6 +340,9 @@ class Promoter:
     @property
     def _folder(self) -> Path:
         return self._database.settings.promotion_folder(self._study.name)
+
+    def _ensemble(self, promotion: int) -> Path:
+        return self._folder / f"{promotion}" / ENSEMBLE
 
     @property
     def _trainings(self) -> Path:

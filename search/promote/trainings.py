@@ -15,7 +15,7 @@ from search.work.sizing import slots_by_room
 from search.work.slots import work_in_slots
 from search.work.stopping import StopRequest
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config, load_config
-from trainer.errors import TrainingFailed
+from trainer.errors import TrainingCutOff, TrainingFailed
 from trainer.fitting.devices import find_device
 from trainer.fitting.packs import Companions
 from trainer.progress import Progress, no_progress
@@ -118,6 +118,8 @@ class _Course(SilentReporter):
                 warm_start=None,
                 progress=lambda stage, done, total: self._tell(planned, done),
             )
+        except TrainingCutOff:
+            raise  # it says nothing of the candidate
         except TrainingFailed as failure:
             outcome = failure
         if isinstance(outcome, TrainingResult) and outcome.outcome == "stopped":

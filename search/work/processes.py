@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 from search.work.forks import fork_context
 from storage.settings import attempt_log
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
-from trainer.errors import TrainerError, TrainingFailed
+from trainer.errors import TrainerError, TrainingCutOff
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter
 from trainer.run import TrainingResult, run_training
@@ -111,7 +111,7 @@ class TrainingProcess:
 
         Raises
         ------
-        TrainingFailed
+        TrainingCutOff
             also if the process ends by itself, as when the system runs out of memory.
         """
         try:
@@ -130,7 +130,7 @@ class TrainingProcess:
             process.join()
             code = process.exitcode
             self.end()
-            raise TrainingFailed(
+            raise TrainingCutOff(
                 f"the process of the training ended by itself ({_ending(code)}); is there enough memory?"
             ) from error
         except TrainerError:

@@ -316,17 +316,30 @@ promotion_trainings = Table(
     Column("ended_at", Double, nullable=False),
 )
 
+promotion_failures = Table(
+    "anitune_promotion_failures",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
+    Column("key", String(64), primary_key=True),  # as of a training
+    Column("reason", Text, nullable=False),
+)
+
 openings = Table(
-    "anitune_openings",
+    "anitune_test_openings",
     metadata,
     Column("id", _RowId, primary_key=True),
-    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False, index=True),
-    Column("promotion_id", _RowId, ForeignKey(promotions.c.id), nullable=False, unique=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id)),  # null: it was deleted
+    Column("promotion_id", _RowId, ForeignKey(promotions.c.id), unique=True),
+    Column("study", String(100), nullable=False),  # its name, which outlasts it
+    Column("data", String(64), nullable=False),  # fingerprints: which test part
+    Column("split", String(64), nullable=False),
     Column("number", Integer, nullable=False),  # of the trial that it was opened for
     Column("config", PlainJSON, nullable=False),  # of that trial
+    Column("ensemble", String(64)),  # digest of its files; null: older than this column
     Column("opened_by", String(255), nullable=False),
     Column("opened_at", Double, nullable=False),
     Column("test_mae", Double),  # of the ensemble, kcal/mol; null: opened, but never measured
+    Index("ix_anitune_test_openings_data", "data", "split"),
 )
 
 

@@ -199,10 +199,11 @@ def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Datab
         }
         for number, difference in ((1, None), (2, apart))
     ]
+    study.set_facts({"data": "d", "split": "s"})
     for again in (False, True):
         promotion = begin_promotion(database, study, {"again": again}, WORKER).id
         record_choice(database, promotion, results, 2, "it has the fewest parameters")
-        open_test_part(database, study, promotion, 2, {}, again=again)
+        open_test_part(database, study, promotion, 2, {}, "e", again=again)
         record_test_error(database, study, promotion, 0.95 + again)
     text, page = read(write_report(database, ["widths"]))
     assert [word for word in page.headings if word.startswith(("Promotion", "Openings"))] == [
@@ -213,8 +214,8 @@ def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Datab
     assert "Chosen: trial 2, since it has the fewest parameters." in text
     assert "-0.050 to +0.450, cannot be told apart" in text
     assert "The test part was opened 2 times. Only the error of the first opening is honest" in text
-    assert "for trial 2, test MAE 0.950 kcal/mol" in text
-    assert "for trial 2, test MAE 1.950 kcal/mol" in text
+    assert "for trial 2 of widths, test MAE 0.950 kcal/mol" in text
+    assert "for trial 2 of widths, test MAE 1.950 kcal/mol" in text
 
 
 def test_after_a_promotion_the_answer_is_the_registered_model(database: Database, promoted: Study) -> None:

@@ -40,7 +40,7 @@ from storage.trials.queue import WorkerInfo, claim_trial
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")]
 
 START_SECONDS = 120.0
-DELIVERY_SECONDS = 60.0
+DELIVERY_SECONDS = 120.0
 EPOCH_MS = 1_700_000_000_000
 WORKER = WorkerInfo(name="w1", host="h", pid=1, device="cpu", versions={"torch": "2.13.0"})
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,32 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from search.cli.main import app
+from search.cli.promote import _result_lines
 from search.errors import SearchError
+from search.promote import ensemble as promotion_ensemble
+from search.promote import plan as promotion_plan
+from search.promote import promotion as promotion_steps
 from search.promote import trainings as promotion_trainings
+from search.promote.ensemble import structures_of_test_part
+from search.promote.model import description
 from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
+from search.promote.promotion import Promoter
 from search.promote.trainings import Outcome, train_all, training_folder
 from search.study import study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import Worker
 from storage.database import Database, open_database
+from storage.errors import AlreadyOpenedError, TrackingUnavailableError
 from storage.openings import openings
-from storage.promotions import promotions, trainings
+from storage.promotions import Promotion, failures, promotions, trainings
 from storage.records.tables import metrics
+from storage.records.tables import promotion_trainings as training_rows
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
 from storage.studies import Budget, Study, create_study, open_study
+from storage.tracking.registry import RegisteredModel
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import dump_config
+from trainer.errors import DataError, TrainingCutOff, TrainingFailed
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.files import read_structures
 from trainer.inference.structures import make_structure
@@ -283,6 +295,10 @@ def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) ->
     assert "its test part was opened on" in refused.stderr
     assert "if you mean it, give --again" in refused.stderr
     assert len(openings(study.database, study)) == known
+    # Another study with the same data and split has the same test part.
+    other = place.run("promote", "rows", *OPTIONS)
+    assert other.exit_code == 2
+    assert "study 'rows': its test part was opened on" in other.stderr
 
     process = place.start("promote", "tiny", *OPTIONS, "--again")
     stdout, stderr = process.communicate(timeout=300)
@@ -320,6 +336,171 @@ def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
             for each in (first, second)
         ]
         assert both[0]["fold"] == both[1]["fold"] == dump_config(first.fold)
+
+
+Promote = Callable[..., Promotion]
+
+
+@pytest.fixture
+def alone(place: Place, database: Database, request: pytest.FixtureRequest) -> Study:
+    """A study with a test part of its own."""
+    name = request.node.name[:60]
+    values = {**SEARCH, "name": name, "split": {"seed": len(name)}}
+    train(database, values, place.data, place.home / "features", trials=3)
+    return open_study(database, name)
+
+
+@pytest.fixture
+def promote(alone: Study, place: Place, monkeypatch: pytest.MonkeyPatch) -> Promote:
+    """Promotes it in this process; MLflow is not told."""
+    config = study_from_values(alone.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 1)
+    registered = RegisteredModel(alone.name, "1", "run")
+    monkeypatch.setattr(promotion_steps, "register_model", lambda *_, **__: registered)
+
+    def go(*, again: bool = False) -> Promotion:
+        options = Options(top=2, folds=2, seeds=1, ensemble=1)
+        return Promoter(alone.database, alone, config, task, options, again=again).run(
+            StopRequest(), no_progress
+        )
+
+    return go
+
+
+def refuse(error: Exception) -> Callable[..., Any]:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return refused
+
+
+def test_once_the_test_part_is_open_nothing_else_is_registered(
+    alone: Study, promote: Promote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = alone.database
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_steps, "structures_of_test_part", refuse(DataError("damaged")))
+        with pytest.raises(DataError):
+            promote()
+    assert openings(database, alone) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_steps, "register_model", refuse(TrackingUnavailableError("away")))
+        with pytest.raises(TrackingUnavailableError):
+            promote()
+    (tested,) = promotions(database, alone)
+    assert tested.test is not None
+
+    # By these numbers another candidate would be the best, and its members must not be trained again.
+    with database.writing() as connection:
+        connection.execute(update(training_rows).values(value=1000 - training_rows.c.value))
+    place = database.settings.promotion_folder(alone.name)
+    shutil.rmtree(place / "trainings")
+    member = place / str(tested.id) / "ensemble" / "member-00.safetensors"
+    content = member.read_bytes()
+    member.unlink()
+    with pytest.raises(AlreadyOpenedError, match=r"files are not here, or have changed.* give --again"):
+        promote()
+    member.write_bytes(content)
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_steps, "train_all", refuse(AssertionError("nothing is trained")))
+        ended = promote()
+    assert (ended.id, ended.choice, ended.test) == (tested.id, tested.choice, tested.test)
+    assert len(openings(database, alone)) == 1
+
+
+def test_a_lost_ensemble_is_made_anew_if_it_is_meant(
+    alone: Study, promote: Promote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_steps, "register_model", refuse(TrackingUnavailableError("away")))
+        with pytest.raises(TrackingUnavailableError):
+            promote()
+    shutil.rmtree(alone.database.settings.promotion_folder(alone.name))
+    ended = promote(again=True)
+    lost, _ = promotions(alone.database, alone)
+    assert ended.id != lost.id
+    assert (lost.ended is not None, lost.model_name) == (True, None)
+    assert [each.promotion for each in openings(alone.database, alone)] == [lost.id, ended.id]
+
+
+def test_only_its_own_failure_excludes_a_candidate_and_is_remembered(
+    alone: Study, promote: Promote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, run = alone.database, promotion_trainings.run_training
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_trainings, "run_training", refuse(TrainingCutOff("signal SIGKILL")))
+        with pytest.raises(SearchError, match=r"signal SIGKILL; .* the same command goes on"):
+            promote()
+    assert failures(database, alone) == {}
+    assert trainings(database, alone) == {}
+
+    bad, good = find_candidates(trial_rows(database, alone), 2)
+    tried = []
+
+    def diverges(task: Any, config: Any, *others: Any, **named: Any) -> TrainingResult:
+        if config.hidden == bad.config.hidden and config.activation == bad.config.activation:
+            tried.append(config)
+            raise TrainingFailed("the loss is nan")
+        return run(task, config, *others, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_trainings, "run_training", diverges)
+        patched.setattr(promotion_steps, "build_ensemble", refuse(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            promote()
+    assert set(failures(database, alone).values()) == {"the loss is nan"}
+    assert len(tried) == len(failures(database, alone)) == 4
+    ended = promote()
+    assert ended.choice == good.trial
+    assert {result["failed"] for result in ended.results or []} == {None, "the loss is nan"}
+
+
+def test_only_the_structures_of_the_test_part_are_made(
+    place: Place, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    made: list[int] = []
+    make = promotion_ensemble.structure_of
+
+    def counted(molecule: Any, number: int) -> Any:
+        made.append(number)
+        return make(molecule, number)
+
+    monkeypatch.setattr(promotion_ensemble, "structure_of", counted)
+    everything = read_structures(place.data)
+    for got, number in zip(structures_of_test_part(task), task.split.test, strict=True):
+        assert got.symbols == everything[number].symbols
+        np.testing.assert_array_equal(got.coordinates, everything[number].coordinates)
+    assert len(made) == len(task.split.test)
+
+
+def test_trainings_of_other_versions_are_not_taken_over(
+    place: Place, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    candidates = find_candidates(trial_rows(study.database, study), 1)
+
+    def keys() -> set[str]:
+        return {each.key for each in make_plan(candidates, task, 0, Options()).fold_trainings}
+
+    before = keys()
+    assert keys() == before
+    monkeypatch.setattr(promotion_plan, "version", lambda name: "99")
+    assert not keys() & before
+
+
+def test_a_kinked_winner_is_flagged_for_molecular_dynamics(alone: Study, promote: Promote) -> None:
+    promotion = promote()
+    chosen = find_candidates(trial_rows(alone.database, alone), 1)[0]
+    for activation, flagged in (("relu", True), ("celu", False)):
+        candidate = replace(chosen, config=replace(chosen.config, activation=activation))
+        assert ("does not conserve energy" in description(alone, promotion, candidate, 1)) == flagged
+        lines = _result_lines(promotion, [], "sqlite:///mlflow.db", activation)
+        assert ("does not conserve energy" in lines[-1]) == flagged
 
 
 def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Database, study: Study) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from sqlalchemy import Connection, create_engine, inspect
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
 from storage.marks import mark_of
+from storage.openings import open_test_part, openings
+from storage.promotions import begin_promotion
 from storage.records import schema
 from storage.records.tables import VERSION_TABLE, metadata
 from storage.settings import Settings
-from storage.studies import Budget, create_study, list_studies
+from storage.studies import Budget, Study, create_study, list_studies
+from storage.trials.queue import WorkerInfo
 
 
 def ours(connection: Connection) -> set[str]:
@@ -78,6 +82,20 @@ def test_a_folder_of_artifacts_stays_known(settings: Settings) -> None:
         schema.upgrade(connection)
         assert mark_of(connection) == "0123"
     engine.dispose()
+
+
+def test_openings_stay_and_learn_of_which_test_part_they_are(
+    database: Database, make_study: Callable[..., Study], worker: WorkerInfo
+) -> None:
+    study = make_study()
+    study.set_facts({"data": "d", "split": "s"})
+    promotion = begin_promotion(database, study, {}, worker).id
+    before = open_test_part(database, study, promotion, 3, {"hidden": [8]}, "e", again=False)
+    with database.writing() as connection:
+        command.downgrade(schema._config(connection), "0010")
+        assert connection.exec_driver_sql("SELECT number FROM anitune_openings").scalars().all() == [3]
+        schema.upgrade(connection)
+    assert openings(database, study) == [replace(before, ensemble=None)]
 
 
 def test_each_database_has_a_mark_of_its_own(settings: Settings, tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import getpass
 import threading
 from collections.abc import Callable
 
 import pytest
 
 from storage.database import Database
+from storage.deletion import delete_study
 from storage.errors import AlreadyOpenedError
 from storage.openings import Opening, open_test_part, openings, record_test_error
 from storage.promotions import (
     PromotionTraining,
     begin_promotion,
     end_promotion,
+    failures,
     promotions,
     record_choice,
+    record_failure,
     record_test,
     record_training,
     trainings,
@@ -31,8 +35,13 @@ def begin(study: Study, worker: WorkerInfo, plan: dict[str, object] = PLAN) -> i
     return begin_promotion(study.database, study, plan, worker).id
 
 
-def look(study: Study, promotion: int, again: bool = False) -> Opening:
-    return open_test_part(study.database, study, promotion, 3, {"hidden": [8]}, again=again)
+def look(study: Study, promotion: int, again: bool = False, ensemble: str = "e" * 64) -> Opening:
+    return open_test_part(study.database, study, promotion, 3, {"hidden": [8]}, ensemble, again=again)
+
+
+def with_facts(study: Study, data: str = "d" * 64, split: str = "s" * 64) -> Study:
+    study.set_facts({"data": data, "split": split})
+    return study
 
 
 def test_a_promotion_goes_on_until_it_has_ended(
@@ -49,6 +58,9 @@ def test_a_promotion_goes_on_until_it_has_ended(
 
     record_choice(database, first, [{"trial": 3}, {"trial": 1}], 3, "the best")
     record_test(database, first, {"mae_kcalmol": 0.5})
+    # Another machine that came to other numbers finds what is recorded.
+    record_choice(database, first, [{"trial": 1}], 1, "another")
+    record_test(database, first, {"mae_kcalmol": 9.0})
     end_promotion(database, first, "widths", "1")
     assert unfinished_promotion(database, study, PLAN) is None
     assert begin(study, worker) != first
@@ -68,18 +80,25 @@ def test_trainings_are_kept_once_and_by_study(database: Database, make_study: Ma
     record_training(database, study, PromotionTraining("k" * 64, 3, "structure", 0, 9.0, {}))
     assert trainings(database, study) == {training.key: training}
     assert trainings(database, other) == {}
+    record_failure(database, study, training.key, "the loss is nan")
+    record_failure(database, study, training.key, "another")
+    assert failures(database, study) == {training.key: "the loss is nan"}
+    assert failures(database, other) == {}
 
 
 def test_a_second_opening_is_refused_unless_it_is_meant_and_all_are_listed(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
-    study, other = make_study(), make_study("other")
+    study, other = with_facts(make_study()), with_facts(make_study("other"), split="o" * 64)
     first, second = begin(study, worker), begin(study, worker, {"top": 3})
     opening = look(study, first)
     assert (opening.number, opening.config, opening.test_mae) == (3, {"hidden": [8]}, None)
     assert look(study, first) == opening  # it goes on with its own
+    with pytest.raises(AlreadyOpenedError, match="files are not here, or have changed"):
+        look(study, first, again=True, ensemble="f" * 64)
     record_test_error(database, study, first, 0.5)
-    with pytest.raises(AlreadyOpenedError, match=r"opened on .* for trial 3, test MAE 0.500 .* give --again"):
+    record_test_error(database, study, first, 0.4)
+    with pytest.raises(AlreadyOpenedError, match=r"trial 3 of widths, test MAE 0.500 .* give --again"):
         look(study, second)
     assert [each.promotion for each in openings(database, study)] == [first]
 
@@ -94,22 +113,49 @@ def test_a_second_opening_is_refused_unless_it_is_meant_and_all_are_listed(
 def test_of_two_that_open_at_once_one_is_refused(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
-    study = make_study()
-    ids = [begin(study, worker, {"top": n}) for n in range(4)]
+    studies = [with_facts(make_study()), with_facts(make_study("other"))] * 2
+    ids = [begin(study, worker, {"top": n}) for n, study in enumerate(studies)]
     refused: list[int] = []
     barrier = threading.Barrier(len(ids))
 
-    def open_it(promotion: int) -> None:
+    def open_it(study: Study, promotion: int) -> None:
         barrier.wait()
         try:
             look(study, promotion)
         except AlreadyOpenedError:
             refused.append(promotion)
 
-    threads = [threading.Thread(target=open_it, args=(each,)) for each in ids]
+    threads = [threading.Thread(target=open_it, args=each) for each in zip(studies, ids, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(openings(database, study)) == 1
+    assert len(openings(database, studies[0])) == 1
     assert len(refused) == len(ids) - 1
+
+
+def test_an_opening_is_known_to_every_study_of_the_test_part(
+    database: Database, make_study: MakeStudy, worker: WorkerInfo
+) -> None:
+    study, same = with_facts(make_study()), with_facts(make_study("same"))
+    look(study, begin(study, worker))
+    with pytest.raises(AlreadyOpenedError, match=r"study 'same': .* for trial 3 of widths"):
+        look(same, begin(same, worker))
+
+    delete_study(database, study)
+    new = with_facts(make_study())
+    (opening,) = openings(database, new)
+    assert (opening.study, opening.promotion) == ("widths", None)
+    with pytest.raises(AlreadyOpenedError):
+        look(new, begin(new, worker))
+
+
+def test_a_user_without_a_name_can_open_a_test_part(
+    make_study: MakeStudy, worker: WorkerInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    study = with_facts(make_study())
+    assert look(study, begin(study, worker)).opened_by.startswith("uid ")

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from trainer.config import Precision, TrainConfig
-from trainer.errors import ConfigError, TrainingFailed
+from trainer.errors import ConfigError, TrainingCutOff
 
 #: In smaller batches the products of a CPU are so small that rounding their factors costs what it saves.
 BFLOAT16_FROM: Final = 512
@@ -112,7 +112,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
         if not known and "DefaultCPUAllocator" not in str(error):
             raise
         widths = "-".join(map(str, config.hidden))
-        raise TrainingFailed(
+        raise TrainingCutOff(
             f"out of memory on {find_device(config.device)} "
             f"with batch size {config.batch_size} and widths {widths}: "
             "make training.batch_size or training.hidden smaller"

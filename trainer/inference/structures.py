@@ -53,8 +53,13 @@ def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> S
 
 def structures_of(molecule: Molecule) -> list[Structure]:
     """The structures of a molecule of a data set, in their order."""
+    return [structure_of(molecule, number) for number in range(molecule.structures)]
+
+
+def structure_of(molecule: Molecule, number: int) -> Structure:
+    """One structure of a molecule of a data set."""
     symbols = tuple(SYMBOLS[n - 1] for n in molecule.atomic_numbers)
-    return [Structure(symbols, each.astype(np.float64)) for each in molecule.coordinates]
+    return Structure(symbols, molecule.coordinates[number].astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)
