@@ -171,7 +171,7 @@ def record_test_error(database: Database, study: Study, promotion: int, test_mae
 
 
 def _openings(connection: Connection, facts: Mapping[str, str]) -> list[Opening]:
-    if "split" not in facts:
+    if not {"data", "split"} <= facts.keys():
         return []  # nobody knows its test part yet
     same = (table.c.data == facts["data"], table.c.split == facts["split"])
     query = select(table).where(*same).order_by(table.c.id)
