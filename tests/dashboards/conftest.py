@@ -214,7 +214,8 @@ def promoted(database: Database, study: Study) -> Study:
         training = PromotionTraining(f"member {run}", 2, "member", run, value, {})
         record_training(database, study, training)
     record_training(database, study, PromotionTraining("fold", 2, "structure", 0, 9.0, {}))
-    open_test_part(database, study, promotion, 2, {}, again=False)
+    study.set_facts({"data": "da7a"})
+    open_test_part(database, study, promotion, 2, {}, "e1", again=False)
     record_test_error(database, study, promotion, 0.95)
     test = {"mae_kcalmol": 0.95, "rmse_kcalmol": 1.4, "mean_member_mae_kcalmol": 1.0, "structures": 541}
     record_test(database, promotion, test)

@@ -199,7 +199,7 @@ def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Datab
         }
         for number, difference in ((1, None), (2, apart))
     ]
-    study.set_facts({"data": "d", "split": "s"})
+    study.set_facts({"data": "da7a"})
     for again in (False, True):
         promotion = begin_promotion(database, study, {"again": again}, WORKER).id
         record_choice(database, promotion, results, 2, "it has the fewest parameters")
@@ -231,7 +231,7 @@ def test_after_a_promotion_the_answer_is_the_registered_model(database: Database
 def test_a_second_look_at_the_test_part_is_told_in_the_answer(database: Database, promoted: Study) -> None:
     again = begin_promotion(database, promoted, {"ensemble": 3}, WORKER).id
     record_choice(database, again, [], 1, "it was wanted")
-    open_test_part(database, promoted, again, 1, {}, again=True)
+    open_test_part(database, promoted, again, 1, {}, "e2", again=True)
     text, _ = read(write_report(database, ["widths"]))
     assert "an ensemble of 2" in text, "the second one has not come to a model"
     record_test(database, again, TEST)
