@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING, Final
-
-from dashboards.record import StudyRecord, architecture_of, name_of
-from trainer.networks.smoothness import kink_words
 
 if TYPE_CHECKING:
     from dashboards.ranking import Leaderboard, Noise
@@ -65,32 +61,6 @@ def noise_words(board: Leaderboard) -> str:
         " errors of one molecule's structures are alike, so that their number says too much; trainings with"
         " several seeds (repeats: replicate) or anitune promote say what a difference means."
     )
-
-
-def smoothness_words(record: StudyRecord) -> str | None:
-    """That the winner is nothing for molecular dynamics, if so."""
-    winner = record.winner
-    if winner is None or winner.config is None:
-        return None
-    kinks = kink_words([winner.config["activation"]])
-    return f"Not for molecular dynamics: {name_of(winner)} has {kinks}." if kinks is not None else None
-
-
-def promoted_words(record: StudyRecord) -> str | None:
-    """The registered model of a study, and what it reached on the test part; None: nothing was promoted."""
-    promotion, trial = record.promoted, record.winner
-    if promotion is None or trial is None:
-        return None
-    words = (
-        f"{architecture_of(trial)} ({name_of(trial)}), promoted: an ensemble of {promotion.plan['ensemble']},"
-        f" registered as {promotion.model_name}, version {promotion.model_version}"
-    )
-    if (test := promotion.test) is None:
-        return words
-    opened = next(opening for opening in record.openings if opening.promotion == promotion.id)
-    again = "" if opened == record.openings[0] else ", not for the first time"
-    day = time.strftime("%Y-%m-%d", time.gmtime(opened.opened_at))
-    return f"{words}. On the test part, opened on {day}{again}: MAE {test['mae_kcalmol']:.3f} kcal/mol"
 
 
 def _noise(noise: Noise | None) -> str:

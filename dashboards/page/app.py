@@ -21,14 +21,8 @@ from dashboards import figures, links
 from dashboards.chart import Chart, figure_json
 from dashboards.ranking import Leaderboard, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of, read_study
-from dashboards.words import (
-    budget_words,
-    duration,
-    noise_words,
-    number_words,
-    smoothness_words,
-    standing_words,
-)
+from dashboards.winner import smoothness_words
+from dashboards.words import budget_words, duration, noise_words, number_words, standing_words
 from storage.database import Database
 from storage.errors import DatabaseError, StudyNotFoundError
 from storage.studies import StudySummary, list_studies

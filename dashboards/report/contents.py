@@ -14,14 +14,8 @@ from dashboards.record import StudyRecord, architecture_of, error_of, name_of
 from dashboards.report.data import StudyData
 from dashboards.report.machines import machines_table, versions_words
 from dashboards.report.reproduce import commands, study_file
-from dashboards.words import (
-    budget_words,
-    duration,
-    noise_words,
-    number_words,
-    promoted_words,
-    smoothness_words,
-)
+from dashboards.winner import promoted_words, smoothness_words
+from dashboards.words import budget_words, duration, noise_words, number_words
 
 PLACES: Final = 40
 """Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
