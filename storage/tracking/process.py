@@ -175,17 +175,18 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
     TrackingUnavailableError
         if the tracking server does not answer; nothing is lost.
     """
-    before = undelivered(study)
+    before = left = undelivered(study)
     release_parked(study)
     never = Event()
     patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
     well = time.monotonic()
     while (lease := take_lease(study)) is None:
-        if (trouble := last_error(study)) is None:
+        last, left = left, undelivered(study)
+        if (trouble := last_error(study)) is None or left < last:  # it is said until a pass had none
             well = time.monotonic()
         elif time.monotonic() - well > LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
             raise TrackingUnavailableError(trouble)
-        if undelivered(study) == 0:
+        if left == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
             patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).tell_study)
             return SyncResult(delivered=before, parked=0)
