@@ -184,7 +184,7 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
         last, left = left, undelivered(study)
         if (trouble := last_error(study)) is None or left < last:  # it is said until a pass had none
             well = time.monotonic()
-        elif time.monotonic() - well > LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
+        elif time.monotonic() - well > 2 * LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
             raise TrackingUnavailableError(trouble)
         if left == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
