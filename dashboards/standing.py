@@ -258,7 +258,9 @@ def _processes(mlflow: _Mlflow) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == mlflow.pid and "mlflow" in " ".join(process.cmdline()):
+            ours = os.getpgid(process.pid) == mlflow.pid and process.status() != psutil.STATUS_ZOMBIE
+            # The first is known by when it began: it has no command line yet where it just starts.
+            if ours and (process.pid == mlflow.pid or "mlflow" in " ".join(process.cmdline())):
                 found.append(process)
     return found
 

@@ -15,12 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Response, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 SIZE = {"width": 1600, "height": 1000}  # pixels
 PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 
 #: Neither a sandbox (in a container it has no rights to make one) nor anything that calls home.
 ARGUMENTS = [
