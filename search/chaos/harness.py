@@ -152,6 +152,8 @@ class _Chaos:
             waiting += missed
             if not ended:
                 # A fault for which there is no victim now waits; those after it do not.
+                # Relays that are to be killed need a server that answers: it goes away again after them.
+                waiting.sort(key=lambda kind: kind == "mlflow")
                 waiting = [kind for kind in waiting if not self._inject(kind)]
             time.sleep(0.25)
         return self._measure(began)
@@ -161,7 +163,7 @@ class _Chaos:
             case "postgresql":
                 self._postgresql.crash()
             case "mlflow":
-                if self._mlflow_away or not self._mlflow.answers():
+                if self._wire.waits or self._mlflow_away or not self._mlflow.answers():
                     return False
                 self._mlflow.kill()
                 self._mlflow_away = True

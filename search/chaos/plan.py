@@ -28,7 +28,7 @@ class Plan:
     ----------
     counts : how often each kind of fault must have had its effect
     gap : mean time between two faults, s
-    away : how long a killed MLflow server stays away, s
+    away : how long a killed MLflow server stays away until it is started again, s
     lease : how long a silent worker keeps its trial, s
     """
 
@@ -60,8 +60,9 @@ def long_plan(seed: int) -> Plan:
         "mlflow": 5,
         "relay": 5,
     }
-    # Five times the server is away for a minute, and comes back: the trainings must last as long.
-    return Plan(seed, 60, 4, 64, counts, gap=8.0, away=60.0, lease=8.0)
+    # Five times the server is away for a minute, of which it takes a third to start, and in between relays
+    # are killed at deliveries: the trainings must last as long.
+    return Plan(seed, 60, 4, 128, counts, gap=8.0, away=40.0, lease=8.0)
 
 
 def short_plan(seed: int) -> Plan:
