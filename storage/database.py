@@ -93,7 +93,8 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection to read our tables with: it sees one state, and blocks nobody."""
-        with self.plain_errors(), self._readers.connect() as connection:
+        # Committed, not rolled back: with that psycopg forgets the statements that the server has prepared.
+        with self.plain_errors(), self._readers.begin() as connection:
             yield connection
 
     @contextmanager

@@ -47,6 +47,11 @@ def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     where = redacted(url)
     if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
         return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
+    ours = is_of_anitune_up(url, home)
+    advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
+    if isinstance(error, exc.PendingRollbackError):
+        # Optuna took a broken connection for a query that is too long, and asked again.
+        return DatabaseUnreachableError(f"{where}: the connection broke; {advice}")
     if not isinstance(error, exc.DBAPIError) or error.orig is None:
         return DatabaseError(f"{where}: {_first_line(error)}")
     said = _first_line(error.orig)
@@ -59,8 +64,6 @@ def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
         return DatabaseStartingError(f"{where}: {said}; try again in a minute")
     away = state is None and isinstance(error, exc.OperationalError)  # no server spoke
     if error.connection_invalidated or away or (state or "").startswith(_AWAY):
-        ours = is_of_anitune_up(url, home)
-        advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
         return DatabaseUnreachableError(f"{where}: {said}; {advice}")
     return DatabaseError(f"{where}: {said}")
 

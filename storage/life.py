@@ -9,12 +9,13 @@ and not shown among the others.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select, update
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError, StudyStateError
+from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, studies
 from storage.studies import Budget, Study, StudyState, budget_of, budget_values
 
@@ -98,10 +99,13 @@ def locked_row(connection: Connection, study: Study) -> Row[Any]:
     StudyNotFoundError
         if the study was deleted.
     """
-    row = connection.execute(select(studies).where(studies.c.id == study.id).with_for_update()).one_or_none()
+    row = connection.execute(_LOCKED, study_key(study.id)).one_or_none()
     if row is None:
         raise StudyNotFoundError(f"study {study.name!r} was deleted")
     return row
+
+
+_LOCKED: Final = select(studies).where(of_study()).with_for_update()
 
 
 def _sum(study: Study, what: str, limit: float | None, more: float | None) -> float | None:

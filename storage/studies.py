@@ -15,11 +15,12 @@ from optuna import Trial as OptunaTrial
 from optuna import create_study as create_optuna_study
 from optuna import load_study as load_optuna_study
 from optuna.exceptions import ExperimentalWarning
-from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
+from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.settings import redacted
 from storage.tracking.outbox import StudyMessage, enqueue
@@ -71,8 +72,7 @@ class Study:
 
     def facts_in(self, connection: Connection) -> dict[str, str]:
         """:attr:`facts`, read in an open transaction."""
-        query = select(studies.c.facts).where(studies.c.id == self.id)
-        return dict(connection.execute(query).scalar_one())
+        return dict(connection.execute(_FACTS, study_key(self.id)).scalar_one())
 
     def set_facts(self, facts: Mapping[str, str]) -> None:
         """Keep fingerprints of the data and the split; the first to set one decides.
@@ -262,7 +262,7 @@ def summarize_study(database: Database, study: Study) -> StudySummary:
 def study_progress(database: Database, study: Study) -> StudyProgress:
     """How far one study has come: quick enough to be asked at each trial."""
     with database.reading() as connection:
-        row = connection.execute(select(studies).where(studies.c.id == study.id)).one()
+        row = connection.execute(_STUDY, study_key(study.id)).one()
         return StudyProgress(**_progress(connection, row))
 
 
@@ -337,7 +337,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _progress_query() -> Select[Any]:
     """How many trials of a study are in each state, and which is the best."""
-    ours = trials.c.study_id == bindparam("study_id")
+    ours = of_study(trials.c.study_id)
     latest = (
         (attempts.c.study_id == trials.c.study_id)
         & (attempts.c.number == trials.c.number)
@@ -367,13 +367,15 @@ def _progress_query() -> Select[Any]:
     )
 
 
+# Executed for each trial, and so made once: see storage.records.keys.
+_STUDY: Final = select(studies).where(of_study())
+_FACTS: Final = select(studies.c.facts).where(of_study())
 _PROGRESS: Final = _progress_query()
-"""Asked at each trial, and so made once."""
 
 
 def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
     """The fields of :class:`StudyProgress`."""
-    found = connection.execute(_PROGRESS, {"study_id": row.id}).one()
+    found = connection.execute(_PROGRESS, study_key(row.id)).one()
     return {
         "name": row.name,
         "budget": budget_of(row),

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,9 +30,10 @@ from search.errors import SearchError
 from search.work.repeat import recorded_trial
 from storage.database import open_database
 from storage.errors import DatabaseError
+from storage.life import change_state
 from storage.records.tables import attempts, relays
 from storage.settings import Settings
-from storage.studies import Study, open_study
+from storage.studies import Study, StudyState, open_study
 from storage.trials.views import TrialRow, metric_history, trial_rows
 
 logger = logging.getLogger("anitune")
@@ -57,7 +58,7 @@ limits: {{trials: {trials}}}
 R = TypeVar("R")
 
 HASTE = 0.75
-"""Part of the trials by whose end all faults have been sent: a machine may be faster than the plan."""
+"""Part of the trials by whose end all faults have come: a machine may be faster than the plan."""
 
 PATIENCE = 1800.0
 """Until a study that does not come to its end is given up, s."""
@@ -118,6 +119,7 @@ class _Chaos:
         self._missed_relays: list[Kind] = []
         self._repeated: Counter[Kind] = Counter()
         self._mlflow_away = False
+        self._paused = False
 
     def run(self) -> Report:
         began = time.monotonic()
@@ -132,6 +134,7 @@ class _Chaos:
             trials = self._trials()
             ended = self._have_ended(trials)
             if not ended:
+                self._pace(trials)
                 self._fleet.fill()
             else:
                 self._fleet.reap()
@@ -142,7 +145,7 @@ class _Chaos:
             while (
                 due is not None
                 and faults
-                and (time.monotonic() >= due + faults[0][0] or self._is_late(len(faults), trials))
+                and (time.monotonic() >= due + faults[0][0] or self._is_late(faults, trials))
             ):
                 delay, kind = faults.pop(0)
                 due = min(due + delay, time.monotonic())
@@ -163,13 +166,13 @@ class _Chaos:
             case "postgresql":
                 self._postgresql.crash()
             case "mlflow":
-                if self._wire.waits or self._mlflow_away or not self._mlflow.answers():
+                if self._wire.waits or not self._mlflow_serves():
                     return False
                 self._mlflow.kill()
                 self._mlflow_away = True
                 self._after(self._plan.away, self._bring_mlflow_back)
             case "relay":
-                if self._wire.waits or self._mlflow_away or not self._mlflow.answers():
+                if self._wire.waits or not self._mlflow_serves():
                     return False
                 self._wire.kill_at_next_delivery(self._kill_relay)
                 return True  # counted when it has happened
@@ -197,6 +200,9 @@ class _Chaos:
 
     def _reached(self) -> Counter[Kind]:
         return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._sleepers.overtaken})
+
+    def _mlflow_serves(self) -> bool:
+        return not self._mlflow_away and self._mlflow.answers()
 
     def _bring_mlflow_back(self) -> None:
         self._mlflow.start()
@@ -233,10 +239,25 @@ class _Chaos:
     def _have_ended(self, trials: list[TrialRow]) -> bool:
         return len(trials) >= self._plan.trials and all(trial.ended is not None for trial in trials)
 
-    def _is_late(self, faults: int, trials: list[TrialRow]) -> bool:
-        """Whether the study would end before so many faults have come."""
-        ended = sum(trial.ended is not None for trial in trials) / (HASTE * self._plan.trials)
-        return 1 - faults / sum(self._plan.counts.values()) < ended
+    def _is_late(self, faults: Sequence[object], trials: list[TrialRow]) -> bool:
+        """Whether the study would end before these faults have come."""
+        return 1 - len(faults) / sum(self._plan.counts.values()) < self._ended_part(trials)
+
+    def _pace(self, trials: list[TrialRow]) -> None:
+        """Let no trial begin while MLflow is away, where the study would end before it was away often enough.
+
+        Else a fast machine is through with the trials before the server has come back for the first time.
+        """
+        required = self._plan.counts
+        reached = sum((self._reached() & Counter(required)).values()) / sum(required.values())
+        pause = reached < self._ended_part(trials) and not self._mlflow_serves()
+        if pause != self._paused:
+            to: StudyState = "paused" if pause else "open"
+            _patiently(lambda: change_state(self._study.database, self._study, to, of=("open", "paused")))
+            self._paused = pause
+
+    def _ended_part(self, trials: list[TrialRow]) -> float:
+        return sum(trial.ended is not None for trial in trials) / (HASTE * self._plan.trials)
 
     def _shown(self) -> str:
         faults = ", ".join(f"{kind} {self._reached()[kind]} of {n}" for kind, n in self._plan.counts.items())

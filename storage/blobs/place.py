@@ -86,7 +86,10 @@ def _store(database: Database) -> BlobStore:
 
 
 def _recorded(connection: Connection) -> Row[Any] | None:
-    return connection.execute(select(artifact_place)).one_or_none()
+    return connection.execute(_PLACE).one_or_none()
+
+
+_PLACE: Final = select(artifact_place)
 
 
 def _compare(settings: Settings, recorded: Row[Any], mark: str) -> None:

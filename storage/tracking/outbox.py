@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, insert
 
@@ -113,11 +113,8 @@ _KINDS: dict[str, type[Message]] = {
 def enqueue(connection: Connection, study_id: int, number: int | None, messages: Sequence[Message]) -> None:
     """Write messages about a trial (or, without a number, about the study) in the open transaction."""
     for message in messages:
-        connection.execute(
-            insert(outbox).values(
-                study_id=study_id, number=number, kind=message.kind, payload=asdict(message), created_at=now()
-            )
-        )
+        row = {"study_id": study_id, "number": number, "kind": message.kind, "payload": asdict(message)}
+        connection.execute(_NEW, row)
 
 
 def read_message(kind: str, payload: Mapping[str, Any]) -> Message:
@@ -125,3 +122,6 @@ def read_message(kind: str, payload: Mapping[str, Any]) -> Message:
     if kind == MetricsMessage.kind:
         return MetricsMessage(rows=tuple(MetricRow(**row) for row in payload["rows"]))
     return _KINDS[kind](**payload)
+
+
+_NEW: Final = insert(outbox).values(created_at=now())

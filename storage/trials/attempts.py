@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningInsert
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -24,6 +25,7 @@ from tenacity import (
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, TrialClosedError
 from storage.life import locked_row
+from storage.records.keys import of_study, of_trial, study_key, trial_key
 from storage.records.tables import attempts, metrics, now, rungs, studies, trials
 from storage.studies import Study, StudyState
 from storage.tracking.outbox import (
@@ -79,6 +81,8 @@ class Attempt:
         self.patience = patience
         self._database = database
         self._lease = fencing.Lease(study.id, claim.number, claim.token)
+        self._key = trial_key(study.id, claim.number)
+        self._token = {"of_token": claim.token}
 
     def fenced(self) -> AbstractContextManager[None]:
         """A block in which Optuna's own writes, in this thread, are refused once the lease is lost."""
@@ -88,9 +92,8 @@ class Attempt:
         """Show a sign of life: the lease begins anew. Answers the state of the study."""
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
-            self._update_attempt(connection, renewed_at=now(), lease_until=now() + self.claim.lease_seconds)
-            query = select(studies.c.state).where(studies.c.id == self.study.id)
-            state: StudyState = connection.execute(query).scalar_one()
+            connection.execute(_RENEWED, self._token | {"lease_seconds": self.claim.lease_seconds})
+            state: StudyState = connection.execute(_STUDY_STATE, study_key(self.study.id)).scalar_one()
         return state
 
     @_patient
@@ -186,13 +189,8 @@ class Attempt:
                     self._enqueue(connection, artifact)
                 ending = twins.ending(connection, trial, twin)
                 endings.record(connection, trial, ending)
-                self._update_attempt(
-                    connection,
-                    ended_at=now(),
-                    outcome=ending.state,
-                    reason=ending.reason,
-                    last_epoch=twin.epochs,
-                )
+                self._update_attempt(connection, last_epoch=twin.epochs)
+                self._end_attempt(connection, ending.state, ending.reason)
         endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
@@ -257,7 +255,7 @@ class Attempt:
                 raise self._closed() from error
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
-            connection.execute(update(rungs).where(*self._is(rungs), rungs.c.step == step).values(stop=stop))
+            connection.execute(_DECIDED, self._key | {"of_step": step, "stop": stop})
         return stop
 
     @_patient
@@ -306,7 +304,7 @@ class Attempt:
             if row.ended_at is None or row.outcome != ending.state:
                 fencing.refuse_ended(self._lease, row)
                 endings.record(connection, self._trial(connection), ending)
-                self._update_attempt(connection, ended_at=now(), outcome=ending.state, reason=ending.reason)
+                self._end_attempt(connection, ending.state, ending.reason)
         endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
@@ -319,7 +317,7 @@ class Attempt:
             row = fencing.find(connection, self._lease)
             if row.ended_at is None or row.outcome == "expired":
                 fencing.refuse_ended(self._lease, row)
-                self._update_attempt(connection, ended_at=now(), outcome="handed_back", reason=reason)
+                self._end_attempt(connection, "handed_back", reason)
 
     def _open_rung(
         self, step: int, value: float, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None
@@ -329,8 +327,7 @@ class Attempt:
             attempt = fencing.hold(connection, self._lease)
             self._record_metrics(connection, attempt, rows)
             kept.record(connection, attempt)
-            this = (*self._is(rungs), rungs.c.step == step)
-            rung = connection.execute(select(rungs).where(*this)).one_or_none()
+            rung = connection.execute(_RUNG, self._key | {"of_step": step}).one_or_none()
             trial_id = self.claim.optuna_trial_id
             if rung is None:
                 connection.execute(
@@ -373,27 +370,42 @@ class Attempt:
             }
             for row in rows
         ]
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         # The rows as parameters: a statement that names each of them would be compiled anew each time.
-        statement = insert(metrics).on_conflict_do_nothing().returning(metrics.c.key, metrics.c.step)
-        written = {tuple(key) for key in connection.execute(statement, values)}
+        new = _new_metrics(connection.dialect.name)
+        written = {tuple(key) for key in connection.execute(new, values)}
         return tuple(row for row in rows if (row.key, row.step) in written)
 
     def _closed(self) -> TrialClosedError:
         return TrialClosedError(f"trial {self.claim.number} was ended or deleted in the Optuna dashboard")
 
     def _trial(self, connection: Connection) -> Row[Any]:
-        return connection.execute(select(trials).where(*self._is(trials))).one()
+        return connection.execute(_TRIAL, self._key).one()
 
     def _update_trial(self, connection: Connection, **values: Any) -> None:
-        connection.execute(update(trials).where(*self._is(trials)).values(**values))
+        connection.execute(_UPDATED_TRIAL, self._key | values)
 
     def _update_attempt(self, connection: Connection, **values: Any) -> None:
-        this = (*self._is(attempts), attempts.c.token == self.claim.token)
-        connection.execute(update(attempts).where(*this).values(**values))
+        connection.execute(_UPDATED, self._token | values)
+
+    def _end_attempt(self, connection: Connection, outcome: str, reason: str | None) -> None:
+        connection.execute(_ENDED, self._token | {"outcome": outcome, "reason": reason})
 
     def _enqueue(self, connection: Connection, message: Any) -> None:
         enqueue(connection, self.study.id, self.claim.number, [message])
 
-    def _is(self, table: Any) -> tuple[Any, ...]:
-        return (table.c.study_id == self.study.id, table.c.number == self.claim.number)
+
+@functools.cache
+def _new_metrics(dialect: str) -> ReturningInsert[Any]:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(metrics).on_conflict_do_nothing().returning(metrics.c.key, metrics.c.step)
+
+
+# Executed for each trial, and so made once: see storage.records.keys.
+_STUDY_STATE: Final = select(studies.c.state).where(of_study())
+_TRIAL: Final = select(trials).where(of_trial(trials))
+_UPDATED_TRIAL: Final = update(trials).where(of_trial(trials))
+_UPDATED: Final = update(attempts).where(attempts.c.token == bindparam("of_token"))
+_ENDED: Final = _UPDATED.values(ended_at=now())
+_RENEWED: Final = _UPDATED.values(renewed_at=now(), lease_until=now() + bindparam("lease_seconds"))
+_RUNG: Final = select(rungs).where(of_trial(rungs), rungs.c.step == bindparam("of_step"))
+_DECIDED: Final = update(rungs).where(of_trial(rungs), rungs.c.step == bindparam("of_step"))

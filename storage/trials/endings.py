@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from storage.blobs.place import open_blobs
 from storage.database import Database
+from storage.records.keys import of_study, of_trial, study_key, trial_key
 from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
 from storage.settings import attempt_logs
 from storage.studies import Study
@@ -56,18 +57,14 @@ class Ending:
 
 def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
     """Write the end of a trial (a row of ``anitune_trials``) in the open transaction."""
-    connection.execute(
-        update(trials)
-        .where(trials.c.study_id == trial.study_id, trials.c.number == trial.number)
-        .values(
-            state=ending.state,
-            value=ending.value,
-            reason=ending.reason,
-            summary=dict(ending.summary),
-            tags={**trial.tags, **ending.tags},
-            ended_at=now(),
-        )
-    )
+    values = {
+        "state": ending.state,
+        "value": ending.value,
+        "reason": ending.reason,
+        "summary": dict(ending.summary),
+        "tags": {**trial.tags, **ending.tags},
+    }
+    connection.execute(_ENDED, trial_key(trial.study_id, trial.number) | values)
     end = TrialEndMessage(
         state=ending.state,
         value=ending.value,
@@ -82,13 +79,7 @@ def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
 
 def untold(connection: Connection, study: Study, leave: Collection[int] = ()) -> Sequence[int]:
     """The trials of whose end Optuna is to be told, but for those to ``leave`` alone."""
-    query = select(trials.c.number).where(
-        trials.c.study_id == study.id,
-        trials.c.state != "running",
-        trials.c.told.is_(False),
-        trials.c.number.not_in(leave),
-    )
-    return connection.execute(query.order_by(trials.c.number)).scalars().all()
+    return connection.execute(_UNTOLD, study_key(study.id) | {"leave": list(leave)}).scalars().all()
 
 
 def settle(database: Database, study: Study, number: int) -> None:
@@ -96,9 +87,9 @@ def settle(database: Database, study: Study, number: int) -> None:
 
     Two processes may do this at once: they write the same.
     """
-    this = (trials.c.study_id == study.id, trials.c.number == number)
+    this = trial_key(study.id, number)
     with database.reading() as connection:
-        trial = connection.execute(select(trials).where(*this)).one()
+        trial = connection.execute(_TRIAL, this).one()
         attributes = _user_attributes(connection, trial)
         rows = [row for row in _artifact_rows(connection, trial) if is_image(row.path)]
     images = dict(shown for row in rows if (shown := show_image(database, row)) is not None)
@@ -107,12 +98,12 @@ def settle(database: Database, study: Study, number: int) -> None:
     logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
     with kept_files.stored(database, logs) as kept, database.writing() as connection:
         # One after the other: the second finds what the first has written.
-        connection.execute(select(trials.c.number).where(*this).with_for_update())
+        connection.execute(_LOCKED, this)
         kept_files.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
             connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images
         )
-        connection.execute(update(trials).where(*this).values(told=True))
+        connection.execute(_UPDATED, this | {"told": True})
         elsewhere = database.settings.artifacts_elsewhere
         dropped = checkpoints.drop(connection, study, number) if elsewhere else None
     if dropped is not None:
@@ -122,10 +113,7 @@ def settle(database: Database, study: Study, number: int) -> None:
 
 
 def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str | float]:
-    spent = select(
-        seconds_spent().label("seconds"), attempts.c.last_epoch.label("epochs"), attempts.c.worker
-    ).where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
-    rows = connection.execute(spent).all()
+    rows = connection.execute(_SPENT, trial_key(trial.study_id, trial.number)).all()
     on_gpu = [row.seconds for row in rows if str(row.worker.get("device")).startswith("cuda")]
     why = "fail_reason" if trial.state == "failed" else "stopped_because"
     return {
@@ -140,7 +128,25 @@ def _user_attributes(connection: Connection, trial: Row[Any]) -> dict[str, str |
 
 
 def _artifact_rows(connection: Connection, trial: Row[Any]) -> list[Row[Any]]:
-    query = select(artifacts).where(
-        artifacts.c.study_id == trial.study_id, artifacts.c.number == trial.number
+    return list(connection.execute(_ARTIFACTS, trial_key(trial.study_id, trial.number)))
+
+
+# Executed for each trial, and so made once: see storage.records.keys.
+_TRIAL: Final = select(trials).where(of_trial(trials))
+_LOCKED: Final = select(trials.c.number).where(of_trial(trials)).with_for_update()
+_UPDATED: Final = update(trials).where(of_trial(trials))
+_ENDED: Final = _UPDATED.values(ended_at=now())
+_UNTOLD: Final = (
+    select(trials.c.number)
+    .where(
+        of_study(trials.c.study_id),
+        trials.c.state != "running",
+        trials.c.told.is_(False),
+        trials.c.number.not_in(bindparam("leave", expanding=True)),
     )
-    return list(connection.execute(query.order_by(artifacts.c.position)))
+    .order_by(trials.c.number)
+)
+_SPENT: Final = select(
+    seconds_spent().label("seconds"), attempts.c.last_epoch.label("epochs"), attempts.c.worker
+).where(of_trial(attempts))
+_ARTIFACTS: Final = select(artifacts).where(of_trial(artifacts)).order_by(artifacts.c.position)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, event, select
+from sqlalchemy import Connection, Row, bindparam, event, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from storage.errors import LeaseLostError
@@ -65,7 +65,7 @@ def find(connection: Connection, lease: Lease) -> Row[Any]:
     LeaseLostError
         if the study was deleted.
     """
-    row = connection.execute(select(attempts).where(*_is(lease)).with_for_update()).one_or_none()
+    row = connection.execute(_LOCKED, asdict(lease)).one_or_none()
     if row is None:
         raise LeaseLostError(f"trial {lease.number}: its study was deleted, nothing was written")
     return row
@@ -95,14 +95,13 @@ def _check(session: Session) -> None:
         return
     # SQLite takes its write lock with the first write: only from then on the lease cannot change.
     session.flush()
-    live = select(attempts.c.attempt).where(*_is(lease), attempts.c.ended_at.is_(None))
-    if session.execute(live.with_for_update(read=True)).first() is None:
+    if session.execute(_LIVE, asdict(lease)).first() is None:
         raise LeaseLostError(f"trial {lease.number}: another worker has taken it over, nothing was written")
 
 
-def _is(lease: Lease) -> tuple[Any, ...]:
-    return (
-        attempts.c.study_id == lease.study_id,
-        attempts.c.number == lease.number,
-        attempts.c.token == lease.token,
-    )
+# Asked at each write, and so made once.
+_THIS: Final = select(attempts).where(
+    *(attempts.c[name] == bindparam(name) for name in ("study_id", "number", "token"))
+)
+_LOCKED: Final = _THIS.with_for_update()
+_LIVE: Final = _THIS.where(attempts.c.ended_at.is_(None)).with_for_update(read=True)

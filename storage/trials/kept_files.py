@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from storage.blobs.names import checked_name
 from storage.blobs.place import open_blobs
 from storage.database import Database
+from storage.records.keys import of_trial, trial_key
 from storage.records.tables import artifacts
 from storage.tracking.outbox import ArtifactMessage, enqueue
 
@@ -44,17 +46,21 @@ def stored(database: Database, files: Mapping[str, Path]) -> Iterator[Kept]:
 
 def record(connection: Connection, study_id: int, number: int, attempt: int, kept: Kept) -> None:
     """Write the rows of files, and tell of those that are new or have changed; the last ones stay."""
-    ours = (artifacts.c.study_id == study_id, artifacts.c.number == number)
-    query = select(artifacts.c.path, artifacts.c.digest).where(*ours)
-    known = {row.path: row.digest for row in connection.execute(query)}
+    ours = trial_key(study_id, number)
+    known = {row.path: row.digest for row in connection.execute(_KNOWN, ours)}
     for path, (digest, size) in kept.items():
         if known.get(path) == digest:
             continue
         values = {"digest": digest, "size": size, "attempt": attempt}
         if path in known:
-            connection.execute(update(artifacts).where(*ours, artifacts.c.path == path).values(values))
+            connection.execute(_CHANGED, {**ours, "of_path": path, **values})
         else:
             key = {"study_id": study_id, "number": number, "path": path}
-            connection.execute(insert(artifacts).values(**key, position=len(known) + 1, **values))
+            connection.execute(_NEW, {**key, "position": len(known) + 1, **values})
         known[path] = digest
         enqueue(connection, study_id, number, [ArtifactMessage(path=path, digest=digest, size=size)])
+
+
+_KNOWN: Final = select(artifacts.c.path, artifacts.c.digest).where(of_trial(artifacts))
+_CHANGED: Final = update(artifacts).where(of_trial(artifacts), artifacts.c.path == bindparam("of_path"))
+_NEW: Final = insert(artifacts)

@@ -11,11 +11,12 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Table, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Insert, Table, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StudyNotFoundError
@@ -64,31 +65,29 @@ def set_state(connection: Connection, optuna_trial_id: int, state: TrialState) -
     connection.execute(update(_trials).where(this).values(state=state, datetime_complete=None))
 
 
-def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]:
-    """Begin the first trial that waits in Optuna's queue, else a new one; its number and id.
+def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int, dict[str, Any]]:
+    """Begin the first trial that waits in Optuna's queue, else a new one.
+
+    Returns
+    -------
+    Its number, its id, and the parameters that a person wants it to have.
 
     Raises
     ------
     StudyNotFoundError
         if the study was deleted in the Optuna dashboard.
     """
-    # The lock that Optuna takes itself when it numbers a trial.
-    lock = select(_studies.c.study_id).where(_studies.c.study_id == optuna_study_id).with_for_update()
-    if connection.execute(lock).first() is None:
+    this = {"of_study": optuna_study_id}
+    if connection.execute(_LOCKED_STUDY, this).first() is None:
         raise StudyNotFoundError("the study was deleted in the Optuna dashboard: begin one of another name")
-    ours = _trials.c.study_id == optuna_study_id
-    running: dict[str, Any] = {
-        "state": TrialState.RUNNING,
-        "datetime_start": _now(),
-    }
-    queue = select(_trials.c.number, _trials.c.trial_id).where(ours, _trials.c.state == TrialState.WAITING)
-    waiting = connection.execute(queue.order_by(_trials.c.number).limit(1).with_for_update()).first()
+    running = {"state": TrialState.RUNNING, "datetime_start": _now()}
+    waiting = connection.execute(_FIRST_WAITING, this).first()
     if waiting is not None:
-        connection.execute(update(_trials).where(_trials.c.trial_id == waiting.trial_id).values(running))
-        return waiting.number, waiting.trial_id
-    number = connection.execute(select(func.count()).select_from(_trials).where(ours)).scalar_one()
-    new = insert(_trials).values(study_id=optuna_study_id, number=number, **running)
-    return number, connection.execute(new.returning(_trials.c.trial_id)).scalar_one()
+        connection.execute(_UPDATED, {"of_trial": waiting.trial_id, **running})
+        return waiting.number, waiting.trial_id, asked_for(connection, waiting.trial_id)
+    number = connection.execute(_COUNTED, this).scalar_one()
+    new = {"study_id": optuna_study_id, "number": number, **running}
+    return number, connection.execute(_NEW, new).scalar_one(), {}
 
 
 def asked_for(connection: Connection, optuna_trial_id: int) -> dict[str, Any]:
@@ -112,9 +111,8 @@ def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str
     if state is None or state.is_finished():
         return False
     if params:
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(
-            insert(_params).on_conflict_do_nothing(),
+            _added(_params, connection.dialect.name),
             [
                 {
                     "trial_id": optuna_trial_id,
@@ -148,27 +146,22 @@ def end_trial(
     now = _locked_state(connection, optuna_trial_id)
     if now is None or now.is_finished():
         return now is not None
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    dialect = connection.dialect.name
     for table, values in ((_user_attributes, user), (_attributes, system)):
-        if not values:
-            continue
-        new = insert(table)
-        write = new.on_conflict_do_update(
-            index_elements=[table.c.trial_id, table.c.key], set_={"value_json": new.excluded.value_json}
-        )
-        connection.execute(
-            write,
-            [
-                {"trial_id": optuna_trial_id, "key": key, "value_json": json.dumps(value)}
-                for key, value in values.items()
-            ],
-        )
+        if values:
+            connection.execute(
+                _set(table, dialect),
+                [
+                    {"trial_id": optuna_trial_id, "key": key, "value_json": json.dumps(value)}
+                    for key, value in values.items()
+                ],
+            )
     if value is not None:
         stored, kind = models.TrialValueModel.value_to_stored_repr(value)
         row = {"trial_id": optuna_trial_id, "objective": 0, "value": stored, "value_type": kind}
-        connection.execute(insert(_results).on_conflict_do_nothing(), row)
-    ended = {"state": state, "datetime_complete": _now()}
-    connection.execute(update(_trials).where(_trials.c.trial_id == optuna_trial_id).values(ended))
+        connection.execute(_added(_results, dialect), row)
+    ended = {"of_trial": optuna_trial_id, "state": state, "datetime_complete": _now()}
+    connection.execute(_UPDATED, ended)
     return True
 
 
@@ -199,8 +192,7 @@ def drop_pruner_marks(connection: Connection, optuna_trial_id: int, keep: Collec
 
 def _locked_state(connection: Connection, optuna_trial_id: int) -> TrialState | None:
     """The state of a trial, whose row is locked until the open transaction ends; None if it was deleted."""
-    query = select(_trials.c.state).where(_trials.c.trial_id == optuna_trial_id).with_for_update()
-    state: TrialState | None = connection.execute(query).scalar()
+    state: TrialState | None = connection.execute(_LOCKED_STATE, {"of_trial": optuna_trial_id}).scalar()
     return state
 
 
@@ -211,3 +203,41 @@ def _now() -> datetime:
 
 def _marks_of(optuna_trial_id: int) -> tuple[Any, ...]:
     return (_attributes.c.trial_id == optuna_trial_id, _attributes.c.key.startswith(_MARK, autoescape=True))
+
+
+@cache
+def _added(table: Table, dialect: str) -> Insert:
+    """New rows; those that are there stay."""
+    return _insert(table, dialect).on_conflict_do_nothing()
+
+
+@cache
+def _set(table: Table, dialect: str) -> Insert:
+    """Rows of attributes, whether they are there or not."""
+    new = _insert(table, dialect)
+    return new.on_conflict_do_update(
+        index_elements=[table.c.trial_id, table.c.key], set_={"value_json": new.excluded.value_json}
+    )
+
+
+def _insert(table: Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+# Executed for each trial, and so made once: see storage.records.keys.
+_OURS: Final = _trials.c.study_id == bindparam("of_study")
+_THIS: Final = _trials.c.trial_id == bindparam("of_trial")
+_LOCKED_STUDY: Final = (  # the lock that Optuna takes itself when it numbers a trial
+    select(_studies.c.study_id).where(_studies.c.study_id == bindparam("of_study")).with_for_update()
+)
+_FIRST_WAITING: Final = (
+    select(_trials.c.number, _trials.c.trial_id)
+    .where(_OURS, _trials.c.state == TrialState.WAITING)
+    .order_by(_trials.c.number)
+    .limit(1)
+    .with_for_update()
+)
+_COUNTED: Final = select(func.count()).select_from(_trials).where(_OURS)
+_NEW: Final = insert(_trials).returning(_trials.c.trial_id)
+_UPDATED: Final = update(_trials).where(_THIS)
+_LOCKED_STATE: Final = select(_trials.c.state).where(_THIS).with_for_update()

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -16,6 +16,7 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     and_,
+    bindparam,
     func,
     insert,
     select,
@@ -23,7 +24,8 @@ from sqlalchemy import (
 )
 
 from storage.database import Database
-from storage.errors import StudyNotFoundError
+from storage.life import locked_row
+from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
@@ -115,12 +117,8 @@ def claim_trial(
         if the study was deleted.
     """
     with database.writing() as connection:
-        query = select(studies).where(studies.c.id == study.id).with_for_update()
-        row = connection.execute(query).one_or_none()
-        if row is None:
-            raise StudyNotFoundError(f"study {study.name!r} was deleted")
         claim = None
-        if row.state == "open":
+        if locked_row(connection, study).state == "open":
             claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
             if claim is None and _budget_lasts(connection, study):
                 claim = _begin(connection, study, worker, lease_seconds)
@@ -174,8 +172,7 @@ def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
 
 
 def _budget_lasts(connection: Connection, study: Study) -> bool:
-    query = select(studies.c.id).where(studies.c.id == study.id, _within_budget())
-    return connection.execute(query).first() is not None
+    return connection.execute(_WITHIN_BUDGET, study_key(study.id)).first() is not None
 
 
 def _within_budget() -> ColumnElement[bool]:
@@ -214,19 +211,19 @@ def _abandoned() -> Select[Any]:
 
 
 def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float) -> Claim:
-    number, optuna_trial_id = optuna_rows.begin_trial(connection, study.optuna_study_id)
+    number, optuna_trial_id, asked_for = optuna_rows.begin_trial(connection, study.optuna_study_id)
     connection.execute(
-        insert(trials).values(
-            study_id=study.id,
-            number=number,
-            optuna_trial_id=optuna_trial_id,
-            state="running",
-            attempt=1,
-            summary={},
-            tags={},
-            created_at=now(),
-            told=False,
-        )
+        _NEW_TRIAL,
+        {
+            "study_id": study.id,
+            "number": number,
+            "optuna_trial_id": optuna_trial_id,
+            "state": "running",
+            "attempt": 1,
+            "summary": {},
+            "tags": {},
+            "told": False,
+        },
     )
     token = _begin_attempt(connection, study, number, 1, worker, lease_seconds)
     return Claim(
@@ -238,7 +235,7 @@ def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_secon
         lease_seconds,
         config=None,
         params=None,
-        asked_for=optuna_rows.asked_for(connection, optuna_trial_id),
+        asked_for=asked_for,
     )
 
 
@@ -251,15 +248,9 @@ def _take_over(
     early: Collection[int],
 ) -> Claim | None:
     leave = {*in_hand, *early}
-    abandoned = (
-        _abandoned()
-        .where(studies.c.id == study.id)
-        .order_by(trials.c.number)
-        .limit(1)
-        # A row that its worker has locked is about to be renewed or ended.
-        .with_for_update(of=attempts, skip_locked=True)
-    )
-    while (trial := connection.execute(abandoned.where(trials.c.number.not_in(leave))).first()) is not None:
+    while (
+        trial := connection.execute(_FIRST_ABANDONED, {**study_key(study.id), "leave": list(leave)}).first()
+    ) is not None:
         if trial.attempt_ended_at is None:
             _end_silent_attempt(connection, trial)
         deaths, silences = _deaths(connection, trial)
@@ -321,18 +312,17 @@ def _begin_attempt(
 ) -> str:
     token = uuid.uuid4().hex
     connection.execute(
-        insert(attempts).values(
-            study_id=study.id,
-            number=number,
-            attempt=attempt,
-            token=token,
-            worker=asdict(worker),
-            started_at=now(),
-            renewed_at=now(),
-            lease_until=now() + lease_seconds,
-            epochs=0,
-            last_epoch=0,
-        )
+        _NEW_ATTEMPT,
+        {
+            "study_id": study.id,
+            "number": number,
+            "attempt": attempt,
+            "token": token,
+            "worker": asdict(worker),
+            "lease_seconds": lease_seconds,
+            "epochs": 0,
+            "last_epoch": 0,
+        },
     )
     return token
 
@@ -389,3 +379,18 @@ def _lost_with_its_machine(connection: Connection, attempt: Row[Any]) -> bool:
 
 def _is(trial: Row[Any]) -> tuple[Any, ...]:
     return (trials.c.study_id == trial.study_id, trials.c.number == trial.number)
+
+
+_WITHIN_BUDGET: Final = select(studies.c.id).where(of_study(), _within_budget())
+_FIRST_ABANDONED: Final = (
+    _abandoned()
+    .where(of_study(), trials.c.number.not_in(bindparam("leave", expanding=True)))
+    .order_by(trials.c.number)
+    .limit(1)
+    # A row that its worker has locked is about to be renewed or ended.
+    .with_for_update(of=attempts, skip_locked=True)
+)
+_NEW_TRIAL: Final = insert(trials).values(created_at=now())
+_NEW_ATTEMPT: Final = insert(attempts).values(
+    started_at=now(), renewed_at=now(), lease_until=now() + bindparam("lease_seconds")
+)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, func, insert, select
 
+from storage.records.keys import of_study, trial_key
 from storage.records.tables import artifacts, attempts, metrics, rungs, trials
 from storage.tracking.outbox import ArtifactMessage, MetricRow, TrialEnd
 from storage.trials import optuna_rows
@@ -59,12 +60,8 @@ def find(connection: Connection, trial: Row[Any]) -> Twin | None:
 
 def exists(connection: Connection, trial: Row[Any]) -> bool:
     """Whether another trial has the settings of this one (a row of ``anitune_trials``)."""
-    query = select(trials.c.number).where(
-        trials.c.study_id == trial.study_id,
-        trials.c.settings == trial.settings,
-        trials.c.number != trial.number,
-    )
-    return connection.execute(query.limit(1)).first() is not None
+    this = trial_key(trial.study_id, trial.number) | {"settings": trial.settings}
+    return connection.execute(_OF_EQUAL_SETTINGS, this).first() is not None
 
 
 def history(connection: Connection, study_id: int, number: int) -> list[MetricRow]:
@@ -125,3 +122,14 @@ def _epochs(connection: Connection, study_id: int, number: int) -> int:
 
 def _is(table: Any, trial: Row[Any]) -> tuple[Any, ...]:
     return (table.c.study_id == trial.study_id, table.c.number == trial.number)
+
+
+_OF_EQUAL_SETTINGS: Final = (
+    select(trials.c.number)
+    .where(
+        of_study(trials.c.study_id),
+        trials.c.settings == bindparam("settings"),
+        trials.c.number != bindparam("of_number"),
+    )
+    .limit(1)
+)
