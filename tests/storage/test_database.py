@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, insert, select
+from sqlalchemy import Connection, create_engine, event, insert, select
 from sqlalchemy.engine import make_url
 
 from storage.database import Database, network_filesystem, open_database
@@ -30,7 +30,7 @@ from storage.errors import (
 from storage.postgresql import PostgreSQL
 from storage.records.tables import now, studies
 from storage.settings import Settings
-from storage.studies import Study, list_studies
+from storage.studies import Study, list_studies, study_progress
 from storage.tracking.mlflow_tables import check_tables
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
@@ -355,6 +355,45 @@ def test_a_full_disk_loses_nothing_that_was_recorded(
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
     attempt.record_metrics(many)
     assert len(metric_history(database, study, 0)["val/loss"]) == 4_999
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_the_server_remembers_the_statements_of_readers(
+    database: Database, make_study: Callable[..., Study]
+) -> None:
+    study = make_study()
+    for _ in range(20):
+        study_progress(database, study)
+    with database.reading() as connection:
+        prepared = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%%anitune_trials%%'"
+        assert connection.exec_driver_sql(prepared).scalar_one() == 1
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_a_connection_that_breaks_under_a_query_of_optuna_is_one_to_wait_for(
+    database: Database, make_study: Callable[..., Study], worker: WorkerInfo
+) -> None:
+    study = make_study()
+    for _ in range(2):
+        claim_trial(database, study, worker)
+
+    broken = []
+
+    def break_off(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+        if "ORDER BY trials.trial_id" in statement and not broken:
+            broken.append(statement)
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            with database.engine.connect() as other:
+                other.exec_driver_sql("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+    event.listen(database._rdb.engine, "before_cursor_execute", break_off)
+    message = "the connection broke; check"
+    with pytest.raises(DatabaseUnreachableError, match=message) as error, database.plain_errors():
+        database.optuna.get_all_trials(study.optuna_study_id)
+    one_line(error)
+    assert broken
+    with database.plain_errors():
+        assert len(database.optuna.get_all_trials(study.optuna_study_id)) == 2
 
 
 def test_a_password_with_strange_characters_reaches_the_server(tmp_path: Path, postgresql_url: str) -> None:
