@@ -57,7 +57,7 @@ limits: {{trials: {trials}}}
 
 R = TypeVar("R")
 
-HASTE = 0.75
+HASTE = 0.6
 """Part of the trials by whose end all faults have come: a machine may be faster than the plan."""
 
 PATIENCE = 1800.0
@@ -119,6 +119,7 @@ class _Chaos:
         self._missed_relays: list[Kind] = []
         self._repeated: Counter[Kind] = Counter()
         self._mlflow_away = False
+        self._last_of_server: Kind | None = None
         self._paused = False
 
     def run(self) -> Report:
@@ -155,8 +156,8 @@ class _Chaos:
             waiting += missed
             if not ended:
                 # A fault for which there is no victim now waits; those after it do not.
-                # Relays that are to be killed need a server that answers: it goes away again after them.
-                waiting.sort(key=lambda kind: kind == "mlflow")
+                # By turns: a relay is killed at a delivery, for which the server must be there for a while.
+                waiting.sort(key=lambda kind: kind == self._last_of_server)
                 waiting = [kind for kind in waiting if not self._inject(kind)]
             time.sleep(0.25)
         return self._measure(began)
@@ -170,11 +171,13 @@ class _Chaos:
                     return False
                 self._mlflow.kill()
                 self._mlflow_away = True
+                self._last_of_server = kind
                 self._after(self._plan.away, self._bring_mlflow_back)
             case "relay":
                 if self._wire.waits or not self._mlflow_serves():
                     return False
                 self._wire.kill_at_next_delivery(self._kill_relay)
+                self._last_of_server = kind
                 return True  # counted when it has happened
             case _:
                 pid = _patiently(lambda: self._fleet.choose(self._chance))
@@ -248,9 +251,9 @@ class _Chaos:
 
         Else a fast machine is through with the trials before the server has come back for the first time.
         """
-        required = self._plan.counts
-        reached = sum((self._reached() & Counter(required)).values()) / sum(required.values())
-        pause = reached < self._ended_part(trials) and not self._mlflow_serves()
+        reached = self._reached()
+        next_part = min((reached[kind] + 1) / count for kind, count in self._plan.counts.items())
+        pause = next_part < self._ended_part(trials) and not self._mlflow_serves()
         if pause != self._paused:
             to: StudyState = "paused" if pause else "open"
             _patiently(lambda: change_state(self._study.database, self._study, to, of=("open", "paused")))
