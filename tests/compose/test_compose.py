@@ -130,8 +130,10 @@ def test_a_study_survives_a_killed_worker_and_a_restart_of_the_database(
     patiently(lambda: _inspect(server, workers[0])["RestartCount"] > 0, "a restart of the worker", 60)
     server.compose("restart", "postgres")
     (postgres,) = (container["Id"] for container in server.containers("postgres"))
-    patiently(lambda: _inspect(server, postgres)["State"]["Health"]["Status"] == "healthy", "postgres", 60)
+    patiently(lambda: _is_healthy(server, postgres), "postgres", 60)
     patiently(lambda: _states(server).get("complete", 0) == TRIALS, "the study's end", 1200, poll=5)
+    # Both wait for other studies, also the one that was started again.
+    patiently(lambda: all(_is_healthy(server, worker) for worker in workers), "the workers' health", 120)
     server.anitune("sync", "team")
 
     verified = json.loads(server.anitune("study", "verify", "team", "--json"))
@@ -189,6 +191,10 @@ def _states(server: Server) -> dict[str, int]:
 def _inspect(server: Server, container: str) -> dict[str, Any]:
     (found,) = json.loads(server.engine.docker("inspect", container))
     return dict(found)
+
+
+def _is_healthy(server: Server, container: str) -> bool:
+    return bool(_inspect(server, container)["State"]["Health"]["Status"] == "healthy")
 
 
 def _artifacts(server: Server, run: str) -> list[Any]:
