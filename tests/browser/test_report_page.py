@@ -55,6 +55,15 @@ def test_it_can_be_read(
     page.screenshot(path=screenshots / f"report-{width}-{colors}.png", full_page=True)
 
 
+def test_on_a_phone_the_error_stands_beside_the_architecture(page: Page, shown: Shown, report: Path) -> None:
+    page.set_viewport_size({"width": 400, "height": 900})
+    open_report(page, report)
+    table = page.locator(f"#leaderboard-{shown.name}")
+    box = table.get_by_role("button", name="MAE", exact=True).bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] < 380
+
+
 def test_it_can_be_printed(page: Page, report: Path, screenshots: Path) -> None:
     open_report(page, report)
     page.pdf(path=screenshots / "report.pdf", format="A4", margin={"left": "15mm", "right": "15mm"})
