@@ -119,26 +119,29 @@ def test_measure(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> 
         make_study(settings)
         print(f"\n{TRIALS} trials recorded in {time.perf_counter() - began:.0f} s")
         began = time.perf_counter()
-        assert anitune(settings, "sync", NAME).wait() == 0
+        with anitune(settings, "sync", NAME) as sync:
+            sync.communicate()
+        assert sync.returncode == 0
         print(f"delivered to MLflow in {time.perf_counter() - began:.0f} s")
     began = time.perf_counter()
     out = home / "report.html"
-    assert anitune(settings, "report", NAME, "--out", str(out)).wait() == 0
+    with anitune(settings, "report", NAME, "--out", str(out)) as report:
+        report.communicate()
+    assert report.returncode == 0
     print(f"report of {out.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s")
-    servers = anitune(settings, "dashboards", "--study", NAME, "--json")
-    try:
-        assert servers.stdout is not None
-        links = json.loads(servers.stdout.readline())
-        pages = {title: (links[link], content) for title, (link, content) in PAGES.items()}
-        pages["report"] = (out.as_uri(), "#figure-9 .main-svg")
-        for title, (address, content) in pages.items():
-            print(
-                f"{title:32} "
-                + "  ".join(f"{seconds:5.1f}" for seconds in measure(browser, address, content))
-            )
-    finally:
-        servers.send_signal(signal.SIGTERM)
-        servers.wait(timeout=60)
+    with anitune(settings, "dashboards", "--study", NAME, "--json") as servers:
+        try:
+            assert servers.stdout is not None
+            links = json.loads(servers.stdout.readline())
+            pages = {title: (links[link], content) for title, (link, content) in PAGES.items()}
+            pages["report"] = (out.as_uri(), "#figure-9 .main-svg")
+            for title, (address, content) in pages.items():
+                print(
+                    f"{title:32} "
+                    + "  ".join(f"{seconds:5.1f}" for seconds in measure(browser, address, content))
+                )
+        finally:
+            servers.send_signal(signal.SIGTERM)
 
 
 def measure(browser: Browser, address: str, content: str) -> list[float]:
