@@ -19,7 +19,7 @@ from benchmarks.sides import SideTask, take_turns
 from search.work.processes import TrainingProcess
 from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
 from trainer.fitting.loop import fit
-from trainer.fitting.packs import Companions
+from trainer.fitting.scheduler import PackScheduler
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
 from trainer.task import Task, prepare_task
@@ -115,11 +115,11 @@ def train_in_processes(configs: Sequence[TrainConfig], folder: Path, count: int)
 
 def train_side_by_side(configs: Sequence[TrainConfig], folder: Path) -> float:
     """Seconds that the trainings take in one pack."""
-    task, companions = open_task(folder), Companions()
+    task, scheduler = open_task(folder), PackScheduler()
     with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(len(configs)) as pool:
 
         def train(number: int) -> None:
-            fit(task, configs[number], Path(place) / str(number), SilentReporter(), companions=companions)
+            fit(task, configs[number], Path(place) / str(number), SilentReporter(), scheduler=scheduler)
 
         fit(task, replace(configs[0], epochs=1), Path(place) / "first", SilentReporter())
         started = time.perf_counter()

@@ -19,7 +19,7 @@ from trainer.evaluation.metrics import measure
 from trainer.files import write_by_rename
 from trainer.fitting.devices import find_device, peak_memory_mib, reset_peak_memory, settle
 from trainer.fitting.loop import FitResult, Outcome, fit
-from trainer.fitting.packs import Companions
+from trainer.fitting.scheduler import PackScheduler
 from trainer.networks.files import save_model
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter, epoch_metrics
@@ -62,7 +62,7 @@ def run_training(
     *,
     rungs: tuple[int, ...] = (),
     warm_start: Path | None = None,
-    companions: Companions | None = None,
+    scheduler: PackScheduler | None = None,
     progress: Progress = no_progress,
 ) -> TrainingResult:
     """Train, evaluate the best weights on the validation part, and write all of it into ``folder``.
@@ -83,7 +83,7 @@ def run_training(
         reporter,
         rungs=rungs,
         warm_start=warm_start,
-        companions=companions,
+        scheduler=scheduler,
         progress=progress,
     )
     metrics: dict[str, float] = {}

@@ -17,7 +17,7 @@ from search.work.stopping import StopRequest
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config, load_config
 from trainer.errors import TrainingCutOff, TrainingFailed
 from trainer.fitting.devices import find_device
-from trainer.fitting.packs import Companions
+from trainer.fitting.scheduler import PackScheduler
 from trainer.progress import Progress, no_progress
 from trainer.reporting import SilentReporter
 from trainer.run import TrainingResult, run_training
@@ -70,7 +70,7 @@ def train_all(
         together = list(group)
         # Features are opened for each fold anew: what a part of them takes on a GPU is freed with them.
         on_fold = task if fold is None else _task_on_fold(task, cache, fold)
-        train = partial(run_training, on_fold, companions=Companions())
+        train = partial(run_training, on_fold, scheduler=PackScheduler())
         work_in_slots(min(slots, len(together)), partial(course.train, deque(together), train), stop)
 
 

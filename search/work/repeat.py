@@ -21,7 +21,7 @@ from storage.trials.twins import TWIN_TAG
 from storage.trials.views import TrialRow, metric_history
 from trainer.config import TrainConfig, load_config
 from trainer.fitting.devices import find_device
-from trainer.fitting.packs import RecordedOrders
+from trainer.fitting.scheduler import RecordedOrders
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
 from trainer.run import HISTORY, MODEL, run_training
@@ -188,7 +188,7 @@ def repeat_trial(task: Task, trial: Recorded, progress: Progress = no_progress) 
             _UpToTheEnd(trial),
             rungs=(trial.epochs,) if pruned else (),
             warm_start=trial.warm_start,
-            companions=RecordedOrders(trial.orders) if trial.orders is not None else None,
+            scheduler=RecordedOrders(trial.orders) if trial.orders is not None else None,
             progress=progress,
         )
         model = hashlib.sha256((Path(folder) / MODEL).read_bytes()).hexdigest()

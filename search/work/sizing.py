@@ -23,7 +23,7 @@ from trainer.features.parts import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.gradients import FACTOR_DTYPES
-from trainer.fitting.packs import make_packs
+from trainer.fitting.scheduler import make_packs
 from trainer.fitting.training import Training
 from trainer.networks.model import WEIGHT_DTYPES
 from trainer.task import Task

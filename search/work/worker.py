@@ -51,7 +51,7 @@ from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingF
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import find_device, settle
-from trainer.fitting.packs import Companions
+from trainer.fitting.scheduler import PackScheduler
 from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task
 
@@ -151,7 +151,7 @@ class Worker:
         self._device = find_device(config.training.get("device", TrainConfig.device))
         self._info = describe_worker(name, self._device)
         # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
-        self._companions = Companions() if self._device.type == "cuda" else None
+        self._scheduler = PackScheduler() if self._device.type == "cuda" else None
         self._slots = slots
         self._leave = leave
         self._claims = 0
@@ -180,7 +180,7 @@ class Worker:
         slots = self._slots_needed()
         if slots > 1:
             # On the CPU threads of one process would hold each other up; on a GPU they share batches.
-            work = self._work_in_process if self._companions is None else self._work_in_slot
+            work = self._work_in_process if self._scheduler is None else self._work_in_slot
             work_in_slots(slots, work, self._stop)
         else:
             self._work_in_slot()
@@ -206,7 +206,7 @@ class Worker:
         )
 
     def _work_in_slot(self) -> None:
-        self._train_claims(partial(run_training, self._task, companions=self._companions))
+        self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
 
     def _work_in_process(self) -> None:
         with TrainingProcess(self._task.settings, self._database.settings.features) as process:

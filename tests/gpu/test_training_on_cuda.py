@@ -23,8 +23,9 @@ from trainer.features.source import ComputedFeatures, StoredFeatures, open_featu
 from trainer.features.streaming import Streamed
 from trainer.fitting.devices import products
 from trainer.fitting.loop import FitResult, fit
-from trainer.fitting.packs import Companions, Pack
+from trainer.fitting.pack import Pack
 from trainer.fitting.recorded import Recorded, Step
+from trainer.fitting.scheduler import PackScheduler
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord, SilentReporter
@@ -203,11 +204,11 @@ def test_trainings_join_and_leave(task: Task, tmp_path: Path) -> None:
         dataclasses.replace(CONFIG, seed=n, epochs=epochs, hidden=(8 + n,))
         for n, epochs in enumerate([3, 7, 5, 9])
     ]
-    companions, barrier = Companions(), threading.Barrier(len(configs))
+    scheduler, barrier = PackScheduler(), threading.Barrier(len(configs))
 
     def run(number: int) -> FitResult:
         barrier.wait()
-        return fit(task, configs[number], tmp_path / str(number), SilentReporter(), companions=companions)
+        return fit(task, configs[number], tmp_path / str(number), SilentReporter(), scheduler=scheduler)
 
     with ThreadPoolExecutor(len(configs)) as pool:
         results = list(pool.map(run, range(len(configs))))

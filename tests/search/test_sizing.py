@@ -15,7 +15,7 @@ from search.work import sizing
 from search.work.sizing import automatic_slots, measure_sizes, training_gib, worthwhile
 from trainer.config import TrainConfig
 from trainer.fitting.devices import settle
-from trainer.fitting.packs import Pack
+from trainer.fitting.pack import Pack
 from trainer.task import Task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -39,7 +39,7 @@ from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
-from trainer.fitting import packs
+from trainer.fitting import pack
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord
@@ -257,7 +257,7 @@ def test_the_log_of_a_trial_that_goes_wrong_tells_where(
 def test_a_trial_that_is_stopped_within_its_first_epoch_is_handed_back(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packs, "LONG_EPOCH", 0.0)
+    monkeypatch.setattr(pack, "LONG_EPOCH", 0.0)
 
     for attempt in range(1, DEATHS_ALLOWED + 2):  # as often as it likes: this is no crash
         stop = StopRequest()

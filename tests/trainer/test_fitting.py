@@ -22,7 +22,7 @@ from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.batches import AtomBatch
 from trainer.features.parts import Load, PartFeatures
 from trainer.features.source import FeatureSource
-from trainer.fitting import loop, packs
+from trainer.fitting import loop, pack
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import memory_errors_explained
@@ -344,8 +344,8 @@ BATCHES = 6
 @pytest.fixture
 def all_epochs_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LONG_EPOCH", 0.0)
-    monkeypatch.setattr(packs, "LONG_EPOCH", 0.0)
-    monkeypatch.setattr(packs, "ASKED_EVERY", 0.0)
+    monkeypatch.setattr(pack, "LONG_EPOCH", 0.0)
+    monkeypatch.setattr(pack, "ASKED_EVERY", 0.0)
 
 
 @pytest.mark.usefixtures("all_epochs_are_long")
@@ -382,8 +382,8 @@ def test_what_the_reporter_raises_in_a_long_epoch_ends_the_training_with_nothing
 
 
 def test_a_short_epoch_is_not_left(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "LONG_EPOCH", 60.0)
-    monkeypatch.setattr(packs, "ASKED_EVERY", 0.0)
+    monkeypatch.setattr(pack, "LONG_EPOCH", 60.0)
+    monkeypatch.setattr(pack, "ASKED_EVERY", 0.0)
     reporter = Recorder()
     assert fit(task, CONFIG, tmp_path, reporter).outcome == "finished"
     assert reporter.epochs == CONFIG.epochs

@@ -17,9 +17,11 @@ import torch
 
 from trainer.config import Activation, TrainConfig
 from trainer.errors import TrainingFailed
-from trainer.fitting import packs
+from trainer.fitting import pack as pack_module
+from trainer.fitting import scheduler as scheduler_module
 from trainer.fitting.loop import FitResult, fit
-from trainer.fitting.packs import Companions, EpochLeft, Pack
+from trainer.fitting.pack import EpochLeft, Pack
+from trainer.fitting.scheduler import PackScheduler
 from trainer.fitting.training import Training
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
@@ -160,13 +162,13 @@ def test_in_float32_a_pack_is_no_further_from_a_training_alone_than_an_ulp_takes
 
 
 def fit_together(task: Task, configs: list[TrainConfig], root: Path) -> list[FitResult]:
-    companions = Companions()
+    scheduler = PackScheduler()
     barrier = threading.Barrier(len(configs))
 
     def run(number: int) -> FitResult:
         barrier.wait()
         folder = root / str(number)
-        return fit(task, configs[number], folder, SilentReporter(), companions=companions)
+        return fit(task, configs[number], folder, SilentReporter(), scheduler=scheduler)
 
     with ThreadPoolExecutor(len(configs)) as pool:
         return list(pool.map(run, range(len(configs))))
@@ -203,12 +205,12 @@ def test_other_batches_are_not_waited_for(task: Task, tmp_path: Path) -> None:
 
 
 def test_one_that_fails_does_not_harm_its_companions(task: Task, tmp_path: Path) -> None:
-    companions = Companions()
+    scheduler = PackScheduler()
     spoilt, sound = Training(task, CONFIG, None), Training(task, CONFIG, None)
     with torch.no_grad():
         next(spoilt.model.parameters()).fill_(float("nan"))
-    with companions.joined(spoilt), companions.joined(sound), ThreadPoolExecutor(2) as pool:
-        one, other = (pool.submit(companions.train_epoch, training) for training in (spoilt, sound))
+    with scheduler.joined(spoilt), scheduler.joined(sound), ThreadPoolExecutor(2) as pool:
+        one, other = (pool.submit(scheduler.train_epoch, training) for training in (spoilt, sound))
         with pytest.raises(TrainingFailed, match="the training loss is nan in epoch 1"):
             one.result()
         other.result()
@@ -221,24 +223,24 @@ def test_one_that_fails_does_not_harm_its_companions(task: Task, tmp_path: Path)
 def test_an_epoch_that_is_shared_is_not_left(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packs, "LONG_EPOCH", 0.0)
-    monkeypatch.setattr(packs, "PATIENCE", 60.0)
-    companions = Companions()
+    monkeypatch.setattr(pack_module, "LONG_EPOCH", 0.0)
+    monkeypatch.setattr(scheduler_module, "PATIENCE", 60.0)
+    scheduler = PackScheduler()
     trainings = [Training(task, CONFIG, None) for _ in range(2)]
-    with companions.joined(trainings[0]), companions.joined(trainings[1]), ThreadPoolExecutor(2) as pool:
-        for one in [pool.submit(companions.train_epoch, training, lambda: True) for training in trainings]:
+    with scheduler.joined(trainings[0]), scheduler.joined(trainings[1]), ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(scheduler.train_epoch, training, lambda: True) for training in trainings]:
             one.result()
     assert [training.epoch for training in trainings] == [1, 1]
-    with companions.joined(trainings[0]), pytest.raises(EpochLeft):
-        companions.train_epoch(trainings[0], lambda: True)
+    with scheduler.joined(trainings[0]), pytest.raises(EpochLeft):
+        scheduler.train_epoch(trainings[0], lambda: True)
     assert trainings[0].epoch == 1
 
 
 def test_a_training_that_has_left_is_held_by_nothing(task: Task, tmp_path: Path) -> None:
-    companions = Companions()
+    scheduler = PackScheduler()
     training = Training(task, CONFIG, None)
-    with companions.joined(training):
-        companions.train_epoch(training)
+    with scheduler.joined(training):
+        scheduler.train_epoch(training)
     left = weakref.ref(training)
     del training
     gc.collect()

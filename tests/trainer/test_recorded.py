@@ -27,7 +27,7 @@ from trainer.fitting import recorded as recorded_module
 from trainer.fitting.averages import WeightAverage
 from trainer.fitting.devices import memory_errors_explained, products
 from trainer.fitting.loop import fit
-from trainer.fitting.packs import Pack
+from trainer.fitting.pack import Pack
 from trainer.fitting.randomness import data_order, order_keys
 from trainer.fitting.recorded import Recorded, RecordedEpochs, Step
 from trainer.fitting.training import Training

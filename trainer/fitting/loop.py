@@ -12,7 +12,8 @@ from trainer.errors import TrainingFailed
 from trainer.files import remove_leftovers
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, damaged, load_checkpoint, save_checkpoint
 from trainer.fitting.devices import memory_errors_explained, settle
-from trainer.fitting.packs import LONG_EPOCH, Companions, EpochLeft, Leave
+from trainer.fitting.pack import LONG_EPOCH, EpochLeft, Leave
+from trainer.fitting.scheduler import PackScheduler
 from trainer.fitting.training import Training, best_of
 from trainer.networks.model import ElementNetworks
 from trainer.progress import Progress, no_progress
@@ -51,7 +52,7 @@ def fit(
     *,
     rungs: tuple[int, ...] = (),
     warm_start: Path | None = None,
-    companions: Companions | None = None,
+    scheduler: PackScheduler | None = None,
     progress: Progress = no_progress,
 ) -> FitResult:
     """Train on the training part, and choose the epoch by the validation part. The test part is not touched.
@@ -59,18 +60,17 @@ def fit(
     A checkpoint of this training in ``folder`` is resumed; on the CPU the numbers are then those of a
     training that was never interrupted, bit for bit.
 
-    When the reporter wants it to stop, it stops after the epoch. On the CPU a training that has no companions
-    leaves an epoch that takes more than :data:`~trainer.fitting.packs.LONG_EPOCH` seconds, as the one before
-    did, and the checkpoint is that of the last whole epoch, of which a copy was kept: no whole epoch is
-    repeated. A stop within the first epoch leaves no checkpoint. While it evaluates, and within a batch,
-    nothing is asked.
+    When the reporter wants it to stop, it stops after the epoch. On the CPU a training leaves an epoch that
+    takes more than :data:`~trainer.fitting.pack.LONG_EPOCH` seconds, as the one before did, and the
+    checkpoint is that of the last whole epoch, of which a copy was kept: no whole epoch is repeated. A stop
+    within the first epoch leaves no checkpoint. While it evaluates, and within a batch, nothing is asked.
 
     Parameters
     ----------
     folder : where the checkpoint is written, with one training at a time
     rungs : epochs after which the reporter may prune; a rung that ends the training prunes nothing
     warm_start : a model file whose weights are the initial ones
-    companions : trainings of other threads to share batches with; None: none
+    scheduler : of the trainings of other threads to share batches with; None: none
     progress : told the epochs done
 
     Raises
@@ -92,15 +92,15 @@ def fit(
             if fault := training.misfit(saved):
                 raise damaged(folder / CHECKPOINT, fault)
             training.restore(saved)
-        companions = companions or Companions()
-        with companions.joined(training):
-            outcome = _run(training, companions, folder / CHECKPOINT, reporter, rungs, progress)
+        scheduler = scheduler or PackScheduler()
+        with scheduler.joined(training):
+            outcome = _run(training, scheduler, folder / CHECKPOINT, reporter, rungs, progress)
         return FitResult(outcome, training.history, training.best_model())
 
 
 def _run(
     training: Training,
-    companions: Companions,
+    scheduler: PackScheduler,
     checkpoint: Path,
     reporter: Reporter,
     rungs: tuple[int, ...],
@@ -132,7 +132,7 @@ def _run(
                     return "stopped"
         kept, leave = _before_a_long_epoch(training, reporter)
         try:
-            companions.train_epoch(training, leave)
+            scheduler.train_epoch(training, leave)
         except TrainingFailed:
             reporter.records(training.history[reported:])
             raise

@@ -149,7 +149,7 @@ class Training:
         model = self._network()
         # Into tensors of its own, as in a model that is read from a file: where a matrix begins in memory
         # decides the last bits of its products.
-        load_weights(model, self._best_weights)
+        load_weights(model, self._evaluated_weights.compact(self._best_weights))
         return model.eval()
 
     def _network(self) -> ElementNetworks:
@@ -226,11 +226,12 @@ class Training:
         tensors = self._own_tensors()
         (state,) = self._optimizer.state_dict()["state"].values()
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
-        on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        compact = self._weights.compact
+        on_cpu = {name: (compact(t) if t.ndim else t).detach().cpu() for name, t in tensors.items()}
         return Checkpoint(self.identity, self.history, on_cpu)
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds besides the state of the optimizer, each (P,)."""
+        """What a checkpoint holds besides the state of the optimizer, each (N,) here and (P,) there."""
         tensors = {"weights": self._weights.vector, "best": self._best_weights}
         if self._average is not None:
             tensors["average"] = self._evaluated_weights.vector
@@ -240,14 +241,15 @@ class Training:
         """What of a checkpoint cannot be of this training, in words: digests do not tell who made it."""
         if not 0 < len(checkpoint.history) <= self.config.epochs:
             return f"it has {len(checkpoint.history)} epochs of {self.config.epochs}"
-        wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._own_tensors().items()}
+        weights_shape: tuple[int, ...] = (self.model.parameter_count,)
+        wanted = {name: (weights_shape, tensor.dtype) for name, tensor in self._own_tensors().items()}
         # The optimizer has no state before its first step: one of two weights shows what it will have.
         weights = torch.nn.Parameter(torch.zeros(2, dtype=self._weights.vector.dtype, device=self.device))
         weights.grad = torch.zeros_like(weights)
         example = make_optimizer(self.config, weights)
         example.step()
         for name, tensor in example.state[weights].items():
-            shape = tuple(self._weights.vector.shape) if tensor.ndim else ()
+            shape = weights_shape if tensor.ndim else ()
             wanted[f"{OPTIMIZER}{name}"] = (shape, tensor.dtype)
         found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
         for name in sorted(wanted.keys() | found.keys()):
@@ -262,11 +264,16 @@ class Training:
         """Go on where a training with this identity was at ``checkpoint``, which fits it (:meth:`misfit`)."""
         self.history = checkpoint.history
         tensors = checkpoint.tensors
-        self._weights.load(tensors["weights"])
-        self._best_weights = tensors["best"].to(self.device)
+        spread = self._weights.spread
+        self._weights.load(spread(tensors["weights"]))
+        self._best_weights = spread(tensors["best"])
         if self._average is not None:
-            self._evaluated_weights.load(tensors["average"])
-        state = {n.removeprefix(OPTIMIZER): t for n, t in tensors.items() if n.startswith(OPTIMIZER)}
+            self._evaluated_weights.load(spread(tensors["average"]))
+        state = {
+            name.removeprefix(OPTIMIZER): spread(tensor) if tensor.ndim else tensor
+            for name, tensor in tensors.items()
+            if name.startswith(OPTIMIZER)
+        }
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
 

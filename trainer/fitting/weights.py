@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+#: On a GPU each parameter begins at a multiple of so many numbers: matrices that begin off a boundary of 16
+#: bytes are multiplied by slower kernels.
+ALIGNMENT = 64
+
+
+def parameter_offsets(model: nn.Module, device: torch.device) -> tuple[tuple[int, ...], int]:
+    """Where each parameter begins in the vector of :class:`FlatWeights` on ``device``, and its length N."""
+    alignment = ALIGNMENT if device.type == "cuda" else 1
+    ends = list(
+        itertools.accumulate((-(-p.numel() // alignment) * alignment for p in model.parameters()), initial=0)
+    )
+    return tuple(ends[:-1]), ends[-1]
 
 
 class FlatWeights:
@@ -13,28 +27,59 @@ class FlatWeights:
     A step of the optimizer, a copy and an average are then one operation each. For networks as small as
     these, a call for each parameter would cost more than its arithmetic.
 
+    On a GPU there are gaps between the parameters (:data:`ALIGNMENT`), which are zero and stay so: their
+    gradients are. A checkpoint has none, so that a training goes on on any device.
+
     Attributes
     ----------
-    vector : (P,) parameter; what is written to it the network has
+    vector : (N,) parameter; what is written to it the network has
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.vector = nn.Parameter(parameters_to_vector(model.parameters()).detach())
-        vector_to_parameters(self.vector.detach(), model.parameters())
+        parameters = list(model.parameters())
+        first = parameters[0]
+        self._shapes = [p.shape for p in parameters]
+        self._offsets, length = parameter_offsets(model, first.device)
+        vector = first.new_zeros(length, requires_grad=False)
+        for parameter, place in zip(parameters, self.views(vector), strict=True):
+            place.copy_(parameter.detach())
+            parameter.data = place
+        self.vector = nn.Parameter(vector)
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """The parts of a vector (N,) that belong to each parameter, in the parameter's shape."""
+        return [
+            vector.narrow(0, offset, shape.numel()).view(shape)
+            for offset, shape in zip(self._offsets, self._shapes, strict=True)
+        ]
+
+    def compact(self, vector: Tensor) -> Tensor:
+        """A vector (N,) without its gaps, (P,); the vector itself where it has none."""
+        if len(vector) == sum(shape.numel() for shape in self._shapes):
+            return vector
+        return torch.cat([view.flatten() for view in self.views(vector)])
+
+    def spread(self, compact: Tensor) -> Tensor:
+        """A new vector (N,) on the device of the weights, from (P,): the inverse of :meth:`compact`."""
+        vector = torch.zeros_like(self.vector)
+        parts = torch.split(compact.to(vector.device, vector.dtype), [s.numel() for s in self._shapes])
+        for view, part in zip(self.views(vector), parts, strict=True):
+            view.copy_(part.view_as(view))
+        return vector
 
     def copy(self) -> Tensor:
-        """The weights as they are now, (P,)."""
+        """The weights as they are now, (N,)."""
         return self.vector.detach().clone()
 
     def load(self, vector: Tensor) -> None:
-        """Give the network the weights ``vector``, (P,)."""
+        """Give the network the weights ``vector``, (N,)."""
         with torch.no_grad():
             self.vector.copy_(vector)
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, vector: Tensor) -> None:
-    """Give a network whose parameters are tensors of their own the weights ``vector``, (P,)."""
+    """Give a network whose parameters are tensors of their own the weights ``vector``, (P,) without gaps."""
     parameters = list(model.parameters())
     for parameter, weights in zip(
         parameters, torch.split(vector, [p.numel() for p in parameters]), strict=True
