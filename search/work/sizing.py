@@ -18,9 +18,9 @@ from search.study import StudyConfig
 from search.work.machine import free_gib, usable_cores
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
-from trainer.evaluation.evaluate import BATCH
 from trainer.features.parts import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
+from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import find_device, settle
 from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.scheduler import make_packs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +11,11 @@ import torch
 
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.parts import Load, PartFeatures
-from trainer.fitting.devices import products
+from trainer.fitting.device_predictions import BATCH, DevicePredictions
 from trainer.fitting.threads import Threads
+from trainer.fitting.weights import FlatWeights
 from trainer.networks.model import ElementNetworks
 from trainer.task import Task
-
-#: Structures that are evaluated at once.
-BATCH: Final = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +41,8 @@ class Evaluation:
 
 
 def predict(model: ElementNetworks, part: PartFeatures, structures: int, threads: Threads) -> torch.Tensor:
-    """Energies of all structures of a part, less self-energies, (structures,) hartree."""
-    parameter = next(model.parameters())
-    predicted = torch.empty(structures, dtype=parameter.dtype, device=parameter.device)
+    """Energies of all structures of a part on the CPU, less self-energies, (structures,) hartree."""
+    predicted = torch.empty(structures, dtype=next(model.parameters()).dtype)
 
     @torch.no_grad()
     def work(thread: int, pieces: Sequence[Load]) -> None:
@@ -55,17 +51,21 @@ def predict(model: ElementNetworks, part: PartFeatures, structures: int, threads
             predicted[batch.positions] = model(batch)
 
     for pieces in part.steps(torch.arange(structures), BATCH):
-        # Whatever the precision of the training, and that of others which are beginning steps meanwhile.
-        with products("float32", parameter.device):
-            threads.map(work, pieces)
+        threads.map(work, pieces)
     return predicted
 
 
 def evaluate(model: ElementNetworks, task: Task, structures: npt.NDArray[np.int64]) -> Evaluation:
     """Evaluate ``model`` on the structures with these global indices (n,)."""
     parameter = next(model.parameters())
-    part = task.features.part(structures, parameter.device, parameter.dtype, BATCH)
-    predicted = predict(model, part, len(structures), Threads(model.config.threads))
+    if parameter.is_cuda:
+        features = task.features.device_part(structures, parameter.device, parameter.dtype)
+        predicted = (
+            DevicePredictions([model], [FlatWeights(model).vector.detach()], features).run().squeeze(1)
+        )
+    else:
+        part = task.features.part(structures, parameter.dtype, BATCH)
+        predicted = predict(model, part, len(structures), Threads(model.config.threads))
     owners = task.dataset.molecule_of(structures)
     element_sets = np.array([m.element_set for m in task.dataset.molecules])
     return Evaluation(

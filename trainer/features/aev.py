@@ -19,6 +19,7 @@ from trainer.config import AEVConfig
 from trainer.data.dataset import Dataset, Molecule
 from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.errors import DataError
+from trainer.features.batches import to_device
 
 with warnings.catch_warnings():
     # torchani warns that its CUDA extensions were not compiled; the strategy used here needs none.
@@ -129,7 +130,7 @@ class MoleculeFeatures:
         compact = self.compact(molecule, structures)
         kept = columns_of_set(self._config, self._elements(molecule).tolist())
         aevs = compact.new_zeros((*compact.shape[:2], aev_length(self._config)))
-        aevs[..., torch.from_numpy(kept).to(self._device)] = compact
+        aevs[..., to_device(torch.from_numpy(kept), self._device)] = compact
         return aevs
 
     @torch.no_grad()
@@ -139,7 +140,7 @@ class MoleculeFeatures:
         order = np.argsort(elements, kind="stable")
         species = tuple(elements[order].tolist())
         chosen = molecule.coordinates[structures][:, order].astype(np.float32, order="C")
-        coordinates = torch.from_numpy(chosen).to(self._device)
+        coordinates = to_device(torch.from_numpy(chosen), self._device)
         length = len(columns_of_set(self._config, species))
         aevs = torch.empty((len(coordinates), molecule.atoms, length), device=self._device)
         with _one_thread():
@@ -181,7 +182,7 @@ class MoleculeFeatures:
         """Write the AEVs of structures whose atoms are of these species into ``aevs``."""
         structures, atoms, _ = coordinates.shape
         radial, angular = self._computer.radial, self._computer.angular
-        terms = _Terms(*(indices.to(self._device) for indices in _terms(species, structures)))
+        terms = _terms(species, structures, self._device)
         vectors = coordinates.view(-1, 3).index_select(0, terms.others)
         vectors -= coordinates.view(-1, 3).index_select(0, terms.atoms)
         distances = vectors.norm(dim=-1)
@@ -269,9 +270,9 @@ class _Terms(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _terms(species: tuple[int, ...], structures: int) -> _Terms:
+def _terms(species: tuple[int, ...], structures: int, device: torch.device) -> _Terms:
     """The terms of so many structures whose atoms are of these species, which are sorted."""
-    one, atoms = _terms_of_one(species), len(species)
+    one, atoms = _terms_of_one(species, device), len(species)
     pairs, angles = len(one.atoms), len(one.one_side)
     return _Terms(
         atoms=_of_each(one.atoms, structures, atoms),
@@ -284,7 +285,7 @@ def _terms(species: tuple[int, ...], structures: int) -> _Terms:
 
 
 @lru_cache(maxsize=1024)
-def _terms_of_one(species: tuple[int, ...]) -> _Terms:
+def _terms_of_one(species: tuple[int, ...], device: torch.device) -> _Terms:
     count, present = len(species), sorted(set(species))
     kinds, kind_pairs = len(present), math.comb(len(present) + 1, 2)
     kind = torch.tensor([present.index(element) for element in species])
@@ -298,7 +299,7 @@ def _terms_of_one(species: tuple[int, ...]) -> _Terms:
     sides = _of_each(torch.triu_indices(count - 1, count - 1, 1), count, count - 1)
     angle_sums = atoms[sides[0]] * kind_pairs + kind_pair[tuple(kind[others[sides]])]
     angle_sums, order = angle_sums.sort(stable=True)
-    return _Terms(
+    terms = _Terms(
         atoms=atoms,
         others=others,
         first_pairs=torch.searchsorted(pair_sums, torch.arange(count * kinds)),
@@ -306,9 +307,10 @@ def _terms_of_one(species: tuple[int, ...]) -> _Terms:
         other_side=sides[1, order],
         first_angles=torch.searchsorted(angle_sums, torch.arange(count * kind_pairs)),
     )
+    return _Terms(*(to_device(indices.contiguous(), device) for indices in terms))
 
 
 def _of_each(indices: Tensor, things: int, count: int) -> Tensor:
     """(..., n) indices into the ``count`` parts of a thing as (..., things * n), for so many things."""
-    begins = torch.arange(things)[:, None] * count
+    begins = torch.arange(things, device=indices.device)[:, None] * count
     return (begins + indices[..., None, :]).flatten(-2)

@@ -230,3 +230,8 @@ def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
         element[:atoms, m] = torch.repeat_interleave(of_molecule)
         place[:atoms, m] = torch.cat([torch.arange(int(c)) for c in of_molecule])
     return element, place
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; a copy to a GPU is one that the host does not wait for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

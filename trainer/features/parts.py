@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -60,7 +59,7 @@ class Group:
     compositions : of the structures, all of the same elements, by their numbers
     members : for each composition, (n_c,) ascending: the positions of its structures in the part
     known_by : for each composition, (n_c,): what ``write`` knows them by
-    columns : for each element, (F_e,) on the device: at least those that its atoms have in any composition
+    columns : for each element, (F_e,): at least those that its atoms have in any composition
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Group:
         known_by: Sequence[Tensor],
         columns: tuple[Tensor, ...],
         write: WriteAEVs,
-        device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self.members = torch.cat(list(members))
@@ -83,11 +81,11 @@ class Group:
         lengths = torch.tensor([len(some) for some in columns])
         self.largest_row = int((self._counts * lengths).sum(1).max())
         self._places = [
-            [torch.searchsorted(all_of_them, torch.from_numpy(own).to(device)) for own, all_of_them in pairs]
+            [torch.searchsorted(all_of_them, torch.from_numpy(own)) for own, all_of_them in pairs]
             for pairs in (zip(some.columns, columns, strict=True) for some in compositions.values())
         ]
         self._write = write
-        self._device, self._dtype = device, dtype
+        self._dtype = dtype
 
     def load(self, chosen: Tensor) -> AtomBatch:
         """The structures with these places in ``members``, (B,) ascending."""
@@ -97,7 +95,7 @@ class Group:
         runs = [run for run, structures in enumerate(in_runs) if structures]
         atoms = (self._counts * torch.tensor(in_runs)[:, None]).sum(0).tolist()
         tables = [
-            torch.empty((n, len(columns)), device=self._device, dtype=self._dtype)
+            torch.empty((n, len(columns)), dtype=self._dtype)
             for n, columns in zip(atoms, self._columns, strict=True)
         ]
         begins = [0] * len(tables)
@@ -114,9 +112,9 @@ class Group:
             sums = EqualStructures(self._compositions[runs[0]][1].counts)
         else:
             counts = self._counts.repeat_interleave(torch.tensor(in_runs), 0)
-            sums = CountedStructures(counts.T.contiguous().to(self._device), atoms)
+            sums = CountedStructures(counts.T.contiguous(), atoms)
         return AtomBatch(
-            positions=self.members.index_select(0, chosen).to(self._device),
+            positions=self.members.index_select(0, chosen),
             elements=self._elements,
             columns=self._columns,
             aevs=tuple(tables),
@@ -127,13 +125,13 @@ class Group:
         """Bring the AEVs of structures of a composition into these rows."""
         own = self._places[run]
         as_they_are = all(len(places) == some.shape[1] for places, some in zip(own, rows, strict=True))
-        if as_they_are and rows[0].dtype == torch.float32 and rows[0].device.type == "cpu":
+        if as_they_are and rows[0].dtype == torch.float32:
             self._write(number, known_by, rows)
             return
         written = [torch.empty((len(some), len(places))) for places, some in zip(own, rows, strict=True)]
         self._write(number, known_by, written)
         for some, places, aevs in zip(rows, own, written, strict=True):
-            there = aevs.to(self._device, self._dtype)
+            there = aevs.to(self._dtype)
             if as_they_are:
                 some.copy_(there)
             else:
@@ -179,62 +177,43 @@ class GroupedPart:
             yield [load for _, load in pieces]
 
 
-class WholePart(ABC):
-    """A part of whose batches all structures are worked on by element, with all columns."""
+class WholePart:
+    """A part of whose batches all structures are worked on by element, with all columns.
 
-    def __init__(self, layouts: Layouts, device: torch.device, dtype: torch.dtype) -> None:
-        self.layouts = layouts
-        self.device = device
-        self.dtype = dtype
+    Parameters
+    ----------
+    gather : for each element, the AEVs of its atoms in a batch, (n_e, F)
+    """
+
+    def __init__(
+        self, layouts: Layouts, gather: Callable[[BatchLayout], Iterable[Tensor]], dtype: torch.dtype
+    ) -> None:
+        self._layouts = layouts
+        self._gather = gather
+        self._dtype = dtype
         self._elements = tuple(range(layouts.elements))
-
-    @abstractmethod
-    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
-        """For each element, the AEVs of its atoms in a batch, (n_e, F)."""
 
     def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
         """See :class:`PartFeatures`."""
         full = len(order) // batch_size * batch_size if batch_size <= WHOLE else 0
         for some in torch.split(order[:full].view(-1, batch_size), max(1, LAID_OUT // batch_size)):
             if some.numel():
-                for layout in self.layouts.lay_out(some):
+                for layout in self._layouts.lay_out(some):
                     yield [partial(self._load, layout)]
         for batch in torch.split(order[full:], batch_size):
             if len(batch):
                 yield [partial(self._lay_out_and_load, some) for some in torch.split(batch, WHOLE)]
 
     def _lay_out_and_load(self, positions: Tensor) -> AtomBatch:
-        return self._load(self.layouts.lay_out(positions[None])[0])
+        return self._load(self._layouts.lay_out(positions[None])[0])
 
     def _load(self, layout: BatchLayout) -> AtomBatch:
         return AtomBatch(
-            positions=layout.positions.to(self.device),
+            positions=layout.positions,
             elements=self._elements,
             columns=(None,) * len(self._elements),
-            aevs=tuple(some.to(self.device, self.dtype) for some in self.aevs(layout)),
-            sums=IndexedStructures(layout.sizes, layout.owners.to(self.device), layout.atoms.to(self.device)),
-        )
-
-
-class TablesPart(WholePart):
-    """AEVs gathered from tables, one an element.
-
-    Parameters
-    ----------
-    tables : for each element, (N_e, F) on the device
-    """
-
-    def __init__(
-        self, tables: Sequence[Tensor], layouts: Layouts, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(layouts, device, dtype)
-        self._tables = tables
-
-    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
-        """See :class:`WholePart`."""
-        return (
-            table.index_select(0, wanted.to(table.device))
-            for table, wanted in zip(self._tables, layout.rows.split_with_sizes(layout.sizes), strict=True)
+            aevs=tuple(some.to(self._dtype) for some in self._gather(layout)),
+            sums=IndexedStructures(layout.sizes, layout.owners, layout.atoms),
         )
 
 

@@ -20,25 +20,18 @@ from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
 from trainer.features.batches import BatchLayout, Layouts
 from trainer.features.compositions import Compositions, atom_counts, find_compositions
-from trainer.features.fixed_batches import FixedFeatures
-from trainer.features.parts import (
-    Group,
-    GroupedPart,
-    PartFeatures,
-    TablesPart,
-    WholePart,
-    WriteAEVs,
-    rows_of_runs,
-)
-from trainer.features.resident import COPIED_ROWS, Resident, StoredPart, free_memory
+from trainer.features.computed import Computed
+from trainer.features.device_table import COPIED_ROWS, DeviceTable, StoredPart, free_memory
+from trainer.features.parts import Group, GroupedPart, PartFeatures, WholePart, WriteAEVs, rows_of_runs
+from trainer.features.static_batches import DeviceFeatures
 from trainer.features.streaming import Streamed
 from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.progress import Progress
 
 logger = logging.getLogger("anitune")
 
-#: The dense AEVs of a part are copied to a GPU if they take at most this share of its free memory, and to
-#: memory of their own on the CPU, for small batches, if they take at most so many GiB.
+#: The AEVs of a subset are copied to a GPU if they take at most this share of its free memory, and to memory
+#: of their own on the CPU, for small batches, if they take at most so many GiB.
 GPU_SHARE: Final = 0.8
 CPU_LIMIT_GIB: Final = 2.0
 
@@ -63,10 +56,13 @@ class FeatureSource(Protocol):
     def length(self) -> int:
         """Numbers in the AEV of an atom, F."""
 
-    def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> PartFeatures:
-        """The features of the structures with these global indices, for batches of this size."""
+    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
+        """The features of the structures with these global indices, for batches of this size on the CPU."""
+
+    def device_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> DeviceFeatures:
+        """The features of the structures with these global indices on a GPU."""
 
 
 def open_features(
@@ -123,51 +119,51 @@ class StoredFeatures:
             self._first[of] = np.cumsum(structures[of]) - structures[of]
         # Trainings on the same part, at the same time or one after the other, share what is copied for it.
         self._parts: dict[tuple[object, ...], PartFeatures] = {}
+        self._device_parts: dict[tuple[object, ...], DeviceFeatures] = {}
         self._lock = threading.Lock()
 
-    def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> PartFeatures:
-        """Dense AEVs, copied to a GPU or for small batches, if they fit; else gathered from the files."""
+    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
+        """Dense AEVs, copied for small batches if they fit; else gathered from the files."""
         molecule = self._dataset.molecule_of(structures)
         gib = int(self._counts[molecule].sum()) * self.length * dtype.itemsize / 2**30
-        on_gpu = device.type == "cuda"
-        dense = not on_gpu and batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
-        grouped = not on_gpu and not dense
-        alone = tuple(_alone(self._tables.compositions, molecule, batch_size)) if grouped else ()
-        # What is on a GPU stays there, also where there is no place for it a second time.
-        key = (structures.tobytes(), device, dtype, dense, alone)
+        dense = batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
+        alone = () if dense else tuple(_alone(self._tables.compositions, molecule, batch_size))
+        key = (structures.tobytes(), dtype, dense, alone)
         with self._lock:
             if key not in self._parts:
-                if on_gpu:
-                    self._parts[key] = self._fixed_part(structures, device, dtype)
-                elif dense:
-                    self._parts[key] = self._dense_part(structures, device, dtype)
+                if dense:
+                    self._parts[key] = self._dense_part(structures, dtype)
                 else:
+                    rows = self._rows(structures)
                     self._parts[key] = _grouped_part(
-                        self._tables.compositions,
-                        molecule,
-                        self._rows(structures),
-                        alone,
-                        self._gather,
-                        device,
-                        dtype,
+                        self._tables.compositions, molecule, rows, alone, self._gather, dtype
                     )
             return self._parts[key]
+
+    def device_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> DeviceFeatures:
+        """A table on the device if it fits; else batches are read from the files."""
+        # What is on a GPU stays there, also where there is no place for it a second time.
+        key = (structures.tobytes(), device, dtype)
+        with self._lock:
+            if key not in self._device_parts:
+                self._device_parts[key] = self._new_device_part(structures, device, dtype)
+            return self._device_parts[key]
 
     def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
         """Where the store has the AEVs of the structures with these global indices."""
         molecule = self._dataset.molecule_of(structures)
         return StoredPart(self._tables, self._counts, molecule, self._rows(structures), self.length)
 
-    def _fixed_part(
+    def _new_device_part(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
-    ) -> FixedFeatures:
+    ) -> DeviceFeatures:
         part = self.stored_part(structures)
         gib = part.atoms * self.length * dtype.itemsize / 2**30
         free = free_memory(device) / 2**30
         if gib <= GPU_SHARE * free:
-            return Resident(part, device, dtype)
+            return DeviceTable(part, device, dtype)
         logger.warning(
             "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
             "they stay on the disk, and every batch is read and copied, which is slower",
@@ -193,32 +189,35 @@ class StoredFeatures:
             row = count * length
             torch.index_select(table.view(structures, row), 0, rows, out=place.view(len(rows), row))
 
-    def _dense_part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
-    ) -> PartFeatures:
+    def _dense_part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype) -> PartFeatures:
         molecule = self._dataset.molecule_of(structures)
         counts = self._counts[molecule]
         targets = np.cumsum(counts, axis=0) - counts
         stored_rows = self._rows(structures)
-        dense = tuple(torch.zeros((int(n), self.length), device=device, dtype=dtype) for n in counts.sum(0))
+        dense = tuple(torch.zeros((int(n), self.length), dtype=dtype) for n in counts.sum(0))
         of_structure = self._tables.compositions.of_molecule[molecule]
         for (c, e), table in self._tables.tables.items():
             members = np.flatnonzero(of_structure == c)
             composition = self._tables.compositions.each[c]
-            columns = torch.from_numpy(composition.columns[composition.elements.index(e)]).to(device)
+            columns = torch.from_numpy(composition.columns[composition.elements.index(e)])
             count, length = table.shape[1:]
             source = rows_of_runs(stored_rows[members] * count, counts[members, e])
-            target = rows_of_runs(targets[members, e], counts[members, e]).to(device)
+            target = rows_of_runs(targets[members, e], counts[members, e])
             rows = table.view(len(table) * count, length)
             for some, there in zip(
                 torch.split(source, COPIED_ROWS), torch.split(target, COPIED_ROWS), strict=True
             ):
-                dense[e][there[:, None], columns] = rows[some].to(device, dtype)
-        return TablesPart(dense, Layouts(self._counts, molecule, targets.T), device, dtype)
+                dense[e][there[:, None], columns] = rows[some].to(dtype)
+
+        def gather(layout: BatchLayout) -> Iterable[Tensor]:
+            of_elements = zip(dense, layout.rows.split_with_sizes(layout.sizes), strict=True)
+            return (table.index_select(0, rows) for table, rows in of_elements)
+
+        return WholePart(Layouts(self._counts, molecule, targets.T), gather, dtype)
 
 
 class ComputedFeatures:
-    """AEVs that are computed anew for every batch, on the device of the training."""
+    """AEVs that are computed for every batch, on the device of the training."""
 
     def __init__(self, dataset: Dataset, config: AEVConfig) -> None:
         self.elements = config.elements
@@ -228,63 +227,46 @@ class ComputedFeatures:
         self._compositions = find_compositions(dataset, config)
         self._counts = atom_counts(dataset, config.elements)
 
-    def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> PartFeatures:
+    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
         """Nothing is computed yet."""
-        molecule = self._dataset.molecule_of(structures)
-        features = MoleculeFeatures(self._config, device)
-        if batch_size < GROUPED_FROM[dtype] and device.type == "cpu":
+        dataset, molecule = self._dataset, self._dataset.molecule_of(structures)
+        features = MoleculeFeatures(self._config, torch.device("cpu"))
+        if batch_size < GROUPED_FROM[dtype]:
+
+            def gather(layout: BatchLayout) -> Iterable[Tensor]:
+                aevs = torch.empty((len(layout.owners), self.length))
+                molecules = molecule[layout.positions.numpy()]
+                for m in np.unique(molecules):
+                    some = np.flatnonzero(molecules == m)
+                    within = structures[layout.positions.numpy()[some]] - dataset.offsets[m]
+                    rows = layout.atoms[: dataset.molecules[m].atoms, torch.from_numpy(some)].T
+                    aevs[rows] = features.compute(dataset.molecules[m], within)
+                return aevs.split_with_sizes(layout.sizes)
+
             # No table has rows of these.
             first_rows = np.zeros((len(self.elements), len(structures)), np.int64)
-            layouts = Layouts(self._counts, molecule, first_rows)
-            return _ComputedPart(self._dataset, features, structures, self.length, layouts, device, dtype)
+            return WholePart(Layouts(self._counts, molecule, first_rows), gather, dtype)
 
         def compute(composition: int, chosen: Tensor, into: Sequence[Tensor]) -> None:
             columns = self._compositions.each[composition].columns
             numbers = chosen.numpy()
-            of = self._dataset.molecule_of(numbers)
+            of = dataset.molecule_of(numbers)
             # Ascending as they are, those of a molecule stand together.
             by_molecule = [
-                features.of_columns(
-                    self._dataset.molecules[m], numbers[of == m] - self._dataset.offsets[m], columns
-                )
+                features.of_columns(dataset.molecules[m], numbers[of == m] - dataset.offsets[m], columns)
                 for m in np.unique(of)
             ]
             for place, of_element in zip(into, zip(*by_molecule, strict=True), strict=True):
                 place.copy_(torch.cat(of_element).flatten(0, 1))
 
         alone = _alone(self._compositions, molecule, batch_size)
-        return _grouped_part(self._compositions, molecule, structures, alone, compute, device, dtype)
+        return _grouped_part(self._compositions, molecule, structures, alone, compute, dtype)
 
-
-class _ComputedPart(WholePart):
-    def __init__(
-        self,
-        dataset: Dataset,
-        features: MoleculeFeatures,
-        structures: npt.NDArray[np.int64],
-        length: int,
-        layouts: Layouts,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(layouts, device, dtype)
-        self._dataset = dataset
-        self._features = features
-        self._structures = structures
-        self._length = length
-
-    def aevs(self, layout: BatchLayout) -> Iterable[Tensor]:
-        aevs = torch.empty((len(layout.owners), self._length), device=self.device)
-        molecules = self.layouts.molecule[layout.positions].numpy()
-        for m in np.unique(molecules):
-            molecule = self._dataset.molecules[m]
-            some = np.flatnonzero(molecules == m)
-            within = self._structures[layout.positions.numpy()[some]] - self._dataset.offsets[m]
-            rows = layout.atoms[: molecule.atoms, torch.from_numpy(some)].T
-            aevs[rows.to(self.device)] = self._features.compute(molecule, within)
-        return aevs.split_with_sizes(layout.sizes)
+    def device_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> DeviceFeatures:
+        """Nothing is computed yet."""
+        return Computed(self._dataset, self._config, self._counts, structures, device, dtype)
 
 
 def _alone(compositions: Compositions, molecule: npt.NDArray[np.int64], batch_size: int) -> Sequence[int]:
@@ -304,16 +286,15 @@ def _grouped_part(
     known_by: npt.NDArray[np.int64],
     alone: Sequence[int],
     write: WriteAEVs,
-    device: torch.device,
     dtype: torch.dtype,
 ) -> PartFeatures:
     """Structures of these molecules: by kinds of compositions, and by elements where those are few."""
     of_structure = compositions.of_molecule[molecule]
     shared: dict[bytes, Tensor] = {}
 
-    def on_device(columns: npt.NDArray[np.int64]) -> Tensor:
+    def once(columns: npt.NDArray[np.int64]) -> Tensor:
         """Equal columns are one tensor: the weights of these are chosen once a batch."""
-        return shared.setdefault(columns.tobytes(), torch.from_numpy(columns).to(device))
+        return shared.setdefault(columns.tobytes(), torch.from_numpy(columns))
 
     together: dict[tuple[object, ...], list[int]] = {}
     for c in np.unique(of_structure).tolist():
@@ -330,9 +311,8 @@ def _grouped_part(
                 some,
                 [torch.from_numpy(members) for members in of_each],
                 [torch.from_numpy(known_by[members]) for members in of_each],
-                tuple(on_device(reduce(np.union1d, columns)) for columns in by_element),
+                tuple(once(reduce(np.union1d, columns)) for columns in by_element),
                 write,
-                device,
                 dtype,
             )
         )

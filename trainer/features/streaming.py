@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.features.batches import AtomBatch
-from trainer.features.fixed_batches import DeviceLayouts, FixedBatches, FixedFeatures, Frame, to_device
-from trainer.features.resident import StoredBlock, StoredPart
+from trainer.features.device_table import StoredBlock, StoredPart
+from trainer.features.static_batches import (
+    BatchShape,
+    DeviceFeatures,
+    DeviceLayouts,
+    Positions,
+    StaticBatches,
+)
 
 #: Batches that are gathered at the same time, each in a thread of its own.
 READERS: Final = 8
 
 
-class Streamed(FixedFeatures):
-    """The AEVs of a part in the store.
+class Streamed(DeviceFeatures):
+    """The AEVs of a subset in the store.
 
     Parameters
     ----------
@@ -44,62 +48,37 @@ class Streamed(FixedFeatures):
         nowhere = np.zeros((part.counts.shape[1], len(part.molecule)), dtype=np.int64)
         self.layouts = DeviceLayouts(part.counts, part.molecule, nowhere, device)
 
-    def batches(self, frame: Frame) -> FixedBatches:
-        """See :class:`FixedFeatures`."""
-        return _StreamedBatches(frame, self, self._stage(frame.rows))
+    def batches(self, shape: BatchShape) -> StaticBatches:
+        """See :class:`DeviceFeatures`."""
+        stage = _Stage(shape.rows, self._part.length, self._dtype, self.layouts.device, self._columns)
+        return _StreamedBatches(shape, self, stage)
 
-    def _stage(self, rows: int) -> _Stage:
-        return _Stage(rows, self._part.length, self._dtype, self.layouts.device, self._columns)
-
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Callable[[], AtomBatch]]]:
-        """See :class:`trainer.features.source.PartFeatures`; load a batch before the next is asked for."""
-        layouts = self.layouts
-        some = [positions.numpy() for positions in torch.split(order, batch_size)]
-        sizes = [layouts.sizes(positions) for positions in some]
-        stage = self._stage(max(map(sum, sizes)))
-        there = torch.split(to_device(order, layouts.device), batch_size)
-        with closing(self.read(some, sizes)) as slots:
-            for positions, capacities, slot in zip(there, sizes, slots, strict=True):
-                stage.put(slot)
-                frame = Frame(layouts, len(positions), capacities)
-                yield [partial(_StreamedBatches(frame, self, stage).load, positions)]
-
-    def read(
-        self, batches: Sequence[npt.NDArray[np.int64]], capacities: Sequence[Sequence[int]]
-    ) -> Generator[Slot]:
-        """Gather batches at ``positions`` of the part, some ahead, in blocks of these capacities.
+    def read(self, orders: Positions, shape: BatchShape) -> Generator[Slot]:
+        """Gather the batches at these positions (N, B), some ahead.
 
         Yields
         ------
-        For each batch a slot, which is filled anew some time after the next one is asked for.
+        For each batch a slot, which is filled again some time after the next one is asked for.
         """
-        largest = max(map(sum, capacities))
-        slots = [
-            Slot(largest, self._part.length, self.layouts.device)
-            for _ in range(min(READERS + 1, len(batches)))
-        ]
+        slots = [Slot(shape.rows, self._part.length) for _ in range(min(READERS + 1, len(orders)))]
         pool = ThreadPoolExecutor(READERS, initializer=partial(torch.set_num_threads, 1))
         waiting: deque[Future[Slot]] = deque()
         try:
-            jobs = zip(batches, capacities, strict=True)
-            for slot, job in zip(slots, jobs, strict=False):
-                waiting.append(pool.submit(self._fill, slot, *job))
+            batches = iter(orders)
+            for slot, positions in zip(slots, batches, strict=False):
+                waiting.append(pool.submit(self._fill, slot, positions, shape.capacities))
             while waiting:
                 slot = waiting.popleft().result()
                 yield slot
-                for job in jobs:
-                    waiting.append(pool.submit(self._fill, slot, *job))
+                for positions in batches:
+                    waiting.append(pool.submit(self._fill, slot, positions, shape.capacities))
                     break
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, slot: Slot, positions: npt.NDArray[np.int64], capacities: Sequence[int]) -> Slot:
-        # The structures that fill up a batch have no atoms.
-        positions = positions[positions < self.layouts.structures]
-        counts = self._part.counts[self._part.molecule[positions]]
-        ends = np.cumsum(np.array(capacities, dtype=np.int64))
-        begins = ends - capacities + np.cumsum(counts, axis=0) - counts
-        slot.fill(self._part.blocks(positions, begins))
+    def _fill(self, slot: Slot, positions: Positions, capacities: Sequence[int]) -> Slot:
+        positions = positions[positions < self.layouts.structures]  # padding has no atoms
+        slot.fill(self._part.blocks(positions, self.layouts.begins(positions, capacities)))
         return slot
 
 
@@ -118,18 +97,17 @@ class Slot:
     copied : when all of it is on the device
     """
 
-    def __init__(self, rows: int, length: int, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        self._aevs = torch.empty(rows * length, pin_memory=on_gpu)
-        self._rows = torch.empty(rows, dtype=torch.int64, pin_memory=on_gpu)
+    def __init__(self, rows: int, length: int) -> None:
+        self._aevs = torch.empty(rows * length, pin_memory=True)
+        self._rows = torch.empty(rows, dtype=torch.int64, pin_memory=True)
         self.aevs, self.rows = self._aevs, self._rows
         self.blocks: list[tuple[tuple[int, int], int]] = []
-        self.copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        # A thread that waits for it leaves the core to others.
+        self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def fill(self, blocks: Iterable[StoredBlock]) -> None:
         """Gather these blocks, once what was here before is on the device."""
-        if self.copied is not None:
-            self.copied.synchronize()
+        self.copied.synchronize()
         self.blocks = []
         numbers = rows = 0
         for block in blocks:
@@ -168,22 +146,18 @@ class _Stage:
         self.aevs = torch.zeros((rows, length), dtype=dtype, device=device)
         self._columns = columns
         self._arrivals: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
-        if device.type == "cuda":
-            # While a step works on one batch the next one arrives in a place of its own.
-            for _ in range(2):
-                numbers = torch.empty(rows * length, device=device)
-                places = torch.empty(rows, dtype=torch.int64, device=device)
-                emptied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._arrivals.append((numbers, places, emptied))
-            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            # What used the memory of these tensors before may not have ended.
-            self._copies.wait_stream(torch.cuda.current_stream(device))
+        # While a step works on one batch the next one arrives in a place of its own.
+        for _ in range(2):
+            numbers = torch.empty(rows * length, device=device)
+            places = torch.empty(rows, dtype=torch.int64, device=device)
+            emptied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrivals.append((numbers, places, emptied))
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # What used the memory of these tensors before may not have ended.
+        self._copies.wait_stream(torch.cuda.current_stream(device))
 
     def put(self, slot: Slot) -> None:
         """Bring a batch here, once all that was begun before is done with the last one."""
-        if slot.copied is None:
-            self._lay_out(slot, slot.aevs, slot.rows)
-            return
         numbers, places, emptied = self._arrivals[0]
         self._arrivals.rotate()
         steps = torch.cuda.current_stream(self.aevs.device)
@@ -209,18 +183,17 @@ class _Stage:
             self.aevs[there[:, None], columns] = some.view(count, len(columns)).to(self.aevs.dtype)
 
 
-class _StreamedBatches(FixedBatches):
-    def __init__(self, frame: Frame, features: Streamed, stage: _Stage) -> None:
-        super().__init__(frame)
+class _StreamedBatches(StaticBatches):
+    gathered = False
+
+    def __init__(self, shape: BatchShape, features: Streamed, stage: _Stage) -> None:
+        self.shape = shape
+        self.source = stage.aevs
         self._features = features
         self._stage = stage
 
-    def aevs(self, rows: Tensor) -> Tensor:
-        return self._stage.aevs[: self.frame.rows]
-
-    def feed(self, orders: Tensor) -> Generator[None]:
-        batches = list(orders.cpu().numpy())
-        with closing(self._features.read(batches, [self.frame.capacities] * len(batches))) as slots:
+    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
+        with closing(self._features.read(orders(), self.shape)) as slots:
             for slot in slots:
                 self._stage.put(slot)
                 yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Final
 
 import torch
 
-from trainer.config import Precision, TrainConfig
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainingCutOff
 
 #: In smaller batches the products of a CPU are so small that rounding their factors costs what it saves.
@@ -57,31 +56,6 @@ def settle(config: TrainConfig) -> TrainConfig:
         return replace(config, precision="tf32" if fast else "float32")
     fast = torch.cpu._is_avx512_bf16_supported() and config.batch_size >= BFLOAT16_FROM
     return replace(config, precision="bfloat16" if fast else "float32")
-
-
-#: Held while operations on a GPU are begun or recorded whose precision is a setting of the whole process.
-_BEGINNING: Final = threading.RLock()
-
-
-@contextmanager
-def products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Give the matrix products that the block begins or records on a GPU what a precision means there.
-
-    Threads take turns. On the CPU nothing is to be set.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    settings = torch.backends.cuda.matmul
-    with _BEGINNING:
-        before = settings.fp32_precision, settings.allow_bf16_reduced_precision_reduction
-        settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        # Sums are float32 also where a product is divided along the sum.
-        settings.allow_bf16_reduced_precision_reduction = False
-        try:
-            yield
-        finally:
-            settings.fp32_precision, settings.allow_bf16_reduced_precision_reduction = before
 
 
 def reset_peak_memory(device: torch.device) -> None:

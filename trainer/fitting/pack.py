@@ -11,10 +11,9 @@ import torch
 
 from trainer.errors import TrainingFailed
 from trainer.features.parts import Load
-from trainer.fitting.devices import products
+from trainer.fitting.device_epochs import DeviceEpochs
 from trainer.fitting.gradients import Gradient
 from trainer.fitting.randomness import data_order, dropout_seed
-from trainer.fitting.recorded import RecordedEpochs
 from trainer.fitting.training import Training
 
 #: An epoch that takes no longer, s, is never left: its end is near.
@@ -32,10 +31,11 @@ class EpochLeft(Exception):  # noqa: N818  (nothing went wrong)
 
 
 class Pack:
-    """Trainings whose batches are the same: each is loaded once, and goes through all networks at once.
+    """Trainings whose batches are the same: on a GPU each batch goes through all networks at once.
 
-    Each training keeps what is its own: weights, rates, schedule, random numbers, history, checkpoint. It
-    does not depend on its companions beyond the rounding of sums.
+    On the CPU, where that gains nothing, they take turns. Each training keeps what is its own: weights,
+    rates, schedule, random numbers, history, checkpoint. It does not depend on the others beyond the rounding
+    of sums.
 
     Parameters
     ----------
@@ -44,20 +44,16 @@ class Pack:
 
     def __init__(self, trainings: Sequence[Training]) -> None:
         self.trainings = trainings
-        # What is common to all is asked of any of them.
-        self._any = trainings[0]
-        self._recorded = RecordedEpochs(trainings) if RecordedEpochs.possible(self._any) else None
-        self._gradients = [
-            Gradient([training.model for training in trainings])
-            for _ in range(0 if self._recorded else self._any.threads.count)
-        ]
+        on_gpu = trainings[0].device.type == "cuda"
+        self._on_device = DeviceEpochs(trainings) if on_gpu else None
+        self._on_cpu = [] if on_gpu else [_CpuEpochs(training) for training in trainings]
 
     def train_epoch(self, order: int, leave: Leave | None = None) -> tuple[TrainingFailed | None, ...]:
-        """Go through the training part once, in the order of this number, and evaluate.
+        """Go through the training subset once, in the order of this number, and evaluate.
 
         Parameters
         ----------
-        leave : asked between the batches of a long epoch that is not recorded; None: it is never left
+        leave : asked between the batches of a long epoch on the CPU; None: it is never left
 
         Returns
         -------
@@ -71,29 +67,35 @@ class Pack:
         started = time.perf_counter()
         for training in self.trainings:
             training.start_epoch()
-        if self._recorded is not None:
-            losses = self._recorded.run(order)
+        if self._on_device is not None:
+            losses = self._on_device.run(order)
         else:
-            with products(self._any.config.precision, self._any.device):
-                losses = self._pass_over_training_part(order, leave)
+            losses = [epochs.run(order, leave) for epochs in self._on_cpu]
         failures: list[TrainingFailed | None] = []
-        for training, loss in zip(self.trainings, losses.unbind(), strict=True):
+        for training, of_training in zip(self.trainings, losses, strict=True):
             try:
-                training.end_epoch(loss, order, started)
+                training.end_epoch(of_training, order, started)
                 failures.append(None)
             except TrainingFailed as failure:
                 failures.append(failure)
         return tuple(failures)
 
-    def _pass_over_training_part(self, order: int, leave: Leave | None) -> torch.Tensor:
-        """Mean loss of each training over the epoch, (K,) float64 on the device."""
-        part, batch_size = self._any.train, self._any.config.batch_size
-        positions = torch.from_numpy(data_order(len(part), self._any.split_seed, order))
-        steps = math.ceil(len(part) / batch_size)
-        done = [training.epoch * steps for training in self.trainings]
-        seeds = [dropout_seed(training.config.seed, training.epoch + 1) for training in self.trainings]
-        totals = torch.zeros(len(self.trainings), dtype=torch.float64, device=self._any.device)
-        pieces_done = 0
+
+class _CpuEpochs:
+    """Takes a training through the training subset on the CPU."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._gradients = [Gradient(training.model) for _ in range(training.threads.count)]
+
+    def run(self, order: int, leave: Leave | None) -> list[float]:
+        """Mean loss over the epoch in the order of this number, and the errors of the validation subset."""
+        training, part = self._training, self._training.train
+        batch_size = training.config.batch_size
+        positions = torch.from_numpy(data_order(len(part), training.split_seed, order))
+        done = training.epoch * math.ceil(len(part) / batch_size)
+        seed = dropout_seed(training.config.seed, training.epoch + 1)
+        total = torch.zeros(1, dtype=torch.float64)
         asks_at = time.monotonic() + LONG_EPOCH if leave is not None else math.inf
         for step, (batch, pieces) in enumerate(
             zip(torch.split(positions, batch_size), part.features.steps(positions, batch_size), strict=True),
@@ -104,22 +106,20 @@ class Pack:
                 if leave():
                     raise EpochLeft
                 asks_at = time.monotonic() + ASKED_EVERY
-            losses = self._set_gradients(pieces, len(batch), [seed + pieces_done for seed in seeds])
-            pieces_done += len(pieces)
-            for training, gradient, before in zip(
-                self.trainings, self._gradients[0].vectors, done, strict=True
-            ):
-                training.step(gradient, before + step)
-            totals.add_(losses, alpha=len(batch))
-        return totals / len(part)
+            loss = self._set_gradient(pieces, len(batch), seed)
+            seed += len(pieces)
+            training.step(self._gradients[0].vector, done + step)
+            total.add_(loss, alpha=len(batch))
+        return [float(total / len(part)), *training.validate()]
 
-    def _set_gradients(self, pieces: Sequence[Load], structures: int, seeds: Sequence[int]) -> torch.Tensor:
-        """Compute the gradients of the mean losses over the structures of a batch, and those losses, (K,).
+    def _set_gradient(self, pieces: Sequence[Load], structures: int, seed: int) -> torch.Tensor:
+        """Compute the gradient of the mean loss over the structures of a batch, and that loss, (1,).
 
         Parameters
         ----------
-        seeds : decide, for each training, what the first of the pieces drops; each further piece adds one
+        seed : decides what the first of the pieces drops; each further piece adds one
         """
+        part = self._training.train
 
         def work(thread: int, share: Sequence[tuple[int, Load]]) -> torch.Tensor:
             gradient = self._gradients[thread]
@@ -127,14 +127,13 @@ class Pack:
             losses = []
             for number, load in share:
                 batch = load()
-                target = self._any.train.targets.index_select(0, batch.positions)
-                weight = self._any.train.weights.index_select(0, batch.positions).div_(structures)
-                losses.append(gradient.add(batch, target, weight, [seed + number for seed in seeds]))
+                target = part.targets.index_select(0, batch.positions)
+                weight = part.weights.index_select(0, batch.positions).div_(structures)
+                losses.append(gradient.add(batch, target, weight, seed + number))
             gradient.finish()
             return torch.stack(losses).sum(0)
 
-        losses = self._any.threads.map(work, list(enumerate(pieces)))
+        losses = self._training.threads.map(work, list(enumerate(pieces)))
         for gradient in self._gradients[1 : len(losses)]:
-            for vector, addend in zip(self._gradients[0].vectors, gradient.vectors, strict=True):
-                vector.add_(addend)
+            self._gradients[0].vector.add_(gradient.vector)
         return torch.stack(losses).sum(0)

@@ -14,11 +14,13 @@ import torch
 
 from trainer.config import Loss, TrainConfig, dump_config
 from trainer.errors import ConfigError, TrainingFailed
-from trainer.evaluation.evaluate import BATCH, predict
+from trainer.evaluation.evaluate import predict
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.parts import PartFeatures
-from trainer.fitting.averages import WeightAverage
+from trainer.features.static_batches import DeviceFeatures
+from trainer.fitting.averages import new_share
 from trainer.fitting.checkpoints import Checkpoint, Identity
+from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import find_device
 from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.losses import LOSS_WEIGHTS
@@ -39,12 +41,14 @@ CHECKPOINT_FORMAT = 3
 OPTIMIZER = "optimizer/"
 
 
-class Part:
-    """The training or the validation part on the device."""
+class Subset:
+    """The training or the validation subset on the device.
 
-    features: PartFeatures
-    targets: torch.Tensor  # (n,) hartree
-    weights: torch.Tensor  # (n,) what the squared error of each structure counts in the loss
+    Attributes
+    ----------
+    targets : (n,) hartree
+    weights : (n,) what the squared error of each structure counts in the loss
+    """
 
     def __init__(
         self,
@@ -56,13 +60,41 @@ class Part:
         batch_size: int,
         aev_dtype: torch.dtype | None = None,
     ) -> None:
-        self.features = task.features.part(structures, device, aev_dtype or dtype, batch_size)
+        self._features: PartFeatures | DeviceFeatures
+        if device.type == "cuda":
+            self._features = task.features.device_part(structures, device, aev_dtype or dtype)
+        else:
+            self._features = task.features.part(structures, aev_dtype or dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
         atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
         self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def features(self) -> PartFeatures:
+        """For a training on the CPU."""
+        assert not isinstance(self._features, DeviceFeatures)
+        return self._features
+
+    @property
+    def device_features(self) -> DeviceFeatures:
+        """For a training on a GPU."""
+        assert isinstance(self._features, DeviceFeatures)
+        return self._features
+
+    def errors(self, predicted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """How far K networks are off, by the energies (n, K) that they predict.
+
+        Returns
+        -------
+        Loss (hartree^2), MAE, RMSE and largest error (hartree), each (K,) float64.
+        """
+        errors = (predicted - self.targets[:, None]).double()
+        squares, sizes = errors.square(), errors.abs()
+        loss = (squares * self.weights[:, None]).mean(0)
+        return loss, sizes.mean(0), squares.mean(0).sqrt(), sizes.amax(0)
 
 
 class Training:
@@ -79,8 +111,9 @@ class Training:
     config, task : what it was made for
     device, threads : where it runs
     split_seed : decides the orders in which it goes through the data
-    train : the training part
-    model : the network that is trained
+    train, validation : the subsets
+    model, weights, optimizer : the network that is trained
+    evaluated_model, evaluated : what is evaluated and kept: the average of the weights if there is one
     """
 
     def __init__(self, task: Task, config: TrainConfig, warm_start: Path | None) -> None:
@@ -93,7 +126,7 @@ class Training:
         self.split_seed = int(task.settings["split"]["seed"])
         self.task = task
         dtype = WEIGHT_DTYPES[config.precision]
-        self.train = Part(
+        self.train = Subset(
             task,
             task.split.train,
             self.device,
@@ -103,22 +136,20 @@ class Training:
             # What is rounded for each product anyway is kept so.
             FACTOR_DTYPES.get(config.precision),
         )
-        self._validation = Part(task, task.split.validation, self.device, dtype, config.loss, BATCH)
+        self.validation = Subset(task, task.split.validation, self.device, dtype, config.loss, BATCH)
 
         self.model = self._network()
         if warm_start is not None:
             load_warm_start(self.model, task.aev, warm_start)
-        self._weights = FlatWeights(self.model)
-        self._optimizer = make_optimizer(config, self._weights.vector)
+        self.weights = FlatWeights(self.model)
+        self.optimizer = make_optimizer(config, self.weights.vector)
         self._rate = config.learning_rate
-        # What is evaluated and kept: the average of the weights if there is one.
-        self._evaluated, self._evaluated_weights, self._average = self.model, self._weights, None
+        self.evaluated_model, self.evaluated = self.model, self.weights
         if config.ema_decay is not None:
-            self._evaluated = self._network()
-            self._evaluated_weights = FlatWeights(self._evaluated)
-            self._evaluated_weights.load(self._weights.vector)
-            self._average = WeightAverage(self._evaluated_weights.vector.detach(), config.ema_decay)
-        self._best_weights = self._evaluated_weights.copy()
+            self.evaluated_model = self._network()
+            self.evaluated = FlatWeights(self.evaluated_model)
+            self.evaluated.load(self.weights.vector)
+        self._best_weights = self.evaluated.copy()
 
     @property
     def epoch(self) -> int:
@@ -144,12 +175,17 @@ class Training:
         waited = self.epoch - self.best.epoch
         return self.epoch == self.config.epochs or (patience is not None and waited >= patience)
 
+    @property
+    def average(self) -> torch.Tensor | None:
+        """The moving average of the weights, (N,), if there is one."""
+        return None if self.config.ema_decay is None else self.evaluated.vector.detach()
+
     def best_model(self) -> ElementNetworks:
         """A network with the weights of the best epoch, in evaluation mode."""
         model = self._network()
         # Into tensors of its own, as in a model that is read from a file: where a matrix begins in memory
         # decides the last bits of its products.
-        load_weights(model, self._evaluated_weights.compact(self._best_weights))
+        load_weights(model, self.evaluated.compact(self._best_weights))
         return model.eval()
 
     def _network(self) -> ElementNetworks:
@@ -159,27 +195,34 @@ class Training:
     def start_epoch(self) -> None:
         """Set the learning rate of the next epoch."""
         self._rate = next_learning_rate(self.config, [record.val_mae for record in self.history])
-        set_rate(self._optimizer, self._rate)
+        set_rate(self.optimizer, self._rate)
 
-    def step(self, gradient: torch.Tensor, number: int | torch.Tensor) -> None:
-        """Change the weights.
+    def step(self, gradient: torch.Tensor, number: int) -> None:
+        """Change the weights on the CPU.
 
         Parameters
         ----------
         gradient : (P,) of the loss of a batch
-        number : of the step in the whole training, from 1; float64 if it is on the device
+        number : of the step in the whole training, from 1
         """
-        self._weights.vector.grad = gradient
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update(self._weights.vector.detach(), number)
+        self.weights.vector.grad = gradient
+        self.optimizer.step()
+        if self.average is not None:
+            assert self.config.ema_decay is not None
+            self.average.lerp_(self.weights.vector.detach(), new_share(self.config.ema_decay, number))
 
-    def end_epoch(self, train_loss: torch.Tensor, order: int, started: float) -> None:
-        """Evaluate on the validation part, and record the epoch.
+    def validate(self) -> list[float]:
+        """:meth:`Subset.errors` of the network that is evaluated, on the CPU."""
+        part = self.validation
+        predicted = predict(self.evaluated_model, part.features, len(part), self.threads)
+        return [float(error) for error in part.errors(predicted[:, None])]
+
+    def end_epoch(self, losses: Sequence[float], order: int, started: float) -> None:
+        """Record an epoch.
 
         Parameters
         ----------
-        train_loss : mean loss over the epoch, a scalar on the device
+        losses : mean training loss, and :meth:`Subset.errors` of the validation subset
         order : number of the order in which it went through the data
         started : ``time.perf_counter()`` when it began
 
@@ -189,8 +232,6 @@ class Training:
             if a loss is not finite.
         """
         epoch = self.epoch + 1
-        # The only time in an epoch that the host waits for the device.
-        losses = torch.stack([train_loss, *self._validate()]).tolist()
         for name, loss in zip(("training", "validation"), losses, strict=False):
             if not math.isfinite(loss):
                 raise TrainingFailed(
@@ -210,31 +251,23 @@ class Training:
             finished_at=time.time(),
         )
         if not self.history or record.val_mae < self.best.val_mae:
-            self._best_weights = self._evaluated_weights.copy()
+            self._best_weights = self.evaluated.copy()
         self.history = (*self.history, record)
-
-    def _validate(self) -> tuple[torch.Tensor, ...]:
-        """Loss (hartree^2), MAE, RMSE and largest error (hartree), float64 scalars on the device."""
-        part = self._validation
-        predicted = predict(self._evaluated, part.features, len(part), self.threads)
-        errors = (predicted - part.targets).double()
-        loss = (errors.square() * part.weights).mean()
-        return loss, errors.abs().mean(), errors.square().mean().sqrt(), errors.abs().max()
 
     def snapshot(self) -> Checkpoint:
         """All that the following epochs depend on."""
         tensors = self._own_tensors()
-        (state,) = self._optimizer.state_dict()["state"].values()
+        (state,) = self.optimizer.state_dict()["state"].values()
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
-        compact = self._weights.compact
+        compact = self.weights.compact
         on_cpu = {name: (compact(t) if t.ndim else t).detach().cpu() for name, t in tensors.items()}
         return Checkpoint(self.identity, self.history, on_cpu)
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds besides the state of the optimizer, each (N,) here and (P,) there."""
-        tensors = {"weights": self._weights.vector, "best": self._best_weights}
-        if self._average is not None:
-            tensors["average"] = self._evaluated_weights.vector
+        tensors = {"weights": self.weights.vector, "best": self._best_weights}
+        if self.average is not None:
+            tensors["average"] = self.evaluated.vector
         return tensors
 
     def misfit(self, checkpoint: Checkpoint) -> str | None:
@@ -244,7 +277,7 @@ class Training:
         weights_shape: tuple[int, ...] = (self.model.parameter_count,)
         wanted = {name: (weights_shape, tensor.dtype) for name, tensor in self._own_tensors().items()}
         # The optimizer has no state before its first step: one of two weights shows what it will have.
-        weights = torch.nn.Parameter(torch.zeros(2, dtype=self._weights.vector.dtype, device=self.device))
+        weights = torch.nn.Parameter(torch.zeros(2, dtype=self.weights.vector.dtype, device=self.device))
         weights.grad = torch.zeros_like(weights)
         example = make_optimizer(self.config, weights)
         example.step()
@@ -264,18 +297,18 @@ class Training:
         """Go on where a training with this identity was at ``checkpoint``, which fits it (:meth:`misfit`)."""
         self.history = checkpoint.history
         tensors = checkpoint.tensors
-        spread = self._weights.spread
-        self._weights.load(spread(tensors["weights"]))
+        spread = self.weights.spread
+        self.weights.load(spread(tensors["weights"]))
         self._best_weights = spread(tensors["best"])
-        if self._average is not None:
-            self._evaluated_weights.load(spread(tensors["average"]))
+        if self.average is not None:
+            self.evaluated.load(spread(tensors["average"]))
         state = {
             name.removeprefix(OPTIMIZER): spread(tensor) if tensor.ndim else tensor
             for name, tensor in tensors.items()
             if name.startswith(OPTIMIZER)
         }
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
 
 
 def best_of(history: Sequence[EpochRecord]) -> EpochRecord:

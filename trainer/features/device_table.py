@@ -1,10 +1,9 @@
-"""AEVs of a part that stay in the memory of the device, in one table of all its atoms."""
+"""AEVs of a subset that stay in the memory of a GPU, in one table of all its atoms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -12,8 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.features.batches import AtomBatch
-from trainer.features.fixed_batches import DeviceLayouts, FixedBatches, FixedFeatures, Frame, to_device
+from trainer.features.static_batches import (
+    BatchShape,
+    DeviceFeatures,
+    DeviceLayouts,
+    Positions,
+    StaticBatches,
+)
 from trainer.features.tables import StoreTables
 
 #: Rows that are copied at once.
@@ -100,20 +104,22 @@ def free_memory(device: torch.device) -> int:
     return min(free + kept, int(share * total) - taken)
 
 
-class Resident(FixedFeatures):
-    """The AEVs of a part on the device.
+class DeviceTable(DeviceFeatures):
+    """The AEVs of a subset on the device.
 
     Parameters
     ----------
     dtype : of the AEVs
+
+    Attributes
+    ----------
+    table : (n + 1, F) elements one after another, each in the order of the structures; the last row is zero
     """
 
     def __init__(self, part: StoredPart, device: torch.device, dtype: torch.dtype) -> None:
         counts = part.counts[part.molecule]
-        # Elements one after another, each in the order of the structures.
         begins = np.cumsum(counts.T).reshape(counts.T.shape).T - counts
         self.layouts = DeviceLayouts(part.counts, part.molecule, begins.T, device)
-        # The row behind the last one stands for no atom.
         self.table = torch.zeros((self.layouts.rows + 1, part.length), device=device, dtype=dtype)
         columns = part.columns(device)
         for block in part.blocks(np.arange(len(part.molecule)), begins):
@@ -126,30 +132,19 @@ class Resident(FixedFeatures):
                 there = target.to(device)[:, None]
                 self.table[there, columns[block.key]] = aevs.to(device, dtype)
 
-    def batches(self, frame: Frame) -> FixedBatches:
-        """See :class:`FixedFeatures`."""
-        return _ResidentBatches(frame, self.table)
-
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Callable[[], AtomBatch]]]:
-        """See :class:`trainer.features.source.PartFeatures`; a batch is one piece."""
-        for some, there in zip(
-            torch.split(order, batch_size),
-            torch.split(to_device(order, self.layouts.device), batch_size),
-            strict=True,
-        ):
-            frame = Frame(self.layouts, len(some), self.layouts.sizes(some.numpy()))
-            yield [partial(self.batches(frame).load, there)]
+    def batches(self, shape: BatchShape) -> StaticBatches:
+        """See :class:`DeviceFeatures`."""
+        return _TableBatches(shape, self.table)
 
 
-class _ResidentBatches(FixedBatches):
-    def __init__(self, frame: Frame, table: Tensor) -> None:
-        super().__init__(frame)
-        self._table = table
+class _TableBatches(StaticBatches):
+    gathered = True
 
-    def aevs(self, rows: Tensor) -> Tensor:
-        return self._table.index_select(0, rows)
+    def __init__(self, shape: BatchShape, table: Tensor) -> None:
+        self.shape = shape
+        self.source = table
 
-    def feed(self, orders: Tensor) -> Generator[None]:
+    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
         # All of it is there.
-        for _ in orders:
+        for _ in range(batches):
             yield

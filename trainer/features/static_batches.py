@@ -1,0 +1,252 @@
+"""Batches of one shape on a GPU: a step that takes them can be recorded once and replayed.
+
+The atoms of each element are in a block of a fixed number of rows, its capacity. Rows without an atom are
+padding, and so are structures without atoms that fill up the last batch; neither reaches a sum. All batches
+of an epoch are laid out at once, before its first step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainer.features.batches import sort_atoms
+
+#: Capacities are multiples of this: the rows that a kernel works on at once belong to one element.
+ROWS: Final = 64
+
+#: How far beyond the mean the usual capacity goes, in standard deviations of the atoms of a random batch.
+DEVIATIONS: Final = 6
+
+#: Numbers of a layout that are computed at once: it bounds the memory of intermediate results.
+LAID_OUT: Final = 2**24
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What all batches of an epoch have in common.
+
+    Attributes
+    ----------
+    size : structures, B
+    capacities : rows for the atoms of each element, C in all
+    atoms : of the largest structure, A
+    """
+
+    size: int
+    capacities: tuple[int, ...]
+    atoms: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch, C."""
+        return sum(self.capacities)
+
+    @property
+    def indices(self) -> int:
+        """Numbers of the layout of a batch: see :meth:`divide`."""
+        return 2 * self.rows + self.atoms * self.size
+
+    def divide(self, layout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of the layout of a batch, (..., ``indices``) int32.
+
+        Returns
+        -------
+        rows : (..., C) the row of each atom in the table of the features; for padding its last one, of zeros
+        owners : (..., C) the structure of each atom; B for padding
+        atoms : (..., A * B) the rows of the batch that make up the structures: of each its first atom, then
+            of each its second; C where it has fewer
+        """
+        rows, owners, atoms = layout.split_with_sizes([self.rows, self.rows, self.atoms * self.size], dim=-1)
+        return rows, owners, atoms
+
+    def over_structures(self, energies: Tensor, atoms: Tensor) -> Tensor:
+        """The energy of each structure, (B, K), of those of its atoms, (C + 1, K), whose last row is zero."""
+        return energies.index_select(0, atoms).view(self.atoms, self.size, -1).sum(0)
+
+
+class DeviceLayouts:
+    """Which atoms the n structures of a subset have, and where their AEVs are: all on the device.
+
+    Position n is a structure without atoms.
+
+    Parameters
+    ----------
+    counts : (M, E) number of atoms of each element in each molecule
+    molecule : (n,) the molecule of each structure
+    first_rows : (E, n) where the atoms of each structure begin in one table of all elements
+    device : where batches are laid out
+
+    Attributes
+    ----------
+    structures : n
+    rows : of the table; the row behind the last one is that of padding
+    """
+
+    def __init__(
+        self,
+        counts: npt.NDArray[np.int64],
+        molecule: npt.NDArray[np.int64],
+        first_rows: npt.NDArray[np.int64],
+        device: torch.device,
+    ) -> None:
+        self.structures = len(molecule)
+        self.device = device
+        self.counts = counts
+        self.molecule = molecule
+        self.rows = int(counts[molecule].sum())
+        none = np.zeros((1, counts.shape[1]), dtype=np.int64)
+        of_all = torch.from_numpy(np.concatenate([counts, none]))
+        element, place = sort_atoms(of_all)
+        self._element, self._place = element.to(device), place.to(device)
+        self._counts = of_all.T.contiguous().to(device)
+        self._molecule = torch.from_numpy(np.append(molecule, len(counts))).to(device)
+        self._first_rows = torch.from_numpy(np.concatenate([first_rows, none.T], axis=1)).to(device)
+
+    def shape(self, size: int, capacities: Sequence[int]) -> BatchShape:
+        """Of batches of so many structures."""
+        return BatchShape(size, tuple(capacities), len(self._element))
+
+    def capacities(self, batch_size: int, *, sure: bool) -> tuple[int, ...]:
+        """Rows for the atoms of each element in a batch of so many structures, at most n.
+
+        Parameters
+        ----------
+        sure : so many that no batch has more; else so many that hardly one has
+        """
+        of_molecules = np.bincount(self.molecule, minlength=len(self.counts))
+        found = []
+        for of_element in self.counts.T:
+            mean = np.average(of_element, weights=of_molecules)
+            spread = math.sqrt(np.average((of_element - mean) ** 2, weights=of_molecules))
+            usual = mean * batch_size + DEVIATIONS * spread * math.sqrt(batch_size)
+            # The largest structures of all in one batch.
+            order = np.argsort(-of_element)
+            ends = np.minimum(np.cumsum(of_molecules[order]), batch_size)
+            most = int((np.diff(ends, prepend=0) * of_element[order]).sum())
+            found.append(most if sure else min(most, math.ceil(usual)))
+        return _rounded_up(found)
+
+    def capacities_of(self, orders: Positions) -> tuple[int, ...]:
+        """The least rows for the batches at these positions (N, B) of the host."""
+        counts = np.concatenate([self.counts, np.zeros((1, self.counts.shape[1]), np.int64)])
+        molecule = np.append(self.molecule, len(self.counts))
+        return _rounded_up(counts[molecule[orders]].sum(1).max(0).tolist())
+
+    def begins(self, positions: Positions, capacities: Sequence[int]) -> Positions:
+        """The first row of each structure's atoms of each element, (B, E), in the batch at ``positions``."""
+        counts = self.counts[self.molecule[positions]]
+        blocks = np.cumsum(capacities) - np.array(capacities, dtype=np.int64)
+        begins: Positions = blocks + np.cumsum(counts, axis=0) - counts
+        return begins
+
+    def fit(self, orders: Tensor, capacities: Sequence[int]) -> Tensor:
+        """Whether the batches (N, B) do not exceed the capacities: a boolean scalar on the device."""
+        counts = self._counts.index_select(1, self._molecule[orders.flatten()])
+        most = counts.view(len(counts), *orders.shape).sum(2).amax(1)
+        return (most <= _on_device(capacities, self.device)).all()
+
+    def lay_out(self, orders: Tensor, shape: BatchShape, layouts: Tensor) -> None:
+        """Lay out the batches at ``orders`` (N, B), which fit, by operations that the host does not wait for.
+
+        Parameters
+        ----------
+        layouts : (N, ``shape.indices``) int32: is written
+        """
+        at_once = max(1, LAID_OUT // shape.indices)
+        for some, place in zip(torch.split(orders, at_once), torch.split(layouts, at_once), strict=True):
+            self._lay_out(some, shape, place)
+
+    def _lay_out(self, orders: Tensor, shape: BatchShape, layouts: Tensor) -> None:
+        (batches, size), elements = orders.shape, len(shape.capacities)
+        flat = orders.flatten()
+        molecule = self._molecule.index_select(0, flat)
+
+        def of_batches(of_structures: Tensor) -> Tensor:
+            """(N, X, B) for (X, N * B)."""
+            return of_structures.view(-1, batches, size).transpose(0, 1)
+
+        # The rows of a batch come in runs: one a structure, and one of padding, for each element.
+        counts = of_batches(self._counts.index_select(1, molecule))
+        capacities = _on_device(shape.capacities, self.device)[:, None]
+        lengths = torch.cat([counts, capacities - counts.sum(2, keepdim=True)], 2)
+        ends = lengths.flatten().cumsum(0)
+        begins = ends.view_as(lengths) - lengths
+        row = torch.arange(batches * shape.rows, device=self.device)
+        run = torch.searchsorted(ends, row, right=True)
+        # A run of padding begins behind the last row of the table, and all beyond is the row of padding.
+        first_rows = of_batches(self._first_rows.index_select(1, flat))
+        behind = first_rows.new_full((batches, elements, 1), self.rows)
+        shifts = torch.cat([first_rows, behind], 2) - begins
+        rows, owners, atoms = shape.divide(layouts)
+        rows.copy_((shifts.flatten().index_select(0, run) + row).clamp_(max=self.rows).view_as(rows))
+        owners.copy_(run.remainder(size + 1).view_as(owners))
+        # From here on rows count from the first one of their batch. An atom that a structure lacks is of the
+        # element after the last one, whose atoms "begin" behind all rows of the batch.
+        first = torch.arange(batches, device=self.device)[:, None, None] * shape.rows
+        begins = torch.cat([begins[:, :, :size] - first, begins.new_full((batches, 1, size), shape.rows)], 1)
+        element = of_batches(self._element.index_select(1, molecule))
+        place = of_batches(self._place.index_select(1, molecule))
+        atoms.copy_((begins.gather(1, element) + place).view_as(atoms))
+
+
+class StaticBatches(ABC):
+    """Batches of one shape, for one that goes through them.
+
+    Attributes
+    ----------
+    shape : of each
+    source : where the AEVs of the batch are: always in the same place
+    gathered : whether the rows of a layout are those of ``source``; else its first C rows are the batch
+    """
+
+    shape: BatchShape
+    source: Tensor
+    gathered: bool
+
+    @abstractmethod
+    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
+        """Bring one batch after another to where a step finds it.
+
+        Close it when it is not gone through to its end.
+
+        Parameters
+        ----------
+        orders : gives the positions (N, B) of all batches on the host, where they are needed there
+        batches : N
+        """
+
+
+class DeviceFeatures(ABC):
+    """The AEVs of a subset for trainings on a GPU.
+
+    Attributes
+    ----------
+    layouts : which atoms its structures have
+    """
+
+    layouts: DeviceLayouts
+
+    @abstractmethod
+    def batches(self, shape: BatchShape) -> StaticBatches:
+        """Batches of this shape, for one that goes through them."""
+
+
+def _rounded_up(rows: Sequence[int]) -> tuple[int, ...]:
+    # A block without rows would have no product to compute.
+    return tuple(max(ROWS, -(-some // ROWS) * ROWS) for some in rows)
+
+
+def _on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """A vector of few numbers, by operations that the host does not wait for."""
+    return torch.cat([torch.full((1,), number, dtype=torch.int64, device=device) for number in numbers])

@@ -1,0 +1,70 @@
+"""Operations on a GPU that are recorded once, as a CUDA graph, and replayed from then on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Final
+
+import torch
+
+#: Held while a graph is recorded: one at a time in a process.
+_RECORDING: Final = threading.Lock()
+
+
+class GraphedCall:
+    """A function without arguments whose operations are recorded at the second call, and then replayed.
+
+    The first call is not recorded: it lets libraries and optimizers set up what they need. Everything that
+    the operations read and write must stay where it is.
+
+    Parameters
+    ----------
+    run : the function; the host may not wait for the device in it
+    generators : of all random numbers that it draws
+    """
+
+    def __init__(
+        self, run: Callable[[], None], device: torch.device, generators: Sequence[torch.Generator] = ()
+    ) -> None:
+        self._run = run
+        self._device = device
+        self._generators = generators
+        self._called = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Do it once more."""
+        if not self._called:
+            self._run()
+            self._called = True
+            return
+        if self._graph is None:
+            self._graph = self._record()
+        self._graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        stream = _recording_stream(self._device)
+        with _RECORDING, torch.cuda.device(self._device):
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(stream):
+                # This thread may not be that of the first call, and a handle cannot be made while recording.
+                torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+                # Other threads may use the device meanwhile.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._run()
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+        return graph
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all, as libraries keep working memory for each stream on which they were used."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
