@@ -1,0 +1,165 @@
+"""Energies and gradients of networks side by side, of the atoms of a batch sorted by element.
+
+The number of operators does not depend on how many networks and elements there are: each works on one depth,
+or on all layers, of all of them. On a GPU an operator is one launch of a Triton kernel
+(:mod:`trainer.fitting.grouped_kernels`). On the CPU, in float64 and where Triton is missing it is a loop over
+the layers in plain torch, which rounds where the kernels round.
+
+In a training, a network of one hidden layer takes five operators a step: ``linear``, ``atomic_energies``,
+``output_gradient``, ``weight_gradient_parts`` and, for large batches, ``sum_parts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.config import Precision
+from trainer.fitting.grouped_jobs import ROWS, flatten, make_plan
+from trainer.fitting.grouped_operators import TRAFFIC, operators
+from trainer.networks.model import ElementNetworks
+
+__all__ = ["TRAFFIC", "GroupedNetworks"]
+
+
+class GroupedNetworks:
+    """K networks and their gradients, for batches in which each element owns a fixed range of rows.
+
+    Element e owns ``capacities[e]`` rows after those of the elements before it. All memory is taken here and
+    stays where it is, so that a CUDA graph can record :meth:`forward` and :meth:`backward`. The sums over
+    rows have a fixed order, and what a network's numbers are does not depend on its companions.
+
+    Parameters
+    ----------
+    models : of the same elements and features; of any widths, activations and dropouts
+    vectors : for each model, (N,) its weights as :class:`~trainer.fitting.weights.FlatWeights` lays them out;
+        they are read where they are now
+    capacities : rows of each element, multiples of :data:`ROWS`
+    precision : of the products; not auto
+    training : whether neurons are dropped, and gradients computed
+
+    Attributes
+    ----------
+    energies : (C + 1, K) of the last forward, hartree; the last row is zero
+    gradients : for each model, (N,) after :meth:`backward`; none if not training
+    generators : for each model with dropout, of its noise; none if not training
+    noise : of the last forward; for each model with dropout, (C, W_k), where C rows of noise decide over its
+        hidden layers side by side, each filled up to a multiple of 16 columns
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ElementNetworks],
+        vectors: Sequence[Tensor],
+        capacities: Sequence[int],
+        precision: Precision,
+        *,
+        training: bool,
+    ) -> None:
+        if any(capacity % ROWS for capacity in capacities):
+            raise ValueError(f"capacities must be multiples of {ROWS}: {list(capacities)}")
+        first = vectors[0].detach()
+        rows = sum(capacities)
+        self._plan = plan = make_plan(models, capacities, first.device, training)
+        self._rows = rows
+        self._precision = precision
+        # The last vector has the weight 1 and the bias 0 of outputs that pass on what they get.
+        self._vectors = [*(vector.detach() for vector in vectors), first.new_zeros(2)]
+        self._vectors[-1][:1].fill_(1)
+        self._keeps = [1.0 - model.config.dropout for model in models]
+        hidden_dtype = torch.bfloat16 if precision == "bfloat16" else first.dtype
+        self._hidden = first.new_zeros((rows, plan.columns), dtype=hidden_dtype)
+        self.energies = first.new_zeros((rows + 1, len(models)))
+        with_dropout = [model for model in models if training and model.config.dropout]
+        self.generators = tuple(torch.Generator(first.device) for _ in with_dropout)
+        self._noise = first.new_zeros(plan.noise[-1][1], dtype=torch.float32) if with_dropout else None
+        self.noise: tuple[Tensor, ...] = ()
+        if self._noise is not None:
+            self.noise = tuple(self._noise[start:end].view(rows, -1) for start, end in plan.noise)
+        self.gradients: tuple[Tensor, ...] = ()
+        if training:
+            self._hidden_gradient = torch.zeros_like(self._hidden)
+            self._parts = first.new_zeros(plan.parts)
+            self.gradients = torch.split(self._parts[: sum(plan.gradients)], list(plan.gradients))
+        self._layers = [job for jobs in plan.depths for job in jobs]
+
+    @torch.no_grad()
+    def forward(self, source: Tensor, rows: Tensor | None) -> Tensor:
+        """Energies of the atoms, (C + 1, K) hartree; the last row is zero.
+
+        Parameters
+        ----------
+        source : (R, F) AEVs in float32, bfloat16 or float64
+        rows : (C,) int32, which AEV each row of the batch has; None: row c has AEV c
+        """
+        for noise, generator in zip(self.noise, self.generators, strict=True):
+            noise.uniform_(generator=generator)
+        for depth, jobs in enumerate(self._plan.depths):
+            operators.linear(
+                self._hidden,
+                source if depth == 0 else None,
+                rows if depth == 0 else None,
+                self._noise,
+                self._vectors,
+                flatten(jobs),
+                self._keeps,
+                self._precision,
+                None,
+            )
+        operators.atomic_energies(
+            self.energies,
+            self._hidden,
+            self._noise,
+            self._vectors,
+            flatten(self._plan.outputs),
+            self._keeps,
+            None,
+        )
+        return self.energies
+
+    @torch.no_grad()
+    def backward(self, source: Tensor, rows: Tensor | None, slopes: Tensor) -> None:
+        """Set ``gradients``, from the input of the last :meth:`forward`.
+
+        Parameters
+        ----------
+        slopes : (C, K): the gradient of the loss over the energy of each atom; 0 for rows without an atom
+        """
+        operators.output_gradient(
+            self._hidden_gradient,
+            self._parts,
+            self._hidden,
+            self._noise,
+            slopes,
+            self._vectors,
+            flatten(self._plan.outputs),
+            self._keeps,
+            None,
+        )
+        for jobs in reversed(self._plan.depths[1:]):
+            operators.input_gradient(
+                self._hidden_gradient,
+                self._hidden,
+                self._noise,
+                self._vectors,
+                flatten(jobs),
+                self._keeps,
+                self._precision,
+                None,
+            )
+        operators.weight_gradient_parts(
+            self._parts,
+            self._hidden_gradient,
+            self._hidden,
+            source,
+            rows,
+            self._noise,
+            flatten(self._layers),
+            self._keeps,
+            self._precision,
+            None,
+        )
+        if self._plan.sums:
+            operators.sum_parts(self._parts, flatten(self._plan.sums), None)

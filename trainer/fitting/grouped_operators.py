@@ -1,0 +1,374 @@
+"""Operators on the layers of networks side by side, in plain torch, and where Triton's kernels take over.
+
+Each takes its jobs as integers (:func:`trainer.fitting.grouped_jobs.flatten`), and for its kernel a table of
+what each program works on. Where the table is None, it loops over the jobs in plain
+torch: on the CPU, in float64 and where Triton is missing. It rounds where the kernels round.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainer.config import Precision
+from trainer.fitting.grouped_jobs import ACTIVATION_NAMES, LayerJob, layer_jobs, sum_jobs
+from trainer.networks.activations import ACTIVATIONS, ActivationFunction
+
+#: Columns of an output that a program computes: the input is read again for the next so many.
+TILE_COLUMNS: Final = 128
+
+
+def linear(
+    hidden: Tensor,
+    source: Tensor | None,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    keeps: Sequence[float],
+    precision: Precision,
+    table: Tensor | None,
+) -> None:
+    """Pre-activations of hidden layers of one depth, into ``hidden``; ``source`` is for the first only."""
+    for job in layer_jobs(jobs):
+        weight, bias = _weights(job, vectors[job.vector])
+        x = _rounded(_input(job, hidden, source, rows, noise, keeps, weight.dtype), precision)
+        _columns(job, hidden, job.output_column, job.outputs).copy_(
+            torch.addmm(bias, x, _rounded(weight, precision).t())
+        )
+
+
+def atomic_energies(
+    energies: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    keeps: Sequence[float],
+    table: Tensor | None,
+) -> None:
+    """Energies of all atoms, always from unrounded numbers."""
+    for job in layer_jobs(jobs):
+        weight, bias = _weights(job, vectors[job.vector])
+        x = _input(job, hidden, None, None, noise, keeps, energies.dtype)
+        _columns(job, energies, job.output_column, 1).copy_(torch.addmm(bias, x, weight.t()))
+
+
+def output_gradient(
+    hidden_gradient: Tensor,
+    parts: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    slopes: Tensor,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    keeps: Sequence[float],
+    table: Tensor | None,
+) -> None:
+    """Gradients over the last hidden layers and, in ``parts``, over the weights of the output layers."""
+    for job in layer_jobs(jobs):
+        weight, _ = _weights(job, vectors[job.vector])
+        slope = _columns(job, slopes, job.output_column, 1)
+        if job.trained:
+            for number in range(job.splits):
+                some = job.split(number)
+                x = _input(some, hidden, None, None, noise, keeps, parts.dtype)
+                _store_parts(some, parts, _columns(some, slopes, some.output_column, 1), x)
+        _store_input_gradient(job, hidden_gradient, hidden, noise, keeps, slope * weight)
+
+
+def input_gradient(
+    hidden_gradient: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    keeps: Sequence[float],
+    precision: Precision,
+    table: Tensor | None,
+) -> None:
+    """Gradients over the inputs of hidden layers of one depth, from those over their outputs."""
+    for job in layer_jobs(jobs):
+        weight, _ = _weights(job, vectors[job.vector])
+        over_output = _columns(job, hidden_gradient, job.output_column, job.outputs).to(weight.dtype)
+        over_activation = _rounded(over_output.contiguous(), precision) @ _rounded(weight, precision)
+        _store_input_gradient(job, hidden_gradient, hidden, noise, keeps, over_activation)
+
+
+def weight_gradient_parts(
+    parts: Tensor,
+    hidden_gradient: Tensor,
+    hidden: Tensor,
+    source: Tensor,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    jobs: Sequence[int],
+    keeps: Sequence[float],
+    precision: Precision,
+    table: Tensor | None,
+) -> None:
+    """Gradients over the weights of all hidden layers, summed over the rows of each split."""
+    for job in layer_jobs(jobs):
+        for number in range(job.splits):
+            some = job.split(number)
+            x = _input(some, hidden, source, rows, noise, keeps, parts.dtype)
+            over_output = _columns(some, hidden_gradient, job.output_column, job.outputs).to(x.dtype)
+            _store_parts(some, parts, over_output.contiguous(), x, precision)
+
+
+def sum_parts(parts: Tensor, jobs: Sequence[int], table: Tensor | None) -> None:
+    """Add up the sums of the splits, in their order."""
+    for target, part, length, splits in sum_jobs(jobs):
+        total = parts[target : target + length]
+        total.copy_(parts[part : part + length])
+        for number in range(1, splits):
+            total.add_(parts[part + number * length : part + (number + 1) * length])
+
+
+def _weights(job: LayerJob, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """(O, I) and (O,)."""
+    weight = vector[job.weight : job.weight + job.outputs * job.inputs].view(job.outputs, job.inputs)
+    return weight, vector[job.bias : job.bias + job.outputs]
+
+
+def _columns(job: LayerJob, table: Tensor, column: int, count: int) -> Tensor:
+    """(n, count), the rows of the job."""
+    return table[job.row : job.row + job.rows, column : column + count]
+
+
+def _input(
+    job: LayerJob,
+    hidden: Tensor,
+    source: Tensor | None,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    keeps: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """What a layer multiplies with its weights, (n, I)."""
+    if job.input_column < 0:
+        assert source is not None
+        place = slice(job.row, job.row + job.rows)
+        return (source[place] if rows is None else source.index_select(0, rows[place])).to(dtype)
+    before, _ = _before_activation(job, hidden, noise, keeps, dtype)
+    return _activation(job).value(before)
+
+
+def _before_activation(
+    job: LayerJob, hidden: Tensor, noise: Tensor | None, keeps: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """A copy of a layer's input before the activation, (n, I), and what dropout has multiplied it with."""
+    before = _columns(job, hidden, job.input_column, job.inputs).to(dtype, copy=True).contiguous()
+    if job.noise < 0:
+        return before, None
+    assert noise is not None
+    keep = keeps[job.network]
+    drawn = noise.as_strided(before.shape, (job.noise_width, 1), job.noise + job.row * job.noise_width)
+    scale = (drawn < keep).to(dtype).mul_(1 / keep)
+    return before.mul_(scale), scale
+
+
+def _activation(job: LayerJob) -> ActivationFunction:
+    return ACTIVATIONS[ACTIVATION_NAMES[job.activation]]
+
+
+def _store_input_gradient(
+    job: LayerJob,
+    hidden_gradient: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    keeps: Sequence[float],
+    over_activation: Tensor,
+) -> None:
+    """Go back through the activation and dropout of a layer's input; may overwrite the gradient (n, I)."""
+    before, scale = _before_activation(job, hidden, noise, keeps, over_activation.dtype)
+    activation = _activation(job)
+    over_input = activation.backward(over_activation, before, activation.value(before))
+    if scale is not None:
+        over_input.mul_(scale)
+    _columns(job, hidden_gradient, job.input_column, job.inputs).copy_(over_input)
+
+
+def _store_parts(
+    job: LayerJob, parts: Tensor, over_output: Tensor, x: Tensor, precision: Precision = "float32"
+) -> None:
+    """The gradients over weights and biases, from (n, O) and (n, I)."""
+    product = _rounded(over_output, precision).t() @ _rounded(x, precision)
+    bias = job.part + job.bias - job.weight
+    parts[job.part : job.part + product.numel()].copy_(product.flatten())
+    parts[bias : bias + job.outputs].copy_(over_output.sum(0))
+
+
+def _rounded(factor: Tensor, precision: Precision) -> Tensor:
+    """A factor of a product as the hardware takes it, in the dtype of the sums."""
+    if precision == "bfloat16":
+        return factor.to(torch.bfloat16).to(factor.dtype)
+    if precision == "tf32":
+        # Ten bits of the mantissa are left; the nearest number, of two the one farther from zero.
+        return factor.contiguous().view(torch.int32).add(1 << 12).bitwise_and_(-(1 << 13)).view(torch.float32)
+    return factor
+
+
+# Bytes that the operators move on a GPU, at most: what programs that run side by side read may come from the
+# cache. Weights are counted once, as they stay there.
+
+
+def _linear_bytes(
+    hidden: Tensor,
+    source: Tensor | None,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    *_: object,
+) -> int:
+    return sum(
+        _input_bytes(job, hidden, source, rows) * _tiles(job.outputs)
+        + _weight_bytes(job, vectors[job.vector])
+        + job.rows * job.outputs * hidden.element_size()
+        for job in layer_jobs(jobs)
+    )
+
+
+def _atomic_energies_bytes(
+    energies: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    *_: object,
+) -> int:
+    return sum(
+        _input_bytes(job, hidden) + _weight_bytes(job, energies) + job.rows * energies.element_size()
+        for job in layer_jobs(jobs)
+    )
+
+
+def _output_gradient_bytes(
+    hidden_gradient: Tensor,
+    parts: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    slopes: Tensor,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    *_: object,
+) -> int:
+    return sum(
+        _input_bytes(job, hidden)
+        + job.rows * (slopes.element_size() + job.inputs * hidden_gradient.element_size())
+        + _weight_bytes(job, parts) * (1 + job.splits * job.trained)
+        for job in layer_jobs(jobs)
+    )
+
+
+def _input_gradient_bytes(
+    hidden_gradient: Tensor,
+    hidden: Tensor,
+    noise: Tensor | None,
+    vectors: Sequence[Tensor],
+    jobs: Sequence[int],
+    *_: object,
+) -> int:
+    return sum(
+        _input_bytes(job, hidden)
+        + _weight_bytes(job, vectors[job.vector])
+        + job.rows * (job.inputs + job.outputs * _tiles(job.inputs)) * hidden_gradient.element_size()
+        for job in layer_jobs(jobs)
+    )
+
+
+def _weight_gradient_parts_bytes(
+    parts: Tensor,
+    hidden_gradient: Tensor,
+    hidden: Tensor,
+    source: Tensor,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    jobs: Sequence[int],
+    *_: object,
+) -> int:
+    return sum(
+        _input_bytes(job, hidden, source, rows) * _tiles(job.outputs)
+        + job.rows * job.outputs * hidden_gradient.element_size() * _tiles(job.inputs)
+        + _weight_bytes(job, parts) * job.splits
+        for job in layer_jobs(jobs)
+    )
+
+
+def _sum_parts_bytes(parts: Tensor, jobs: Sequence[int], *_: object) -> int:
+    return sum(length * (splits + 1) for _, _, length, splits in sum_jobs(jobs)) * parts.element_size()
+
+
+def _input_bytes(
+    job: LayerJob, hidden: Tensor, source: Tensor | None = None, rows: Tensor | None = None
+) -> int:
+    """To read the input of a layer once, with what decides where it is and what of it is dropped."""
+    if job.input_column >= 0:
+        return job.rows * job.inputs * (hidden.element_size() + 4 * (job.noise >= 0))
+    assert source is not None
+    return job.rows * (job.inputs * source.element_size() + (0 if rows is None else rows.element_size()))
+
+
+def _weight_bytes(job: LayerJob, vector: Tensor) -> int:
+    return (job.inputs + 1) * job.outputs * vector.element_size()
+
+
+def _tiles(columns: int) -> int:
+    return -(-columns // TILE_COLUMNS)
+
+
+#: Bytes that an operator moves on a GPU, from its arguments.
+TRAFFIC: Final[Mapping[str, Callable[..., int]]] = {
+    "anitune::linear": _linear_bytes,
+    "anitune::atomic_energies": _atomic_energies_bytes,
+    "anitune::output_gradient": _output_gradient_bytes,
+    "anitune::input_gradient": _input_gradient_bytes,
+    "anitune::weight_gradient_parts": _weight_gradient_parts_bytes,
+    "anitune::sum_parts": _sum_parts_bytes,
+}
+
+
+@cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("trainer.fitting.grouped_kernels")
+
+
+def _choose(plain: Callable[..., None]) -> Callable[..., None]:
+    """The kernel of the same name and arguments where the last of these, the table, is given."""
+
+    def run(*arguments: Any) -> None:
+        function = plain if arguments[-1] is None else getattr(_kernels(), plain.__name__)
+        function(*arguments)
+
+    return run
+
+
+_JOBS: Final = "int[] jobs, float[] keeps"
+
+_SCHEMAS: Final[Mapping[Callable[..., None], str]] = {
+    linear: "Tensor(a!) hidden, Tensor? source, Tensor? rows, Tensor? noise, Tensor[] vectors, "
+    f"{_JOBS}, str precision, Tensor? table",
+    atomic_energies: f"Tensor(a!) energies, Tensor hidden, Tensor? noise, Tensor[] vectors, {_JOBS}, "
+    "Tensor? table",
+    output_gradient: "Tensor(a!) hidden_gradient, Tensor(b!) parts, Tensor hidden, Tensor? noise, "
+    f"Tensor slopes, Tensor[] vectors, {_JOBS}, Tensor? table",
+    input_gradient: "Tensor(a!) hidden_gradient, Tensor hidden, Tensor? noise, Tensor[] vectors, "
+    f"{_JOBS}, str precision, Tensor? table",
+    weight_gradient_parts: "Tensor(a!) parts, Tensor hidden_gradient, Tensor hidden, Tensor source, "
+    f"Tensor? rows, Tensor? noise, {_JOBS}, str precision, Tensor? table",
+    sum_parts: "Tensor(a!) parts, int[] jobs, Tensor? table",
+}
+
+_library = torch.library.Library("anitune", "DEF")  # type: ignore[no-untyped-call]
+for _plain, _arguments in _SCHEMAS.items():
+    _library.define(f"{_plain.__name__}({_arguments}) -> ()")  # type: ignore[no-untyped-call]
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_plain.__name__, _choose(_plain), _key)  # type: ignore[no-untyped-call]
+operators = torch.ops.anitune
