@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,23 +17,20 @@ from trainer.config import FeatureConfig, Precision, TrainConfig
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import mean_absolute_error
 from trainer.features import source
-from trainer.features.resident import Resident
+from trainer.features.device_table import DeviceTable
 from trainer.features.source import ComputedFeatures, StoredFeatures, open_features
+from trainer.features.static_batches import DeviceLayouts
 from trainer.features.streaming import Streamed
-from trainer.fitting.devices import products
+from trainer.fitting import device_epochs
+from trainer.fitting.cuda_graph import GraphedCall
+from trainer.fitting.device_epochs import DeviceEpochs
 from trainer.fitting.loop import FitResult, fit
 from trainer.fitting.pack import Pack
-from trainer.fitting.recorded import Recorded, Step
 from trainer.fitting.scheduler import PackScheduler
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU"),
-]
 
 #: Six steps an epoch; the last batch is smaller.
 CONFIG = TrainConfig(
@@ -86,48 +82,56 @@ def streamed_task(task: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
     return with_features_of_its_own(task)
 
 
-def test_parts_are_on_the_device(task: Task) -> None:
-    training = Training(task, CONFIG, None)
-    assert isinstance(training.train.features, Resident)
-    assert training.train.features.table.is_cuda
-    rounded = Training(task, dataclasses.replace(CONFIG, precision="bfloat16"), None).train.features
-    assert isinstance(rounded, Resident)
+def test_subsets_are_on_the_device(task: Task) -> None:
+    features = Training(task, CONFIG, None).train.device_features
+    assert isinstance(features, DeviceTable)
+    assert features.table.is_cuda
+    rounded = Training(task, dataclasses.replace(CONFIG, precision="bfloat16"), None).train.device_features
+    assert isinstance(rounded, DeviceTable)
     assert rounded.table.dtype == torch.bfloat16
 
 
-def test_a_second_training_finds_its_part_where_there_is_no_place_for_another(
+def test_a_second_training_finds_its_subset_where_there_is_no_place_for_another(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Training(task, CONFIG, None)
+    first = Training(task, CONFIG, None).train.device_features
     monkeypatch.setattr(source, "GPU_SHARE", 0.0)
-    assert Training(task, CONFIG, None).train.features is first.train.features
+    assert Training(task, CONFIG, None).train.device_features is first
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batch_size", [17, 8192])
-def test_recorded_steps_do_what_they_do_unrecorded(
+def test_a_cuda_graph_does_what_its_operations_do_one_by_one(
     task: Task, precision: Precision, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(CONFIG, precision=precision, batch_size=batch_size, dropout=0.2)
     graphs: list[object] = []
-    record = Recorded._record
+    record = GraphedCall._record
 
-    def recording(self: Recorded) -> torch.cuda.CUDAGraph:
+    def recording(self: GraphedCall) -> torch.cuda.CUDAGraph:
         graphs.append(self)
         return record(self)
 
-    monkeypatch.setattr(Recorded, "_record", recording)
+    monkeypatch.setattr(GraphedCall, "_record", recording)
     (recorded,) = train(task, [config])
-    assert len(graphs) == 1
-
-    def unrecorded(self: Recorded) -> None:
-        with products(self._precision, self._device):
-            self._run()
-
-    monkeypatch.setattr(Recorded, "__call__", unrecorded)
+    assert len(graphs) == 2  # a step, and the prediction of a batch of the validation subset
+    monkeypatch.setattr(GraphedCall, "__call__", lambda self: self._run())
     (plain,) = train(task, [config])
-    assert len(graphs) == 1
+    assert len(graphs) == 2
     np.testing.assert_allclose(losses(recorded), losses(plain), rtol=REPEATED)
+
+
+def test_a_batch_beyond_the_usual_capacities(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    (usual,) = train(task, [CONFIG])
+    capacities = DeviceLayouts.capacities
+
+    def tight(self: DeviceLayouts, batch_size: int, *, sure: bool) -> tuple[int, ...]:
+        found = capacities(self, batch_size, sure=sure)
+        return found if sure else (64,) * len(found)
+
+    monkeypatch.setattr(DeviceLayouts, "capacities", tight)
+    (sure,) = train(task, [CONFIG])
+    np.testing.assert_allclose(losses(sure), losses(usual), rtol=REPEATED)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -145,14 +149,12 @@ def test_low_precision_takes_effect_and_only_in_steps(task: Task) -> None:
         for precision in PRECISIONS
     }
     assert histories["bfloat16"][0][0] != histories["float32"][0][0]
-    if torch.cuda.get_device_capability() >= (8, 0):
-        assert histories["tf32"][0][0] != histories["float32"][0][0]
-    # What is evaluated is evaluated alike, whatever the process was set to before and after.
+    assert histories["tf32"][0][0] != histories["float32"][0][0]
+    # What is evaluated is evaluated in float32.
     training = Training(task, dataclasses.replace(CONFIG, precision="tf32"), None)
     assert not any(Pack([training]).train_epoch(0))
     errors = evaluate(training.best_model(), task, task.split.validation).errors
     assert mean_absolute_error(errors) == pytest.approx(training.best.val_mae, rel=1e-5)
-    assert torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -221,17 +223,17 @@ def test_trainings_join_and_leave(task: Task, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_streamed_training_is_that_on_resident_data(
+def test_a_streamed_training_is_that_on_a_table(
     task: Task, streamed_task: Task, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(CONFIG, precision=precision)
     (streamed,) = train(streamed_task, [config])
-    assert isinstance(Training(streamed_task, config, None).train.features, Streamed)
+    assert isinstance(Training(streamed_task, config, None).train.device_features, Streamed)
     monkeypatch.undo()
-    resident_task = with_features_of_its_own(task)
-    (resident,) = train(resident_task, [config])
-    assert isinstance(Training(resident_task, config, None).train.features, Resident)
-    np.testing.assert_allclose(losses(streamed), losses(resident), rtol=REPEATED)
+    table_task = with_features_of_its_own(task)
+    (in_table,) = train(table_task, [config])
+    assert isinstance(Training(table_task, config, None).train.device_features, DeviceTable)
+    np.testing.assert_allclose(losses(streamed), losses(in_table), rtol=REPEATED)
 
 
 def reading_threads() -> int:
@@ -239,16 +241,16 @@ def reading_threads() -> int:
 
 
 def test_a_streamed_epoch_can_end_in_its_middle(streamed_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    call, calls, before = Recorded.__call__, 0, reading_threads()
+    call, calls, before = GraphedCall.__call__, 0, reading_threads()
 
-    def failing(self: Recorded) -> None:
+    def failing(self: GraphedCall) -> None:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
         call(self)
 
-    monkeypatch.setattr(Recorded, "__call__", failing)
+    monkeypatch.setattr(GraphedCall, "__call__", failing)
     with pytest.raises(KeyboardInterrupt):
         train(streamed_task, [CONFIG], 1)
     assert reading_threads() == before
@@ -260,22 +262,22 @@ def test_a_streamed_epoch_can_end_in_its_middle(streamed_task: Task, monkeypatch
 def refusing_to_wait(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """From the begin of an epoch until its losses are read the host may not wait for the device."""
     begun: list[str] = []
-    begin, validate = Step.begin, Training._validate
+    begin, prepare = device_epochs._Step._begin, DeviceEpochs._prepare
 
-    def begin_and_refuse(self: Step, orders: torch.Tensor) -> None:
-        begin(self, orders)
+    def begin_and_refuse(self: device_epochs._Step, epoch: device_epochs._Epoch) -> None:
         begun.append("epoch")
         # The first epoch sets up what steps need, and records.
         if len(begun) > 1:
             torch.cuda.set_sync_debug_mode("error")
+        begin(self, epoch)
 
-    def validate_and_allow(self: Training) -> Any:
-        measured = validate(self)
+    def prepare_and_allow(self: DeviceEpochs, order: int) -> device_epochs._Epoch:
+        prepared = prepare(self, order)
         torch.cuda.set_sync_debug_mode("default")
-        return measured
+        return prepared
 
-    monkeypatch.setattr(Step, "begin", begin_and_refuse)
-    monkeypatch.setattr(Training, "_validate", validate_and_allow)
+    monkeypatch.setattr(device_epochs._Step, "_begin", begin_and_refuse)
+    monkeypatch.setattr(DeviceEpochs, "_prepare", prepare_and_allow)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Synchronization debug mode")
         yield begun

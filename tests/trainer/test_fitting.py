@@ -22,8 +22,9 @@ from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.batches import AtomBatch
 from trainer.features.parts import Load, PartFeatures
 from trainer.features.source import FeatureSource
+from trainer.features.static_batches import DeviceFeatures
 from trainer.fitting import loop, pack
-from trainer.fitting.averages import WeightAverage
+from trainer.fitting.averages import new_share
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import memory_errors_explained
 from trainer.fitting.loop import FitResult, fit
@@ -139,14 +140,16 @@ def test_an_average_leaves_the_training_as_it_is_and_follows_it(task: Task, tmp_
 
 
 def test_the_average_of_the_weights_forgets_the_first_ones() -> None:
-    vector, decay = torch.zeros(1), 0.5
-    average = WeightAverage(vector, decay)
+    average, decay = 0.0, 0.5
+    on_device = new_share(decay, torch.arange(1, 40, dtype=torch.float64))
     expected = 0.0
     for step in range(1, 40):
-        average.update(torch.tensor([10.0]), step)
+        share = new_share(decay, step)
+        assert on_device[step - 1].item() == pytest.approx(share)
+        average += share * (10.0 - average)
         kept = min(decay, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * 10.0
-        assert vector.item() == pytest.approx(expected)
+        assert average == pytest.approx(expected)
     assert expected == pytest.approx(10.0)
 
 
@@ -159,11 +162,14 @@ class WatchedFeatures:
         self.length = source.length
         self.structures: list[int] = []
 
-    def part(
-        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> PartFeatures:
-        part = self._source.part(structures, device, dtype, batch_size)
+    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
+        part = self._source.part(structures, dtype, batch_size)
         return WatchedPart(part, structures, self.structures)
+
+    def device_part(
+        self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
+    ) -> DeviceFeatures:
+        raise AssertionError("a training on the CPU")
 
 
 class WatchedPart:

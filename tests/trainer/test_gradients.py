@@ -3,8 +3,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-import hypothesis
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,7 @@ def make_model(task: Task, **settings: object) -> ElementNetworks:
 
 def batches(task: Task, batch_size: int) -> Iterator[AtomBatch]:
     """Of all structures: a batch in one piece if it is small, else in a piece for each element set."""
-    part = task.features.part(np.arange(task.dataset.structures), CPU, torch.float64, batch_size)
+    part = task.features.part(np.arange(task.dataset.structures), torch.float64, batch_size)
     order = torch.randperm(task.dataset.structures, generator=torch.Generator().manual_seed(1))
     for pieces in part.steps(order, batch_size):
         yield from (load() for load in pieces)
@@ -69,22 +67,22 @@ def test_gradients_are_those_of_automatic_differentiation(
     task: Task, activation: Activation, settings: dict[str, object], batch_size: int
 ) -> None:
     model = make_model(task, activation=activation, **settings)
-    gradient = Gradient([model])
+    gradient = Gradient(model)
     gradient.start()
     random = torch.Generator().manual_seed(2)
-    expected = torch.zeros_like(gradient.vectors[0])
+    expected = torch.zeros_like(gradient.vector)
     for seed, batch in enumerate(batches(task, batch_size)):
         target, weight = torch.rand(2, batch.size, generator=random, dtype=torch.float64)
         energies = with_dropout(model, batch, seed) if model.config.dropout else model(batch)
         loss = (weight * (energies - target) ** 2).sum()
-        torch.testing.assert_close(gradient.add(batch, target, weight, [seed]), loss.detach()[None])
+        torch.testing.assert_close(gradient.add(batch, target, weight, seed), loss.detach()[None])
         over_weights = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
         expected += torch.cat([g.flatten() for g in over_weights])
     assert expected.abs().max() > 1e-3
     gradient.finish()
     # torch itself rounds 1 / alpha to single precision in the derivative of celu.
     tolerance = 1e-6 if activation == "celu" else 1e-10
-    torch.testing.assert_close(gradient.vectors[0], expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient.vector, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_the_share_that_is_dropped(task: Task) -> None:
@@ -95,46 +93,11 @@ def test_the_share_that_is_dropped(task: Task) -> None:
             model.layers(e)[-1].weight.zero_()
             model.layers(e)[-1].bias.fill_(50.0)
     dropped = atoms = 0.0
-    gradient = Gradient([model])
+    gradient = Gradient(model)
     one = torch.ones(1, dtype=torch.float64)
     for seed, batch in enumerate(batches(task, 1)):
-        loss = gradient.add(batch, torch.zeros_like(one), one, [seed])
+        loss = gradient.add(batch, torch.zeros_like(one), one, seed)
         atoms_of_batch = sum(len(aevs) for aevs in batch.aevs)
         dropped += 2 * (atoms_of_batch - loss.item() ** 0.5)
         atoms += atoms_of_batch
     assert dropped / atoms == pytest.approx(0.25, abs=0.04)
-
-
-WIDTHS = st.lists(st.sampled_from([3, 4, 6]), min_size=1, max_size=3)
-NETWORKS = st.builds(
-    TrainConfig,
-    hidden=WIDTHS.map(tuple),
-    activation=st.sampled_from(get_args(Activation)),
-    dropout=st.sampled_from([0.0, 0.0, 0.3, 0.5]),
-    activate_output=st.booleans(),
-    seed=st.integers(0, 99),
-    precision=st.just("float64"),
-)
-
-
-@hypothesis.given(configs=st.lists(NETWORKS, min_size=2, max_size=6), batch_size=st.sampled_from([70, 8192]))
-@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_networks_side_by_side_have_the_gradients_of_each_alone(
-    task: Task, configs: list[TrainConfig], batch_size: int
-) -> None:
-    models = [ElementNetworks(config, task.features.elements, task.features.length) for config in configs]
-    pack, alone = Gradient(models), [Gradient([model]) for model in models]
-    for gradient in (pack, *alone):
-        gradient.start()
-    for number, batch in enumerate(batches(task, batch_size)):
-        target = torch.linspace(-1, 1, batch.size, dtype=torch.float64)
-        weight = torch.linspace(0.5, 1, batch.size, dtype=torch.float64)
-        seeds = [number + config.seed for config in configs]
-        sums = [
-            gradient.add(batch, target, weight, [seed]) for gradient, seed in zip(alone, seeds, strict=True)
-        ]
-        torch.testing.assert_close(pack.add(batch, target, weight, seeds), torch.cat(sums))
-    for gradient in (pack, *alone):
-        gradient.finish()
-    for together, single in zip(pack.vectors, alone, strict=True):
-        torch.testing.assert_close(together, single.vectors[0], rtol=1e-10, atol=1e-12)

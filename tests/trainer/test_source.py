@@ -60,7 +60,7 @@ def pieces(
     dtype: torch.dtype = torch.float32,
 ) -> list[list[AtomBatch]]:
     """The batches, each as its pieces."""
-    part = opened.part(structures, CPU, dtype, batch_size)
+    part = opened.part(structures, dtype, batch_size)
     return [[load() for load in step] for step in part.steps(torch.from_numpy(order), batch_size)]
 
 
@@ -148,10 +148,10 @@ def test_precision_is_that_of_the_training(dataset: Dataset, root: Path, batch_s
 def test_trainings_on_the_same_part_share_its_memory(dataset: Dataset, root: Path) -> None:
     opened = open_features(dataset, FeatureConfig(), root, no_progress)
     some = np.arange(50)
-    part = opened.part(some, CPU, torch.float32, 16)
-    assert opened.part(some.copy(), CPU, torch.float32, 32) is part
-    assert opened.part(some + 1, CPU, torch.float32, 16) is not part
-    assert opened.part(some, CPU, torch.float64, 16) is not part
+    part = opened.part(some, torch.float32, 16)
+    assert opened.part(some.copy(), torch.float32, 32) is part
+    assert opened.part(some + 1, torch.float32, 16) is not part
+    assert opened.part(some, torch.float64, 16) is not part
 
 
 def test_an_element_without_features_is_refused(dataset: Dataset, tmp_path: Path) -> None:

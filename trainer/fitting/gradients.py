@@ -111,9 +111,10 @@ class _ElementNetwork:
         self._low = FACTOR_DTYPES.get(config.precision)
         # The factor and its gradient for each choice of columns that was met since the start.
         self._chosen: dict[int, tuple[Tensor | None, Tensor, Tensor]] = {}
-        self._factors: list[Tensor] = []
+        self.start()
 
     def start(self) -> None:
+        """Take over the weights as they are now."""
         self._chosen.clear()
         self._factors = [self._factor(layer) for layer in self._later]
 
