@@ -17,7 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks import features, full, loading, packs, precision, quickstart, roofline, scale, study, training
+from benchmarks import (
+    features,
+    full,
+    gpu_count,
+    loading,
+    packs,
+    precision,
+    quickstart,
+    scale,
+    study,
+    training,
+)
 from benchmarks.figures import RATIO, Figure
 from benchmarks.machine import describe_machine
 from benchmarks.plan import Plan
@@ -26,7 +37,6 @@ from benchmarks.report import PAGE, Report, print_table, write_json, write_page
 #: What is measured, and in which order.
 TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     training.TOPIC: training.measure,
-    roofline.TOPIC: roofline.measure,
     precision.TOPIC: precision.measure,
     packs.TOPIC: packs.measure,
     features.TOPIC: features.measure,
@@ -36,6 +46,7 @@ TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
     quickstart.TOPIC: quickstart.measure,
     **{scale.topic_of(sampler): partial(scale.measure_rates, sampler) for sampler in scale.PLAIN_SAMPLERS},
     scale.LATENCY: scale.measure_latency,
+    gpu_count.TOPIC: gpu_count.measure,
 }
 
 #: What is measured only where it is asked for: it takes many minutes, or much of the disk.
@@ -44,6 +55,7 @@ ON_REQUEST: Final = (
     quickstart.TOPIC,
     *map(scale.topic_of, scale.PLAIN_SAMPLERS),
     scale.LATENCY,
+    gpu_count.TOPIC,
 )
 
 

@@ -15,12 +15,14 @@ RATIO: Final = "x"
 class Goal:
     """What a figure shall reach."""
 
-    kind: Literal["at least", "below"]
+    kind: Literal["at least", "at most", "below"]
     value: float
 
     def reached(self, figure: float) -> bool:
         """Whether a figure is as good."""
-        return figure >= self.value if self.kind == "at least" else figure < self.value
+        if self.kind == "below":
+            return figure < self.value
+        return figure >= self.value if self.kind == "at least" else figure <= self.value
 
 
 @dataclass(frozen=True)

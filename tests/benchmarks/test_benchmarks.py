@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from benchmarks import __main__ as command_line
-from benchmarks import roofline
 from benchmarks.__main__ import ON_REQUEST, TOPICS, main
 from benchmarks.figures import Goal, Samples, cost_ratio, plain, rate_ratio
 from benchmarks.full import figures_of, run_full
@@ -19,7 +18,6 @@ from benchmarks.machine import describe_machine
 from benchmarks.made_sets import made_set
 from benchmarks.plan import Plan
 from benchmarks.report import Report, write_json, write_page
-from benchmarks.roofline import Ceilings, training_cost
 from benchmarks.sides import take_turns
 from benchmarks.study import study_of_rows
 from benchmarks.tracker_time import Stopwatch
@@ -146,20 +144,6 @@ def test_help_names_every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     text = capsys.readouterr().out
     for field in dataclasses.fields(Plan):
         assert f"--{field.name.replace('_', '-')}" in text
-
-
-def test_the_cost_of_an_epoch_is_counted_from_its_shapes() -> None:
-    # Two rows of 3-5-1: forward 2 * 2 * (15 + 5), over the weights as much, over the neurons 2 * 2 * 5.
-    cost = training_cost(rows=2, widths=(3, 5, 1), aev_bytes=2, weights=26, steps=4)
-    assert cost.operations == 80 + 80 + 20
-    assert cost.moved == 2 * 3 * 2 * 4 + 2 * 5 * 4 * 11 + 4 * 26 * 4 * 9
-    rates = {"float32": 10.0}
-    assert cost.bound(Ceilings(1e9, rates), "float32") == 18.0  # type: ignore[arg-type]
-    assert cost.bound(Ceilings(1.0, rates), "float32") == cost.moved  # type: ignore[arg-type]
-
-
-def test_a_cpu_has_no_roofline(tmp_path: Path) -> None:
-    assert roofline.measure(Plan(), tmp_path) == []
 
 
 def test_nothing_is_streamed_where_it_fits(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class GraphedCall:
     ----------
     run : the function; the host may not wait for the device in it
     generators : of all random numbers that it draws
+
+    Attributes
+    ----------
+    graph : once it was recorded
     """
 
     def __init__(
@@ -32,7 +36,7 @@ class GraphedCall:
         self._device = device
         self._generators = generators
         self._called = False
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         """Do it once more."""
@@ -40,9 +44,9 @@ class GraphedCall:
             self._run()
             self._called = True
             return
-        if self._graph is None:
-            self._graph = self._record()
-        self._graph.replay()
+        if self.graph is None:
+            self.graph = self._record()
+        self.graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

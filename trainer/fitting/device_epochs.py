@@ -99,14 +99,22 @@ class DeviceEpochs:
             values: list[list[float]] = measured.tolist()
             return values
 
+    def graphs(self) -> tuple[tuple[torch.cuda.CUDAGraph, int], ...]:
+        """Of a step and of the prediction of a batch, with how often an epoch replays each of them."""
+        calls = (self._step(usual=True).call, self._steps), (self._predict, self._predictions.steps)
+        return tuple((call.graph, times) for call, times in calls if call.graph is not None)
+
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         """Begin operations on the stream, after all that this thread has begun on the device."""
         device = self._any.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
-            yield
-        torch.cuda.current_stream(device).wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            # Also where the epoch is given up: its memory may be used for something else then.
+            torch.cuda.current_stream(device).wait_stream(self._stream)
 
     def _prepare(self, order: int) -> _Epoch:
         """The order of an epoch, by operations that the host does not wait for."""
@@ -169,14 +177,14 @@ class _Step:
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
         self._averaged = [training for training in trainings if training.average is not None]
         self._shares = torch.empty((steps, len(self._averaged)), dtype=dtype, device=device)
-        self._run = GraphedCall(self._step, device, self._networks.generators)
+        self.call = GraphedCall(self._step, device, self._networks.generators)
 
     def epoch(self, epoch: _Epoch, part_size: int) -> Tensor:
         """Go through the batches of an epoch: the mean losses, (K,) on the device."""
         self._begin(epoch)
         with closing(self._batches.feed(epoch.on_host, self._steps)) as fed:
             for _ in fed:
-                self._run()
+                self.call()
         return (self._losses * self._sizes).sum(0) / (2 * part_size)
 
     def _begin(self, epoch: _Epoch) -> None:

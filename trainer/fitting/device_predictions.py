@@ -27,6 +27,10 @@ class DevicePredictions:
     Parameters
     ----------
     models, weights : K networks, and their weights as :class:`~trainer.fitting.weights.FlatWeights` has them
+
+    Attributes
+    ----------
+    steps : batches
     """
 
     def __init__(
@@ -34,14 +38,14 @@ class DevicePredictions:
     ) -> None:
         layouts, structures = features.layouts, features.layouts.structures
         size = min(BATCH, structures)
-        self._steps = math.ceil(structures / size)
-        orders = np.full(self._steps * size, structures)
+        self.steps = math.ceil(structures / size)
+        orders = np.full(self.steps * size, structures)
         orders[:structures] = np.arange(structures)
-        self._orders = orders.reshape(self._steps, size)
+        self._orders = orders.reshape(self.steps, size)
         self._shape = layouts.shape(size, layouts.capacities_of(self._orders))
         self._batches = features.batches(self._shape)
         self._layouts = torch.empty(
-            (self._steps, self._shape.indices), dtype=torch.int32, device=layouts.device
+            (self.steps, self._shape.indices), dtype=torch.int32, device=layouts.device
         )
         there = to_device(torch.from_numpy(self._orders), layouts.device)
         layouts.lay_out(there, self._shape, self._layouts)
@@ -50,7 +54,7 @@ class DevicePredictions:
         self._networks = GroupedNetworks(models, weights, self._shape.capacities, exact, training=False)
         self._number = torch.zeros(1, dtype=torch.int64, device=layouts.device)
         self._structures = structures
-        self._energies = torch.zeros((self._steps, size, len(models)), dtype=dtype, device=layouts.device)
+        self._energies = torch.zeros((self.steps, size, len(models)), dtype=dtype, device=layouts.device)
 
     def step(self) -> None:
         """Predict the next batch."""
@@ -69,7 +73,7 @@ class DevicePredictions:
         step : what repeats :meth:`step`; None: itself
         """
         self._number.zero_()
-        with closing(self._batches.feed(lambda: self._orders, self._steps)) as fed:
+        with closing(self._batches.feed(lambda: self._orders, self.steps)) as fed:
             for _ in fed:
                 (step or self.step)()
         return self._energies.flatten(0, 1)[: self._structures]
