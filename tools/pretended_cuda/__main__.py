@@ -1,0 +1,29 @@
+"""Runs a program on pretended CUDA cards.
+
+``python -m tools.pretended_cuda worker my-study`` is ``anitune worker my-study``;
+``python -m tools.pretended_cuda -m benchmarks --topics ...`` is ``python -m benchmarks --topics ...``.
+The environment says how many cards there are and what fails: see :mod:`tools.pretended_cuda.install` and
+:mod:`tools.pretended_cuda.failures`.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from tools.pretended_cuda.install import install
+
+
+def main() -> None:
+    """Install the cards, then run what the arguments name."""
+    module, arguments = "search.cli.main", sys.argv[1:]
+    if arguments[:1] == ["-m"]:
+        module, arguments = arguments[1], arguments[2:]
+    print("pretended CUDA device: no card sees anything of this", file=sys.stderr)
+    install()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

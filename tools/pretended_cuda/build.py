@@ -1,0 +1,56 @@
+"""Compiles ``guard.cpp`` at first use, and loads it.
+
+``python -m tools.pretended_cuda.build`` ends with 1 where no C++ compiler is found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+SOURCE: Final = Path(__file__).with_name("guard.cpp")
+CACHE: Final = Path(__file__).resolve().parents[2] / "build" / "pretended_cuda"
+
+
+def find_compiler() -> list[str] | None:
+    """The command of a C++ compiler: ``$CXX``, ``c++`` or ``g++``; None if there is none."""
+    for command in (os.environ.get("CXX", ""), "c++", "g++"):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    return None
+
+
+def load_guard() -> ctypes.CDLL:
+    """The compiled guard, from the cache if this version of torch and of the source was built before."""
+    import torch
+
+    key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    library = CACHE / f"guard-{key}.so"
+    if not library.exists():
+        _compile(library, Path(torch.__file__).parent)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(library: Path, torch_folder: Path) -> None:
+    compiler = find_compiler()
+    if compiler is None:
+        raise RuntimeError("the pretended CUDA device needs a C++ compiler (set CXX, or install g++)")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that build at the same time do not see each other's halves.
+    partial = library.with_suffix(f".{os.getpid()}")
+    options = ["-O1", "-shared", "-fPIC", "-std=c++20", f"-I{torch_folder}/include"]
+    link = [f"-L{torch_folder}/lib", "-lc10"]
+    subprocess.run([*compiler, *options, str(SOURCE), "-o", str(partial), *link], check=True)
+    partial.replace(library)
+
+
+if __name__ == "__main__":
+    sys.exit(find_compiler() is None)

@@ -1,0 +1,43 @@
+"""Runs tests on pretended CUDA cards: ``python -m pytest -p tools.pretended_cuda.plugin tests/gpu``."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Not before: torch is imported here, and tests/conftest.py sets its number of threads.
+    from tools.pretended_cuda.install import install
+
+    install()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    from tools.pretended_cuda.cards import CARDS, NAME
+
+    return f"CUDA: {len(CARDS)} card(s), {NAME}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    # All that they miss is here.
+    if reporter is not None and reporter.stats.get("skipped") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    from tools.pretended_cuda.graphs import CAPTURED, REPLAYS
+    from tools.pretended_cuda.streams import WAITS
+
+    captured = ", ".join(f"{number} of {size}" for size, number in sorted(CAPTURED.items()))
+    waits = ", ".join(f"{what} {number}" for what, number in WAITS.most_common())
+    terminalreporter.section("pretended CUDA device: no card has seen anything of this")
+    if terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line(
+            "FAILED: tests were skipped, though the pretended device has all they need"
+        )
+    terminalreporter.write_line(
+        f"graphs captured, by operations: {captured or 'none'}; replays: {REPLAYS['replays']}"
+    )
+    terminalreporter.write_line(f"waits of the host: {waits or 'none'}")

@@ -1,0 +1,166 @@
+"""Counts operations, and the bytes that they move in the memory of a card.
+
+An operation counts as one, though some start several kernels (a sort, a sum along a long axis); views and
+allocations count nothing. Each tensor that an operation reads or writes counts once, at its size: what a
+cache saves or a kernel reads twice is not seen. Of a copy between the host and a card the card's side counts.
+
+>>> with counting() as counts:
+...     step()
+>>> counts.launches, sum(counts.operations.values()), sum(counts.bytes.values())
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final
+
+from torch import Tensor
+
+from tools.pretended_cuda.cards import LOCK
+
+#: Bytes that an operator moves, as a function of its arguments, where the sum of all that it is given is not
+#: it: ``TRAFFIC["anitune::linear"] = lambda input, weight, out: ...``.
+TRAFFIC: Final[dict[str, Callable[..., int]]] = {}
+
+#: These read of their first argument what they write, and of the rest all.
+_GATHERS: Final = frozenset(
+    f"aten::{name}" for name in ("index_select", "index", "gather", "embedding", "take", "masked_select")
+)
+
+#: These write into their first argument what their last tensor holds, and read it before if they add.
+_SCATTERS: Final = {
+    **dict.fromkeys((f"aten::{name}" for name in ("index_copy_", "index_put_", "scatter_")), 2),
+    **dict.fromkeys((f"aten::{name}" for name in ("index_add_", "scatter_add_")), 3),
+}
+
+#: These do not read what they overwrite.
+_OVERWRITES: Final = frozenset(
+    f"aten::{name}"
+    for name in (
+        "fill_",
+        "zero_",
+        "copy_",
+        "_foreach_zero_",
+        "_foreach_copy_",
+        "uniform_",
+        "normal_",
+        "random_",
+    )
+)
+
+
+@dataclass
+class Counts:
+    """What was done, by the name of the operator.
+
+    Attributes
+    ----------
+    launches : what the host began: operations that are not in a graph, and replays
+    operations, bytes : those in graphs among them
+    """
+
+    launches: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, moved: int) -> None:
+        self.operations[name] += 1
+        self.bytes[name] += moved
+
+    def __iadd__(self, other: Counts) -> Counts:
+        self.launches += other.launches
+        self.operations.update(other.operations)
+        self.bytes.update(other.bytes)
+        return self
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            self.launches - other.launches, self.operations - other.operations, self.bytes - other.bytes
+        )
+
+
+#: Since the last reset.
+COUNTS: Final = Counts()
+
+
+def snapshot() -> Counts:
+    """A copy of what was counted since the last reset."""
+    with LOCK:
+        copy = Counts()
+        copy += COUNTS
+        return copy
+
+
+def reset() -> None:
+    """Begin to count at zero."""
+    with LOCK:
+        COUNTS.launches = 0
+        COUNTS.operations.clear()
+        COUNTS.bytes.clear()
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """Count what the block does; the counts are there after it."""
+    before, counts = snapshot(), Counts()
+    try:
+        yield counts
+    finally:
+        counts += snapshot() - before
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of a tensor; an expanded axis counts once."""
+    return tensor.itemsize * prod(
+        length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not length
+    )
+
+
+def bytes_moved(
+    name: str, args: Sequence[Any], kwargs: dict[str, Any], read: list[Tensor], written: list[Tensor]
+) -> int:
+    """Bytes that an operation moves.
+
+    Parameters
+    ----------
+    read, written : its tensors on the card, of which those that are changed are in both
+    """
+    if name in TRAFFIC:
+        return TRAFFIC[name](*args, **kwargs)
+    if name in _GATHERS and read:
+        return 2 * _distinct(written) + _distinct(read[1:])
+    if name in _SCATTERS and len(read) > 1:
+        # A number in place of a tensor fills as many rows as there are indices.
+        return _SCATTERS[name] * size(read[-1]) + _distinct(read[1:-1])
+    if name in _OVERWRITES or "out" in kwargs:
+        changed = {_place(tensor) for tensor in written}
+        read = [tensor for tensor in read if _place(tensor) not in changed]
+    return _distinct(read) + _distinct(written)
+
+
+def _fused_adam(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    averages: list[Tensor],
+    squares: list[Tensor],
+    largest: list[Tensor],
+    steps: list[Tensor],
+    **_: Any,
+) -> int:
+    changed = [*parameters, *averages, *squares, *largest]
+    return 2 * _distinct(changed) + _distinct(gradients) + _distinct(steps)
+
+
+TRAFFIC["aten::_fused_adam_"] = TRAFFIC["aten::_fused_adamw_"] = _fused_adam
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), size(tensor)
+
+
+def _distinct(tensors: Sequence[Tensor]) -> int:
+    return sum(size(tensor) for tensor in {_place(tensor): tensor for tensor in tensors}.values())
