@@ -35,6 +35,9 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(
             f"training.device: {name} is asked for, but torch sees {gpus} CUDA GPUs; use cpu or auto"
         )
+    if device.type == "cuda" and device.index is None:
+        # Some functions of torch.cuda take a device with an index only.
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 
