@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.config import Precision, TrainConfig
 from trainer.features.batches import AtomBatch
+from trainer.fitting.weights import parameter_offsets
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
@@ -41,13 +42,14 @@ class Gradient:
 
     Attributes
     ----------
-    vectors : for each network, (P,): its gradient in the order of its parameters, after :meth:`finish`
+    vectors : for each network, (N,): its gradient, after :meth:`finish`, laid out as its weights are in
+        :class:`~trainer.fitting.weights.FlatWeights`
     dropouts : for each network, what decides what is dropped
     """
 
     def __init__(self, models: Sequence[ElementNetworks]) -> None:
         first = next(models[0].parameters())
-        self.vectors = tuple(first.new_zeros(model.parameter_count) for model in models)
+        self.vectors = tuple(first.new_zeros(parameter_offsets(model, first.device)[1]) for model in models)
         self.dropouts = tuple(torch.Generator(first.device) for _ in models)
         # Equal widths and equal activations side by side.
         self._order = sorted(range(len(models)), key=lambda k: _key(models[k].config))
@@ -125,8 +127,11 @@ class _Network:
 
 def _networks(model: ElementNetworks, gradient: Tensor, dropout: torch.Generator) -> list[_Network]:
     parameters = list(model.parameters())
-    pieces = torch.split(gradient, [p.numel() for p in parameters])
-    views = (piece.view_as(p) for p, piece in zip(parameters, pieces, strict=True))
+    offsets, _ = parameter_offsets(model, gradient.device)
+    views = (
+        gradient.narrow(0, offset, p.numel()).view_as(p)
+        for p, offset in zip(parameters, offsets, strict=True)
+    )
     return [
         _Network(
             model.config,
