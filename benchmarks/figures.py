@@ -79,3 +79,9 @@ def plain(
     """A figure of ours alone."""
     samples = Samples(unit, tuple(values))
     return Figure(topic, name, samples.median, unit, goal, samples, note=note)
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with its unit, to three digits."""
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{number} {unit}"

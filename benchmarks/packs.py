@@ -16,6 +16,7 @@ from typing import Final
 from benchmarks.figures import Figure, Goal, Samples, cost_ratio
 from benchmarks.plan import Plan
 from benchmarks.sides import SideTask, take_turns
+from benchmarks.trial_networks import trial_network
 from search.work.processes import TrainingProcess
 from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
 from trainer.fitting.loop import fit
@@ -29,10 +30,6 @@ TOPIC: Final = "packs"
 CPU_GOAL: Final = Goal("at least", 1.2)
 GPU_GOAL: Final = Goal("at least", 5)
 
-#: The networks of a pack, again and again: of one to three layers of 32 to 256 neurons.
-WIDTHS: Final = ((32,), (64, 32), (128,), (64, 64, 32), (256,), (96, 48), (32, 32), (128, 64))
-ACTIVATIONS: Final = ("celu", "relu", "gelu", "silu")
-
 #: Small batches, where the cost of a step is that of its calls, and large ones, where it is the arithmetic.
 BATCH_SIZES: Final = (64, 1024)
 
@@ -43,12 +40,7 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
     for batch_size in BATCH_SIZES:
         configs = [
             TrainConfig(
-                hidden=WIDTHS[n % len(WIDTHS)],
-                activation=ACTIVATIONS[n % len(ACTIVATIONS)],
-                batch_size=batch_size,
-                epochs=plan.pack_epochs,
-                seed=n,
-                device=plan.device,
+                **trial_network(n), batch_size=batch_size, epochs=plan.pack_epochs, seed=n, device=plan.device
             )
             for n in range(plan.pack_trials)
         ]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.figures import Figure, Samples
+from benchmarks.figures import Figure, Samples, quantity
 from benchmarks.machine import Machine
 from benchmarks.plan import Plan
 
@@ -92,8 +92,8 @@ def _cells(figure: Figure) -> list[str]:
     value, goal = figure.value, figure.goal
     return [
         f"{figure.topic}: {figure.name}",
-        "not measured" if value is None else _quantity(value, figure.unit),
-        "" if goal is None else f"{goal.kind} {_quantity(goal.value, figure.unit)}",
+        "not measured" if value is None else quantity(value, figure.unit),
+        "" if goal is None else f"{goal.kind} {quantity(goal.value, figure.unit)}",
         "" if goal is None or value is None else ("yes" if goal.reached(value) else "no"),
         _side(figure.ours),
         _side(figure.reference),
@@ -107,12 +107,7 @@ def _page_cells(figure: Figure) -> list[str]:
 
 
 def _side(samples: Samples | None) -> str:
-    return "" if samples is None else _quantity(samples.median, samples.unit)
-
-
-def _quantity(value: float, unit: str) -> str:
-    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{number} {unit}"
+    return "" if samples is None else quantity(samples.median, samples.unit)
 
 
 def _machine_words(report: Report) -> str:

@@ -255,10 +255,34 @@ def _wait_for_others() -> None:
     _others[0].wait()
 
 
+@dataclass(frozen=True)
+class ReferenceTimes:
+    """One training with the reference loop.
+
+    Attributes
+    ----------
+    seconds : of all epochs, with evaluation and checkpoints
+    epoch_seconds : of each epoch
+    train : structures of the training part
+    """
+
+    seconds: float
+    epoch_seconds: tuple[float, ...]
+    train: int
+
+
 def train_reference(file: Path, device: str, epochs: int) -> float:
     """Train with the reference loop, evaluation and checkpoints included: structures/s."""
+    times = time_reference(file, device, epochs)
+    return epochs * times.train / times.seconds
+
+
+def time_reference(
+    file: Path, device: str, epochs: int, batch_size: int = CONFIG.batch_size
+) -> ReferenceTimes:
+    """Train with the reference loop, after one step that warms the process up."""
     training, validation = (
-        reference_loop.make_batches(part, CONFIG.batch_size, torch.device(device))
+        reference_loop.make_batches(part, batch_size, torch.device(device))
         for part in reference_loop.load_parts(file)
     )
     torch.manual_seed(0)
@@ -267,7 +291,7 @@ def train_reference(file: Path, device: str, epochs: int) -> float:
     model(training[0].species, training[0].coordinates).sum().backward()
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
-        reference_loop.train(
+        history = reference_loop.train(
             model,
             training,
             validation,
@@ -277,7 +301,11 @@ def train_reference(file: Path, device: str, epochs: int) -> float:
             checkpoint=Path(place) / "best.pt",
         )
         seconds = time.perf_counter() - started
-    return epochs * sum(len(batch.energies) for batch in training) / seconds
+    return ReferenceTimes(
+        seconds=seconds,
+        epoch_seconds=tuple(epoch.seconds for epoch in history),
+        train=sum(len(batch.energies) for batch in training),
+    )
 
 
 def product_rates(device: str, width: int) -> Products:

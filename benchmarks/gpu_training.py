@@ -1,0 +1,111 @@
+"""What the GPU proof uses of the trainer's inside, in one place: a change of the trainer is followed here."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
+from trainer.features import source
+from trainer.features.streaming import Streamed
+from trainer.fitting.devices import products
+from trainer.fitting.pack import Pack
+from trainer.fitting.training import Training
+from trainer.progress import no_progress
+from trainer.task import Task, prepare_task
+
+
+def pretended() -> bool:
+    """Whether the GPU that torch sees is one that a test pretends: this build of torch has no use for any."""
+    return torch.version.cuda is None and torch.version.hip is None
+
+
+def open_task(folder: Path, file: Path | None) -> Task:
+    """A file's data with its features in ``folder / "features"``; without a file, of the shipped sample."""
+    data = DataConfig() if file is None else DataConfig(files=(str(file),))
+    return prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+
+
+class Epochs:
+    """Trainings side by side, an epoch at a time, without checkpoints.
+
+    Parameters
+    ----------
+    configs : with the same batch size, loss, precision and threads
+    """
+
+    def __init__(self, task: Task, configs: Sequence[TrainConfig]) -> None:
+        self.trainings = [Training(task, config, None) for config in configs]
+        self._pack = Pack(self.trainings)
+        self._next = 0
+
+    def train(self) -> None:
+        """Train for one epoch and evaluate; the host waits for the end.
+
+        Raises
+        ------
+        TrainingFailed
+            if a loss is not finite.
+        """
+        for failure in self._pack.train_epoch(self._next):
+            if failure is not None:
+                raise failure
+        self._next += 1
+        torch.cuda.synchronize()
+
+    def evaluate(self) -> None:
+        """Evaluate the first training as an epoch does; the host waits for the end."""
+        self.trainings[0]._validate()
+        torch.cuda.synchronize()
+
+    @property
+    def structures(self) -> int:
+        """Structures of the training subset."""
+        return len(self.trainings[0].train)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.structures // self.trainings[0].config.batch_size)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the features of the training subset are not on the device."""
+        return isinstance(self.trainings[0].train.features, Streamed)
+
+
+@contextmanager
+def matrix_products(precision: Precision) -> Iterator[None]:
+    """Give float32 matrix products the precision that they have in a training."""
+    with products(precision, torch.device("cuda", torch.cuda.current_device())):
+        yield
+
+
+@contextmanager
+def capped_memory(gib: float | None) -> Iterator[None]:
+    """Leave so much of the device's memory to this process; None: as if none were left for features."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    free_device_memory()
+    if gib is None:
+        share, source.GPU_SHARE = source.GPU_SHARE, 0.0  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            source.GPU_SHARE = share  # type: ignore[misc]
+        return
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def free_device_memory() -> None:
+    """Give back what nothing refers to."""
+    gc.collect()
+    torch.cuda.empty_cache()
