@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.config import Precision
-from trainer.fitting.grouped_tables import LARGE_BATCH
+from trainer.fitting.grouped_tables import LARGE_BATCH, SUM_COLUMNS, tiles
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -35,6 +38,112 @@ def test_kernels_do_what_plain_torch_does() -> None:
     assert len(differences) == 3
     for precision, found in differences.items():
         assert max(found) < TOLERANCES[precision], (precision, found)
+
+
+#: Of the arguments of kernels that are no constants.
+TYPES = {
+    "table": "*i64",
+    "width": "i32",
+    "stride": "i32",
+    "features": "i32",
+    "networks": "i32",
+    "rows": "*i32",
+    **dict.fromkeys(("noise", "slopes", "energies", "parts", "source"), "*fp32"),
+}
+GATHERED = {"GATHER": True, "DROPS": True, "ALIGNED": True}
+STREAMED = {"GATHER": False, "DROPS": False, "ALIGNED": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "batch", "variant", "precision"),
+    [
+        *itertools.product([80, 90], [LARGE_BATCH], [GATHERED], ["float32", "tf32", "bfloat16"]),
+        (90, 448, GATHERED, "tf32"),
+        (90, 448, STREAMED, "bfloat16"),
+    ],
+)
+def test_kernels_compile_for_real_gpus(
+    capability: int,
+    batch: int,
+    variant: dict[str, bool],
+    precision: Precision,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    hidden = "*bf16" if precision == "bfloat16" else "*fp32"
+    types = {**TYPES, "hidden": hidden, "hidden_gradient": hidden}
+    if variant is STREAMED:
+        types["source"] = hidden
+    for operator, choices in (
+        ("linear", {"FIRST": True}),
+        ("linear", {"FIRST": False}),
+        ("atomic_energies", {}),
+        ("output_gradient", {}),
+        ("input_gradient", {}),
+        ("weight_gradient_parts", {"DEEP": variant is GATHERED}),
+        ("sum_parts", {}),
+    ):
+        if precision == "tf32" and operator in ("atomic_energies", "output_gradient", "sum_parts"):
+            continue  # the same as in float32
+        shared, stack = compile_kernel(operator, types, {**variant, **choices}, precision, batch, capability)
+        # What all GPUs of the generation have; the limit of an A100 is higher, but not that of its siblings.
+        assert shared <= (99 if capability == 80 else 227) * 1024, operator
+        assert stack <= 64, operator
+
+
+def compile_kernel(
+    operator: str,
+    types: dict[str, str],
+    choices: dict[str, Any],
+    precision: Precision,
+    batch: int,
+    capability: int,
+) -> tuple[int, int]:
+    """Bytes of shared memory of a block, and of the stack of a thread, where spilled registers go."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from trainer.fitting import grouped_kernels
+
+    kernel = getattr(
+        grouped_kernels, f"{operator.replace('weight_gradient_parts', 'weight_gradient')}_kernel"
+    )
+    size = tiles(operator, precision, batch)
+    constants = {
+        **choices,
+        "PRECISION": precision,
+        "BLOCK_ROWS": size.rows,
+        "BLOCK_COLUMNS": size.columns,
+        "BLOCK_INNER": size.inner,
+        "BLOCK": SUM_COLUMNS,
+    }
+    names = kernel.arg_names
+    unaligned = ("networks",) if choices["ALIGNED"] else ("networks", "stride", "features")
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={name: constants[name] for name in names if name not in types},
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(names)
+            if name in types and name not in unaligned
+        },
+    )
+    options = {"num_warps": size.warps, "num_stages": size.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run(
+            [tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"STACK:(\d+)", usage)
+    assert found is not None, usage
+    return compiled.metadata.shared, int(found[1])
 
 
 def interpret() -> None:

@@ -183,7 +183,7 @@ def linear_kernel(
     if GATHER:
         index = tl.load(rows + row, mask=is_row, other=0).to(tl.int64)
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for start in range(0, inputs, BLOCK_INNER):
+    for start in tl.range(0, inputs, BLOCK_INNER, num_stages=3 if FIRST else 2):
         inner = start + tl.arange(0, BLOCK_INNER)
         is_inner = inner < inputs
         mask = is_row[:, None] & is_inner[None, :]
@@ -298,7 +298,7 @@ def _weight_gradient(
     over_output = hidden_gradient + (_column(table, _OUTPUT_COLUMN) + output)[None, :]
     over_weight = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     over_bias = tl.zeros((BLOCK_INNER, BLOCK_ROWS), tl.float32)
-    for start in range(_field(table, _ROW), row_end, BLOCK_INNER):
+    for start in tl.range(_field(table, _ROW), row_end, BLOCK_INNER, num_stages=3 if FIRST else 2):
         row = start + tl.arange(0, BLOCK_INNER)
         is_row = row < row_end
         mask = is_row[:, None] & is_column[None, :]

@@ -165,7 +165,9 @@ def weight_gradient_parts(
 
 def sum_parts(parts: Tensor, jobs: Sequence[int], table: Tensor) -> None:
     with _device(parts):
-        kernels.sum_parts_kernel[(len(table),)](table, parts, BLOCK=SUM_COLUMNS, num_warps=4)
+        kernels.sum_parts_kernel[(len(table),)](
+            table, parts, BLOCK=SUM_COLUMNS, num_warps=4, enable_fp_fusion=True
+        )
 
 
 def _device(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -196,5 +198,7 @@ def _options(operator: str, precision: Precision, batch: int) -> dict[str, int]:
         "BLOCK_COLUMNS": size.columns,
         "num_warps": size.warps,
         "num_stages": size.stages,
+        # Its default changes with the version of Triton.
+        "enable_fp_fusion": True,
     }
     return {**options, "BLOCK_INNER": size.inner} if size.inner else options
