@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Tolerance of the norm of the difference to plain torch, over the norm.
-TOLERANCES = {"float32": 1e-6, "tf32": 1e-5, "bfloat16": 2e-3}
+TOLERANCES = {"float32": 1e-6, "tf32": 1e-5, "bfloat16": 3e-4}
 
 
 @pytest.mark.slow

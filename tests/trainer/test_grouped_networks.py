@@ -136,12 +136,12 @@ def test_a_network_does_not_feel_its_companions(precision: Precision) -> None:
     settings = [
         {"seed": k, **some} for k, some in enumerate((*SHAPES, {"hidden": (16,), "activation": "gelu"}))
     ]
-    together = Case(settings, precision, capacities=(640, 64, 64))
+    together = Case(settings, precision, capacities=(640, 64, 64), atoms=(600, 40, 60))
     for generator in together.networks.generators:
         generator.manual_seed(1)
     energies, gradients = together.run()
     for k, some in enumerate(settings):
-        alone = Case([some], precision, capacities=(640, 64, 64))
+        alone = Case([some], precision, capacities=(640, 64, 64), atoms=(600, 40, 60))
         for generator in alone.networks.generators:
             generator.manual_seed(1)
         alone.slopes = together.slopes[:, k : k + 1]
