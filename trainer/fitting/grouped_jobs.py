@@ -153,6 +153,8 @@ def make_plan(
         for e, (row, rows) in enumerate(
             zip(itertools.accumulate(capacities, initial=0), capacities, strict=False)
         ):
+            if not rows:
+                continue  # its gradient stays zero
             start, size = ends[e], ends[e + 1] - ends[e]
             splits, split_rows = _splits(rows, batch, size)
             target = sum(gradients[:k]) + start
@@ -227,5 +229,5 @@ def _splits(rows: int, batch: int, size: int) -> tuple[int, int]:
     """Number of splits of an element with so many rows and parameters, and rows of each."""
     wanted = max(SPLIT_ROWS, -(-batch // SPLITS))
     splits = max(1, min(-(-rows // wanted), PARTS_LIMIT // size))
-    split_rows = max(ROWS, -(-rows // splits // ROWS) * ROWS)
-    return max(1, -(-rows // split_rows)), split_rows
+    split_rows = -(-rows // splits // ROWS) * ROWS
+    return -(-rows // split_rows), split_rows

@@ -11,15 +11,21 @@ In a training, a network of one hidden layer takes five operators a step: ``line
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from trainer.config import Precision
-from trainer.fitting.grouped_jobs import ROWS, flatten, make_plan
+from trainer.fitting.grouped_jobs import ROWS, LayerJob, flatten, make_plan
 from trainer.fitting.grouped_operators import TRAFFIC, operators
+from trainer.fitting.grouped_tables import layer_table, sum_table
 from trainer.networks.model import ElementNetworks
+
+logger = logging.getLogger("anitune")
 
 __all__ = ["TRAFFIC", "GroupedNetworks"]
 
@@ -83,7 +89,22 @@ class GroupedNetworks:
             self._hidden_gradient = torch.zeros_like(self._hidden)
             self._parts = first.new_zeros(plan.parts)
             self.gradients = torch.split(self._parts[: sum(plan.gradients)], list(plan.gradients))
-        self._layers = [job for jobs in plan.depths for job in jobs]
+        kernels = has_kernels(first)
+
+        def launch(operator: str, jobs: Sequence[LayerJob]) -> tuple[list[int], Tensor | None]:
+            table = (
+                layer_table(operator, jobs, self._vectors, self._keeps, precision, rows) if kernels else None
+            )
+            return flatten(jobs), table
+
+        self._linear = [launch("linear", jobs) for jobs in plan.depths]
+        self._atomic_energies = launch("atomic_energies", plan.outputs)
+        if training:
+            layers = [job for jobs in plan.depths for job in jobs]
+            self._output_gradient = launch("output_gradient", plan.outputs)
+            self._input_gradients = [launch("input_gradient", jobs) for jobs in reversed(plan.depths[1:])]
+            self._weight_gradient_parts = launch("weight_gradient_parts", layers)
+            self._sum_parts = flatten(plan.sums), sum_table(plan.sums, first.device) if kernels else None
 
     @torch.no_grad()
     def forward(self, source: Tensor, rows: Tensor | None) -> Tensor:
@@ -96,26 +117,23 @@ class GroupedNetworks:
         """
         for noise, generator in zip(self.noise, self.generators, strict=True):
             noise.uniform_(generator=generator)
-        for depth, jobs in enumerate(self._plan.depths):
+        first_source: Tensor | None = source
+        for jobs, table in self._linear:
             operators.linear(
                 self._hidden,
-                source if depth == 0 else None,
-                rows if depth == 0 else None,
+                first_source,
+                rows,
                 self._noise,
                 self._vectors,
-                flatten(jobs),
+                jobs,
                 self._keeps,
                 self._precision,
-                None,
+                table,
             )
+            first_source = rows = None
+        jobs, table = self._atomic_energies
         operators.atomic_energies(
-            self.energies,
-            self._hidden,
-            self._noise,
-            self._vectors,
-            flatten(self._plan.outputs),
-            self._keeps,
-            None,
+            self.energies, self._hidden, self._noise, self._vectors, jobs, self._keeps, table
         )
         return self.energies
 
@@ -127,28 +145,16 @@ class GroupedNetworks:
         ----------
         slopes : (C, K): the gradient of the loss over the energy of each atom; 0 for rows without an atom
         """
+        shared = self._hidden, self._noise
+        jobs, table = self._output_gradient
         operators.output_gradient(
-            self._hidden_gradient,
-            self._parts,
-            self._hidden,
-            self._noise,
-            slopes,
-            self._vectors,
-            flatten(self._plan.outputs),
-            self._keeps,
-            None,
+            self._hidden_gradient, self._parts, *shared, slopes, self._vectors, jobs, self._keeps, table
         )
-        for jobs in reversed(self._plan.depths[1:]):
+        for jobs, table in self._input_gradients:
             operators.input_gradient(
-                self._hidden_gradient,
-                self._hidden,
-                self._noise,
-                self._vectors,
-                flatten(jobs),
-                self._keeps,
-                self._precision,
-                None,
+                self._hidden_gradient, *shared, self._vectors, jobs, self._keeps, self._precision, table
             )
+        jobs, table = self._weight_gradient_parts
         operators.weight_gradient_parts(
             self._parts,
             self._hidden_gradient,
@@ -156,10 +162,27 @@ class GroupedNetworks:
             source,
             rows,
             self._noise,
-            flatten(self._layers),
+            jobs,
             self._keeps,
             self._precision,
-            None,
+            table,
         )
         if self._plan.sums:
-            operators.sum_parts(self._parts, flatten(self._plan.sums), None)
+            operators.sum_parts(self._parts, *self._sum_parts)
+
+
+def has_kernels(weights: Tensor) -> bool:
+    """Whether networks with such weights have Triton kernels. Where a GPU lacks them, a warning says why."""
+    if weights.device.type != "cuda" or weights.dtype != torch.float32:
+        return False
+    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return _without_kernels("Triton is not installed")
+    if torch.cuda.get_device_capability(weights.device) < (8, 0):
+        return _without_kernels("the GPU is older than an A100")
+    return True
+
+
+@cache
+def _without_kernels(why: str) -> bool:
+    logger.warning("no fused kernels on the GPU: %s; training is several times slower", why)
+    return False

@@ -336,15 +336,15 @@ TRAFFIC: Final[Mapping[str, Callable[..., int]]] = {
 
 
 @cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("trainer.fitting.grouped_kernels")
+def _launches() -> ModuleType:
+    return importlib.import_module("trainer.fitting.grouped_launches")
 
 
 def _choose(plain: Callable[..., None]) -> Callable[..., None]:
     """The kernel of the same name and arguments where the last of these, the table, is given."""
 
     def run(*arguments: Any) -> None:
-        function = plain if arguments[-1] is None else getattr(_kernels(), plain.__name__)
+        function = plain if arguments[-1] is None else getattr(_launches(), plain.__name__)
         function(*arguments)
 
     return run
