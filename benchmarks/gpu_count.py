@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.figures import Figure, Goal
+from benchmarks.gpu_traffic import TRAFFIC
 from benchmarks.made_sets import made_set
 from benchmarks.plan import Plan
 from benchmarks.sides import SideTask, take_turns
@@ -35,8 +36,9 @@ BATCH_SIZES: Final = (8192, 24)
 #: Bytes of a number of an AEV, where it is rounded.
 FACTOR_SIZES: Final[dict[Precision, int]] = {"bfloat16": 2}
 
-#: Made structures: two large batches and some to validate. What is counted grows in proportion with them.
-STRUCTURES: Final = 20_480
+#: Made structures for each batch size: some batches and some to validate. What is done once an epoch grows in
+#: proportion with them.
+STRUCTURES: Final = {8192: 12_288, 24: 960}
 
 #: Structures of the validation subset beside :data:`EPOCH_STRUCTURES`.
 VALIDATION_STRUCTURES: Final = 86_489
@@ -66,9 +68,9 @@ class Count:
 
 def measure(plan: Plan, folder: Path) -> list[Figure]:
     """Count a step and an epoch of each kind, and compare packs with one network."""
-    file = made_set(folder, STRUCTURES)
     figures = []
     for batch_size in BATCH_SIZES:
+        file = made_set(folder, STRUCTURES[batch_size])
         for precision in PRECISIONS:
             configs = [_configs(number, batch_size, precision) for number in NETWORKS]
             sides: dict[str, SideTask] = {
@@ -124,11 +126,10 @@ def _figures(count: Count, number: int, batch_size: int, precision: Precision) -
 def count_on_pretended_device(file: Path, folder: Path, configs: Sequence[TrainConfig]) -> Count:
     """Train a pack for some epochs on the pretended device. The process can use no real one afterwards."""
     from tools.pretended_cuda.install import install
-    from tools.pretended_cuda.traffic import TRAFFIC
-    from trainer.fitting.grouped_operators import TRAFFIC as OF_OPERATORS
+    from tools.pretended_cuda.traffic import TRAFFIC as OF_DEVICE
 
     install()
-    TRAFFIC.update(OF_OPERATORS)
+    OF_DEVICE.update(TRAFFIC)
     task = prepare_task(
         DataConfig(files=(str(file),)), SplitConfig(), FeatureConfig(), folder / "features", no_progress
     )

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config import Activation, Precision, TrainConfig
-from trainer.fitting.grouped_networks import TRAFFIC, GroupedNetworks
+from trainer.fitting.grouped_networks import GroupedNetworks
 from trainer.fitting.weights import FlatWeights
 from trainer.networks.activations import CELU_ALPHA, gaussian
 from trainer.networks.model import ElementNetworks
@@ -173,29 +172,3 @@ def test_without_training_nothing_is_dropped() -> None:
 def test_capacities_are_whole_tiles() -> None:
     with pytest.raises(ValueError, match="multiples of 64"):
         Case(SHAPES, capacities=(128, 0, 60))
-
-
-def test_bytes_that_operators_move() -> None:
-    moved: dict[str, int] = {}
-
-    class Counter(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "anitune":
-                name = func._schema.name
-                moved[name] = moved.get(name, 0) + TRAFFIC[name](*args)
-            return func(*args, **(kwargs or {}))
-
-    case = Case([{"hidden": (256, 16)}], "float32", capacities=(640, 0, 0), atoms=(640, 0, 0))
-    with Counter():
-        case.run()
-    weights, later = 37 * 256 + 256, 256 * 16 + 16
-    assert moved == {
-        # The 256 outputs of the first layers are two tiles, each of which reads the AEVs.
-        "anitune::linear": 4 * (640 * (2 * 38 + 256) + weights + 640 * (256 + 16) + later),
-        "anitune::atomic_energies": 4 * (640 * 17 + 17),
-        "anitune::output_gradient": 4 * (640 * 33 + 3 * 17),
-        "anitune::input_gradient": 4 * (640 * (2 * 16 + 256 + 256) + later),
-        "anitune::weight_gradient_parts": 4
-        * (640 * (2 * 38 + 256) + 2 * weights + 640 * (256 + 2 * 16) + 2 * later),
-        "anitune::sum_parts": 4 * 3 * (weights + later + 17),
-    }

@@ -21,13 +21,11 @@ from torch import Tensor
 
 from trainer.config import Precision
 from trainer.fitting.grouped_jobs import ROWS, LayerJob, flatten, make_plan
-from trainer.fitting.grouped_operators import TRAFFIC, operators
+from trainer.fitting.grouped_operators import operators
 from trainer.fitting.grouped_tables import layer_table, sum_table
 from trainer.networks.model import ElementNetworks
 
 logger = logging.getLogger("anitune")
-
-__all__ = ["TRAFFIC", "GroupedNetworks"]
 
 
 class GroupedNetworks:

@@ -20,9 +20,6 @@ from trainer.config import Precision
 from trainer.fitting.grouped_jobs import ACTIVATION_NAMES, LayerJob, layer_jobs, sum_jobs
 from trainer.networks.activations import ACTIVATIONS, ActivationFunction
 
-#: Columns of an output that a program computes: the input is read again for the next so many.
-TILE_COLUMNS: Final = 128
-
 
 def linear(
     hidden: Tensor,
@@ -213,126 +210,6 @@ def _rounded(factor: Tensor, precision: Precision) -> Tensor:
         # Ten bits of the mantissa are left; the nearest number, of two the one farther from zero.
         return factor.contiguous().view(torch.int32).add(1 << 12).bitwise_and_(-(1 << 13)).view(torch.float32)
     return factor
-
-
-# Bytes that the operators move on a GPU, at most: what programs that run side by side read may come from the
-# cache. Weights are counted once, as they stay there.
-
-
-def _linear_bytes(
-    hidden: Tensor,
-    source: Tensor | None,
-    rows: Tensor | None,
-    noise: Tensor | None,
-    vectors: Sequence[Tensor],
-    jobs: Sequence[int],
-    *_: object,
-) -> int:
-    return sum(
-        _input_bytes(job, hidden, source, rows) * _tiles(job.outputs)
-        + _weight_bytes(job, vectors[job.vector])
-        + job.rows * job.outputs * hidden.element_size()
-        for job in layer_jobs(jobs)
-    )
-
-
-def _atomic_energies_bytes(
-    energies: Tensor,
-    hidden: Tensor,
-    noise: Tensor | None,
-    vectors: Sequence[Tensor],
-    jobs: Sequence[int],
-    *_: object,
-) -> int:
-    return sum(
-        _input_bytes(job, hidden) + _weight_bytes(job, energies) + job.rows * energies.element_size()
-        for job in layer_jobs(jobs)
-    )
-
-
-def _output_gradient_bytes(
-    hidden_gradient: Tensor,
-    parts: Tensor,
-    hidden: Tensor,
-    noise: Tensor | None,
-    slopes: Tensor,
-    vectors: Sequence[Tensor],
-    jobs: Sequence[int],
-    *_: object,
-) -> int:
-    return sum(
-        _input_bytes(job, hidden)
-        + job.rows * (slopes.element_size() + job.inputs * hidden_gradient.element_size())
-        + _weight_bytes(job, parts) * (1 + job.splits * job.trained)
-        for job in layer_jobs(jobs)
-    )
-
-
-def _input_gradient_bytes(
-    hidden_gradient: Tensor,
-    hidden: Tensor,
-    noise: Tensor | None,
-    vectors: Sequence[Tensor],
-    jobs: Sequence[int],
-    *_: object,
-) -> int:
-    return sum(
-        _input_bytes(job, hidden)
-        + _weight_bytes(job, vectors[job.vector])
-        + job.rows * (job.inputs + job.outputs * _tiles(job.inputs)) * hidden_gradient.element_size()
-        for job in layer_jobs(jobs)
-    )
-
-
-def _weight_gradient_parts_bytes(
-    parts: Tensor,
-    hidden_gradient: Tensor,
-    hidden: Tensor,
-    source: Tensor,
-    rows: Tensor | None,
-    noise: Tensor | None,
-    jobs: Sequence[int],
-    *_: object,
-) -> int:
-    return sum(
-        _input_bytes(job, hidden, source, rows) * _tiles(job.outputs)
-        + job.rows * job.outputs * hidden_gradient.element_size() * _tiles(job.inputs)
-        + _weight_bytes(job, parts) * job.splits
-        for job in layer_jobs(jobs)
-    )
-
-
-def _sum_parts_bytes(parts: Tensor, jobs: Sequence[int], *_: object) -> int:
-    return sum(length * (splits + 1) for _, _, length, splits in sum_jobs(jobs)) * parts.element_size()
-
-
-def _input_bytes(
-    job: LayerJob, hidden: Tensor, source: Tensor | None = None, rows: Tensor | None = None
-) -> int:
-    """To read the input of a layer once, with what decides where it is and what of it is dropped."""
-    if job.input_column >= 0:
-        return job.rows * job.inputs * (hidden.element_size() + 4 * (job.noise >= 0))
-    assert source is not None
-    return job.rows * (job.inputs * source.element_size() + (0 if rows is None else rows.element_size()))
-
-
-def _weight_bytes(job: LayerJob, vector: Tensor) -> int:
-    return (job.inputs + 1) * job.outputs * vector.element_size()
-
-
-def _tiles(columns: int) -> int:
-    return -(-columns // TILE_COLUMNS)
-
-
-#: Bytes that an operator moves on a GPU, from its arguments.
-TRAFFIC: Final[Mapping[str, Callable[..., int]]] = {
-    "anitune::linear": _linear_bytes,
-    "anitune::atomic_energies": _atomic_energies_bytes,
-    "anitune::output_gradient": _output_gradient_bytes,
-    "anitune::input_gradient": _input_gradient_bytes,
-    "anitune::weight_gradient_parts": _weight_gradient_parts_bytes,
-    "anitune::sum_parts": _sum_parts_bytes,
-}
 
 
 @cache
