@@ -79,10 +79,25 @@ def test_all_programs_are_listed(found: dict[str, str]) -> None:
     assert list(found) == list(OUTCOMES)
 
 
-def test_this_process_has_no_pretended_device() -> None:
-    import torch
+def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
+    command = ["make", "--dry-run", "--always-make", "test"]
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "if .venv/bin/python -m tools.pretended_cuda.build; then" in lines
+    assert ".venv/bin/python -m pytest -p tools.pretended_cuda.plugin tests/gpu" in lines
+    build = ("-m", "tools.pretended_cuda.build")
+    assert [run(*build, PATH=path, CXX="").returncode for path in (os.environ["PATH"], "")] == [0, 1]
 
-    assert not hasattr(torch._C, "_cuda_getDeviceCount") or not torch.cuda.get_device_name().startswith("pre")
+
+def test_a_skipped_test_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "test_skipped.py").write_text("import pytest\ndef test_it(): pytest.skip('no card')\n")
+    plugin = ("-p", "tools.pretended_cuda.plugin", "-p", "no:cacheprovider")
+    done = run("-m", "pytest", *plugin, "--rootdir", str(tmp_path), str(tmp_path))
+    assert done.returncode == 1, done.stdout
+    assert "no card has seen anything of this" in done.stdout
+
+
+def test_this_process_has_no_pretended_device(found: dict[str, str]) -> None:
+    assert "tools.pretended_cuda.install" not in sys.modules
 
 
 def test_a_command_trains_on_it(data_file: Path, tmp_path: Path) -> None:
