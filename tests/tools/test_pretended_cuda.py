@@ -79,10 +79,29 @@ def test_all_programs_are_listed(found: dict[str, str]) -> None:
     assert list(found) == list(OUTCOMES)
 
 
-def test_this_process_has_no_pretended_device() -> None:
-    import torch
+def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
+    command = ["make", "--dry-run", "--always-make", "test"]
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "python -m tools.pretended_cuda.build; then" in lines
+    assert "python -m pytest -p tools.pretended_cuda.plugin tests/gpu; fi" in lines
+    found, missing = (
+        run("-m", "tools.pretended_cuda.build", PATH=path, CXX="") for path in (os.environ["PATH"], "")
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert missing.returncode == 1
+    assert "tests/gpu was not run" in missing.stderr
 
-    assert not hasattr(torch._C, "_cuda_getDeviceCount") or not torch.cuda.get_device_name().startswith("pre")
+
+def test_a_skipped_test_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "test_skipped.py").write_text("import pytest\ndef test_it(): pytest.skip('no card')\n")
+    plugin = ("-p", "tools.pretended_cuda.plugin", "-p", "no:cacheprovider")
+    done = run("-m", "pytest", *plugin, "--rootdir", str(tmp_path), str(tmp_path))
+    assert done.returncode == 1, done.stdout
+    assert "no card has seen anything of this" in done.stdout
+
+
+def test_this_process_has_no_pretended_device(found: dict[str, str]) -> None:
+    assert "tools.pretended_cuda.install" not in sys.modules
 
 
 def test_a_command_trains_on_it(data_file: Path, tmp_path: Path) -> None:
@@ -102,8 +121,13 @@ def test_a_command_trains_on_it(data_file: Path, tmp_path: Path) -> None:
 
 def test_a_failure_is_injected_into_one_process_of_several(tmp_path: Path) -> None:
     arguments = ("-m", "tools.pretended_cuda", "-m", "timeit", "-n1", "-r1")
-    code = "import torch; x = torch.ones(1, device='cuda'); x + x"
+    code = (
+        "import torch; assert torch.cuda.mem_get_info(1) == (2**30, 140 * 2**30); "
+        "x = torch.ones(1, device='cuda'); x + x"
+    )
     environment = {
+        "PRETENDED_CUDA_CARDS": "2",
+        "PRETENDED_CUDA_FREE_GIB": "1",
         "PRETENDED_CUDA_FAIL": "out_of_memory:2",
         "PRETENDED_CUDA_FAIL_ONCE": str(tmp_path / "failed"),
     }

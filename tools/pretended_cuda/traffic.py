@@ -131,14 +131,14 @@ def bytes_moved(
     """
     if name in TRAFFIC:
         return TRAFFIC[name](*args, **kwargs)
+    if name in _OVERWRITES or "out" in kwargs:
+        changed = {_place(tensor) for tensor in written}
+        read = [tensor for tensor in read if _place(tensor) not in changed]
     if name in _GATHERS and read:
         return 2 * _distinct(written) + _distinct(read[1:])
     if name in _SCATTERS and len(read) > 1:
         # A number in place of a tensor fills as many rows as there are indices.
         return _SCATTERS[name] * size(read[-1]) + _distinct(read[1:-1])
-    if name in _OVERWRITES or "out" in kwargs:
-        changed = {_place(tensor) for tensor in written}
-        read = [tensor for tensor in read if _place(tensor) not in changed]
     return _distinct(read) + _distinct(written)
 
 
