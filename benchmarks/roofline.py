@@ -20,7 +20,7 @@ from benchmarks.sides import SideTask, take_turns
 from benchmarks.training import CONFIG
 from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.features.fixed_batches import FixedFeatures
-from trainer.fitting.devices import products
+from trainer.fitting.devices import find_device, products
 from trainer.fitting.recorded import RecordedEpochs
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
@@ -112,28 +112,29 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
 
 def measure_ceilings(device: str) -> Ceilings:
     """Copies and products at sizes where the card is at its best."""
-    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
+    card = find_device(device)
+    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=card)
     target = torch.empty_like(source)
-    bandwidth = 2 * COPIED_BYTES / _seconds(lambda: target.copy_(source))
+    bandwidth = 2 * COPIED_BYTES / _seconds(lambda: target.copy_(source), card)
     rates: dict[Precision, float] = {}
     for precision in PRECISIONS:
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        a, b = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype)
+        a, b = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, device=card).to(dtype)
         out = torch.empty_like(a)
-        with products(precision, torch.device(device)):
-            seconds = _seconds(partial(torch.mm, a, b, out=out))
+        with products(precision, card):
+            seconds = _seconds(partial(torch.mm, a, b, out=out), card)
         rates[precision] = 2 * PRODUCT_SIZE**3 / seconds
     return Ceilings(bandwidth, rates)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of one of several calls in a row."""
     call()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     started = time.perf_counter()
     for _ in range(CALLS):
         call()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return (time.perf_counter() - started) / CALLS
 
 
@@ -148,10 +149,10 @@ def time_epochs(file: Path, folder: Path, config: TrainConfig) -> EpochTimes:
     training.start_epoch()
     seconds = []
     for order in range(config.epochs + 1):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(training.device)
         started = time.perf_counter()
         epochs.run(order)
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(training.device)
         seconds.append(time.perf_counter() - started)
     # What fills up batches is not counted: it is not needed.
     cost = training_cost(

@@ -21,7 +21,12 @@ from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.evaluation.evaluate import BATCH
 from trainer.features.parts import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
-from trainer.fitting.devices import find_device, settle
+from trainer.fitting.devices import (
+    exhausted_memory,
+    find_device,
+    release_memory,
+    resolve_precision,
+)
 from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.scheduler import make_packs
 from trainer.fitting.training import Training
@@ -68,7 +73,7 @@ def automatic_slots(config: StudyConfig, task: Task, device: torch.device, most:
     ----------
     most : trials that are left to train, 1 or more
     """
-    extremes = [settle(each) for each in extreme_configs(config)]
+    extremes = [resolve_precision(each) for each in extreme_configs(config)]
     if device.type == "cuda":
         slots, reason = _slots_of_gpu(config, task, device, extremes, most)
     else:
@@ -84,12 +89,12 @@ def slots_by_room(task: Task, configs: Sequence[TrainConfig]) -> int:
 
     On the CPU each has a process and its threads cores of their own; on a GPU they share its memory.
     """
-    settled = [settle(each) for each in configs]
-    device = find_device(settled[0].device)
+    resolved = [resolve_precision(each) for each in configs]
+    device = find_device(resolved[0].device)
     if device.type == "cuda":
-        slots, _ = _room_on_gpu(task, device, settled)
+        slots, _ = _room_on_gpu(task, device, resolved)
     else:
-        slots, _ = _slots_of_cpu(task, device, settled)
+        slots, _ = _slots_of_cpu(task, device, resolved)
     return max(1, min(slots, len(configs)))
 
 
@@ -111,16 +116,26 @@ def _slots_of_gpu(
     if limit <= 1:
         return limit, memory
     sizes = [2**n for n in range(limit.bit_length())]
-    seconds = measure_sizes(task, [settle(each) for each in example_configs(config, sizes[-1])], sizes)
+    seconds = measure_sizes(
+        task, [resolve_precision(each) for each in example_configs(config, sizes[-1])], sizes
+    )
     measured = ", ".join(f"{size}: {seconds[1] / took:.2f}" for size, took in seconds.items())
+    if not seconds:
+        return 1, f"out of memory with one trial; {memory}"
     return worthwhile(seconds), f"trials an hour by their number at once are as {measured}; {memory}"
 
 
 def _room_on_gpu(task: Task, device: torch.device, configs: Sequence[TrainConfig]) -> tuple[int, str]:
     need = max(training_gib(task, each, device) for each in configs)
     # The features, which all trainings share, take their place before the rest is divided.
-    Training(task, configs[-1], None)
-    torch.cuda.empty_cache()
+    try:
+        Training(task, configs[-1], None)
+    except BaseException as error:
+        if exhausted_memory(error) != "device":
+            raise
+        return 1, f"out of memory with one trial, {need:.3g} GiB for it"
+    finally:
+        torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0] / 2**30
     return int(min(LARGEST, free / need)), f"{free:.3g} GiB free, {need:.3g} for a trial"
 
@@ -140,15 +155,27 @@ def measure_sizes(task: Task, configs: Sequence[TrainConfig], sizes: Sequence[in
     """Seconds that an epoch on a little of the data takes all of ``configs``, by how many train at once.
 
     All sizes do the same work on the same data, so the trials an hour are in the inverse ratio, also on all
-    of it. Those with different batches do not share them: they take turns, as in the worker.
+    of it. Those with different batches do not share them: they take turns, as in the worker. It ends before
+    the first size that does not fit into the memory of the device.
 
     Parameters
     ----------
-    configs : settled, on the device that is measured
-    sizes : trainings that go through the data at once
+    configs : with their precision resolved, on the device that is measured
+    sizes : trainings that go through the data at once, ascending
     """
     little = _little(task, STEPS * max(config.batch_size for config in configs))
-    return {size: sum(_epoch_seconds(little, some) for some in _chunks(configs, size)) for size in sizes}
+    seconds: dict[int, float] = {}
+    for size in sizes:
+        try:
+            seconds[size] = sum(_epoch_seconds(little, some) for some in _chunks(configs, size))
+        except BaseException as error:
+            if exhausted_memory(error) != "device":
+                raise
+            logger.info("out of memory with %d trials at once: as many are not tried", size)
+        if size not in seconds:
+            release_memory(find_device(configs[0].device))
+            break
+    return seconds
 
 
 def _chunks(configs: Sequence[TrainConfig], size: int) -> list[Sequence[TrainConfig]]:

@@ -50,7 +50,7 @@ from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
-from trainer.fitting.devices import find_device, settle
+from trainer.fitting.devices import find_device, resolve_precision
 from trainer.fitting.scheduler import PackScheduler
 from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task
@@ -360,7 +360,7 @@ class Worker:
         # One after the other, so that each is told of those before it, which are still being trained.
         with self._proposing:
             proposal = patiently(choose)
-            config = settle(train_config(self._config, proposal.params, claim.number))
+            config = resolve_precision(train_config(self._config, proposal.params, claim.number))
             attempt.record_config(
                 dump_config(config),
                 {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
