@@ -31,7 +31,15 @@ OUT_OF_MEMORY_TEXTS: Final = (
 )
 
 #: As many are of a device that has failed, where torch raises a plain RuntimeError.
-DEVICE_TEXTS: Final = ("CUDA error:", "CUDA driver error:", "Error [CUDA]:", "device-side assert")
+DEVICE_TEXTS: Final = (
+    "CUDA error:",
+    "CUDA driver error:",
+    "CUDA driver initialization failed",
+    "CUDA unknown error",
+    "Error [CUDA]:",
+    "No CUDA GPUs are available",
+    "device-side assert",
+)
 
 
 def find_device(name: str) -> torch.device:
@@ -138,6 +146,8 @@ def describe_device(device: torch.device) -> str:
 @cache
 def card_id(device: torch.device) -> str:
     """What identifies a GPU, or a slice of one (MIG), to all processes of a machine: as a rule its UUID."""
+    if device.type != "cuda":
+        return str(device)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     index = device.index or 0
     if index < len(visible) and visible[index].strip().startswith("MIG-"):
