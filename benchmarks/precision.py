@@ -13,7 +13,7 @@ from benchmarks.figures import Figure, Goal, Samples, plain
 from benchmarks.plan import Plan
 from benchmarks.sides import take_turns
 from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
-from trainer.fitting.devices import settle
+from trainer.fitting.devices import resolve_precision
 from trainer.fitting.loop import fit
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
@@ -30,7 +30,7 @@ CONFIG: Final = TrainConfig(
 def measure(plan: Plan, folder: Path) -> list[Figure]:
     """Train with the same seeds in both precisions, on the shipped sample."""
     base = replace(CONFIG, epochs=plan.precision_epochs, device=plan.device)
-    chosen = settle(replace(base, precision="auto")).precision
+    chosen = resolve_precision(replace(base, precision="auto")).precision
     if chosen == "float32":
         return [Figure(TOPIC, "auto is float32 on this machine", None, "kcal/mol")]
     errors: dict[Precision, tuple[float, ...]] = {}

@@ -27,7 +27,7 @@ from trainer.errors import ConfigError
 from trainer.features.aev import aev_length
 from trainer.features.compositions import find_compositions
 from trainer.features.source import GPU_SHARE, StoredFeatures
-from trainer.fitting.devices import find_device
+from trainer.fitting.devices import find_device, resolve_precision
 from trainer.fitting.loop import fit
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
@@ -174,6 +174,8 @@ def fit_once(
     """
     data = DataConfig(files=(str(file),))
     task = prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    if config.precision not in ("auto", resolve_precision(config).precision):
+        return f"there is no {config.precision} on {config.device} here"
     try:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             fit(task, replace(config, epochs=2), Path(place) / "first", SilentReporter())
@@ -282,7 +284,7 @@ def time_reference(
 ) -> ReferenceTimes:
     """Train with the reference loop, after one step that warms the process up."""
     training, validation = (
-        reference_loop.make_batches(part, batch_size, torch.device(device))
+        reference_loop.make_batches(part, batch_size, find_device(device))
         for part in reference_loop.load_parts(file)
     )
     torch.manual_seed(0)
@@ -328,7 +330,7 @@ def product_rates(device: str, width: int) -> Products:
 def _seconds_a_call(call: Callable[[], object], device: str) -> float:
     def wait() -> None:
         if _on_gpu(device):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(find_device(device))
 
     call()
     wait()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dashboards import links
 from dashboards.ranking import FEW_COMPLETE
 from dashboards.words import markdown_text as _text
+from dashboards.words import trained_on
 from storage.studies import StudySummary
 from storage.trials.views import TrialRow
 
@@ -157,7 +158,7 @@ def _cost(trial: TrialRow) -> str:
     words = [f"{trial.summary['parameters']:,.0f} parameters"] if "parameters" in trial.summary else []
     words += [
         f"{trial.seconds:,.0f} s",
-        f"on {_text(trial.worker.device)}",
+        f"on {_text(trained_on(trial))}",
         f"by {_text(trial.worker.name)}",
     ]
     words += [f"attempt {trial.attempt}"] if trial.attempt > 1 else []

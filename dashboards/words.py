@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from dashboards.ranking import Leaderboard, Noise
     from storage.studies import Budget, StudySummary
+    from storage.trials.views import TrialRow
 
 _MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~])")
 
@@ -15,6 +16,16 @@ _MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~])")
 def markdown_text(text: str) -> str:
     """Text of others on one line, shown by Markdown as it is."""
     return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def trained_on(trial: TrialRow) -> str:
+    """The device and precision of each attempt at a trial, as far as they differ, one after the other."""
+    places = [(each.device, each.precision) for each in trial.attempts]
+    places = places or [(trial.worker.device, trial.worker.precision)]
+    return ", then ".join(
+        f"{device} in {precision}" if precision is not None else device
+        for device, precision in dict.fromkeys(places)
+    )
 
 
 def duration(seconds: float) -> str:

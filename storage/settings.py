@@ -82,6 +82,11 @@ class Settings:
         return self.home / "optuna-artifacts"
 
     @property
+    def cards(self) -> Path:
+        """Where the workers on a GPU announce how much of its memory they will take."""
+        return self.home / "cards"
+
+    @property
     def features(self) -> Path:
         """Root of the feature store."""
         return self.home / "features"

@@ -142,7 +142,8 @@ class TrainConfig:
         Precision,
         Field(
             description="of weights and products: float32, float64, or float32 with tf32 or bfloat16 factors "
-            "in the products of a training; auto: the fastest that is as accurate as float32"
+            "in the products of a training; auto: the fastest on the device that is as accurate as float32; "
+            "tf32 is float32 where there is none"
         ),
     ] = "auto"
     checkpoint_seconds: Annotated[

@@ -35,6 +35,20 @@ class TrainingCutOff(TrainingFailed):
     """The machine ended the training, as for want of memory: at another time it may come to its end."""
 
 
+class DeviceError(TrainerError):
+    """The GPU has failed: this process trains nothing more. It is no fault of a training.
+
+    Parameters
+    ----------
+    message : None: the first sentences of this docstring
+    device : the GPU, as ``cuda:0``
+    """
+
+    def __init__(self, message: str | None = None, device: object = None) -> None:
+        super().__init__(message or str(type(self).__doc__).partition("\n")[0])
+        self.device = None if device is None else str(device)
+
+
 class MissingExtraError(TrainerError):
     """A package of an extra is not installed."""
 

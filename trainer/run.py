@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,24 @@ from trainer.config import TrainConfig, dump_config
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import measure
 from trainer.files import write_by_rename
-from trainer.fitting.devices import find_device, peak_memory_mib, reset_peak_memory, settle
+from trainer.fitting.devices import (
+    current_device,
+    device_errors_explained,
+    find_device,
+    memory_errors_explained,
+    peak_memory_mib,
+    reset_peak_memory,
+    resolve_precision,
+)
 from trainer.fitting.loop import FitResult, Outcome, fit
 from trainer.fitting.scheduler import PackScheduler
 from trainer.networks.files import save_model
+from trainer.networks.model import ElementNetworks
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter, epoch_metrics
 from trainer.task import Task
+
+logger = logging.getLogger("anitune")
 
 #: Names of the files of a training that others read.
 MODEL: Final = "model.safetensors"
@@ -73,9 +85,13 @@ def run_training(
 
     Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
     """
-    config = settle(config)
+    asked_for, config = config.precision, resolve_precision(config)
     device = find_device(config.device)
-    reset_peak_memory(device)
+    if asked_for not in ("auto", config.precision):
+        logger.warning("there is no %s on %s: it trains in %s", asked_for, device, config.precision)
+    scheduler = scheduler or PackScheduler()
+    with device_errors_explained(device), current_device(device):
+        reset_peak_memory(device)
     result = fit(
         task,
         config,
@@ -86,14 +102,19 @@ def run_training(
         scheduler=scheduler,
         progress=progress,
     )
+    evaluation = None
+    if (model := result.model) is not None and result.outcome != "stopped":
+        with memory_errors_explained(config), device_errors_explained(device), current_device(device):
+            evaluation = scheduler.with_room(
+                device, lambda: evaluate(model, task, task.split.validation), reporter.should_stop
+            )
     metrics: dict[str, float] = {}
     artifacts: tuple[Path, ...] = ()
-    if result.outcome != "stopped":
+    if model is not None and evaluation is not None:
         # Imported late: drawing takes a second to load, which a worker that trains does not wait for.
         from trainer.evaluation.plots import draw_plots
 
-        evaluation = evaluate(result.model, task, task.split.validation)
-        metrics = measure(evaluation, "val") | _run_metrics(task, config, result, device)
+        metrics = measure(evaluation, "val") | _run_metrics(task, config, model, result, device)
         summary = {
             "outcome": result.outcome,
             "epochs": len(result.history),
@@ -111,10 +132,10 @@ def run_training(
         } | {f"plots/{name}": png for name, png in draw_plots(result.history, evaluation).items()}
         for name, content in files.items():
             write_by_rename(folder / name, content)
-        save_model(folder / MODEL, result.model, task.aev, task.self_energies)
+        save_model(folder / MODEL, model, task.aev, task.self_energies)
         artifacts = (folder / MODEL, *(folder / name for name in files))
     return TrainingResult(
-        outcome=result.outcome,
+        outcome=result.outcome if evaluation is not None else "stopped",
         best_val_mae=result.best.val_mae if result.history else math.nan,
         best_epoch=result.best.epoch if result.history else 0,
         epochs=len(result.history),
@@ -125,11 +146,11 @@ def run_training(
 
 
 def _run_metrics(
-    task: Task, config: TrainConfig, result: FitResult, device: torch.device
+    task: Task, config: TrainConfig, model: ElementNetworks, result: FitResult, device: torch.device
 ) -> dict[str, float]:
     seconds = sum(record.seconds for record in result.history)
     return {
-        "parameters": result.model.parameter_count,
+        "parameters": model.parameter_count,
         "structures_per_second": len(result.history) * len(task.split.train) / seconds,
         "seconds": seconds,
         "peak_memory_mib": peak_memory_mib(device),

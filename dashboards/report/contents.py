@@ -359,9 +359,10 @@ def _reproduce(record: StudyRecord) -> Section:
         "How to reproduce it",
         (
             "Save the study file below, and run the commands. Each training repeats bit for bit on the CPU,"
-            " and nearly on a GPU, from the configuration that is kept with its trial. Which"
-            " trials a study proposes depends on what has ended before: with one worker that trains one trial"
-            " at a time it is the same every time.",
+            " and nearly on a GPU, from the configuration that is kept with its trial; one whose attempts"
+            " were on different kinds of device, or in different precisions, to a few percent. Which trials a"
+            " study proposes depends on what has ended before: with one worker that trains one trial at a"
+            " time it is the same every time.",
         ),
         copied=(commands(record), study_file(record)),
     )

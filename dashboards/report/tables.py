@@ -9,6 +9,7 @@ from typing import Any
 
 from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of
+from dashboards.words import trained_on
 from storage.trials.views import TrialRow
 
 
@@ -73,6 +74,8 @@ def _of_trial(trial: TrialRow) -> dict[str, Any]:
         "attempts": trial.attempt,
         "worker": trial.worker.name,
         "device": trial.worker.device,
+        "precision": trial.worker.precision,
+        "trained_on": trained_on(trial),
         "reason": trial.reason,
         "mlflow_run_id": trial.mlflow_run_id,
         **{f"config.{name}": value for name, value in config.items()},

@@ -11,7 +11,7 @@ import typer
 from search.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from search.work.repeat import Recorded, Repeat
+    from search.work.repeat import Place, Recorded, Repeat
 
 DIFFERENT = 1
 """Exit code."""
@@ -25,7 +25,8 @@ def reproduce(
         typer.Option(
             min=0,
             metavar="FRACTION",
-            help="Relative difference that is allowed. Default: none on the CPU, 1e-6 on a GPU.",
+            help="Relative difference that is allowed. Default: none on the CPU, 1e-6 on a GPU, 0.1 where"
+            " attempts were on different kinds of device, or in different precisions.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -35,7 +36,7 @@ def reproduce(
     It exits with 1 if they differ.
     """
     from search.study import study_from_values
-    from search.work.repeat import GPU_TOLERANCE, recorded_trial, repeat_trial
+    from search.work.repeat import default_tolerance, recorded_trial, repeat_trial
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
@@ -53,7 +54,7 @@ def reproduce(
             opened.set_facts(task.fingerprints)  # other data would give other numbers
             repeated = repeat_trial(task, recorded, progress)
     if tolerance is None:
-        tolerance = GPU_TOLERANCE if "cuda" in (recorded.device, repeated.device) else 0.0
+        tolerance = default_tolerance(recorded, repeated)
     alike = repeated.alike(tolerance)
     if as_json:
         typer.echo(json.dumps(_values(study, trial, recorded, repeated, tolerance, alike), indent=2))
@@ -70,9 +71,11 @@ def _lines(
     twin = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
     allowed = f"within a relative {tolerance:g}" if tolerance else "bit for bit"
     lines = [
-        f"{study}: trial {trial}{twin}: {repeated.epochs} epochs trained again on {repeated.device},"
-        f" recorded on {recorded.device}"
+        f"{study}: trial {trial}{twin}: {repeated.epochs} epochs trained again on {_place(repeated.place)},"
+        f" recorded on {', then '.join(map(_place, recorded.places))}"
     ]
+    if recorded.places != (repeated.place,):
+        lines.append("on another kind of device, or in another precision, its numbers are not the same bits")
     if not repeated.differences:
         lines.append(f"all {repeated.compared} numbers are the same, bit for bit")
     else:
@@ -87,6 +90,11 @@ def _lines(
         lines.append(f"the network is {'the same' if repeated.same_model else 'another one'}")
     lines.append(f"{'reproduced' if alike else 'not reproduced'}, {allowed}")
     return lines
+
+
+def _place(place: Place) -> str:
+    device, precision = place
+    return f"{device} ({precision})"
 
 
 def _number(value: float | None) -> str:
@@ -105,7 +113,9 @@ def _values(
         "tolerance": tolerance,
         "epochs": repeated.epochs,
         "recorded_on": recorded.device,
-        "repeated_on": repeated.device,
+        "repeated_on": repeated.place[0],
+        "recorded_places": [_place(place) for place in recorded.places],
+        "repeated_place": _place(repeated.place),
         "compared": repeated.compared,
         "largest_relative_difference": largest if math.isfinite(largest) else None,
         "same_network": repeated.same_model,

@@ -14,6 +14,8 @@ from search.cli.output import watch
 from search.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from search.study import StudyConfig
     from search.work.stopping import StopRequest
     from search.work.worker import Watcher
@@ -137,13 +139,18 @@ def work_on(
     ------
     StudyStateError
         if one of the studies is stopped or archived.
+    DeviceError
+        if the GPU has failed: the trials in hand were handed back.
     typer.Exit
         if a signal stopped the work; the trials in hand were handed back.
     """
+    from search.work.card_faults import card_faults_recorded
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker, patiently
     from storage.life import CLOSED, study_state, wrong_state
     from storage.tracking.process import start_relay
+    from trainer.config import TrainConfig
+    from trainer.fitting.devices import device_errors_explained, find_device
     from trainer.task import add_features, prepare_data
 
     for study, _ in studies:
@@ -152,7 +159,10 @@ def work_on(
     study, config = studies[-1]
     try:
         with ExitStack() as stack:
-            sign = _sign_of_life(database, name, study.name, config.training.get("device"))
+            device = find_device(config.training.get("device", TrainConfig.device))
+            stack.enter_context(card_faults_recorded(device))
+            stack.enter_context(device_errors_explained(device))
+            sign = _sign_of_life(database, name, device, study.name)
             patiently(lambda: stack.enter_context(sign))
             with progress_bar() as progress:
                 data = data or prepare_data(config.data, config.split, config.features, progress)
@@ -172,14 +182,11 @@ def work_on(
 
 
 def _sign_of_life(
-    database: Database, name: str | None, study: str | None = None, device_name: str | None = None
+    database: Database, name: str | None, device: torch.device, study: str | None = None
 ) -> SignOfLife:
     from search.work.environment import describe_worker
     from storage.workers import SignOfLife
-    from trainer.config import TrainConfig
-    from trainer.fitting.devices import find_device
 
-    device = find_device(device_name or TrainConfig.device)
     pinned_to = os.environ.get("CUDA_VISIBLE_DEVICES")
     return SignOfLife(database, describe_worker(name, device), study, gpu=pinned_to)
 
@@ -200,15 +207,21 @@ def _serve(
     idle_timeout: float | None,
     served: tuple[str, int] | None,
 ) -> None:
+    from search.work.card_faults import card_faults_recorded
     from search.work.service import Service
     from search.work.stopping import stop_on_signals
     from search.work.worker import patiently
     from storage.tracking.process import start_relay
+    from trainer.config import TrainConfig
+    from trainer.fitting.devices import device_errors_explained, find_device
 
     again = "go on with: anitune worker"
     try:
         with ExitStack() as stack:
-            sign = _sign_of_life(database, name)
+            device = find_device(TrainConfig.device)
+            stack.enter_context(card_faults_recorded(device))
+            stack.enter_context(device_errors_explained(device))
+            sign = _sign_of_life(database, name, device)
             patiently(lambda: stack.enter_context(sign))
             stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
             watcher = _watched(stack, served, watcher, sign)

@@ -18,6 +18,7 @@ from search.launch.local import ADDRESS
 from search.launch.places import PLACES
 from search.launch.plan import LaunchPlan
 from search.launch.shell import BLOCK_FUNCTION, GRACE_SECONDS, worker_script
+from search.work.card_faults import FAULTS_ALLOWED, cards_left_out
 from search.work.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ _INTERCHANGE = ("setsid", "setpriv", "--pdeathsig", "TERM", "interchange.py")
 def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], int]) -> None:
     """Run the workers until one of them finds the study done, or until asked to stop.
 
-    A worker whose node was lost, or whose job came to its end, begins again on the next node.
+    A worker whose node was lost, or whose job came to its end, begins again on the next node. One whose card
+    has failed begins again there, until the card has failed too often.
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], i
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with _parsl(plan, place) as kernel:
-            _wait_for_workers(_start_workers(kernel, plan), plan.workers, stop)
+            _wait_for_workers(_start_workers(kernel, plan), plan, stop)
     finally:
         # The end of Parsl has asked them.
         if count := left():
@@ -125,15 +127,14 @@ def _start_workers(kernel: DataFlowKernel, plan: LaunchPlan) -> dict[Future[int]
     started = {}
     for name, log in plan.workers.items():
         command = ["anitune", "worker", *plan.arguments, "--name", name]
-        script = worker_script(command, pinned=plan.gpus_per_node > 0)
+        script = worker_script(command, plan.card_faults, pinned=plan.gpus_per_node > 0)
         started[run(script, stdout=(str(log), "a"), stderr=(str(log), "a"))] = name
     return started
 
 
-def _wait_for_workers(
-    workers: Mapping[Future[int], str], logs: Mapping[str, Path], stop: StopRequest
-) -> None:
-    pending = set(workers)
+def _wait_for_workers(workers: Mapping[Future[int], str], plan: LaunchPlan, stop: StopRequest) -> None:
+    pending, logs = set(workers), plan.workers
+    left_out: set[str] = set()
     while pending and not stop.asked:
         ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in ended:
@@ -143,5 +144,9 @@ def _wait_for_workers(
                 return
             name = workers[future]
             logger.warning("%s failed: %s; see %s", name, str(error).strip(), logs[name])
+            for fault in cards_left_out(plan.card_faults):
+                if fault.card not in left_out:
+                    logger.warning("%s is left out, it has failed %d times", fault.words, FAULTS_ALLOWED)
+                    left_out.add(fault.card)
     if not stop.asked:
         raise LaunchError("no worker is left, and the study is not done: their logs say why")

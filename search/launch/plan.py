@@ -48,6 +48,11 @@ class LaunchPlan:
         return self.home / "launches" / self.name
 
     @property
+    def card_faults(self) -> Path:
+        """Where workers record that a card has failed."""
+        return self.folder / "card-faults"
+
+    @property
     def workers(self) -> dict[str, Path]:
         """The log of each worker, by its name."""
         count = self.nodes * max(1, self.gpus_per_node)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
+
+from search.work.card_faults import FAULTS_VARIABLE
 
 GRACE_SECONDS = 60
 """How long before its end a machine asks its workers to hand their trials back, s."""
@@ -50,21 +53,32 @@ if [ -n "$ANITUNE_GPUS" ]; then
 fi
 """
 
+# A worker whose card has failed writes a file of its own (search.work.card_faults): another one takes its
+# place, unless the block must end, or Parsl's process has.
 _WORKER_SCRIPT = """
-trap : TERM
-setsid %s &
-worker=$!
-touch "$ANITUNE_BLOCK/$worker"
-while wait $worker; code=$?; kill -0 $worker 2>/dev/null; do :; done  # a signal ends a wait, too
-exit $code
+trap 'anitune_ending=1' TERM
+export {variable}={faults}
+while :; do
+    setsid {command} &
+    worker=$!
+    touch "$ANITUNE_BLOCK/$worker"
+    while wait $worker; code=$?; kill -0 $worker 2>/dev/null; do :; done  # a signal ends a wait, too
+    [ -e "${variable}/$(uname -n).$worker" ] && [ -z "$anitune_ending" ] || exit $code
+    kill -0 $PPID || exit $code
+    echo "anitune: a card has failed; another worker takes the place of this one" >&2
+done
 """
 
 
-def worker_script(command: Sequence[str], *, pinned: bool) -> str:
+def worker_script(command: Sequence[str], faults: Path, *, pinned: bool) -> str:
     """The script that runs a worker as a session of its own and ends with its exit code.
 
     Parameters
     ----------
+    faults : folder of the failures of cards
     pinned : whether Parsl gives each worker a GPU
     """
-    return (_PIN_SCRIPT if pinned else "") + _WORKER_SCRIPT % shlex.join(command)
+    run = _WORKER_SCRIPT.format(
+        variable=FAULTS_VARIABLE, faults=shlex.quote(str(faults)), command=shlex.join(command)
+    )
+    return (_PIN_SCRIPT if pinned else "") + run

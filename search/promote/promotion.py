@@ -68,7 +68,7 @@ from storage.tracking.registry import RegisteredModel, register_model
 from storage.tracking.relay import study_key
 from storage.trials.views import trial_rows
 from trainer.config import dump_config
-from trainer.errors import TrainingCutOff, TrainingFailed
+from trainer.errors import DeviceError, TrainingCutOff, TrainingFailed
 from trainer.fitting.checkpoints import CHECKPOINT
 from trainer.fitting.devices import find_device
 from trainer.inference.ensemble import Ensemble
@@ -281,10 +281,19 @@ class Promoter:
             self._keep(training, outcome)
             logger.info("%s  %.3f kcal/mol", what, outcome.best_val_mae)
 
-        features = self._database.settings.features
+        settings = self._database.settings
         try:
-            train_all(waiting, self._task, features, self._trainings, stop, end, progress)
-        except TrainingCutOff as error:
+            train_all(
+                waiting,
+                self._task,
+                settings.features,
+                self._trainings,
+                stop,
+                end,
+                progress,
+                settings.cards,
+            )
+        except (TrainingCutOff, DeviceError) as error:
             raise SearchError(
                 f"{self._study.name}: {error}; what was trained is kept: the same command goes on"
             ) from error

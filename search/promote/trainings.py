@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from search.promote.plan import PlannedTraining
+from search.work.card_memory import shared_memory_of
 from search.work.processes import TrainingProcess
 from search.work.sizing import slots_by_room
 from search.work.slots import work_in_slots
@@ -42,6 +43,7 @@ def train_all(
     stop: StopRequest,
     ended: Ended,
     progress: Progress,
+    cards: Path,
 ) -> None:
     """Train all, several at once; return early if asked to stop, with a checkpoint of each in hand.
 
@@ -52,6 +54,7 @@ def train_all(
     cache : where its features are stored
     folder : of the trainings; one that was interrupted goes on in it
     progress : told the epochs done, of all
+    cards : where workers announce what they will take of a GPU's memory
 
     Raises
     ------
@@ -61,17 +64,20 @@ def train_all(
     if not planned:
         return
     course = _Course(planned, folder, stop, ended, progress)
-    slots = slots_by_room(task, [each.config for each in planned])
-    if find_device(planned[0].config.device).type == "cpu":
+    device = find_device(planned[0].config.device)
+    configs = [each.config for each in planned]
+    if device.type == "cpu":
         work = partial(_work_in_processes, course, deque(planned), task, cache)
-        work_in_slots(slots, work, stop)
+        work_in_slots(slots_by_room(task, configs), work, stop)
         return
-    for fold, group in itertools.groupby(planned, key=lambda each: each.fold):
-        together = list(group)
-        # Features are opened for each fold anew: what a part of them takes on a GPU is freed with them.
-        on_fold = task if fold is None else _task_on_fold(task, cache, fold)
-        train = partial(run_training, on_fold, scheduler=PackScheduler())
-        work_in_slots(min(slots, len(together)), partial(course.train, deque(together), train), stop)
+    with shared_memory_of(device, cards) as memory:
+        slots = slots_by_room(task, configs, memory)
+        for fold, group in itertools.groupby(planned, key=lambda each: each.fold):
+            together = list(group)
+            # Features are opened for each fold anew: what a part of them takes on a GPU is freed with them.
+            on_fold = task if fold is None else _task_on_fold(task, cache, fold)
+            train = partial(run_training, on_fold, scheduler=PackScheduler())
+            work_in_slots(min(slots, len(together)), partial(course.train, deque(together), train), stop)
 
 
 class _Course(SilentReporter):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from storage.trials.queue import WorkerInfo
+from trainer.fitting.devices import describe_device
 
 PACKAGES = ("anitune", "torch", "torchani", "numpy", "optuna")
 
@@ -26,15 +27,9 @@ def describe_worker(name: str | None, device: torch.device) -> WorkerInfo:
         name=name or f"{host}-{os.getpid()}",
         host=host,
         pid=os.getpid(),
-        device=_device_words(device),
+        device=describe_device(device),
         versions=versions,
     )
-
-
-def _device_words(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} {torch.cuda.get_device_name(device)}"
-    return str(device)
 
 
 def _git_commit() -> str | None:

@@ -18,9 +18,9 @@ from storage.blobs.place import open_blobs
 from storage.database import Database
 from storage.studies import Study
 from storage.trials.twins import TWIN_TAG
-from storage.trials.views import TrialRow, metric_history
+from storage.trials.views import TrialRow, device_kind, metric_history
 from trainer.config import TrainConfig, load_config
-from trainer.fitting.devices import find_device
+from trainer.fitting.devices import find_device, resolve_precision
 from trainer.fitting.scheduler import RecordedOrders
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
@@ -33,6 +33,13 @@ TIMES: Final = ("train/epoch_seconds",)
 GPU_TOLERANCE: Final = 1e-6
 """Relative differences that a GPU may make: a pack, too, sums in another order than a training alone."""
 
+MIXED_TOLERANCE: Final = 0.1
+"""As many, where attempts, or the trial and its repetition, were on different kinds of device or in different
+precisions: a training enlarges what rounding begins."""
+
+Place = tuple[str, str]
+"""A kind of device, cpu or cuda, and the precision of a training there."""
+
 Point = tuple[str, int]
 """A metric and an epoch."""
 
@@ -43,8 +50,8 @@ class Recorded:
 
     Attributes
     ----------
-    config : all its settings, as plain values
-    device : cpu or cuda
+    config : all its settings, as plain values, with the precision of its last attempt
+    places : where its attempts trained, one after the other: each once
     epochs : trained
     orders : number of the order of the data in each epoch; None: those of a training alone
     warm_start : the model file that it began with
@@ -55,12 +62,17 @@ class Recorded:
     number: int
     state: str
     config: dict[str, Any]
-    device: str
+    places: tuple[Place, ...]
     epochs: int
     orders: tuple[int, ...] | None
     warm_start: Path | None
     values: dict[Point, float]
     model: str | None
+
+    @property
+    def device(self) -> str:
+        """The kind of device of its last attempt, cpu or cuda."""
+        return self.places[-1][0]
 
 
 @dataclass(frozen=True)
@@ -89,15 +101,15 @@ class Repeat:
 
     Attributes
     ----------
-    device : cpu or cuda, of the repetition
+    place : of the repetition
     compared : numbers that were compared
     differences : those that are not the same bit for bit, by epoch
-    same_model : whether the model file has the same bytes; None: they also say which device was asked for,
-        and that was another one
+    same_model : whether the model file has the same bytes; None: it cannot, as they also say which device was
+        asked for and in which precision it was trained, and that was another one, or there were several
     """
 
     number: int
-    device: str
+    place: Place
     epochs: int
     compared: int
     differences: tuple[Difference, ...]
@@ -146,11 +158,15 @@ def _recorded(database: Database, study: Study, trial: TrialRow, trials: Sequenc
         start = next(each for each in trials if each.tags.get("row") == label)
         warm_start = blobs.path(_digests(start)[MODEL])
     history = metric_history(database, study, trial.number)
+    # Before attempts recorded their precision, it was in the configuration.
+    in_config = trial.config["precision"]
+    places = [(device_kind(each.device), each.precision or in_config) for each in trial.attempts]
+    places = places or [(device_kind(trial.worker.device), trial.worker.precision or in_config)]
     return Recorded(
         number=trial.number,
         state=trial.state,
-        config=trial.config,
-        device=trial.worker.device.partition(" ")[0].partition(":")[0],
+        config={**trial.config, "precision": places[-1][1]},
+        places=tuple(dict.fromkeys(places)),
         epochs=trial.epochs,
         orders=_orders(blobs.path(digests[HISTORY])) if HISTORY in digests else None,
         warm_start=warm_start,
@@ -171,7 +187,8 @@ def _orders(file: Path) -> tuple[int, ...]:
 def repeat_trial(task: Task, trial: Recorded, progress: Progress = no_progress) -> Repeat:
     """Train a trial once more, with the same settings, orders of the data and end, and compare.
 
-    It is trained on the kind of device that it was trained on, if this machine has one.
+    It is trained on the kind of device that its last attempt was trained on, and in the same precision, if
+    this machine has them.
 
     Raises
     ------
@@ -200,12 +217,23 @@ def repeat_trial(task: Task, trial: Recorded, progress: Progress = no_progress) 
     differences = _differences(trial.values, values)
     return Repeat(
         number=trial.number,
-        device=find_device(config.device).type,
+        place=_place(config),
         epochs=result.epochs,
         compared=len(_results(trial.values).keys() | _results(values).keys()),
         differences=differences,
-        same_model=model == trial.model if as_recorded else None,
+        same_model=model == trial.model if as_recorded and trial.places == (_place(config),) else None,
     )
+
+
+def default_tolerance(trial: Recorded, repeated: Repeat) -> float:
+    """The relative difference that a repetition may make; 0: none, bit for bit."""
+    if trial.places != (repeated.place,):
+        return MIXED_TOLERANCE
+    return GPU_TOLERANCE if repeated.place[0] == "cuda" else 0.0
+
+
+def _place(config: TrainConfig) -> Place:
+    return find_device(config.device).type, resolve_precision(config).precision
 
 
 class _UpToTheEnd(SilentReporter):

@@ -20,8 +20,8 @@ class AttemptReporter:
 
     Parameters
     ----------
-    recorded : time stamp (ms) of each epoch that an earlier attempt recorded: a training that is resumed
-        reports those again, and they must not be counted as trained twice
+    recorded : time stamp (ms) of each epoch that an earlier attempt recorded: a training that is resumed,
+        also within an attempt, reports those again, and they must not be counted as trained twice
     decide : asks the pruner about the trial as Optuna has it
     stopping : whether the training must stop
     log : is told of each epoch and rung
@@ -38,7 +38,7 @@ class AttemptReporter:
         checkpoint: Path | None = None,
     ) -> None:
         self._attempt = attempt
-        self._recorded = recorded
+        self._recorded = dict(recorded)
         self._decide = decide
         self._stopping = stopping
         self._log = log
@@ -70,6 +70,7 @@ class AttemptReporter:
 
     def _rows(self, records: tuple[EpochRecord, ...]) -> list[MetricRow]:
         new = [r for r in records if self._recorded.get(r.epoch) != round(r.finished_at * 1000)]
+        self._recorded |= {record.epoch: round(record.finished_at * 1000) for record in new}
         self._log.epochs(new)
         return [
             MetricRow(key, record.epoch, value, round(record.finished_at * 1000))

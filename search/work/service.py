@@ -14,7 +14,7 @@ from storage.errors import FactsChangedError, FolderTakenError, StudyNotFoundErr
 from storage.studies import Study, open_study
 from storage.trials.queue import next_study
 from trainer.config import dump_config
-from trainer.errors import TrainerError
+from trainer.errors import DeviceError, TrainerError
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
 
@@ -101,6 +101,8 @@ class Service:
                 leave=lambda: self._next() != name,
             )
             return worker.work() > 0
+        except DeviceError:
+            raise  # no study can be trained here any more
         except (TrainerError, FactsChangedError, FolderTakenError) as error:
             logger.warning("%s: cannot be trained here: %s", name, error)
             rest = REFUSED_SECONDS

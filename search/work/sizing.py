@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,13 +16,21 @@ import torch
 
 from search.propose.space import example_configs, extreme_configs
 from search.study import StudyConfig
+from search.work.card_memory import CardMemory
 from search.work.machine import free_gib, usable_cores
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.features.parts import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
 from trainer.fitting.device_predictions import BATCH
-from trainer.fitting.devices import find_device, settle
+from trainer.fitting.devices import (
+    current_device,
+    device_errors_explained,
+    exhausted_memory,
+    find_device,
+    release_memory,
+    resolve_precision,
+)
 from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.scheduler import make_packs
 from trainer.fitting.training import Training
@@ -53,7 +62,30 @@ THREAD_STATES: Final = 3
 NEURON_STATES: Final = 6
 
 
-def automatic_slots(config: StudyConfig, task: Task, device: torch.device, most: int) -> int:
+@dataclass(frozen=True)
+class _Room:
+    """How many trainings have room on a GPU.
+
+    Attributes
+    ----------
+    need : bytes of one of them
+    features : bytes that all of them share
+    words : the reason for ``trials``
+    """
+
+    trials: int
+    need: int
+    features: int
+    words: str
+
+    def bytes_of(self, trials: int) -> int:
+        """Memory of so many trainings, and of what they share."""
+        return self.features + trials * self.need
+
+
+def automatic_slots(
+    config: StudyConfig, task: Task, device: torch.device, most: int, memory: CardMemory | None = None
+) -> int:
     """How many trials of a study keep this machine busy; the reason is logged.
 
     On the CPU: one for each core that this process may use and that its memory allows, less where a trial
@@ -62,15 +94,16 @@ def automatic_slots(config: StudyConfig, task: Task, device: torch.device, most:
     and 1.04 times as fast (``docs/benchmarks.md``, packs), so the CPU has none.
 
     On a GPU, where trainings go through the data together: as many as a measurement finds worthwhile, of
-    those that its memory allows.
+    those for which its memory suffices beside what other workers have announced.
 
     Parameters
     ----------
     most : trials that are left to train, 1 or more
+    memory : of the GPU, as it is shared with other workers
     """
-    extremes = [settle(each) for each in extreme_configs(config)]
+    extremes = [resolve_precision(each) for each in extreme_configs(config)]
     if device.type == "cuda":
-        slots, reason = _slots_of_gpu(config, task, device, extremes, most)
+        slots, reason = _slots_of_gpu(config, task, device, extremes, most, memory)
     else:
         slots, reason = _slots_of_cpu(task, device, extremes)
     slots = max(1, min(slots, most))
@@ -79,18 +112,33 @@ def automatic_slots(config: StudyConfig, task: Task, device: torch.device, most:
     return slots
 
 
-def slots_by_room(task: Task, configs: Sequence[TrainConfig]) -> int:
+def slots_by_room(task: Task, configs: Sequence[TrainConfig], memory: CardMemory | None = None) -> int:
     """How many of these trainings, 1 or more, have room at once on the device that they are for.
 
     On the CPU each has a process and its threads cores of their own; on a GPU they share its memory.
     """
-    settled = [settle(each) for each in configs]
-    device = find_device(settled[0].device)
-    if device.type == "cuda":
-        slots, _ = _room_on_gpu(task, device, settled)
-    else:
-        slots, _ = _slots_of_cpu(task, device, settled)
-    return max(1, min(slots, len(configs)))
+    resolved = [resolve_precision(each) for each in configs]
+    device = find_device(resolved[0].device)
+    if device.type != "cuda":
+        slots, _ = _slots_of_cpu(task, device, resolved)
+        return max(1, min(slots, len(configs)))
+    with device_errors_explained(device), current_device(device):
+        room = _room_on_gpu(task, device, resolved, memory)
+    slots = max(1, min(room.trials, len(configs)))
+    if memory is not None:
+        memory.announce(room.bytes_of(slots))
+    return slots
+
+
+def announce_slots(
+    config: StudyConfig, task: Task, device: torch.device, slots: int, memory: CardMemory
+) -> None:
+    """Let other workers on a GPU know what as many trials at once will take as a person chose."""
+    extremes = [resolve_precision(each) for each in extreme_configs(config)]
+    room = _room_on_gpu(task, device, extremes, memory)
+    memory.announce(room.bytes_of(slots))
+    if room.trials < slots:
+        logger.warning("%s: %d trials at once may not fit: %s", config.name, slots, room.words)
 
 
 def _slots_of_cpu(task: Task, device: torch.device, configs: Sequence[TrainConfig]) -> tuple[int, str]:
@@ -104,25 +152,70 @@ def _slots_of_cpu(task: Task, device: torch.device, configs: Sequence[TrainConfi
 
 
 def _slots_of_gpu(
-    config: StudyConfig, task: Task, device: torch.device, extremes: Sequence[TrainConfig], most: int
+    config: StudyConfig,
+    task: Task,
+    device: torch.device,
+    extremes: Sequence[TrainConfig],
+    most: int,
+    memory: CardMemory | None,
 ) -> tuple[int, str]:
-    room, memory = _room_on_gpu(task, device, extremes)
-    limit = min(most, room)
+    room = _room_on_gpu(task, device, extremes, memory)
+    slots, reason = _worthwhile_on_gpu(config, task, room, most)
+    if memory is not None:
+        memory.announce(room.bytes_of(max(1, slots)))
+    return slots, reason
+
+
+def _worthwhile_on_gpu(config: StudyConfig, task: Task, room: _Room, most: int) -> tuple[int, str]:
+    limit = min(most, room.trials)
     if limit <= 1:
-        return limit, memory
+        return limit, room.words
     sizes = [2**n for n in range(limit.bit_length())]
-    seconds = measure_sizes(task, [settle(each) for each in example_configs(config, sizes[-1])], sizes)
+    seconds = measure_sizes(
+        task, [resolve_precision(each) for each in example_configs(config, sizes[-1])], sizes
+    )
     measured = ", ".join(f"{size}: {seconds[1] / took:.2f}" for size, took in seconds.items())
-    return worthwhile(seconds), f"trials an hour by their number at once are as {measured}; {memory}"
+    if not seconds:
+        return 1, f"out of memory with one trial; {room.words}"
+    return worthwhile(seconds), f"trials an hour by their number at once are as {measured}; {room.words}"
 
 
-def _room_on_gpu(task: Task, device: torch.device, configs: Sequence[TrainConfig]) -> tuple[int, str]:
+def _room_on_gpu(
+    task: Task, device: torch.device, configs: Sequence[TrainConfig], memory: CardMemory | None
+) -> _Room:
+    """Divide what is free on a GPU, less what other workers have announced, and announce it."""
     need = max(training_gib(task, each, device) for each in configs)
-    # The features, which all trainings share, take their place before the rest is divided.
-    Training(task, configs[-1], None)
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0] / 2**30
-    return int(min(LARGEST, free / need)), f"{free:.3g} GiB free, {need:.3g} for a trial"
+    with memory.planning() if memory is not None else nullcontext(0) as others:
+        if memory is not None:
+            _leave_to_others(device, others)
+        # The features, which all trainings share, take their place before the rest is divided.
+        fits = True
+        try:
+            Training(task, configs[-1], None)
+        except BaseException as error:
+            if exhausted_memory(error) != "device":
+                raise
+            fits = False
+        torch.cuda.empty_cache()
+        features = torch.cuda.memory_reserved(device)
+        free = (torch.cuda.mem_get_info(device)[0] - others) / 2**30
+        words = f"{free:.3g} GiB free, {need:.3g} for a trial"
+        if others:
+            words += f"; other workers will take {others / 2**30:.3g}"
+        trials = int(min(LARGEST, free / need)) if fits else 1
+        room = _Room(trials, int(need * 2**30), features, words if fits else f"out of memory; {words}")
+        if memory is not None:
+            memory.announce(room.bytes_of(max(1, trials)))
+    return room
+
+
+def _leave_to_others(device: torch.device, others: int) -> None:
+    """Let this process take no more of a GPU than what is free, less so many bytes of other workers."""
+    share = 1.0
+    if others:
+        free, total = torch.cuda.mem_get_info(device)
+        share = max(0.0, min(1.0, (free - others + torch.cuda.memory_reserved(device)) / total))
+    torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def worthwhile(seconds: Mapping[int, float]) -> int:
@@ -140,15 +233,27 @@ def measure_sizes(task: Task, configs: Sequence[TrainConfig], sizes: Sequence[in
     """Seconds that an epoch on a little of the data takes all of ``configs``, by how many train at once.
 
     All sizes do the same work on the same data, so the trials an hour are in the inverse ratio, also on all
-    of it. Those with different batches do not share them: they take turns, as in the worker.
+    of it. Those with different batches do not share them: they take turns, as in the worker. It ends before
+    the first size that does not fit into the memory of the device.
 
     Parameters
     ----------
-    configs : settled, on the device that is measured
-    sizes : trainings that go through the data at once
+    configs : with their precision resolved, on the device that is measured
+    sizes : trainings that go through the data at once, ascending
     """
     little = _little(task, STEPS * max(config.batch_size for config in configs))
-    return {size: sum(_epoch_seconds(little, some) for some in _chunks(configs, size)) for size in sizes}
+    seconds: dict[int, float] = {}
+    for size in sizes:
+        try:
+            seconds[size] = sum(_epoch_seconds(little, some) for some in _chunks(configs, size))
+        except BaseException as error:
+            if exhausted_memory(error) != "device":
+                raise
+            logger.info("out of memory with %d trials at once: as many are not tried", size)
+        if size not in seconds:
+            release_memory(find_device(configs[0].device))
+            break
+    return seconds
 
 
 def _chunks(configs: Sequence[TrainConfig], size: int) -> list[Sequence[TrainConfig]]:

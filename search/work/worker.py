@@ -19,11 +19,12 @@ from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
+from search.work.card_memory import CardMemory, shared_memory_of
 from search.work.environment import describe_worker
 from search.work.folders import from_checkpoint, take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
-from search.work.sizing import automatic_slots
+from search.work.sizing import announce_slots, automatic_slots
 from search.work.slots import work_in_slots
 from search.work.stopping import StopRequest
 from search.work.trial_log import TrialLog
@@ -42,15 +43,21 @@ from storage.marks import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
-from storage.trials.queue import LEASE_SECONDS, Claim, claim_trial, open_trials
+from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
 from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
-from storage.trials.views import metric_history, trial_rows
+from storage.trials.views import device_kind, metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
-from trainer.fitting.devices import find_device, settle
+from trainer.fitting.devices import (
+    current_device,
+    describe_device,
+    device_errors_explained,
+    find_device,
+    resolve_precision,
+)
 from trainer.fitting.scheduler import PackScheduler
 from trainer.run import MODEL, TrainingResult, run_training
 from trainer.task import Task
@@ -173,28 +180,34 @@ class Worker:
         ------
         TrainerError, StorageError, OSError
             if no trial can be trained here: those in hand are handed back. What is wrong with a
-            trial alone fails that trial, and the next one begins.
+            trial alone fails that trial, and the next one begins. After a DeviceError this process can
+            train nothing more.
         """
         patiently(lambda: settle_place(self._database))
         patiently(lambda: own_study_folder(self._database, self._study.name))
-        slots = self._slots_needed()
-        if slots > 1:
-            # On the CPU threads of one process would hold each other up; on a GPU they share batches.
-            work = self._work_in_process if self._scheduler is None else self._work_in_slot
-            work_in_slots(slots, work, self._stop)
-        else:
-            self._work_in_slot()
+        with (
+            device_errors_explained(self._device),
+            current_device(self._device),
+            shared_memory_of(self._device, self._database.settings.cards) as memory,
+        ):
+            slots = self._slots_needed(memory)
+            if slots > 1:
+                # On the CPU threads of one process would hold each other up; on a GPU they share batches.
+                work = self._work_in_process if self._scheduler is None else self._work_in_slot
+                work_in_slots(slots, work, self._stop)
+            else:
+                self._work_in_slot()
         return self._claims
 
-    def _slots_needed(self) -> int:
+    def _slots_needed(self, memory: CardMemory | None) -> int:
         left = self._trials_left()
-        if left <= 1:
-            return 1
-        if self._slots is None:
-            return automatic_slots(self._config, self._task, self._device, left)
-        slots = min(self._slots, left)
+        if self._slots is None and left > 1:
+            return automatic_slots(self._config, self._task, self._device, left, memory)
+        slots = max(1, min(self._slots or 1, left))
         if slots > 1:
             logger.info("%s: %d trials at once", self._study.name, slots)
+        if memory is not None and left > 0:
+            announce_slots(self._config, self._task, self._device, slots, memory)
         return slots
 
     def _trials_left(self) -> int:
@@ -206,7 +219,8 @@ class Worker:
         )
 
     def _work_in_slot(self) -> None:
-        self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
+        with current_device(self._device):  # each thread has its own
+            self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
 
     def _work_in_process(self) -> None:
         with TrainingProcess(self._task.settings, self._database.settings.features) as process:
@@ -279,7 +293,7 @@ class Worker:
         try:
             with self._claiming:
                 patiently(lambda: self._start_relay(self._study))
-            config = self._settings(attempt)
+            config, info = self._settings(attempt)
             news = replace(
                 news,
                 architecture=architecture(config, self._task.features.length),
@@ -297,9 +311,9 @@ class Worker:
             fetched = attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint))
             self._tell_begun(news)
             recorded = self._recorded_epochs(attempt.claim)
-            log.begin(
-                attempt.claim.attempt, asdict(self._info), dump_config(config), max(recorded, default=0)
-            )
+            log.begin(attempt.claim.attempt, asdict(info), dump_config(config), max(recorded, default=0))
+            if (said := _other_precision(attempt.claim, info)) is not None:
+                log.say(said)
             if fetched is not None:
                 log.say(f"has fetched the checkpoint of epoch {fetched}")
             reporter = AttemptReporter(
@@ -347,11 +361,18 @@ class Worker:
             raise LeaseLostError
         return self._stop.asked or keeper.unwanted.is_set()
 
-    def _settings(self, attempt: Attempt) -> TrainConfig:
-        """The configuration of the trial: as an earlier attempt recorded it, or proposed now."""
+    def _settings(self, attempt: Attempt) -> tuple[TrainConfig, WorkerInfo]:
+        """The configuration of the trial, as an earlier attempt recorded it or proposed now, for its device.
+
+        What is recorded is what was asked for. The precision that this becomes is a fact of the attempt, as
+        is its device.
+        """
         claim = attempt.claim
         if claim.config is not None:
-            return load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
+            asked = load_config(TrainConfig, claim.config, f"the record of trial {claim.number}")
+            config, info = self._resolved(asked, claim)
+            attempt.record_device(info.device, config.precision)
+            return config, info
 
         def choose() -> Proposal:
             with self._database.plain_errors():
@@ -360,19 +381,41 @@ class Worker:
         # One after the other, so that each is told of those before it, which are still being trained.
         with self._proposing:
             proposal = patiently(choose)
-            config = settle(train_config(self._config, proposal.params, claim.number))
+            asked = train_config(self._config, proposal.params, claim.number)
+            config, info = self._resolved(asked, claim)
             attempt.record_config(
-                dump_config(config),
-                {name: value for name, value in flat_settings(config).items() if name not in NOT_COMPARED},
-                planned_epochs=config.epochs,
+                dump_config(asked),
+                {name: value for name, value in flat_settings(asked).items() if name not in NOT_COMPARED},
+                planned_epochs=asked.epochs,
                 tags={
-                    "arch": architecture(config, self._task.features.length),
+                    "arch": architecture(asked, self._task.features.length),
                     **self._row_tags(claim.number),
                 },
-                settings=self._settings_digest(config, claim.number),
+                settings=self._settings_digest(asked, claim.number),
                 proposed=proposal.stored,
+                ran_on=(info.device, config.precision),
             )
-        return config
+        return config, info
+
+    def _resolved(self, asked: TrainConfig, claim: Claim) -> tuple[TrainConfig, WorkerInfo]:
+        """The configuration with the precision of this attempt, and the worker as the attempt has it."""
+        device = find_device(asked.device)
+        config = asked
+        if asked.precision == "auto":
+            # On one kind of device it keeps the precision with which it began: its numbers repeat.
+            of_kind = [precision for ran_on, precision in claim.ran_on if device_kind(ran_on) == device.type]
+            config = _with_precision(asked, of_kind[-1]) if of_kind else asked
+        config = resolve_precision(config)
+        if asked.precision not in ("auto", config.precision):
+            logger.warning(
+                "%s: trial %d trains in %s, as there is no %s on %s",
+                self._study.name,
+                claim.number,
+                config.precision,
+                asked.precision,
+                device,
+            )
+        return config, replace(self._info, device=describe_device(device), precision=config.precision)
 
     def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
         """The same for trials that would be trained alike, but for the seed that follows from the number."""
@@ -478,6 +521,18 @@ class Worker:
 
     def _progress(self) -> StudyProgress:
         return patiently(lambda: study_progress(self._database, self._study))
+
+
+def _with_precision(config: TrainConfig, precision: str) -> TrainConfig:
+    return load_config(TrainConfig, {**dump_config(config), "precision": precision}, "the record")
+
+
+def _other_precision(claim: Claim, info: WorkerInfo) -> str | None:
+    """What the log says of a trial that goes on in another precision than the attempt before had."""
+    if not claim.ran_on or claim.ran_on[-1][1] == info.precision:
+        return None
+    device, precision = claim.ran_on[-1]
+    return f"goes on in {info.precision} on {info.device}, after {precision} on {device}"
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
@@ -34,12 +35,13 @@ from storage.tracking.outbox import (
     MetricsMessage,
     TrialEnd,
     TrialStartMessage,
+    TrialTagsMessage,
     enqueue,
 )
 from storage.trials import checkpoints, endings, fencing, kept_files, optuna_rows, twins
 from storage.trials.checkpoints import KeptCheckpoint, SavedCheckpoint
 from storage.trials.endings import Ending
-from storage.trials.queue import Claim, worker_tags
+from storage.trials.queue import Claim, WorkerInfo, worker_tags
 from storage.trials.twins import Twin
 
 PATIENCE = 600.0
@@ -106,6 +108,7 @@ class Attempt:
         tags: Mapping[str, str] | None = None,
         settings: str | None = None,
         proposed: Mapping[str, tuple[float, str]] | None = None,
+        ran_on: tuple[str, str] | None = None,
     ) -> None:
         """Keep what was proposed for the trial; done once, at its first attempt that comes so far.
 
@@ -124,6 +127,8 @@ class Attempt:
             None: the trial is trained in any case.
         proposed
             The parameters as Optuna keeps them: value and distribution (JSON) by name.
+        ran_on
+            As the parameters of :meth:`record_device`, in the same transaction.
 
         Raises
         ------
@@ -138,6 +143,7 @@ class Attempt:
                 return
             if not optuna_rows.set_params(connection, trial.optuna_trial_id, proposed or {}):
                 raise self._closed()
+            worker = self._record_device(connection, *ran_on) if ran_on is not None else self.claim.worker
             tags = dict(tags or {})
             self._update_trial(
                 connection,
@@ -149,10 +155,25 @@ class Attempt:
             )
             described = {
                 **self.study.facts_in(connection),
-                **worker_tags(self.claim.worker, self.claim.attempt),
+                **worker_tags(worker, self.claim.attempt),
             }
             message = TrialStartMessage(params=dict(params), tags={**described, **tags})
             self._enqueue(connection, message)
+
+    @_patient
+    def record_device(self, device: str, precision: str) -> None:
+        """Keep where this attempt trains, and in which precision: another one may be of another kind.
+
+        Parameters
+        ----------
+        device
+            In words, which begin with its kind.
+        """
+        with self._database.writing() as connection:
+            fencing.hold(connection, self._lease)
+            worker = self._record_device(connection, device, precision)
+            tags = worker_tags(worker, self.claim.attempt)
+            self._enqueue(connection, TrialTagsMessage(tags=tags))
 
     @_patient
     def find_twin(self) -> Twin | None:
@@ -374,6 +395,11 @@ class Attempt:
         new = _new_metrics(connection.dialect.name)
         written = {tuple(key) for key in connection.execute(new, values)}
         return tuple(row for row in rows if (row.key, row.step) in written)
+
+    def _record_device(self, connection: Connection, device: str, precision: str) -> WorkerInfo:
+        worker = replace(self.claim.worker, device=device, precision=precision)
+        self._update_attempt(connection, worker=asdict(worker))
+        return worker
 
     def _closed(self) -> TrialClosedError:
         return TrialClosedError(f"trial {self.claim.number} was ended or deleted in the Optuna dashboard")

@@ -46,13 +46,22 @@ _TOGETHER_SECONDS = LEASE_SECONDS / 4
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """The process that works on a trial."""
+    """The process that works on a trial.
+
+    Attributes
+    ----------
+    device
+        As ``cuda:0 NVIDIA H200``; of an attempt, where its training is.
+    precision
+        Of the products in the training of an attempt; None: not known yet, or older than this field.
+    """
 
     name: str
     host: str
     pid: int
     device: str
     versions: dict[str, str]
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class Claim:
         Whether the trial is given up if this attempt, too, dies before its first epoch.
     asked_for
         Parameters that a person wants it to have, while no configuration was proposed yet.
+    ran_on
+        Device and precision of each earlier attempt that has recorded them.
     """
 
     number: int
@@ -87,6 +98,7 @@ class Claim:
     params: dict[str, Any] | None
     last_chance: bool = False
     asked_for: Mapping[str, Any] = field(default_factory=dict)
+    ran_on: tuple[tuple[str, str], ...] = ()
 
 
 def claim_trial(
@@ -145,6 +157,7 @@ def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
         "worker": worker.name,
         "host": worker.host,
         "device": worker.device,
+        **({"precision": worker.precision} if worker.precision is not None else {}),
         **{f"version.{package}": version for package, version in worker.versions.items()},
     }
 
@@ -285,8 +298,19 @@ def _take_over(
             params=trial.params,
             last_chance=last_chance,
             asked_for=optuna_rows.asked_for(connection, trial.optuna_trial_id),
+            ran_on=_ran_on(connection, trial),
         )
     return None
+
+
+def _ran_on(connection: Connection, trial: Row[Any]) -> tuple[tuple[str, str], ...]:
+    query = (
+        select(attempts.c.worker)
+        .where(attempts.c.study_id == trial.study_id, attempts.c.number == trial.number)
+        .order_by(attempts.c.attempt)
+    )
+    workers = connection.execute(query).scalars()
+    return tuple((each["device"], each["precision"]) for each in workers if each.get("precision"))
 
 
 def _waits_for_its_twin() -> ColumnElement[bool]:

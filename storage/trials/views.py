@@ -29,6 +29,25 @@ class ArtifactRow:
 
 
 @dataclass(frozen=True)
+class AttemptRow:
+    """An attempt at a trial that trained epochs of it.
+
+    Attributes
+    ----------
+    attempt
+        Its number, from 1.
+    device
+        In words, which begin with its kind, as ``cuda:0 NVIDIA H200``.
+    precision
+        Of the products; None: older than this field, then the configuration of the trial tells.
+    """
+
+    attempt: int
+    device: str
+    precision: str | None
+
+
+@dataclass(frozen=True)
 class TrialRow:
     """One trial of a study.
 
@@ -50,6 +69,8 @@ class TrialRow:
         Reached.
     trained_epochs
         In all attempts together; more than ``epochs`` if a crash made some be repeated.
+    attempts
+        Those that trained epochs of it.
     """
 
     number: int
@@ -71,21 +92,26 @@ class TrialRow:
     planned_epochs: int | None
     mlflow_run_id: str | None
     artifacts: tuple[ArtifactRow, ...]
+    attempts: tuple[AttemptRow, ...] = ()
 
 
 def trial_rows(database: Database, study: Study) -> list[TrialRow]:
     """All trials of the study, by number."""
     with database.reading() as connection:
-        files = _artifacts(connection, study)
-        return [_trial(row, files.get(row.number, ())) for row in _rows(connection, study)]
+        files, earlier = _artifacts(connection, study), _earlier_attempts(connection, study)
+        return [
+            _trial(row, files.get(row.number, ()), earlier.get(row.number, ()))
+            for row in _rows(connection, study)
+        ]
 
 
 def trial_row(database: Database, study: Study, number: int) -> TrialRow:
     """One trial of the study."""
     with database.reading() as connection:
         files = _artifacts(connection, study, number)
+        earlier = _earlier_attempts(connection, study, number)
         (row,) = _rows(connection, study, number)
-        return _trial(row, files.get(number, ()))
+        return _trial(row, files.get(number, ()), earlier.get(number, ()))
 
 
 def metric_history(database: Database, study: Study, number: int) -> dict[str, tuple[MetricRow, ...]]:
@@ -137,6 +163,7 @@ def _rows(connection: Connection, study: Study, number: int | None = None) -> li
         select(
             trials,
             attempts.c.worker,
+            attempts.c.epochs.label("latest_epochs"),
             live.label("live"),
             total.c.seconds,
             total.c.trained_epochs,
@@ -166,11 +193,42 @@ def _artifacts(
     return {number: tuple(rows) for number, rows in files.items()}
 
 
+def _earlier_attempts(
+    connection: Connection, study: Study, number: int | None = None
+) -> dict[int, tuple[AttemptRow, ...]]:
+    """By number of a trial, those before the latest that trained epochs of it: there are few."""
+    query = (
+        select(attempts.c.number, attempts.c.attempt, attempts.c.worker)
+        .join(trials, (trials.c.study_id == attempts.c.study_id) & (trials.c.number == attempts.c.number))
+        .where(
+            attempts.c.study_id == study.id,
+            *_only(attempts, number),
+            attempts.c.attempt < trials.c.attempt,
+            attempts.c.epochs > 0,
+        )
+        .order_by(attempts.c.number, attempts.c.attempt)
+    )
+    found: defaultdict[int, list[AttemptRow]] = defaultdict(list)
+    for row in connection.execute(query):
+        found[row.number].append(_attempt(row.attempt, row.worker))
+    return {number: tuple(rows) for number, rows in found.items()}
+
+
+def device_kind(device: str) -> str:
+    """The kind of a device in words, as cpu or cuda."""
+    return device.partition(" ")[0].partition(":")[0]
+
+
+def _attempt(number: int, worker: dict[str, Any]) -> AttemptRow:
+    return AttemptRow(number, worker["device"], worker.get("precision"))
+
+
 def _only(table: Table, number: int | None) -> tuple[ColumnElement[bool], ...]:
     return () if number is None else (table.c.number == number,)
 
 
-def _trial(row: Row[Any], files: tuple[ArtifactRow, ...]) -> TrialRow:
+def _trial(row: Row[Any], files: tuple[ArtifactRow, ...], earlier: tuple[AttemptRow, ...]) -> TrialRow:
+    latest = (_attempt(row.attempt, row.worker),) if row.latest_epochs else ()
     return TrialRow(
         number=row.number,
         optuna_trial_id=row.optuna_trial_id,
@@ -191,4 +249,5 @@ def _trial(row: Row[Any], files: tuple[ArtifactRow, ...]) -> TrialRow:
         planned_epochs=row.planned_epochs,
         mlflow_run_id=row.mlflow_run_id,
         artifacts=files,
+        attempts=(*earlier, *latest),
     )

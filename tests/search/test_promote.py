@@ -327,7 +327,7 @@ def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
     # As on a GPU, but that the packs are trained on the CPU.
     monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 2)
-    train_all(planned, task, place.home / "features", tmp_path, StopRequest(), end, no_progress)
+    train_all(planned, task, place.home / "features", tmp_path, StopRequest(), end, no_progress, tmp_path)
     assert [each.key for each in planned if each.key in ended] == [each.key for each in planned]
     assert {result.outcome for result in ended.values()} == {"finished"}
     for first, second in (planned[:2], planned[2:]):

@@ -14,11 +14,11 @@ from search.study import StudyConfig, study_from_values
 from search.work import sizing
 from search.work.sizing import automatic_slots, measure_sizes, training_gib, worthwhile
 from trainer.config import TrainConfig
-from trainer.fitting.devices import settle
+from trainer.fitting.devices import resolve_precision
 from trainer.fitting.pack import Pack
 from trainer.task import Task
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 ENDLESS = sys.maxsize
 
 
@@ -27,7 +27,7 @@ def study(**values: Any) -> StudyConfig:
 
 
 def config(**settings: Any) -> TrainConfig:
-    return settle(TrainConfig(**({"hidden": (8,), "batch_size": 32, "device": "cpu"} | settings)))
+    return resolve_precision(TrainConfig(**({"hidden": (8,), "batch_size": 32, "device": "cpu"} | settings)))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,44 @@ def test_on_a_gpu_it_is_measured_as_far_as_memory_and_trials_go(
         assert len(configs) == sizes[-1]
         assert len({each.hidden for each in configs}) > 1
         assert "trials an hour by their number at once are as 1: 1.00, 2: 2.00, 4: 4.00" in caplog.text
+
+
+def fitting(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let an epoch of more than so many trainings raise what a GPU does that has too little memory."""
+    train_epoch = Pack.train_epoch
+
+    def limited(pack: Pack, order: int) -> Any:
+        if len(pack.trainings) > most:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return train_epoch(pack, order)
+
+    monkeypatch.setattr(Pack, "train_epoch", limited)
+
+
+@pytest.mark.parametrize(("most", "measured"), [(0, []), (1, [1]), (2, [1, 2]), (3, [1, 2])])
+def test_measuring_ends_before_a_size_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    task: Task,
+    most: int,
+    measured: list[int],
+) -> None:
+    caplog.set_level(logging.INFO, "anitune")
+    fitting(monkeypatch, most)
+    seconds = measure_sizes(task, [config(seed=seed) for seed in range(4)], [1, 2, 4])
+    assert list(seconds) == measured
+    assert f"out of memory with {2 ** len(measured)} trials at once" in caplog.text
+
+
+def test_a_gpu_on_which_measuring_does_not_fit_trains_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, task: Task
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    caplog.set_level(logging.INFO, "anitune")
+    fitting(monkeypatch, 0)
+    assert automatic_slots(study(training={"device": "cpu"}), task, GPU, ENDLESS) == 1
+    assert "tiny: one trial at a time: out of memory with one trial" in caplog.text
 
 
 @pytest.mark.gpu

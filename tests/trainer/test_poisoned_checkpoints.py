@@ -17,7 +17,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointError, ModelFileError
 from trainer.fitting.checkpoints import CHECKPOINT, REFUSED, Checkpoint, _digest, save_checkpoint, set_aside
-from trainer.fitting.devices import settle
+from trainer.fitting.devices import resolve_precision
 from trainer.fitting.loop import fit
 from trainer.fitting.training import Training
 from trainer.networks.files import load_model
@@ -48,7 +48,7 @@ class Canary:
 def checkpoint(task: Task, tmp_path: Path) -> Checkpoint:
     """Of a training that was stopped after its first epoch."""
     fit(task, CONFIG, tmp_path, StopAtOnce())
-    training = Training(task, settle(CONFIG), None)
+    training = Training(task, resolve_precision(CONFIG), None)
     with safetensors.safe_open(tmp_path / CHECKPOINT, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     history = fit(task, CONFIG, tmp_path, StopAtOnce()).history

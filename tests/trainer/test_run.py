@@ -12,7 +12,7 @@ from trainer.config import DataConfig, FeatureConfig, RunConfig, SplitConfig, Tr
 from trainer.errors import DataError
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import METRICS, measure
-from trainer.fitting.devices import settle
+from trainer.fitting.devices import resolve_precision
 from trainer.networks.files import load_model
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord, SilentReporter
@@ -100,7 +100,7 @@ def test_the_written_settings_are_those_of_the_run(
 ) -> None:
     run = load_config(RunConfig, json.loads((folder / "config.json").read_text()), "config.json")
     # The precision that ``auto`` meant here is part of the record.
-    assert run == RunConfig(data=DataConfig(files=(str(data_file),)), training=settle(CONFIG))
+    assert run == RunConfig(data=DataConfig(files=(str(data_file),)), training=resolve_precision(CONFIG))
 
 
 def test_run_again_it_gives_the_same_without_training(

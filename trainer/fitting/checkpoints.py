@@ -29,6 +29,11 @@ Identity = Mapping[str, Any]
 """What a training must share with its checkpoint: plain JSON values, in sections."""
 
 
+def weights_precision(precision: str) -> str:
+    """The precision of the weights in a training of this one: what its devices must have in common."""
+    return "float32" if precision in ("tf32", "bfloat16") else precision
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """The state of a training after an epoch.
@@ -94,6 +99,9 @@ def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
     try:
         values = json.loads(record)
         found = values["identity"]
+        if "precision" in (settings := found.get("training", {})):
+            # Version 0.1.0 recorded that of the products.
+            settings["precision"] = weights_precision(settings["precision"])
         differing = _differences(found, identity)
         history = tuple(_epoch(number, epoch) for number, epoch in enumerate(values["history"], 1))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,25 +1,50 @@
-"""Where a training runs, and what it says when the memory there does not suffice."""
+"""Where a training runs, and what its errors mean: too little memory, or a device that has failed."""
 
 from __future__ import annotations
 
+import gc
+import os
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final
+from functools import cache
+from typing import Final, Literal
 
 import torch
 
 from trainer.config import TrainConfig
-from trainer.errors import ConfigError, TrainingCutOff
+from trainer.errors import ConfigError, DeviceError, TrainerError, TrainingCutOff
 
 #: In smaller batches the products of a CPU are so small that rounding their factors costs what it saves.
 BFLOAT16_FROM: Final = 512
 
+#: What errors say that torch has no class for: of CUDA itself (pinned memory, graphs) and of cuBLAS.
+OUT_OF_MEMORY_TEXTS: Final = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+)
+
+#: As many are of a device that has failed, where torch raises a plain RuntimeError.
+DEVICE_TEXTS: Final = (
+    "CUDA error:",
+    "CUDA driver error:",
+    "CUDA driver initialization failed",
+    "CUDA unknown error",
+    "Error [CUDA]:",
+    "No CUDA GPUs are available",
+    "device-side assert",
+)
+
 
 def find_device(name: str) -> torch.device:
-    """The device of the setting ``device``; auto is the first CUDA GPU, or the CPU where there is none.
+    """The device of the setting ``device``, a GPU always with its index.
+
+    ``auto`` is a CUDA GPU where there is one, else the CPU; ``cuda`` is the current GPU of the thread.
 
     Raises
     ------
@@ -35,30 +60,40 @@ def find_device(name: str) -> torch.device:
             f"training.device: {name} is asked for, but torch sees {gpus} CUDA GPUs; use cpu or auto"
         )
     if device.type == "cuda" and device.index is None:
-        # Some functions of torch.cuda take a device with an index only.
-        device = torch.device("cuda", torch.cuda.current_device())
+        # Asking for the current GPU would initialise CUDA; before that it is the first one.
+        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
     return device
 
 
-def settle(config: TrainConfig) -> TrainConfig:
-    """The configuration with the precision that ``auto`` means on this machine: what is to be recorded.
+@contextmanager
+def current_device(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one of this thread: what names no device would open a context on the first."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def resolve_precision(config: TrainConfig) -> TrainConfig:
+    """The configuration with the precision in which it is trained on its device on this machine.
+
+    ``auto`` is the fastest precision that is as accurate as float32. ``tf32`` where there is none is
+    float32: a training that began on another machine can go on.
 
     Raises
     ------
     ConfigError
-        if this machine does not have the device or the precision.
+        if this machine does not have the device.
     """
     device = find_device(config.device)
-    on_gpu = device.type == "cuda"
-    if config.precision == "tf32" and not on_gpu:
-        raise ConfigError("training.precision: tf32 needs a CUDA GPU; use auto")
-    if config.precision != "auto":
+    if config.precision not in ("auto", "tf32"):
         return config
-    if on_gpu:
+    if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         return replace(config, precision="tf32" if fast else "float32")
     fast = torch.cpu._is_avx512_bf16_supported() and config.batch_size >= BFLOAT16_FROM
-    return replace(config, precision="bfloat16" if fast else "float32")
+    return replace(config, precision="bfloat16" if fast and config.precision == "auto" else "float32")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -76,17 +111,75 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@cache
+def describe_device(device: torch.device) -> str:
+    """A device in words, as ``cuda:0 NVIDIA H200``."""
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+@cache
+def card_id(device: torch.device) -> str:
+    """What identifies a GPU, or a slice of one (MIG), to all processes of a machine: as a rule its UUID."""
+    if device.type != "cuda":
+        return str(device)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    index = device.index or 0
+    if index < len(visible) and visible[index].strip().startswith("MIG-"):
+        return visible[index].strip()
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return f"GPU-{uuid}" if uuid is not None else (os.environ.get("CUDA_VISIBLE_DEVICES") or str(device))
+
+
+def describe_card(device: torch.device) -> str:
+    """A GPU as a person finds it among those of a machine: name, UUID, and what this process may see."""
+    if device.type != "cuda":
+        return str(device)
+    try:
+        words, known = describe_device(device), [card_id(device)]
+    except Exception:  # a card that has failed may not answer any more
+        words, known = str(device), []
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        known.append(f"CUDA_VISIBLE_DEVICES={visible}")
+    return f"{words} ({', '.join(known)})" if known else words
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back to the device what nothing uses any more."""
+    gc.collect()  # optimizers, and what a traceback holds, are cycles
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+
+
+def exhausted_memory(error: BaseException) -> Literal["device", "host"] | None:
+    """Which memory did not suffice, if that is what an error, or one that led to it, says.
+
+    ``device`` is that of a GPU, and the pinned memory beside it. An error that was explained already says
+    nothing.
+    """
+    if isinstance(error, TrainerError) and not isinstance(error, DeviceError):
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if isinstance(cause, torch.OutOfMemoryError) or (
+            isinstance(cause, RuntimeError) and any(some in text for some in OUT_OF_MEMORY_TEXTS)
+        ):
+            return "device"
+        if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in text:
+            return "host"
+        # Where a step is recorded, its end fails too.
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 @contextmanager
 def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
     """Let an out-of-memory error of the block name the settings that decide how much is needed."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        # torch has an error of its own for GPUs only; on the CPU it is its text that tells.
-        # Where a step is recorded, its end fails too.
-        first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
-        known = isinstance(first, (torch.OutOfMemoryError, MemoryError))
-        if not known and "DefaultCPUAllocator" not in str(error):
+    except (RuntimeError, MemoryError, DeviceError) as error:
+        if exhausted_memory(error) is None:
             raise
         widths = "-".join(map(str, config.hidden))
         raise TrainingCutOff(
@@ -94,3 +187,21 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
             f"with batch size {config.batch_size} and widths {widths}: "
             "make training.batch_size or training.hidden smaller"
         ) from error
+
+
+@contextmanager
+def device_errors_explained(device: torch.device) -> Iterator[None]:
+    """Let an error of the block that is the GPU's own be a :class:`DeviceError` that names the card."""
+    try:
+        yield
+    except (RuntimeError, DeviceError) as error:
+        of_device = isinstance(error, (torch.AcceleratorError, DeviceError)) or any(
+            text in str(error) for text in DEVICE_TEXTS
+        )
+        if not of_device or exhausted_memory(error) == "device":
+            raise
+        card = describe_card(device)
+        if card in str(error):
+            raise
+        why = str(error).partition("\n")[0]
+        raise DeviceError(f"{card} has failed: {why}", device) from error

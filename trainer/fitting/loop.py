@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,10 +12,16 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainingFailed
 from trainer.files import remove_leftovers
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, damaged, load_checkpoint, save_checkpoint
-from trainer.fitting.devices import memory_errors_explained, settle
+from trainer.fitting.devices import (
+    current_device,
+    device_errors_explained,
+    find_device,
+    memory_errors_explained,
+    resolve_precision,
+)
 from trainer.fitting.pack import LONG_EPOCH, EpochLeft, Leave
 from trainer.fitting.scheduler import PackScheduler
-from trainer.fitting.training import Training, best_of
+from trainer.fitting.training import Training, best_of, training_identity
 from trainer.networks.model import ElementNetworks
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter
@@ -31,12 +38,13 @@ class FitResult:
     ----------
     outcome : finished, pruned at a rung, or stopped by the reporter (then it may be resumed)
     history : every epoch
-    model : the network with the weights of that epoch (their average if it is on), in evaluation mode
+    model : the network with the weights of that epoch (their average if it is on), in evaluation mode; None:
+        it was stopped while it waited for memory of the device
     """
 
     outcome: Outcome
     history: tuple[EpochRecord, ...]
-    model: ElementNetworks
+    model: ElementNetworks | None
 
     @property
     def best(self) -> EpochRecord:
@@ -65,6 +73,9 @@ def fit(
     checkpoint is that of the last whole epoch, of which a copy was kept: no whole epoch is repeated. A stop
     within the first epoch leaves no checkpoint. While it evaluates, and within a batch, nothing is asked.
 
+    Where the memory of a GPU does not suffice for all trainings of the scheduler, it goes on from its
+    checkpoint, with fewer beside it.
+
     Parameters
     ----------
     folder : where the checkpoint is written, with one training at a time
@@ -80,22 +91,44 @@ def fit(
     CheckpointError
         if the checkpoint is of another training, or damaged.
     TrainingFailed
-        if the loss is not finite, or the memory does not suffice.
+        if the loss is not finite, or the memory does not suffice for this training alone.
+    DeviceError
+        if the GPU has failed: this process can train nothing more.
     OutputError
         if the checkpoint cannot be written.
     """
     remove_leftovers(folder)
-    config = settle(config)
-    with memory_errors_explained(config):
-        training = Training(task, config, warm_start)
-        if saved := load_checkpoint(folder / CHECKPOINT, training.identity):
-            if fault := training.misfit(saved):
-                raise damaged(folder / CHECKPOINT, fault)
-            training.restore(saved)
-        scheduler = scheduler or PackScheduler()
-        with scheduler.joined(training):
-            outcome = _run(training, scheduler, folder / CHECKPOINT, reporter, rungs, progress)
-        return FitResult(outcome, training.history, training.best_model())
+    config = resolve_precision(config)
+    device = find_device(config.device)
+    scheduler = scheduler or PackScheduler()
+    checkpoint = folder / CHECKPOINT
+    work = partial(_fit, task, config, checkpoint, reporter, rungs, warm_start, scheduler, progress)
+    with memory_errors_explained(config), device_errors_explained(device), current_device(device):
+        result = scheduler.with_room(device, work, reporter.should_stop)
+    if result is not None:
+        return result
+    saved = load_checkpoint(checkpoint, training_identity(task, config, warm_start))
+    return FitResult("stopped", saved.history if saved is not None else (), None)
+
+
+def _fit(
+    task: Task,
+    config: TrainConfig,
+    checkpoint: Path,
+    reporter: Reporter,
+    rungs: tuple[int, ...],
+    warm_start: Path | None,
+    scheduler: PackScheduler,
+    progress: Progress,
+) -> FitResult:
+    training = Training(task, config, warm_start)
+    if saved := load_checkpoint(checkpoint, training.identity):
+        if fault := training.misfit(saved):
+            raise damaged(checkpoint, fault)
+        training.restore(saved)
+    with scheduler.joined(training):
+        outcome = _run(training, scheduler, checkpoint, reporter, rungs, progress)
+    return FitResult(outcome, training.history, training.best_model())
 
 
 def _run(

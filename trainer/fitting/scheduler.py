@@ -1,19 +1,34 @@
-"""Which trainings of several threads go through the data together, and when."""
+"""Which trainings of several threads are on a device, and which of them go through the data together."""
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
+import torch
+
+from trainer.fitting.devices import exhausted_memory, release_memory
 from trainer.fitting.pack import Leave, Pack
 from trainer.fitting.training import Training
+
+logger = logging.getLogger("anitune")
 
 #: How long trainings that are ready for their next epoch wait for one that is busy, s: writing a checkpoint,
 #: or asking whether it is pruned.
 PATIENCE: Final = 0.2
+
+R = TypeVar("R")
+
+
+class NoRoomError(Exception):
+    """The memory of the device does not suffice for so many trainings: try again, with fewer of them."""
 
 
 class PackScheduler:
@@ -22,6 +37,9 @@ class PackScheduler:
     Every training asks for its epochs from its own thread. One that joins, or was away for an epoch, goes on
     with the others at their next epoch, in the order of the data that they have come to; the order is part
     of its record.
+
+    A training that is on the device has a place there. After an out-of-memory error there are fewer places,
+    and those who have none wait, with nothing on the device.
     """
 
     def __init__(self) -> None:
@@ -30,6 +48,91 @@ class PackScheduler:
         self._ready: dict[Training, float] = {}  # since when
         self._ended: dict[Training, BaseException | None] = {}
         self._packs: dict[tuple[object, ...], Pack] = {}
+        self._places: float = math.inf
+        self._placed = 0
+        self._waiting: deque[object] = deque()  # for a place; the first comes first
+
+    def with_room(self, device: torch.device, work: Callable[[], R], leave: Leave) -> R | None:
+        """Do what takes memory of the device; again, with fewer others beside it, where that did not suffice.
+
+        Parameters
+        ----------
+        work : keeps nothing on the device but what it returns
+        leave : asked now and then while it waits for others to end
+
+        Returns
+        -------
+        What ``work`` returns; None: it was to leave before it could do it.
+
+        Raises
+        ------
+        RuntimeError
+            as ``work`` does, also for lack of memory where it was alone on the device.
+        """
+        while True:
+            with self._place(leave) as placed:
+                if not placed:
+                    return None
+                try:
+                    return work()
+                except BaseException as error:
+                    # Whoever handles it may take long, and has no place for what its traceback holds.
+                    _clear_frames(error)
+                    if not isinstance(error, NoRoomError) and not (
+                        exhausted_memory(error) == "device" and self._make_room(1, device)
+                    ):
+                        raise
+                finally:
+                    if device.type != "cpu" or self._places < math.inf:
+                        release_memory(device)
+
+    @contextmanager
+    def _place(self, leave: Leave) -> Iterator[bool]:
+        """Have a place while the block lasts. False: there was none before ``leave`` said to leave."""
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+        placed = False
+        try:
+            while not (placed := self._take_place(me)) and not leave():
+                pass
+            yield placed
+        finally:
+            with self._changed:
+                if placed:
+                    self._placed -= 1
+                else:
+                    self._waiting.remove(me)
+                self._changed.notify_all()
+
+    def _take_place(self, me: object) -> bool:
+        """Take a place for the one in the queue, if there is one for it within ``PATIENCE``."""
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._waiting[0] is me and self._placed < self._places, PATIENCE
+            ):
+                return False
+            self._waiting.popleft()
+            self._placed += 1
+            self._changed.notify_all()  # there may be one for the next, too
+            return True
+
+    def _make_room(self, together: int, device: torch.device) -> bool:
+        """Have fewer places, as so many trainings together did not fit; False: one alone did not."""
+        with self._changed:
+            before = self._placed
+            if before == 1:
+                # It was this one that others had no room beside.
+                self._places = math.inf
+                return False
+            self._places = max(1, min(self._places, before - math.ceil(together / 2)))
+            logger.warning(
+                "out of memory on %s with %d trainings at once: %d at once from now on",
+                device,
+                before,
+                self._places,
+            )
+            return True
 
     @contextmanager
     def joined(self, training: Training) -> Iterator[None]:
@@ -59,6 +162,8 @@ class PackScheduler:
             if a loss is not finite; other trainings go on.
         EpochLeft
             if it was to leave its epoch.
+        NoRoomError
+            if the memory of the device did not suffice for all that are on it.
         """
         together: list[Training] = []
         with self._changed:
@@ -88,9 +193,11 @@ class PackScheduler:
     def _train(self, together: list[Training], leave: Leave | None) -> None:
         ends: Sequence[BaseException | None]
         try:
-            pack = self._packs.get(_shared(together[0]))
+            pack = self._packs.pop(_shared(together[0]), None)
             if pack is None or set(pack.trainings) != set(together):
-                pack = self._packs[_shared(together[0])] = Pack(together)
+                pack = None  # its memory is free for the next one
+                pack = Pack(together)
+            self._packs[_shared(together[0])] = pack
             # Those that have begun know how far they have come; one that begins follows them.
             begun = [training for training in together if training.history]
             order = max(training.next_order for training in begun or together)
@@ -98,6 +205,9 @@ class PackScheduler:
             together = list(pack.trainings)
         except BaseException as error:
             ends = (error,) * len(together)
+            if exhausted_memory(error) == "device" and self._make_room(len(together), together[0].device):
+                # Errors of their own: the traceback of this one holds what takes the memory.
+                ends = [NoRoomError() for _ in together]
         with self._changed:
             self._ended.update(zip(together, ends, strict=True))
             self._changed.notify_all()
@@ -134,6 +244,13 @@ def _shared(training: Training) -> tuple[object, ...]:
         config.precision,
         config.threads,
     )
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let the tracebacks of an error, and of those that led to it, hold no local variables."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def make_packs(trainings: Iterable[Training]) -> list[Pack]:

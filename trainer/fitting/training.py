@@ -19,7 +19,7 @@ from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.parts import PartFeatures
 from trainer.features.static_batches import DeviceFeatures
 from trainer.fitting.averages import new_share
-from trainer.fitting.checkpoints import Checkpoint, Identity
+from trainer.fitting.checkpoints import Checkpoint, Identity, weights_precision
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import find_device
 from trainer.fitting.gradients import FACTOR_DTYPES
@@ -117,7 +117,7 @@ class Training:
     """
 
     def __init__(self, task: Task, config: TrainConfig, warm_start: Path | None) -> None:
-        self.identity = _identity(task, config, warm_start)
+        self.identity = training_identity(task, config, warm_start)
         self.history: tuple[EpochRecord, ...] = ()
         self.config = config
         self.device = find_device(config.device)
@@ -316,10 +316,19 @@ def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
     return min(history, key=lambda record: record.val_mae)
 
 
-def _identity(task: Task, config: TrainConfig, warm_start: Path | None) -> Identity:
+def training_identity(task: Task, config: TrainConfig, warm_start: Path | None) -> Identity:
+    """What a checkpoint must share with a training of this configuration, whose precision is resolved.
+
+    Raises
+    ------
+    ConfigError
+        if the warm start cannot be read.
+    """
     settings = dump_config(config)
-    # Where it runs and how often it is saved do not decide what is trained.
+    # Where it runs and how often it is saved do not decide what is trained. Nor do the factors of products:
+    # another device, where it goes on, may have no such ones.
     del settings["device"], settings["checkpoint_seconds"]
+    settings["precision"] = weights_precision(config.precision)
     started_from = {}
     if warm_start is not None:
         try:

@@ -1,0 +1,146 @@
+"""What the workers on one GPU leave to each other: each announces how much memory it will take.
+
+An announcement is a small file in the home folder that its worker keeps locked: one whose worker was killed
+counts for nothing. A worker of another home does not see it; where memory does not suffice then, it trains
+fewer trials at once (:mod:`trainer.fitting.scheduler`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from filelock import FileLock, Timeout
+
+from trainer.fitting.devices import card_id
+
+logger = logging.getLogger("anitune")
+
+UPDATED_SECONDS: Final = 2.0
+"""How often a worker says how much of what it announced it has taken."""
+
+PLANNING_SECONDS: Final = 300.0
+"""How long a worker waits for another one that plans and copies its features to the card, s."""
+
+
+class CardMemory:
+    """The memory of a GPU, as one worker shares it with others while the block lasts.
+
+    Parameters
+    ----------
+    card : tells what identifies it
+    taken : bytes that this process has of it
+    folder : of the announcements on all cards
+    """
+
+    def __init__(self, card: Callable[[], str], taken: Callable[[], int], folder: Path) -> None:
+        self._card = card
+        self._taken = taken
+        self._root = folder
+        self._planned = 0
+        self._file: int | None = None
+        self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}.plan"
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._update, name="card-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._file is not None:
+            self._thread.join()
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            os.close(self._file)
+
+    @property
+    def _folder(self) -> Path:
+        return self._root / self._card().replace(os.sep, "-")
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / self._name
+
+    @contextmanager
+    def planning(self) -> Iterator[int]:
+        """A block in which no other worker plans: bytes that others have announced and not taken yet."""
+        lock = FileLock(self._folder / ".lock")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(PLANNING_SECONDS)
+        except (OSError, Timeout) as error:
+            logger.info("what other workers on this GPU will take is not known: %s", error)
+            yield 0
+            return
+        try:
+            yield self._left_to_others()
+        finally:
+            lock.release()
+
+    def announce(self, planned: int) -> None:
+        """Say how many bytes this process will have; in a block of :meth:`planning`, or fewer than before."""
+        self._planned = planned
+        try:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                self._thread.start()
+            self._write(self._file)
+        except OSError as error:
+            logger.info("other workers on this GPU cannot be told what this one will take: %s", error)
+
+    def _update(self) -> None:
+        while not self._ended.wait(UPDATED_SECONDS):
+            assert self._file is not None
+            with suppress(OSError):
+                self._write(self._file)
+
+    def _write(self, file: int) -> None:
+        os.pwrite(file, f"{self._planned:20d} {self._taken():20d}\n".encode(), 0)
+
+    def _left_to_others(self) -> int:
+        return sum(_left_to(path) for path in self._folder.glob("*.plan") if path != self._path)
+
+
+def _left_to(path: Path) -> int:
+    """Bytes that a worker has announced and not taken; its file goes if it has ended."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return 0  # it has just ended
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        planned, taken = os.pread(file, 42, 0).split()
+        return max(0, int(planned) - int(taken))
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return 0
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def shared_memory_of(device: torch.device, folder: Path) -> Iterator[CardMemory | None]:
+    """The memory of a GPU, shared with other workers while the block lasts; None: the device is no GPU.
+
+    Parameters
+    ----------
+    folder : of the announcements on all cards
+    """
+    if device.type != "cuda":
+        yield None
+        return
+    with CardMemory(partial(card_id, device), partial(torch.cuda.memory_reserved, device), folder) as memory:
+        yield memory
