@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart bench-scale reference secrets lock clean
+	bench-quickstart gpu-proof bench-scale reference secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -61,6 +61,10 @@ test-compose: install-dev ## a team's server in containers (needs docker.io dock
 
 chaos: install-dev ## kill workers and servers of a real study for ten minutes, and report what was lost
 	$(BIN)/anitune chaos $(CHAOS_ARGS)
+
+# Not in the virtual environment: the machine may have a torch of its own for its GPU.
+gpu-proof: ## what an NVIDIA GPU does with anitune, measured in 9 minutes (GPU_PROOF_ARGS=--help)
+	@sh tools/gpu_proof.sh $(GPU_PROOF_ARGS)
 
 bench: install-dev ## measure speed beside what people use otherwise (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

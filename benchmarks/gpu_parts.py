@@ -93,7 +93,7 @@ class Sizes:
     batch_size: int = 8192
     epochs: int = 10
     small_epochs: int = 5
-    pack_epochs: int = 20
+    pack_epochs: int = 60
     pack_batches: tuple[int, int] = (64, 32)
     copied: int = 2**30
     rows: tuple[int, ...] = PRODUCT_ROWS

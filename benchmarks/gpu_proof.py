@@ -74,20 +74,20 @@ class Part:
 PARTS: Final = (
     Part("card", 5, gpu_parts.describe_card),
     *(
-        # The first training of the process loads the libraries of CUDA.
-        Part(f"smoke-{p}", 15 if p == SMOKE_PRECISIONS[0] else 6, partial(gpu_parts.train_shortly, p))
+        # The first training of the process loads the libraries of CUDA, and may compile kernels.
+        Part(f"smoke-{p}", 30 if p == SMOKE_PRECISIONS[0] else 10, partial(gpu_parts.train_shortly, p))
         for p in SMOKE_PRECISIONS
     ),
     Part("tests", 75, gpu_parts.run_tests),
     Part("ceilings", 15, gpu_parts.measure_ceilings),
     Part("set", 30, gpu_parts.await_sets),
-    *(Part(f"epoch-{p}", 25, partial(gpu_parts.measure_epoch, p)) for p in EPOCH_PRECISIONS),
+    *(Part(f"epoch-{p}", 30, partial(gpu_parts.measure_epoch, p)) for p in EPOCH_PRECISIONS),
     *(
         Part(f"batch{SMALL_BATCH}-{p}", 15, partial(gpu_parts.measure_small_steps, p))
         for p in EPOCH_PRECISIONS[:2]
     ),
-    *(Part(f"packs-{size}", 20, partial(gpu_parts.measure_pack, size)) for size in PACK_SIZES),
-    Part("packs-mixed", 20, gpu_parts.measure_two_packs),
+    *(Part(f"packs-{size}", 25, partial(gpu_parts.measure_pack, size)) for size in PACK_SIZES),
+    Part("packs-mixed", 25, gpu_parts.measure_two_packs),
     *(Part(f"repeat-{p}", 8, partial(gpu_parts.compare_repeats, p)) for p in EPOCH_PRECISIONS[:2]),
     Part("streaming", 40, gpu_parts.measure_streaming),
     Part("reference", 25, gpu_parts.measure_reference),

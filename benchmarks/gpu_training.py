@@ -97,8 +97,8 @@ def capped_memory(gib: float | None) -> Iterator[None]:
         finally:
             source.GPU_SHARE = share  # type: ignore[misc]
         return
-    total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
     try:
         yield
     finally:
