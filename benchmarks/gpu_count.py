@@ -146,9 +146,10 @@ def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
         epochs.run(order)
     with counting() as epoch:
         epochs.run(2)
-    graphs = epochs.graphs()
-    step, prediction = (_total(graph.counts) for graph, _ in graphs)
-    (_, steps), (_, predictions) = graphs
+    # Those of the pretended device know what they do.
+    graphs: Any = epochs.graphs()
+    (step_graph, steps), (prediction_graph, predictions) = graphs
+    step, prediction = _total(step_graph.counts), _total(prediction_graph.counts)
     # What is done once an epoch, for all its structures: batches are laid out, errors are summed up.
     once = _total(epoch) - step * steps - prediction * predictions
     batch_size = configs[0].batch_size

@@ -12,7 +12,8 @@ import torch
 from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.features import source
 from trainer.features.streaming import Streamed
-from trainer.fitting.devices import products
+from trainer.fitting.device_epochs import DeviceEpochs
+from trainer.fitting.devices import find_device
 from trainer.fitting.pack import Pack
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
@@ -41,6 +42,7 @@ class Epochs:
     def __init__(self, task: Task, configs: Sequence[TrainConfig]) -> None:
         self.trainings = [Training(task, config, None) for config in configs]
         self._pack = Pack(self.trainings)
+        self._alone: DeviceEpochs | None = None
         self._next = 0
 
     def train(self) -> None:
@@ -58,9 +60,10 @@ class Epochs:
         torch.cuda.synchronize()
 
     def evaluate(self) -> None:
-        """Evaluate the first training as an epoch does; the host waits for the end."""
-        self.trainings[0]._validate()
-        torch.cuda.synchronize()
+        """Evaluate as an epoch does; the host waits for the end."""
+        if self._alone is None:
+            self._alone = DeviceEpochs(self.trainings)
+        self._alone.evaluate()
 
     @property
     def structures(self) -> int:
@@ -75,20 +78,25 @@ class Epochs:
     @property
     def streamed(self) -> bool:
         """Whether the features of the training subset are not on the device."""
-        return isinstance(self.trainings[0].train.features, Streamed)
+        return isinstance(self.trainings[0].train.device_features, Streamed)
 
 
 @contextmanager
 def matrix_products(precision: Precision) -> Iterator[None]:
-    """Give float32 matrix products the precision that they have in a training."""
-    with products(precision, torch.device("cuda", torch.cuda.current_device())):
+    """Give float32 matrix products of torch a precision."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
         yield
+    finally:
+        settings.fp32_precision = before
 
 
 @contextmanager
 def capped_memory(gib: float | None) -> Iterator[None]:
     """Leave so much of the device's memory to this process; None: as if none were left for features."""
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = find_device("cuda")
     free_device_memory()
     if gib is None:
         share, source.GPU_SHARE = source.GPU_SHARE, 0.0  # type: ignore[misc]

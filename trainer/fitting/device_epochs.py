@@ -83,7 +83,8 @@ class DeviceEpochs:
 
         Returns
         -------
-        For each training, its mean loss and :func:`~trainer.fitting.training.validation_errors`.
+        For each training, its mean loss and the
+        :meth:`~trainer.fitting.training.Subset.errors` of the validation subset.
         """
         with self._on_stream():
             epoch = self._ahead
@@ -97,6 +98,13 @@ class DeviceEpochs:
             self._ahead = self._prepare(order + 1)
             # The only time in an epoch that the host waits for the device.
             values: list[list[float]] = measured.tolist()
+            return values
+
+    def evaluate(self) -> list[list[float]]:
+        """For each training, the :meth:`~trainer.fitting.training.Subset.errors` of the validation subset."""
+        with self._on_stream():
+            errors = self._any.validation.errors(self._predictions.run(self._predict))
+            values: list[list[float]] = torch.stack(errors, 1).tolist()
             return values
 
     def graphs(self) -> tuple[tuple[torch.cuda.CUDAGraph, int], ...]:
