@@ -82,10 +82,14 @@ def test_all_programs_are_listed(found: dict[str, str]) -> None:
 def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
     command = ["make", "--dry-run", "--always-make", "test"]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "if .venv/bin/python -m tools.pretended_cuda.build; then" in lines
-    assert ".venv/bin/python -m pytest -p tools.pretended_cuda.plugin tests/gpu" in lines
-    build = ("-m", "tools.pretended_cuda.build")
-    assert [run(*build, PATH=path, CXX="").returncode for path in (os.environ["PATH"], "")] == [0, 1]
+    assert "python -m tools.pretended_cuda.build; then" in lines
+    assert "python -m pytest -p tools.pretended_cuda.plugin tests/gpu; fi" in lines
+    found, missing = (
+        run("-m", "tools.pretended_cuda.build", PATH=path, CXX="") for path in (os.environ["PATH"], "")
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert missing.returncode == 1
+    assert "tests/gpu was not run" in missing.stderr
 
 
 def test_a_skipped_test_is_a_failure(tmp_path: Path) -> None:
@@ -117,8 +121,13 @@ def test_a_command_trains_on_it(data_file: Path, tmp_path: Path) -> None:
 
 def test_a_failure_is_injected_into_one_process_of_several(tmp_path: Path) -> None:
     arguments = ("-m", "tools.pretended_cuda", "-m", "timeit", "-n1", "-r1")
-    code = "import torch; x = torch.ones(1, device='cuda'); x + x"
+    code = (
+        "import torch; assert torch.cuda.mem_get_info(1) == (2**30, 140 * 2**30); "
+        "x = torch.ones(1, device='cuda'); x + x"
+    )
     environment = {
+        "PRETENDED_CUDA_CARDS": "2",
+        "PRETENDED_CUDA_FREE_GIB": "1",
         "PRETENDED_CUDA_FAIL": "out_of_memory:2",
         "PRETENDED_CUDA_FAIL_ONCE": str(tmp_path / "failed"),
     }

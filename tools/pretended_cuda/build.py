@@ -1,6 +1,6 @@
 """Compiles ``guard.cpp`` at first use, and loads it.
 
-``python -m tools.pretended_cuda.build`` ends with 1 where no C++ compiler is found.
+``python -m tools.pretended_cuda.build`` builds it, or says why this cannot be done and ends with 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load_guard() -> ctypes.CDLL:
 def _compile(library: Path, torch_folder: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
-        raise RuntimeError("the pretended CUDA device needs a C++ compiler (set CXX, or install g++)")
+        raise RuntimeError("a pretended CUDA device needs a C++ compiler (set CXX, or install g++)")
     library.parent.mkdir(parents=True, exist_ok=True)
     # Processes that build at the same time do not see each other's halves.
     partial = library.with_suffix(f".{os.getpid()}")
@@ -52,5 +52,19 @@ def _compile(library: Path, torch_folder: Path) -> None:
     partial.replace(library)
 
 
+def main() -> None:
+    import torch
+
+    if torch.version.cuda is not None:
+        sys.exit(
+            "tests/gpu was not run: a pretended CUDA device needs a CPU build of torch (see make test-gpu)"
+        )
+    if find_compiler() is None:
+        sys.exit(
+            "tests/gpu was not run: a pretended CUDA device needs a C++ compiler (set CXX, or install g++)"
+        )
+    load_guard()
+
+
 if __name__ == "__main__":
-    sys.exit(find_compiler() is None)
+    main()

@@ -196,10 +196,10 @@ def dispatch(func: Any, *args: Any, **kwargs: Any) -> Any:
         [x._inner if isinstance(x, CudaTensor) else x for x in flat], spec
     )
     inner_kwargs.pop("pin_memory", None)
+    to_host = target is not None and target.type != "cuda"
     if target is not None:
-        inner_kwargs["device"] = torch.device("cpu")
+        inner_kwargs["device"] = target if to_host else torch.device("cpu")
     indices = {tensor.get_device() for tensor in there}
-    to_host = target is not None and target.type == "cpu"
     if name == "aten::_to_copy":
         inner_kwargs.pop("non_blocking", None)
         if to_host:
