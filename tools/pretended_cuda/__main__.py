@@ -2,8 +2,8 @@
 
 ``python -m tools.pretended_cuda worker my-study`` is ``anitune worker my-study``;
 ``python -m tools.pretended_cuda -m benchmarks --topics ...`` is ``python -m benchmarks --topics ...``.
-Processes that it starts have no pretended cards. The environment says how many cards there are and what
-fails: see :mod:`tools.pretended_cuda.install` and :mod:`tools.pretended_cuda.failures`.
+The environment says how many cards there are and what fails: see :mod:`tools.pretended_cuda.install` and
+:mod:`tools.pretended_cuda.failures`. Processes that the program starts have no pretended cards.
 """
 
 from __future__ import annotations
