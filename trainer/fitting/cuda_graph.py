@@ -9,6 +9,9 @@ from typing import Final
 
 import torch
 
+from trainer.errors import DeviceError
+from trainer.fitting.devices import exhausted_memory
+
 #: Held while a graph is recorded: one at a time in a process.
 _RECORDING: Final = threading.Lock()
 
@@ -49,22 +52,34 @@ class GraphedCall:
         self.graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
+        """Record the operations.
+
+        Raises
+        ------
+        DeviceError
+            if they cannot be: after a capture that failed nothing more can be trusted in this process.
+        """
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
         stream = _recording_stream(self._device)
-        with _RECORDING, torch.cuda.device(self._device):
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(stream):
-                # This thread may not be that of the first call, and a handle cannot be made while recording.
-                torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
-                # Other threads may use the device meanwhile.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    self._run()
-                finally:
-                    graph.capture_end()
-            torch.cuda.current_stream(self._device).wait_stream(stream)
+        try:
+            with _RECORDING, torch.cuda.device(self._device):
+                stream.wait_stream(torch.cuda.current_stream(self._device))
+                with torch.cuda.stream(stream):
+                    # This thread may not be that of the first call, and a handle cannot be made in a capture.
+                    torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+                    # Other threads may use the device meanwhile.
+                    graph.capture_begin(capture_error_mode="thread_local")
+                    try:
+                        self._run()
+                    finally:
+                        graph.capture_end()
+                torch.cuda.current_stream(self._device).wait_stream(stream)
+        except RuntimeError as error:
+            if exhausted_memory(error) is not None:
+                raise
+            raise DeviceError(f"a CUDA graph could not be recorded: {error}", self._device) from error
         return graph
 
 

@@ -173,7 +173,9 @@ def has_kernels(weights: Tensor) -> bool:
     """Whether networks with such weights have Triton kernels. Where a GPU lacks them, a warning says why."""
     if weights.device.type != "cuda" or weights.dtype != torch.float32:
         return False
-    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+    if torch.version.cuda is None:
+        return _without_kernels("this build of torch is not for CUDA")
+    if importlib.util.find_spec("triton") is None:
         return _without_kernels("Triton is not installed")
     if torch.cuda.get_device_capability(weights.device) < (8, 0):
         return _without_kernels("the GPU is older than an A100")
