@@ -20,7 +20,7 @@ from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig
 from search.work.card_memory import CardMemory, shared_memory_of
-from search.work.environment import describe_worker
+from search.work.environment import describe_worker, other_precision, resolve_attempt
 from search.work.folders import from_checkpoint, take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
@@ -46,17 +46,15 @@ from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
 from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
-from storage.trials.views import device_kind, metric_history, trial_rows
+from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import (
     current_device,
-    describe_device,
     device_errors_explained,
     find_device,
-    resolve_precision,
 )
 from trainer.fitting.scheduler import PackScheduler
 from trainer.run import MODEL, TrainingResult, run_training
@@ -312,7 +310,7 @@ class Worker:
             self._tell_begun(news)
             recorded = self._recorded_epochs(attempt.claim)
             log.begin(attempt.claim.attempt, asdict(info), dump_config(config), max(recorded, default=0))
-            if (said := _other_precision(attempt.claim, info)) is not None:
+            if (said := other_precision(attempt.claim, info)) is not None:
                 log.say(said)
             if fetched is not None:
                 log.say(f"has fetched the checkpoint of epoch {fetched}")
@@ -398,14 +396,7 @@ class Worker:
         return config, info
 
     def _resolved(self, asked: TrainConfig, claim: Claim) -> tuple[TrainConfig, WorkerInfo]:
-        """The configuration with the precision of this attempt, and the worker as the attempt has it."""
-        device = find_device(asked.device)
-        config = asked
-        if asked.precision == "auto":
-            # On one kind of device it keeps the precision with which it began: its numbers repeat.
-            of_kind = [precision for ran_on, precision in claim.ran_on if device_kind(ran_on) == device.type]
-            config = _with_precision(asked, of_kind[-1]) if of_kind else asked
-        config = resolve_precision(config)
+        config, info = resolve_attempt(asked, self._info, claim)
         if asked.precision not in ("auto", config.precision):
             logger.warning(
                 "%s: trial %d trains in %s, as there is no %s on %s",
@@ -413,9 +404,9 @@ class Worker:
                 claim.number,
                 config.precision,
                 asked.precision,
-                device,
+                info.device,
             )
-        return config, replace(self._info, device=describe_device(device), precision=config.precision)
+        return config, info
 
     def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
         """The same for trials that would be trained alike, but for the seed that follows from the number."""
@@ -521,18 +512,6 @@ class Worker:
 
     def _progress(self) -> StudyProgress:
         return patiently(lambda: study_progress(self._database, self._study))
-
-
-def _with_precision(config: TrainConfig, precision: str) -> TrainConfig:
-    return load_config(TrainConfig, {**dump_config(config), "precision": precision}, "the record")
-
-
-def _other_precision(claim: Claim, info: WorkerInfo) -> str | None:
-    """What the log says of a trial that goes on in another precision than the attempt before had."""
-    if not claim.ran_on or claim.ran_on[-1][1] == info.precision:
-        return None
-    device, precision = claim.ran_on[-1]
-    return f"goes on in {info.precision} on {info.device}, after {precision} on {device}"
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:

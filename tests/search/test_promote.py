@@ -45,7 +45,7 @@ from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.registry import RegisteredModel
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import dump_config
-from trainer.errors import DataError, TrainingCutOff, TrainingFailed
+from trainer.errors import DataError, DeviceError, TrainingCutOff, TrainingFailed
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.files import read_structures
 from trainer.inference.structures import make_structure
@@ -429,10 +429,11 @@ def test_only_its_own_failure_excludes_a_candidate_and_is_remembered(
     alone: Study, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, run = alone.database, promotion_trainings.run_training
-    with monkeypatch.context() as patched:
-        patched.setattr(promotion_trainings, "run_training", refuse(TrainingCutOff("signal SIGKILL")))
-        with pytest.raises(SearchError, match=r"signal SIGKILL; .* the same command goes on"):
-            promote()
+    for error in (TrainingCutOff("signal SIGKILL"), DeviceError("the GPU has failed")):
+        with monkeypatch.context() as patched:
+            patched.setattr(promotion_trainings, "run_training", refuse(error))
+            with pytest.raises(SearchError, match=rf"{error}; .* the same command goes on"):
+                promote()
     assert failures(database, alone) == {}
     assert trainings(database, alone) == {}
 

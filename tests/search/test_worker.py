@@ -563,7 +563,9 @@ def test_a_trial_beside_another_gives_the_numbers_that_it_gives_alone(
 
     beside = work(database, rows, task, Watching(train_together), slots=2)
     assert [t.state for t in beside] == ["complete"] * 4
-    assert all(t.worker == beside[0].worker and t.attempt == 1 for t in beside)
+    assert {(t.worker.name, t.worker.pid, t.attempt) for t in beside} == {
+        (beside[0].worker.name, os.getpid(), 1)
+    }
     home = tmp_path / "alone"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as other:
         assert numbers(database, rows, beside) == numbers(other, rows, work(other, rows, task))
@@ -587,7 +589,8 @@ def test_a_worker_that_is_not_told_asks_how_many_trials_suit_those_left(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def one(config: StudyConfig, task: Task, device: torch.device, most: int) -> int:
+    def one(config: StudyConfig, task: Task, device: torch.device, most: int, memory: object) -> int:
+        assert memory is None
         asked.append((str(device), most))
         return 1
 

@@ -28,7 +28,7 @@ from storage.trials import endings
 from storage.trials.attempts import Attempt
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
 from storage.trials.renewal import LeaseKeeper
-from storage.trials.views import metric_history
+from storage.trials.views import metric_history, trial_row, trial_rows
 
 MakeStudy = Callable[..., Study]
 AwayDatabase = Callable[[Database], AbstractContextManager[None]]
@@ -153,6 +153,7 @@ def test_values_that_are_no_numbers_survive(database: Database, study: Study, at
 WRITES: dict[str, Callable[[Attempt, Path], object]] = {
     "renew": lambda attempt, plot: attempt.renew(),
     "config": lambda attempt, plot: attempt.record_config({}, {}, planned_epochs=1),
+    "device": lambda attempt, plot: attempt.record_device("cpu", "float32"),
     "metrics": lambda attempt, plot: attempt.record_metrics(losses(1)),
     "rung": lambda attempt, plot: attempt.rung(1, 2.0, losses(1), lambda trial: True),
     "artifact": lambda attempt, plot: attempt.record_artifacts({"plots/loss.png": plot}),
@@ -307,6 +308,36 @@ def test_time_on_a_gpu_is_worth_a_column_of_its_own(database: Database, study: S
     Attempt(database, study, claim).finish("complete", value=1.0)
     (trial,) = (trial for trial in study.optuna.get_trials() if trial.number == claim.number)
     assert trial.user_attrs["gpu_seconds"] == trial.user_attrs["seconds"]
+
+
+def test_each_attempt_has_its_own_device_and_precision(database: Database, study: Study) -> None:
+    words = ("cuda:0 NVIDIA H100", "tf32"), ("cpu", "float32")
+    for number, (device, precision) in enumerate(words, 1):
+        claim = claim_trial(database, study, WorkerInfo(f"w{number}", "beta", number, "not known yet", {}))
+        assert claim is not None
+        assert claim.ran_on == words[: number - 1]
+        attempt = Attempt(database, study, claim)
+        if number == 1:
+            attempt.record_config({"a": 1}, {"a": 1}, planned_epochs=3, ran_on=(device, precision))
+        else:
+            attempt.record_device(device, precision)
+        attempt.record_metrics([MetricRow("loss", number, 1.0, number)])
+        attempt.hand_back("for the other one")
+    trial = trial_row(database, study, claim.number)
+    assert [(each.attempt, each.device, each.precision) for each in trial.attempts] == [
+        (1, *words[0]),
+        (2, *words[1]),
+    ]
+    assert (trial.worker.device, trial.worker.precision) == words[1]
+    # One that trained nothing is none of them.
+    assert claim_trial(database, study, WorkerInfo("w3", "beta", 3, "cuda:1", {})) is not None
+    assert trial_rows(database, study)[claim.number].attempts == trial.attempts
+    with database.reading() as connection:
+        told = connection.execute(select(outbox.c.payload).order_by(outbox.c.id)).scalars().all()
+    shown = [
+        (tags["device"], tags["precision"]) for row in told if "precision" in (tags := row.get("tags", {}))
+    ]
+    assert list(dict.fromkeys(shown)) == list(words)
 
 
 def test_what_is_worth_a_column_costs_no_transaction_each(study: Study, attempt: Attempt) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +188,24 @@ def test_a_slice_of_a_card_is_known_by_its_own_name(monkeypatch: pytest.MonkeyPa
     devices.card_id.cache_clear()
     assert devices.card_id(torch.device("cuda", 1)) == "MIG-2b"
     devices.card_id.cache_clear()
+
+
+ROOT = Path(__file__).parents[2]
+#: It stands for the code of others, and is run by itself.
+FOREIGN = ROOT / "benchmarks" / "reference_loop.py"
+#: A device of a text without its index, and calls that mean the current device of whoever calls.
+WITHOUT_INDEX = re.compile(
+    r'torch\.device\((?!"cpu"|"cuda", )(?!.*\)\.type\b)'
+    r"|torch\.cuda\.(synchronize|current_stream|mem_get_info|memory_\w+|max_memory_\w+|Stream)\(\)"
+)
+
+
+@pytest.mark.parametrize("package", ["trainer", "search", "benchmarks"])
+def test_no_device_is_chosen_elsewhere(package: str) -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if WITHOUT_INDEX.search(line) and file not in (Path(devices.__file__), FOREIGN)
+    ]
+    assert found == []

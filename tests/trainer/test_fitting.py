@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from trainer.config import TrainConfig, load_config
+from trainer.config import Precision, TrainConfig, load_config
 from trainer.data.splits import TEST, Split
 from trainer.errors import CheckpointError, ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import evaluate
@@ -25,11 +25,18 @@ from trainer.features.source import FeatureSource
 from trainer.features.static_batches import DeviceFeatures
 from trainer.fitting import loop, pack
 from trainer.fitting.averages import new_share
-from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
+from trainer.fitting.checkpoints import (
+    CHECKPOINT,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    saved_epoch,
+)
 from trainer.fitting.devices import memory_errors_explained
 from trainer.fitting.loop import FitResult, fit
 from trainer.fitting.optimizers import make_optimizer
 from trainer.fitting.randomness import data_order, dropout_seed, first_order
+from trainer.fitting.training import training_identity
 from trainer.networks.files import save_model
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
@@ -430,6 +437,37 @@ def test_other_settings_or_data_do_not_take_up_a_checkpoint(task: Task, tmp_path
     # How often it is saved is no part of what is trained.
     often = dataclasses.replace(CONFIG, checkpoint_seconds=0)
     assert fit(task, often, tmp_path, SilentReporter()).outcome == "finished"
+
+
+@pytest.mark.parametrize(("before", "after"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_checkpoint_is_taken_up_in_another_precision_of_products(
+    task: Task, tmp_path: Path, before: Precision, after: Precision
+) -> None:
+    """The device where a training goes on may have none of the precision in which it began."""
+    fit(task, dataclasses.replace(CONFIG, precision=before), tmp_path, Recorder(stop_after=2))
+    result = fit(task, dataclasses.replace(CONFIG, precision=after), tmp_path, SilentReporter())
+    assert result.outcome == "finished"
+    assert [record.epoch for record in result.history] == list(range(1, CONFIG.epochs + 1))
+
+
+def test_weights_of_another_precision_are_not_taken_up(task: Task, tmp_path: Path) -> None:
+    fit(task, dataclasses.replace(CONFIG, precision="float64"), tmp_path, Recorder(stop_after=1))
+    with pytest.raises(CheckpointError, match=r"training\.precision"):
+        fit(task, dataclasses.replace(CONFIG, precision="float32"), tmp_path, SilentReporter())
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_checkpoint_of_an_older_version_is_taken_up(task: Task, tmp_path: Path, precision: str) -> None:
+    """Version 0.1.0 kept in it the precision of the products, as it was on the device of the training."""
+    config = dataclasses.replace(CONFIG, precision="float32")
+    fit(task, config, tmp_path, Recorder(stop_after=2))
+    identity = training_identity(task, config, None)
+    saved = load_checkpoint(tmp_path / CHECKPOINT, identity)
+    assert saved is not None
+    older = {**identity, "training": {**identity["training"], "precision": precision}}
+    save_checkpoint(tmp_path / CHECKPOINT, Checkpoint(older, saved.history, saved.tensors))
+    result = fit(task, config, tmp_path, SilentReporter())
+    assert result.history[:2] == saved.history
 
 
 def test_what_a_killed_process_left_half_written_is_removed(task: Task, tmp_path: Path) -> None:
