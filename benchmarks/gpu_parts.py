@@ -36,6 +36,7 @@ from benchmarks.training import CONFIG, EPOCH_STRUCTURES, time_reference
 from benchmarks.trial_networks import trial_network
 from trainer.config import AEVConfig, Precision, TrainConfig
 from trainer.features.aev import aev_length
+from trainer.fitting.devices import find_device
 from trainer.fitting.loop import fit
 from trainer.fitting.scheduler import PackScheduler
 from trainer.reporting import EpochRecord, SilentReporter
@@ -191,7 +192,7 @@ def describe_card(bench: Bench) -> Iterator[Figure]:
     major, minor = torch.cuda.get_device_capability()
     yield _fact("card", f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
     yield _fact("CUDA of torch", f"{torch.version.cuda}, {torch.__version__}")
-    free, total = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info(find_device("cuda"))
     yield _figure("memory of the card", "GiB", [total / 2**30], note=f"{free / 2**30:.1f} GiB free")
     fields = "driver_version,clocks.max.sm,clocks.max.mem,power.limit,ecc.mode.current,mig.mode.current"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
@@ -324,7 +325,7 @@ def measure_epoch(precision: Precision, bench: Bench) -> Iterator[Figure]:
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     epochs = Epochs(task, [config])
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(find_device("cuda"))
     yield _figure(
         "setting up", "s", [time.perf_counter() - started], note="features copied, unless they were"
     )
@@ -336,7 +337,9 @@ def measure_epoch(precision: Precision, bench: Bench) -> Iterator[Figure]:
     yield _figure(name, "ms", [1000 * s for s in seconds], aim, note)
     alone = bench.seconds_of(epochs.evaluate, bench.sizes.epochs)
     yield _figure("its evaluation alone", "ms", [1000 * s for s in alone])
-    yield _figure("most memory of tensors", "GiB", [torch.cuda.max_memory_allocated() / 2**30])
+    yield _figure(
+        "most memory of tensors", "GiB", [torch.cuda.max_memory_allocated(find_device("cuda")) / 2**30]
+    )
     yield from _top_kernels(epochs.train)
 
 
@@ -546,17 +549,17 @@ def _top_kernels(call: Callable[[], object], count: int = 10) -> Iterator[Figure
 
 def _recorded_seconds(bench: Bench, call: Callable[[], object]) -> list[float]:
     """Of one of several calls in a CUDA graph, so that what the host does for a call is not counted."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
+    stream = torch.cuda.Stream(find_device("cuda"))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(find_device("cuda"))
     with torch.cuda.stream(stream):
         call()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(find_device("cuda"))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(RECORDED_CALLS):
             call()
     graph.replay()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(find_device("cuda"))
     return [s / RECORDED_CALLS for s in bench.seconds_of(graph.replay, bench.sizes.epochs)]
 
 
@@ -570,7 +573,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _wait() -> None:
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(find_device("cuda"))
 
 
 def _figure(

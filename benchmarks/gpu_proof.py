@@ -198,7 +198,7 @@ def is_device_fault(error: BaseException) -> bool:
     try:
         if torch.cuda.is_available():
             torch.zeros(1, device="cuda").add_(1)
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(find_device("cuda"))
     except RuntimeError:
         return True
     return False

@@ -57,7 +57,7 @@ class Epochs:
             if failure is not None:
                 raise failure
         self._next += 1
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(find_device("cuda"))
 
     def evaluate(self) -> None:
         """Evaluate as an epoch does; the host waits for the end."""

@@ -26,6 +26,7 @@ from trainer.features.parts import Group, GroupedPart, PartFeatures, WholePart, 
 from trainer.features.static_batches import DeviceFeatures
 from trainer.features.streaming import Streamed
 from trainer.features.tables import StoreTables, open_tables, store_bytes
+from trainer.fitting.devices import release_memory
 from trainer.progress import Progress
 
 logger = logging.getLogger("anitune")
@@ -162,6 +163,11 @@ class StoredFeatures:
         part = self.stored_part(structures)
         gib = part.atoms * self.length * dtype.itemsize / 2**30
         free = free_memory(device) / 2**30
+        if gib > GPU_SHARE * free and self._device_parts:
+            # Those that no training uses any more, as of another precision, make room.
+            self._device_parts.clear()
+            release_memory(device)
+            free = free_memory(device) / 2**30
         if gib <= GPU_SHARE * free:
             return DeviceTable(part, device, dtype)
         logger.warning(

@@ -50,6 +50,7 @@ class PackScheduler:
         self._packs: dict[tuple[object, ...], Pack] = {}
         self._places: float = math.inf
         self._placed = 0
+        self._too_large = False  # the only one that is on the device does not fit
         self._waiting: deque[object] = deque()  # for a place; the first comes first
 
     def with_room(self, device: torch.device, work: Callable[[], R], leave: Leave) -> R | None:
@@ -101,6 +102,8 @@ class PackScheduler:
             with self._changed:
                 if placed:
                     self._placed -= 1
+                    if self._too_large:
+                        self._places, self._too_large = math.inf, False
                 else:
                     self._waiting.remove(me)
                 self._changed.notify_all()
@@ -122,8 +125,8 @@ class PackScheduler:
         with self._changed:
             before = self._placed
             if before == 1:
-                # It was this one that others had no room beside.
-                self._places = math.inf
+                # It was this one that others had no room beside: they have, once it has gone.
+                self._too_large = True
                 return False
             self._places = max(1, min(self._places, before - math.ceil(together / 2)))
             logger.warning(
