@@ -133,7 +133,7 @@ def slots_by_room(task: Task, configs: Sequence[TrainConfig], memory: CardMemory
 def announce_slots(
     config: StudyConfig, task: Task, device: torch.device, slots: int, memory: CardMemory
 ) -> None:
-    """Let other workers on a GPU know what as many trials at once will take as a person chose."""
+    """Announce to other workers on a GPU what so many trials at once, as a person chose, will take."""
     extremes = [resolve_precision(each) for each in extreme_configs(config)]
     room = _room_on_gpu(task, device, extremes, memory)
     memory.announce(room.bytes_of(slots))
@@ -210,7 +210,7 @@ def _room_on_gpu(
 
 
 def _leave_to_others(device: torch.device, others: int) -> None:
-    """Let this process take no more of a GPU than what is free, less so many bytes of other workers."""
+    """Limit this process to what is free on a GPU, less so many bytes for other workers."""
     share = 1.0
     if others:
         free, total = torch.cuda.mem_get_info(device)

@@ -131,7 +131,7 @@ def card_id(device: torch.device) -> str:
 
 
 def describe_card(device: torch.device) -> str:
-    """A GPU as a person finds it among those of a machine: name, UUID, and what this process may see."""
+    """A GPU, so that a person finds it in the machine: name, UUID, and what this process may see."""
     if device.type != "cuda":
         return str(device)
     try:
@@ -175,7 +175,7 @@ def exhausted_memory(error: BaseException) -> Literal["device", "host"] | None:
 
 @contextmanager
 def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
-    """Let an out-of-memory error of the block name the settings that decide how much is needed."""
+    """Name the settings that decide how much memory is needed where the block has too little of it."""
     try:
         yield
     except (RuntimeError, MemoryError, DeviceError) as error:
@@ -191,7 +191,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
 
 @contextmanager
 def device_errors_explained(device: torch.device) -> Iterator[None]:
-    """Let an error of the block that is the GPU's own be a :class:`DeviceError` that names the card."""
+    """Raise a :class:`DeviceError` that names the card where the GPU itself fails in the block."""
     try:
         yield
     except (RuntimeError, DeviceError) as error:

@@ -250,7 +250,7 @@ def _shared(training: Training) -> tuple[object, ...]:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Let the tracebacks of an error, and of those that led to it, hold no local variables."""
+    """Drop the local variables in the tracebacks of an error and of those that led to it."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
