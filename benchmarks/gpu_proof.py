@@ -38,6 +38,8 @@ from benchmarks.gpu_report import TABLE, GPUReport, PartResult, Run, Status
 from benchmarks.gpu_sets import BackgroundSets
 from benchmarks.gpu_training import free_device_memory, pretended
 from benchmarks.machine import describe_machine
+from trainer.errors import DeviceError
+from trainer.fitting.devices import exhausted_memory, find_device
 
 #: Exit statuses besides 0, of a run in which each part was done.
 INCOMPLETE: Final = 1
@@ -191,14 +193,13 @@ class Runner:
 def is_device_fault(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, is such that the device answers no more."""
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, torch.AcceleratorError):
+    while cause is not None and exhausted_memory(error) is None:
+        if isinstance(cause, (torch.AcceleratorError, DeviceError)):
             return True
         cause = cause.__cause__ or cause.__context__
     try:
         if torch.cuda.is_available():
-            torch.zeros(1, device="cuda").add_(1)
-            torch.cuda.synchronize(find_device("cuda"))
+            torch.zeros(1, device=find_device("cuda")).add_(1).item()
     except RuntimeError:
         return True
     return False
