@@ -114,7 +114,7 @@ SMALL: Final = Sizes(
     copied=2**12,
     rows=(48,),
     capped_gib=None,
-    tests="parts_are_on_the_device",
+    tests="subsets_are_on_the_device",
 )
 
 

@@ -49,6 +49,10 @@ class DeviceError(TrainerError):
         self.device = None if device is None else str(device)
 
 
+class MemoryTakenError(TrainerError):
+    """Other processes have the memory of the GPU: no training fits beside them."""
+
+
 class MissingExtraError(TrainerError):
     """A package of an extra is not installed."""
 

@@ -9,10 +9,9 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import torch
 
 from trainer.config import TrainConfig, dump_config
 from trainer.evaluation.evaluate import evaluate
@@ -90,31 +89,33 @@ def run_training(
     if asked_for not in ("auto", config.precision):
         logger.warning("there is no %s on %s: it trains in %s", asked_for, device, config.precision)
     scheduler = scheduler or PackScheduler()
+    evaluation = None
     with device_errors_explained(device), current_device(device):
         reset_peak_memory(device)
-    result = fit(
-        task,
-        config,
-        folder,
-        reporter,
-        rungs=rungs,
-        warm_start=warm_start,
-        scheduler=scheduler,
-        progress=progress,
-    )
-    evaluation = None
-    if (model := result.model) is not None and result.outcome != "stopped":
-        with memory_errors_explained(config), device_errors_explained(device), current_device(device):
-            evaluation = scheduler.with_room(
-                device, lambda: evaluate(model, task, task.split.validation), reporter.should_stop
-            )
+        result = fit(
+            task,
+            config,
+            folder,
+            reporter,
+            rungs=rungs,
+            warm_start=warm_start,
+            scheduler=scheduler,
+            progress=progress,
+        )
+        if (model := result.model) is not None and result.outcome != "stopped":
+            with memory_errors_explained(config):
+                evaluation = scheduler.with_room(
+                    device, partial(evaluate, model, task, task.split.validation), reporter.should_stop
+                )
+            # What follows needs the device no more, whatever becomes of it.
+            peak, model = peak_memory_mib(device), model.cpu()
     metrics: dict[str, float] = {}
     artifacts: tuple[Path, ...] = ()
     if model is not None and evaluation is not None:
         # Imported late: drawing takes a second to load, which a worker that trains does not wait for.
         from trainer.evaluation.plots import draw_plots
 
-        metrics = measure(evaluation, "val") | _run_metrics(task, config, model, result, device)
+        metrics = measure(evaluation, "val") | _run_metrics(task, config, model, result, peak)
         summary = {
             "outcome": result.outcome,
             "epochs": len(result.history),
@@ -146,14 +147,14 @@ def run_training(
 
 
 def _run_metrics(
-    task: Task, config: TrainConfig, model: ElementNetworks, result: FitResult, device: torch.device
+    task: Task, config: TrainConfig, model: ElementNetworks, result: FitResult, peak: float
 ) -> dict[str, float]:
     seconds = sum(record.seconds for record in result.history)
     return {
         "parameters": model.parameter_count,
         "structures_per_second": len(result.history) * len(task.split.train) / seconds,
         "seconds": seconds,
-        "peak_memory_mib": peak_memory_mib(device),
+        "peak_memory_mib": peak,
         "threads": config.threads,
     }
 

@@ -15,6 +15,7 @@ from storage.studies import Study, open_study
 from storage.trials.queue import next_study
 from trainer.config import dump_config
 from trainer.errors import DeviceError, TrainerError
+from trainer.fitting.devices import find_device, release_memory
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
 
@@ -68,7 +69,7 @@ class Service:
                 if self._serve_study(name):
                     idle_since = time.monotonic()
                 continue
-            self._task = None  # a study that is finished keeps no memory
+            self._forget_task()  # a study that is finished keeps no memory
             idle = time.monotonic() - idle_since
             if self._idle_timeout is not None and idle >= self._idle_timeout:
                 logger.info("no study has had a trial for %.0f s", idle)
@@ -112,10 +113,15 @@ class Service:
             self._resting[name] = time.monotonic() + rest
         return False
 
+    def _forget_task(self) -> None:
+        if self._task is not None:
+            self._task = None
+            release_memory(find_device("auto"))
+
     def _prepare(self, config: StudyConfig) -> Task:
         sections = {name: dump_config(getattr(config, name)) for name in ("data", "split", "features")}
         if self._task is None or self._task.settings != sections:
-            self._task = None  # before the next one takes its memory
+            self._forget_task()  # before the next one takes its memory
             logger.info("%s: reading its data and features", config.name)
             self._task = prepare_task(
                 config.data,

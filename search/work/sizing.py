@@ -20,11 +20,13 @@ from search.work.card_memory import CardMemory
 from search.work.machine import free_gib, usable_cores
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
+from trainer.errors import MemoryTakenError
 from trainer.features.parts import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import (
     current_device,
+    describe_card,
     device_errors_explained,
     exhausted_memory,
     find_device,
@@ -56,6 +58,9 @@ PROCESS_GIB: Final = 0.5
 #: and in each of its threads: a gradient, and both once more where networks are joined.
 STATES: Final = 6
 THREAD_STATES: Final = 3
+
+#: Of the memory of a GPU what a process can have: the rest is that of contexts, and of fragments.
+OWN_SHARE: Final = 0.9
 
 #: Numbers for each neuron and atom that a step holds: before and after the activation, which are dropped, and
 #: the gradients over all of these.
@@ -196,13 +201,18 @@ def _room_on_gpu(
             if exhausted_memory(error) != "device":
                 raise
             fits = False
-        torch.cuda.empty_cache()
+        release_memory(device)
         features = torch.cuda.memory_reserved(device)
         free = (torch.cuda.mem_get_info(device)[0] - others) / 2**30
         words = f"{free:.3g} GiB free, {need:.3g} for a trial"
         if others:
             words += f"; other workers will take {others / 2**30:.3g}"
-        trials = int(min(LARGEST, free / need)) if fits else 1
+        trials = int(min(LARGEST, free / need)) if fits else 0
+        if trials < 1 and need * 2**30 <= OWN_SHARE * (torch.cuda.mem_get_info(device)[1] - features):
+            raise MemoryTakenError(
+                f"{describe_card(device)}: {words}: other processes have the rest of its memory;"
+                " start this worker when they have ended, or on another GPU"
+            )
         room = _Room(trials, int(need * 2**30), features, words if fits else f"out of memory; {words}")
         if memory is not None:
             memory.announce(room.bytes_of(max(1, trials)))

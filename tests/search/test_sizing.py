@@ -139,8 +139,8 @@ def test_on_a_gpu_it_is_measured_as_far_as_memory_and_trials_go(
     sizes: list[int] | None,
     expected: int,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * 2**30), 2**37))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * 2**30), int(gib * 2**30)))
+    monkeypatch.setattr(sizing, "release_memory", lambda device: None)
     asked: list[tuple[list[TrainConfig], list[int]]] = []
 
     def measure(task: Task, configs: list[TrainConfig], sizes: list[int]) -> dict[int, float]:
@@ -192,7 +192,7 @@ def test_a_gpu_on_which_measuring_does_not_fit_trains_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, task: Task
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(sizing, "release_memory", lambda device: None)
     caplog.set_level(logging.INFO, "anitune")
     fitting(monkeypatch, 0)
     assert automatic_slots(study(training={"device": "cpu"}), task, GPU, ENDLESS) == 1

@@ -230,11 +230,23 @@ def test_its_evaluation_too_is_tried_again(
         return evaluate(*arguments)
 
     monkeypatch.setattr(run_module, "evaluate", once_too_little)
-    leave = threading.Event()
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> bool:
+        entered.set()
+        return leave.wait(60)
+
+    class Asked(SilentReporter):
+        def should_stop(self) -> bool:
+            if calls:  # it waits for the other one to leave
+                leave.set()
+            return False
+
     with ThreadPoolExecutor(1) as pool:
-        beside = pool.submit(scheduler.with_room, torch.device("cpu"), lambda: leave.wait(2), lambda: False)
-        result = run_training(task, CONFIG, tmp_path, SilentReporter(), scheduler=scheduler)
-        beside.result()
+        beside = pool.submit(scheduler.with_room, torch.device("cpu"), stay, lambda: False)
+        assert entered.wait(60)
+        result = run_training(task, CONFIG, tmp_path, Asked(), scheduler=scheduler)
+        assert beside.result() is True
     assert (result.outcome, len(calls)) == ("finished", 2)
 
     calls.clear()

@@ -15,7 +15,7 @@ from trainer.errors import TrainingFailed
 from trainer.fitting import pack as pack_module
 from trainer.fitting import scheduler as scheduler_module
 from trainer.fitting.loop import FitResult, fit
-from trainer.fitting.pack import EpochLeft, Pack
+from trainer.fitting.pack import EpochLeft, Leave, Pack
 from trainer.fitting.scheduler import PackScheduler
 from trainer.fitting.training import Training
 from trainer.reporting import EpochRecord, SilentReporter
@@ -127,3 +127,37 @@ def test_a_training_that_has_left_is_held_by_nothing(task: Task, tmp_path: Path)
     del training
     gc.collect()
     assert left() is None
+
+
+def test_a_long_epoch_is_waited_for(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "PATIENCE", 0.05)
+    scheduler, begun, end = PackScheduler(), threading.Event(), threading.Event()
+    sizes: list[int] = []
+    train_epoch = Pack.train_epoch
+
+    def watched(pack: Pack, order: int, leave: Leave | None = None) -> object:
+        sizes.append(len(pack.trainings))
+        if len(sizes) == 1:
+            begun.set()
+            assert end.wait(60)
+        return train_epoch(pack, order, leave)
+
+    monkeypatch.setattr(Pack, "train_epoch", watched)
+    one, other = Training(task, CONFIG, None), Training(task, CONFIG, None)
+    with scheduler.joined(one), ThreadPoolExecutor(2) as pool:
+
+        def twice() -> None:
+            scheduler.train_epoch(one)
+            scheduler.train_epoch(one)
+
+        long = pool.submit(twice)
+        assert begun.wait(60)
+        with scheduler.joined(other):
+            joins = pool.submit(scheduler.train_epoch, other)
+            # Much longer than its patience: it is not to train beside the others.
+            with pytest.raises(TimeoutError):
+                joins.result(timeout=0.5)
+            end.set()
+            joins.result(timeout=60)
+            long.result(timeout=60)
+    assert sizes == [1, 2]

@@ -6,7 +6,6 @@ by vector clocks: a stream that uses memory which another one has written must h
 
 from __future__ import annotations
 
-import itertools
 import threading
 import warnings
 from collections import Counter
@@ -71,7 +70,9 @@ class Queue:
 
 _queues: dict[tuple[int, int], Queue] = {}
 _host: Final = Queue(-1, -1)
-_numbers: Final = itertools.count(1)
+#: torch hands out so many streams of a priority and a card, again and again.
+POOL: Final = 32
+_handed_out: Final[Counter[tuple[int, int]]] = Counter()
 _local: Final = threading.local()
 _sync_mode = 0
 CAPTURES: Final[list[Any]] = []
@@ -170,7 +171,11 @@ class StreamBase:
         self = object.__new__(cls)
         if device_index is None:
             failures.check()
-            device_index, stream_id = torch.cuda.current_device(), next(_numbers)
+            device_index = torch.cuda.current_device()
+            with LOCK:
+                number = _handed_out[device_index, priority]
+                _handed_out[device_index, priority] += 1
+            stream_id = 1 + number % POOL + POOL * (priority < 0)
             CARDS[device_index].context = True
         self.stream_id, self.device_index = stream_id, device_index
         queue(device_index, stream_id)

@@ -182,7 +182,7 @@ class MoleculeFeatures:
         """Write the AEVs of structures whose atoms are of these species into ``aevs``."""
         structures, atoms, _ = coordinates.shape
         radial, angular = self._computer.radial, self._computer.angular
-        terms = _terms(species, structures, self._device)
+        terms = _Terms(*(to_device(indices, self._device) for indices in _terms(species, structures)))
         vectors = coordinates.view(-1, 3).index_select(0, terms.others)
         vectors -= coordinates.view(-1, 3).index_select(0, terms.atoms)
         distances = vectors.norm(dim=-1)
@@ -270,9 +270,9 @@ class _Terms(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _terms(species: tuple[int, ...], structures: int, device: torch.device) -> _Terms:
+def _terms(species: tuple[int, ...], structures: int) -> _Terms:
     """The terms of so many structures whose atoms are of these species, which are sorted."""
-    one, atoms = _terms_of_one(species, device), len(species)
+    one, atoms = _terms_of_one(species), len(species)
     pairs, angles = len(one.atoms), len(one.one_side)
     return _Terms(
         atoms=_of_each(one.atoms, structures, atoms),
@@ -285,7 +285,7 @@ def _terms(species: tuple[int, ...], structures: int, device: torch.device) -> _
 
 
 @lru_cache(maxsize=1024)
-def _terms_of_one(species: tuple[int, ...], device: torch.device) -> _Terms:
+def _terms_of_one(species: tuple[int, ...]) -> _Terms:
     count, present = len(species), sorted(set(species))
     kinds, kind_pairs = len(present), math.comb(len(present) + 1, 2)
     kind = torch.tensor([present.index(element) for element in species])
@@ -299,7 +299,7 @@ def _terms_of_one(species: tuple[int, ...], device: torch.device) -> _Terms:
     sides = _of_each(torch.triu_indices(count - 1, count - 1, 1), count, count - 1)
     angle_sums = atoms[sides[0]] * kind_pairs + kind_pair[tuple(kind[others[sides]])]
     angle_sums, order = angle_sums.sort(stable=True)
-    terms = _Terms(
+    return _Terms(
         atoms=atoms,
         others=others,
         first_pairs=torch.searchsorted(pair_sums, torch.arange(count * kinds)),
@@ -307,10 +307,9 @@ def _terms_of_one(species: tuple[int, ...], device: torch.device) -> _Terms:
         other_side=sides[1, order],
         first_angles=torch.searchsorted(angle_sums, torch.arange(count * kind_pairs)),
     )
-    return _Terms(*(to_device(indices.contiguous(), device) for indices in terms))
 
 
 def _of_each(indices: Tensor, things: int, count: int) -> Tensor:
     """(..., n) indices into the ``count`` parts of a thing as (..., things * n), for so many things."""
-    begins = torch.arange(things, device=indices.device)[:, None] * count
+    begins = torch.arange(things)[:, None] * count
     return (begins + indices[..., None, :]).flatten(-2)

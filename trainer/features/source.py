@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,9 @@ class StoredFeatures:
             self._first[of] = np.cumsum(structures[of]) - structures[of]
         # Trainings on the same part, at the same time or one after the other, share what is copied for it.
         self._parts: dict[tuple[object, ...], PartFeatures] = {}
-        self._device_parts: dict[tuple[object, ...], DeviceFeatures] = {}
+        # A table that no training uses is kept as long as there is room.
+        self._device_parts = WeakValueDictionary[tuple[object, ...], DeviceFeatures]()
+        self._kept: list[DeviceTable] = []
         self._lock = threading.Lock()
 
     def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
@@ -145,12 +148,12 @@ class StoredFeatures:
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
         """A table on the device if it fits; else batches are read from the files."""
-        # What is on a GPU stays there, also where there is no place for it a second time.
         key = (structures.tobytes(), device, dtype)
         with self._lock:
-            if key not in self._device_parts:
-                self._device_parts[key] = self._new_device_part(structures, device, dtype)
-            return self._device_parts[key]
+            part = self._device_parts.get(key)
+            if part is None:
+                part = self._device_parts[key] = self._new_device_part(structures, device, dtype)
+            return part
 
     def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
         """Where the store has the AEVs of the structures with these global indices."""
@@ -163,13 +166,14 @@ class StoredFeatures:
         part = self.stored_part(structures)
         gib = part.atoms * self.length * dtype.itemsize / 2**30
         free = free_memory(device) / 2**30
-        if gib > GPU_SHARE * free and self._device_parts:
+        if gib > GPU_SHARE * free and self._kept:
             # Those that no training uses any more, as of another precision, make room.
-            self._device_parts.clear()
+            self._kept.clear()
             release_memory(device)
             free = free_memory(device) / 2**30
         if gib <= GPU_SHARE * free:
-            return DeviceTable(part, device, dtype)
+            self._kept.append(DeviceTable(part, device, dtype))
+            return self._kept[-1]
         logger.warning(
             "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
             "they stay on the disk, and every batch is read and copied, which is slower",

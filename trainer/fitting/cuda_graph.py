@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Final
 
 import torch
 
 from trainer.errors import DeviceError
-from trainer.fitting.devices import exhausted_memory
-
-#: Held while a graph is recorded: one at a time in a process.
-_RECORDING: Final = threading.Lock()
+from trainer.fitting.devices import CAPTURING, exhausted_memory, release_memory
 
 
 class GraphedCall:
@@ -39,6 +34,7 @@ class GraphedCall:
         self._device = device
         self._generators = generators
         self._called = False
+        self._ended = False  # whether the last capture was, as it should
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -62,28 +58,43 @@ class GraphedCall:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        stream = _recording_stream(self._device)
+        failure: RuntimeError | None = None
         try:
-            with _RECORDING, torch.cuda.device(self._device):
-                stream.wait_stream(torch.cuda.current_stream(self._device))
-                with torch.cuda.stream(stream):
-                    # This thread may not be that of the first call, and a handle cannot be made in a capture.
-                    torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
-                    # Other threads may use the device meanwhile.
-                    graph.capture_begin(capture_error_mode="thread_local")
-                    try:
-                        self._run()
-                    finally:
-                        graph.capture_end()
-                torch.cuda.current_stream(self._device).wait_stream(stream)
+            with CAPTURING, torch.cuda.device(self._device):
+                # Within a capture torch gives back no memory that it has kept for others.
+                release_memory(self._device)
+                self._capture(graph)
         except RuntimeError as error:
-            if exhausted_memory(error) is not None:
-                raise
-            raise DeviceError(f"a CUDA graph could not be recorded: {error}", self._device) from error
-        return graph
+            failure = error
+        if failure is None:
+            return graph
+        if exhausted_memory(failure) is not None and self._ended:
+            raise failure
+        # Not from it: what led to it is no reason to go on.
+        raise DeviceError(f"a CUDA graph could not be recorded: {failure}", self._device)
+
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> None:
+        stream, current = _recording_stream(self._device), torch.cuda.current_stream(self._device)
+        stream.wait_stream(current)
+        self._ended = False
+        with torch.cuda.stream(stream):
+            # This thread may not be that of the first call, and a handle cannot be made in a capture.
+            torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+            # Other threads may use the device meanwhile.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._run()
+            finally:
+                graph.capture_end()
+                self._ended = True
+        current.wait_stream(stream)
 
 
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all, as libraries keep working memory for each stream on which they were used."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    """One for all, as libraries keep working memory for each stream on which they were used.
+
+    torch hands out the same 32 streams of a priority again and again. Only this one has its priority, so that
+    nothing else is ever begun on it.
+    """
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

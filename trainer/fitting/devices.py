@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -143,11 +144,15 @@ def describe_card(device: torch.device) -> str:
     return f"{words} ({', '.join(known)})" if known else words
 
 
+#: Held while a CUDA graph is recorded: one at a time in a process, and no memory is given back meanwhile.
+CAPTURING: Final = threading.RLock()
+
+
 def release_memory(device: torch.device) -> None:
     """Give back to the device what nothing uses any more."""
     gc.collect()  # optimizers, and what a traceback holds, are cycles
     if device.type == "cuda":
-        with torch.cuda.device(device):
+        with CAPTURING, torch.cuda.device(device):
             torch.cuda.empty_cache()
 
 

@@ -13,12 +13,10 @@ from typing import Final, NamedTuple
 
 import torch
 
+from trainer.features.static_batches import ROWS
 from trainer.fitting.weights import parameter_offsets
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
-
-#: The rows of an element are a multiple of this.
-ROWS: Final = 64
 
 #: The columns of a hidden layer are filled up to a multiple of this.
 COLUMNS: Final = 16

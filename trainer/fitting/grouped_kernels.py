@@ -33,6 +33,8 @@ _BIAS_PART = tl.constexpr(FIELDS.index("bias_part"))
 
 _ALPHA = tl.constexpr(CELU_ALPHA)
 _SPLIT_BLOCK = tl.constexpr(16)
+# A number that is none stays one, as in torch: a training that diverged must not look like one that did not.
+_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -72,19 +74,19 @@ def _activated(x, code):
     """The function with this code (``ACTIVATION_NAMES``) of each number."""
     y = x
     if code == 0:  # relu
-        y = tl.maximum(x, 0.0)
+        y = tl.maximum(x, 0.0, propagate_nan=_NAN)
     elif code == 1:  # sigmoid
         y = tl.sigmoid(x)
     elif code == 2:  # tanh
         y = 2 * tl.sigmoid(2 * x) - 1
     elif code == 3:  # softplus
-        y = tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20.0))))
+        y = tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20.0, propagate_nan=_NAN))))
     elif code == 4:  # silu
         y = x * tl.sigmoid(x)
     elif code == 5:  # gelu
         y = 0.5 * x * (1 + tl.math.erf(x * 0.7071067811865476))
     elif code == 6:  # celu
-        y = tl.where(x > 0, x, _ALPHA * (tl.exp(tl.minimum(x, 0.0) / _ALPHA) - 1))
+        y = tl.where(x > 0, x, _ALPHA * (tl.exp(tl.minimum(x, 0.0, propagate_nan=_NAN) / _ALPHA) - 1))
     else:  # gaussian
         y = tl.exp(-x * x)
     return y
@@ -95,7 +97,7 @@ def _derivative(x, code):
     """Of :func:`_activated`."""
     d = x
     if code == 0:  # relu
-        d = tl.where(x > 0, 1.0, 0.0)
+        d = tl.where(x > 0, 1.0, tl.where(x == x, 0.0, x))
     elif code == 1:  # sigmoid
         y = tl.sigmoid(x)
         d = y * (1 - y)
@@ -110,7 +112,7 @@ def _derivative(x, code):
     elif code == 5:  # gelu
         d = 0.5 * (1 + tl.math.erf(x * 0.7071067811865476)) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
     elif code == 6:  # celu
-        d = tl.where(x > 0, 1.0, tl.exp(tl.minimum(x, 0.0) / _ALPHA))
+        d = tl.where(x > 0, 1.0, tl.exp(tl.minimum(x, 0.0, propagate_nan=_NAN) / _ALPHA))
     else:  # gaussian
         d = -2 * x * tl.exp(-x * x)
     return d

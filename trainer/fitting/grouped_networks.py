@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from trainer.config import Precision
-from trainer.fitting.grouped_jobs import ROWS, LayerJob, flatten, make_plan
+from trainer.features.static_batches import ROWS
+from trainer.fitting.grouped_jobs import LayerJob, flatten, make_plan
 from trainer.fitting.grouped_operators import operators
 from trainer.fitting.grouped_tables import layer_table, sum_table
 from trainer.networks.model import ElementNetworks
@@ -179,7 +180,17 @@ def has_kernels(weights: Tensor) -> bool:
         return _without_kernels("Triton is not installed")
     if torch.cuda.get_device_capability(weights.device) < (8, 0):
         return _without_kernels("the GPU is older than an A100")
-    return True
+    return (fault := _fault_of_triton()) is None or _without_kernels(fault)
+
+
+@cache
+def _fault_of_triton() -> str | None:
+    """Why Triton cannot launch kernels here: for that it compiles a library with the machine's C compiler."""
+    try:
+        _ = importlib.import_module("triton").runtime.driver.active.utils
+    except Exception as error:
+        return f"Triton cannot be used here: {str(error) or type(error).__name__}"
+    return None
 
 
 @cache

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import Precision
+from trainer.features.batches import to_device
 from trainer.fitting.grouped_jobs import LayerJob, SumJob
 
 #: What a program is told: its rows of the batch; where its tile of columns, and for the gradient over weights
@@ -102,13 +103,13 @@ def layer_table(
         ]
     )
     programs = programs[np.argsort(programs[:, FIELDS.index("row")], kind="stable")]
-    return _to_device(programs, vectors[0].device)
+    return to_device(torch.from_numpy(programs), vectors[0].device)
 
 
 def sum_table(jobs: Sequence[SumJob], device: torch.device) -> Tensor:
     """Of ``sum_parts``, (programs, 5) int64: a job and its first column."""
     programs = [(*job, column) for job in jobs for column in range(0, job.length, SUM_COLUMNS)]
-    return _to_device(np.array(programs, dtype=np.int64), device)
+    return to_device(torch.from_numpy(np.array(programs, dtype=np.int64)), device)
 
 
 def _places(operator: str, job: LayerJob, precision: Precision, batch: int) -> np.ndarray:
@@ -161,8 +162,3 @@ def _programs(job: LayerJob, places: np.ndarray, address: int, keep: float) -> n
     for place, field in enumerate(FIELDS):
         programs[:, place] = values[field]
     return programs
-
-
-def _to_device(programs: np.ndarray, device: torch.device) -> Tensor:
-    table = torch.from_numpy(programs)
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

@@ -39,13 +39,15 @@ class PackScheduler:
     of its record.
 
     A training that is on the device has a place there. After an out-of-memory error there are fewer places,
-    and those who have none wait, with nothing on the device.
+    and those who have none wait, with nothing on the device but, at its end, the network to evaluate.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._joined: set[Training] = set()
         self._ready: dict[Training, float] = {}  # since when
+        self._in_epoch: set[Training] = set()
+        self._epoch_ended: dict[tuple[object, ...], float] = {}  # when, the last one of each kind
         self._ended: dict[Training, BaseException | None] = {}
         self._packs: dict[tuple[object, ...], Pack] = {}
         self._places: float = math.inf
@@ -176,6 +178,7 @@ class PackScheduler:
                 together = self._complete(training)
                 for one in together:
                     del self._ready[one]
+                self._in_epoch.update(together)
                 if not together:
                     self._changed.wait(PATIENCE)
         if together:
@@ -189,18 +192,24 @@ class PackScheduler:
     def _complete(self, training: Training) -> list[Training]:
         """Those that begin an epoch with ``training`` now; none while another is worth waiting for."""
         others = [one for one in self._joined if _shared(one) == _shared(training)]
+        if any(one in self._in_epoch for one in others):
+            return []  # however long it takes: beside it each would go through the data alone
         ready = [one for one in others if one in self._ready]
-        waited = time.monotonic() - min(self._ready[one] for one in ready)
-        return ready if len(ready) == len(others) or waited >= PATIENCE else []
+        since = max(
+            min(self._ready[one] for one in ready), self._epoch_ended.get(_shared(training), -math.inf)
+        )
+        return ready if len(ready) == len(others) or time.monotonic() - since >= PATIENCE else []
 
     def _train(self, together: list[Training], leave: Leave | None) -> None:
         ends: Sequence[BaseException | None]
         try:
-            pack = self._packs.pop(_shared(together[0]), None)
+            with self._changed:
+                pack = self._packs.pop(_shared(together[0]), None)
             if pack is None or set(pack.trainings) != set(together):
                 pack = None  # its memory is free for the next one
                 pack = Pack(together)
-            self._packs[_shared(together[0])] = pack
+            with self._changed:
+                self._packs[_shared(together[0])] = pack
             # Those that have begun know how far they have come; one that begins follows them.
             begun = [training for training in together if training.history]
             order = max(training.next_order for training in begun or together)
@@ -213,6 +222,9 @@ class PackScheduler:
                 ends = [NoRoomError() for _ in together]
         with self._changed:
             self._ended.update(zip(together, ends, strict=True))
+            self._in_epoch.difference_update(together)
+            # Those that have just ended an epoch are away for a while, and worth waiting for.
+            self._epoch_ended[_shared(together[0])] = time.monotonic()
             self._changed.notify_all()
 
 
