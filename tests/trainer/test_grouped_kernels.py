@@ -185,7 +185,7 @@ def interpret() -> None:
     # What is no number for the CPU is none here, with each activation: a training that diverged is seen.
     found["diverged"] = []
     for name in names:
-        with mock.patch.object(grouped_networks, "has_kernels", lambda weights: True):
+        with mock.patch.object(grouped_networks, "has_kernels", return_value=True):
             case = Case([{"hidden": (16,), "activation": name}], "float32", **few)
             case.source[case.rows[3].item()] = float("nan")
             energies, (gradient,) = case.run(False)
