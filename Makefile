@@ -43,7 +43,7 @@ check: install-dev ## lint, types and import contracts
 
 test: check ## all tests that need nothing but Python, and those of the GPU on a pretended device
 	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
-	if $(BIN)/python -m tools.pretended_cuda.build; then $(BIN)/python -m pytest -p tools.pretended_cuda.plugin tests/gpu; fi
+	if $(BIN)/python -m tools.pretended_cuda.build; then $(BIN)/python -m pytest -p tools.pretended_cuda.plugin tests/gpu $(PYTEST_ARGS); fi
 
 test-gpu: install-dev ## the same tests on an NVIDIA GPU
 	$(BIN)/python -m pytest -m "gpu"

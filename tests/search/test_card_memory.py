@@ -19,6 +19,7 @@ from search.work import card_memory, sizing
 from search.work.card_memory import CardMemory, shared_memory_of
 from search.work.sizing import announce_slots, automatic_slots, slots_by_room
 from trainer.config import TrainConfig
+from trainer.errors import MemoryTakenError
 from trainer.task import Task
 
 GPU = torch.device("cuda", 0)
@@ -144,7 +145,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A GPU of 100 GiB, all of which is free; the shares that a process was limited to."""
     shares: list[float] = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * GIB, 100 * GIB))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(sizing, "release_memory", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GIB)
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share)
@@ -169,7 +170,9 @@ def test_a_second_worker_plans_with_what_the_first_one_leaves(
         )
         assert card == [1.0, pytest.approx(0.2)]
         assert others(third) == (82 + 22) * GIB
-        assert automatic_slots(study, task, GPU, 100, third) == 1
+        # It takes no trial, which would fail for want of what others have.
+        with pytest.raises(MemoryTakenError, match="other processes have the rest of its memory"):
+            automatic_slots(study, task, GPU, 100, third)
         assert card[-1] == 0.0
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from trainer.errors import DeviceError
-from trainer.fitting.devices import CAPTURING, exhausted_memory, release_memory
+from trainer.fitting.devices import CAPTURING, exhausted_memory, release_memory, says_out_of_memory
 
 
 class GraphedCall:
@@ -85,8 +85,13 @@ class GraphedCall:
             try:
                 self._run()
             finally:
-                graph.capture_end()
-                self._ended = True
+                try:
+                    graph.capture_end()
+                    self._ended = True
+                except RuntimeError as error:
+                    # It was recorded, and is too large to be made ready: that leaves nothing behind.
+                    self._ended = says_out_of_memory(error)
+                    raise
         current.wait_stream(stream)
 
 

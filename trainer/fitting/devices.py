@@ -166,16 +166,20 @@ def exhausted_memory(error: BaseException) -> Literal["device", "host"] | None:
         return None
     cause: BaseException | None = error
     while cause is not None:
-        text = str(cause)
-        if isinstance(cause, torch.OutOfMemoryError) or (
-            isinstance(cause, RuntimeError) and any(some in text for some in OUT_OF_MEMORY_TEXTS)
-        ):
+        if says_out_of_memory(cause):
             return "device"
-        if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in text:
+        if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause):
             return "host"
         # Where a step is recorded, its end fails too.
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an error itself, whatever led to it, is that the memory of a GPU did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(some in str(error) for some in OUT_OF_MEMORY_TEXTS)
+    )
 
 
 @contextmanager

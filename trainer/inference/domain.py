@@ -11,6 +11,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trainer.config import AEVConfig
 from trainer.errors import ModelFileError
@@ -28,8 +29,9 @@ REFERENCES: Final = 500
 #: a bit farther.
 MARGIN: Final = 1.1
 
-#: Atoms whose distances are in memory at once.
-ROWS: Final = 8_192
+#: Atoms whose distances are computed at once, always as many: the last bits of a product of matrices depend
+#: on how many rows it has, and those of an atom shall not depend on the others.
+ROWS: Final = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,4 +155,6 @@ def _cover(aevs: Tensor) -> tuple[Tensor, float]:
 
 def _distances(references: Tensor, aevs: Tensor) -> Tensor:
     """From each environment to the nearest reference, (n,) for (n, F)."""
-    return torch.cat([torch.cdist(some, references).amin(1) for some in torch.split(aevs, ROWS)])
+    filled_up = functional.pad(aevs, (0, 0, 0, -len(aevs) % ROWS))
+    found = [torch.cdist(some, references).amin(1) for some in torch.split(filled_up, ROWS)]
+    return torch.cat(found)[: len(aevs)]
