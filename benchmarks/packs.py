@@ -1,4 +1,4 @@
-"""Training many networks: one after another, a process a core, and side by side in one pack."""
+"""Training many networks: one after another, and at once: a process a core, or in one pack on a GPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BATCH_SIZES: Final = (64, 1024)
 
 
 def measure(plan: Plan, folder: Path) -> list[Figure]:
-    """Train the same networks on the shipped sample in each of the three ways."""
+    """Train the same networks on the shipped sample in both ways."""
     figures = []
     for batch_size in BATCH_SIZES:
         configs = [
@@ -46,27 +46,27 @@ def measure(plan: Plan, folder: Path) -> list[Figure]:
         ]
         # By itself a training may have all threads, which pays in large batches only.
         alone = [replace(c, threads=plan.threads if batch_size >= 1024 else 1) for c in configs]
-        sides: dict[str, SideTask] = {
-            "one at a time": partial(train_one_by_one, alone, folder),
-            f"in {plan.threads} processes": partial(train_in_processes, configs, folder, plan.threads),
-            "side by side": partial(train_side_by_side, configs, folder),
-        }
-        results = take_turns(sides, plan.repeats, plan.threads)
-        reference = Samples("s", tuple(results["one at a time"]))
-        figures += [
+        # What `--pack auto` does.
+        way: str
+        together: SideTask
+        if plan.device == "cpu":
+            way, goal = f"in {plan.threads} processes", CPU_GOAL
+            together = partial(train_in_processes, configs, folder, plan.threads)
+        else:
+            way, goal = "side by side", GPU_GOAL
+            together = partial(train_side_by_side, configs, folder)
+        one_by_one = partial(train_one_by_one, alone, folder)
+        results = take_turns({"one at a time": one_by_one, way: together}, plan.repeats, plan.threads)
+        figures.append(
             cost_ratio(
                 TOPIC,
                 f"{len(configs)} trials of batch {batch_size}, {way}, {plan.device}",
                 Samples("s", tuple(results[way])),
-                reference,
-                GPU_GOAL if plan.device != "cpu" else CPU_GOAL,
-                "what `--pack auto` does" if automatic else "",
+                Samples("s", tuple(results["one at a time"])),
+                goal,
+                "what `--pack auto` does",
             )
-            for way, automatic in (
-                (f"in {plan.threads} processes", plan.device == "cpu"),
-                ("side by side", plan.device != "cpu"),
-            )
-        ]
+        )
     return figures
 
 

@@ -83,7 +83,7 @@ def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
     command = ["make", "--dry-run", "--always-make", "test"]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "python -m tools.pretended_cuda.build; then" in lines
-    assert "python -m pytest -p tools.pretended_cuda.plugin tests/gpu; fi" in lines
+    assert "python -m pytest -p tools.pretended_cuda.plugin tests/gpu " in lines
     found, missing = (
         run("-m", "tools.pretended_cuda.build", PATH=path, CXX="") for path in (os.environ["PATH"], "")
     )
