@@ -37,7 +37,7 @@ BATCH_SIZES: Final = (8192, 24)
 FACTOR_SIZES: Final[dict[Precision, int]] = {"bfloat16": 2}
 
 #: Made structures for each batch size: some batches and some to validate. What is done once an epoch grows in
-#: proportion with them.
+#: proportion to the batches, as it lays them out.
 STRUCTURES: Final = {8192: 12_288, 24: 960}
 
 #: Structures of the validation subset beside :data:`EPOCH_STRUCTURES`.
@@ -153,7 +153,7 @@ def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
     # What is done once an epoch, for all its structures: batches are laid out, errors are summed up.
     once = _total(epoch) - step * steps - prediction * predictions
     batch_size = configs[0].batch_size
-    train, validation = len(trainings[0].train), len(trainings[0].validation)
+    validation = len(trainings[0].validation)
     atoms = sum(m.atoms * m.structures for m in task.dataset.molecules) / task.dataset.structures
     length, itemsize = task.features.length, FACTOR_SIZES.get(configs[0].precision, 4)
     return Count(
@@ -164,7 +164,7 @@ def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
         + once.operations,
         epoch_moved=step.moved * EPOCH_STRUCTURES / batch_size
         + prediction.moved * predictions * VALIDATION_STRUCTURES / validation
-        + once.moved * EPOCH_STRUCTURES / train,
+        + once.moved * math.ceil(EPOCH_STRUCTURES / batch_size) / steps,
         floor=atoms * length * (2 * EPOCH_STRUCTURES * itemsize + VALIDATION_STRUCTURES * 4),
     )
 

@@ -21,9 +21,10 @@ from trainer.networks.model import ElementNetworks
 #: The columns of a hidden layer are filled up to a multiple of this.
 COLUMNS: Final = 16
 
-#: The rows of a batch are divided into about so many splits, whose sums over rows run side by side: two
-#: programs for each of the 132 multiprocessors of an H100 or H200 at 384 features and a width of 128.
-SPLITS: Final = 88
+#: The rows of a batch are divided into about so many splits, whose sums over rows run side by side: a program
+#: for each of the 132 multiprocessors of an H100 or H200 at 384 features and a width of 128, as there is room
+#: for one on each. More of them would write more partial sums.
+SPLITS: Final = 44
 
 #: A split has at least so many rows: up to here the loop over them costs less than a second operator.
 SPLIT_ROWS: Final = 512
