@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from benchmarks.figures import Figure, Goal
 from benchmarks.gpu_traffic import TRAFFIC
 from benchmarks.made_sets import made_set
@@ -23,6 +25,7 @@ from benchmarks.trial_networks import trial_network
 from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.fitting.device_epochs import DeviceEpochs
 from trainer.fitting.device_predictions import BATCH
+from trainer.fitting.gradients import FACTOR_DTYPES
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
@@ -32,9 +35,6 @@ TOPIC: Final = "gpu-count"
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "tf32", "bfloat16")
 NETWORKS: Final = (1, 8, 16)
 BATCH_SIZES: Final = (8192, 24)
-
-#: Bytes of a number of an AEV, where it is rounded.
-FACTOR_SIZES: Final[dict[Precision, int]] = {"bfloat16": 2}
 
 #: Made structures for each batch size: some batches and some to validate. What is done once an epoch grows in
 #: proportion to the batches, as it lays them out.
@@ -155,7 +155,8 @@ def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
     batch_size = configs[0].batch_size
     validation = len(trainings[0].validation)
     atoms = sum(m.atoms * m.structures for m in task.dataset.molecules) / task.dataset.structures
-    length, itemsize = task.features.length, FACTOR_SIZES.get(configs[0].precision, 4)
+    length = task.features.length
+    itemsize = FACTOR_DTYPES.get(configs[0].precision, torch.float32).itemsize
     return Count(
         operations=step.operations,
         moved=step.moved,

@@ -25,7 +25,6 @@ from benchmarks.gpu_sets import BackgroundSets
 from benchmarks.gpu_training import (
     Epochs,
     capped_memory,
-    free_device_memory,
     matrix_products,
     open_task,
     pretended,
@@ -36,7 +35,7 @@ from benchmarks.training import CONFIG, EPOCH_STRUCTURES, time_reference
 from benchmarks.trial_networks import trial_network
 from trainer.config import AEVConfig, Precision, TrainConfig
 from trainer.features.aev import aev_length
-from trainer.fitting.devices import find_device
+from trainer.fitting.devices import find_device, release_memory
 from trainer.fitting.loop import fit
 from trainer.fitting.scheduler import PackScheduler
 from trainer.reporting import EpochRecord, SilentReporter
@@ -184,7 +183,7 @@ class Bench:
     def forget_tasks(self) -> None:
         """Give back the memory that they take on the device."""
         self._tasks.clear()
-        free_device_memory()
+        release_memory(find_device("auto"))
 
 
 def describe_card(bench: Bench) -> Iterator[Figure]:

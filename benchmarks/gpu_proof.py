@@ -36,10 +36,10 @@ from benchmarks.gpu_parts import (
 )
 from benchmarks.gpu_report import TABLE, GPUReport, PartResult, Run, Status
 from benchmarks.gpu_sets import BackgroundSets
-from benchmarks.gpu_training import free_device_memory, pretended
+from benchmarks.gpu_training import pretended
 from benchmarks.machine import describe_machine
 from trainer.errors import DeviceError
-from trainer.fitting.devices import exhausted_memory, find_device
+from trainer.fitting.devices import exhausted_memory, find_device, release_memory
 
 #: Exit statuses besides 0, of a run in which each part was done.
 INCOMPLETE: Final = 1
@@ -171,7 +171,7 @@ class Runner:
             over = True
             self._record(found)
         if found.status != "ended the run":
-            free_device_memory()
+            release_memory(find_device("auto"))
         return found
 
     def _write(self, result: PartResult) -> None:

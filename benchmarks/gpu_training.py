@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, Tr
 from trainer.features import source
 from trainer.features.streaming import Streamed
 from trainer.fitting.device_epochs import DeviceEpochs
-from trainer.fitting.devices import find_device
+from trainer.fitting.devices import find_device, release_memory
 from trainer.fitting.pack import Pack
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
@@ -97,7 +96,7 @@ def matrix_products(precision: Precision) -> Iterator[None]:
 def capped_memory(gib: float | None) -> Iterator[None]:
     """Leave so much of the device's memory to this process; None: as if none were left for features."""
     device = find_device("cuda")
-    free_device_memory()
+    release_memory(device)
     if gib is None:
         share, source.GPU_SHARE = source.GPU_SHARE, 0.0  # type: ignore[misc]
         try:
@@ -111,9 +110,3 @@ def capped_memory(gib: float | None) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-
-
-def free_device_memory() -> None:
-    """Give back what nothing refers to."""
-    gc.collect()
-    torch.cuda.empty_cache()

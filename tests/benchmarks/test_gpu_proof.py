@@ -200,7 +200,8 @@ def test_results_are_whole_at_any_moment(tmp_path: Path, run: Run) -> None:
     for name in names:
         report.add(PartResult(name, "done", figures=figures))
     over.set()
-    reader.join()
+    reader.join(60)
+    assert not reader.is_alive()
     assert seen == sorted(seen)
     assert len(results(tmp_path)) == 20
     assert {path.name for path in tmp_path.iterdir()} == {RESULTS, TABLE}

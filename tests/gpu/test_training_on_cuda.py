@@ -209,7 +209,7 @@ def test_trainings_join_and_leave(task: Task, tmp_path: Path) -> None:
     scheduler, barrier = PackScheduler(), threading.Barrier(len(configs))
 
     def run(number: int) -> FitResult:
-        barrier.wait()
+        barrier.wait(60)
         return fit(task, configs[number], tmp_path / str(number), SilentReporter(), scheduler=scheduler)
 
     with ThreadPoolExecutor(len(configs)) as pool:

@@ -96,7 +96,7 @@ def test_a_worker_that_was_killed_leaves_nothing_behind(make: Make, tmp_path: Pa
         assert worker.stdout.readline() == b"announced\n"
         assert others(mine) == 1000  # it waited for the other one to have planned
         worker.send_signal(signal.SIGKILL)
-        worker.wait()
+        worker.wait(60)
         assert others(mine) == 0
         assert list(folder.glob("*/*.plan")) == []
 
@@ -111,7 +111,7 @@ def test_one_plans_after_the_other(make: Make) -> None:
                 time.sleep(0.05)
                 memory.announce(mine)
             slots.append(mine)
-            planned.wait()
+            planned.wait(60)
 
     planned = threading.Barrier(3)
     threads = [threading.Thread(target=plan) for _ in range(3)]

@@ -131,7 +131,7 @@ def test_sums_over_several_splits() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "tf32", "bfloat16"])
-def test_a_network_does_not_feel_its_companions(precision: Precision) -> None:
+def test_a_network_does_not_depend_on_the_others(precision: Precision) -> None:
     settings = [
         {"seed": k, **some} for k, some in enumerate((*SHAPES, {"hidden": (16,), "activation": "gelu"}))
     ]

@@ -58,7 +58,7 @@ def fit_together(task: Task, configs: list[TrainConfig], root: Path) -> list[Fit
         return list(pool.map(run, range(len(configs))))
 
 
-def test_companions_share_epochs_and_keep_what_is_their_own(task: Task, tmp_path: Path) -> None:
+def test_trainings_share_epochs_and_keep_what_is_their_own(task: Task, tmp_path: Path) -> None:
     configs = [
         dataclasses.replace(CONFIG, seed=n, epochs=epochs, hidden=hidden, dropout=0.1 * (n % 2))
         for n, (epochs, hidden) in enumerate([(4, (8,)), (7, (8, 4)), (9, (5,)), (6, (8, 4))])
@@ -88,7 +88,7 @@ def test_other_batches_are_not_waited_for(task: Task, tmp_path: Path) -> None:
         (tmp_path / "alone" / "checkpoint.safetensors").unlink()
 
 
-def test_one_that_fails_does_not_harm_its_companions(task: Task, tmp_path: Path) -> None:
+def test_one_that_fails_does_not_harm_the_others(task: Task, tmp_path: Path) -> None:
     scheduler = PackScheduler()
     spoilt, sound = Training(task, CONFIG, None), Training(task, CONFIG, None)
     with torch.no_grad():

@@ -34,7 +34,7 @@ class GraphedCall:
         self._device = device
         self._generators = generators
         self._called = False
-        self._ended = False  # whether the last capture was, as it should
+        self._ended = False  # whether the last capture came to its end
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:

@@ -91,9 +91,8 @@ class DeviceEpochs:
             if epoch is None or epoch.order != order:
                 epoch = self._prepare(order)
             # The steps of the last epoch are over: the host waits here for nothing but this number.
-            losses = self._step(usual=bool(epoch.usual)).epoch(epoch, len(self._any.train))
-            predicted = self._predictions.run(self._predict)
-            measured = torch.stack([losses, *self._any.validation.errors(predicted)], 1)
+            losses = self._step(usual=bool(epoch.usual)).epoch(epoch)
+            measured = torch.stack([losses, *self._errors()], 1)
             # While the device is at work.
             self._ahead = self._prepare(order + 1)
             # The only time in an epoch that the host waits for the device.
@@ -103,9 +102,11 @@ class DeviceEpochs:
     def evaluate(self) -> list[list[float]]:
         """For each training, the :meth:`~trainer.fitting.training.Subset.errors` of the validation subset."""
         with self._on_stream():
-            errors = self._any.validation.errors(self._predictions.run(self._predict))
-            values: list[list[float]] = torch.stack(errors, 1).tolist()
+            values: list[list[float]] = torch.stack(self._errors(), 1).tolist()
             return values
+
+    def _errors(self) -> tuple[Tensor, ...]:
+        return self._any.validation.errors(self._predictions.run(self._predict))
 
     def graphs(self) -> tuple[tuple[torch.cuda.CUDAGraph, int], ...]:
         """Of a step and of the prediction of a batch, with how often an epoch replays each of them."""
@@ -187,13 +188,13 @@ class _Step:
         self._shares = torch.empty((steps, len(self._averaged)), dtype=dtype, device=device)
         self.call = GraphedCall(self._step, device, self._networks.generators)
 
-    def epoch(self, epoch: _Epoch, part_size: int) -> Tensor:
+    def epoch(self, epoch: _Epoch) -> Tensor:
         """Go through the batches of an epoch: the mean losses, (K,) on the device."""
         self._begin(epoch)
         with closing(self._batches.feed(epoch.on_host, self._steps)) as fed:
             for _ in fed:
                 self.call()
-        return (self._losses * self._sizes).sum(0) / (2 * part_size)
+        return (self._losses * self._sizes).sum(0) / (2 * len(self._trainings[0].train))
 
     def _begin(self, epoch: _Epoch) -> None:
         features = self._trainings[0].train.device_features
