@@ -136,9 +136,28 @@ def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:
 TrainSettings = Annotated[dict[str, Any], _settings_schema(get_type_hints(TrainConfig, include_extras=True))]
 """Some of the settings of :class:`TrainConfig`."""
 
+
+def _architectures_type() -> Any:
+    """The type of ``hidden`` in a space: choices of the setting itself."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, Choices) and not (isinstance(value, Mapping) and "choices" in value):
+            raise ValueError(
+                "give choices of lists: {choices: [[128], [160, 128, 96]]}; one alone goes under training"
+            )
+        return value
+
+    of: Any = get_type_hints(TrainConfig, include_extras=True)["hidden"]
+    return Annotated[Choices[of], BeforeValidator(check)]
+
+
 Space = Annotated[
-    dict[str, Dimension], _settings_schema({name: _dimension_type(name) for name in default_dimensions()})
+    dict[str, Dimension],
+    _settings_schema(
+        {"hidden": _architectures_type()} | {name: _dimension_type(name) for name in default_dimensions()}
+    ),
 ]
+"""Where to look: ``hidden`` lists whole architectures, ``layers`` and ``width`` span all of some size."""
 
 
 def has_password(url: str) -> bool:
@@ -330,6 +349,10 @@ def _check_search(config: StudyConfig) -> None:
         raise ValueError(f"reference: {config.reference.name} is not a study of rows")
     if config.space is None or config.sampler is None or config.pruner is None:
         raise ValueError("give a space (with a sampler and a pruner), or rows")
+    if spanned := sorted({"layers", "width"} & set(config.space) if "hidden" in config.space else ()):
+        raise ValueError(
+            f"space.hidden and space.{spanned[0]} exclude each other: list whole architectures, or span them"
+        )
     for name in config.space:
         setting = "hidden" if name in ("layers", "width") else name
         if setting in config.training:
@@ -397,7 +420,8 @@ def study_from_values(
     if filled.get("rows") is None:
         training, space = filled.get("training") or {}, filled.get("space")
         if isinstance(training, Mapping) and (space in (None, "default") or isinstance(space, Mapping)):
-            taken = set(training) | ({"layers", "width"} if "hidden" in training else set())
+            taken = {*training, *(space if isinstance(space, Mapping) else ())}
+            taken |= {"layers", "width"} if "hidden" in taken else set()
             free = {name: "default" for name in default_dimensions() if name not in taken}
             filled["space"] = free | dict(space if isinstance(space, Mapping) else {})
         filled["sampler"] = filled.get("sampler") or {}

@@ -92,7 +92,8 @@ FORMS = (
 
 LAYERS = f"""\
 `layers` and `width` stand for `training.hidden`: the number of hidden layers, {MAX_LAYERS} at most, and their
-widths. Each layer has a width of its own."""
+widths. Each layer has a width of its own. To choose among whole architectures instead, list them:
+`hidden: {{choices: [[128], [256, 128], [160, 128, 96]]}}`."""
 
 OF_TRAIN = """\
 One training without a search. The file has these sections, with the same settings; any may be left out:
@@ -207,7 +208,9 @@ def _space_table() -> str:
     rows: list[tuple[str, ...]] = []
     for name, dimension in default_dimensions().items():
         values = dataclasses.asdict(dimension)
-        default = as_yaml({key: value for key, value in values.items() if value not in (None, False)})
+        default = as_yaml(
+            {key: value for key, value in values.items() if value is not None and value is not False}
+        )
         rows.append((f"`{name}`", f"`{default}`", *_of_space(name, fields)))
     return table(("setting", "where a study looks by default", "unit", "meaning"), rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from search.study import Row, StudyConfig
@@ -13,6 +14,16 @@ logger = logging.getLogger("anitune")
 
 WIDTH = "width_"
 """Begins the name of the parameter that is the width of a layer; layers count from 1."""
+
+
+def architecture(hidden: Sequence[int]) -> str:
+    """Widths of hidden layers as one parameter: Optuna chooses among texts, not among lists."""
+    return "-".join(map(str, hidden))
+
+
+def hidden_widths(architecture: str) -> tuple[int, ...]:
+    """The widths that :func:`architecture` joined."""
+    return tuple(map(int, architecture.split("-")))
 
 
 def flat_settings(config: TrainConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.propose.rows import WIDTH, row_params, row_settings
+from search.propose.rows import WIDTH, architecture, hidden_widths, row_params, row_settings
 from search.propose.seeds import training_seed
 from search.study import Choices, Dimension, Range, StudyConfig
 from trainer.config import TrainConfig, load_config
@@ -65,6 +65,8 @@ def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) ->
     chosen: dict[str, Any] = fixed | dict(params)
     if "layers" in chosen:
         chosen["hidden"] = tuple(chosen[f"{WIDTH}{layer}"] for layer in range(1, chosen["layers"] + 1))
+    elif "hidden" in chosen:
+        chosen["hidden"] = hidden_widths(chosen["hidden"])
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in chosen.items() if name in settings}
     return load_config(TrainConfig, seed | config.training | chosen, config.name)
@@ -86,13 +88,17 @@ def extreme_configs(config: StudyConfig) -> list[TrainConfig]:
     """
     if config.rows is not None:
         return example_configs(config, len(config.rows))
-    ends = {
-        name: (min(d.choices), max(d.choices)) if isinstance(d, Choices) else (d.low, d.high)
-        for name, d in _searched(config).items()
-    }
+    ends = {name: _ends(name, dimension) for name, dimension in _searched(config).items()}
     largest = {name: high for name, (_, high) in ends.items()}
     batches = [{"batch_size": size} for size in ends.get("batch_size", ())] or [{}]
     return [train_config(config, largest | batch, 0) for batch in batches]
+
+
+def _ends(name: str, dimension: Range[Any] | Choices[Any]) -> tuple[Any, Any]:
+    if isinstance(dimension, Range):
+        return dimension.low, dimension.high
+    neurons = (lambda choice: sum(hidden_widths(choice))) if name == "hidden" else None
+    return min(dimension.choices, key=neurons), max(dimension.choices, key=neurons)
 
 
 def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
@@ -124,6 +130,8 @@ def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
     """The space, with a width for each layer of the deepest network."""
     assert config.space is not None
     space = dict(config.space)
+    if isinstance(architectures := space.get("hidden"), Choices):
+        space["hidden"] = Choices(tuple(map(architecture, architectures.choices)))
     if "layers" not in space:
         return space
     layers, width = space["layers"], space.pop("width")

@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from search.propose.rows import WIDTH, flat_settings
+from search.propose.rows import WIDTH, architecture, flat_settings
 from search.propose.space import distributions, extreme_configs
 from search.study import StudyConfig
 from storage.studies import Study
@@ -44,6 +44,8 @@ def wished_params(
     if "hidden" in values:
         named |= {name for name in flat if name == "layers" or name.startswith(WIDTH)}
     space, fixed = distributions(config), flat_settings(extreme_configs(config)[0])
+    if "hidden" in values and "hidden" in space:
+        flat, named = flat | {"hidden": architecture(values["hidden"])}, {*values}
     params = {}
     for name, value in flat.items():
         if name not in named:

@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 
 from search.propose.rows import scale_batches
-from search.propose.space import distributions, grid_points, train_config, used_params
+from search.propose.space import distributions, extreme_configs, grid_points, train_config, used_params
 from search.study import StudyConfig, study_from_values
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -95,3 +96,40 @@ def test_batches_of_rows_keep_the_steps_an_epoch() -> None:
 def test_batches_stay_where_the_data_is_what_the_rows_were_meant_for() -> None:
     config = study(rows=ROWS)
     assert scale_batches(config, 4_000) == config
+
+
+ARCHITECTURES = {"choices": [[160, 128, 96], [256], [32, 16]]}
+
+
+def test_whole_architectures_can_be_listed() -> None:
+    config = study(space=FIXED | {"hidden": ARCHITECTURES, "activation": "celu"})
+    assert distributions(config) == {"hidden": CategoricalDistribution(("160-128-96", "256", "32-16"))}
+    assert [train_config(config, point, 0).hidden for point in sorted_points(config)] == [
+        (160, 128, 96),
+        (256,),
+        (32, 16),
+    ]
+    (largest,) = extreme_configs(config)
+    assert largest.hidden == (160, 128, 96)
+
+
+def sorted_points(config: StudyConfig) -> list[dict[str, Any]]:
+    return sorted(grid_points(config), key=lambda point: str(point["hidden"]))
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"hidden": ARCHITECTURES, "layers": 2}, "space.hidden and space.layers exclude each other"),
+        (
+            {"hidden": {"choices": [[0]]}},
+            "space.hidden.choices.0.0: input should be greater than or equal to 1",
+        ),
+        ({"hidden": [[32], [16]]}, "space.hidden: give choices of lists: {choices: [[128], [160, 128, 96]]}"),
+        ({"hidden": {"choices": [[8], [8]]}}, "space.hidden: a choice is there twice"),
+    ],
+)
+def test_architectures_that_cannot_be_searched_are_refused(space: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        study(space=space)
+    assert said in str(raised.value)

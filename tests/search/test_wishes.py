@@ -88,3 +88,10 @@ def test_rows_and_grids_take_no_wishes() -> None:
     for config, what in ((grid, "points of a grid"), (rows, "rows")):
         with pytest.raises(ConfigError, match=what):
             wished_params(config, {"activation": "silu"}, "test")
+
+
+def test_a_listed_architecture_can_be_wished_for() -> None:
+    config = study_config(space={"hidden": {"choices": [[64, 32], [128]]}})
+    assert wished_params(config, {"hidden": [64, 32]}, "test") == {"hidden": "64-32"}
+    with pytest.raises(ConfigError, match=r"hidden: the study searches 64-32, 128 \(got '16'\)"):
+        wished_params(config, {"hidden": [16]}, "test")
