@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart gpu-proof bench-scale reference secrets lock clean
+	bench-quickstart gpu-proof bench-scale search-table reference secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -79,6 +79,9 @@ bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside 
 	for topic in scale-random scale-tpe ask-latency; do \
 		$(BIN)/python -m benchmarks --topics $$topic --json build/benchmarks-$$topic.json $(BENCH_ARGS) || exit 1; \
 	done
+
+search-table: install-dev ## train the table that searches are judged by: hours, and goes on where it stopped
+	nice -n 19 $(BIN)/python -m benchmarks.search_table $(SEARCH_TABLE_ARGS)
 
 reference: install-dev ## make docs/commands.md and docs/study-file.md anew
 	$(BIN)/python -m tools.reference

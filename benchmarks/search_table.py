@@ -1,0 +1,315 @@
+"""Makes the table of real trainings that a search is judged by: ``make search-table``.
+
+Each configuration of a grid is trained in full on the shipped sample, as a row of a study of rows: no
+sampler, no pruner. It takes hours, and goes on where it stopped: finished trials are in the records of a home
+folder, and those that the committed table holds are not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.tracker_time import home_settings
+from storage.database import open_database
+from storage.errors import StudyNotFoundError
+from storage.studies import open_study
+from storage.trials.views import TrialRow, metric_curves, trial_rows
+
+TABLE: Final = Path(__file__).parent / "search_table.parquet"
+EPOCHS: Final = 81
+"""3 to the power of 4: the rungs of a reduction factor of 3 are 1, 3, 9 and 27 epochs."""
+
+GRID: Final[dict[str, tuple[Any, ...]]] = {
+    "hidden": ((128,), (256,), (128, 128), (256, 128), (224, 256), (160, 128, 96)),
+    "activation": ("relu", "celu", "gelu"),
+    "learning_rate": (5e-4, 1.5e-3, 4e-3, 1e-2),
+    "batch_size": (24, 64, 256),
+    "weight_decay": (1e-7, 1e-4),
+}
+STUDY: Final[dict[str, Any]] = {
+    "data": {"files": ["sample"]},
+    "split": {"by": "structure", "fractions": [0.8, 0.1, 0.1], "seed": 7},
+    "training": {
+        "epochs": EPOCHS,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "ema_decay": 0.99,
+        "dropout": 0.0,
+        "precision": "float32",
+        "device": "cpu",
+        "threads": 1,
+    },
+    "seed": 0,
+}
+"""What all trainings share: the quickstart's data, split and settings."""
+
+SEEDS: Final = (0, 1, 2)
+FURTHER_SEEDS_BEST: Final = 40
+FURTHER_SEEDS_SHARE: Final = 0.2
+SCHEDULES: Final = (("constant", EPOCHS), ("cosine", 27), ("cosine", 9), ("cosine", 3))
+"""Trainings of some configurations by which the schedules are compared: schedule and epochs."""
+SCHEDULES_CELLS: Final = 40
+TIMED_EPOCHS: Final = 5
+
+STAGES: Final = (*(f"search-table-{seed}" for seed in SEEDS), "search-table-schedules")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Settings of a training, as far as they differ between the rows of the table."""
+
+    hidden: tuple[int, ...]
+    activation: str
+    learning_rate: float
+    batch_size: int
+    weight_decay: float
+    seed: int = 0
+    schedule: str = "cosine"
+    epochs: int = EPOCHS
+
+    @property
+    def label(self) -> str:
+        """What the row of the study is called; no two are alike in one stage."""
+        shape = "-".join(map(str, self.hidden))
+        rates = f"{self.learning_rate:g} b{self.batch_size} w{self.weight_decay:g}"
+        course = "" if self.schedule == "cosine" else f" {self.schedule[0]}"
+        end = "" if self.epochs == EPOCHS else f" e{self.epochs}"
+        return f"{shape} {self.activation} {rates} s{self.seed}{course}{end}"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings of the row that are not those of the study."""
+        values = dataclasses.asdict(self) | {"hidden": list(self.hidden)}
+        return {key: value for key, value in values.items() if STUDY["training"].get(key) != value}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row of the table.
+
+    Attributes
+    ----------
+    val_mae
+        Validation MAE of each epoch, kcal/mol.
+    parameters
+        Weights and biases of all networks.
+    seconds
+        Median of an epoch on a quiet machine, s: one figure for each architecture, activation and batch size.
+        None until it was measured.
+    failure
+        Why the training failed; then ``val_mae`` has the epochs before.
+    """
+
+    cell: Cell
+    val_mae: tuple[float, ...]
+    parameters: int | None
+    seconds: float | None = None
+    failure: str | None = None
+
+
+def grid() -> list[Cell]:
+    """All configurations in a random order: a table that is not complete yet is a random sample."""
+    cells = [Cell(*values) for values in itertools.product(*GRID.values())]
+    random.Random(0).shuffle(cells)
+    return cells
+
+
+def read_table(path: Path = TABLE) -> list[Training]:
+    """The trainings of a table; none where there is no file."""
+    if not path.exists():
+        return []
+    fields = [field.name for field in dataclasses.fields(Cell)]
+    return [
+        Training(
+            Cell(**{name: row[name] for name in fields} | {"hidden": tuple(row["hidden"])}),
+            tuple(row["val_mae"]),
+            row["parameters"],
+            row["seconds"],
+            row["failure"],
+        )
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+SCHEMA: Final = pa.schema(
+    [
+        ("hidden", pa.list_(pa.int32())),
+        ("activation", pa.string()),
+        ("learning_rate", pa.float64()),
+        ("batch_size", pa.int32()),
+        ("weight_decay", pa.float64()),
+        ("seed", pa.int32()),
+        ("schedule", pa.string()),
+        ("epochs", pa.int32()),
+        ("parameters", pa.int32()),
+        ("seconds", pa.float32()),
+        ("failure", pa.string()),
+        ("val_mae", pa.list_(pa.float32())),
+    ]
+)
+
+
+def write_table(trainings: Iterable[Training], path: Path) -> None:
+    """Write the trainings as Parquet, in the order of their settings, with what they share."""
+    rows = [
+        dataclasses.asdict(each.cell)
+        | {"parameters": each.parameters, "seconds": each.seconds, "failure": each.failure}
+        | {"val_mae": list(each.val_mae)}
+        for each in sorted(trainings, key=lambda each: dataclasses.astuple(each.cell))
+    ]
+    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"study": json.dumps(STUDY)}))
+    new = path.with_suffix(".new")
+    pq.write_table(table, new, compression="zstd", compression_level=19)
+    new.replace(path)
+
+
+def repeated(first: Sequence[Training]) -> list[Cell]:
+    """The configurations that get further seeds: a random share, and the best ones with the first seed."""
+    cells = grid()
+    share = set(random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells))))
+    best = sorted((each for each in first if each.failure is None), key=lambda each: min(each.val_mae))
+    share |= {each.cell for each in best[:FURTHER_SEEDS_BEST]}
+    return [cell for cell in cells if cell in share]
+
+
+def other_schedules() -> list[Cell]:
+    """The trainings by which the schedules are compared."""
+    cells = random.Random(2).sample(grid(), SCHEDULES_CELLS)
+    return [
+        dataclasses.replace(cell, schedule=schedule, epochs=epochs)
+        for schedule, epochs in SCHEDULES
+        for cell in cells
+    ]
+
+
+def timed() -> list[Cell]:
+    """A short training of each architecture, activation and batch size."""
+    cells = itertools.product(GRID["hidden"], GRID["activation"], GRID["batch_size"])
+    return [Cell(hidden, name, 1e-3, size, 1e-7, epochs=TIMED_EPOCHS) for hidden, name, size in cells]
+
+
+Shape = tuple[tuple[int, ...], str, int]
+
+
+def shape_of(cell: Cell) -> Shape:
+    """What the time of an epoch depends on: widths, activation, batch size."""
+    return cell.hidden, cell.activation, cell.batch_size
+
+
+def make_table(home: Path, path: Path, pack: str) -> None:
+    """Train what the table lacks, and write it again after each stage."""
+    rows = {each.cell: each for each in read_table(path)}
+
+    def train(name: str, cells: Iterable[Cell]) -> None:
+        if missing := [cell for cell in cells if cell not in rows]:
+            run_study(study_file(home, name, missing), home, pack)
+        collect(home, name, rows, path)
+
+    train("search-table-0", grid())
+    first = [rows[cell] for cell in grid()]
+    for seed in SEEDS[1:]:
+        train(f"search-table-{seed}", (dataclasses.replace(cell, seed=seed) for cell in repeated(first)))
+    train("search-table-schedules", other_schedules())
+
+
+def collect(home: Path, name: str, rows: dict[Cell, Training], path: Path) -> None:
+    """Add what a study has trained to the rows, and write the table."""
+    seconds = {shape_of(each.cell): each.seconds for each in rows.values()}
+    for cell, trial, curve in _recorded(home, name, "val/mae_kcalmol"):
+        parameters = trial.summary.get("parameters")
+        rows[cell] = Training(
+            cell,
+            tuple(curve),
+            None if parameters is None else int(parameters),
+            seconds.get(shape_of(cell)),
+            trial.reason if trial.state == "failed" else None,
+        )
+    write_table(rows.values(), path)
+
+
+def measure_seconds(home: Path, path: Path) -> None:
+    """Time an epoch of each shape, one after the other: for a machine that does nothing else."""
+    run_study(study_file(home, "search-table-seconds", timed()), home, pack="1")
+    seconds = {
+        shape_of(cell): statistics.median(curve[1:])  # the first one has the features to load
+        for cell, _, curve in _recorded(home, "search-table-seconds", "train/epoch_seconds")
+    }
+    rows = read_table(path)
+    write_table((dataclasses.replace(each, seconds=seconds[shape_of(each.cell)]) for each in rows), path)
+
+
+def study_file(home: Path, name: str, cells: Sequence[Cell]) -> Path:
+    """The file of a study that trains these cells, made if there is none."""
+    file = home / f"{name}.yaml"
+    if not file.exists():  # a study that has begun keeps its rows
+        listed = [{"label": cell.label, "training": cell.training} for cell in cells]
+        home.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump({"name": name, **STUDY, "rows": listed}, sort_keys=False))
+    return file
+
+
+def run_study(file: Path, home: Path, pack: str) -> None:
+    """Train what the study has left; ``pack`` trainings at once."""
+    command = [sys.executable, "-m", "search.cli.main", "study", "run", "--pack", pack, str(file)]
+    subprocess.run(command, env={**os.environ, **home_settings(home).environment()}, check=True)
+
+
+def _recorded(home: Path, name: str, metric: str) -> Iterator[tuple[Cell, TrialRow, list[float]]]:
+    """The trials of a study of rows that have ended, with a metric of each epoch."""
+    with open_database(home_settings(home)) as database:
+        try:
+            study = open_study(database, name)
+        except StudyNotFoundError:
+            return
+        ended = [trial for trial in trial_rows(database, study) if trial.state in ("complete", "failed")]
+        curves = metric_curves(database, study, metric, [trial.number for trial in ended])
+    for trial in ended:
+        assert trial.config is not None
+        values = {field.name: trial.config[field.name] for field in dataclasses.fields(Cell)}
+        cell = Cell(**values | {"hidden": tuple(values["hidden"])})
+        yield cell, trial, [value for _, value in curves.get(trial.number, ())]
+
+
+def main() -> None:
+    """Make the table, or what of it there is so far."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--home", type=Path, default=Path("build/search-table"), help="folder of the trainings"
+    )
+    parser.add_argument("--table", type=Path, default=TABLE, help="the file that is made, or added to")
+    parser.add_argument("--pack", default="auto", help="trainings at once")
+    parser.add_argument(
+        "--collect", action="store_true", help="only add what the home folder has; train nothing"
+    )
+    parser.add_argument("--seconds", action="store_true", help="only time epochs, on a quiet machine")
+    arguments = parser.parse_args()
+    home = arguments.home.absolute()
+    if arguments.collect:
+        rows = {each.cell: each for each in read_table(arguments.table)}
+        for name in STAGES:
+            collect(home, name, rows, arguments.table)
+    elif arguments.seconds:
+        measure_seconds(home, arguments.table)
+    else:
+        make_table(home, arguments.table, arguments.pack)
+    print(f"{arguments.table}: {len(read_table(arguments.table))} trainings")
+
+
+if __name__ == "__main__":
+    main()
