@@ -87,10 +87,10 @@ class Cell:
     def label(self) -> str:
         """What the row of the study is called; no two are alike in one stage."""
         shape = "-".join(map(str, self.hidden))
-        rates = f"{self.learning_rate:g} b{self.batch_size} w{self.weight_decay:g}"
-        course = "" if self.schedule == "cosine" else f" {self.schedule[0]}"
-        end = "" if self.epochs == EPOCHS else f" e{self.epochs}"
-        return f"{shape} {self.activation} {rates} s{self.seed}{course}{end}"
+        rates = f"{self.learning_rate:g} b{self.batch_size} w{self.weight_decay:.0e}"
+        schedule = "" if self.schedule == "cosine" else self.schedule[0]
+        epochs = "" if self.epochs == EPOCHS else f"e{self.epochs}"
+        return f"{shape} {self.activation} {rates} s{self.seed}{schedule}{epochs}"
 
     @property
     def training(self) -> dict[str, Any]:
