@@ -1,0 +1,307 @@
+"""Replays searches on the table of real trainings: no training, a virtual clock, as many workers as wanted.
+
+A search of ours is made by the product's own worker, storage, sampler and pruner; only the training is
+replaced, by a row of the table and a sleep on the virtual clock. Plain Optuna does what its tutorials do, on
+the same clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from benchmarks.search_table import EPOCHS, STUDY, Cell, Training
+from benchmarks.tracker_time import home_settings
+from search.study import StudyConfig, study_from_values
+from search.work.stopping import StopRequest
+from search.work.worker import TrialNews, Worker
+from storage.database import open_database
+from storage.studies import Budget, StudyProgress, create_study
+from trainer.config import TrainConfig, dump_config
+from trainer.fitting.loop import Outcome
+from trainer.reporting import EpochRecord, Reporter
+from trainer.run import TrainingResult
+from trainer.task import Task
+
+
+class VirtualClock:
+    """Time that passes only while all threads sleep: one runs at a time, the one that is due first."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Event]] = []
+        self._errors: list[BaseException] = []
+
+    def run(self, actions: Sequence[Callable[[], object]]) -> None:
+        """Run each action in a thread of its own, until all have ended.
+
+        Raises
+        ------
+        BaseException
+            the first that an action raised; the others have ended by then.
+        """
+        threads = []
+        for action in actions:
+            woken = self._enter(0.0)
+            threads.append(Thread(target=self._run, args=(action, woken)))
+            threads[-1].start()
+        self._wake_next()
+        for thread in threads:
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def sleep(self, seconds: float) -> None:
+        """Let the others run until so much time has passed."""
+        woken = self._enter(seconds)
+        self._wake_next()
+        woken.wait()
+
+    def _enter(self, seconds: float) -> Event:
+        woken = Event()
+        heapq.heappush(self._due, (self.now + seconds, next(self._order), woken))
+        return woken
+
+    def _wake_next(self) -> None:
+        if self._due:
+            self.now, _, woken = heapq.heappop(self._due)
+            woken.set()
+
+    def _run(self, action: Callable[[], object], woken: Event) -> None:
+        woken.wait()
+        try:
+            action()
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            self._wake_next()
+
+
+class Trainings:
+    """The rows of the table, by configuration and seed.
+
+    A training's seed chooses among the rows that its configuration has: the noise between seeds is part of a
+    search.
+    """
+
+    def __init__(self, rows: Sequence[Training]) -> None:
+        self._rows: dict[tuple[Any, ...], list[Training]] = {}
+        for row in sorted(rows, key=lambda row: row.cell.seed):
+            if (row.cell.schedule, row.cell.epochs) == ("cosine", EPOCHS):
+                self._rows.setdefault(_settings(row.cell), []).append(row)
+
+    def find(self, settings: Any, seed: int) -> Training:
+        """The training of a configuration: anything with the attributes of a cell."""
+        rows = self._rows[_settings(settings)]
+        return rows[seed % len(rows)]
+
+    def error(self, settings: Any) -> float:
+        """Least validation MAE of a full training, kcal/mol, as the mean over the seeds that there are."""
+        rows = self._rows[_settings(settings)]
+        return sum(min(row.val_mae) for row in rows) / len(rows)
+
+    @property
+    def choices(self) -> dict[str, list[Any]]:
+        """The values of each setting."""
+        return {name: sorted({values[i] for values in self._rows}) for i, name in enumerate(SEARCHED)}
+
+    def ranked(self) -> list[tuple[float, tuple[Any, ...]]]:
+        """Error and settings of each configuration, the best first."""
+        return sorted((self.error(Cell(*settings)), settings) for settings in self._rows)
+
+    @property
+    def epochs(self) -> int:
+        """What training every configuration once would cost."""
+        return EPOCHS * len(self._rows)
+
+
+SEARCHED = ("hidden", "activation", "learning_rate", "batch_size", "weight_decay")
+
+
+def _settings(of: Any) -> tuple[Any, ...]:
+    return tuple(getattr(of, name) for name in SEARCHED)
+
+
+@dataclass
+class Course:
+    """What a search knew after how much training.
+
+    Attributes
+    ----------
+    points
+        After each report of a trial: epochs of all trials together, virtual time (s), and the error of the
+        configuration that a person would take then, after a full training, kcal/mol.
+    """
+
+    trainings: Trainings
+    points: list[tuple[int, float, float]] = field(default_factory=list)
+    epochs: int = 0
+    _best: dict[Any, tuple[int, float]] = field(default_factory=dict)
+
+    def report(
+        self, settings: Any, trial: int, epochs: int, best: float, new_epochs: int, now: float
+    ) -> None:
+        """A trial has come to so many epochs with this best validation MAE."""
+        self.epochs += new_epochs
+        self._best[trial, _settings(settings)] = (-epochs, best)
+        # The one that was trained longest, and of those the best: others cannot be compared with it.
+        (_, taken), _ = min(self._best.items(), key=lambda item: item[1])
+        self.points.append((self.epochs, now, self.trainings.error(Cell(*taken))))
+
+
+def replay_ours(
+    trainings: Trainings, task: Task, changes: Mapping[str, Any], seed: int, epochs: int, workers: int
+) -> Course:
+    """A study of ours until it has spent its epochs.
+
+    Parameters
+    ----------
+    changes
+        Sections of the study file, over those of the table.
+    epochs
+        Limit of the study: trials that have begun are finished.
+    """
+    config = _study(trainings, changes, seed, epochs)
+    clock, course = VirtualClock(), Course(trainings)
+    with tempfile.TemporaryDirectory() as home, open_database(home_settings(Path(home))) as database:
+        study = create_study(database, config.name, dump_config(config), Budget(epochs=epochs))
+        clock.run(
+            [
+                _Replaying(
+                    database,
+                    study,
+                    config,
+                    task,
+                    _Silent(),
+                    _VirtualStop(clock),
+                    start_relay=lambda study: None,
+                    name=f"virtual-{n}",
+                ).replaying(clock, course)
+                for n in range(workers)
+            ]
+        )
+    return course
+
+
+def replay_optuna(
+    trainings: Trainings, sampler: BaseSampler, pruner: BasePruner | None, epochs: int, workers: int
+) -> Course:
+    """Plain Optuna, as its tutorials use it, until it has spent its epochs.
+
+    Parameters
+    ----------
+    pruner
+        Is told the validation MAE of every epoch; None: Optuna is told the result alone.
+    """
+    clock, course = VirtualClock(), Course(trainings)
+    study = optuna.create_study(sampler=sampler, pruner=pruner or NopPruner())
+
+    def work() -> None:
+        while course.epochs < epochs:
+            trial = study.ask()
+            chosen = {
+                name: values[trial.suggest_categorical(name, list(range(len(values))))]
+                for name, values in trainings.choices.items()
+            }
+            row = trainings.find(cell := Cell(**chosen), trial.number)
+            for epoch, mae in enumerate(row.val_mae, start=1):
+                clock.sleep(row.seconds or 1.0)
+                best = min(row.val_mae[:epoch])
+                course.report(cell, trial.number, epoch, best, 1, clock.now)
+                if pruner is not None:
+                    trial.report(mae, epoch)
+                    if trial.should_prune():
+                        study.tell(trial, state=TrialState.PRUNED)
+                        break
+            else:
+                study.tell(trial, min(row.val_mae))
+
+    clock.run([work] * workers)
+    return course
+
+
+def _study(trainings: Trainings, changes: Mapping[str, Any], seed: int, epochs: int) -> StudyConfig:
+    space = {name: {"choices": values} for name, values in trainings.choices.items()}
+    values = {"name": "replay", **STUDY, "space": space | {"dropout": 0.0}, "seed": seed, **changes}
+    values["training"] = {k: v for k, v in STUDY["training"].items() if k != "dropout"}
+    return study_from_values(values | {"limits": {"epochs": epochs}}, "replay")
+
+
+class _VirtualStop(StopRequest):
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def wait(self, seconds: float) -> None:
+        self._clock.sleep(seconds)
+
+
+class _Replaying(Worker):
+    """A worker whose trainings are rows of the table."""
+
+    def replaying(self, clock: VirtualClock, course: Course) -> Callable[[], object]:
+        """What works on the study on this clock."""
+        self._replay = partial(_replay, clock, course)
+        return self.work
+
+    def _work_in_slot(self) -> None:
+        self._train_claims(self._replay)
+
+
+class _Silent:
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
+        pass
+
+    def epoch(self, number: int, done: int) -> None:
+        pass
+
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+        pass
+
+
+def _replay(
+    clock: VirtualClock,
+    course: Course,
+    config: TrainConfig,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    rungs: Sequence[int],
+    **_: Any,
+) -> TrainingResult:
+    """As :func:`trainer.run.run_training`, by the table."""
+    row = course.trainings.find(config, config.seed)
+    trial = int(folder.parent.name)
+    records: list[EpochRecord] = []
+    pruned = False
+    for rung in (*rungs, EPOCHS):
+        new = row.val_mae[len(records) : rung]
+        clock.sleep(len(new) * (row.seconds or 1.0))
+        records += [_record(n, mae, clock.now) for n, mae in enumerate(new, len(records) + 1)]
+        best = min(row.val_mae[:rung])
+        course.report(config, trial, len(records), best, len(new), clock.now)
+        told = tuple(records[-len(new) :])
+        if rung == EPOCHS:
+            reporter.records(told)
+        elif pruned := reporter.rung(rung, best, told):
+            break
+    best_epoch = min(range(len(records)), key=lambda n: records[n].val_mae) + 1
+    outcome: Outcome = "pruned" if pruned else "finished"
+    return TrainingResult(outcome, best, best_epoch, len(records), {}, tuple(records), ())
+
+
+def _record(epoch: int, mae: float, now: float) -> EpochRecord:
+    return EpochRecord(epoch, epoch, mae, mae, mae, mae, mae, 1e-3, 1.0, now)

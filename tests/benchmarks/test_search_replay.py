@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+
+from benchmarks.search_replay import Course, Trainings, VirtualClock, replay_optuna, replay_ours
+from benchmarks.search_table import EPOCHS, Cell, Training
+from search.propose import pruners
+from trainer.task import Task
+
+
+def error(cell: Cell) -> float:
+    """What a cell ends with, kcal/mol: 0.4 for the best."""
+    return (
+        0.4
+        + 0.2 * abs(math.log10(cell.learning_rate) + 3)
+        + (cell.activation == "relu") / (1 + sum(cell.hidden))
+    )
+
+
+def cells() -> list[Cell]:
+    values = itertools.product([(8,), (16,), (16, 8)], ["relu", "celu"], [1e-4, 1e-3, 1e-2], [32], [0.0])
+    return [Cell(*each) for each in values]
+
+
+@pytest.fixture
+def trainings() -> Trainings:
+    return Trainings(
+        [
+            Training(
+                cell,
+                tuple(error(cell) * (1 + 9 / epoch) - 9 / EPOCHS for epoch in range(1, EPOCHS + 1)),
+                1,
+                seconds=2.0,
+            )
+            for cell in cells()
+        ]
+    )
+
+
+def points(course: Course) -> list[Any]:
+    assert course.points
+    return course.points
+
+
+def test_the_clock_lets_the_one_run_that_is_due_first() -> None:
+    clock, seen = VirtualClock(), []
+
+    def action(name: str, seconds: list[float]) -> None:
+        for each in seconds:
+            clock.sleep(each)
+            seen.append((clock.now, name))
+
+    clock.run([lambda: action("a", [3, 1]), lambda: action("b", [1, 1, 2])])
+    assert seen == [(1, "b"), (2, "b"), (3, "a"), (4, "b"), (4, "a")], "at the same time: who slept first"
+
+
+def test_the_clock_passes_on_what_an_action_raised() -> None:
+    clock, seen = VirtualClock(), []
+
+    def fail() -> None:
+        clock.sleep(1)
+        raise ValueError("no")
+
+    def go_on() -> None:
+        clock.sleep(2)
+        seen.append(clock.now)
+
+    with pytest.raises(ValueError, match="no"):
+        clock.run([fail, go_on])
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_replay_repeats_bit_for_bit_by_its_seed(trainings: Trainings, task: Task, workers: int) -> None:
+    pruner = {"pruner": {"kind": "asha", "min_epochs": 3}}
+    first, again, other = (
+        points(replay_ours(trainings, task, pruner, seed, 300, workers)) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+    epochs, seconds, _ = first[-1]
+    assert 300 <= epochs < 300 + workers * EPOCHS
+    assert epochs * 2.0 / workers <= seconds <= epochs * 2.0, "an epoch takes 2 s"
+
+
+def test_another_rule_of_pruning_changes_the_figures(
+    trainings: Trainings, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruner = {"pruner": {"kind": "asha", "min_epochs": 3}}
+    before = points(replay_ours(trainings, task, pruner, 0, 300, 2))
+    asha = pruners.PRUNERS["asha"]
+
+    def reversed_rule(config: Any, settings: Any) -> Any:
+        pruner = asha(config, settings)
+        prune = pruner.prune
+        pruner.prune = lambda study, trial: not prune(study, trial)  # type: ignore[method-assign]
+        return pruner
+
+    monkeypatch.setitem(pruners.PRUNERS, "asha", reversed_rule)
+    assert points(replay_ours(trainings, task, pruner, 0, 300, 2)) != before
+
+
+def test_plain_optuna_spends_the_same_epochs_on_the_same_clock(trainings: Trainings) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for pruner in (None, optuna.pruners.MedianPruner()):
+        first, again = (
+            points(replay_optuna(trainings, RandomSampler(seed=3), pruner, 300, 2)) for _ in range(2)
+        )
+        assert first == again
+        epochs, seconds, taken = first[-1]
+        assert 300 <= epochs < 300 + 2 * EPOCHS
+        assert epochs <= seconds <= epochs * 2.0
+        assert taken >= trainings.ranked()[0][0]
+
+
+def test_a_person_takes_what_was_trained_longest(trainings: Trainings) -> None:
+    course = Course(trainings)
+    good, bad, unknown = cells()[7], cells()[0], cells()[1]
+    course.report(bad, 0, EPOCHS, error(bad), EPOCHS, 1.0)
+    course.report(good, 1, EPOCHS, error(good), EPOCHS, 2.0)
+    course.report(unknown, 2, 3, 0.1, 3, 3.0)  # good so far, which says little
+    assert [point[0] for point in course.points] == [EPOCHS, 2 * EPOCHS, 2 * EPOCHS + 3]
+    assert [point[2] for point in course.points] == [
+        trainings.error(cell) for cell in (bad, *[min((bad, good), key=error)] * 2)
+    ]
