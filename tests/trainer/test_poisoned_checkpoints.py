@@ -96,7 +96,7 @@ def without(name: str) -> Forge:
         (without("optimizer/exp_avg_sq"), "optimizer/exp_avg_sq is missing"),
         (
             lambda c: replace(c, tensors={**c.tensors, "optimizer/hook": torch.zeros(1)}),
-            "optimizer/hook is none of its parts",
+            "'optimizer/hook' is none of its parts",
         ),
         (lambda c: replace(c, history=()), "it has 0 epochs of 3"),
         (
