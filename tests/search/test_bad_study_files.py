@@ -104,7 +104,7 @@ FAULTS = {
     "tab": (HEAD + "\tseed: 1\n", "study.yaml, line 3: "),
     "python object": (
         HEAD + "seed: !!python/object/apply:os.system [ls]\n",
-        "study.yaml, line 3: could not determine",
+        "study.yaml, line 3: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is none",
     ),
     "key of several words": (HEAD + "? [a, b]\n: 3\n", "study.yaml, line 3: a key must be a single word"),
     "alias of itself": (
