@@ -66,10 +66,11 @@ the `limits` unless it has `rows`. All else has a default. A key that is not kno
 is refused with one line that names the file, the key and its line.
 [examples/quickstart.yaml](../examples/quickstart.yaml) is a commented start.
 
-Plain words mean what YAML 1.2 says: `true` and `false` are the only words for these (`yes` and `on` are text),
-`010` is ten, and `1:30` is no number. A text that looks like a number is put in quotes. Paths start from the
-folder of the file; `~` and `$VARIABLES` mean what they do in a shell. A study that has begun keeps its settings:
-its file may change only in what is marked *may change later*. For anything else, give the study another name.
+Plain words mean what YAML 1.2 says: `true` and `false` alone stand for these (`yes` and `on` are text), `010`
+is ten, and `1:30` is no number. A text that looks like a number is put in quotes. Paths start from the folder
+of the file; `~` and `$VARIABLES` mean what they do in a shell. A study that has begun keeps its settings: its
+file may change only in what is marked *may change later*. For anything else, give the study another
+name.
 
 ## All sections"""
 
