@@ -111,12 +111,12 @@ def _dimension_type(name: str) -> Any:
 
 
 def _no_list(value: object) -> object:
-    if isinstance(value, list | tuple):
-        choices = ", ".join(map(str, value))
-        raise PydanticCustomError(
-            "form", "a list alone is no search: write {form}", {"form": f"{{choices: [{choices:.80}]}}"}
-        )
-    return value
+    if not isinstance(value, list | tuple):
+        return value
+    form = f"{{choices: [{', '.join(map(str, value)):.80}]}}"
+    if len(value) == 2 and all(isinstance(each, int | float) for each in value):
+        form += f", or {{low: {value[0]}, high: {value[1]}}} for all between"
+    raise PydanticCustomError("form", "a list alone is no search: write {form}", {"form": form})
 
 
 def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:

@@ -65,7 +65,9 @@ def read_document(path: Path) -> Document:
     except _Fault as fault:
         raise StudyFileError(f"{path}{fault.place}: {fault}") from None
     if not isinstance(values, dict):
-        raise StudyFileError(f"{path}: holds no settings; write them as key: value, a line each")
+        raise StudyFileError(
+            f"{path}: holds no settings; write them as key: value, a line each, with a blank after the colon"
+        )
     return Document(path, values, lines)
 
 
@@ -113,8 +115,20 @@ def _read(text: str) -> tuple[Any, dict[KeyPath, int]]:
     return (reader.value(root, ()) if root is not None else None), reader.lines
 
 
+#: What is wrong most often, where PyYAML says how it noticed.
+_CLEARER: Final = {
+    "mapping values are not allowed here": (
+        "here is no place for a colon: keys of one mapping begin in one column, and a text with a colon and a"
+        " blank is put in quotes"
+    ),
+    "found character '\\t' that cannot start any token": "a tab: indent with blanks",
+}
+
+
 def _said(error: yaml.MarkedYAMLError) -> str:
     problem, begun = str(error.problem or error.context), error.context_mark
+    if problem in _CLEARER:
+        return _CLEARER[problem]
     if problem.startswith("but "):
         return f"{error.context}, {problem}"
     if begun is None or error.problem_mark is None or begun.line == error.problem_mark.line:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from search.dimensions import Range, Space, TrainSettings, default_dimensions
 from search.documents import read_document, resolve_path
@@ -43,6 +44,14 @@ def _without_password(url: str) -> str:
             " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"
         )
     return url
+
+
+def _no_word(value: object) -> object:
+    if isinstance(value, str):
+        raise PydanticCustomError(
+            "form", "a word alone is no section: write {form}", {"form": f"{{kind: {value:.40}}}"}
+        )
+    return value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -140,8 +149,8 @@ class StudyConfig:
         ),
         Unit("structures"),
     ] = None
-    sampler: SamplerConfig | None = None
-    pruner: PrunerConfig | None = None
+    sampler: Annotated[SamplerConfig | None, BeforeValidator(_no_word)] = None
+    pruner: Annotated[PrunerConfig | None, BeforeValidator(_no_word)] = None
     repeats: Annotated[
         Literal["take", "replicate"],
         Field(

@@ -22,8 +22,15 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def faults_of(error: ValidationError) -> list[Fault]:
-    """What pydantic found."""
-    return [(fault["loc"], _plain(fault)) for fault in error.errors()]
+    """What pydantic found, without what follows from another fault."""
+    found = error.errors()
+    return [
+        (fault["loc"], _plain(fault))
+        for fault in found
+        # A list whose items are at fault is called too short, too.
+        if fault["type"] != "too_short"
+        or not any(other["loc"][: len(fault["loc"])] == fault["loc"] != other["loc"] for other in found)
+    ]
 
 
 def in_one_line(faults: Sequence[Fault], lines: Mapping[KeyPath, int]) -> str:
@@ -68,23 +75,42 @@ def _shown(value: object) -> str:
     return words[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
+#: What a value should be, where pydantic has Python's words.
+_KINDS: Final = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+}
+
+
 def _plain(fault: Any) -> str:
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    kind, value = fault["type"], fault["input"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return "no such setting"
-    if fault["type"] in ("missing", "missing_argument"):
+    if kind in ("missing", "missing_argument"):
         return "is missing"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] in ("value_error", "form"):
+    if kind in ("value_error", "form"):
         return message
-    value, single = fault["input"], isinstance(fault["input"], str | int | float)
-    # Python's words for what a settings file calls otherwise.
-    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
-    if fault["type"] == "dataclass_type":
-        message = "input should be a mapping"
-    elif fault["type"] == "string_type" and single:
-        message = "input should be text: put it in quotes"
-    elif fault["type"] == "tuple_type" and single:
-        message = f"input should be a list: write [{_shown(value)}]"
-    elif isinstance(value, bool) and fault["type"].startswith(("greater_than", "less_than")):
+    single = isinstance(value, str | int | float)
+    if kind == "too_short":
+        message = f"a list of {fault['ctx']['min_length']} or more is due"
+    elif isinstance(value, bool) and kind.startswith(("greater_than", "less_than")):
         message = "input should be a number"
+    elif kind in _KINDS:
+        message = f"input should be {_KINDS[kind]}"
+        if kind == "string_type" and single:
+            message += ": put it in quotes"
+        elif kind == "tuple_type" and single:
+            message += f": write [{_shown(value)}]"
+        elif value in ("None", "none"):
+            message += ", or null where there may be none"
     return f"{message[0].lower()}{message[1:]} (got {_shown(value)})"

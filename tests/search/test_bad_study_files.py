@@ -76,7 +76,7 @@ FAULTS = {
         "name: r\nrows: [{label: a}]\nsampler: {}\n",
         "sampler and rows exclude each other",
     ),
-    "no rows": ("name: r\nrows: []\n", "rows (line 2): tuple should have at least 1 item"),
+    "no rows": ("name: r\nrows: []\n", "rows (line 2): a list of 1 or more is due"),
     "rows alike": ("name: r\nrows: [{label: a}, {label: a}]\n", "two have the label a"),
     "start from a later row": (
         "name: r\nrows: [{label: a, start_from: b}, {label: b}]\n",
