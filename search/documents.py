@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +83,14 @@ def read_value(text: str) -> Any:
         return _read(text)[0]
     except _Fault as fault:
         raise StudyFileError(f"{text[:80]!r} is no value: {fault}") from None
+
+
+def write_document(values: Mapping[str, Any]) -> str:
+    """Settings as a text that :func:`read_document` reads, and programs that speak YAML 1.1 read alike."""
+    text: str = yaml.dump(
+        dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
+    return text
 
 
 def resolve_path(text: str, folder: Path) -> Path:
@@ -172,8 +180,15 @@ _WORDS: Final = {
     ),
     _MERGE: r"<<",
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts into quotes that are other values in either version."""
+
+
 for _tag, _words in _WORDS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_words})\Z"), None)
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_tag, re.compile(rf"(?:{_words})\Z"), None)
 
 
 @dataclass
