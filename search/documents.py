@@ -16,7 +16,7 @@ from trainer.config_faults import KeyPath
 
 #: A file has so many bytes at most, and so many values, with each alias (*) counted as what it stands for.
 MOST_BYTES: Final = 2**21
-MOST_VALUES: Final = 100_000
+MOST_VALUES: Final = 20_000
 
 #: Mappings and lists within one another.
 MOST_DEPTH: Final = 50
