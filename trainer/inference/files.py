@@ -158,7 +158,7 @@ def _columns(comment: str, atom: str, place: str) -> str:
         raise _unreadable(place, error) from error
     # ase would take memory for any number of them.
     if min(columns, default=1) < 1 or sum(columns) > len(atom.split()):
-        raise DataError(f"{place}: Properties names {columns} columns, the atoms have {len(atom.split())}")
+        raise DataError(f"{place}: Properties names other columns than the {len(atom.split())} of the atoms")
     return comment
 
 
