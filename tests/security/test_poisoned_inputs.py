@@ -190,6 +190,45 @@ def test_an_ensemble_of_a_thousand_million_members_ends_at_the_first_that_is_not
     one_line(error)
 
 
+@pytest.fixture
+def exported(tmp_path: Path, model_file: Path) -> Path:
+    """A model in the file that others load with what stands beside it."""
+    pytest.importorskip("torchani")
+    from trainer.inference.torchani_model import describe, weights_of
+
+    ensemble = Ensemble.open(model_file)
+    path = tmp_path / "exported.safetensors"
+    safetensors.torch.save_file(weights_of(ensemble), path, {"torchani": json.dumps(describe(ensemble))})
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        lambda record: record["members"][0].update(hidden=[10**9]),
+        lambda record: record["members"][0].update(hidden=[4096] * 8),
+        lambda record: record["members"][0].update(hidden=[10**9, -1]),
+        lambda record: record["aev"].update(angle_sections=10**9),
+        lambda record: record.update(members=record["members"] * 1000),
+        lambda record: record.pop("aev"),
+    ],
+)
+def test_an_exported_model_is_checked_by_its_loader(exported: Path, change: Any) -> None:
+    from trainer.inference.torchani_loader import load_model as load_exported
+
+    load_exported(exported)
+    with safetensors.safe_open(exported, "pt") as file:
+        record = json.loads(file.metadata()["torchani"])
+    if change is not None:
+        change(record)
+    text = DEEP if change is None else json.dumps(record)
+    safetensors.torch.save_file(safetensors.torch.load_file(exported), exported, {"torchani": text})
+    with pytest.raises(ValueError, match=r"exported\.safetensors: ") as error:
+        load_exported(exported)
+    one_line(error)
+
+
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
