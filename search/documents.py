@@ -94,8 +94,15 @@ def write_document(values: Mapping[str, Any]) -> str:
 
 
 def resolve_path(text: str, folder: Path) -> Path:
-    """The absolute path that a file of settings names: it starts from its folder, ``~`` or ``$VARIABLE``."""
-    return (folder / os.path.expandvars(os.path.expanduser(text))).absolute()  # noqa: PTH111 (with the other)
+    """The absolute path that a file of settings names.
+
+    It starts from the folder of the file, or with ``~``. ``$VARIABLES`` are what they are in the environment,
+    unless there is a file whose name really has the ``$``.
+    """
+    # Those of os.path raise nothing, whatever the text is.
+    text = os.path.expanduser(text)  # noqa: PTH111
+    written = (folder / text).absolute()
+    return written if os.path.exists(written) else (folder / os.path.expandvars(text)).absolute()  # noqa: PTH110
 
 
 class _Fault(Exception):  # noqa: N818  (told as a StudyFileError, with the file)

@@ -223,7 +223,8 @@ def _artifacts_in(text: str | None) -> Path | Literal["database"] | None:
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser().absolute()
+    # An absolute path is taken as it is: it may have been resolved by a parent process.
+    return Path(os.path.expandvars(text) if text.startswith("$") else text).expanduser().absolute()
 
 
 def embedded(home: Path) -> Settings:

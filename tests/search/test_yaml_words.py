@@ -241,6 +241,10 @@ def test_paths_are_those_of_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     record = study_from_values({"name": "tiny", "data": {"files": ["/a/$HOME/~/b.h5"]}}, "the record")
     assert record.data.files == ("/a/$HOME/~/b.h5",)
     assert resolve_path("~", tmp_path) == tmp_path / "home"
+    # Nor is a name with a dollar another one, where there is such a file.
+    (tmp_path / "$SCRATCH").mkdir()
+    assert resolve_path("$SCRATCH", tmp_path) == tmp_path / "$SCRATCH"
+    assert resolve_path("x" * 5000, tmp_path) == tmp_path / ("x" * 5000)
 
 
 @pytest.mark.parametrize(
