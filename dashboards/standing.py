@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx
 import psutil
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
@@ -245,9 +246,13 @@ def _running(servers: Path) -> _Mlflow | None:
 
 def _recorded(servers: Path) -> _Mlflow | None:
     try:
-        return _Mlflow(**json.loads((servers / _MLFLOW).read_text()))
+        return TypeAdapter(_Mlflow).validate_json((servers / _MLFLOW).read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise ServerError(
+            f"{servers / _MLFLOW}: damaged; end MLflow's processes, if there are any, and remove it"
+        ) from None
 
 
 def _processes(mlflow: _Mlflow) -> list[psutil.Process]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from search.errors import StudyFileError
+from trainer.config_faults import KeyPath
 
-KeyPath = tuple[str | int, ...]
+#: A file has so many bytes at most, and so many values, with each alias (*) counted as what it stands for.
+MOST_BYTES: Final = 2**21
+MOST_VALUES: Final = 20_000
+
+#: Mappings and lists within one another.
+MOST_DEPTH: Final = 50
+
+#: An integer has so many digits at most.
+MOST_DIGITS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -39,27 +50,24 @@ def read_document(path: Path) -> Document:
         if the file cannot be read, is not YAML, holds no mapping, or has a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise StudyFileError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MOST_BYTES:
+        raise StudyFileError(f"{path}: has more than {MOST_BYTES >> 20} MiB: it is no file of settings")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise StudyFileError(f"{path}: is not a text file in UTF-8") from None
-    lines: dict[KeyPath, int] = {}
     try:
-        loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-            _find_lines(root, (), lines, path, ())
-            values = loader.construct_document(root) if root is not None else None
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise StudyFileError(f"{path}{place}: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise StudyFileError(f"{path}: {str(error).splitlines()[0]}") from None
+        values, lines = _read(text)
+    except _Fault as fault:
+        raise StudyFileError(f"{path}{fault.place}: {fault}") from None
     if not isinstance(values, dict):
-        raise StudyFileError(f"{path}: holds no settings; write them as key: value, a line each")
+        raise StudyFileError(
+            f"{path}: holds no settings; write them as key: value, a line each, with a blank after the colon"
+        )
     return Document(path, values, lines)
 
 
@@ -72,40 +80,210 @@ def read_value(text: str) -> Any:
         if it is not YAML.
     """
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise StudyFileError(f"{text!r} is no value: {str(error).splitlines()[0]}") from None
+        return _read(text)[0]
+    except _Fault as fault:
+        raise StudyFileError(f"{text[:80]!r} is no value: {fault}") from None
+
+
+def write_document(values: Mapping[str, Any]) -> str:
+    """Settings as a text that :func:`read_document` reads, and programs that speak YAML 1.1 read alike."""
+    text: str = yaml.dump(
+        dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
+    return text
+
+
+def resolve_path(text: str, folder: Path) -> Path:
+    """The absolute path that a file of settings names.
+
+    It starts from the folder of the file, or with ``~``. ``$VARIABLES`` are what they are in the environment,
+    unless there is a file whose name really has the ``$``.
+    """
+    # Those of os.path raise nothing, whatever the text is.
+    text = os.path.expanduser(text)  # noqa: PTH111
+    written = (folder / text).absolute()
+    return written if os.path.exists(written) else (folder / os.path.expandvars(text)).absolute()  # noqa: PTH110
+
+
+class _Fault(Exception):  # noqa: N818  (told as a StudyFileError, with the file)
+    """What is wrong in a text, and in which line, from 1."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.place = f", line {line}" if line is not None else ""
+
+
+def _read(text: str) -> tuple[Any, dict[KeyPath, int]]:
+    """The plain values of a text, and the lines of their keys."""
+    reader = _Reader()
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise _Fault(_said(error), error.problem_mark.line + 1 if error.problem_mark else None) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _Fault(f"the character {chr(int(error.character))!a} is not allowed", line) from None
+    return (reader.value(root, ()) if root is not None else None), reader.lines
+
+
+#: What is wrong most often, where PyYAML says how it noticed.
+_CLEARER: Final = {
+    "mapping values are not allowed here": (
+        "here is no place for a colon: keys of one mapping begin in one column, and a text with a colon and a"
+        " blank is put in quotes"
+    ),
+    "found character '\\t' that cannot start any token": "a tab: indent with blanks",
+}
+
+
+def _said(error: yaml.MarkedYAMLError) -> str:
+    problem, begun = str(error.problem or error.context), error.context_mark
+    if problem in _CLEARER:
+        return _CLEARER[problem]
+    if problem.startswith("but "):
+        return f"{error.context}, {problem}"
+    if begun is None or error.problem_mark is None or begun.line == error.problem_mark.line:
+        return problem
+    return f"{problem} ({error.context} that begins in line {begun.line + 1})"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number, as in YAML 1.2 and everywhere else."""
+    """The words of the core schema of YAML 1.2, of which YAML 1.1 makes other values.
+
+    There 1:30 is 90, 010 is 8, yes and on are true, 2026-11-29 is a date, and 1e-3 a text.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as in the parent)
+    depth = nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        self.nodes += 1
+        if self.depth > MOST_DEPTH or self.nodes > MOST_VALUES:
+            deep = f"more than {MOST_DEPTH} lists or mappings within one another"
+            many = f"more than {MOST_VALUES:,} values"
+            raise yaml.composer.ComposerError(
+                problem=deep if self.depth > MOST_DEPTH else many, problem_mark=self.get_mark()
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
+_TAG: Final = "tag:yaml.org,2002:"
+_MERGE: Final = f"{_TAG}merge"
+
+#: YAML 1.2.2, section 10.3.2, and the merge key of 1.1, which is in use.
+_WORDS: Final = {
+    f"{_TAG}null": r"null|Null|NULL|~|",
+    f"{_TAG}bool": r"true|True|TRUE|false|False|FALSE",
+    f"{_TAG}int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    f"{_TAG}float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
+    _MERGE: r"<<",
+}
 
 
-def _find_lines(
-    node: yaml.Node | None,
-    path: KeyPath,
-    lines: dict[KeyPath, int],
-    file: Path,
-    around: tuple[yaml.Node, ...],
-) -> None:
-    if node in around:
-        raise StudyFileError(f"{file}, line {lines[path]}: an alias (*) stands within its own anchor (&)")
-    if isinstance(node, yaml.MappingNode):
+class _Dumper(yaml.SafeDumper):
+    """Puts texts into quotes that are other values in either version."""
+
+
+for _tag, _words in _WORDS.items():
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_tag, re.compile(rf"(?:{_words})\Z"), None)
+
+
+@dataclass
+class _Reader:
+    """Makes plain values of the nodes of a text."""
+
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    count: int = 0
+
+    def value(self, node: yaml.Node, path: KeyPath, around: tuple[yaml.Node, ...] = ()) -> Any:
+        line = self.lines.get(path, node.start_mark.line + 1)
+        if node in around:
+            raise _Fault("an alias (*) stands within its own anchor (&)", line)
+        self.count += 1
+        if self.count > MOST_VALUES or len(around) > MOST_DEPTH:
+            raise _Fault(
+                f"its aliases (*) stand for more than {MOST_VALUES:,} values, or for each other", line
+            )
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        if node.tag == f"{_TAG}map":
+            return self._mapping(node, path, (*around, node))
+        if node.tag == f"{_TAG}seq":
+            values = []
+            for place, item in enumerate(node.value):
+                self.lines[*path, place] = item.start_mark.line + 1
+                values.append(self.value(item, (*path, place), (*around, node)))
+            return values
+        raise _unknown(node)
+
+    def _mapping(self, node: yaml.Node, path: KeyPath, around: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for source in _merged(node):
+            if not isinstance(found := self.value(source, path, around), dict):
+                raise _Fault("<< takes a mapping, or a list of them", source.start_mark.line + 1)
+            values |= found
+        set_in: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise StudyFileError(f"{file}, line {line}: a key must be a single word")
-            here = (*path, key.value)
-            if here in lines:
-                raise StudyFileError(f"{file}, line {line}: {key.value} is already set in line {lines[here]}")
-            lines[here] = line
-            _find_lines(value, here, lines, file, (*around, node))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[*path, index] = item.start_mark.line + 1
-            _find_lines(item, (*path, index), lines, file, (*around, node))
+            if not isinstance(key, yaml.ScalarNode) or not key.value:
+                raise _Fault("a key must be a single word", line)
+            name = _text(key)
+            if name in set_in:
+                raise _Fault(f"{name:.80} is already set in line {set_in[name]}", line)
+            set_in[name] = line
+            if key.tag != _MERGE:
+                self.lines[*path, name] = line
+                values[name] = self.value(value, (*path, name), around)
+        return values
+
+
+def _merged(node: yaml.Node) -> Iterator[yaml.Node]:
+    """The mappings that << brings into this one, each before those that it gives way to."""
+    for key, value in node.value:
+        if key.tag == _MERGE:
+            yield from reversed(value.value) if isinstance(value, yaml.SequenceNode) else (value,)
+
+
+def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
+    text, kind = str(node.value), node.tag
+    if kind in (f"{_TAG}str", _MERGE):
+        return _text(node)
+    if kind not in _WORDS:
+        raise _unknown(node)
+    if not re.fullmatch(_WORDS[kind], text):  # as of !!int abc
+        raise _Fault(f"{text[:80]!r} is no {kind.removeprefix(_TAG)}", node.start_mark.line + 1)
+    if kind == f"{_TAG}null":
+        return None
+    if kind == f"{_TAG}bool":
+        return text.lower() == "true"
+    if kind == f"{_TAG}float":
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if len(text) > MOST_DIGITS:
+        raise _Fault(f"a number of {len(text)} digits", node.start_mark.line + 1)
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _text(node: yaml.ScalarNode) -> str:
+    line = node.start_mark.line + 1
+    try:
+        # JSON writes some characters as two halves of UTF-16; a half alone is none.
+        text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _Fault("a text holds half a character (\\ud800 to \\udfff)", line) from None
+    if "\0" in text:  # no database and no file name takes it
+        raise _Fault("a text holds the character \\0", line)
+    return text
+
+
+def _unknown(node: yaml.Node) -> _Fault:
+    return _Fault(f"the tag {node.tag[:80]!r} is none that settings have", node.start_mark.line + 1)

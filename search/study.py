@@ -3,161 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetPydanticSchema, Tag
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError
 
-from search.documents import read_document
+from search.dimensions import Range, Space, TrainSettings, default_dimensions
+from search.documents import read_document, resolve_path
 from trainer.config import (
     STRICT,
     DataConfig,
     FeatureConfig,
-    SearchChoices,
-    SearchRange,
-    SearchWidths,
     SplitConfig,
     TrainConfig,
     Unit,
     load_config,
-    searchable_fields,
 )
+from trainer.config_faults import KeyPath
 from trainer.data.shipped import SAMPLE
 from trainer.errors import ConfigError
-
-MAX_LAYERS = 4
-"""Hidden layers at most in a search."""
-
-N = TypeVar("N")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Range(Generic[N]):
-    """Numbers from ``low`` to ``high``, both included."""
-
-    low: N
-    high: N
-    log: bool = False
-    step: N | None = None
-
-    def __post_init__(self) -> None:
-        low, high, step = (float(x) if x is not None else None for x in (self.low, self.high, self.step))  # type: ignore[arg-type]
-        assert low is not None
-        assert high is not None
-        if low > high:
-            raise ValueError(f"low must not be above high ({self.low} > {self.high})")
-        if self.log and low <= 0:
-            raise ValueError("log needs low above 0")
-        if self.log and step is not None:
-            raise ValueError("log and step exclude each other")
-        if step is not None and step <= 0:
-            raise ValueError("step must be above 0")
-        if step is not None and not math.isclose(round((high - low) / step) * step, high - low, rel_tol=1e-9):
-            raise ValueError("high must be low plus a multiple of step")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Choices(Generic[N]):
-    """One of some values."""
-
-    choices: Annotated[tuple[N, ...], Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if len(set(self.choices)) < len(self.choices):
-            raise ValueError("a choice is there twice")
-
-
-Dimension = Range[Any] | Choices[Any] | int | float | str | bool
-"""Where a setting is searched: a range, choices, or a single value (then it is not searched)."""
-
-
-def default_dimensions() -> dict[str, Range[Any] | Choices[Any]]:
-    """Where a study looks if its file does not say; ``hidden`` is searched as ``layers`` and ``width``."""
-    found: dict[str, Range[Any] | Choices[Any]] = {}
-    for name, default in searchable_fields().items():
-        if isinstance(default, SearchWidths):
-            found["layers"] = _range(default.layers)
-            found["width"] = _range(default.width)
-        elif isinstance(default, SearchChoices):
-            found[name] = Choices(default.values)
-        else:
-            found[name] = _range(default)
-    return found
-
-
-def _range(default: SearchRange) -> Range[Any]:
-    return Range(default.low, default.high, default.log, default.step)
-
-
-def _form(value: object) -> str:
-    if isinstance(value, Range) or (isinstance(value, Mapping) and "choices" not in value):
-        return "<range>"
-    return "<choices>" if isinstance(value, Choices | Mapping) else "<value>"
-
-
-def _dimension_type(name: str) -> Any:
-    """The type of the dimension of a setting: its values obey the bounds of the setting itself."""
-    hints = get_type_hints(TrainConfig, include_extras=True)
-    if name == "layers":
-        of: Any = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-    elif name == "width":
-        of = get_args(get_args(hints["hidden"])[0])[0]
-    else:
-        of = hints[name]
-    default = default_dimensions()[name]
-    forms: Any = Annotated[Choices[of], Tag("<choices>")] | Annotated[of, Tag("<value>")]
-    if get_args(of)[0] in (int, float):
-        forms = Annotated[Range[of], Tag("<range>")] | forms
-    return Annotated[
-        forms,
-        Discriminator(_form, custom_error_type="form", custom_error_message="give choices, or one value"),
-        BeforeValidator(lambda value: dataclasses.asdict(default) if value == "default" else value),
-    ]
-
-
-def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:
-    """A mapping with any of these keys, and no others."""
-    return GetPydanticSchema(
-        lambda _, handler: core_schema.typed_dict_schema(
-            {
-                key: core_schema.typed_dict_field(handler.generate_schema(kind), required=False)
-                for key, kind in types.items()
-            },
-            extra_behavior="forbid",
-        )
-    )
-
-
-TrainSettings = Annotated[dict[str, Any], _settings_schema(get_type_hints(TrainConfig, include_extras=True))]
-"""Some of the settings of :class:`TrainConfig`."""
-
-
-def _architectures_type() -> Any:
-    """The type of ``hidden`` in a space: choices of the setting itself."""
-
-    def check(value: object) -> object:
-        if not isinstance(value, Choices) and not (isinstance(value, Mapping) and "choices" in value):
-            raise ValueError(
-                "give choices of lists: {choices: [[128], [160, 128, 96]]}; one alone goes under training"
-            )
-        return value
-
-    of: Any = get_type_hints(TrainConfig, include_extras=True)["hidden"]
-    return Annotated[Choices[of], BeforeValidator(check)]
-
-
-Space = Annotated[
-    dict[str, Dimension],
-    _settings_schema(
-        {"hidden": _architectures_type()} | {name: _dimension_type(name) for name in default_dimensions()}
-    ),
-]
-"""Where to look: ``hidden`` lists whole architectures, ``layers`` and ``width`` span all of some size."""
 
 
 def has_password(url: str) -> bool:
@@ -176,6 +44,14 @@ def _without_password(url: str) -> str:
             " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"
         )
     return url
+
+
+def _no_word(value: object) -> object:
+    if isinstance(value, str):
+        raise PydanticCustomError(
+            "form", "a word alone is no section: write {form}", {"form": f"{{kind: {value:.40}}}"}
+        )
+    return value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -273,8 +149,8 @@ class StudyConfig:
         ),
         Unit("structures"),
     ] = None
-    sampler: SamplerConfig | None = None
-    pruner: PrunerConfig | None = None
+    sampler: Annotated[SamplerConfig | None, BeforeValidator(_no_word)] = None
+    pruner: Annotated[PrunerConfig | None, BeforeValidator(_no_word)] = None
     repeats: Annotated[
         Literal["take", "replicate"],
         Field(
@@ -373,8 +249,9 @@ def _check_search(config: StudyConfig) -> None:
 def load_study(path: Path) -> StudyConfig:
     """Read and check a study file, and the one that it refers to.
 
-    Paths in a study file start from its folder. What a file does not say is filled in, so that the
-    record of a study tells all; of limits and places, which may change, it tells nothing.
+    Paths in a study file start from its folder, or with ``~`` or ``$VARIABLE``. What a file does not say is
+    filled in, so that the record of a study tells all; of limits and places, which may change, it tells
+    nothing.
 
     Raises
     ------
@@ -390,7 +267,7 @@ def load_study(path: Path) -> StudyConfig:
     if reference is None:
         return config
     if isinstance(reference, str):
-        reference = _load_reference(path.parent / reference, config)
+        reference = _load_reference(resolve_path(reference, path.parent), config)
     return study_from_values(values | {"reference": reference}, str(path), document.lines, path.parent)
 
 
@@ -406,15 +283,15 @@ def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
 def study_from_values(
     values: Mapping[str, Any],
     where: str,
-    lines: Mapping[tuple[str | int, ...], int] | None = None,
-    folder: Path = Path(),
+    lines: Mapping[KeyPath, int] | None = None,
+    folder: Path | None = None,
 ) -> StudyConfig:
     """The study of plain values, as read from a file or from its record, with all that they do not say.
 
     Parameters
     ----------
     where : the file, for messages
-    folder : where relative paths of data files start
+    folder : of the file, where relative paths of data files start; None: from a record, which has others
     """
     filled = dict(values)
     if filled.get("rows") is None:
@@ -427,5 +304,13 @@ def study_from_values(
         filled["sampler"] = filled.get("sampler") or {}
         filled["pruner"] = filled.get("pruner") or {}
     config = load_config(StudyConfig, filled, where, lines)
-    files = tuple(f if f == SAMPLE else str((folder / f).absolute()) for f in config.data.files)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, files=files))
+    return dataclasses.replace(config, data=with_absolute_paths(config.data, folder))
+
+
+def with_absolute_paths(data: DataConfig, folder: Path | None) -> DataConfig:
+    """The data of a file in a folder, or of a record (None), whose paths are taken as they are."""
+    files = tuple(
+        f if f == SAMPLE else str(Path(f).absolute() if folder is None else resolve_path(f, folder))
+        for f in data.files
+    )
+    return dataclasses.replace(data, files=files)

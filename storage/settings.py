@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from pydantic import TypeAdapter
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -164,10 +165,10 @@ def read_addresses(servers: Path) -> Addresses | None:
     """
     file = servers / _ADDRESSES
     try:
-        return Addresses(**json.loads(file.read_text()))
+        return TypeAdapter(Addresses).validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError):
+    except ValueError:
         raise SettingsError(f"{file}: damaged; remove it, and run `anitune up` again") from None
 
 
@@ -186,7 +187,7 @@ def is_of_anitune_up(url: str, home: Path) -> bool:
 
 def home_folder() -> Path:
     """The folder of everything that is a file: ``ANITUNE_HOME``, or ``./anitune-data``."""
-    return Path(os.environ.get(HOME_VARIABLE) or "anitune-data").expanduser().absolute()
+    return _path(os.environ.get(HOME_VARIABLE) or "anitune-data")
 
 
 def load_settings(storage_url: str | None = None, tracking_uri: str | None = None) -> Settings:
@@ -218,7 +219,12 @@ def _artifacts_in(text: str | None) -> Path | Literal["database"] | None:
     if not text:
         return None
     # Absolute, as a file of SQLite.
-    return IN_DATABASE if text == IN_DATABASE else Path(text).expanduser().absolute()
+    return IN_DATABASE if text == IN_DATABASE else _path(text)
+
+
+def _path(text: str) -> Path:
+    # An absolute path is taken as it is: it may have been resolved by a parent process.
+    return Path(os.path.expandvars(text) if text.startswith("$") else text).expanduser().absolute()
 
 
 def embedded(home: Path) -> Settings:

@@ -11,14 +11,13 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from search.dimensions import MAX_LAYERS, default_dimensions
 from search.study import (
-    MAX_LAYERS,
     Limits,
     PrunerConfig,
     Row,
     SamplerConfig,
     StudyConfig,
-    default_dimensions,
 )
 from tools.markdown import anchor, as_yaml, paragraphs, table
 from trainer.config import (
@@ -59,15 +58,19 @@ KINDS: Mapping[Any, str] = {
 INTRODUCTION = """\
 # The study file
 
-Made by `python -m tools.reference` from the schema in `search/study.py` and `trainer/config.py`.
+Made by `python -m tools.reference` from the schema in `search/study.py`, `search/dimensions.py` and
+`trainer/config.py`.
 
 A study file is YAML: what is searched, on which data, how, and for how long. It needs a `name`, and one of
 the `limits` unless it has `rows`. All else has a default. A key that is not known, or a value that cannot be,
 is refused with one line that names the file, the key and its line.
 [examples/quickstart.yaml](../examples/quickstart.yaml) is a commented start.
 
-Paths start from the folder of the file. A study that has begun keeps its settings: its file may change only
-in what is marked *may change later*. For anything else, give the study another name.
+Plain words mean what YAML 1.2 says: `true` and `false` alone stand for these (`yes` and `on` are text), `010`
+is ten, and `1:30` is no number. A text that looks like a number is put in quotes. Paths start from the folder
+of the file; `~` and `$VARIABLES` mean what they do in a shell. A study that has begun keeps its settings: its
+file may change only in what is marked *may change later*. For anything else, give the study another
+name.
 
 ## All sections"""
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
 from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.errors import ConfigError
 
@@ -294,7 +295,7 @@ def load_config(
     kind: type[T],
     values: Mapping[str, Any],
     where: str,
-    lines: Mapping[tuple[str | int, ...], int] | None = None,
+    lines: Mapping[KeyPath, int] | None = None,
 ) -> T:
     """Check ``values`` against the schema of ``kind``.
 
@@ -309,38 +310,13 @@ def load_config(
         with one line that names ``where``, each offending key and what it may be.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        found = TypeAdapter(kind).validate_python(values)
+        faults = list(mistaken_kinds(values, found))
     except ValidationError as error:
-        raise ConfigError(
-            f"{where}: {'; '.join(_described(fault, lines or {}) for fault in error.errors())}"
-        ) from None
-
-
-def _described(fault: Any, lines: Mapping[tuple[str | int, ...], int]) -> str:
-    # Names in angle brackets tell which of several forms a value has; no key of the file has them.
-    path = tuple(part for part in fault["loc"] if not str(part).startswith("<"))
-    if not path:
-        return _plain(fault)
-    key = ".".join(str(part) for part in path)
-    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    return f"{key}: {_plain(fault)}" if line is None else f"{key} (line {line}): {_plain(fault)}"
-
-
-def _plain(fault: Any) -> str:
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return "no such setting"
-    if fault["type"] in ("missing", "missing_argument"):
-        return "is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    # Python's words for what a settings file calls otherwise.
-    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
-    if fault["type"] == "dataclass_type":
-        message = "input should be a mapping"
-    return (
-        f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
-        if fault["type"] != "value_error"
-        else message
-    )
+        faults = faults_of(error)
+    if faults:
+        raise ConfigError(f"{where}: {in_one_line(faults, lines or {})}")
+    return found
 
 
 def dump_config(config: Any) -> dict[str, Any]:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Final, Protocol
+
+from pydantic import ConfigDict, Field
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Measured = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+#: The first second after the year 9999, which no date of Python's reaches.
+LAST_SECOND: Final = 253402300800.0
 
 
 @dataclass(frozen=True)
@@ -15,17 +23,20 @@ class EpochRecord:
     kcal/mol, of the weights that would be exported.
     """
 
-    epoch: int
-    order: int
-    train_loss: float
-    val_loss: float
-    val_mae: float
-    val_rmse: float
-    val_max_error: float
-    learning_rate: float
-    seconds: float
-    finished_at: float
+    epoch: Count
+    order: Count
+    train_loss: Measured
+    val_loss: Measured
+    val_mae: Measured
+    val_rmse: Measured
+    val_max_error: Measured
+    learning_rate: Measured
+    seconds: Measured
+    finished_at: Annotated[Measured, Field(lt=LAST_SECOND)]
     """Seconds since 1970-01-01 UTC: the time stamp that trackers show."""
+
+    # Obeyed where a record is read from a file; one that was measured is not checked.
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 class Reporter(Protocol):

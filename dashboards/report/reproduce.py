@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from dashboards.record import StudyRecord
+from search.documents import write_document
 
 
 def study_file(record: StudyRecord) -> str:
@@ -19,10 +18,7 @@ def study_file(record: StudyRecord) -> str:
     }
     given = {name: value for name, value in limits.items() if value is not None}
     values = _said(record.config) | ({"limits": given} if given else {})
-    text: str = yaml.safe_dump(
-        values, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-    )
-    return text
+    return write_document(values)
 
 
 def commands(record: StudyRecord) -> str:

@@ -32,8 +32,8 @@ def enqueue(
     ] = None,
 ) -> None:
     """Let a configuration of yours be the next trial that begins; what it leaves open is proposed."""
-    from search.documents import read_document, read_value
-    from search.propose.wishes import wish, wished_params
+    from search.documents import read_document
+    from search.propose.wishes import setting_value, wish, wished_params
     from search.study import study_from_values
     from storage.database import open_database
     from storage.settings import load_settings
@@ -45,7 +45,7 @@ def enqueue(
         key, equals, text = word.partition("=")
         if not equals:
             raise typer.BadParameter(f"write KEY=VALUE (got {word!r})", param_hint="--set")
-        values[key] = read_value(text)
+        values[key] = setting_value(key, text)
     with open_database(load_settings()) as database:
         study = open_study(database, name)
         config = study_from_values(study.config, f"the record of study {name}")

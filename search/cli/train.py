@@ -89,10 +89,9 @@ class _Stoppable(SilentReporter):
 def _read(path: Path) -> RunConfig:
     """The settings in a file, whose folder is where relative paths of data files start."""
     from search.documents import read_document
+    from search.study import with_absolute_paths
     from trainer.config import RunConfig, load_config
-    from trainer.data.shipped import SAMPLE
 
     document = read_document(path)
     run = load_config(RunConfig, document.values, str(path), document.lines)
-    files = tuple(f if f == SAMPLE else str((path.parent / f).absolute()) for f in run.data.files)
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, files=files))
+    return dataclasses.replace(run, data=with_absolute_paths(run.data, path.parent))

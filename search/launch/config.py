@@ -7,7 +7,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from search.documents import read_document
@@ -25,21 +25,12 @@ def _without_secrets(setup: str) -> str:
     return setup
 
 
-def _as_written(walltime: object) -> object:
-    """YAML reads 24:00:00 as a number of seconds."""
-    if isinstance(walltime, bool) or not isinstance(walltime, int):
-        return walltime
-    minutes, seconds = divmod(walltime, 60)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
-
-
 @dataclass(frozen=True, config=STRICT)
 class SlurmConfig:
     """Jobs of one node each, as they are asked for with sbatch."""
 
     walltime: Annotated[
         str,
-        BeforeValidator(_as_written),
         Field(pattern=r"^\d+:[0-5]\d:[0-5]\d$", description="of a job, HH:MM:SS"),
     ]
     partition: str | None = None

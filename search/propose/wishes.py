@@ -8,11 +8,13 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from search.documents import read_value
 from search.propose.rows import WIDTH, architecture, flat_settings
 from search.propose.space import distributions, extreme_configs
 from search.study import StudyConfig
 from storage.studies import Study
 from trainer.config import TrainConfig, load_config
+from trainer.config_faults import KeyPath
 from trainer.errors import ConfigError
 
 
@@ -20,7 +22,7 @@ def wished_params(
     config: StudyConfig,
     values: Mapping[str, Any],
     where: str,
-    lines: Mapping[tuple[str | int, ...], int] | None = None,
+    lines: Mapping[KeyPath, int] | None = None,
 ) -> dict[str, Any]:
     """The parameters of a study that some settings of a training stand for.
 
@@ -62,6 +64,18 @@ def wished_params(
                 f"{where}: {name}: is {fixed[name]!r} in all trials of study {config.name!r} (got {value!r})"
             )
     return params
+
+
+def setting_value(name: str, text: str) -> Any:
+    """The value of a setting of :class:`TrainConfig` in words; of a list the brackets may be left out.
+
+    Raises
+    ------
+    StudyFileError
+        if it is none.
+    """
+    is_list = isinstance(getattr(TrainConfig, name, None), tuple)
+    return read_value(f"[{text}]" if is_list and not text.lstrip().startswith("[") else text)
 
 
 def wish(study: Study, params: Mapping[str, Any]) -> None:

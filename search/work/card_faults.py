@@ -15,8 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pydantic import TypeAdapter
+
 from trainer.errors import DeviceError, OutputError
 from trainer.files import write_by_rename
+from trainer.strict_json import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +46,9 @@ class CardFault:
     words: str
     reason: str
     time: float
+
+
+_CARD_FAULT: Final = TypeAdapter(CardFault)
 
 
 @contextmanager
@@ -85,8 +91,8 @@ def card_faults(folder: Path) -> list[CardFault]:
     """All failures in a launch, the first one first."""
     found = []
     for file in folder.glob("[!.]*"):
-        with suppress(OSError, ValueError, TypeError):  # it is none of ours
-            found.append(CardFault(**json.loads(file.read_bytes())))
+        with suppress(OSError, ValueError):  # it is none of ours
+            found.append(_CARD_FAULT.validate_python(read_json(file)))
     return sorted(found, key=lambda fault: fault.time)
 
 

@@ -33,6 +33,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from storage.errors import DatabaseError
+
 PREFIX = "anitune_"
 VERSION_TABLE = "anitune_alembic_version"
 
@@ -47,7 +49,13 @@ class PlainJSON(TypeDecorator[Any]):
         return None if value is None else json.dumps(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
+        try:
+            return None if value is None else json.loads(value)
+        except (ValueError, RecursionError):
+            raise DatabaseError(
+                f"a record is damaged: it is not JSON, or nested too deeply ({value[:40]!r} ...);"
+                " restore the database from a backup"
+            ) from None
 
 
 class now(FunctionElement[float]):  # noqa: N801  (named as the SQL function that it stands for)

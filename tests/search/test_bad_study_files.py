@@ -76,7 +76,7 @@ FAULTS = {
         "name: r\nrows: [{label: a}]\nsampler: {}\n",
         "sampler and rows exclude each other",
     ),
-    "no rows": ("name: r\nrows: []\n", "rows (line 2): tuple should have at least 1 item"),
+    "no rows": ("name: r\nrows: []\n", "rows (line 2): a list of 1 or more is due"),
     "rows alike": ("name: r\nrows: [{label: a}, {label: a}]\n", "two have the label a"),
     "start from a later row": (
         "name: r\nrows: [{label: a, start_from: b}, {label: b}]\n",
@@ -104,7 +104,7 @@ FAULTS = {
     "tab": (HEAD + "\tseed: 1\n", "study.yaml, line 3: "),
     "python object": (
         HEAD + "seed: !!python/object/apply:os.system [ls]\n",
-        "study.yaml, line 3: could not determine",
+        "study.yaml, line 3: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is none",
     ),
     "key of several words": (HEAD + "? [a, b]\n: 3\n", "study.yaml, line 3: a key must be a single word"),
     "alias of itself": (

@@ -118,6 +118,12 @@ def test_enqueue(anitune: Anitune, tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert refused.stderr.startswith(f"anitune: {wish}: activation (line 2): ")
     assert anitune("study", "enqueue", "tiny", "--set", "activation").exit_code == 2
+    # One width is a list of one: it is refused for what it is, not for its missing brackets.
+    width = anitune("study", "enqueue", "tiny", "--set", "hidden=20")
+    assert "width_1: is 8 in all trials of study 'tiny' (got 20)" in width.stderr
+    deep = anitune("study", "enqueue", "tiny", "--set", f"hidden={'[' * 10_000}")
+    assert deep.exit_code == 2
+    assert len(deep.stderr.splitlines()) == 1
 
 
 def test_gc_says_what_it_deletes_and_how_much(anitune: Anitune, tmp_path: Path, database: Database) -> None:

@@ -101,6 +101,17 @@ def test_json_has_all_digits_in_the_unit_asked_for(
     assert values["structures"][0]["formula"] == "H2O"
 
 
+def test_there_are_as_many_energies_as_structures(model: Path, tmp_path: Path) -> None:
+    water, apart = "".join(WATERS.splitlines(True)[:5]), "".join(WATERS.splitlines(True)[5:])
+    file = tmp_path / "some.xyz"
+    file.write_text(f"\ufeff\n{water}\n{apart}\n\n{water}\n")
+    values = json.loads(anitune("predict", model, file, "--json").stdout)
+    first, second, third = (row["energy"] for row in values["structures"])
+    assert first == third != second
+    file.write_text(water + "\n" + apart.replace("torn apart", 'Lattice="9 0 0 0 9 0 0 0 9"'))
+    assert f"{file}, line 7: it is periodic" in complaint(anitune("predict", model, file))
+
+
 def test_several_files_go_into_one_table(model: Path, waters: Path, data_file: Path, tmp_path: Path) -> None:
     result = anitune("predict", model, waters, data_file, "--out", tmp_path / "all.csv")
     assert result.exit_code == 0, result.stderr

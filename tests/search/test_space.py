@@ -125,7 +125,7 @@ def sorted_points(config: StudyConfig) -> list[dict[str, Any]]:
             {"hidden": {"choices": [[0]]}},
             "space.hidden.choices.0.0: input should be greater than or equal to 1",
         ),
-        ({"hidden": [[32], [16]]}, "space.hidden: give choices of lists: {choices: [[128], [160, 128, 96]]}"),
+        ({"hidden": [[32], [16]]}, "space.hidden: a list alone is no search: write {choices: [[32], [16]]}"),
         ({"hidden": {"choices": [[8], [8]]}}, "space.hidden: a choice is there twice"),
     ],
 )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from search.study import Choices, Range, load_study, study_from_values
+from search.dimensions import Choices, Range
+from search.study import load_study, study_from_values
 from trainer.config import TrainConfig, dump_config
 from trainer.errors import ConfigError
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 from sqlalchemy import update
 
@@ -40,7 +42,7 @@ from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
 from trainer.fitting import pack
-from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
+from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, _digest, save_checkpoint
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord
 from trainer.run import MODEL, TrainingResult, run_training
@@ -817,9 +819,36 @@ def forge_shapes(checkpoint: Path) -> None:
     save_checkpoint(checkpoint, Checkpoint(record["identity"], history, tensors))
 
 
+def rewrite_record(checkpoint: Path, change: Callable[[str], str]) -> None:
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        record = change(file.metadata()["record"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    header = {"record": record, "digest": _digest(record, tensors)}
+    checkpoint.write_bytes(safetensors.torch.save(tensors, header))
+
+
+def nest_deeply(checkpoint: Path) -> None:
+    rewrite_record(checkpoint, lambda _: "[" * 100_000)
+
+
+def never_end(checkpoint: Path) -> None:
+    rewrite_record(
+        checkpoint, lambda record: re.sub(r'"finished_at": [0-9.]+', '"finished_at": Infinity', record)
+    )
+
+
+def end_beyond_all_dates(checkpoint: Path) -> None:
+    rewrite_record(
+        checkpoint, lambda record: re.sub(r'"finished_at": [0-9.]+', '"finished_at": 1e300', record)
+    )
+
+
 @pytest.mark.parametrize(
     ("poison", "fault"),
     [
+        (nest_deeply, "its record cannot be read"),
+        (never_end, "its record cannot be read"),
+        (end_beyond_all_dates, "epoch 1 is no record of it"),
         (truncate, "damaged"),
         (flip_a_bit, "its digest does not fit"),
         (bring_another_trials, "belongs to another training"),

@@ -48,6 +48,25 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert given == Settings(Path("/data/ani"), "postgresql+psycopg://bob@db/other", "http://other:5000")
 
 
+def test_folders_begin_at_home_or_at_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    for text, path in {
+        "~/a": tmp_path / "a",
+        "$HOME/a": tmp_path / "a",
+        "${SCRATCH}/a": Path("/scratch/a"),
+    }.items():
+        monkeypatch.setenv("ANITUNE_HOME", text)
+        monkeypatch.setenv("ANITUNE_ARTIFACTS", text)
+        settings = load_settings()
+        assert (settings.home, settings.artifacts_in) == (path, path)
+        for name, value in settings.environment().items():  # as a child does, in which variables may differ
+            monkeypatch.setenv(name, value)
+        assert load_settings() == settings
+    monkeypatch.setenv("ANITUNE_HOME", "/x/$HOME/a")
+    assert load_settings().home == Path("/x/$HOME/a")
+
+
 def test_the_servers_of_anitune_up_are_found_until_something_else_is_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from trainer.errors import DataError, MissingExtraError
+from trainer.errors import DataError
 from trainer.inference.files import read_structures
+
+#: The files that people stumbled over.
+CASES = Path(__file__).parents[2] / "../shared/cases/12-xyz"
 
 WATER = """3
 a comment
@@ -33,15 +35,6 @@ def test_an_xyz_file_holds_structures_one_after_another(tmp_path: Path) -> None:
     assert second.symbols == ("C", "H")
 
 
-def test_plain_xyz_needs_no_package_of_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ase", None)
-    (tmp_path / "water.xyz").write_text(WATER)
-    assert len(read_structures(tmp_path / "water.xyz")) == 1
-    (tmp_path / "water.extxyz").write_text(WATER)
-    with pytest.raises(MissingExtraError, match=r"pip install 'anitune\[export\]'"):
-        read_structures(tmp_path / "water.extxyz")
-
-
 @pytest.mark.parametrize("name", ["some.extxyz", "some.xyz"])
 def test_columns_of_extended_xyz_may_stand_in_any_order(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -54,7 +47,7 @@ def test_columns_of_extended_xyz_may_stand_in_any_order(tmp_path: Path, name: st
 def test_periodic_structures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "crystal.extxyz"
     path.write_text('1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3\nC 0 0 0\n')
-    with pytest.raises(DataError, match=r"crystal\.extxyz, structure 0 .*: it is periodic"):
+    with pytest.raises(DataError, match=r"crystal\.extxyz, line 1: it is periodic"):
         read_structures(path)
 
 
@@ -83,15 +76,15 @@ def test_hdf5_needs_no_energies(tmp_path: Path, key: str, elements: np.ndarray) 
     ("name", "content", "expected"),
     [
         ("empty.xyz", "", "there is no structure in it"),
-        ("short.xyz", WATER[:-17], "line 1: here a number of atoms"),
+        ("short.xyz", WATER[:-17], "line 5: an atom is due, .* since line 1 says 3 atoms"),
         ("words.xyz", "hello\n", "line 1: here a number of atoms"),
         ("second.xyz", WATER + "x\n", "line 6: here a number of atoms"),
         ("label.xyz", WATER.replace("O ", "O1 "), "line 1: 'O1' is no symbol of an element"),
-        ("flat.xyz", WATER.replace("0 0 0.12", "0 0"), "line 1: 3 atoms need as many rows"),
+        ("flat.xyz", WATER.replace("0 0 0.12", "0 0"), "line 3: an atom is due"),
         ("nan.xyz", WATER.replace("0.12", "nan"), "line 1: 3 atoms need as many rows"),
         ("empty.extxyz", "", "structure"),
-        ("broken.extxyz", "2\nProperties=species:S:1:pos:R:3\nO 0 0 0\n", "cannot be read as an extended"),
-        ("binary.xyz", b"\xff\xfe\x00", "cannot be read as an xyz file"),
+        ("broken.extxyz", "2\nProperties=species:S:1:pos:R:3\nO 0 0 0\n", "line 4: an atom is due"),
+        ("binary.xyz", b"\xff\xfe\x00", "line 1: here a number of atoms"),
         ("text.h5", "hello", "not a readable HDF5 file"),
     ],
 )
@@ -127,3 +120,80 @@ def test_a_faulty_group_is_named(tmp_path: Path, coordinates: np.ndarray, expect
         group["coordinates"] = coordinates
     with pytest.raises(DataError, match=rf"some\.h5, group /oh: .*{expected}"):
         read_structures(path)
+
+
+PLAIN = "3\nwater\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
+PERIODIC = PLAIN.replace("water", 'Lattice="10 0 0 0 10 0 0 0 10"')
+
+#: Each holds the structures of one or several times PLAIN.
+LAYOUTS = {
+    "blank between": (PLAIN + "\n" + PLAIN + " \n\n" + PLAIN, 3),
+    "leading blank": ("\n \n" + PLAIN, 1),
+    "trailing blanks": (PLAIN + "\n\n\n", 1),
+    "byte order mark": ("\ufeff" + PLAIN, 1),
+    "Windows": ((PLAIN + "\n" + PLAIN).replace("\n", "\r\n"), 2),
+    "old Macs": (PLAIN.replace("\n", "\r"), 1),
+    "tabs": (PLAIN.replace(" ", "\t"), 1),
+    "no end of the last line": (PLAIN.rstrip(), 1),
+    "atomic numbers": (PLAIN.replace("O", "8").replace("H", "1"), 1),
+    "lower case": (PLAIN.replace("O", "o").replace("H", "h"), 1),
+    "more columns": (re.sub("^([OH].*)$", r"\1 0.1 x", PLAIN, flags=re.MULTILINE), 1),
+    "any comment": (PLAIN.replace("water", "stress=3 Lattice virial='{"), 1),
+    "a comment in Latin-1": (PLAIN.encode().replace(b"water", b"1.54 \xc5"), 1),
+    "a comment with other ends of lines": (PLAIN.replace("water", "a\x0cb\u2028c\x85d"), 1),
+    "extended among plain": (
+        PLAIN + PLAIN.replace("water", "Properties=species:S:1:pos:R:3 e=-1") + PLAIN,
+        3,
+    ),
+    "a cell, not periodic": (PERIODIC.replace('10"', '10" pbc="F F F"'), 1),
+}
+
+
+@pytest.mark.parametrize(("content", "structures"), LAYOUTS.values(), ids=LAYOUTS)
+def test_every_structure_is_read(tmp_path: Path, content: str | bytes, structures: int) -> None:
+    path = tmp_path / "some.xyz"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    read = read_structures(path)
+    assert [structure.symbols for structure in read] == [("O", "H", "H")] * structures
+    for structure in read:
+        np.testing.assert_array_equal(structure.coordinates, [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (PLAIN + PERIODIC, "line 6: it is periodic"),
+        (PLAIN + "\n\n" + PERIODIC + PLAIN, "line 8: it is periodic"),
+        (PLAIN + PERIODIC.replace("Lattice=", "lattice = "), "line 6: it is periodic"),
+        (PLAIN + PLAIN.replace("water", "PBC=T"), "line 6: it is periodic"),
+        (PLAIN + "VEC1 10 0 0\n", r"line 6: here a number of atoms.*got 'VEC1 10 0 0'"),
+        (PLAIN.replace("3", "5", 1) + PLAIN, "line 6: an atom is due, .* line 1 says 5 atoms .got '3'"),
+        (PLAIN.replace("3", "2", 1) + PLAIN, "line 5: here a number of atoms.*got 'H -0.24 0.93 0'"),
+        (PLAIN.replace("H 0.96", "\nH 0.96"), "line 4: an atom is due"),
+        (PLAIN.replace("3", "0", 1), "line 1: here a number of atoms"),
+        (PLAIN.replace("3", "3.0", 1), "line 1: here a number of atoms"),
+        (PLAIN + PLAIN.replace("0.96", "nan"), "line 6: 3 atoms need .* finite coordinates"),
+        (PLAIN + PLAIN.replace("0.96", "1e999"), "line 6: 3 atoms need .* finite coordinates"),
+        (PLAIN.replace("0.96", "0.96D0"), r"line 1: this structure cannot be read .*0\.96D0"),
+        (PLAIN.replace("O", "8"), "line 1: this structure cannot be read"),
+        (PLAIN.replace("O", "119").replace("H", "1"), "line 1: "),
+        (PLAIN.replace("O", "8").replace("H", "-1"), "line 1: the atomic number -1 is of no element"),
+        (PLAIN.replace("O", "X"), "line 1: the atomic number 0 is of no element"),
+        (PLAIN.replace("O", "D"), "line 1: 'D' is no symbol of an element"),
+        (PLAIN.replace("water", "Properties=pos:R:3"), "line 1: this structure cannot be read"),
+    ],
+)
+def test_no_structure_is_passed_over(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "some.xyz"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}, {expected}") as caught:
+        read_structures(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the collected cases are not here")
+def test_the_files_that_people_stumbled_over() -> None:
+    for name, structures in {"blank_between": 3, "bom": 1, "leading_blank": 1}.items():
+        assert len(read_structures(CASES / f"{name}.xyz")) == structures
+    with pytest.raises(DataError, match=r"second_periodic\.xyz, line 6: it is periodic"):
+        read_structures(CASES / "second_periodic.xyz")

@@ -90,12 +90,15 @@ def add_a_tensor(tensors: dict[str, Tensor], record: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (drop_a_tensor, r"networks.C.0.weight has the shape None instead of \(16, 384\)"),
-        (transpose_a_tensor, r"networks.H.1.weight has the shape \(16, 8\) instead of \(8, 16\)"),
-        (add_a_tensor, r"networks.S.0.weight has the shape \(1,\) instead of None"),
+        (drop_a_tensor, "networks.C.0.weight is missing"),
+        (
+            transpose_a_tensor,
+            r"networks.H.1.weight is torch.float32 \(16, 8\) instead of torch.float32 \(8, 16\)",
+        ),
+        (add_a_tensor, "'networks.S.0.weight' is none of its parts"),
         (lambda _, record: record.update(format=99), "format 99; this version reads 1"),
         (lambda _, record: record.pop("aev"), "not a model file of anitune"),
-        (lambda _, record: record.update(self_energies=[1]), "not a model file of anitune"),
+        (lambda _, record: record.update(self_energies=[1]), "self_energies: input should be a mapping"),
         (lambda _, record: record["training"].update(hidden=[]), "hidden: .*damaged, or of another version"),
         (lambda _, record: record["training"].update(widths=[3]), "widths: no such setting"),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
-from collections.abc import Callable
-from dataclasses import replace
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,15 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointError, ModelFileError
-from trainer.fitting.checkpoints import CHECKPOINT, REFUSED, Checkpoint, _digest, save_checkpoint, set_aside
+from trainer.fitting.checkpoints import (
+    CHECKPOINT,
+    REFUSED,
+    Checkpoint,
+    _digest,
+    save_checkpoint,
+    saved_epoch,
+    set_aside,
+)
 from trainer.fitting.devices import resolve_precision
 from trainer.fitting.loop import fit
 from trainer.fitting.training import Training
@@ -96,7 +106,7 @@ def without(name: str) -> Forge:
         (without("optimizer/exp_avg_sq"), "optimizer/exp_avg_sq is missing"),
         (
             lambda c: replace(c, tensors={**c.tensors, "optimizer/hook": torch.zeros(1)}),
-            "optimizer/hook is none of its parts",
+            "'optimizer/hook' is none of its parts",
         ),
         (lambda c: replace(c, history=()), "it has 0 epochs of 3"),
         (
@@ -116,14 +126,93 @@ def test_one_whose_parts_do_not_fit_is_refused(
     assert fault in refused(task, tmp_path)
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", "[" * 1000, json.dumps({"identity": {}, "history": 3})])
+def write_record(path: Path, record: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A checkpoint with this record, whose digest fits."""
+    header = {"record": record, "digest": _digest(record, tensors)}
+    path.write_bytes(safetensors.torch.save(dict(tensors), header))
+
+
+RECORDS = {
+    "empty": "",
+    "list": "[]",
+    "no keys": "{}",
+    "deep": "[" * 100_000,
+    "deep, and closed": '{"identity": ' + "[" * 900 + "]" * 900 + "}",
+    "no list": '{"identity": {}, "history": 3}',
+    "a mapping for a list": '{"identity": {}, "history": {"0": 1}}',
+    "sections that are none": '{"identity": {"training": [1]}, "history": []}',
+    "a key twice": '{"identity": {}, "identity": {}, "history": []}',
+    "not a number": '{"identity": {"training": {"seed": NaN}}, "history": []}',
+    "an endless number": '{"identity": {"training": {"seed": ' + "9" * 10_000 + '}}, "history": []}',
+    "one key more": '{"identity": {}, "history": [], "more": ' + "[" * 150 + "]" * 150 + "}",
+}
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 def test_one_whose_record_is_another_is_refused(
     task: Task, tmp_path: Path, checkpoint: Checkpoint, record: str
 ) -> None:
-    tensors = dict(checkpoint.tensors)
-    header = {"record": record, "digest": _digest(record, tensors)}
-    (tmp_path / CHECKPOINT).write_bytes(safetensors.torch.save(tensors, header))
-    assert "its record cannot be read" in refused(task, tmp_path)
+    write_record(tmp_path / CHECKPOINT, record, checkpoint.tensors)
+    assert saved_epoch(tmp_path / CHECKPOINT) == 0
+    said = refused(task, tmp_path)
+    assert "its record cannot be read" in said or "belongs to another training" in said
+    assert len(said) < 1000
+
+
+EPOCHS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "time without end": lambda epoch: epoch.update(finished_at=math.inf),
+    "time beyond all dates": lambda epoch: epoch.update(finished_at=1e300),
+    "time before 1970": lambda epoch: epoch.update(finished_at=-1e18),
+    "no time": lambda epoch: epoch.update(finished_at=math.nan),
+    "null": lambda epoch: epoch.update(finished_at=None),
+    "text": lambda epoch: epoch.update(val_mae="inf"),
+    "true": lambda epoch: epoch.update(epoch=True),
+    "a fraction": lambda epoch: epoch.update(order=0.5),
+    "an order for no generator": lambda epoch: epoch.update(order=-1),
+    "an order for no column": lambda epoch: epoch.update(order=10**30),
+    "seconds": lambda epoch: epoch.update(seconds=-math.inf),
+    "a list": lambda epoch: epoch.update(train_loss=[[[]]]),
+    "a key less": lambda epoch: epoch.pop("order"),
+    "a key more": lambda epoch: epoch.update({"\x1b[31m\n": 1}),
+    "no keys": lambda epoch: epoch.clear(),
+}
+
+
+@pytest.mark.parametrize("change", EPOCHS.values(), ids=EPOCHS)
+def test_one_with_an_epoch_that_cannot_be_is_refused(
+    task: Task, tmp_path: Path, checkpoint: Checkpoint, change: Callable[[dict[str, Any]], object]
+) -> None:
+    epoch = asdict(checkpoint.history[0])
+    change(epoch)
+    record = json.dumps({"identity": checkpoint.identity, "history": [epoch]})
+    write_record(tmp_path / CHECKPOINT, record, checkpoint.tensors)
+    said = refused(task, tmp_path)
+    assert "epoch 1 is no record" in said or "its record cannot be read" in said
+    assert said.isprintable()
+
+
+def test_names_of_unknown_settings_are_not_repeated(
+    task: Task, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    many = {f"\x1b[31m{number}": number for number in range(10_000)}
+    save_checkpoint(tmp_path / CHECKPOINT, replace(checkpoint, identity={**checkpoint.identity, "x": many}))
+    assert "(other settings that are not known here)" in refused(task, tmp_path)
+
+
+def test_weights_that_do_not_fit_are_not_read(task: Task, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    record = json.dumps({"identity": checkpoint.identity, "history": []})
+    tensors, end = {}, 0
+    for name in checkpoint.tensors:
+        begin, end = end, end + 4 * 10**8
+        tensors[name] = {"dtype": "F32", "shape": [10**8], "data_offsets": [begin, end]}
+    header = json.dumps({"__metadata__": {"record": record, "digest": ""}, **tensors}).encode()
+    with (tmp_path / CHECKPOINT).open("wb") as file:  # its holes take no place on the disk
+        file.write(struct.pack("<Q", len(header)) + header)
+        try:
+            file.truncate(8 + len(header) + end)
+        except OSError:
+            pytest.skip("this file system has no such large files")
+    assert "is torch.float32 (100000000,) instead of" in refused(task, tmp_path)
 
 
 @pytest.mark.parametrize("by", ["pickle", "torch"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from trainer.features.tables import FORMAT, MANIFEST
 from trainer.fingerprints import digest_of
+from trainer.strict_json import read_json
 
 #: A store so young (s) may be of a study that has not said yet which one it needs, or was built ahead.
 YOUNG: Final = 86_400.0
@@ -59,7 +59,7 @@ def remove_store(store: UnneededStore) -> bool:
 def _of(folder: Path) -> tuple[str, str] | None:
     """Fingerprints of the data and the features of a store; None if this program cannot use it."""
     try:
-        content = json.loads((folder / MANIFEST).read_text())["content"]
+        content = read_json(folder / MANIFEST)["content"]
         return (content["dataset"], digest_of(content["aev"])) if content["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -43,6 +43,7 @@ from trainer.features.compositions import Compositions, find_compositions
 from trainer.files import write_by_rename
 from trainer.fingerprints import digest_of
 from trainer.progress import Progress
+from trainer.strict_json import read_json
 
 logger = logging.getLogger("anitune")
 
@@ -151,7 +152,7 @@ def _shapes(dataset: Dataset, compositions: Compositions) -> dict[tuple[int, int
 def _fault(folder: Path, content: dict[str, Any], check: bool) -> str | None:
     """What is wrong with the store, in words, or None if every byte is as it was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         if manifest["content"] != content:
             return f"{MANIFEST} describes other features"
         files = [
@@ -193,7 +194,7 @@ def _is_checked(folder: Path, state: dict[str, Any]) -> bool:
     if state["boot"] is None:
         return False
     try:
-        return bool(json.loads((folder / CHECKED).read_text()) == state)
+        return bool(read_json(folder / CHECKED) == state)
     except (OSError, ValueError):
         return False
 

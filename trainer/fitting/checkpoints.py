@@ -15,10 +15,13 @@ from typing import Any, Final
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from trainer.errors import CheckpointError
 from trainer.files import write_by_rename
 from trainer.reporting import EpochRecord
+from trainer.strict_json import parse_json
+from trainer.tensor_files import TensorKind, misfit, tensor_kinds
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 
@@ -27,6 +30,16 @@ REFUSED: Final = "refused-"
 
 Identity = Mapping[str, Any]
 """What a training must share with its checkpoint: plain JSON values, in sections."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    identity: dict[str, dict[str, Any]]
+    history: list[Any]
+
+
+_RECORD: Final = TypeAdapter(_Record)
+_EPOCH: Final = TypeAdapter(EpochRecord)
 
 
 def weights_precision(precision: str) -> str:
@@ -75,43 +88,54 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     )
 
 
-def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
+def load_checkpoint(
+    path: Path, identity: Identity, wanted: Mapping[str, TensorKind] | None = None
+) -> Checkpoint | None:
     """The checkpoint at ``path``, if there is one.
+
+    Parameters
+    ----------
+    wanted : the tensors that it must have; others are not read. None: it may have any
 
     Raises
     ------
     CheckpointError
-        if it is damaged, or belongs to a training with another identity.
+        if it is damaged, has other tensors, or belongs to a training with another identity.
     """
     if not path.exists():
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        record = header["record"]
-        intact = header["digest"] == _digest(record, tensors)
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
+            record = _read_record(header["record"])
+            if differing := _differences(record.identity, identity):
+                raise CheckpointError(
+                    f"{path}: belongs to another training (other {', '.join(differing)}); "
+                    "choose another folder, or delete it to train from the start"
+                )
+            found = tensor_kinds(file)
+            if wanted is not None and (fault := misfit(found, wanted)):
+                raise damaged(path, fault)
+            tensors = {name: file.get_tensor(name) for name in found}
+        if header["digest"] != _digest(header["record"], tensors):
+            raise damaged(path, "its digest does not fit")
+        # A digest guards against accidents. Who wrote the file on purpose has made one that fits.
+        history = tuple(_epoch(number, epoch) for number, epoch in enumerate(record.history, 1))
+    except (safetensors.SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-    if not intact:
-        raise damaged(path, "its digest does not fit")
-    # A digest guards against accidents. Who wrote the file on purpose has made one that fits.
+    return Checkpoint(record.identity, history, tensors)
+
+
+def _read_record(text: str) -> _Record:
+    """The record in a file that somebody else may have written; its epochs are not checked yet."""
     try:
-        values = json.loads(record)
-        found = values["identity"]
-        if "precision" in (settings := found.get("training", {})):
-            # Version 0.1.0 recorded that of the products.
-            settings["precision"] = weights_precision(settings["precision"])
-        differing = _differences(found, identity)
-        history = tuple(_epoch(number, epoch) for number, epoch in enumerate(values["history"], 1))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, f"its record cannot be read: {error!r}") from error
-    if differing:
-        raise CheckpointError(
-            f"{path}: belongs to another training (other {', '.join(differing)}); "
-            "choose another folder, or delete it to train from the start"
-        )
-    return Checkpoint(found, history, tensors)
+        record = _RECORD.validate_python(parse_json(text))
+    except ValueError as error:
+        raise ValueError(f"its record cannot be read: {_first_line(error)}") from None
+    if "precision" in (settings := record.identity.get("training", {})):
+        # Version 0.1.0 recorded that of the products.
+        settings["precision"] = weights_precision(settings["precision"])
+    return record
 
 
 def damaged(path: Path, why: object) -> CheckpointError:
@@ -126,18 +150,28 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def _epoch(number: int, values: Mapping[str, Any]) -> EpochRecord:
-    epoch = EpochRecord(**values)
-    if epoch.epoch != number or not all(type(value) in (int, float) for value in values.values()):
+def _epoch(number: int, values: object) -> EpochRecord:
+    try:
+        epoch = _EPOCH.validate_python(values)
+    except ValidationError as error:
+        raise ValueError(f"epoch {number} is no record of it: {_first_line(error)}") from None
+    if epoch.epoch != number:
         raise ValueError(f"epoch {number} is no record of it")
     return epoch
+
+
+def _first_line(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))!r:.80}: {fault['msg']}"
 
 
 def saved_epoch(path: Path) -> int:
     """The last epoch of the checkpoint at ``path``; 0 if there is none, or it cannot be read."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return len(json.loads(file.metadata()["record"])["history"])
+            return len(_read_record(file.metadata()["record"]).history)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
         return 0
 
@@ -151,11 +185,14 @@ def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _differences(one: Identity, other: Identity) -> list[str]:
+def _differences(found: Identity, wanted: Identity) -> list[str]:
     """The names of the values, ``section.name``, that are not the same in both."""
-    return [
+    names = [(section, name) for section in sorted(wanted) for name in sorted(wanted[section])]
+    differing = [
         f"{section}.{name}"
-        for section in sorted(one.keys() | other.keys())
-        for name in sorted(one.get(section, {}).keys() | other.get(section, {}).keys())
-        if one.get(section, {}).get(name) != other.get(section, {}).get(name)
+        for section, name in names
+        if name not in found.get(section, {}) or found[section][name] != wanted[section][name]
     ]
+    # Their names may be anything, and as many as one likes.
+    unknown = {(section, name) for section, values in found.items() for name in values} - set(names)
+    return differing + (["settings that are not known here"] if unknown else [])

@@ -33,6 +33,7 @@ from trainer.networks.files import warm_start as load_warm_start
 from trainer.networks.model import WEIGHT_DTYPES, ElementNetworks
 from trainer.reporting import EpochRecord
 from trainer.task import Task
+from trainer.tensor_files import TensorKind
 
 #: Raised with each change after which an old checkpoint would not go on as it began.
 CHECKPOINT_FORMAT = 3
@@ -270,31 +271,21 @@ class Training:
             tensors["average"] = self.evaluated.vector
         return tensors
 
-    def misfit(self, checkpoint: Checkpoint) -> str | None:
-        """What of a checkpoint cannot be of this training, in words: digests do not tell who made it."""
-        if not 0 < len(checkpoint.history) <= self.config.epochs:
-            return f"it has {len(checkpoint.history)} epochs of {self.config.epochs}"
-        weights_shape: tuple[int, ...] = (self.model.parameter_count,)
-        wanted = {name: (weights_shape, tensor.dtype) for name, tensor in self._own_tensors().items()}
+    def checkpoint_tensors(self) -> dict[str, TensorKind]:
+        """The tensors of a checkpoint of this training."""
+        shape: tuple[int, ...] = (self.model.parameter_count,)
+        kinds = {name: TensorKind(shape, tensor.dtype) for name, tensor in self._own_tensors().items()}
         # The optimizer has no state before its first step: one of two weights shows what it will have.
         weights = torch.nn.Parameter(torch.zeros(2, dtype=self.weights.vector.dtype, device=self.device))
         weights.grad = torch.zeros_like(weights)
         example = make_optimizer(self.config, weights)
         example.step()
         for name, tensor in example.state[weights].items():
-            shape = weights_shape if tensor.ndim else ()
-            wanted[f"{OPTIMIZER}{name}"] = (shape, tensor.dtype)
-        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            if name not in wanted or name not in found:
-                return f"{name} {'is missing' if name in wanted else 'is none of its parts'}"
-            if wanted[name] != found[name]:
-                (shape, dtype), (other, other_dtype) = wanted[name], found[name]
-                return f"{name} is {other_dtype} {other} instead of {dtype} {shape}"
-        return None
+            kinds[f"{OPTIMIZER}{name}"] = TensorKind(shape if tensor.ndim else (), tensor.dtype)
+        return kinds
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a training with this identity was at ``checkpoint``, which fits it (:meth:`misfit`)."""
+        """Go on where a training with this identity, and these tensors, was at ``checkpoint``."""
         self.history = checkpoint.history
         tensors = checkpoint.tensors
         spread = self.weights.spread

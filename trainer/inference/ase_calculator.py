@@ -9,22 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
 
 from trainer.data.elements import SYMBOLS
-from trainer.errors import DataError, MissingExtraError
+from trainer.errors import DataError
 from trainer.evaluation.units import HARTREE_TO_EV
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.structures import make_structure
 from trainer.inference.torchani_model import as_torchani
 from trainer.networks.smoothness import kink_words
-
-try:
-    from ase import Atoms
-    from ase.calculators.calculator import Calculator, all_changes
-except ImportError as error:
-    raise MissingExtraError(
-        "the ASE calculator needs the extra export: pip install 'anitune[export]'"
-    ) from error
 
 
 class ModelWarning(UserWarning):

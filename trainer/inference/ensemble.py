@@ -8,15 +8,18 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 
+from trainer.config import STRICT, load_config
 from trainer.data.dataset import Molecule
-from trainer.errors import DataError, ModelFileError
+from trainer.errors import ConfigError, DataError, ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
 from trainer.features.batches import AtomBatch, EqualStructures
 from trainer.files import cannot_be_written
@@ -24,6 +27,7 @@ from trainer.inference.domain import TrainingDomain
 from trainer.inference.structures import Structure, group_alike
 from trainer.networks.files import CPU, SavedModel, load_model, save_model
 from trainer.progress import Progress, no_progress
+from trainer.strict_json import read_json
 
 #: Of an ensemble's folder: what is in it, its networks, and the domain of its training data.
 RECORD: Final = "ensemble.json"
@@ -31,6 +35,16 @@ MEMBER: Final = "member-{:02d}.safetensors"
 DOMAIN: Final = "domain.safetensors"
 
 FORMAT: Final = 1
+
+
+@pydantic_dataclass(frozen=True, config=STRICT)
+class _Record:
+    """What the folder of an ensemble holds."""
+
+    format: int
+    members: Annotated[int, Field(ge=1)]
+    domain: bool
+
 
 #: The network in the folder of a training.
 OF_TRAINING: Final = "model.safetensors"
@@ -128,21 +142,25 @@ class Ensemble:
 
     @classmethod
     def _open_folder(cls, folder: Path) -> Ensemble:
+        file = folder / RECORD
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
+            values = read_json(file)
+            if values["format"] != FORMAT:
                 raise ModelFileError(
-                    f"{folder / RECORD}: of format {record['format']}; this version reads {FORMAT}"
+                    f"{file}: of format {values['format']!r:.40}; this version reads {FORMAT}"
                 )
-            count, has_domain = int(record["members"]), bool(record["domain"])
-            ensemble = cls([load_model(folder / MEMBER.format(number)) for number in range(count)])
-            if has_domain:
-                content = (folder / DOMAIN).read_bytes()
-                ensemble.domain = TrainingDomain.from_bytes(content, ensemble.aev, str(folder / DOMAIN))
+            record = load_config(_Record, values, str(file))
         except OSError as error:
-            raise ModelFileError(f"{error.filename}: cannot be read: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ModelFileError(f"{folder / RECORD}: not an ensemble of anitune ({error!r})") from error
+            raise ModelFileError(f"{file}: cannot be read: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise ModelFileError(f"{file}: not an ensemble of anitune ({error})") from error
+        ensemble = cls([load_model(folder / MEMBER.format(number)) for number in range(record.members)])
+        if record.domain:
+            try:
+                content = (folder / DOMAIN).read_bytes()
+            except OSError as error:
+                raise ModelFileError(f"{folder / DOMAIN}: cannot be read: {error.strerror}") from error
+            ensemble.domain = TrainingDomain.from_bytes(content, ensemble.aev, str(folder / DOMAIN))
         return ensemble
 
     def save(self, folder: Path) -> None:

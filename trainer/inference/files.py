@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import ase.io
 import h5py
 import numpy as np
+from ase.io.extxyz import key_val_str_to_dict
 
 from trainer.data.dataset import Molecule
 from trainer.data.layout import Layout, molecule_groups, name_of, where
 from trainer.data.readers import open_hdf5
-from trainer.errors import DataError, MissingExtraError
+from trainer.errors import DataError
 from trainer.inference.structures import Structure, make_structure, structures_of
 
 HDF5: Final = (".h5", ".hdf5")
 
-#: What the comment of a structure in an extended xyz file holds: there columns may stand in another order.
-EXTENDED: Final = ("Properties=", "Lattice=", "pbc=")
+#: Keys in the comment of a structure in an extended xyz file: there columns may stand in another order.
+EXTENDED: Final = ("Properties", "Lattice", "pbc")
+
+#: The columns of a plain xyz file, and of one with atomic numbers.
+PLAIN: Final = "species:S:1:pos:R:3"
+NUMBERED: Final = "Z:I:1:pos:R:3"
 
 
 def read_structures(path: Path) -> list[Structure]:
@@ -28,8 +38,6 @@ def read_structures(path: Path) -> list[Structure]:
     DataError
         with one line that names the file and the place, if it cannot be read as such, holds no structure, or
         a periodic one.
-    MissingExtraError
-        if it is an extended xyz file and ase is not installed.
     """
     structures = _read_hdf5(path) if path.suffix.lower() in HDF5 else _read_xyz(path)
     if not structures:
@@ -61,45 +69,102 @@ def _molecule(group: h5py.Group, layout: Layout) -> Molecule:
 
 
 def _read_xyz(path: Path) -> list[Structure]:
+    """The structures of an xyz file, as ASE reads them; it leaves out what follows a blank line."""
+    frames = list(_frames(path))
+    text = io.StringIO("".join(frame.text for frame in frames))
+    read = ase.io.iread(text, index=":", format="extxyz")
+    structures = []
+    for frame in frames:
+        try:
+            atoms = next(read)
+            symbols = atoms.get_chemical_symbols()
+        except KeyError as error:
+            raise DataError(
+                f"{frame.place}: {error} is no symbol of an element; use symbols such as H, C, N, O"
+            ) from None
+        except Exception as error:  # ase raises whatever it stumbles upon
+            raise _unreadable(frame.place, error) from error
+        if atoms.pbc.any():
+            raise DataError(
+                f"{frame.place}: it is periodic, and the models are of molecules; remove Lattice and pbc"
+            )
+        if (atoms.numbers < 1).any():
+            raise DataError(f"{frame.place}: the atomic number {atoms.numbers.min()} is of no element")
+        structures.append(make_structure(symbols, atoms.get_positions(), frame.place))
+    if next(read, None) is not None:
+        raise DataError(f"{path}: ase finds more than its {len(frames)} structures; please report this file")
+    return structures
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A structure of an xyz file: where it begins, and its lines in words that ASE knows."""
+
+    place: str
+    text: str
+
+
+def _frames(path: Path) -> Iterator[_Frame]:
+    """The structures of an xyz file, with blank lines around them or not.
+
+    Raises
+    ------
+    DataError
+        if the file cannot be read, or has other lines between the structures than blank ones.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A comment may be in any encoding. Nothing else than the end of a line divides lines.
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct its name, or bring it there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as an xyz file ({error})") from None
-    if path.suffix.lower() == ".extxyz" or (len(lines) > 1 and any(word in lines[1] for word in EXTENDED)):
-        return _read_extended_xyz(path)
-    structures, line = [], 0
-    while line < len(lines) and lines[line].strip():
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as an xyz file ({error.strerror})") from None
+    line = 0
+    while line < len(lines):
         count = lines[line].strip()
-        if not count.isdecimal() or line + 2 + int(count) > len(lines):
+        if not count:
+            line += 1
+            continue
+        place = f"{path}, line {line + 1}"
+        if not re.fullmatch("[0-9]{1,9}", count) or int(count) == 0:
             raise DataError(
-                f"{path}, line {line + 1}: here a number of atoms, then a comment and the atoms are due"
+                f"{place}: here a number of atoms, then a comment and the atoms are due (got {count[:40]!r})"
             )
-        atoms = [text.split() for text in lines[line + 2 : line + 2 + int(count)]]
-        at = f"{path}, line {line + 1}"
-        structures.append(make_structure((a[0] for a in atoms if a), [a[1:4] for a in atoms], at))
-        line += 2 + int(count)
-    return structures
+        begin, end = line + 2, line + 2 + int(count)
+        for number in range(begin, end):
+            atom = lines[number].strip() if number < len(lines) else "the end of the file"
+            if number >= len(lines) or len(atom.split()) < 4:
+                raise DataError(
+                    f"{path}, line {number + 1}: an atom is due, with its symbol and x, y, z in Å, since line"
+                    f" {line + 1} says {count} atoms (got {atom[:40]!r})"
+                )
+        atoms = lines[begin:end]
+        yield _Frame(place, "\n".join([count, _columns(lines[line + 1], atoms[0], place), *atoms, ""]))
+        line = end
 
 
-def _read_extended_xyz(path: Path) -> list[Structure]:
+def _columns(comment: str, atom: str, place: str) -> str:
+    """What a comment says of columns and periodicity, in the words of extended xyz."""
+    if not re.search(rf"\b({'|'.join(EXTENDED)})\s*=", comment, re.IGNORECASE):
+        # Anything may stand in the comment of a plain file, and atomic numbers in place of symbols.
+        number = atom.split()[0].isdecimal()
+        return f"Properties={NUMBERED if number else PLAIN}"
+    for word in EXTENDED:
+        comment = re.sub(rf"\b{word}(?=\s*=)", word, comment, flags=re.IGNORECASE)
     try:
-        import ase.io
-    except ImportError:
-        raise MissingExtraError(
-            f"{path}: to read extended xyz files needs the extra export: pip install 'anitune[export]'"
-        ) from None
-    read: list[Any]
-    try:
-        read = list(ase.io.iread(path, index=":", format="extxyz"))
-    except Exception as error:  # ase raises whatever it stumbles upon
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be read as an extended xyz file ({cause})") from error
-    structures = []
-    for number, atoms in enumerate(read):
-        at = f"{path}, structure {number} (from 0)"
-        if atoms.pbc.any():
-            raise DataError(f"{at}: it is periodic, and the models are of molecules; remove Lattice and pbc")
-        structures.append(make_structure(atoms.get_chemical_symbols(), atoms.get_positions(), at))
-    return structures
+        properties = str(key_val_str_to_dict(comment).get("Properties", PLAIN)).split(":")
+        columns = [int(count) for count in properties[2::3]]
+    except Exception as error:
+        raise _unreadable(place, error) from error
+    # ase would take memory for any number of them.
+    if min(columns, default=1) < 1 or sum(columns) > len(atom.split()):
+        raise DataError(f"{place}: Properties names other columns than the {len(atom.split())} of the atoms")
+    return comment
+
+
+def _unreadable(place: str, error: Exception) -> DataError:
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return DataError(
+        f"{place}: this structure cannot be read ({cause:.200}); an atom is a line with its symbol and"
+        " x, y, z in Å, or what Properties= says"
+    )

@@ -12,6 +12,7 @@ energies; elements that it was not trained on have the energy NaN.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -53,11 +54,34 @@ ACTIVATIONS = {
 
 
 def load_model(path: str | Path) -> ANI:
-    """The model in a file, in evaluation mode."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()["torchani"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    """The model in a file, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        if the file is none of these, or its weights do not fit its description.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            record = json.loads(file.metadata()["torchani"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        fits = _parameters(record) == sum(tensor.numel() for tensor in weights.values())
+    except (safetensors.SafetensorError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a model for this loader ({error})") from error
+    if not fits:  # before there is memory for what the description asks for
+        raise ValueError(f"{path}: the weights do not fit the description; the file is damaged")
     return build_model(record, weights)
+
+
+def _parameters(record: dict[str, Any]) -> int:
+    """The number of weights and biases of a model; -1 of one that cannot be."""
+    kinds, aev = len(record["symbols"]), record["aev"]
+    angular = len(aev["angular_shifts"]) * aev["angle_sections"]
+    features = kinds * len(aev["radial_shifts"]) + kinds * (kinds + 1) // 2 * angular
+    sizes = [(features, *member["hidden"], 1) for member in record["members"]]
+    if not all(type(size) is int and size > 0 for member in sizes for size in member):
+        return -1
+    return kinds * sum((i + 1) * o for member in sizes for i, o in itertools.pairwise(member))
 
 
 def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:

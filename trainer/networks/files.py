@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from pydantic import FiniteFloat
 
 from trainer.config import AEVConfig, TrainConfig, dump_config, load_config
 from trainer.errors import ConfigError, ModelFileError
 from trainer.features.aev import aev_length
 from trainer.files import write_by_rename
-from trainer.networks.model import ElementNetworks
+from trainer.networks.model import WEIGHT_DTYPES, ElementNetworks, weight_shapes
+from trainer.strict_json import parse_json
+from trainer.tensor_files import TensorKind, misfit, tensor_kinds
 
 #: The one key of the file's metadata. (Of several keys the order, and so the bytes of the file, would vary.)
 METADATA: Final = "anitune"
@@ -71,24 +73,45 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
     ModelFileError
         if the file cannot be read, is no model file, or its weights do not fit its settings.
     """
-    record, tensors = _read(path)
     try:
-        if record["format"] != FORMAT:
-            raise ModelFileError(
-                f"{path}: a model file of format {record['format']}; this version reads {FORMAT}"
-            )
-        config = load_config(TrainConfig, record["training"], str(path))
-        aev = load_config(AEVConfig, record["aev"], str(path))
-        self_energies = {str(e): float(energy) for e, energy in record["self_energies"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFileError(f"{path}: not a model file of anitune ({error!r})") from error
+        with safetensors.safe_open(path, framework="pt") as file:
+            config, aev, self_energies = _settings((file.metadata() or {})[METADATA], str(path))
+            # Before there is memory for a network: settings of a few bytes can ask for any amount.
+            found, wanted = tensor_kinds(file), _weights(config, aev)
+            if fault := misfit(found, wanted):
+                raise ModelFileError(f"{path}: {fault}; the file is damaged")
+            tensors = {name: file.get_tensor(name) for name in found}
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: not a model file of anitune, or damaged ({error})") from error
     except ConfigError as error:
         raise ModelFileError(f"{error}; the file is damaged, or of another version") from error
+    if not all(bool(weights.isfinite().all()) for weights in tensors.values()):
+        raise ModelFileError(f"{path}: a weight is NaN or infinite; the file is damaged")
     model = ElementNetworks(config, aev.elements, aev_length(aev), device)
-    if fault := _misfit(model, tensors):
-        raise ModelFileError(f"{path}: {fault}; the file is damaged")
     model.load_state_dict(tensors)
     return SavedModel(model.eval(), aev, self_energies)
+
+
+def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, float]]:
+    record = parse_json(text)
+    if record["format"] != FORMAT:
+        raise ModelFileError(
+            f"{where}: a model file of format {record['format']!r:.40}; this version reads {FORMAT}"
+        )
+    config = load_config(TrainConfig, record["training"], where)
+    aev = load_config(AEVConfig, record["aev"], where)
+    energies = load_config(dict[str, FiniteFloat], record["self_energies"], f"{where}: self_energies")
+    if config.precision == "auto":  # what it became is recorded
+        raise ValueError("it does not say in which precision its weights are")
+    return config, aev, energies
+
+
+def _weights(config: TrainConfig, aev: AEVConfig) -> dict[str, TensorKind]:
+    dtype = WEIGHT_DTYPES[config.precision]
+    shapes = weight_shapes(config, aev.elements, aev_length(aev))
+    return {name: TensorKind(shape, dtype) for name, shape in shapes.items()}
 
 
 def warm_start(model: ElementNetworks, aev: AEVConfig, path: Path) -> None:
@@ -109,35 +132,12 @@ def warm_start(model: ElementNetworks, aev: AEVConfig, path: Path) -> None:
         raise ConfigError(
             f"warm start from {path}: its features differ in {', '.join(differing)}; use its features.aev"
         )
-    tensors = saved.model.state_dict()
-    if _misfit(model, tensors):
+    if saved.model.config.hidden != model.config.hidden:
         raise ConfigError(
             f"warm start from {path}: its hidden widths are {_widths(saved.model)}, those of this training "
             f"{_widths(model)}; set training.hidden to the same"
         )
-    model.load_state_dict(tensors)
-
-
-def _read(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return json.loads(metadata[METADATA]), tensors
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ModelFileError(f"{path}: not a model file of anitune, or damaged ({error})") from error
-
-
-def _misfit(model: ElementNetworks, tensors: Mapping[str, Tensor]) -> str | None:
-    """The first weights that are missing, too many or of another shape, in words."""
-    wanted = {name: tuple(weights.shape) for name, weights in model.state_dict().items()}
-    found = {name: tuple(weights.shape) for name, weights in tensors.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            return f"{name} has the shape {found.get(name)} instead of {wanted.get(name)}"
-    return None
+    model.load_state_dict(saved.model.state_dict())
 
 
 def _widths(model: ElementNetworks) -> str:

@@ -25,6 +25,19 @@ WEIGHT_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
 }
 
 
+def weight_shapes(
+    config: TrainConfig, elements: tuple[str, ...], input_size: int
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of :class:`ElementNetworks` by their names, without any memory for them."""
+    sizes = (input_size, *config.hidden, 1)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for element in elements:
+        for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+            shapes[f"networks.{element}.{layer}.weight"] = (outputs, inputs)
+            shapes[f"networks.{element}.{layer}.bias"] = (outputs,)
+    return shapes
+
+
 class ElementNetworks(nn.Module):
     """Energies of structures from the AEVs of their atoms, self-energies not included.
 

@@ -1,0 +1,61 @@
+"""JSON from files that anybody may have written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+#: The largest file that is read: those of ours have some kB.
+MOST_BYTES: Final = 2**24
+
+
+def read_json(path: Path) -> Any:
+    """The plain values in a file; see :func:`parse_json`.
+
+    Raises
+    ------
+    OSError
+        if it cannot be read.
+    ValueError
+        with one line, if it is not such a file, or a large one.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+    return parse_json(content)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The plain values of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        with one line, if it is not JSON, or what Python's own reader takes or chokes on: NaN, an infinite
+        number, a key that occurs twice in an object, or values nested deeper than 200.
+    """
+    # Its depth is bounded, where the other one raises a RecursionError, or leaves that to whoever shows or
+    # compares the values.
+    from_json(text, allow_inf_nan=False)
+    return json.loads(text, object_pairs_hook=_object, parse_float=_number)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise ValueError(f"the key {twice[:40]!r} occurs twice")
+    return values
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return number

@@ -1,0 +1,49 @@
+"""What the header of a safetensors file says of its tensors, before any memory is taken for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+#: By the names that safetensors has for them.
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TensorKind:
+    """The shape of a tensor and the type of its numbers; a string names a type that no file of ours has."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+def kind_of(tensor: torch.Tensor) -> TensorKind:
+    """The kind of a tensor in memory."""
+    return TensorKind(tuple(tensor.shape), tensor.dtype)
+
+
+def tensor_kinds(file: Any) -> dict[str, TensorKind]:
+    """The kinds of the tensors in a file that ``safetensors.safe_open`` has opened; none is read."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return {
+        name: TensorKind(tuple(some.get_shape()), _DTYPES.get(some.get_dtype(), some.get_dtype()))
+        for name, some in slices.items()
+    }
+
+
+def misfit(found: Mapping[str, TensorKind], wanted: Mapping[str, TensorKind]) -> str | None:
+    """The first tensor that is missing, too many, or of another kind, in words."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"{name[:80]!r} is none of its parts"
+        if found[name] != wanted[name]:
+            return f"{name} is {found[name]} instead of {wanted[name]}"
+    return None
