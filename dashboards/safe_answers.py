@@ -1,0 +1,74 @@
+"""Headers that keep the pages of the Optuna dashboard from being used against whoever opens them.
+
+Two clicks on its pages delete a study, so no other site may frame them. What people and workers attach to
+trials is served from the same address, so a browser must never take it for a page or a script of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+RASTER_IMAGES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+"""Types of attachments that a browser may show. SVG is none of them: it may hold scripts."""
+
+_PAGES: Final = (
+    "/anitune/",
+    "/api/",
+    "/csv/",
+    "/dashboard",
+    "/favicon.ico",
+    "/incompatible-rdb-schema",
+    "/static/",
+)
+"""Addresses below which no attachment is served; what is not listed counts as one.
+
+The other way round a path such as ``/artif%FFacts`` would get by: Bottle drops the bytes that it cannot read.
+"""
+
+# A browser enforces this policy besides the one that a page may have of its own.
+_POLICY: Final = ("Content-Security-Policy", "frame-ancestors 'self'; base-uri 'none'; form-action 'self'")
+_ATTACHMENT_POLICY: Final = ("Content-Security-Policy", "sandbox; default-src 'none'")
+_DEFAULTS: Final = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+
+
+def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
+    """Add the headers to every answer of ``app``, and serve attachments as files to be saved.
+
+    Only raster images keep their type and are shown. No answer may be read by pages of other sites.
+    """
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        attachment = not environ["PATH_INFO"].startswith(_PAGES)
+
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+        ) -> Callable[[bytes], object]:
+            headers = _for_attachments(headers) if attachment and status[:1] == "2" else _for_pages(headers)
+            return start_response(status, headers, exc_info)
+
+        return app(environ, start)
+
+    return serve
+
+
+def _for_pages(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    kept = [(name, value) for name, value in headers if not name.lower().startswith("access-control-")]
+    given = {name.lower() for name, _ in kept}
+    return [*kept, _POLICY, *(item for item in _DEFAULTS.items() if item[0].lower() not in given)]
+
+
+def _for_attachments(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    given = {name.lower(): value for name, value in headers}
+    kind = given.get("content-type", "").partition(";")[0].strip().lower()
+    shown = kind in RASTER_IMAGES
+    return [
+        ("Content-Type", kind if shown else "application/octet-stream"),
+        *([] if shown else [("Content-Disposition", "attachment")]),
+        _POLICY,
+        _ATTACHMENT_POLICY,
+        *_DEFAULTS.items(),
+    ]
