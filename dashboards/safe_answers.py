@@ -6,8 +6,12 @@ trials is served from the same address, so a browser must never take it for a pa
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+
+from trainer.csv_text import plain_cell
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -15,10 +19,13 @@ if TYPE_CHECKING:
 RASTER_IMAGES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
 """Types of attachments that a browser may show. SVG is none of them: it may hold scripts."""
 
+_TABLES: Final = "/csv/"
+"""Trials of a study as comma-separated values are served below this address."""
+
 _PAGES: Final = (
     "/anitune/",
     "/api/",
-    "/csv/",
+    _TABLES,
     "/dashboard",
     "/favicon.ico",
     "/incompatible-rdb-schema",
@@ -39,20 +46,33 @@ def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
     """Add the headers to every answer of ``app``, and serve attachments as files to be saved.
 
     Only raster images keep their type and are shown. No answer may be read by pages of other sites.
+    Tables hold no formulas (:mod:`trainer.csv_text`).
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         attachment = not environ["PATH_INFO"].startswith(_PAGES)
+        table = environ["PATH_INFO"].startswith(_TABLES)
 
         def start(
             status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
         ) -> Callable[[bytes], object]:
             headers = _for_attachments(headers) if attachment and status[:1] == "2" else _for_pages(headers)
+            if table:  # its length changes
+                headers = [item for item in headers if item[0].lower() != "content-length"]
             return start_response(status, headers, exc_info)
 
-        return app(environ, start)
+        answer = app(environ, start)
+        return [_plain_table(b"".join(answer))] if table else answer
 
     return serve
+
+
+def _plain_table(content: bytes) -> bytes:
+    """The table of trials as Optuna writes it, without text that a spreadsheet takes for a formula."""
+    rows = list(csv.reader(io.StringIO(content.decode(errors="replace"), newline="")))
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(map(plain_cell, row) for row in rows)
+    return text.getvalue().encode()
 
 
 def _for_pages(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

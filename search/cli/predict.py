@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -204,13 +202,11 @@ class _Table:
 
     def csv(self) -> str:
         """Energies with all their digits; their columns name the unit."""
-        text = io.StringIO()
+        from trainer.csv_text import csv_text
+
         renamed = {"energy": f"energy_{_WORDS[self.unit]}", "uncertainty": f"uncertainty_{_WORDS[self.unit]}"}
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_text(rows)
 
     def extxyz(self) -> str:
         """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import threading
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import optuna
 import optuna_dashboard
 import pytest
 
@@ -145,3 +147,17 @@ def test_what_is_uploaded_to_the_dashboard_is_kept_and_served_as_a_file(server: 
     served = get(f"{server}/artifacts/{study.optuna_study_id}/{answer.json()['artifact_id']}")
     assert served.content == PAGE * 40_000, "larger than what is held in memory"
     assert served.headers["Content-Disposition"] == "attachment"
+
+
+def test_the_table_of_trials_holds_no_formulas(server: str, database: Database, study: Study) -> None:
+    number = optuna.load_study(study_name="widths", storage=database.optuna).ask()
+    number.suggest_float("x", -2.0, -1.0)
+    number.set_user_attr("worker", '=cmd|" /C calc"!A0')
+    number.set_user_attr("+header", "a;=1+1")
+    answer = get(f"{server}/csv/{study.optuna_study_id}")
+    (head, row) = csv.reader(answer.text.splitlines())
+    assert "'=cmd" in row[-1]
+    assert row[-2] == "a;'=1+1"
+    assert "UserAttribute +header" in head
+    assert -2 <= float(row[3]) <= -1, "numbers stay numbers"
+    assert answer.headers["Content-Disposition"] == "attachment; filename=widths.csv"
