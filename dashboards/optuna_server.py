@@ -20,6 +20,7 @@ import optuna_dashboard
 from dashboards import links
 from dashboards.optuna_images import TrialImages
 from dashboards.page.app import make_app
+from dashboards.printable import PrintableFormatter
 from dashboards.safe_answers import with_safe_answers
 from dashboards.servers import is_loopback
 from dashboards.wsgi_server import WSGIServer, listen
@@ -80,6 +81,12 @@ def _hostname(environ: WSGIEnvironment) -> str:
     return f"[{name}]" if ":" in name else name
 
 
+def _log_with_time() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def main() -> None:
     """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,7 +101,7 @@ def main() -> None:
     app = with_mlflow(with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow)
     if is_loopback(arguments.host):
         app = only_for_this_machine(app)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    _log_with_time()
     with listen(arguments.host, arguments.port) as listener:
         WSGIServer(with_safe_answers(app)).run([listener])
 
