@@ -33,6 +33,9 @@ WAITING_SECONDS: Final = 30.0
 BODY_BYTES: Final = 128 * 2**20
 """Largest body of a request: that which the Optuna dashboard takes."""
 
+_HEADER_BYTES: Final = 2**16
+"""The longest headers: the address of a table of trials names each of them."""
+
 _MEMORY_BYTES: Final = 2**20
 """Larger bodies are written to a temporary file."""
 
@@ -60,6 +63,7 @@ class WSGIServer(uvicorn.Server):
                 interface="asgi3",
                 workers=1,
                 log_config=None,
+                h11_max_incomplete_event_size=_HEADER_BYTES,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dashboards import wsgi_server
 from dashboards.wsgi_server import THREADS, WSGIServer, listen
+from search.work import monitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -165,6 +167,30 @@ def test_an_application_that_fails_is_an_error_500(serve: Serve) -> None:
         raise RuntimeError("broken")
 
     assert get(serve(broken)).status_code == 500
+
+
+def test_a_monitor_is_not_held_up_and_holds_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor._Quiet, "timeout", 1.0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    before = threading.active_count()
+    with (
+        monitor.serve(*address, CollectorRegistry(), lambda: monitor.Health(True, {})),
+        ExitStack() as held,
+    ):
+        for number in range(100):
+            client = held.enter_context(socket.create_connection(address, timeout=10))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                client.sendall(HALVES[number % 3])
+        assert threading.active_count() <= before + 1 + monitor.THREADS
+        deadline = time.monotonic() + 20
+        while True:
+            with suppress(httpx.TransportError):
+                assert get(address, "/health").status_code == 200
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def assert_ended(client: socket.socket, at_most: int = 1000) -> None:
