@@ -39,7 +39,11 @@ The other way round a path such as ``/artif%FFacts`` would get by: Bottle drops 
 # A browser enforces this policy besides the one that a page may have of its own.
 _POLICY: Final = ("Content-Security-Policy", "frame-ancestors 'self'; base-uri 'none'; form-action 'self'")
 _ATTACHMENT_POLICY: Final = ("Content-Security-Policy", "sandbox; default-src 'none'")
-_DEFAULTS: Final = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+_DEFAULTS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
 def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
@@ -50,14 +54,18 @@ def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        attachment = not environ["PATH_INFO"].startswith(_PAGES)
-        table = environ["PATH_INFO"].startswith(_TABLES)
+        path: str = environ["PATH_INFO"]
+        table = False
 
         def start(
             status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
         ) -> Callable[[bytes], object]:
-            headers = _for_attachments(headers) if attachment and status[:1] == "2" else _for_pages(headers)
-            if table:  # its length changes
+            nonlocal table
+            found = status.startswith("2")
+            headers = (
+                _for_pages(headers) if path.startswith(_PAGES) or not found else _for_attachments(headers)
+            )
+            if table := found and path.startswith(_TABLES):  # its length changes
                 headers = [item for item in headers if item[0].lower() != "content-length"]
             return start_response(status, headers, exc_info)
 
@@ -69,6 +77,7 @@ def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
 
 def _plain_table(content: bytes) -> bytes:
     """The table of trials as Optuna writes it, without text that a spreadsheet takes for a formula."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
     rows = list(csv.reader(io.StringIO(content.decode(errors="replace"), newline="")))
     text = io.StringIO(newline="")
     csv.writer(text).writerows(map(plain_cell, row) for row in rows)

@@ -30,7 +30,7 @@ class StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the message on a line of its own."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        echo(f"{prefix}{record.getMessage()}", err=True)
+        print(printable(f"{prefix}{record.getMessage()}"), file=sys.stderr)
 
 
 @contextmanager

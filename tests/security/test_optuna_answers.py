@@ -102,6 +102,7 @@ def test_nobody_frames_or_reads_any_answer(server: str, path: str) -> None:
     assert "frame-ancestors 'self'" in policy
     assert ("frame-ancestors 'none'" in policy) == path.startswith("/anitune/")
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert answer.headers["Referrer-Policy"] in ("same-origin", "no-referrer")
     assert not [name for name in answer.headers if name.startswith("access-control")]
     assert "attachment" not in answer.headers.get("Content-Disposition", "") or path == "/csv/1"
@@ -154,10 +155,14 @@ def test_the_table_of_trials_holds_no_formulas(server: str, database: Database, 
     number.suggest_float("x", -2.0, -1.0)
     number.set_user_attr("worker", '=cmd|" /C calc"!A0')
     number.set_user_attr("+header", "a;=1+1")
+    number.set_user_attr("long", "x" * 200_000)
     answer = get(f"{server}/csv/{study.optuna_study_id}")
-    (head, row) = csv.reader(answer.text.splitlines())
+    csv.field_size_limit(10**6)
+    head, row = csv.reader(answer.text.splitlines())
     assert "'=cmd" in row[-1]
-    assert row[-2] == "a;'=1+1"
+    assert row[-2] == "x" * 200_000
+    assert row[-3] == "a;'=1+1"
     assert "UserAttribute +header" in head
     assert -2 <= float(row[3]) <= -1, "numbers stay numbers"
     assert answer.headers["Content-Disposition"] == "attachment; filename=widths.csv"
+    assert "study_id=99 is not found" in get(f"{server}/csv/99").json()["reason"]
