@@ -157,7 +157,11 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
     from storage.tracking.registry import CHAMPION
     from trainer.networks.smoothness import kink_words
 
-    test, name = promotion.test or {}, escape(promotion.model_name or "")
+    test = promotion.test or {}
+    name, version = escape(str(promotion.model_name)), escape(str(promotion.model_version))
+    # JSON is a word of Python's, too: these lines are pasted.
+    server = escape(json.dumps(redacted(tracking)))
+    model = escape(json.dumps(f"models:/{promotion.model_name}@{CHAMPION}"))
     lines = [
         f"[bold]Chosen[/]      {escape(promotion.reason or '')}",
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
@@ -165,9 +169,9 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
         f" ({test['structures']:,} structures)",
         f"[bold]Test part[/]   opened {'once' if len(opened) == 1 else f'{len(opened)} times'}:",
         *(f"            {escape(str(each))}" for each in opened),
-        f"[bold]Registered[/]  {name} version {promotion.model_version}, alias {CHAMPION}; in Python:",
-        f'            mlflow.set_tracking_uri("{escape(redacted(tracking))}")',
-        f'            model = mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")',
+        f"[bold]Registered[/]  {name} version {version}, alias {CHAMPION}; in Python:",
+        f"            mlflow.set_tracking_uri({server})",
+        f"            model = mlflow.pyfunc.load_model({model})",
     ]
     if len(opened) > 1:
         lines.insert(

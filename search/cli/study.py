@@ -101,6 +101,8 @@ def list_(
 @study_app.command()
 def show(name: Name, as_json: Json = False) -> None:
     """Show how a study stands: trials by state, the best, time spent, epochs saved by pruning."""
+    from rich.markup import escape
+
     from search.cli.output import leaderboard, make_console, rows_table, summary_lines
     from storage.database import open_database
     from storage.settings import load_settings
@@ -118,7 +120,7 @@ def show(name: Name, as_json: Json = False) -> None:
         typer.echo(json.dumps(values, indent=2))
         return
     console = make_console()
-    console.print(f"[bold]{name}[/]")
+    console.print(f"[bold]{escape(name)}[/]")
     for line in summary_lines(summary):
         console.print(line, markup=False)
     console.print(leaderboard(trials, reference))
@@ -259,7 +261,7 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
     if (path := _write_report(database, study)) is not None:
         console.print(f"[bold]Report[/]             {escape(str(path))}", soft_wrap=True)
     console.print(
-        f"[bold]Look at it all[/]     {escape(_anitune(config))} dashboards --study {study.name}",
+        f"[bold]Look at it all[/]     {escape(_anitune(config))} dashboards --study {escape(study.name)}",
         soft_wrap=True,
     )
 

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from dashboards.printable import PrintableFormatter, printable
 from search.cli.main import app
 from search.cli.output import make_console
+from search.cli.promote import _result_lines
 from search.cli.terminal import echo
 
 ROOT = Path(__file__).parents[2]
@@ -139,3 +142,35 @@ def _is_safe(node: ast.expr) -> bool:
     if isinstance(node, ast.Call):
         return ast.unparse(node.func) == "json.dumps" and "ensure_ascii" not in ast.unparse(node)
     return isinstance(node, ast.Constant)
+
+
+def test_words_of_others_are_no_markup() -> None:
+    """Rich reads [link=...] and fails at [/x]: what is put between markup of ours is escaped, or a number."""
+    raw = []
+    for path in sorted(COMMANDS.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("onsole.print"):
+                continue
+            if any(keyword.arg == "markup" for keyword in node.keywords):
+                continue
+            raw += [
+                f"{path.name}:{part.lineno} {ast.unparse(part.value)}"
+                for part in ast.walk(node.args[0])
+                if isinstance(part, ast.FormattedValue)
+                if part.format_spec is None
+                and not ast.unparse(part.value).startswith("escape(")
+                and not ast.unparse(part.value).endswith(".number")
+            ]
+    assert raw == []
+
+
+def test_what_a_promotion_found_is_no_markup() -> None:
+    test = {"mae_kcalmol": 1.0, "mean_member_mae_kcalmol": 1.0, "structures": 9}
+    word = "[/x] [link=https://evil.example]a[/link]"
+    promotion: Any = SimpleNamespace(test=test, reason=word, model_name=word, model_version=word)
+    opened: Any = [word]
+    console = make_console()
+    console.file = io.StringIO()
+    for line in _result_lines(promotion, opened, "http://host", "silu"):
+        console.print(line, soft_wrap=True)
+    assert console.file.getvalue().count(word) == 5
