@@ -7,6 +7,7 @@ on black; a page of ours also sets the colours of text and grid (``assets/style.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Final
 
 import plotly.graph_objects as go
@@ -47,6 +48,7 @@ def set_axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: b
 
 def make_chart(name: str, title: str, alt: str, figure: go.Figure) -> Chart:
     """Give a figure the common look, its name, its title, and what it shows in words."""
+    _show_as_text(figure)
     figure.layout.template = go.layout.Template()  # plotly's own would be 7 kB in each figure
     figure.update_layout(
         height=_HEIGHT,
@@ -59,6 +61,19 @@ def make_chart(name: str, title: str, alt: str, figure: go.Figure) -> Chart:
         meta={"alt": alt},
     )
     return Chart(name, title, alt, figure)
+
+
+def _show_as_text(figure: go.Figure) -> None:
+    """Escape what names and notes of others hold: plotly reads links and tags in them."""
+    for trace in figure.data:
+        for name in ("name", "text", "x", "y"):
+            value = trace[name]
+            if isinstance(value, str):
+                trace[name] = escape(value, quote=False)
+            elif value is not None and any(isinstance(item, str) for item in value):
+                trace[name] = [escape(item, quote=False) if isinstance(item, str) else item for item in value]
+    for note in figure.layout.annotations:
+        note.text = escape(note.text, quote=False)
 
 
 def figure_json(chart: Chart) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from html import unescape
 from typing import Any, Final
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -22,11 +24,17 @@ _FAINT: Final = "#d5d9e0"
 _RGBA: Final = re.compile(r"rgba\((\d+),(\d+),(\d+),([\d.]+)\)")
 _SYMBOLS: Final = {"diamond": "D"}
 _DPI: Final = 120
+_LONGEST: Final = 80  # letters of a text
 
 
 def png(chart: Chart) -> bytes:
     """The chart as a picture, 1,080 pixels wide."""
-    plotted = chart.figure.to_dict()
+    with rc_context({"text.parse_math": False}):  # a $ in a name is no formula
+        return _png(chart)
+
+
+def _png(chart: Chart) -> bytes:
+    plotted = _unescaped(chart.figure.to_dict())
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     axes = figure.subplots()
     bars = [trace for trace in plotted["data"] if trace["type"] == "bar"]
@@ -47,6 +55,17 @@ def png(chart: Chart) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
+
+
+def _unescaped(value: Any) -> Any:
+    """The figure with its texts as they are, which plotly is given escaped; what fits of long ones."""
+    if isinstance(value, str):
+        return unescape(value)[:_LONGEST]
+    if isinstance(value, dict):
+        return {key: _unescaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unescaped(item) for item in value]
+    return value
 
 
 def _draw_points(axes: Axes, trace: dict[str, Any]) -> None:

@@ -66,14 +66,14 @@ def mlflow_experiments(server: str) -> str:
 
 def mlflow_leaderboard(server: str, experiment: str) -> str:
     """The runs of a study as a table, the best first."""
-    return _mlflow(server, f"experiments/{experiment}/runs", viewStateShareKey=VIEW)
+    return _mlflow(server, f"experiments/{_part(experiment)}/runs", viewStateShareKey=VIEW)
 
 
 def mlflow_curves(server: str, experiment: str) -> str:
     """Loss curves of the best runs of a study, over each other."""
     return _mlflow(
         server,
-        f"experiments/{experiment}/runs",
+        f"experiments/{_part(experiment)}/runs",
         viewStateShareKey=VIEW,
         compareRunsMode="CHART",
     )
@@ -81,7 +81,7 @@ def mlflow_curves(server: str, experiment: str) -> str:
 
 def mlflow_run(server: str, experiment: str, run: str) -> str:
     """One run: note, parameters, final metrics."""
-    return _mlflow(server, f"experiments/{experiment}/runs/{run}")
+    return _mlflow(server, f"experiments/{_part(experiment)}/runs/{_part(run)}")
 
 
 def mlflow_run_losses(server: str, experiment: str, run: str) -> str:
@@ -102,7 +102,7 @@ def mlflow_run_losses(server: str, experiment: str, run: str) -> str:
 
 def mlflow_run_file(server: str, experiment: str, run: str, path: str) -> str:
     """A file of one run, such as ``plots/loss.png``."""
-    return _mlflow(server, f"experiments/{experiment}/runs/{run}/artifactPath/{quote(path)}")
+    return _mlflow(server, f"experiments/{_part(experiment)}/runs/{_part(run)}/artifactPath/{quote(path)}")
 
 
 def mlflow_image(run: str, path: str) -> str:
@@ -137,7 +137,11 @@ def optuna_trial(server: str, study: int, number: int) -> str:
 
 def optuna_image(study: int, trial: int, artifact: str) -> str:
     """The content of an image of a trial (by Optuna's ids), for a note that the dashboard shows."""
-    return f"/artifacts/{study}/{trial}/{artifact}"
+    return f"/artifacts/{study}/{trial}/{_part(artifact)}"
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
 
 
 def _mlflow(server: str, page: str, **query: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dashboards import links
 from dashboards.ranking import FEW_COMPLETE
+from dashboards.words import markdown_code as _code
 from dashboards.words import markdown_text as _text
 from dashboards.words import trained_on
 from storage.studies import StudySummary
@@ -136,7 +137,7 @@ def _standing(summary: StudySummary) -> str:
 
 def _name(trial: TrialRow) -> str:
     """The architecture; of a listed configuration also its label."""
-    name = f"`{trial.tags['arch']}`" if "arch" in trial.tags else f"trial {trial.number}"
+    name = _code(trial.tags["arch"]) if "arch" in trial.tags else f"trial {trial.number}"
     return f"row {_text(trial.tags['row'])}, {name}" if "row" in trial.tags else name
 
 

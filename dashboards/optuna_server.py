@@ -1,49 +1,34 @@
 """Serves our first page, and the Optuna dashboard, of the storage that the environment names.
 
 Started as a process of its own. The storage's URL, which may hold a password, comes from the environment,
-where a list of processes does not show it. Requests are served by threads: ``optuna_dashboard.run_server``
-answers one at a time. Ours are ``/``, the pages below ``/anitune`` (:mod:`dashboards.page.app`), and
-``/mlflow``, which leads to the MLflow server: notes link to runs by it, and so stay right when that server
-has another port tomorrow.
+where a list of processes does not show it. Requests are served by threads (:mod:`dashboards.wsgi_server`):
+``optuna_dashboard.run_server`` answers one at a time. Ours are ``/``, the pages below ``/anitune``
+(:mod:`dashboards.page.app`), and ``/mlflow``, which leads to the MLflow server: notes link to runs by it, and
+so stay right when that server has another port tomorrow.
 """
 
 from __future__ import annotations
 
 import argparse
-import socket
+import logging
 from collections.abc import Iterable
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
 
 from dashboards import links
 from dashboards.optuna_images import TrialImages
 from dashboards.page.app import make_app
+from dashboards.printable import PrintableFormatter
+from dashboards.safe_answers import with_safe_answers
 from dashboards.servers import is_loopback
+from dashboards.wsgi_server import WSGIServer, listen
 from storage.database import open_database
 from storage.settings import load_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _ServerIPv6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Quiet(WSGIRequestHandler):
-    """The page asks for news every few seconds: successes are not logged."""
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        if not str(code).startswith(("2", "3")):
-            super().log_request(code, size)
 
 
 def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
@@ -96,6 +81,12 @@ def _hostname(environ: WSGIEnvironment) -> str:
     return f"[{name}]" if ":" in name else name
 
 
+def _log_with_time() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def main() -> None:
     """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -110,15 +101,9 @@ def main() -> None:
     app = with_mlflow(with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow)
     if is_loopback(arguments.host):
         app = only_for_this_machine(app)
-    kind = _ServerIPv6 if ":" in arguments.host else _Server
-    with make_server(
-        arguments.host,
-        arguments.port,
-        app,
-        server_class=kind,
-        handler_class=_Quiet,
-    ) as server:
-        server.serve_forever()
+    _log_with_time()
+    with listen(arguments.host, arguments.port) as listener:
+        WSGIServer(with_safe_answers(app)).run([listener])
 
 
 if __name__ == "__main__":

@@ -5,17 +5,32 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from dashboards.printable import printable
+
 if TYPE_CHECKING:
     from dashboards.ranking import Leaderboard, Noise
     from storage.studies import Budget, StudySummary
     from storage.trials.views import TrialRow
 
-_MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~])")
+_MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~&$])")
+_CODE: Final = re.compile(r"[\w .,+=:/-]+")
+_FENCE: Final = re.compile(r"`{3,}")
 
 
 def markdown_text(text: str) -> str:
-    """Text of others on one line, shown by Markdown as it is."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    """Text of others on one line, shown by Markdown as it is; also in a cell of a table."""
+    return _MARKUP.sub(r"\\\1", printable(" ".join(text.split())))
+
+
+def markdown_code(text: str) -> str:
+    """A word of others as code; where it holds what could end that, as text."""
+    return f"`{text}`" if _CODE.fullmatch(text) else markdown_text(text)
+
+
+def markdown_block(text: str) -> str:
+    """Lines to be copied, between fences that are longer than any in them."""
+    fence = "`" * max([3, *(len(found) + 1 for found in _FENCE.findall(text))])
+    return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
 def trained_on(trial: TrialRow) -> str:

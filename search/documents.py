@@ -85,10 +85,15 @@ def read_value(text: str) -> Any:
         raise StudyFileError(f"{text[:80]!r} is no value: {fault}") from None
 
 
-def write_document(values: Mapping[str, Any]) -> str:
+def write_document(values: Mapping[str, Any], ascii_only: bool = False) -> str:
     """Settings as a text that :func:`read_document` reads, and programs that speak YAML 1.1 read alike."""
     text: str = yaml.dump(
-        dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+        dict(values),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=not ascii_only,
+        width=100,
+        default_flow_style=None,
     )
     return text
 

@@ -287,9 +287,10 @@ def _make_private(folder: Path) -> None:
 def _check_that_all_may_enter(path: Path) -> None:
     for folder in path.parents:
         if not folder.stat().st_mode & stat.S_IXOTH:
+            opened = shlex.join(["chmod", "o+x", str(folder)])
             raise ServerError(
                 f"{folder}: closed to the user {_SYSTEM_USER}, as whom root must run PostgreSQL:"
-                f" run anitune as another user, choose another ANITUNE_HOME, or `chmod o+x {folder}`"
+                f" run anitune as another user, choose another ANITUNE_HOME, or `{opened}`"
             )
 
 

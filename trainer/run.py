@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.config import TrainConfig, dump_config
+from trainer.csv_text import csv_text
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import measure
 from trainer.files import write_by_rename
@@ -164,7 +163,6 @@ def _json(values: dict[str, Any]) -> bytes:
 
 
 def _csv(history: Sequence[EpochRecord]) -> bytes:
-    text = io.StringIO()
     rows = [
         {
             "epoch": record.epoch,
@@ -174,7 +172,4 @@ def _csv(history: Sequence[EpochRecord]) -> bytes:
         }
         for record in history
     ]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return csv_text(rows).encode()

@@ -19,6 +19,7 @@ from flask import Flask, Response, render_template, request
 
 from dashboards import figures, links
 from dashboards.chart import Chart, figure_json
+from dashboards.page.coalescing import Coalescing
 from dashboards.ranking import Leaderboard, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of, read_study
 from dashboards.winner import smoothness_words
@@ -69,32 +70,15 @@ def make_app(database: Database) -> Flask:
     }
     app.jinja_env.globals |= {"links": links, "mlflow": links.MLFLOW_VIA_OPTUNA}
 
+    shared: Coalescing[str] = Coalescing()
+
     @app.get(f"{links.PAGE}/")
     def studies() -> str:
-        return render_template(
-            "studies.html",
-            studies=[(summary, standing_words(summary)) for summary in reversed(list_studies(database))],
-            workers=live_workers(database),
-        )
+        return shared(request.path, lambda: _studies(database))
 
     @app.get(f"{links.PAGE}/studies/<name>")
     def study(name: str) -> str:
-        record = read_study(database, name)
-        board = leaderboard(record)
-        return render_template(
-            "study.html",
-            record=record,
-            summary=record.summary,
-            standing=standing_words(record.summary),
-            budget=budget_words(record.summary.budget),
-            board=board,
-            noise=noise_words(board),
-            rough=smoothness_words(record),
-            tied=_tied(board),
-            charts=charts(record),
-            workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],
-            failures=failures(record.trials),
-        )
+        return shared(request.path, lambda: _study(database, name))
 
     @app.get(f"{links.PAGE}/static/plotly.min.js")
     def plotly() -> Response:
@@ -125,6 +109,33 @@ def make_app(database: Database) -> Flask:
         return render_template("error.html", message=str(error)), 503
 
     return app
+
+
+def _studies(database: Database) -> str:
+    return render_template(
+        "studies.html",
+        studies=[(summary, standing_words(summary)) for summary in reversed(list_studies(database))],
+        workers=live_workers(database),
+    )
+
+
+def _study(database: Database, name: str) -> str:
+    record = read_study(database, name)
+    board = leaderboard(record)
+    return render_template(
+        "study.html",
+        record=record,
+        summary=record.summary,
+        standing=standing_words(record.summary),
+        budget=budget_words(record.summary.budget),
+        board=board,
+        noise=noise_words(board),
+        rough=smoothness_words(record),
+        tied=_tied(board),
+        charts=charts(record),
+        workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],
+        failures=failures(record.trials),
+    )
 
 
 def charts(record: StudyRecord) -> list[Chart]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dashboards.drawing import png
 from dashboards.report.contents import Report, Section, Table
-from dashboards.words import markdown_text
+from dashboards.words import markdown_block, markdown_text
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _section(section: Section, folder: str, pictures: dict[str, bytes]) -> Itera
         pictures[name] = png(chart)
         yield from (f"![{markdown_text(chart.alt)}]({folder}/{name})", "")
     for text in section.copied:
-        yield from ("```", text.rstrip(), "```", "")
+        yield from (markdown_block(text), "")
 
 
 def _table(table: Table) -> Iterator[str]:

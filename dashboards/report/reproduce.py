@@ -1,11 +1,20 @@
-"""How to run a study again: its file as it can be given to ``anitune study run``, and the commands."""
+"""How to run a study again: its file as it can be given to ``anitune study run``, and the commands.
+
+People paste both. The records may be of somebody else, so no word of theirs is more than a word to a shell.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import re
+import shlex
+from typing import Any, Final
 
+from dashboards.printable import printable
 from dashboards.record import StudyRecord
 from search.documents import write_document
+
+_HEXADECIMAL: Final = re.compile(r"[0-9a-f]{7,64}")
 
 
 def study_file(record: StudyRecord) -> str:
@@ -18,24 +27,46 @@ def study_file(record: StudyRecord) -> str:
     }
     given = {name: value for name, value in limits.items() if value is not None}
     values = _said(record.config) | ({"limits": given} if given else {})
-    return write_document(values)
+    text = write_document(values)
+    return text if printable(text) == text else write_document(values, ascii_only=True)
 
 
 def commands(record: StudyRecord) -> str:
     """The commands that install the code, check the data, and run the study."""
     versions = record.complete[0].worker.versions if record.complete else {}
-    files = " ".join(record.config["data"]["files"])
+    files = " ".join(shell_word(file) for file in record.config["data"]["files"])
+    name = shell_word(record.name)
+    fingerprint = _hexadecimal(record.facts.get("data", ""))[:16] or "not known"
     lines = []
-    if (commit := versions.get("commit")) is not None:
-        lines.append(f"git checkout {commit.removesuffix('-dirty')}")
+    if commit := _hexadecimal(versions.get("commit", "").removesuffix("-dirty")):
+        lines.append(f"git checkout {commit}")
     lines += [
-        f"anitune data info {files}  # fingerprint {record.facts.get('data', 'not known')[:16]}",
-        f"anitune study run {record.name}.yaml",
+        f"anitune data info {files}  # fingerprint {fingerprint}",
+        f"anitune study run {shell_word(f'{record.name}.yaml')}",
     ]
     if record.complete:
         best = record.complete[0].number
-        lines.append(f"anitune reproduce {record.name} {best}  # the best trial once more, from its record")
+        lines.append(f"anitune reproduce {name} {best}  # the best trial once more, from its record")
     return "\n".join(lines)
+
+
+def shell_word(text: str) -> str:
+    """A word as it is pasted into bash, without characters that a terminal would take for keys."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(letter: str) -> str:
+    if letter in "\\'":
+        return f"\\{letter}"
+    if letter.isprintable():
+        return letter
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
+
+
+def _hexadecimal(text: str) -> str:
+    return text if _HEXADECIMAL.fullmatch(text) else ""
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of
 from dashboards.words import trained_on
 from storage.trials.views import TrialRow
+from trainer.csv_text import csv_text
 
 
 def trials_table(records: Sequence[StudyRecord], reference: bool = True) -> list[dict[str, Any]]:
@@ -55,12 +54,7 @@ def trials_table(records: Sequence[StudyRecord], reference: bool = True) -> list
 
 def trials_csv(records: Sequence[StudyRecord]) -> str:
     """The same as comma-separated values with a head line."""
-    rows = trials_table(records)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["study", "trial"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(trials_table(records), columns=("study", "trial"))
 
 
 def _of_trial(trial: TrialRow) -> dict[str, Any]:

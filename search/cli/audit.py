@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from search.cli.study import Json, Name
+from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     from storage.audit import Audit
@@ -30,8 +31,8 @@ def verify(name: Name, as_json: Json = False) -> None:
         typer.echo(json.dumps(_values(name, audit), indent=2))
     else:
         for difference in audit.differences:
-            typer.echo(str(difference))
-        typer.echo(_in_one_line(name, audit))
+            echo(str(difference))
+        echo(_in_one_line(name, audit))
     if audit.differences:
         raise typer.Exit(1)
 
@@ -50,10 +51,10 @@ def repair(name: Name) -> None:
         with working(f"{name}: comparing and mending"):
             result = mend(study, note_writer(study))
     for difference in result.mended:
-        typer.echo(f"mended: {difference}")
+        echo(f"mended: {difference}")
     for difference, reason in result.left.items():
-        typer.echo(f"not mended: {difference}{f' ({reason})' if reason else ''}")
-    typer.echo(f"{name}: {len(result.mended)} differences mended, {len(result.left)} left")
+        echo(f"not mended: {difference}{f' ({reason})' if reason else ''}")
+    echo(f"{name}: {len(result.mended)} differences mended, {len(result.left)} left")
     if result.left:
         raise typer.Exit(1)
 

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from search.cli.terminal import echo
+
 
 def chaos(
     seed: Annotated[int, typer.Option(help="Of the faults: the same seed, the same plan.")] = 0,
@@ -27,7 +29,7 @@ def chaos(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     report = run_chaos((short_plan if short else long_plan)(seed))
     for line in report.lines():
-        typer.echo(line)
+        echo(line)
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(report), indent=2) + "\n")
     if not report.clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,13 +44,15 @@ def info(files: Files, as_json: Json = False, high_energy: HighEnergy = False) -
     if as_json:
         typer.echo(json.dumps(asdict(summary), indent=2))
         return
-    from rich.console import Console
+    from rich.markup import escape
 
-    console = Console()
+    from search.cli.output import make_console
+
+    console = make_console()
     console.print(
         f"[bold]{summary.molecules:,}[/] molecules, [bold]{summary.structures:,}[/] structures, "
         f"{summary.atoms:,} atoms ({summary.atoms_per_structure:.1f} a structure), "
-        f"elements {' '.join(summary.elements)}"
+        f"elements {escape(' '.join(summary.elements))}"
     )
     console.print(_by_heavy_atoms(summary))
 
@@ -110,7 +114,7 @@ def sample(
     plan = sample_plan(counts, SHIPPED_SEED if seed is None else seed, molecule)
     with progress_bar() as progress:
         done = generate_sample(output, plan, workers or os.cpu_count() or 1, progress)
-    typer.echo(
+    echo(
         f"{output}: {done.molecules} molecules, {done.structures} structures, {done.high_energy} above "
         f"275 kcal/mol, {done.unconverged} unconverged and left out"
     )
@@ -136,7 +140,8 @@ def fetch(
 
     with progress_bar("bytes") as progress:
         file = fetch_ani1(to, progress)
-    typer.echo(f"{file}: complete and checked; unpack it with: tar -xzf {file} -C {to}")
+    unpack = shlex.join(["tar", "-xzf", str(file), "-C", str(to)])
+    echo(f"{file}: complete and checked; unpack it with: {unpack}")
 
 
 @data_app.command()
@@ -157,4 +162,4 @@ def features(
         config = FeatureConfig(store_limit_gib=limit_gib)
         source = open_features(dataset, config, root, progress, check=True)
     if isinstance(source, StoredFeatures):
-        typer.echo(f"{root}: the features of {dataset.structures:,} structures are stored")
+        echo(f"{root}: the features of {dataset.structures:,} structures are stored")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from search.cli.models import Model, open_model
+from search.cli.terminal import echo
 
 
 class ExportFormat(StrEnum):
@@ -44,6 +45,6 @@ def export(
     ensemble = open_model(model)
     structures = read_structures(check) if check else sample_structures(ensemble)
     difference = export_model(ensemble, to.value, out, structures)
-    typer.echo(f"{out}: differs by {difference:.1e} kcal/mol at most ({len(structures)} structures)")
+    echo(f"{out}: differs by {difference:.1e} kcal/mol at most ({len(structures)} structures)")
     if to is ExportFormat.TORCHANI:
-        typer.echo(f"{out.with_name(LOADER)}: loads it")
+        echo(f"{out.with_name(LOADER)}: loads it")

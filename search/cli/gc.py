@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.cli.terminal import echo
+
 if TYPE_CHECKING:
     from storage.database import Database
 
@@ -25,7 +27,7 @@ def gc(
     def tell(kind: str, path: object, size: int) -> None:
         nonlocal total
         total += size
-        typer.echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {bytes_words(size):>9}  {path}")
+        echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {bytes_words(size):>9}  {path}")
 
     with open_database(load_settings()) as database:
         garbage = find_garbage(database, CHECKPOINT)
@@ -35,7 +37,7 @@ def gc(
         for store in stores:
             if dry_run or remove_store(store):
                 tell("features", store.path, store.bytes)
-    typer.echo(f"{bytes_words(total)} {'can be freed' if dry_run else 'freed'}")
+    echo(f"{bytes_words(total)} {'can be freed' if dry_run else 'freed'}")
 
 
 def _needed_features(database: Database) -> set[tuple[str, str]]:

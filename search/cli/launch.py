@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from search.cli.terminal import echo
 from search.cli.worker import Pack
 from search.launch.places import PLACES
 
@@ -76,7 +77,7 @@ def launch(
             return
         # Workers here and Slurm's jobs inherit them; ps would show arguments to all.
         os.environ |= settings.environment()
-        typer.echo(f"{plan.name}: logs in {plan.folder}", err=True)
+        echo(f"{plan.name}: logs in {plan.folder}", err=True)
 
         def left() -> int:
             return sum(worker.name in plan.workers for worker in live_workers(database))
@@ -84,7 +85,7 @@ def launch(
         with stop_on_signals() as stop:
             start(plan, on, stop, left)
     if stop.signal is not None:
-        typer.echo(f"Stopped; go on with: anitune launch {study} --on {on}", err=True)
+        echo(f"Stopped; go on with: anitune launch {study} --on {on}", err=True)
         raise typer.Exit(128 + stop.signal)
 
 
@@ -112,4 +113,4 @@ def _detach(name: str, folder: Path) -> None:
             env={**os.environ, DETACHED_VARIABLE: name},
             start_new_session=True,
         )
-    typer.echo(f"{name}: log in {log}; end it with: kill {launcher.pid}")
+    echo(f"{name}: log in {log}; end it with: kill {launcher.pid}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.cli.terminal import echo
+
 if TYPE_CHECKING:
     from storage.database import Database
     from storage.studies import Study, StudyState
@@ -53,9 +55,9 @@ def enqueue(
         params = wished_params(config, values, str(file or "--set"), lines)
         wish(study, params)
         summary = summarize_study(database, study)
-    typer.echo(f"{name}: enqueued {', '.join(f'{key} {value}' for key, value in params.items())}")
+    echo(f"{name}: enqueued {', '.join(f'{key} {value}' for key, value in params.items())}")
     if summary.budget.trials is not None and sum(summary.trials.values()) >= summary.budget.trials:
-        typer.echo(f"All trials of its budget have begun; one more: anitune study extend {name} --trials 1")
+        echo(f"All trials of its budget have begun; one more: anitune study extend {name} --trials 1")
 
 
 def extend(
@@ -89,25 +91,25 @@ def extend(
         if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
             raise ConfigError(f"--trials: study {name!r} has no more than {most} trials: each is another one")
         budget = extend_budget(database, study, more)
-    typer.echo(f"{name}: the limit is {budget_words(budget)} now")
+    echo(f"{name}: the limit is {budget_words(budget)} now")
 
 
 def pause(name: Name) -> None:
     """Let workers begin no new trial; those in hand go on, and the workers wait."""
     _change(name, "paused", of=("open", "paused"))
-    typer.echo(f"{name}: paused; go on with: anitune study resume {name}")
+    echo(f"{name}: paused; go on with: anitune study resume {name}")
 
 
 def resume(name: Name) -> None:
     """Let workers begin trials again, after pause or stop."""
     _change(name, "open", of=("open", "paused", "stopped"))
-    typer.echo(f"{name}: open")
+    echo(f"{name}: open")
 
 
 def stop(name: Name) -> None:
     """Let workers hand their trials back at the end of an epoch, and leave."""
     _change(name, "stopped", of=("open", "paused", "stopped"))
-    typer.echo(f"{name}: stopped; go on with: anitune study resume {name}")
+    echo(f"{name}: stopped; go on with: anitune study resume {name}")
 
 
 def archive(
@@ -116,10 +118,10 @@ def archive(
     """Stop a study and hide it from lists."""
     if undo:
         _change(name, "open", of={"archived"})
-        typer.echo(f"{name}: open")
+        echo(f"{name}: open")
     else:
         _change(name, "archived", of=("open", "paused", "stopped", "archived"))
-        typer.echo(f"{name}: archived; bring it back with: anitune study archive --undo {name}")
+        echo(f"{name}: archived; bring it back with: anitune study archive --undo {name}")
 
 
 def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
@@ -134,12 +136,12 @@ def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not a
         studies = _with_rows(database, name)[::-1]
         if not yes:
             for study in studies:
-                typer.echo(f"{study.name}\n  " + "\n  ".join(summary_lines(summarize_study(database, study))))
+                echo(f"{study.name}\n  " + "\n  ".join(summary_lines(summarize_study(database, study))))
             typer.confirm("Delete all of it for good?", abort=True)
         for study in studies:
             with working(f"{study.name}: deleting"):
                 delete_study(database, study)
-            typer.echo(f"{study.name}: deleted")
+            echo(f"{study.name}: deleted")
 
 
 def _with_rows(database: Database, name: str) -> list[Study]:

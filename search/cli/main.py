@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from dashboards.errors import AddressError, DashboardError
 from search.cli.audit import repair, verify
@@ -26,6 +27,7 @@ from search.cli.relay import relay, sync
 from search.cli.report import report
 from search.cli.reproduce import reproduce
 from search.cli.study import study_app
+from search.cli.terminal import StandardError, echo, printable_usage_errors, show_traceback
 from search.cli.train import train
 from search.cli.up import down, up
 from search.cli.worker import worker
@@ -66,15 +68,20 @@ _CAUSED_BY_INPUT = (
 class _Commands(TyperGroup):
     """A command group whose errors a person can read."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with printable_usage_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with printable_usage_errors():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except (*_OURS, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            typer.echo(f"anitune: {_in_words(error)}", err=True)
+            echo(f"anitune: {_in_words(error)}", err=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, _CAUSED_BY_INPUT) else FAILED) from None
 
 
@@ -82,14 +89,6 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
     return str(error)
-
-
-class _OneLine(logging.Handler):
-    """Shows a record on standard error, also while a progress bar has taken that over."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        print(f"{prefix}{record.getMessage()}", file=sys.stderr)
 
 
 app = typer.Typer(
@@ -147,7 +146,7 @@ def options(
         os.environ |= {TRACKING_VARIABLE: tracking} if tracking is not None else {}
     logger = logging.getLogger("anitune")
     logger.setLevel(logging.INFO)
-    logger.handlers = [_OneLine()]
+    logger.handlers = [StandardError()]
     logger.propagate = False
 
 
@@ -163,7 +162,8 @@ def _refuse_password(option: str, url: str | None, variable: str) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    sys.excepthook = show_traceback
+    get_command(app)()  # and not app(), which sets a hook of its own
 
 
 if __name__ == "__main__":

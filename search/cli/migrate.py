@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.cli.terminal import echo
+
 if TYPE_CHECKING:
     from storage.database import Migration
     from storage.settings import Settings
@@ -28,9 +30,9 @@ def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         typer.echo(json.dumps([asdict(migration) for migration in migrations], indent=2))
         return
     for migration in migrations:
-        typer.echo(f"{migration.what:<8} {_course(migration)}")
+        echo(f"{migration.what:<8} {_course(migration)}")
     if not any(migration.what == "MLflow" for migration in migrations):
-        typer.echo("MLflow   keeps its tables behind its server: give its database with --tracking")
+        echo("MLflow   keeps its tables behind its server: give its database with --tracking")
 
 
 def _migrate(settings: Settings) -> list[Migration]:

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dashboards.printable import printable
 from dashboards.words import budget_words, duration
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.segment import Segment
 
     from search.study import StudyConfig
     from search.work.worker import TrialNews, Watcher
@@ -28,9 +31,17 @@ PLACES = 40
 """Places of a leaderboard that are shown."""
 
 
+class _PrintableConsole(Console):
+    """Rich's console; but its own control sequences are the only ones that it writes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def make_console(stderr: bool = False) -> Console:
     """A console that does not squeeze tables when its output goes to a file."""
-    console = Console(stderr=stderr, highlight=False)
+    console = _PrintableConsole(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = WIDE
     return console
@@ -49,9 +60,9 @@ def watch() -> Iterator[Watcher]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[unit]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[best]}"),
+        TextColumn("{task.fields[best]}", markup=False),
         console=console,
         transient=True,
     ) as bars:

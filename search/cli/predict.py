@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import typer
 
 from search.cli.models import Model, open_model
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     from trainer.inference.ensemble import Ensemble, Predictions
@@ -73,11 +72,11 @@ def predict(
         from trainer.files import write_by_rename
 
         write_by_rename(out, (table.csv() if out.suffix == ".csv" else table.extxyz()).encode())
-        typer.echo(f"{len(structures)} structures: {out}", err=as_json)
+        echo(f"{len(structures)} structures: {out}", err=as_json)
     if as_json:
         typer.echo(json.dumps(table.values(), indent=2))
     elif out is None:
-        typer.echo(table.text())
+        echo(table.text())
 
 
 def _predict(ensemble: Ensemble, structures: Sequence[Structure], progress: Progress) -> Predictions:
@@ -131,7 +130,7 @@ class _Table:
             "have no energy",
         )
         if self.ensemble.domain is None:
-            typer.echo(
+            echo(
                 "warning: this model has no record of its training data (a promoted one has): no structure"
                 " can be told to be far from it",
                 err=True,
@@ -153,9 +152,9 @@ class _Table:
     def _list(self, warnings: Sequence[tuple[int, str]], what: str) -> None:
         for s, warning in warnings[:SHOWN]:
             place = self.places[s]
-            typer.echo(f"warning: {place.file}, structure {place.number}: {warning}", err=True)
+            echo(f"warning: {place.file}, structure {place.number}: {warning}", err=True)
         if len(warnings) > SHOWN:
-            typer.echo(f"warning: {len(warnings) - SHOWN} more {what}", err=True)
+            echo(f"warning: {len(warnings) - SHOWN} more {what}", err=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a structure; what is not known is None."""
@@ -204,13 +203,11 @@ class _Table:
 
     def csv(self) -> str:
         """Energies with all their digits; their columns name the unit."""
-        text = io.StringIO()
+        from trainer.csv_text import csv_text
+
         renamed = {"energy": f"energy_{_WORDS[self.unit]}", "uncertainty": f"uncertainty_{_WORDS[self.unit]}"}
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_text(rows)
 
     def extxyz(self) -> str:
         """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def progress_bar(unit: Literal["steps", "bytes"] = "steps") -> Iterator[Progress]:
     """Show a bar for each stage on standard error, if that is a terminal, and nothing otherwise."""
     from rich import progress as rich_progress
-    from rich.console import Console
 
-    console = Console(stderr=True)
+    from search.cli.output import make_console
+
+    console = make_console(stderr=True)
     if not console.is_terminal:
         yield no_progress
         return
@@ -28,7 +29,7 @@ def progress_bar(unit: Literal["steps", "bytes"] = "steps") -> Iterator[Progress
         else [rich_progress.MofNCompleteColumn()]
     )
     with rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         *amounts,
         rich_progress.TimeElapsedColumn(),

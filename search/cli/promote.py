@@ -11,6 +11,7 @@ import typer
 from dashboards.words import duration
 from search.cli.output import make_console
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,15 +68,15 @@ def promote(
             opened.set_facts(task.fingerprints)  # folds of other data would say nothing of its trials
             promoter = Promoter(database, opened, config, task, options, again=again)
             for line in _plan_lines(promoter):
-                typer.echo(line, err=as_json)
+                echo(line, err=as_json)
             with progress_bar() as progress, stop_on_signals() as stop:
                 promotion = promoter.run(stop, progress)
         except KeyboardInterrupt:
-            typer.echo(f"\nStopped at once; {go_on}", err=True)
+            echo(f"\nStopped at once; {go_on}", err=True)
             raise typer.Exit(130) from None
         except Stopped:
             assert stop.signal is not None
-            typer.echo(f"Stopped; {go_on}", err=True)
+            echo(f"Stopped; {go_on}", err=True)
             raise typer.Exit(128 + stop.signal) from None
         opened_before = openings(database, opened)
         tracking = database.settings.tracking_uri
@@ -157,17 +158,20 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
     from trainer.networks.smoothness import kink_words
 
     test = promotion.test or {}
+    name, version = escape(str(promotion.model_name)), escape(str(promotion.model_version))
+    # JSON is a word of Python's, too: these lines are pasted.
+    server = escape(json.dumps(redacted(tracking)))
+    model = escape(json.dumps(f"models:/{promotion.model_name}@{CHAMPION}"))
     lines = [
-        f"[bold]Chosen[/]      {promotion.reason}",
+        f"[bold]Chosen[/]      {escape(promotion.reason or '')}",
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
         f" {test['mean_member_mae_kcalmol']:.3f} of its members on average"
         f" ({test['structures']:,} structures)",
         f"[bold]Test part[/]   opened {'once' if len(opened) == 1 else f'{len(opened)} times'}:",
         *(f"            {escape(str(each))}" for each in opened),
-        f"[bold]Registered[/]  {promotion.model_name} version {promotion.model_version},"
-        f" alias {CHAMPION}; in Python:",
-        f'            mlflow.set_tracking_uri("{escape(redacted(tracking))}")',
-        f'            model = mlflow.pyfunc.load_model("models:/{promotion.model_name}@{CHAMPION}")',
+        f"[bold]Registered[/]  {name} version {version}, alias {CHAMPION}; in Python:",
+        f"            mlflow.set_tracking_uri({server})",
+        f"            model = mlflow.pyfunc.load_model({model})",
     ]
     if len(opened) > 1:
         lines.insert(

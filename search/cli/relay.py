@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dashboards.printable import PrintableFormatter
+from search.cli.terminal import echo
+
 if TYPE_CHECKING:
     from storage.studies import Study
     from storage.tracking.relay import FileWriter, NoteWriter
@@ -95,7 +98,7 @@ def sync(
     if as_json:
         typer.echo(json.dumps({"study": study, **asdict(result)}))
     else:
-        typer.echo(f"{study}: {result.delivered} messages delivered, {result.parked} refused")
+        echo(f"{study}: {result.delivered} messages delivered, {result.parked} refused")
     if result.parked:
         raise typer.Exit(1)
 
@@ -141,5 +144,5 @@ def file_writer(study: Study) -> FileWriter:
 
 def _log_with_time() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("anitune").handlers = [handler]

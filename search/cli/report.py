@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from search.cli.terminal import echo
+
 
 def report(
     studies: Annotated[
@@ -37,4 +39,4 @@ def report(
     chosen = form or (ends.get(out.suffix, "html") if out is not None else "html")
     with open_database(load_settings()) as database, working("writing the report"):
         path = write_report(database, studies, chosen, out)
-    typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+    echo(json.dumps({"report": str(path)}) if as_json else str(path))

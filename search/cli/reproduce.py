@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     from search.work.repeat import Place, Recorded, Repeat
@@ -60,7 +61,7 @@ def reproduce(
         typer.echo(json.dumps(_values(study, trial, recorded, repeated, tolerance, alike), indent=2))
     else:
         for line in _lines(study, trial, recorded, repeated, tolerance, alike):
-            typer.echo(line)
+            echo(line)
     if not alike:
         raise typer.Exit(DIFFERENT)
 

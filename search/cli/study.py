@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 from search.cli.worker import Pack, with_reference, work_on
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def create(file: File) -> None:
     with open_database(_settings(config)) as database:
         studies, _ = _create(database, config)
         study, _ = studies[-1]
-    typer.echo(f"{study.name}: ready; work on it with: {_anitune(config)} worker {study.name}")
+    echo(f"{study.name}: ready; work on it with: {_anitune(config)} worker {study.name}")
 
 
 @study_app.command()
@@ -63,7 +65,8 @@ def run(file: File, pack: Pack = None) -> None:
     find_device(config.training.get("device", TrainConfig.device))  # before the study is recorded
     with open_database(_settings(config)) as database:
         studies, data = _create(database, config)
-        work_on(database, studies, f"go on with: anitune study run {file}", pack, data=data)
+        again = f"go on with: {shlex.join(['anitune', 'study', 'run', str(file)])}"
+        work_on(database, studies, again, pack, data=data)
         with ThreadPoolExecutor(1) as pool:
             notes = pool.submit(_write_notes, studies)  # also where MLflow is away
             for study, _ in studies:
@@ -90,14 +93,16 @@ def list_(
     elif summaries:
         make_console().print(studies_table(summaries))
     elif archived:
-        typer.echo("No study is archived.")
+        echo("No study is archived.")
     else:
-        typer.echo("No studies yet: anitune study run FILE begins one.")
+        echo("No studies yet: anitune study run FILE begins one.")
 
 
 @study_app.command()
 def show(name: Name, as_json: Json = False) -> None:
     """Show how a study stands: trials by state, the best, time spent, epochs saved by pruning."""
+    from rich.markup import escape
+
     from search.cli.output import leaderboard, make_console, rows_table, summary_lines
     from storage.database import open_database
     from storage.settings import load_settings
@@ -115,7 +120,7 @@ def show(name: Name, as_json: Json = False) -> None:
         typer.echo(json.dumps(values, indent=2))
         return
     console = make_console()
-    console.print(f"[bold]{name}[/]")
+    console.print(f"[bold]{escape(name)}[/]")
     for line in summary_lines(summary):
         console.print(line, markup=False)
     console.print(leaderboard(trials, reference))
@@ -143,7 +148,7 @@ def best(name: Name, as_json: Json = False) -> None:
         typer.echo(json.dumps(values, indent=2))
         return
     for key, value in values.items():
-        typer.echo(f"{key:<20} {json.dumps(value) if isinstance(value, dict) else value}")
+        echo(f"{key:<20} {json.dumps(value) if isinstance(value, dict) else value}")
 
 
 def _settings(config: StudyConfig) -> Settings:
@@ -165,7 +170,7 @@ def _anitune(config: StudyConfig) -> str:
         words += ["--storage", config.storage]
     if config.tracking is not None and not os.environ.get(TRACKING_VARIABLE):
         words += ["--tracking", config.tracking]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _create(
@@ -233,6 +238,8 @@ def _deliver(study: Study) -> None:
 
 
 def _report(console: Console, database: Database, studies: list[tuple[Study, StudyConfig]]) -> None:
+    from rich.markup import escape
+
     from search.cli.output import best_trial, leaderboard, rows_table
     from storage.trials.views import trial_rows
 
@@ -248,13 +255,14 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         console.print(f"{study.name}: no trial is complete.", markup=False)
     else:
         values = _best_values(database, study, trial)
-        console.print(f"[bold]Best architecture[/]  {values['architecture']} (trial {trial.number})")
+        console.print(f"[bold]Best architecture[/]  {escape(values['architecture'])} (trial {trial.number})")
         console.print(f"[bold]Validation MAE[/]     {trial.value:.3f} kcal/mol")
-        console.print(f"[bold]Its plots[/]          {values['plots']}", soft_wrap=True)
+        console.print(f"[bold]Its plots[/]          {escape(values['plots'])}", soft_wrap=True)
     if (path := _write_report(database, study)) is not None:
-        console.print(f"[bold]Report[/]             {path}", soft_wrap=True)
+        console.print(f"[bold]Report[/]             {escape(str(path))}", soft_wrap=True)
     console.print(
-        f"[bold]Look at it all[/]     {_anitune(config)} dashboards --study {study.name}", soft_wrap=True
+        f"[bold]Look at it all[/]     {escape(_anitune(config))} dashboards --study {escape(study.name)}",
+        soft_wrap=True,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 from trainer.reporting import SilentReporter
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ def train(
     settings = load_settings()
     folder = out or _own_folder(settings.home / "trainings", config)
     options = {"--out": out, "--warm-start": warm_start}
-    given = "".join(f" {name} {path}" for name, path in options.items() if path is not None)
-    again = f"go on with: anitune train {config}{given}"
+    given = [str(word) for name, path in options.items() if path is not None for word in (name, path)]
+    again = f"go on with: {shlex.join(['anitune', 'train', str(config), *given])}"
     try:
         with progress_bar() as progress:
             task = prepare_task(run.data, run.split, run.features, settings.features, progress, run.fold)
@@ -57,12 +59,12 @@ def train(
                     progress=progress,
                 )
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped at once; {again}", err=True)
+        echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None
     if result.outcome == "stopped" and stop.signal is not None:
-        typer.echo(f"Stopped after epoch {result.epochs} of {run.training.epochs}; {again}", err=True)
+        echo(f"Stopped after epoch {result.epochs} of {run.training.epochs}; {again}", err=True)
         raise typer.Exit(128 + stop.signal)
-    typer.echo(
+    echo(
         f"validation MAE  {result.best_val_mae:.3f} kcal/mol\n"
         f"best epoch      {result.best_epoch} of {result.epochs}\n"
         f"results         {folder}"

@@ -12,6 +12,7 @@ import typer
 
 from search.cli.output import watch
 from search.cli.progress import progress_bar
+from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +177,7 @@ def work_on(
             for study, config in studies:
                 Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped at once; {again}", err=True)
+        echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None
     _exit_if_stopped(stop, again)
 
@@ -227,12 +228,12 @@ def _serve(
             watcher = _watched(stack, served, watcher, sign)
             Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped at once; {again}", err=True)
+        echo(f"\nStopped at once; {again}", err=True)
         raise typer.Exit(130) from None
     _exit_if_stopped(stop, again)
 
 
 def _exit_if_stopped(stop: StopRequest, again: str) -> None:
     if stop.signal is not None:
-        typer.echo(f"Stopped; {again}", err=True)
+        echo(f"Stopped; {again}", err=True)
         raise typer.Exit(128 + stop.signal)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.cli.terminal import echo
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -30,7 +32,7 @@ def workers(
     elif found:
         make_console().print(workers_table(found))
     else:
-        typer.echo("No worker lives: anitune worker STUDY, or anitune launch STUDY, starts some.")
+        echo("No worker lives: anitune worker STUDY, or anitune launch STUDY, starts some.")
 
 
 def workers_table(found: list[LiveWorker]) -> Table:

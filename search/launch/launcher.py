@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from search.errors import LaunchError
@@ -68,6 +70,31 @@ def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], i
 
 
 @contextmanager
+def _parsl_folder(plan: LaunchPlan, place: str) -> Iterator[Path]:
+    """Parsl's own files, under a path that means itself in a shell: Parsl writes it into scripts unquoted."""
+    folder = plan.folder / "parsl"
+    if _is_plain(folder):
+        yield folder
+        return
+    if place != "local":
+        raise LaunchError(
+            f"{plan.home}: the shells of other machines take letters, digits and @%+=:,./_- alone in the path"
+            " of the home; choose another ANITUNE_HOME"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="anitune-") as name:
+        link = Path(name) / "parsl"
+        if not _is_plain(link):
+            raise LaunchError(f"{name}: letters, digits and @%+=:,./_- alone may be in the path of TMPDIR")
+        link.symlink_to(folder)
+        yield link
+
+
+def _is_plain(path: Path) -> bool:
+    return shlex.quote(str(path)) == str(path)
+
+
+@contextmanager
 def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
     try:
         import parsl
@@ -91,18 +118,19 @@ def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
         heartbeat_period=HEARTBEAT_SECONDS,
         heartbeat_threshold=LOST_SECONDS,
     )
-    config = parsl.Config(
-        executors=[executor],
-        run_dir=str(plan.folder / "parsl"),
-        strategy="htex_auto_scale",
-        retries=0,
-        retry_handler=_cost,
-    )
-    kernel = parsl.load(config)
-    try:
-        yield kernel
-    finally:
-        kernel.cleanup()
+    with _parsl_folder(plan, place) as folder:
+        config = parsl.Config(
+            executors=[executor],
+            run_dir=str(folder),
+            strategy="htex_auto_scale",
+            retries=0,
+            retry_handler=_cost,
+        )
+        kernel = parsl.load(config)
+        try:
+            yield kernel
+        finally:
+            kernel.cleanup()
 
 
 def _cost(error: Exception, task: object) -> float:

@@ -64,9 +64,10 @@ def description(study: Study, promotion: Promotion, chosen: Candidate, openings:
     """What people read first in the registry; Markdown."""
     test = promotion.test or {}
     kinks = kink_words([chosen.config.activation])
+    network = " ".join(chosen.architecture.replace("`", "").split())  # code, and no more
     looks = "opened for it alone" if openings == 1 else f"opened {openings} times by now"
     return (
-        f"Ensemble of {promotion.plan['ensemble']} networks `{chosen.architecture}`, the settings of trial"
+        f"Ensemble of {promotion.plan['ensemble']} networks `{network}`, the settings of trial"
         f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"
         f"Test MAE {test['mae_kcalmol']:.3f} kcal/mol ({test['structures']:,} structures; the test part was"
         f" {looks}), of a member on average {test['mean_member_mae_kcalmol']:.3f}.\n\n"

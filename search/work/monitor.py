@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -17,6 +18,12 @@ from search.errors import SearchError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
+
+THREADS: Final = 8
+"""Requests that are answered at a time."""
+
+WAITING_SECONDS: Final = 10.0
+"""How long a client may send nothing of a request."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,38 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Callable[[]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One that a slow client does not hold up."""
+    """One that slow clients hold up neither alone nor by their number: a training runs in this process."""
 
     daemon_threads = True
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._free = threading.Semaphore(THREADS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own; where there are too many already, not at all."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and be free for another one."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Write the traceback, unless it is the client that was slow or has gone."""
+        if not isinstance(sys.exception(), TimeoutError | ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Quiet(WSGIRequestHandler):
-    """One that does not write a line for each request."""
+    """One that does not write a line for each request, nor wait for one for long."""
+
+    timeout = WAITING_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
