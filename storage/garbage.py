@@ -11,7 +11,6 @@ before them.
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from storage.blobs.folder import FolderBlobs
 from storage.blobs.needed import NAMING, needed_digests
 from storage.blobs.place import open_blobs
 from storage.blobs.store import StoredBlob
+from storage.confined import remove_child
 from storage.database import Database
 from storage.marks import foreign_folders, is_trial, taken
 from storage.records.tables import artifacts, studies, trials
@@ -82,7 +82,7 @@ def remove(database: Database, garbage: Collection[Garbage]) -> Iterator[Garbage
     """Delete what was found, and tell of each when it is gone; what is needed by now stays."""
     for each in garbage:
         if each.kind != "artifact":
-            _delete(each.path)
+            remove_child(each.path.parent, each.path.name)
             yield each
     blobs = {each.blob: each for each in garbage if each.kind == "artifact"}
     for digest in remove_blobs(database, blobs):
@@ -127,8 +127,9 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         if folder not in states:
             found.append(Garbage("trial", folder, size_of(folder)))
         elif states[folder] != "running":
-            checkpoints = sorted(folder.glob(f"*/*{checkpoint}"))  # a folder an attempt; refused ones, too
-            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]
+            of_attempts = sorted(path for path in folder.glob("*") if not path.is_symlink())
+            checkpoints = [file for each in of_attempts for file in sorted(each.glob(f"*{checkpoint}"))]
+            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # refused ones, too
     return found
 
 
@@ -170,10 +171,3 @@ def remove_images(database: Database, study_id: int) -> None:
     for path in database.settings.optuna_artifacts.glob("*"):
         if (name := IMAGE.fullmatch(path.name)) and int(name["study"]) == study_id:
             path.unlink(missing_ok=True)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -82,6 +82,11 @@ class Settings:
         return self.home / "optuna-artifacts"
 
     @property
+    def mlflow_artifacts(self) -> Path:
+        """Folder of the files of MLflow's runs, where no server keeps them."""
+        return self.home / "mlartifacts"
+
+    @property
     def cards(self) -> Path:
         """Where the workers on a GPU announce how much of its memory they will take."""
         return self.home / "cards"
