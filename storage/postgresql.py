@@ -170,7 +170,7 @@ class PostgreSQL:
 
     def _make_data(self) -> None:
         made = self.data.with_name(f"{self.data.name}.new")
-        if made.exists():  # of a start that was cut off
+        if made.is_dir() and not made.is_symlink():  # of a start that was cut off
             shutil.rmtree(made)
         _make_private(made)
         # No locale of this machine: texts sort alike where the data is taken to.

@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from storage.blobs.store import PARTIAL, BlobStore, StoredBlob, checked_digest, is_digest
+from storage.blobs.store import BlobStore, StoredBlob, checked_digest, is_digest
 from storage.confined import child, remove_child
 from storage.errors import BlobMissingError, BlobWriteError, OutsideFolderError
+from storage.files import PARTIAL
 
 _CHUNK = 1 << 20  # bytes
 _INCOMING = ".incoming-"
