@@ -32,6 +32,7 @@ from storage.errors import (
     SettingsError,
 )
 from storage.faults import SQLITE_PATIENCE, plain_errors
+from storage.postgresql import check_socket_folder
 from storage.records import schema
 from storage.settings import Settings, redacted
 from storage.trials import fencing
@@ -234,6 +235,7 @@ def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
     if sqlite:
         _begin_by_ourselves(engine)
     else:
+        check_socket_folder(str(url.query.get("host", "")))
         refuse_no_encoding(engine)
     return engine, options
 
