@@ -23,6 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.connections import MomentaryPool
 from storage.errors import (
     DatabaseBusyError,
     DatabaseStartingError,
@@ -282,7 +283,7 @@ def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_PATIENCE}}
     given = {key: value for key, value in _POSTGRESQL_CONNECTION.items() if key not in url.query}
-    return {"connect_args": given, "pool_pre_ping": True}
+    return {"connect_args": given, "poolclass": MomentaryPool, "pool_pre_ping": True}
 
 
 def _begin_by_ourselves(engine: Engine) -> None:
