@@ -18,6 +18,7 @@ from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
+from search.propose.wishes import queued_params
 from search.study import StudyConfig
 from search.work.card_memory import CardMemory, shared_memory_of
 from search.work.environment import describe_worker, other_precision, resolve_attempt
@@ -372,9 +373,11 @@ class Worker:
             attempt.record_device(info.device, config.precision)
             return config, info
 
+        asked_for = queued_params(self._config, claim.asked_for)
+
         def choose() -> Proposal:
             with self._database.plain_errors():
-                return propose(self._database.optuna, self._config, claim.number, claim.asked_for)
+                return propose(self._database.optuna, self._config, claim.number, asked_for)
 
         # One after the other, so that each is told of those before it, which are still being trained.
         with self._proposing:
@@ -491,10 +494,11 @@ class Worker:
         return {"row": row.label} | ({"start_from": row.start_from} if row.start_from is not None else {})
 
     def _news(self, claim: Claim) -> TrialNews:
+        rows = self._config.rows or ()
         return TrialNews(
             study=self._study.name,
             number=claim.number,
-            label=self._config.rows[claim.number].label if self._config.rows is not None else None,
+            label=rows[claim.number].label if claim.number < len(rows) else None,
             architecture="",
             state="running",
             planned_epochs=self._config.epochs,

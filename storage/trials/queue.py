@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -83,7 +83,8 @@ class Claim:
     last_chance
         Whether the trial is given up if this attempt, too, dies before its first epoch.
     asked_for
-        Parameters that a person wants it to have, while no configuration was proposed yet.
+        Parameters that somebody wants it to have, by name, while no configuration was proposed yet; as
+        they stand in Optuna's queue, where nobody has checked them.
     ran_on
         Device and precision of each earlier attempt that has recorded them.
     """
@@ -97,7 +98,7 @@ class Claim:
     config: dict[str, Any] | None
     params: dict[str, Any] | None
     last_chance: bool = False
-    asked_for: Mapping[str, Any] = field(default_factory=dict)
+    asked_for: Any = field(default_factory=dict)
     ran_on: tuple[tuple[str, str], ...] = ()
 
 
