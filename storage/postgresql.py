@@ -53,7 +53,7 @@ _IS_SHORT = re.compile(r"/tmp/anitune-[0-9a-f]{16}")
 _OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "200",  # a worker's threads share two pools
+    "max_connections": "200",  # a worker holds none between transactions
 }
 
 

@@ -49,7 +49,7 @@ from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
-from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
+from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import (
@@ -347,7 +347,8 @@ class Worker:
         except (LeaseLostError, DatabaseError):
             raise  # nothing can be written about the trial
         except (TrainerError, StorageError, OSError, KeyboardInterrupt) as error:
-            attempt.hand_back(str(error) or "the worker was interrupted")
+            reason = str(error) or "the worker was interrupted"
+            attempt.hand_back(reason, crashed=isinstance(error, DeviceError))
             raise
         except Exception as error:
             # A fault of the program: it must not meet the next worker again.

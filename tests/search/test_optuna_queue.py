@@ -1,4 +1,4 @@
-"""Trials that others put into Optuna's queue, or set by hand: none of them ends a worker, or misleads a sampler."""
+"""Trials that others put into Optuna's queue, or set by hand: none ends a worker or misleads a sampler."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import TrialNews, Worker
 from storage.database import Database, open_database
+from storage.records.tables import studies
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
@@ -147,8 +148,6 @@ def test_a_worker_goes_on_after_them_and_no_sampler_sees_them(
     study.optuna.enqueue_trial({})
     config = study_config(Path(config.data.files[0]), limits={"trials": len(REFUSED) + 2})
     with database.writing() as connection:
-        from storage.records.tables import studies
-
         connection.execute(update(studies).values(budget_trials=len(REFUSED) + 2))
     trials = work(database, study, config, task)
     assert [t.state for t in trials] == ["failed"] * (len(REFUSED) - 1) + ["complete"] * 3
@@ -256,10 +255,8 @@ def test_a_trial_that_is_told_by_hand_before_it_begins_is_none_of_ours(
     study = begin(database, config)
     study.optuna.enqueue_trial({"layers": 1})
     waiting = study.optuna.get_trials()[0]
-    study.optuna.tell(0, 0.1 if state == TrialState.COMPLETE else None, state) if False else None
-    database.optuna.set_trial_state_values(
-        waiting._trial_id, state, [0.1] if state.name == "COMPLETE" else None
-    )
+    values = [0.1] if state == TrialState.COMPLETE else None
+    database.optuna.set_trial_state_values(waiting._trial_id, state, values)
     trials = work(database, study, config, task)
     assert [(t.number, t.state) for t in trials] == [(1, "complete"), (2, "complete"), (3, "complete")]
 
