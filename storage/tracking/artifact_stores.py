@@ -49,7 +49,7 @@ def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepositor
     uri = str(run.artifact_uri)
     parts = urlsplit(uri)
     if parts.scheme == _PROXIED and parts.netloc in ("", urlsplit(tracking_uri).netloc.rpartition("@")[2]):
-        return MlflowArtifactsRepository(uri, tracking_uri=tracking_uri)  # type: ignore[no-untyped-call]
+        return MlflowArtifactsRepository(uri, tracking_uri=tracking_uri)
     place = Path(url2pathname(parts.path))
     ours = (
         parts.scheme in ("", "file")
@@ -60,7 +60,7 @@ def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepositor
     )
     if ours:
         folder = descendant(root, "/".join(place.parts[-3:]))
-        return LocalArtifactRepository(folder.as_uri())  # type: ignore[no-untyped-call]
+        return LocalArtifactRepository(folder.as_uri())
     named = f"{parts.scheme}:{parts.path}"[:200]
     raise TrackingRefusedError(
         f"MLflow keeps the files of run {run.run_id} at {named!r}: anitune gives them to, and takes them"
@@ -86,7 +86,7 @@ def upload(store: ArtifactRepository, files: Mapping[str, Path]) -> None:
             link = Path(named) / path  # MLflow keeps the names that the files have here
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
-        store.log_artifacts(named)
+        store.log_artifacts(named)  # type: ignore[no-untyped-call]
 
 
 def digests(store: ArtifactRepository) -> dict[str, str]:
@@ -94,7 +94,7 @@ def digests(store: ArtifactRepository) -> dict[str, str]:
     if not store.list_artifacts():
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(store.download_artifacts("", folder))
+        root = Path(store.download_artifacts("", folder))  # type: ignore[no-untyped-call]
         return {
             file.relative_to(root).as_posix(): _digest(file) for file in root.rglob("*") if file.is_file()
         }

@@ -353,7 +353,8 @@ class MlflowRuns:
         """Copy an artifact of a run, or a folder of them, into a folder."""
         _refuse_names([path])
         with _translated():
-            return Path(self._store(run).download_artifacts(path, str(folder)))
+            store = self._store(run)
+            return Path(store.download_artifacts(path, str(folder)))  # type: ignore[no-untyped-call]
 
 
 def open_runs(settings: Settings) -> MlflowRuns:
