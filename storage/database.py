@@ -23,6 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.connections import MomentaryPool
 from storage.errors import (
     DatabaseBusyError,
     DatabaseStartingError,
@@ -32,6 +33,7 @@ from storage.errors import (
     SettingsError,
 )
 from storage.faults import SQLITE_PATIENCE, plain_errors
+from storage.postgresql import check_socket_folder
 from storage.records import schema
 from storage.settings import Settings, redacted
 from storage.trials import fencing
@@ -234,6 +236,7 @@ def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
     if sqlite:
         _begin_by_ourselves(engine)
     else:
+        check_socket_folder(str(url.query.get("host", "")))
         refuse_no_encoding(engine)
     return engine, options
 
@@ -280,7 +283,7 @@ def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_PATIENCE}}
     given = {key: value for key, value in _POSTGRESQL_CONNECTION.items() if key not in url.query}
-    return {"connect_args": given, "pool_pre_ping": True}
+    return {"connect_args": given, "poolclass": MomentaryPool, "pool_pre_ping": True}
 
 
 def _begin_by_ourselves(engine: Engine) -> None:

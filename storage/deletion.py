@@ -5,16 +5,17 @@ Our row of the study goes last: where a step fails, or the process dies, the sam
 
 from __future__ import annotations
 
-import shutil
+import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 from sqlalchemy import Table, delete, select, update
 
 from storage.blobs.needed import NAMING
+from storage.confined import child, remove_child
 from storage.database import Database
-from storage.errors import StudyStateError
+from storage.errors import OutsideFolderError, StudyStateError
 from storage.garbage import remove_blobs, remove_images
 from storage.life import CLOSED, live_workers, locked_row
 from storage.marks import foreign_folders
@@ -35,8 +36,10 @@ from storage.records.tables import (
 )
 from storage.studies import Study
 from storage.tracking.lease import seize_lease
-from storage.tracking.mlflow_runs import MlflowRuns
+from storage.tracking.mlflow_runs import open_runs
 from storage.tracking.relay import study_key
+
+log = logging.getLogger("anitune")
 
 PATIENCE = 120.0
 """How long we wait for the workers of a stopped study to hand their trials back, s."""
@@ -80,10 +83,11 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
     with database.plain_errors(), suppress(KeyError):
         database.optuna.delete_study(study.optuna_study_id)
     foreign = foreign_folders(database)
-    if (folder := database.settings.study_folder(study.name)) not in foreign:
+    folders = database.settings.study_folder(study.name), database.settings.promotion_folder(study.name)
+    if folders[0] not in foreign:
         # A study of the same name must not meet the checkpoints of this one.
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(database.settings.promotion_folder(study.name), ignore_errors=True)
+        for folder in folders:
+            remove_child(folder.parent, study.name)
     with database.writing() as connection:
         locked_row(connection, study)
         digests: set[str] = set()
@@ -100,7 +104,7 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
         for _ in remove_blobs(database, sorted(digests)):
             pass
         remove_images(database, study.id)
-    (database.settings.logs / f"relay-{study.name}.log").unlink(missing_ok=True)
+    remove_child(database.settings.logs, f"relay-{study.name}.log")
 
 
 def _close(database: Database, study: Study) -> None:
@@ -133,10 +137,24 @@ def _await_workers(database: Database, study: Study, patience: float) -> None:
 
 def _delete_in_mlflow(database: Database, study: Study) -> None:
     with database.reading() as connection:
-        query = select(studies.c.mlflow_experiment_id).where(studies.c.id == study.id)
-        experiment: Any = connection.execute(query).scalar_one()
+        of_study = select(studies.c.mlflow_experiment_id, studies.c.mlflow_run_id)
+        experiment, run = connection.execute(of_study.where(studies.c.id == study.id)).one()
+        of_trials = select(trials.c.mlflow_run_id).where(trials.c.study_id == study.id)
+        recorded = [run, *connection.execute(of_trials).scalars()]
     if experiment is None:
         return  # MLflow was never told of it
-    settings = database.settings
-    runs = MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
-    runs.forget(experiment, study_key(study))
+    open_runs(database.settings).forget(experiment, study_key(study))
+    _remove_files_of_runs(database, study, [each for each in recorded if each is not None])
+
+
+def _remove_files_of_runs(database: Database, study: Study, runs: Iterable[str]) -> None:
+    """Remove the folders that the records name: people rename experiments, and MLflow finds another place."""
+    try:
+        of_study = child(database.settings.mlflow_artifacts, study.name)
+        for run in runs:
+            remove_child(of_study, run)
+    except OutsideFolderError as error:
+        log.warning("study %s: the files of its runs are left where they are: %s", study.name, error)
+    else:
+        with suppress(OSError):  # there is none, or it holds what others have put there
+            of_study.rmdir()

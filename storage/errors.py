@@ -90,6 +90,10 @@ class ArtifactNameError(StorageError):
     """An artifact has a name that could lead out of its folder."""
 
 
+class OutsideFolderError(StorageError):
+    """A name leads out of the folder that it belongs to."""
+
+
 class DatabaseStartingError(DatabaseUnreachableError):
     """The database starts or recovers, and lets nobody in yet."""
 

@@ -29,6 +29,8 @@ _AWAY = ("08", "28", "3D", "53", "57P", "25P03")
 _STARTING = re.compile(
     r"database system is (starting up|in recovery mode|not (yet )?accepting|shutting down)"
 )
+# Of the server, of a role or a database, and of pgbouncer.
+_FULL = re.compile(r"too many (clients|connections)|remaining connection slots|no more connections allowed")
 _BUSY = ("55P03", "40P01", "40001")  # waited too long for a lock, deadlock, conflict
 
 
@@ -41,6 +43,11 @@ def plain_errors(url: str, home: Path) -> Iterator[None]:
         raise _explained(error.__cause__ or error, url, home) from error
     except exc.SQLAlchemyError as error:
         raise _explained(error, url, home) from error
+
+
+def has_no_free_connection(error: BaseException) -> bool:
+    """Whether a server has let us in no more than others."""
+    return _FULL.search(str(error)) is not None
 
 
 def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
@@ -57,6 +64,11 @@ def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     said = _first_line(error.orig)
     if make_url(url).get_backend_name() == "sqlite":
         return _explained_sqlite(said, where)
+    if has_no_free_connection(error.orig):
+        return DatabaseBusyError(
+            f"{where}: the server has no free connection ({said}); end programs that use it, or raise its"
+            " max_connections"
+        )
     state = getattr(error.orig, "sqlstate", None)
     if state in _BUSY:
         return DatabaseBusyError(f"{where}: {said}")

@@ -2,7 +2,7 @@
 
 A worker stores a blob first and its row afterwards, in between it looks like garbage. So blobs are deleted in
 a transaction that lets no artifact row be written, and a worker, once it has written its row, looks whether
-the blob is still there. What a copy left half-written is deleted a day later.
+the blob is still there. What a killed process left half-written is deleted a day later.
 
 The folder of a trial, and its checkpoint while the trial has not ended, belong to its row, which is there
 before them.
@@ -11,9 +11,10 @@ before them.
 from __future__ import annotations
 
 import itertools
-import shutil
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,9 @@ from storage.blobs.folder import FolderBlobs
 from storage.blobs.needed import NAMING, needed_digests
 from storage.blobs.place import open_blobs
 from storage.blobs.store import StoredBlob
+from storage.confined import remove_child
 from storage.database import Database
+from storage.files import PARTIAL
 from storage.marks import foreign_folders, is_trial, taken
 from storage.records.tables import artifacts, studies, trials
 from storage.trials.images import IMAGE
@@ -50,7 +53,7 @@ class Garbage:
         Name of an artifact in the store of blobs.
     """
 
-    kind: Literal["artifact", "copy", "image", "checkpoint", "trial"]
+    kind: Literal["artifact", "copy", "image", "checkpoint", "trial", "partial"]
     path: Path
     bytes: int
     blob: str = ""
@@ -71,10 +74,13 @@ def find_garbage(database: Database, checkpoint: str) -> list[Garbage]:
     """
     if foreign := foreign_folders(database):
         raise taken(database, foreign[0])
+    of_trials = _trials(database, checkpoint)
+    whole = {each.path for each in of_trials}
     return [
-        *_trials(database, checkpoint),
+        *of_trials,
         *_blobs(database),
         *_images(database),
+        *(each for each in _half_written(database) if whole.isdisjoint(each.path.parents)),
     ]
 
 
@@ -82,7 +88,7 @@ def remove(database: Database, garbage: Collection[Garbage]) -> Iterator[Garbage
     """Delete what was found, and tell of each when it is gone; what is needed by now stays."""
     for each in garbage:
         if each.kind != "artifact":
-            _delete(each.path)
+            remove_child(each.path.parent, each.path.name)
             yield each
     blobs = {each.blob: each for each in garbage if each.kind == "artifact"}
     for digest in remove_blobs(database, blobs):
@@ -127,8 +133,9 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         if folder not in states:
             found.append(Garbage("trial", folder, size_of(folder)))
         elif states[folder] != "running":
-            checkpoints = sorted(folder.glob(f"*/*{checkpoint}"))  # a folder an attempt; refused ones, too
-            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]
+            of_attempts = sorted(path for path in folder.glob("*") if not path.is_symlink())
+            checkpoints = [file for each in of_attempts for file in sorted(each.glob(f"*{checkpoint}"))]
+            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # refused ones, too
     return found
 
 
@@ -151,6 +158,19 @@ def _of(blobs: list[StoredBlob], kind: Literal["artifact", "copy"], needed: set[
     return sorted(found, key=lambda each: each.path)
 
 
+def _half_written(database: Database) -> Iterator[Garbage]:
+    """What killed processes left of files that were to appear whole, outside of the store of blobs."""
+    settings, old = database.settings, time.time() - UNFINISHED_SECONDS
+    for top in (settings.home / "trials", settings.home / "promotions", settings.optuna_artifacts):
+        for folder, folders, files in os.walk(top):  # follows no link
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if name.startswith(".") and name.endswith(PARTIAL):
+                    with suppress(FileNotFoundError):  # renamed, or deleted, at this moment
+                        if path.lstat().st_mtime < old:
+                            yield Garbage("partial", path, size_of(path))
+
+
 def _images(database: Database) -> list[Garbage]:
     """Copies for the Optuna dashboard; what people have uploaded there has other names."""
     images = sorted(database.settings.optuna_artifacts.glob("*"))
@@ -170,10 +190,3 @@ def remove_images(database: Database, study_id: int) -> None:
     for path in database.settings.optuna_artifacts.glob("*"):
         if (name := IMAGE.fullmatch(path.name)) and int(name["study"]) == study_id:
             path.unlink(missing_ok=True)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

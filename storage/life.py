@@ -105,7 +105,8 @@ def locked_row(connection: Connection, study: Study) -> Row[Any]:
     return row
 
 
-_LOCKED: Final = select(studies).where(of_study()).with_for_update()
+# Its key does not change: rows that refer to the study, as of metrics to be delivered, are written meanwhile.
+_LOCKED: Final = select(studies).where(of_study()).with_for_update(key_share=True)
 
 
 def _sum(study: Study, what: str, limit: float | None, more: float | None) -> float | None:

@@ -5,7 +5,6 @@ Databases may share a home folder, but not the folder of a study in it: its name
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, select
 
 from storage.database import Database
 from storage.errors import FolderTakenError
+from storage.files import replacing
 from storage.records.tables import identity, studies, trials
 from storage.settings import HOME_VARIABLE, STORAGE_VARIABLE, redacted
 
@@ -37,12 +37,8 @@ def read_mark(file: Path) -> str | None:
 def write_mark(file: Path, mark: str) -> None:
     """Make the folder of a file the one of the database with this mark."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    try:
-        new.write_text(mark + "\n")
-        new.replace(file)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(file) as new:
+        new.write(f"{mark}\n".encode())
 
 
 def own_study_folder(database: Database, study: str) -> None:

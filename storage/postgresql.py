@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import shlex
 import shutil
 import stat
@@ -45,10 +46,14 @@ _SYSTEM_USER = "pgserver"
 _SOCKET_FOLDER_LENGTH = 80
 """Bytes: the kernel takes some 100 for the whole path of a socket."""
 
+_SHORT = "/tmp/anitune-{:.16}"
+_IS_SHORT = re.compile(r"/tmp/anitune-[0-9a-f]{16}")
+"""The folder of the socket where the name of the data's is too long: named by a digest of that."""
+
 _OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "200",  # a worker's threads share two pools
+    "max_connections": "200",  # a worker holds none between transactions
 }
 
 
@@ -149,7 +154,7 @@ class PostgreSQL:
         # A comma would separate two folders.
         if len(name) <= _SOCKET_FOLDER_LENGTH and "," not in str(self.data):
             return self.data
-        return Path(f"/tmp/anitune-{hashlib.sha256(name).hexdigest()[:16]}")
+        return Path(_SHORT.format(hashlib.sha256(name).hexdigest()))
 
     def _check_path(self) -> None:
         # pg_ctl puts it between quotation marks, for a shell.
@@ -170,7 +175,7 @@ class PostgreSQL:
 
     def _make_data(self) -> None:
         made = self.data.with_name(f"{self.data.name}.new")
-        if made.exists():  # of a start that was cut off
+        if made.is_dir() and not made.is_symlink():  # of a start that was cut off
             shutil.rmtree(made)
         _make_private(made)
         # No locale of this machine: texts sort alike where the data is taken to.
@@ -216,6 +221,7 @@ class PostgreSQL:
         import psycopg
 
         deadline = time.monotonic() + PATIENCE_SECONDS
+        check_socket_folder(str(self._socket_folder))
         while self.pid() is not None:
             try:
                 psycopg.connect(self.url("postgres")).close()
@@ -272,16 +278,46 @@ def _make_system_user() -> None:
             ) from None
 
 
+def check_socket_folder(host: str) -> None:
+    """Make sure, before anything is said to a server, that nobody else has put its socket into ``/tmp``.
+
+    Parameters
+    ----------
+    host
+        Of an address: a folder, or a machine, which is not looked at.
+
+    Raises
+    ------
+    ServerError
+        if the folder is one of those for long paths, and not one of our own.
+    """
+    if _IS_SHORT.fullmatch(host) and os.path.lexists(host):
+        _check_private(Path(host))
+
+
 def _make_private(folder: Path) -> None:
     """Make a folder that only the server's user may enter; one that is there must be such a one."""
-    owner = pwd.getpwnam(_SYSTEM_USER).pw_uid if os.geteuid() == 0 else os.geteuid()
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-        os.chown(folder, owner, -1)
+        if (owner := _owner()) is not None:
+            os.chown(folder, owner, -1)
+    _check_private(folder)
+
+
+def _check_private(folder: Path) -> None:
     # In /tmp somebody else may have put one there, or a link.
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or stat.S_IMODE(found.st_mode) != 0o700:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != _owner() or stat.S_IMODE(found.st_mode) != 0o700:
         raise ServerError(f"{folder}: not a folder of our own; remove it, or choose another ANITUNE_HOME")
+
+
+def _owner() -> int | None:
+    """The user as whom the server runs; None: who does not exist yet."""
+    if os.geteuid() != 0:
+        return os.geteuid()
+    with suppress(KeyError):
+        return pwd.getpwnam(_SYSTEM_USER).pw_uid
+    return None
 
 
 def _check_that_all_may_enter(path: Path) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from storage.errors import SettingsError
+from storage.files import replacing
 
 HOME_VARIABLE = "ANITUNE_HOME"
 STORAGE_VARIABLE = "ANITUNE_STORAGE_URL"
@@ -81,6 +82,11 @@ class Settings:
     def optuna_artifacts(self) -> Path:
         """Folder of the images that the Optuna dashboard shows."""
         return self.home / "optuna-artifacts"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Folder of the files of MLflow's runs, where no server keeps them."""
+        return self.home / "mlartifacts"
 
     @property
     def cards(self) -> Path:
@@ -174,9 +180,8 @@ def read_addresses(servers: Path) -> Addresses | None:
 
 def write_addresses(servers: Path, addresses: Addresses) -> None:
     """Let every later command of this home find the servers."""
-    new = servers / f"{_ADDRESSES}.new"
-    new.write_text(json.dumps(asdict(addresses), indent=2) + "\n")
-    new.replace(servers / _ADDRESSES)
+    with replacing(servers / _ADDRESSES) as new:
+        new.write((json.dumps(asdict(addresses), indent=2) + "\n").encode())
 
 
 def is_of_anitune_up(url: str, home: Path) -> bool:

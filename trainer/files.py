@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
     OutputError
         if it cannot be written; what was at ``path`` before is still there, and nothing beside it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)  # of a name that is taken, also by a link, it makes nothing
         try:
             yield partial
             put_in_place(partial, path)
@@ -35,6 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_be_written(path, error) from error
+
+
+def partial_name(path: Path) -> Path:
+    """Where to write what is to be at ``path``: a name that nobody foresees, so that no link waits there."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def put_in_place(finished: Path, path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
@@ -22,16 +23,34 @@ BEST = 100
 
 
 class ShownStudy(Study):
-    """A study as a sampler sees it when it proposes a trial."""
+    """A study as a sampler sees it when it proposes a trial.
 
-    def __init__(self, name: str, storage: BaseStorage, sampler: BaseSampler, number: int) -> None:
+    Trials that others have made of another space, in Optuna's tables, are none of it: of their parameters
+    and its own, a sampler would look at what they have in common.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        storage: BaseStorage,
+        sampler: BaseSampler,
+        number: int,
+        space: Mapping[str, BaseDistribution],
+    ) -> None:
         super().__init__(study_name=name, storage=storage, sampler=sampler)
         self._storage = cast(BaseStorage, _Unmarked(storage))
         self._number = number
+        self._space = space
 
     @cached_property
     def _shown(self) -> Sequence[FrozenTrial]:
-        return shown(self._storage.get_all_trials(self._study_id, deepcopy=False), self._number)
+        trials = shown(self._storage.get_all_trials(self._study_id, deepcopy=False), self._number)
+        return [trial for trial in trials if self._is_of_space(trial)]
+
+    def _is_of_space(self, trial: FrozenTrial) -> bool:
+        if not trial.distributions:
+            return not trial.state.is_finished()
+        return all(self._space.get(name) == known for name, known in trial.distributions.items())
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False

@@ -30,6 +30,7 @@ from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
 from search.propose.space import distributions, grid_points, used_params
 from search.study import StudyConfig
+from trainer.errors import ConfigError
 
 STARTUP_TRIALS = 10
 
@@ -125,17 +126,28 @@ def propose(
 
     Parameters
     ----------
-    asked_for : parameters that a person wants
+    asked_for : parameters that a person wants, of the space of the study
+
+    Raises
+    ------
+    ConfigError
+        if the trials of the study are listed, and there is none of this number.
     """
     sampler = make_sampler(config, number)
-    study = ShownStudy(config.name, storage, sampler, number)
+    points = sampler.points if isinstance(sampler, PointsSampler) else None
+    if points is not None and number >= len(points):
+        raise ConfigError(
+            f"study {config.name!r} has {len(points)} trials, and trial {number} is none of them: somebody"
+            " has made some in Optuna"
+        )
+    space = distributions(config)
+    study = ShownStudy(config.name, storage, sampler, number, space)
     trial = create_trial(state=TrialState.RUNNING)
     trial.number = number
     sampler.before_trial(study, trial)
     asked_for = asked_for or {}
-    space = distributions(config)
     joint = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
-    for name in sampler.points[number] if isinstance(sampler, PointsSampler) else space:
+    for name in points[number] if points is not None else space:
         distribution = space[name]
         if name in asked_for:
             value = asked_for[name]

@@ -18,6 +18,7 @@ from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
+from search.propose.wishes import queued_params
 from search.study import StudyConfig
 from search.work.card_memory import CardMemory, shared_memory_of
 from search.work.environment import describe_worker, other_precision, resolve_attempt
@@ -48,7 +49,7 @@ from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
-from trainer.errors import CheckpointError, ConfigError, TrainerError, TrainingFailed
+from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import (
@@ -346,7 +347,8 @@ class Worker:
         except (LeaseLostError, DatabaseError):
             raise  # nothing can be written about the trial
         except (TrainerError, StorageError, OSError, KeyboardInterrupt) as error:
-            attempt.hand_back(str(error) or "the worker was interrupted")
+            reason = str(error) or "the worker was interrupted"
+            attempt.hand_back(reason, crashed=isinstance(error, DeviceError))
             raise
         except Exception as error:
             # A fault of the program: it must not meet the next worker again.
@@ -372,9 +374,11 @@ class Worker:
             attempt.record_device(info.device, config.precision)
             return config, info
 
+        asked_for = queued_params(self._config, claim.asked_for)
+
         def choose() -> Proposal:
             with self._database.plain_errors():
-                return propose(self._database.optuna, self._config, claim.number, claim.asked_for)
+                return propose(self._database.optuna, self._config, claim.number, asked_for)
 
         # One after the other, so that each is told of those before it, which are still being trained.
         with self._proposing:
@@ -491,10 +495,11 @@ class Worker:
         return {"row": row.label} | ({"start_from": row.start_from} if row.start_from is not None else {})
 
     def _news(self, claim: Claim) -> TrialNews:
+        rows = self._config.rows or ()
         return TrialNews(
             study=self._study.name,
             number=claim.number,
-            label=self._config.rows[claim.number].label if self._config.rows is not None else None,
+            label=rows[claim.number].label if claim.number < len(rows) else None,
             architecture="",
             state="running",
             planned_epochs=self._config.epochs,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from storage.blobs.store import PARTIAL, BlobStore, StoredBlob, checked_digest, is_digest
-from storage.errors import BlobMissingError, BlobWriteError
+from storage.blobs.store import BlobStore, StoredBlob, checked_digest, is_digest
+from storage.confined import child, remove_child
+from storage.errors import BlobMissingError, BlobWriteError, OutsideFolderError
+from storage.files import PARTIAL
 
 _CHUNK = 1 << 20  # bytes
 _INCOMING = ".incoming-"
+_HALF_WRITTEN = re.compile(rf"{re.escape(_INCOMING)}[^/]+|[0-9a-f]{{2}}/\.[^/]+{re.escape(PARTIAL)}")
 
 
 class FolderBlobs(BlobStore):
@@ -71,12 +75,17 @@ class FolderBlobs(BlobStore):
         return self.root / digest[:2] / digest
 
     def delete(self, name: str) -> None:
-        place = self.place(name) if is_digest(name) else self.root / name
-        place.unlink(missing_ok=True)
+        # It may come from a record, which others can write, and the folder of the blob may be a link.
+        if is_digest(name) or _HALF_WRITTEN.fullmatch(name):
+            folder, _, file = (f"{name[:2]}/{name}" if is_digest(name) else name).rpartition("/")
+            with suppress(OutsideFolderError):
+                remove_child(child(self.root, folder) if folder else self.root, file)
 
     def stored(self) -> list[StoredBlob]:
-        half_written = [*self.root.glob(f"{_INCOMING}*"), *self.root.glob(f"??/.*{PARTIAL}")]
-        finished = [path for path in self.root.glob("??/*") if is_digest(path.name)]
+        folders = [path for path in self.root.glob("??") if not path.is_symlink()]
+        half_written = [*self.root.glob(f"{_INCOMING}*")]
+        half_written += [path for folder in folders for path in folder.glob(f".*{PARTIAL}")]
+        finished = [path for folder in folders for path in folder.glob("*") if is_digest(path.name)]
         found = []
         for path in (*finished, *half_written):
             try:

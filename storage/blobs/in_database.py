@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,10 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects import postgresql
 
 from storage.blobs.folder import FolderBlobs
-from storage.blobs.store import PARTIAL, BlobStore, StoredBlob, checked_digest
+from storage.blobs.store import BlobStore, StoredBlob, checked_digest
 from storage.database import Database
 from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
+from storage.files import partial_name
 from storage.records.tables import blob_parts, blobs, now
 
 PART: Final = 4 << 20
@@ -86,8 +86,7 @@ class DatabaseBlobs(BlobStore):
     @contextmanager
     def lend(self, digest: str) -> Iterator[Path]:
         # Not the copy that stays, which others may read; half-written it is to who looks for garbage.
-        place = self._copies.place(digest)
-        lent = place.with_name(f".{digest}.{uuid.uuid4().hex}{PARTIAL}")
+        lent = partial_name(self._copies.place(digest))
         self.copy(digest, lent)
         try:
             yield lent

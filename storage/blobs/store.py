@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from storage.errors import BlobDamagedError, BlobMissingError, BlobWriteError
-
-PARTIAL: Final = ".partial"
-"""How the name of a copy ends that is not finished."""
+from storage.files import replacing
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -128,21 +123,14 @@ class BlobStore(ABC):
         BlobWriteError
             if it cannot be written.
         """
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL}")
         found = hashlib.sha256()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("wb") as file:
-                    for piece in self.read(digest):
-                        found.update(piece)
-                        file.write(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with replacing(target) as file:
+                for piece in self.read(digest):
+                    found.update(piece)
+                    file.write(piece)
                 _compare(digest, found.hexdigest())
-                part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
         except OSError as error:
             raise BlobWriteError(
                 f"{target}: cannot be written: {error.strerror};"

@@ -153,7 +153,7 @@ attempts = Table(
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
     Column("ended_at", Double),
-    Column("outcome", String(16)),  # complete, pruned, failed, handed_back, expired; null: none yet
+    Column("outcome", String(16)),  # complete, pruned, failed, handed_back, crashed, expired; null: none yet
     Column("reason", Text),
     Column("epochs", Integer, nullable=False),  # trained in this attempt
     Column("last_epoch", Integer, nullable=False),  # reached in this attempt; 0: none

@@ -42,7 +42,7 @@ def download_model(settings: Settings, address: str, into: Path) -> Path:
     if parts is None:
         raise ModelNotFoundError(f"{address}: write models:/NAME@champion, or models:/NAME/VERSION")
 
-    def download(client: MlflowClient) -> None:
+    def find(client: MlflowClient) -> tuple[str, str]:
         name, alias = parts["name"], parts["alias"]
         found = (
             client.get_model_version_by_alias(name, alias)
@@ -51,11 +51,11 @@ def download_model(settings: Settings, address: str, into: Path) -> Path:
         )
         # By the run and not by the address of its files: that may be one that only the server can reach.
         run = client.get_run(str(found.run_id)).info
-        path = str(found.source).removeprefix(str(run.artifact_uri)).strip("/")
-        client.download_artifacts(run.run_id, path, str(into))
+        return run.run_id, str(found.source).removeprefix(str(run.artifact_uri)).strip("/")
 
     try:
-        open_runs(settings).ask(download)
+        runs = open_runs(settings)
+        runs.fetch(*runs.ask(find), into)
     except TrackingRefusedError as error:
         raise ModelNotFoundError(f"{address}: {error}; `anitune promote` registers models") from None
     for record in into.rglob(_RECORD):

@@ -7,11 +7,8 @@ process that does not train.
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,19 +18,23 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from filelock import FileLock
 
 from storage.blobs.names import checked_name
+from storage.confined import child
 from storage.errors import (
     ArtifactNameError,
     DatabaseError,
+    OutsideFolderError,
     TrackingRefusedError,
     TrackingUnavailableError,
 )
 from storage.settings import Settings
+from storage.tracking import artifact_stores
 from storage.tracking.mlflow_tables import QUIET, check_tables
 from storage.tracking.outbox import MetricRow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 R = TypeVar("R")
 
@@ -49,6 +50,9 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Files go to the server itself, not to addresses that it names.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
 }
 
 _ALL = 3
@@ -96,16 +100,18 @@ class MlflowRuns:
     tracking_uri
         Of a server (http, https) or of a database. It may hold a password, and is never shown.
     artifact_root
-        Folder of the artifacts if there is no server. A server has a place of its own.
+        Our own folder of the files of runs, where they are if there is no server.
     """
 
     def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
         os.environ.update(_ENVIRONMENT)
         from mlflow import MlflowClient
 
-        self._artifact_root = None if tracking_uri.startswith(("http://", "https://")) else artifact_root
+        self._uri = tracking_uri
+        self._artifact_root = artifact_root
+        self._served = tracking_uri.startswith(("http://", "https://"))
         try:
-            with _translated(), alone_with(self._artifact_root):
+            with _translated(), alone_with(None if self._served else artifact_root):
                 check_tables(tracking_uri)
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
@@ -132,9 +138,7 @@ class MlflowRuns:
         return str(found.experiment_id)
 
     def _create_experiment(self, name: str, tags: Mapping[str, str]) -> Experiment:
-        location = None
-        if self._artifact_root is not None:
-            location = (self._artifact_root / name).as_uri()
+        location = None if self._served else child(self._artifact_root, name).as_uri()
         made = self._client.create_experiment(name, location, tags=dict(tags))
         return self._client.get_experiment(made)
 
@@ -169,6 +173,7 @@ class MlflowRuns:
     def forget(self, experiment: str, key: str) -> None:
         """Delete the runs of ``key`` and of the keys under it, and an experiment that has no others.
 
+        Their files are not touched: what they are is not for MLflow to say.
         The name of the experiment is free then. MLflow keeps what is deleted until ``mlflow gc``.
         """
         from mlflow.exceptions import MlflowException
@@ -193,8 +198,6 @@ class MlflowRuns:
                 for each in ours:
                     self._client.delete_run(each)
                 return
-            if self._artifact_root is not None:
-                shutil.rmtree(self._artifact_root / found.name, ignore_errors=True)
             if found.name != (deleted := f"{key} (deleted)"):
                 self._client.rename_experiment(experiment, deleted)
             self._client.delete_experiment(experiment)
@@ -256,12 +259,12 @@ class MlflowRuns:
     def upload(self, run: str, files: Mapping[str, Path]) -> None:
         """Put files among the artifacts of a run, by their paths there (such as plots/loss.png)."""
         _refuse_names(files)
-        with _translated(), tempfile.TemporaryDirectory() as named:
-            for path, file in files.items():
-                link = Path(named) / path  # MLflow keeps the names that the files have here
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file)
-            self._client.log_artifacts(run, named)
+        with _translated():
+            artifact_stores.upload(self._store(run), files)
+
+    def _store(self, run: str) -> ArtifactRepository:
+        # By one answer about the run: the client would ask again, and be given another place.
+        return artifact_stores.open_store(self._client.get_run(run).info, self._uri, self._artifact_root)
 
     def set_status(self, run: str, status: RunStatus, end_ms: int | None = None) -> None:
         """Say what became of a run; ``end_ms`` in milliseconds since 1970-01-01 UTC, if it ended."""
@@ -343,24 +346,20 @@ class MlflowRuns:
 
     def artifact_digests(self, run: str) -> dict[str, str]:
         """The SHA-256 digest of each file among the artifacts of a run, by its path; all bytes are read."""
-        with _translated(), tempfile.TemporaryDirectory() as folder:
-            if not self._client.list_artifacts(run):
-                return {}
-            root = Path(self._client.download_artifacts(run, "", folder))
-            return {
-                file.relative_to(root).as_posix(): _digest(file) for file in root.rglob("*") if file.is_file()
-            }
+        with _translated():
+            return artifact_stores.digests(self._store(run))
 
     def fetch(self, run: str, path: str, folder: Path) -> Path:
-        """Copy an artifact of a run into a folder."""
+        """Copy an artifact of a run, or a folder of them, into a folder."""
         _refuse_names([path])
         with _translated():
-            return Path(self._client.download_artifacts(run, path, str(folder)))
+            store = self._store(run)
+            return Path(store.download_artifacts(path, str(folder)))  # type: ignore[no-untyped-call]
 
 
 def open_runs(settings: Settings) -> MlflowRuns:
     """The tracking server or database of these settings."""
-    return MlflowRuns(settings.tracking_uri, artifact_root=settings.home / "mlartifacts")
+    return MlflowRuns(settings.tracking_uri, artifact_root=settings.mlflow_artifacts)
 
 
 def _refuse_names(paths: Iterable[str]) -> None:
@@ -372,18 +371,15 @@ def _refuse_names(paths: Iterable[str]) -> None:
         raise TrackingRefusedError(str(error)) from None
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn what MLflow raises into our errors, on one line and without a password."""
     try:
         yield
-    except DatabaseError:
+    except (DatabaseError, TrackingRefusedError):
         raise
+    except OutsideFolderError as error:
+        raise TrackingRefusedError(str(error)) from None
     except Exception as error:  # the stores of databases, HTTP and clouds share no class of errors
         line = " ".join(_USER_INFO.sub("://***@", str(error)).split())[:_MESSAGE_LENGTH]
         kind = TrackingRefusedError if _is_final(error) else TrackingUnavailableError

@@ -329,16 +329,22 @@ class Attempt:
         endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
-    def hand_back(self, reason: str) -> None:
+    def hand_back(self, reason: str, *, crashed: bool = False) -> None:
         """Give the trial back unfinished: the next claim goes on with it at once.
 
         Where we have ended it, there is nothing to give back: the next claim tells Optuna of it.
+
+        Parameters
+        ----------
+        crashed
+            Whether the device failed while the trial was trained, which may be why: too often, and it is
+            given up, as if its workers had died.
         """
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
             if row.ended_at is None or row.outcome == "expired":
                 fencing.refuse_ended(self._lease, row)
-                self._end_attempt(connection, "handed_back", reason)
+                self._end_attempt(connection, "crashed" if crashed else "handed_back", reason)
 
     def _open_rung(
         self, step: int, value: float, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None

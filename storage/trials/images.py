@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Row, select
 
 from storage.blobs.place import open_blobs
+from storage.blobs.store import checked_digest
 from storage.database import Database
 from storage.errors import BlobDamagedError, BlobMissingError
 from storage.records.tables import artifacts
@@ -33,8 +34,8 @@ def show_image(database: Database, row: Row[Any]) -> tuple[str, str] | None:
     Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition
     would hang the image twice.
     """
-    artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{row.digest[:16]}"
     try:
+        artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{checked_digest(row.digest)[:16]}"
         open_blobs(database).copy(row.digest, database.settings.optuna_artifacts / artifact_id)
     except (BlobMissingError, BlobDamagedError) as error:
         log.warning("trial %d: %s is not shown in the Optuna dashboard: %s", row.number, row.path, error)

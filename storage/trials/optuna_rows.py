@@ -14,12 +14,26 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
+from optuna.distributions import json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Insert, Table, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import (
+    Connection,
+    Insert,
+    Row,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StudyNotFoundError
+from storage.records.tables import trials as our_trials
 
 _studies: Table = models.StudyModel.__table__
 _trials: Table = models.TrialModel.__table__
@@ -65,12 +79,12 @@ def set_state(connection: Connection, optuna_trial_id: int, state: TrialState) -
     connection.execute(update(_trials).where(this).values(state=state, datetime_complete=None))
 
 
-def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int, dict[str, Any]]:
+def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int, Any]:
     """Begin the first trial that waits in Optuna's queue, else a new one.
 
     Returns
     -------
-    Its number, its id, and the parameters that a person wants it to have.
+    Its number, its id, and what :func:`asked_for` finds.
 
     Raises
     ------
@@ -90,13 +104,31 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int,
     return number, connection.execute(_NEW, new).scalar_one(), {}
 
 
-def asked_for(connection: Connection, optuna_trial_id: int) -> dict[str, Any]:
-    """The parameters that a person wants a trial to have, by name."""
+def asked_for(connection: Connection, optuna_trial_id: int) -> Any:
+    """What somebody wants the parameters of a trial to be: a value by name, unless it was written by hand.
+
+    Nobody has checked it: Optuna, its dashboard, and whoever reaches the database, write such trials.
+    """
     query = select(_attributes.c.value_json).where(
         _attributes.c.trial_id == optuna_trial_id, _attributes.c.key == "fixed_params"
     )
-    found: dict[str, Any] = json.loads(connection.execute(query).scalar() or "{}")
-    return found
+    text = connection.execute(query).scalar()
+    try:
+        fixed = json.loads(text) if text is not None else {}
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(fixed, dict):
+        return fixed
+    rows = connection.execute(select(_params).where(_params.c.trial_id == optuna_trial_id))
+    return {row.param_name: _value(row) for row in rows} | fixed
+
+
+def _value(row: Row[Any]) -> Any:
+    """That of a parameter, which a trial that was made by hand can have before it begins."""
+    try:
+        return json_to_distribution(row.distribution_json).to_external_repr(row.param_value)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return row.param_value
 
 
 def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str, tuple[float, str]]) -> bool:
@@ -105,14 +137,15 @@ def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str
     Parameters
     ----------
     params
-        Value and distribution (JSON) by name, as Optuna keeps them. Those that the trial has stay.
+        Value and distribution (JSON) by name, as Optuna keeps them. They replace those that the trial has.
     """
     state = _locked_state(connection, optuna_trial_id)
     if state is None or state.is_finished():
         return False
+    connection.execute(delete(_params).where(_params.c.trial_id == optuna_trial_id))
     if params:
         connection.execute(
-            _added(_params, connection.dialect.name),
+            insert(_params),
             [
                 {
                     "trial_id": optuna_trial_id,
@@ -232,7 +265,12 @@ _LOCKED_STUDY: Final = (  # the lock that Optuna takes itself when it numbers a 
 )
 _FIRST_WAITING: Final = (
     select(_trials.c.number, _trials.c.trial_id)
-    .where(_OURS, _trials.c.state == TrialState.WAITING)
+    # Of those that have begun, one can be set back by hand.
+    .where(
+        _OURS,
+        _trials.c.state == TrialState.WAITING,
+        ~select(our_trials.c.number).where(our_trials.c.optuna_trial_id == _trials.c.trial_id).exists(),
+    )
     .order_by(_trials.c.number)
     .limit(1)
     .with_for_update()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -35,10 +35,13 @@ LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
 """A worker that shows no sign of life for so long loses its trial, s. The variable is for tests of that."""
 
 DEATHS_ALLOWED = 3
-"""Workers in a row that die before they finish an epoch of a trial, until it is given up."""
+"""Workers in a row that die, or lose their device, before an epoch of a trial ends, until it is given up."""
 
 SILENCES_ALLOWED = 10
 """As many, if also those are counted whose whole machine was lost: the trial might be what takes it down."""
+
+_CRASHES = ("expired", "crashed")
+"""Outcomes of an attempt that may be the trial's fault."""
 
 _TOGETHER_SECONDS = LEASE_SECONDS / 4
 """Workers of one machine that have shown no sign of life since so nearly the same time were lost with it."""
@@ -83,7 +86,8 @@ class Claim:
     last_chance
         Whether the trial is given up if this attempt, too, dies before its first epoch.
     asked_for
-        Parameters that a person wants it to have, while no configuration was proposed yet.
+        Parameters that somebody wants it to have, by name, while no configuration was proposed yet; as
+        they stand in Optuna's queue, where nobody has checked them.
     ran_on
         Device and precision of each earlier attempt that has recorded them.
     """
@@ -97,7 +101,7 @@ class Claim:
     config: dict[str, Any] | None
     params: dict[str, Any] | None
     last_chance: bool = False
-    asked_for: Mapping[str, Any] = field(default_factory=dict)
+    asked_for: Any = field(default_factory=dict)
     ran_on: tuple[tuple[str, str], ...] = ()
 
 
@@ -266,16 +270,12 @@ def _take_over(
     ) is not None:
         if trial.attempt_ended_at is None:
             _end_silent_attempt(connection, trial)
-        deaths, silences = _deaths(connection, trial)
+        crashes = _crashes(connection, trial)
+        deaths = sum(not _lost_with_its_machine(connection, row) for row in crashes)
+        silences = len(crashes)
         if deaths >= DEATHS_ALLOWED or silences >= SILENCES_ALLOWED:
-            endings.record(
-                connection,
-                trial,
-                endings.Ending(
-                    state="failed",
-                    reason=f"{silences} workers in a row died before they finished an epoch",
-                ),
-            )
+            ending = endings.Ending(state="failed", reason=_given_up(crashes))
+            endings.record(connection, trial, ending)
             continue
         last_chance = deaths == DEATHS_ALLOWED - 1 or silences == SILENCES_ALLOWED - 1
         if last_chance and in_hand:
@@ -363,14 +363,10 @@ def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
     )
 
 
-def _deaths(connection: Connection, trial: Row[Any]) -> tuple[int, int]:
-    """How many workers in a row died (out of memory, a driver) before they finished an epoch of the trial.
+def _crashes(connection: Connection, trial: Row[Any]) -> Sequence[Row[Any]]:
+    """The last attempts in a row that ended before an epoch of the trial, with their worker or its device.
 
     It must not go round forever. Attempts that were handed back, as on preemption, say nothing of it.
-
-    Returns
-    -------
-    Those whose machine went on, and all of them.
     """
     query = (
         select(attempts)
@@ -383,17 +379,26 @@ def _deaths(connection: Connection, trial: Row[Any]) -> tuple[int, int]:
         .limit(SILENCES_ALLOWED)
     )
     last = connection.execute(query).all()
-    silent = list(itertools.takewhile(lambda row: row.outcome == "expired" and row.epochs == 0, last))
-    return sum(not _lost_with_its_machine(connection, row) for row in silent), len(silent)
+    return list(itertools.takewhile(lambda row: row.outcome in _CRASHES and row.epochs == 0, last))
+
+
+def _given_up(crashes: Sequence[Row[Any]]) -> str:
+    """Why a trial is given up, after these crashes, the last one first."""
+    reason = f"{len(crashes)} workers in a row died before they finished an epoch"
+    said = next((row.reason for row in crashes if row.outcome == "crashed"), None)
+    return reason if said is None else f"{said} ({reason}, or lost their device)"
 
 
 def _lost_with_its_machine(connection: Connection, attempt: Row[Any]) -> bool:
-    """Whether another worker of the machine fell silent together with that of an attempt."""
+    """Whether another worker of the machine fell silent, or lost its device, together with that attempt's."""
+    too = attempts.c.outcome == attempt.outcome
+    if attempt.outcome == "expired":
+        too |= attempts.c.ended_at.is_(None)
     query = select(attempts.c.worker).where(
         attempts.c.renewed_at.between(
             attempt.renewed_at - _TOGETHER_SECONDS, attempt.renewed_at + _TOGETHER_SECONDS
         ),
-        attempts.c.ended_at.is_(None) | (attempts.c.outcome == "expired"),
+        too,
     )
     return any(
         worker["host"] == attempt.worker["host"] and worker["pid"] != attempt.worker["pid"]

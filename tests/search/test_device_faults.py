@@ -35,12 +35,16 @@ from storage.database import Database, open_database
 from storage.records.tables import attempts
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
+from storage.tracking.outbox import MetricRow
+from storage.trials.attempts import Attempt
+from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import trial_rows
-from trainer.config import FeatureConfig, dump_config
+from trainer.config import FeatureConfig, TrainConfig, dump_config
 from trainer.errors import DeviceError
 from trainer.fitting.gradients import Gradient
 from trainer.fitting.scheduler import PackScheduler
 from trainer.progress import no_progress
+from trainer.run import TrainingResult
 from trainer.task import Task, prepare_task
 
 FAULT = "CUDA error: uncorrectable ECC error encountered"
@@ -144,11 +148,79 @@ def test_all_trials_in_hand_are_handed_back(
     with database.reading() as connection:
         ended = connection.execute(select(attempts.c.outcome, attempts.c.reason)).all()
     assert len(ended) == slots
-    assert {row.outcome for row in ended} == {"handed_back"}
+    assert {row.outcome for row in ended} == {"crashed"}
     assert any(FAULT in row.reason for row in ended)
     monkeypatch.undo()
     worker(database, config, task, 1).work()
     assert [trial.state for trial in trial_rows(database, study)] == ["complete"] * 3
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_trial_that_fails_the_device_each_time_is_given_up_and_no_other(
+    database: Database,
+    config: StudyConfig,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    slots: int,
+) -> None:
+    import search.work.worker as module
+
+    train = module.run_training
+
+    def crash(task: Task, config: TrainConfig, folder: Path, *args: Any, **options: Any) -> TrainingResult:
+        if "/00000/" in str(folder):  # of trial 0
+            raise DeviceError(f"cpu has failed: {FAULT}", CPU)
+        return train(task, config, folder, *args, **options)
+
+    monkeypatch.setattr(module, "run_training", crash)
+    for _ in range(DEATHS_ALLOWED):
+        with pytest.raises(DeviceError):
+            worker(database, config, task, slots).work()
+    worker(database, config, task, slots).work()
+    first, *others = trial_rows(database, begin(database, config))
+    assert first.state == "failed"
+    assert str(first.reason).startswith(f"cpu has failed: {FAULT} (3 workers in a row died")
+    assert [trial.state for trial in others] == ["complete"] * 2
+
+
+def test_those_beside_it_are_trained_alone_before_they_are_given_up(
+    database: Database, config: StudyConfig
+) -> None:
+    study = begin(database, config)
+    info = WorkerInfo("w1", "here", 1, "cuda:0 NVIDIA H200", {})
+
+    def take(**in_hand: Any) -> Attempt:
+        claim = claim_trial(database, study, info, **in_hand)
+        assert claim is not None
+        return Attempt(database, study, claim)
+
+    for _ in range(DEATHS_ALLOWED - 1):
+        one, other = take(), take(in_hand=[0])
+        for each in (one, other):
+            each.hand_back("cuda:0 has failed", crashed=True)
+    alone = take()
+    assert alone.claim.last_chance
+    assert take(in_hand=[0]).claim.number == 2  # the other one waits for its own
+    alone.record_config({}, {}, planned_epochs=3)
+    alone.record_metrics([MetricRow("val/loss", 1, 0.5, 1_000)])
+    alone.hand_back("cuda:0 has failed", crashed=True)
+    assert not take().claim.last_chance  # it has come further
+
+
+def test_a_card_that_fails_two_workers_at_once_says_nothing_of_their_trials(
+    database: Database, config: StudyConfig
+) -> None:
+    study = begin(database, config)
+    for _ in range(DEATHS_ALLOWED):
+        taken = []
+        for pid in (1, 2):
+            claim = claim_trial(database, study, WorkerInfo(f"w{pid}", "here", pid, "cuda:0", {}))
+            assert claim is not None
+            assert not claim.last_chance
+            taken.append(Attempt(database, study, claim))
+        for attempt in taken:
+            attempt.hand_back("cuda:0 has failed", crashed=True)
+    assert {trial.state for trial in trial_rows(database, study)} == {"interrupted"}
 
 
 def test_a_worker_of_all_studies_takes_no_other_one(

@@ -12,6 +12,7 @@ from sqlalchemy import update
 from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
 from storage.errors import FolderTakenError
+from storage.files import partial_name
 from storage.garbage import UNFINISHED_SECONDS, find_garbage, remove
 from storage.marks import own_study_folder
 from storage.records.tables import artifacts, outbox
@@ -155,6 +156,18 @@ def test_what_a_killed_process_left_half_copied_goes_after_a_day(
     yesterday = time.time() - UNFINISHED_SECONDS - 1
     os.utime(old, (yesterday, yesterday))
     assert collect(database) == [("artifact", ".incoming-old", 4)]
+
+
+@pytest.mark.parametrize("place", ["trials/widths/00000/attempt-1", "promotions/widths", "optuna-artifacts"])
+def test_so_does_what_it_left_of_a_file_that_was_to_appear_whole(
+    database: Database, settings: Settings, study: Study, worker: WorkerInfo, place: str
+) -> None:
+    begin(database, study, worker)
+    old = write(settings.home / place, ".x.0123.partial", b"half")
+    partial_name(old.with_name("x")).write_bytes(b"half")
+    yesterday = time.time() - UNFINISHED_SECONDS - 1
+    os.utime(old, (yesterday, yesterday))
+    assert collect(database) == [("partial", ".x.0123.partial", 4)]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -44,12 +45,13 @@ def _compile(library: Path, torch_folder: Path) -> None:
     if compiler is None:
         raise RuntimeError("a pretended CUDA device needs a C++ compiler (set CXX, or install g++)")
     library.parent.mkdir(parents=True, exist_ok=True)
-    # Processes that build at the same time do not see each other's halves.
-    partial = library.with_suffix(f".{os.getpid()}")
     options = ["-O1", "-shared", "-fPIC", "-std=c++20", f"-I{torch_folder}/include"]
     link = [f"-L{torch_folder}/lib", "-lc10"]
-    subprocess.run([*compiler, *options, str(SOURCE), "-o", str(partial), *link], check=True)
-    partial.replace(library)
+    # Processes that build at the same time do not see each other's halves.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = Path(folder) / library.name
+        subprocess.run([*compiler, *options, str(SOURCE), "-o", str(built), *link], check=True)
+        built.replace(library)
 
 
 def main() -> None:

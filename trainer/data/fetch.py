@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -103,13 +104,18 @@ def _continue_download(part: Path, url: str, progress: Progress) -> None:
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
             raise DownloadError(f"{url}: the server sends another range of bytes than it was asked for")
         total = done + int(response.headers.get("Content-Length", 0))
-        with part.open("ab" if resumed else "wb") as file:
+        with open(part, "ab" if resumed else "wb", opener=_open_no_link) as file:
             # Only now is what an earlier version left in the file gone.
-            validator.write_text(_version(response))
+            write_by_rename(validator, _version(response).encode())
             for chunk in response.iter_bytes():
                 file.write(chunk)
                 done += len(chunk)
                 progress("download", done, max(done, total))
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """The name is the same each time, so that a download can be gone on with: a link may wait there."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _version(response: httpx.Response) -> str:

@@ -322,7 +322,7 @@ def _assemble(
         file.attrs["unconverged"] = unconverged
     # From the work folder, so that a killed run leaves nothing beside the output.
     assembled = work / output.name
-    assembled.write_bytes(content.getvalue())
+    write_by_rename(assembled, content.getvalue())
     put_in_place(assembled, output)
     return SampleSummary(len(plan.molecules), structures, high_energy, unconverged)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from trainer.data.dataset import Molecule
 from trainer.errors import ConfigError, DataError, ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
 from trainer.features.batches import AtomBatch, EqualStructures
-from trainer.files import cannot_be_written
+from trainer.files import cannot_be_written, partial_name
 from trainer.inference.domain import TrainingDomain
 from trainer.inference.structures import Structure, group_alike
 from trainer.networks.files import CPU, SavedModel, load_model, save_model
@@ -171,7 +170,7 @@ class Ensemble:
         OutputError
             if it cannot be written, or something else is there; nothing half-written stays.
         """
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        partial = partial_name(folder)
         record = {"format": FORMAT, "members": len(self.members), "domain": self.domain is not None}
         try:
             try:

@@ -1,0 +1,105 @@
+"""Where MLflow keeps the files of a run: with its server, or in our own folder, and nowhere else.
+
+A run names its place itself, and whoever can write to the tracking server writes that name. MLflow's client
+would follow it anywhere: to a folder of this machine, or with our password to another host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from storage.confined import descendant
+from storage.errors import TrackingRefusedError
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+_PROXIED: Final = "mlflow-artifacts"
+"""Scheme of what a server passes on, to wherever it keeps it."""
+
+_FOLDER: Final = "artifacts"
+"""Of a run, in the folder of the run in that of its experiment."""
+
+
+def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepository:
+    """The store of the files of a run, which writes to and reads from that place alone.
+
+    Parameters
+    ----------
+    tracking_uri
+        Of the server or database that has told us of the run.
+    root
+        Our own folder of the files of runs.
+
+    Raises
+    ------
+    TrackingRefusedError, OutsideFolderError
+        if they are elsewhere.
+    """
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    uri = str(run.artifact_uri)
+    parts = urlsplit(uri)
+    if parts.scheme == _PROXIED and parts.netloc in ("", urlsplit(tracking_uri).netloc.rpartition("@")[2]):
+        return MlflowArtifactsRepository(uri, tracking_uri=tracking_uri)
+    place = Path(url2pathname(parts.path))
+    ours = (
+        parts.scheme in ("", "file")
+        and parts.netloc == ""
+        and len(place.parts) > 3
+        and place.parts[-2:] == (run.run_id, _FOLDER)
+        and place.parents[2].resolve() == root.resolve()
+    )
+    if ours:
+        folder = descendant(root, "/".join(place.parts[-3:]))
+        return LocalArtifactRepository(folder.as_uri())
+    named = f"{parts.scheme}:{parts.path}"[:200]
+    raise TrackingRefusedError(
+        f"MLflow keeps the files of run {run.run_id} at {named!r}: anitune gives them to, and takes them"
+        f" from, MLflow's server itself ({_PROXIED}:/...) or {root}, no other place"
+    )
+
+
+def upload(store: ArtifactRepository, files: Mapping[str, Path]) -> None:
+    """Put files into a store, by their paths there (such as plots/loss.png).
+
+    Raises
+    ------
+    OutsideFolderError
+        if a link is in the way, where the store is a folder of this machine.
+    """
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    if isinstance(store, LocalArtifactRepository):
+        for path in files:
+            descendant(Path(store.artifact_dir), path)
+    with tempfile.TemporaryDirectory() as named:
+        for path, file in files.items():
+            link = Path(named) / path  # MLflow keeps the names that the files have here
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        store.log_artifacts(named)  # type: ignore[no-untyped-call]
+
+
+def digests(store: ArtifactRepository) -> dict[str, str]:
+    """The SHA-256 digest of each file in a store, by its path; all bytes are read."""
+    if not store.list_artifacts():
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(store.download_artifacts("", folder))  # type: ignore[no-untyped-call]
+        return {
+            file.relative_to(root).as_posix(): _digest(file) for file in root.rglob("*") if file.is_file()
+        }
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
