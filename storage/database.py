@@ -23,6 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.addresses import redacted
 from storage.errors import (
     DatabaseBusyError,
     DatabaseStartingError,
@@ -33,7 +34,7 @@ from storage.errors import (
 )
 from storage.faults import SQLITE_PATIENCE, plain_errors
 from storage.records import schema
-from storage.settings import Settings, redacted
+from storage.settings import Settings
 from storage.trials import fencing
 
 log = logging.getLogger("anitune")

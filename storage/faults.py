@@ -11,13 +11,14 @@ import optuna
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
+from storage.addresses import redacted, without_secrets
 from storage.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseStartingError,
     DatabaseUnreachableError,
 )
-from storage.settings import is_of_anitune_up, redacted
+from storage.settings import is_of_anitune_up
 
 SQLITE_PATIENCE = 30.0
 """How long a write to SQLite waits for another process's, s."""
@@ -87,4 +88,4 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return without_secrets(lines[0].strip()) if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from search.cli.up import down, up
 from search.cli.worker import worker
 from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
+from storage.addresses import WithoutSecrets, has_password, without_secrets
 from storage.errors import (
     AlreadyOpenedError,
     FactsChangedError,
@@ -81,7 +83,7 @@ class _Commands(TyperGroup):
 def _in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
-    return str(error)
+    return without_secrets(str(error))
 
 
 class _OneLine(logging.Handler):
@@ -138,22 +140,24 @@ def options(
 ) -> None:
     """Find the best neural-network potential of the ANI kind for a data set."""
     if storage is not None or tracking is not None:
+        from storage.addresses import storage_address, tracking_address
         from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
         _refuse_password("--storage", storage, STORAGE_VARIABLE)
         _refuse_password("--tracking", tracking, TRACKING_VARIABLE)
         # The environment also reaches the processes that a command starts.
-        os.environ |= {STORAGE_VARIABLE: storage} if storage is not None else {}
-        os.environ |= {TRACKING_VARIABLE: tracking} if tracking is not None else {}
+        if storage is not None:
+            os.environ[STORAGE_VARIABLE] = storage_address(storage, "--storage")
+        if tracking is not None:
+            os.environ[TRACKING_VARIABLE] = tracking_address(tracking, "--tracking")
     logger = logging.getLogger("anitune")
     logger.setLevel(logging.INFO)
     logger.handlers = [_OneLine()]
+    logger.filters = [WithoutSecrets()]
     logger.propagate = False
 
 
 def _refuse_password(option: str, url: str | None, variable: str) -> None:
-    from search.study import has_password
-
     if url is not None and has_password(url):
         raise typer.BadParameter(
             f"an argument is no place for a password, lists of processes show it: set {variable}",
@@ -163,7 +167,12 @@ def _refuse_password(option: str, url: str | None, variable: str) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except Exception as error:
+        # The texts of an error and of its causes may hold an address.
+        typer.echo(without_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
 def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, activation: str) -> list[str]:
     from rich.markup import escape
 
-    from storage.settings import redacted
+    from storage.addresses import redacted
     from storage.tracking.registry import CHAMPION
     from trainer.networks.smoothness import kink_words
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from sqlalchemy import Connection, Row, insert, select, update
 
+from storage.addresses import without_secrets
 from storage.errors import RelayLeaseLostError
 from storage.records.tables import now, relays, studies
 from storage.studies import Study
@@ -64,7 +65,7 @@ class RelayLease:
 
     def record_error(self, message: str | None) -> None:
         """Say what keeps the tracking server from being told (nothing: ``None``)."""
-        with self.writing(last_error=message):
+        with self.writing(last_error=message and without_secrets(message)):
             pass
 
     def hand_to(self, pid: int) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock
 
+from storage.addresses import without_secrets
 from storage.blobs.names import checked_name
 from storage.errors import (
     ArtifactNameError,
@@ -385,7 +386,7 @@ def _translated() -> Iterator[None]:
     except DatabaseError:
         raise
     except Exception as error:  # the stores of databases, HTTP and clouds share no class of errors
-        line = " ".join(_USER_INFO.sub("://***@", str(error)).split())[:_MESSAGE_LENGTH]
+        line = " ".join(_USER_INFO.sub("://***@", without_secrets(str(error))).split())[:_MESSAGE_LENGTH]
         kind = TrackingRefusedError if _is_final(error) else TrackingUnavailableError
         # Not "from error": its text and those of its causes may hold the URL.
         raise kind(f"MLflow: {line or type(error).__name__}") from None

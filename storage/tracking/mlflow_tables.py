@@ -18,10 +18,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from storage.addresses import redacted
 from storage.database import Migration, opening_lock, refuse_no_encoding
 from storage.errors import SchemaTooNewError, SchemaTooOldError, SettingsError
 from storage.faults import plain_errors
-from storage.settings import redacted
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -27,6 +27,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
+from storage.addresses import redacted
 from storage.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -35,7 +36,6 @@ from storage.errors import (
     TrackingUnavailableError,
 )
 from storage.records.tables import attempts, now
-from storage.settings import redacted
 from storage.studies import Study
 from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
 from storage.tracking.relay import FileWriter, NoteWriter, Relay, release_parked, undelivered

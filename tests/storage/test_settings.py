@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from storage.addresses import redacted
 from storage.errors import SettingsError
 from storage.settings import (
     Addresses,
     Settings,
     is_of_anitune_up,
     load_settings,
-    redacted,
     write_addresses,
 )
 
