@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 
 from storage.addresses import redacted, sqlite_file, sqlite_url, storage_address, tracking_address
 from storage.errors import SettingsError
+from storage.postgresql import DATABASE, PostgreSQL
 
 HOME_VARIABLE = "ANITUNE_HOME"
 STORAGE_VARIABLE = "ANITUNE_STORAGE_URL"
@@ -153,6 +154,10 @@ class Addresses:
     tracking_uri: str
     host: str
 
+    def are_of(self, home: Path) -> bool:
+        """Whether these servers are those of a home folder: it may have been moved, or copied from theirs."""
+        return self.storage_url == PostgreSQL.of(home).url(DATABASE)
+
 
 def read_addresses(servers: Path) -> Addresses | None:
     """What :func:`write_addresses` wrote, if it did.
@@ -203,13 +208,22 @@ def load_settings(storage_url: str | None = None, tracking_uri: str | None = Non
         for a URL that cannot be read, or that names a database we do not work with.
     """
     home = home_folder()
-    own = read_addresses(home / "servers") or embedded(home)
+    own = _servers_of(home) or embedded(home)
     return Settings(
         home=home,
         storage_url=_chosen(storage_address, storage_url, "storage", STORAGE_VARIABLE, own.storage_url),
         tracking_uri=_chosen(tracking_address, tracking_uri, "tracking", TRACKING_VARIABLE, own.tracking_uri),
         artifacts_in=_artifacts_in(os.environ.get(ARTIFACTS_VARIABLE)),
     )
+
+
+def _servers_of(home: Path) -> Addresses | None:
+    addresses = read_addresses(home / "servers")
+    if addresses is not None and not addresses.are_of(home):
+        raise SettingsError(
+            f"{home} was moved, or is a copy: its servers are those of another folder; run `anitune up` here"
+        )
+    return addresses
 
 
 def _chosen(checked: Callable[[str, str], str], given: str | None, key: str, variable: str, own: str) -> str:

@@ -45,7 +45,7 @@ def promote(
     start_imports()
     from search.promote.plan import Options
     from search.promote.promotion import Promoter, Stopped
-    from search.study import study_from_values
+    from search.recorded import recorded_config
     from search.work.stopping import stop_on_signals
     from storage.database import open_database
     from storage.openings import openings
@@ -58,7 +58,7 @@ def promote(
     go_on = f"go on with: anitune promote {study}{given}{' --again' if again else ''}"
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
-        config = study_from_values(opened.config, f"the record of study {study}")
+        config = recorded_config(opened)
         try:
             with progress_bar() as progress:
                 task = prepare_task(
@@ -158,7 +158,7 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
 
     test = promotion.test or {}
     lines = [
-        f"[bold]Chosen[/]      {promotion.reason}",
+        f"[bold]Chosen[/]      {escape(promotion.reason or '')}",
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
         f" {test['mean_member_mae_kcalmol']:.3f} of its members on average"
         f" ({test['structures']:,} structures)",

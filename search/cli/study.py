@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,9 +163,9 @@ def _anitune(config: StudyConfig) -> str:
 
     words = ["anitune"]
     if config.storage is not None and not os.environ.get(STORAGE_VARIABLE):
-        words += ["--storage", config.storage]
+        words += ["--storage", shlex.quote(config.storage)]
     if config.tracking is not None and not os.environ.get(TRACKING_VARIABLE):
-        words += ["--tracking", config.tracking]
+        words += ["--tracking", shlex.quote(config.tracking)]
     return " ".join(words)
 
 
@@ -178,17 +179,21 @@ def _create(
     Both, and the data, if it was read.
     """
     from search.propose.samplers import trial_limit
+    from storage.life import has_other_files, record_files
     from storage.studies import Budget, create_study, is_begun
     from trainer.config import dump_config
     from trainer.task import prepare_data
 
     wanted = [each for each in (config.reference, config) if each is not None]
     # A study stays: none is recorded before all names are free and the data can be trained on.
-    begun = [is_begun(database, each.name, dump_config(each)) for each in wanted]
+    moved = [each for each in wanted if has_other_files(database, each.name, _plain(each))]
+    begun = [is_begun(database, each.name, dump_config(each)) for each in wanted if each not in moved]
     data = None
-    if not all(begun):
+    if moved or not all(begun):
         with progress_bar() as progress:
             data = prepare_data(config.data, config.split, config.features, progress)
+        for each in moved:
+            record_files(database, each.name, _plain(each), data.fingerprints["data"])
     studies = []
     for each in wanted:
         hours = each.limits.hours
@@ -201,6 +206,14 @@ def _create(
         study = create_study(database, each.name, dump_config(each), budget, config.priority)
         studies.append((study, each))
     return studies, data
+
+
+def _plain(config: StudyConfig) -> dict[str, Any]:
+    """A configuration as the record has it."""
+    from trainer.config import dump_config
+
+    values: dict[str, Any] = json.loads(json.dumps(dump_config(config)))
+    return values
 
 
 def _write_notes(studies: list[tuple[Study, StudyConfig]]) -> None:
@@ -233,7 +246,7 @@ def _deliver(study: Study) -> None:
 
 
 def _report(console: Console, database: Database, studies: list[tuple[Study, StudyConfig]]) -> None:
-    from search.cli.output import best_trial, leaderboard, rows_table
+    from search.cli.output import best_trial, leaderboard, print_value, rows_table
     from storage.trials.views import trial_rows
 
     *references, (study, config) = studies
@@ -248,14 +261,12 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         console.print(f"{study.name}: no trial is complete.", markup=False)
     else:
         values = _best_values(database, study, trial)
-        console.print(f"[bold]Best architecture[/]  {values['architecture']} (trial {trial.number})")
-        console.print(f"[bold]Validation MAE[/]     {trial.value:.3f} kcal/mol")
-        console.print(f"[bold]Its plots[/]          {values['plots']}", soft_wrap=True)
+        print_value(console, "Best architecture", f"{values['architecture']} (trial {trial.number})")
+        print_value(console, "Validation MAE", f"{trial.value:.3f} kcal/mol")
+        print_value(console, "Its plots", values["plots"])
     if (path := _write_report(database, study)) is not None:
-        console.print(f"[bold]Report[/]             {path}", soft_wrap=True)
-    console.print(
-        f"[bold]Look at it all[/]     {_anitune(config)} dashboards --study {study.name}", soft_wrap=True
-    )
+        print_value(console, "Report", str(path))
+    print_value(console, "Look at it all", f"{_anitune(config)} dashboards --study {study.name}")
 
 
 def _write_report(database: Database, study: Study) -> Path | None:

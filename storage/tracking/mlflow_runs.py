@@ -29,7 +29,7 @@ from storage.errors import (
     TrackingUnavailableError,
 )
 from storage.settings import Settings
-from storage.tracking.mlflow_tables import QUIET, check_tables
+from storage.tracking.mlflow_tables import QUIET, check_tables, follow_folder
 from storage.tracking.outbox import MetricRow
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class MlflowRuns:
         try:
             with _translated(), alone_with(self._artifact_root):
                 check_tables(tracking_uri)
+                if self._artifact_root is not None:
+                    follow_folder(tracking_uri, self._artifact_root)
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except (TrackingRefusedError, DatabaseError) as error:
