@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HTTP: Final = ("http", "https")
 
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
 _UNREADABLE = "(unreadable URL)"
 _DATABASES = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 _SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})

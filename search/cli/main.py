@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from typing import Annotated, Any
+from urllib.request import getproxies
 
 import typer
 from typer.core import TyperGroup
@@ -32,7 +33,7 @@ from search.cli.up import down, up
 from search.cli.worker import worker
 from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
-from storage.addresses import WithoutSecrets, has_password, without_secrets
+from storage.addresses import LOOPBACK, WithoutSecrets, has_password, without_secrets
 from storage.errors import (
     AlreadyOpenedError,
     FactsChangedError,
@@ -150,11 +151,22 @@ def options(
             os.environ[STORAGE_VARIABLE] = storage_address(storage, "--storage")
         if tracking is not None:
             os.environ[TRACKING_VARIABLE] = tracking_address(tracking, "--tracking")
+    _reach_this_machine_directly()
     logger = logging.getLogger("anitune")
     logger.setLevel(logging.INFO)
     logger.handlers = [_OneLine()]
     logger.filters = [WithoutSecrets()]
     logger.propagate = False
+
+
+def _reach_this_machine_directly() -> None:
+    """Let no proxy stand between us, or the processes that we start, and servers of this machine."""
+    if not getproxies():
+        return
+    for variable in ("no_proxy", "NO_PROXY"):
+        named = [name for name in os.environ.get(variable, "").split(",") if name]
+        if "*" not in named:
+            os.environ[variable] = ",".join(dict.fromkeys([*named, *LOOPBACK]))
 
 
 def _refuse_password(option: str, url: str | None, variable: str) -> None:

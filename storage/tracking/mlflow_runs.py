@@ -10,6 +10,7 @@ import gc
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock
 
-from storage.addresses import without_secrets
+from storage.addresses import redacted, without_secrets
 from storage.blobs.names import checked_name
 from storage.errors import (
     ArtifactNameError,
@@ -104,6 +105,7 @@ class MlflowRuns:
         os.environ.update(_ENVIRONMENT)
         from mlflow import MlflowClient
 
+        self._shown_uri = redacted(tracking_uri)
         self._artifact_root = None if tracking_uri.startswith(("http://", "https://")) else artifact_root
         try:
             with _translated(), alone_with(self._artifact_root):
@@ -129,8 +131,9 @@ class MlflowRuns:
             found = self._client.get_experiment_by_name(name) or self._create_experiment(name, tags)
         if found.lifecycle_stage != "active":
             raise TrackingRefusedError(
-                f"the MLflow experiment {name!r} was deleted: bring it back with"
-                f" `mlflow experiments restore --experiment-id {found.experiment_id}`"
+                f"the MLflow experiment {name!r} was deleted, and MLflow keeps its name: bring it back with"
+                f" `MLFLOW_TRACKING_URI={shlex.quote(self._shown_uri)} mlflow experiments restore"
+                f" --experiment-id {found.experiment_id}`"
             )
         return str(found.experiment_id)
 
@@ -219,6 +222,20 @@ class MlflowRuns:
         """Bring a deleted run back."""
         with _translated():
             self._client.restore_run(run)
+
+    def deleted_experiment(self, name: str) -> str | None:
+        """The id of the deleted experiment of that name, if there is one: no other can be given it."""
+        with _translated():
+            found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id) if found is not None and found.lifecycle_stage != "active" else None
+
+    def free_name(self, experiment: str) -> None:
+        """Let another experiment have the name of a deleted one, which stays deleted."""
+        with _translated():
+            self._client.restore_experiment(experiment)  # MLflow renames no deleted one
+            name = self._client.get_experiment(experiment).name
+            self._client.rename_experiment(experiment, f"{name} (deleted {experiment})")
+            self._client.delete_experiment(experiment)
 
     def restore_experiment(self, experiment: str) -> None:
         """Bring a deleted experiment back, with all its runs."""
