@@ -75,7 +75,9 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
             f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
             " several workers need PostgreSQL, as `anitune up` starts it"
         )
-    if "unable to open" in said or "readonly" in said:
+    if "readonly" in said:
+        return DatabaseError(f"{where}: it can be looked at, but not be written here: {said}")
+    if "unable to open" in said:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
     if "full" in said:
         return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Path:
 
 
 @pytest.fixture
-def moved(project: Path, tmp_path: Path) -> Path:
+def moved(project: Path, tmp_path: Path) -> Iterator[Path]:
     """The project somewhere else, and the first one not there: as after a rename."""
     moved = tmp_path / "moved [1]" / "project"
     shutil.copytree(project, moved)
