@@ -79,11 +79,15 @@ def _hyperband() -> HyperbandPruner:
 def searches() -> dict[str, Callable[..., Course]]:
     """All that are compared, by name: each is called with table, task, seed, epochs and number of workers."""
 
-    def ours(changes: dict[str, Any], trainings: Trainings, task: Task, *how: int) -> Course:
-        return replay_ours(trainings, task, changes, *how)
+    def ours(
+        changes: dict[str, Any], trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
+    ) -> Course:
+        return replay_ours(trainings, task, changes, seed, epochs, workers)
 
-    def syne_tune(name: str, trainings: Trainings, task: Task, *how: int) -> Course:
-        return replay_syne_tune(trainings, name, *how, first_rung=3)
+    def syne_tune(
+        name: str, trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
+    ) -> Course:
+        return replay_syne_tune(trainings, name, seed, epochs, workers, first_rung=3)
 
     return {
         **{name: partial(ours, changes) for name, changes in OURS.items()},

@@ -22,7 +22,7 @@ from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
 from storage.settings import Settings
 from storage.tracking.mlflow_runs import alone_with
-from storage.tracking.mlflow_tables import check_tables
+from storage.tracking.mlflow_tables import check_tables, follow_folder
 
 logger = logging.getLogger("anitune")
 
@@ -157,6 +157,7 @@ def run_dashboards(
     if remote is None:
         with alone_with(settings.home / "mlartifacts"):  # a relay may be making them
             check_tables(settings.tracking_uri)
+            follow_folder(settings.tracking_uri, settings.home / "mlartifacts")
     with ExitStack() as running:
         servers = [
             running.enter_context(
@@ -284,7 +285,8 @@ def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, st
     """Settings of ``mlflow server``; the database's URL may hold a password, which arguments would show."""
     environment: dict[str, str] = {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,
-        "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlartifacts"),
+        # As a URI: of a path MLflow would take %41 for a letter.
+        "MLFLOW_ARTIFACTS_DESTINATION": (settings.home / "mlartifacts").as_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         # Evaluation jobs of language models: two more processes that nobody here needs.

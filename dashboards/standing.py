@@ -92,10 +92,9 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing,
     DatabaseError
         if the tables are of an older or newer version.
     """
-    postgresql = _postgresql(home)
+    postgresql = PostgreSQL.of(home)
     with _alone(home) as servers, ExitStack() as undo:
-        known = read_addresses(servers)
-        _refuse_elsewhere(servers, known)
+        known = _known(home)
         began = postgresql.start()
         if began:
             undo.callback(postgresql.stop)
@@ -134,9 +133,9 @@ def stop_servers(home: Path) -> bool:
     if not servers.exists():
         return False
     with _alone(home):
-        _refuse_elsewhere(servers, read_addresses(servers))
+        _known(home)
         mlflow = _stop_mlflow(servers)
-        return _postgresql(home).stop() or mlflow
+        return PostgreSQL.of(home).stop() or mlflow
 
 
 @contextmanager
@@ -152,8 +151,8 @@ def with_postgresql(home: Path) -> Iterator[str]:
         if MLflow's server uses tables of an older version.
     """
     with _alone(home) as servers:
-        _refuse_elsewhere(servers, read_addresses(servers))
-        postgresql = _postgresql(home)
+        _known(home)
+        postgresql = PostgreSQL.of(home)
         started = postgresql.start()
         try:
             url = _with_driver(postgresql.url(MLFLOW_DATABASE))
@@ -166,10 +165,6 @@ def with_postgresql(home: Path) -> Iterator[str]:
         finally:
             if started:
                 postgresql.stop()
-
-
-def _postgresql(home: Path) -> PostgreSQL:
-    return PostgreSQL(home / "servers" / "postgresql", home / "logs" / "postgresql.log")
 
 
 def _with_driver(url: str) -> str:
@@ -190,13 +185,20 @@ def _alone(home: Path) -> Iterator[Path]:
         ) from None
 
 
-def _refuse_elsewhere(servers: Path, known: Addresses | None) -> None:
+def _known(home: Path) -> Addresses | None:
+    """The addresses of the last time; of servers of another folder, which this one was copied from, none."""
+    servers = home / "servers"
+    known = read_addresses(servers)
     pid_file = servers / "postgresql" / "postmaster.pid"
     if known is not None and known.host != socket.gethostname() and pid_file.exists():
         raise ServerError(
             f"the servers of {servers.parent} were started on {known.host}: stop them there with"
             f" `anitune down`; if that machine is gone, remove {pid_file}"
         )
+    if known is None or known.are_of(home):
+        return known
+    (servers / _MLFLOW).unlink(missing_ok=True)
+    return None
 
 
 def _start_mlflow(settings: Settings, port: int) -> _Mlflow:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -14,6 +13,8 @@ from pydantic_core import PydanticCustomError
 
 from search.dimensions import Range, Space, TrainSettings, default_dimensions
 from search.documents import read_document, resolve_path
+from storage.addresses import has_password, storage_address, tracking_address
+from storage.errors import SettingsError
 from trainer.config import (
     STRICT,
     DataConfig,
@@ -28,21 +29,24 @@ from trainer.data.shipped import SAMPLE
 from trainer.errors import ConfigError
 
 
-def has_password(url: str) -> bool:
-    """Whether the address of a database or a server holds a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # it is none, and will be refused
-        return "@" in url
-    return parts.password is not None or bool({"password", "sslpassword"} & parse_qs(parts.query).keys())
+def _storage(url: str) -> str:
+    return _address(url, storage_address)
 
 
-def _without_password(url: str) -> str:
+def _tracking(url: str) -> str:
+    return _address(url, tracking_address)
+
+
+def _address(url: str, checked: Callable[[str, str], str]) -> str:
     if has_password(url):
         raise ValueError(
             "a study file is no place for a password: use the environment (ANITUNE_STORAGE_URL,"
             " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"
         )
+    try:
+        checked(url, "the address")
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
     return url
 
 
@@ -168,12 +172,12 @@ class StudyConfig:
         Field(description="in a file: path of a study of rows that is run beside this one"),
     ] = None
     storage: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(_storage)] | None,
         Field(exclude=True, description="database URL of the records"),
-        AfterValidator(_without_password),
     ] = None
     tracking: Annotated[
-        str | None, Field(exclude=True, description="MLflow tracking URI"), AfterValidator(_without_password)
+        Annotated[str, AfterValidator(_tracking)] | None,
+        Field(exclude=True, description="MLflow tracking URI"),
     ] = None
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ Mend = Literal[
     "delete run",
     "restore run",
     "restore experiment",
+    "free name",
     "fetch",
 ]
 """What :func:`storage.repair.repair` does about a difference."""
@@ -130,7 +131,7 @@ def verify(study: Study) -> Audit:
             )
         ).one()
     key = projection.study_key(study.name, created)
-    shown = _read_mlflow(runs, experiment, key)
+    shown = _read_mlflow(runs, experiment, study.name, key)
     with study.database.reading() as connection:
         record = _read_record(connection, study, began)
     comparison = _Comparison(study, record, shown, runs, key)
@@ -151,9 +152,12 @@ def verify(study: Study) -> Audit:
     )
 
 
-def _read_mlflow(runs: MlflowRuns, experiment: str | None, key: str) -> _Shown:
+def _read_mlflow(runs: MlflowRuns, experiment: str | None, name: str, key: str) -> _Shown:
     if experiment is None:
-        return _Shown([], {}, None)
+        if (deleted := runs.deleted_experiment(name)) is None:
+            return _Shown([], {}, None)
+        taken = f"MLflow keeps its name for a deleted experiment, {deleted}"
+        return _Shown([], {}, Difference(None, taken, "free name", deleted))
     match runs.is_deleted(experiment):
         case True:
             gone = Difference(None, "its experiment was deleted in MLflow", "restore experiment", experiment)

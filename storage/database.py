@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.addresses import redacted
 from storage.connections import MomentaryPool
 from storage.errors import (
     DatabaseBusyError,
@@ -35,7 +37,7 @@ from storage.errors import (
 from storage.faults import SQLITE_PATIENCE, plain_errors
 from storage.postgresql import check_socket_folder
 from storage.records import schema
-from storage.settings import Settings, redacted
+from storage.settings import Settings
 from storage.trials import fencing
 
 log = logging.getLogger("anitune")
@@ -104,6 +106,11 @@ class Database:
         """A transaction: committed at the end of the block, undone if the block raises."""
         with self.plain_errors(), self.engine.begin() as connection:
             yield connection
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is a file that cannot be written: what there is can be looked at."""
+        return _is_read_only(self.engine.url)
 
     def plain_errors(self) -> AbstractContextManager[None]:
         """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
@@ -228,6 +235,7 @@ def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
         _prepare_folder(Path(str(url.database)))
+        url = _openable(url)
     options = _engine_options(url)
     try:
         engine = create_engine(url, **options)
@@ -239,6 +247,10 @@ def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
         check_socket_folder(str(url.query.get("host", "")))
         refuse_no_encoding(engine)
     return engine, options
+
+
+def _is_read_only(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.query.get("mode") == "ro"
 
 
 def _refuse_older(settings: Settings, program: str, version: str | None, head: str) -> None:
@@ -277,6 +289,18 @@ def _prepare_folder(file: Path) -> None:
             file,
             kind,
         )
+
+
+def _openable(url: URL) -> URL:
+    """The URL of a file of SQLite, which is opened for reading alone where it cannot be written."""
+    file = Path(str(url.database)).resolve()
+    if not file.exists() or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+        return url
+    options = {"mode": "ro", "uri": "true"}
+    # Nobody writes, so SQLite needs no file beside it for locks, and could not make one.
+    if not file.with_name(f"{file.name}-wal").exists():
+        options["immutable"] = "1"
+    return URL.create("sqlite", database=file.as_uri(), query=options)
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
@@ -330,6 +354,8 @@ def opening_lock(engine: Engine) -> Iterator[None]:
     """Let one process at a time make or change the tables of a database."""
     if engine.dialect.name == "sqlite":
         url = engine.url
+        if _is_read_only(url):
+            raise DatabaseUnreachableError(f"{url.database}: has no tables, and cannot be written")
         try:
             with FileLock(f"{url.database}.lock", timeout=OPENING_PATIENCE):
                 yield
@@ -366,9 +392,15 @@ def _make_tables(settings: Settings, engine: Engine, options: dict[str, Any]) ->
 
 def _optuna_storage(settings: Settings, options: dict[str, Any], *, make_tables: bool) -> RDBStorage:
     # Optuna fills a template in the URL.
-    url = settings.storage_url.replace("{", "{{").replace("}", "}}")
+    url = make_url(settings.storage_url)
+    if url.get_backend_name() == "sqlite":
+        url = _openable(url)
+    template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     rdb = RDBStorage(
-        url, engine_kwargs=dict(options), skip_table_creation=not make_tables, skip_compatibility_check=True
+        template,
+        engine_kwargs=dict(options),
+        skip_table_creation=not make_tables,
+        skip_compatibility_check=True,
     )
     version = rdb.get_current_version()
     if version not in rdb.get_all_versions():

@@ -11,13 +11,14 @@ import optuna
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
+from storage.addresses import redacted, without_secrets
 from storage.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseStartingError,
     DatabaseUnreachableError,
 )
-from storage.settings import is_of_anitune_up, redacted
+from storage.settings import is_of_anitune_up
 
 SQLITE_PATIENCE = 30.0
 """How long a write to SQLite waits for another process's, s."""
@@ -86,7 +87,9 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
             f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
             " several workers need PostgreSQL, as `anitune up` starts it"
         )
-    if "unable to open" in said or "readonly" in said:
+    if "readonly" in said:
+        return DatabaseError(f"{where}: it can be looked at, but not be written here: {said}")
+    if "unable to open" in said:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
     if "full" in said:
         return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
@@ -99,4 +102,4 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return without_secrets(lines[0].strip()) if lines else type(error).__name__

@@ -8,16 +8,17 @@ and not shown among the others.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select, update
 
 from storage.database import Database
-from storage.errors import StudyNotFoundError, StudyStateError
+from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, studies
 from storage.studies import Budget, Study, StudyState, budget_of, budget_values
+from storage.tracking.outbox import StudyMessage, enqueue
 
 CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
 """No worker serves a study in these states."""
@@ -43,6 +44,40 @@ def study_state(database: Database, study: Study) -> StudyState:
     if state is None:
         raise StudyNotFoundError(f"study {study.name!r} was deleted")
     return state
+
+
+def has_other_files(database: Database, name: str, config: Mapping[str, Any]) -> bool:
+    """Whether there is a study of that name, whose configuration differs in the paths of data files only."""
+    with database.reading() as connection:
+        known = connection.scalar(select(studies.c.config).where(studies.c.name == name))
+    return known is not None and known != config and _but_for_files(known) == _but_for_files(config)
+
+
+def record_files(database: Database, name: str, config: Mapping[str, Any], fingerprint: str) -> None:
+    """Let a study know its data files by the paths of a configuration that differs in these only.
+
+    Raises
+    ------
+    FactsChangedError
+        if the study was begun with other data than that of the fingerprint.
+    """
+    with database.writing() as connection:
+        row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
+        if row.facts.get("data", fingerprint) != fingerprint:
+            raise FactsChangedError(
+                f"study {name!r}: {', '.join(config['data']['files'])} holds other data than the study was"
+                " begun with; correct data.files, or begin a study of another name"
+            )
+        connection.execute(update(studies).where(studies.c.id == row.id).values(config=config))
+        enqueue(connection, row.id, None, [StudyMessage(config=dict(config), tags={})])
+
+
+def _but_for_files(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = dict(config)
+    kept["data"] = {**config.get("data", {}), "files": None}
+    if kept.get("reference"):
+        kept["reference"] = _but_for_files(kept["reference"])
+    return kept
 
 
 def change_state(database: Database, study: Study, to: StudyState, *, of: Collection[StudyState]) -> None:

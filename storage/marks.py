@@ -10,11 +10,12 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
+from storage.addresses import redacted
 from storage.database import Database
 from storage.errors import FolderTakenError
 from storage.files import replacing
 from storage.records.tables import identity, studies, trials
-from storage.settings import HOME_VARIABLE, STORAGE_VARIABLE, redacted
+from storage.settings import HOME_VARIABLE, STORAGE_VARIABLE
 
 MARK: Final = ".anitune-study"
 """A file in the folder of a study's trials, whose content is the mark of its database."""

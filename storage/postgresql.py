@@ -75,6 +75,11 @@ class PostgreSQL:
         self.data = data.resolve()
         self.log = log
 
+    @classmethod
+    def of(cls, home: Path) -> PostgreSQL:
+        """That of a home folder."""
+        return cls(home / "servers" / "postgresql", home / "logs" / "postgresql.log")
+
     @cached_property
     def tools(self) -> Path:
         """Folder of ``psql``, ``pg_dump`` and the server's own programs.

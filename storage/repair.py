@@ -27,7 +27,7 @@ from storage.errors import (
 )
 from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
 from storage.studies import Study
-from storage.tracking.lease import RelayLease, take_lease
+from storage.tracking.lease import RelayLease, living_relay, seize_lease, take_lease
 from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 from storage.tracking.process import sync
 from storage.tracking.relay import NoteWriter
@@ -86,9 +86,13 @@ def repair(study: Study, write_note: NoteWriter) -> Repair:
 def _wait_for_lease(study: Study) -> RelayLease:
     deadline = time.monotonic() + RELAY_PATIENCE
     while (lease := take_lease(study)) is None:
-        if time.monotonic() > deadline:
+        holder = living_relay(study)
+        if holder is not None and holder.delivers_elsewhere(study):
+            return seize_lease(study)
+        if holder is not None and time.monotonic() > deadline:
             raise RelayBusyError(
-                f"{study.name}: a relay delivers it to MLflow now; stop its workers, and try again"
+                f"{study.name}: a relay delivers it to MLflow now, {holder}; stop its workers, or end it with"
+                f" {holder.ending}, and try again"
             )
         time.sleep(0.5)
     return lease
@@ -109,6 +113,7 @@ class _Mender:
             "make anew": self._make_anew,
             "delete run": lambda difference: self._runs.delete(difference.subject),
             "restore run": lambda difference: self._runs.restore(difference.subject),
+            "free name": lambda difference: self._runs.free_name(difference.subject),
             "restore experiment": lambda difference: self._runs.restore_experiment(difference.subject),
             "fetch": self._fetch,
         }

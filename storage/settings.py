@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import TypeAdapter
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import make_url
 
+from storage.addresses import redacted, sqlite_file, sqlite_url, storage_address, tracking_address
 from storage.errors import SettingsError
 from storage.files import replacing
+from storage.postgresql import DATABASE, PostgreSQL
 
 HOME_VARIABLE = "ANITUNE_HOME"
 STORAGE_VARIABLE = "ANITUNE_STORAGE_URL"
@@ -24,7 +26,6 @@ IN_DATABASE: Final = "database"
 """In place of a folder: the bytes of artifacts are kept in the database of the records."""
 
 _ADDRESSES = "addresses.json"
-_SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Settings:
     """
 
     home: Path
-    storage_url: str
-    tracking_uri: str
+    storage_url: str = field(repr=False)  # it may hold a password
+    tracking_uri: str = field(repr=False)
     artifacts_in: Path | Literal["database"] | None = None
 
     def __post_init__(self) -> None:
@@ -160,6 +161,10 @@ class Addresses:
     tracking_uri: str
     host: str
 
+    def are_of(self, home: Path) -> bool:
+        """Whether these servers are those of a home folder: it may have been moved, or copied from theirs."""
+        return self.storage_url == PostgreSQL.of(home).url(DATABASE)
+
 
 def read_addresses(servers: Path) -> Addresses | None:
     """What :func:`write_addresses` wrote, if it did.
@@ -187,7 +192,7 @@ def write_addresses(servers: Path, addresses: Addresses) -> None:
 def is_of_anitune_up(url: str, home: Path) -> bool:
     """Whether a database is the one that ``anitune up`` starts in that home folder."""
     recorded = read_addresses(home / "servers")
-    return recorded is not None and url == _normalized(recorded.storage_url)
+    return recorded is not None and url == storage_address(recorded.storage_url, _ADDRESSES)
 
 
 def home_folder() -> Path:
@@ -209,20 +214,38 @@ def load_settings(storage_url: str | None = None, tracking_uri: str | None = Non
         for a URL that cannot be read, or that names a database we do not work with.
     """
     home = home_folder()
-    own = read_addresses(home / "servers") or embedded(home)
-    url = storage_url or os.environ.get(STORAGE_VARIABLE) or own.storage_url
-    uri = tracking_uri or os.environ.get(TRACKING_VARIABLE) or own.tracking_uri
+    own = _servers_of(home) or embedded(home)
     return Settings(
         home=home,
-        storage_url=_normalized(url),
-        tracking_uri=uri,
+        storage_url=_chosen(storage_address, storage_url, "storage", STORAGE_VARIABLE, own.storage_url),
+        tracking_uri=_chosen(tracking_address, tracking_uri, "tracking", TRACKING_VARIABLE, own.tracking_uri),
         artifacts_in=_artifacts_in(os.environ.get(ARTIFACTS_VARIABLE)),
     )
+
+
+def _servers_of(home: Path) -> Addresses | None:
+    addresses = read_addresses(home / "servers")
+    if addresses is not None and not addresses.are_of(home):
+        raise SettingsError(
+            f"{home} was moved, or is a copy: its servers are those of another folder; run `anitune up` here"
+        )
+    return addresses
+
+
+def _chosen(checked: Callable[[str, str], str], given: str | None, key: str, variable: str, own: str) -> str:
+    if given:
+        return checked(given, key)
+    return checked(os.environ.get(variable) or own, variable)
 
 
 def _artifacts_in(text: str | None) -> Path | Literal["database"] | None:
     if not text:
         return None
+    if "://" in text:
+        raise SettingsError(
+            f"{ARTIFACTS_VARIABLE}: an address is no place for artifacts: write the path of a folder, or"
+            f" {IN_DATABASE}"
+        )
     # Absolute, as a file of SQLite.
     return IN_DATABASE if text == IN_DATABASE else _path(text)
 
@@ -234,44 +257,14 @@ def _path(text: str) -> Path:
 
 def embedded(home: Path) -> Settings:
     """Settings of a home folder with nothing set up: all lies in files in it."""
-    return Settings(home, f"sqlite:///{home / 'anitune.db'}", f"sqlite:///{home / 'mlflow.db'}")
-
-
-def redacted(url: str) -> str:
-    """The URL as it may be shown: without passwords."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        return "(unreadable URL)"
-    query = {key: "***" if key in _SECRET_QUERY_KEYS else value for key, value in parsed.query.items()}
-    return parsed.set(query=query).render_as_string(hide_password=True)
-
-
-def _normalized(url: str) -> str:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise SettingsError(
-            f"{STORAGE_VARIABLE} is not a database URL: write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        ) from None
-    if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
-        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    if parsed.get_backend_name() != "sqlite":
-        raise SettingsError(
-            f"{redacted(url)}: the records can be kept in SQLite or PostgreSQL (with psycopg) only"
-        )
-    if parsed.database in (None, "", ":memory:"):
-        raise SettingsError(
-            f"{redacted(url)}: name a file, as in sqlite:///studies.db; memory is gone when we end"
-        )
-    # Absolute, because the relay and other children may run in another folder.
-    return parsed.set(database=str(Path(str(parsed.database)).expanduser().absolute())).render_as_string()
+    return Settings(home, sqlite_url(home / "anitune.db"), sqlite_url(home / "mlflow.db"))
 
 
 def _place(url: str) -> tuple[object, ...] | str:
     """What tells two databases apart, whatever driver and user reach them."""
-    try:
-        parsed: URL = make_url(url)
-    except ArgumentError:
+    if url.startswith(("http://", "https://")):
         return url
-    return (parsed.get_backend_name(), parsed.host, parsed.port, parsed.database)
+    if (file := sqlite_file(url)) is not None:
+        return str(file.resolve())
+    parsed = make_url(url)
+    return (parsed.get_backend_name(), parsed.host, parsed.port, parsed.database, parsed.query.get("host"))

@@ -18,11 +18,11 @@ from optuna.exceptions import ExperimentalWarning
 from sqlalchemy import Connection, Row, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from storage.addresses import redacted
 from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
-from storage.settings import redacted
 from storage.tracking.outbox import StudyMessage, enqueue
 
 METRIC_NAME = "val MAE, kcal/mol"

@@ -51,7 +51,7 @@ def commands_page() -> str:
         "## Environment",
         table(("variable", "meaning", "default"), VARIABLES),
         "## Options before the command",
-        "As in `anitune --storage URL study list`.",
+        "As in `anitune --storage sqlite:///studies.db study list`.",
         _parameters_table(command),
     ]
     for path, each in commands:

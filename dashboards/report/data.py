@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dashboards.record import StudyRecord
 from trainer.config import DataConfig, SplitConfig, load_config
+from trainer.data.found import find_again
 from trainer.data.readers import read_dataset
 from trainer.data.shipped import SAMPLE
 from trainer.data.splits import split_dataset
@@ -37,13 +38,13 @@ class StudyData:
     why_not: str = ""
 
 
-def read_data(record: StudyRecord) -> StudyData:
+def read_data(record: StudyRecord, home: Path) -> StudyData:
     """Read the data files again; what cannot be read, or was changed since, is said instead."""
-    files: list[str] = record.config["data"]["files"]
+    files = find_again(record.config["data"]["files"], (home, home.parent, Path.cwd()))
     try:
         if sum(Path(file).stat().st_size for file in files if file != SAMPLE) > LARGEST_BYTES:
             return StudyData(None, None, "The data files are large, and were not read again for this report.")
-        data = load_config(DataConfig, record.config["data"], record.name)
+        data = load_config(DataConfig, {**record.config["data"], "files": files}, record.name)
         dataset = read_dataset(data.files, data.high_energy)
         if record.facts.get("data", dataset.fingerprint) != dataset.fingerprint:
             return StudyData(None, None, "The data files were changed since the study was trained on them.")

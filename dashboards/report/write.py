@@ -46,7 +46,12 @@ def write_report(
         write_by_rename(out, trials_csv(records).encode())
         return out
     sources = [
-        Source(record, read_curves(database, record), read_data(record), promotion_sections(database, record))
+        Source(
+            record,
+            read_curves(database, record),
+            read_data(record, database.settings.home),
+            promotion_sections(database, record),
+        )
         for record in records
     ]
     report = make_report(sources, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))

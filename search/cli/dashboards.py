@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import webbrowser
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -16,6 +19,8 @@ from search.cli.output import make_console, working
 if TYPE_CHECKING:
     from dashboards.servers import Addresses
     from storage.studies import Study
+
+logger = logging.getLogger("anitune")
 
 Port = Annotated[
     int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Default: any that is free.")
@@ -47,6 +52,7 @@ def dashboards(
     from dashboards.record import read_study
     from dashboards.servers import run_dashboards
     from storage.database import open_database
+    from storage.read_only import looked_at
     from storage.settings import load_settings
     from storage.studies import open_study
     from storage.tracking.process import start_relay
@@ -55,7 +61,11 @@ def dashboards(
     signal.signal(signal.SIGTERM, _interrupt)
     with open_database(load_settings()) as database, ExitStack() as stack:
         shown = open_study(database, study) if study is not None else None
-        if shown is not None:
+        settings = database.settings
+        if database.read_only:
+            logger.warning("%s cannot be written: what is changed on these pages is lost", settings.home)
+            settings = looked_at(settings, Path(stack.enter_context(TemporaryDirectory(prefix="anitune-"))))
+        elif shown is not None:
             # A worker that was killed may have left both behind.
             write_optuna_notes(shown)
             write_optuna_figures(shown, read_study(database, shown.name))
@@ -64,9 +74,7 @@ def dashboards(
         try:
             with working("starting MLflow and the Optuna dashboard"):
                 running = stack.enter_context(
-                    run_dashboards(
-                        database.settings, host=host, mlflow_port=mlflow_port, optuna_port=optuna_port
-                    )
+                    run_dashboards(settings, host=host, mlflow_port=mlflow_port, optuna_port=optuna_port)
                 )
             pages = _front_pages(running.addresses) | _study_pages(running.addresses, shown)
             if as_json:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from typing import Annotated, Any
+from urllib.request import getproxies
 
 import typer
 from typer.core import TyperGroup
@@ -33,6 +34,7 @@ from search.cli.up import down, up
 from search.cli.worker import worker
 from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
+from storage.addresses import LOOPBACK, WithoutSecrets, has_password, without_secrets
 from storage.errors import (
     AlreadyOpenedError,
     FactsChangedError,
@@ -88,7 +90,7 @@ class _Commands(TyperGroup):
 def _in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
-    return str(error)
+    return without_secrets(str(error))
 
 
 app = typer.Typer(
@@ -137,22 +139,35 @@ def options(
 ) -> None:
     """Find the best neural-network potential of the ANI kind for a data set."""
     if storage is not None or tracking is not None:
+        from storage.addresses import storage_address, tracking_address
         from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
         _refuse_password("--storage", storage, STORAGE_VARIABLE)
         _refuse_password("--tracking", tracking, TRACKING_VARIABLE)
         # The environment also reaches the processes that a command starts.
-        os.environ |= {STORAGE_VARIABLE: storage} if storage is not None else {}
-        os.environ |= {TRACKING_VARIABLE: tracking} if tracking is not None else {}
+        if storage is not None:
+            os.environ[STORAGE_VARIABLE] = storage_address(storage, "--storage")
+        if tracking is not None:
+            os.environ[TRACKING_VARIABLE] = tracking_address(tracking, "--tracking")
+    _reach_this_machine_directly()
     logger = logging.getLogger("anitune")
     logger.setLevel(logging.INFO)
     logger.handlers = [StandardError()]
+    logger.filters = [WithoutSecrets()]
     logger.propagate = False
 
 
-def _refuse_password(option: str, url: str | None, variable: str) -> None:
-    from search.study import has_password
+def _reach_this_machine_directly() -> None:
+    """Let no proxy stand between us, or the processes that we start, and servers of this machine."""
+    if not getproxies():
+        return
+    for variable in ("no_proxy", "NO_PROXY"):
+        named = [name for name in os.environ.get(variable, "").split(",") if name]
+        if "*" not in named:
+            os.environ[variable] = ",".join(dict.fromkeys([*named, *LOOPBACK]))
 
+
+def _refuse_password(option: str, url: str | None, variable: str) -> None:
     if url is not None and has_password(url):
         raise typer.BadParameter(
             f"an argument is no place for a password, lists of processes show it: set {variable}",

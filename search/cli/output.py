@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dashboards.printable import printable
 from dashboards.words import budget_words, duration
@@ -45,6 +46,11 @@ def make_console(stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = WIDE
     return console
+
+
+def print_value(console: Console, name: str, value: str) -> None:
+    """Print a line of a name and its value, which may be any text, such as a path."""
+    console.print(Text.assemble((f"{name:<20}", "bold"), value), soft_wrap=True)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def promote(
     start_imports()
     from search.promote.plan import Options
     from search.promote.promotion import Promoter, Stopped
-    from search.study import study_from_values
+    from search.recorded import recorded_config
     from search.work.stopping import stop_on_signals
     from storage.database import open_database
     from storage.openings import openings
@@ -59,7 +59,7 @@ def promote(
     go_on = f"go on with: anitune promote {study}{given}{' --again' if again else ''}"
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
-        config = study_from_values(opened.config, f"the record of study {study}")
+        config = recorded_config(opened)
         try:
             with progress_bar() as progress:
                 task = prepare_task(
@@ -153,7 +153,7 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
 def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, activation: str) -> list[str]:
     from rich.markup import escape
 
-    from storage.settings import redacted
+    from storage.addresses import redacted
     from storage.tracking.registry import CHAMPION
     from trainer.networks.smoothness import kink_words
 

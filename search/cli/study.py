@@ -183,17 +183,21 @@ def _create(
     Both, and the data, if it was read.
     """
     from search.propose.samplers import trial_limit
+    from storage.life import has_other_files, record_files
     from storage.studies import Budget, create_study, is_begun
     from trainer.config import dump_config
     from trainer.task import prepare_data
 
     wanted = [each for each in (config.reference, config) if each is not None]
     # A study stays: none is recorded before all names are free and the data can be trained on.
-    begun = [is_begun(database, each.name, dump_config(each)) for each in wanted]
+    moved = [each for each in wanted if has_other_files(database, each.name, _plain(each))]
+    begun = [is_begun(database, each.name, dump_config(each)) for each in wanted if each not in moved]
     data = None
-    if not all(begun):
+    if moved or not all(begun):
         with progress_bar() as progress:
             data = prepare_data(config.data, config.split, config.features, progress)
+        for each in moved:
+            record_files(database, each.name, _plain(each), data.fingerprints["data"])
     studies = []
     for each in wanted:
         hours = each.limits.hours
@@ -206,6 +210,14 @@ def _create(
         study = create_study(database, each.name, dump_config(each), budget, config.priority)
         studies.append((study, each))
     return studies, data
+
+
+def _plain(config: StudyConfig) -> dict[str, Any]:
+    """A configuration as the record has it."""
+    from trainer.config import dump_config
+
+    values: dict[str, Any] = json.loads(json.dumps(dump_config(config)))
+    return values
 
 
 def _write_notes(studies: list[tuple[Study, StudyConfig]]) -> None:
@@ -238,9 +250,7 @@ def _deliver(study: Study) -> None:
 
 
 def _report(console: Console, database: Database, studies: list[tuple[Study, StudyConfig]]) -> None:
-    from rich.markup import escape
-
-    from search.cli.output import best_trial, leaderboard, rows_table
+    from search.cli.output import best_trial, leaderboard, print_value, rows_table
     from storage.trials.views import trial_rows
 
     *references, (study, config) = studies
@@ -255,15 +265,12 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         console.print(f"{study.name}: no trial is complete.", markup=False)
     else:
         values = _best_values(database, study, trial)
-        console.print(f"[bold]Best architecture[/]  {escape(values['architecture'])} (trial {trial.number})")
-        console.print(f"[bold]Validation MAE[/]     {trial.value:.3f} kcal/mol")
-        console.print(f"[bold]Its plots[/]          {escape(values['plots'])}", soft_wrap=True)
+        print_value(console, "Best architecture", f"{values['architecture']} (trial {trial.number})")
+        print_value(console, "Validation MAE", f"{trial.value:.3f} kcal/mol")
+        print_value(console, "Its plots", values["plots"])
     if (path := _write_report(database, study)) is not None:
-        console.print(f"[bold]Report[/]             {escape(str(path))}", soft_wrap=True)
-    console.print(
-        f"[bold]Look at it all[/]     {escape(_anitune(config))} dashboards --study {escape(study.name)}",
-        soft_wrap=True,
-    )
+        print_value(console, "Report", str(path))
+    print_value(console, "Look at it all", f"{_anitune(config)} dashboards --study {study.name}")
 
 
 def _write_report(database: Database, study: Study) -> Path | None:

@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dashboards.printable import printable
+from storage.addresses import without_secrets
 
 
 def echo(text: str, err: bool = False) -> None:
@@ -45,4 +46,5 @@ def printable_usage_errors() -> Iterator[None]:
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Write the traceback of an error that nobody caught; for ``sys.excepthook``."""
-    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+    # The texts of an error and of its causes may hold an address.
+    sys.stderr.write(printable(without_secrets("".join(traceback.format_exception(kind, error, trace)))))

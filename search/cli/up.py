@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -104,6 +105,6 @@ def _tell_of_sqlite(home: Path) -> None:
     logger.warning(
         "the studies that this home has in SQLite stay there and are not moved; to use them:"
         " anitune --storage %s --tracking %s study list",
-        settings.storage_url,
-        settings.tracking_uri,
+        shlex.quote(settings.storage_url),
+        shlex.quote(settings.tracking_uri),
     )

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from storage.addresses import without_secrets
 from storage.settings import attempt_log
 from trainer.reporting import EpochRecord
 
@@ -31,7 +32,7 @@ class TrialLog:
         """Add lines."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         with contextlib.suppress(OSError), self._file.open("a") as log:
-            log.writelines(f"{time} {line}\n" for line in lines)
+            log.writelines(f"{time} {without_secrets(line)}\n" for line in lines)
 
     def begin(
         self, attempt: int, worker: Mapping[str, Any], settings: Mapping[str, Any], epochs: int

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select
 
+from storage.addresses import redacted
 from storage.blobs.folder import FolderBlobs
 from storage.blobs.in_database import DatabaseBlobs
 from storage.blobs.needed import needed_digests
@@ -20,7 +21,7 @@ from storage.database import Database, opening_lock
 from storage.errors import BlobMissingError, FolderTakenError, SettingsError
 from storage.marks import mark_of, read_mark, write_mark
 from storage.records.tables import artifact_place, artifacts
-from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, STORAGE_VARIABLE, Settings, redacted
+from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, STORAGE_VARIABLE, Settings
 
 MARK: Final = ".anitune-artifacts"
 """A file in a folder outside the home, whose content is the mark of its database."""

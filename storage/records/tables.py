@@ -276,6 +276,7 @@ relays = Table(
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
     Column("last_error", Text),
+    Column("address", Text),  # that it delivers to, without a password; null: of an older program
 )
 
 workers = Table(

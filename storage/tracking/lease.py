@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 from sqlalchemy import Connection, Row, insert, select, update
 
+from storage.addresses import redacted, without_secrets
 from storage.errors import RelayLeaseLostError
 from storage.records.tables import now, relays, studies
 from storage.studies import Study
 
 LEASE_SECONDS = 120.0
 """Longer than a call to MLflow takes, which its timeout ends after 30 s without a byte."""
+
+
+_WAY = re.compile(r"MLFLOW_TRACKING_.*|(https?|all|no)_proxy", re.IGNORECASE)
+"""Variables that decide how a tracking server is reached, and whether it lets us in."""
 
 
 class RelayLease:
@@ -64,7 +71,7 @@ class RelayLease:
 
     def record_error(self, message: str | None) -> None:
         """Say what keeps the tracking server from being told (nothing: ``None``)."""
-        with self.writing(last_error=message):
+        with self.writing(last_error=message and without_secrets(message)):
             pass
 
     def hand_to(self, pid: int) -> None:
@@ -78,14 +85,53 @@ class RelayLease:
             pass
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that delivers a study now, and the address that it delivers to, if that is known."""
+
+    host: str
+    pid: int
+    address: str | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f", to {self.address}" if self.address else "")
+
+    @property
+    def ending(self) -> str:
+        """The command that ends it."""
+        return f"`kill {self.pid}`" + (f" on {self.host}" if self.host != socket.gethostname() else "")
+
+    def delivers_elsewhere(self, study: Study) -> bool:
+        """Whether it delivers to another address than we would, or gets there in another way."""
+        if self.address not in (None, _address(study)):
+            return True
+        if self.host != socket.gethostname() or self.pid == os.getpid():
+            return False
+        try:
+            environment = psutil.Process(self.pid).environ()
+        except psutil.Error:
+            return False
+        return _ways(environment) != _ways(os.environ)
+
+
+def _ways(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if _WAY.fullmatch(name)}
+
+
+def _address(study: Study) -> str:
+    return redacted(study.database.settings.tracking_uri)
+
+
 def take_lease(study: Study) -> RelayLease | None:
     """The lease of a study, or ``None`` while another relay holds it."""
     return _take(study, from_living=False)
 
 
-def seize_lease(study: Study) -> None:
+def seize_lease(study: Study) -> RelayLease:
     """Take the lease from whoever holds it, for good: that relay ends before it writes again."""
-    _take(study, from_living=True)
+    lease = _take(study, from_living=True)
+    assert lease is not None, "nobody is spared"
+    return lease
 
 
 def _take(study: Study, *, from_living: bool) -> RelayLease | None:
@@ -98,6 +144,7 @@ def _take(study: Study, *, from_living: bool) -> RelayLease | None:
         "renewed_at": now(),
         "lease_until": now() + LEASE_SECONDS,
         "last_error": None,
+        "address": _address(study),
     }
     with study.database.writing() as connection:
         # Two relays that start together come here one after the other.
@@ -114,9 +161,14 @@ def _take(study: Study, *, from_living: bool) -> RelayLease | None:
 
 def relay_lives(study: Study) -> bool:
     """Whether a relay delivers the study now."""
+    return living_relay(study) is not None
+
+
+def living_relay(study: Study) -> Holder | None:
+    """The relay that delivers the study now."""
     with study.database.reading() as connection:
-        holder = _holder(connection, study)
-    return holder is not None and _lives(holder)
+        row = _holder(connection, study)
+    return Holder(row.host, row.pid, row.address) if row is not None and _lives(row) else None
 
 
 def last_error(study: Study) -> str | None:
@@ -128,7 +180,7 @@ def last_error(study: Study) -> str | None:
 def _holder(connection: Connection, study: Study) -> Row[Any] | None:
     valid = (relays.c.lease_until > now()).label("valid")
     return connection.execute(
-        select(relays.c.host, relays.c.pid, valid).where(relays.c.study_id == study.id)
+        select(relays.c.host, relays.c.pid, relays.c.address, valid).where(relays.c.study_id == study.id)
     ).one_or_none()
 
 

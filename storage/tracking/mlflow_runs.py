@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock
 
+from storage.addresses import redacted, without_secrets
 from storage.blobs.names import checked_name
 from storage.confined import child
 from storage.errors import (
@@ -28,7 +30,7 @@ from storage.errors import (
 )
 from storage.settings import Settings
 from storage.tracking import artifact_stores
-from storage.tracking.mlflow_tables import QUIET, check_tables
+from storage.tracking.mlflow_tables import QUIET, check_tables, follow_folder
 from storage.tracking.outbox import MetricRow
 
 if TYPE_CHECKING:
@@ -108,11 +110,14 @@ class MlflowRuns:
         from mlflow import MlflowClient
 
         self._uri = tracking_uri
+        self._shown_uri = redacted(tracking_uri)
         self._artifact_root = artifact_root
         self._served = tracking_uri.startswith(("http://", "https://"))
         try:
             with _translated(), alone_with(None if self._served else artifact_root):
                 check_tables(tracking_uri)
+                if not self._served:
+                    follow_folder(tracking_uri, self._artifact_root)
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except (TrackingRefusedError, DatabaseError) as error:
@@ -132,8 +137,9 @@ class MlflowRuns:
             found = self._client.get_experiment_by_name(name) or self._create_experiment(name, tags)
         if found.lifecycle_stage != "active":
             raise TrackingRefusedError(
-                f"the MLflow experiment {name!r} was deleted: bring it back with"
-                f" `mlflow experiments restore --experiment-id {found.experiment_id}`"
+                f"the MLflow experiment {name!r} was deleted, and MLflow keeps its name: bring it back with"
+                f" `MLFLOW_TRACKING_URI={shlex.quote(self._shown_uri)} mlflow experiments restore"
+                f" --experiment-id {found.experiment_id}`"
             )
         return str(found.experiment_id)
 
@@ -219,6 +225,20 @@ class MlflowRuns:
         """Bring a deleted run back."""
         with _translated():
             self._client.restore_run(run)
+
+    def deleted_experiment(self, name: str) -> str | None:
+        """The id of the deleted experiment of that name, if there is one: no other can be given it."""
+        with _translated():
+            found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id) if found is not None and found.lifecycle_stage != "active" else None
+
+    def free_name(self, experiment: str) -> None:
+        """Let another experiment have the name of a deleted one, which stays deleted."""
+        with _translated():
+            self._client.restore_experiment(experiment)  # MLflow renames no deleted one
+            name = self._client.get_experiment(experiment).name
+            self._client.rename_experiment(experiment, f"{name} (deleted {experiment})")
+            self._client.delete_experiment(experiment)
 
     def restore_experiment(self, experiment: str) -> None:
         """Bring a deleted experiment back, with all its runs."""
@@ -381,7 +401,7 @@ def _translated() -> Iterator[None]:
     except OutsideFolderError as error:
         raise TrackingRefusedError(str(error)) from None
     except Exception as error:  # the stores of databases, HTTP and clouds share no class of errors
-        line = " ".join(_USER_INFO.sub("://***@", str(error)).split())[:_MESSAGE_LENGTH]
+        line = " ".join(_USER_INFO.sub("://***@", without_secrets(str(error))).split())[:_MESSAGE_LENGTH]
         kind = TrackingRefusedError if _is_final(error) else TrackingUnavailableError
         # Not "from error": its text and those of its causes may hold the URL.
         raise kind(f"MLflow: {line or type(error).__name__}") from None

@@ -11,17 +11,30 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, String, column, create_engine, func, literal, select, table, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from storage.addresses import redacted, sqlite_file
 from storage.database import Migration, opening_lock, refuse_no_encoding
 from storage.errors import SchemaTooNewError, SchemaTooOldError, SettingsError
 from storage.faults import plain_errors
-from storage.settings import redacted
+
+_PLACE = ".place"
+"""A file in the folder of MLflow's files: the address of that folder by which MLflow knows them."""
+
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow that hold addresses of files."""
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -63,6 +76,66 @@ def check_tables(tracking_uri: str) -> None:
         raise SchemaTooOldError(
             f"{redacted(tracking_uri)}: its tables are of an older MLflow (version {found}, this one has"
             f" {head}): stop the workers, make a backup, and run `anitune migrate`"
+        )
+
+
+def follow_folder(tracking_uri: str, artifact_root: Path) -> None:
+    """Let MLflow look for files in the folder where they are now, after a home was renamed or copied.
+
+    MLflow keeps the absolute address of the folder of each experiment, run and model. Those below the place
+    where the folder was, which a file in it tells, are changed in one transaction. A database outside of the
+    home, which another home may use, is changed if there is nothing at that place any more.
+
+    Must be called by one process at a time; the tables are of the installed MLflow.
+    """
+    file, here = artifact_root / _PLACE, artifact_root.as_uri()
+    known = file.read_text().strip() if file.exists() else None
+    if known == here:
+        return
+    if _version(tracking_uri) is not None:
+        with plain_errors(tracking_uri, Path()):
+            engine = create_engine(tracking_uri)
+            try:
+                with engine.begin() as connection:
+                    places = {known} if known is not None else _former_places(connection, artifact_root)
+                    for place in places:
+                        if _moves_along(tracking_uri, artifact_root) or not _folder(place).exists():
+                            _replace_beginnings(connection, place, here)
+            finally:
+                engine.dispose()
+    new = file.with_name(f"{_PLACE}.new")
+    new.write_text(here + "\n")
+    new.replace(file)
+
+
+def _moves_along(tracking_uri: str, artifact_root: Path) -> bool:
+    database = sqlite_file(tracking_uri)
+    return database is not None and database.resolve().is_relative_to(artifact_root.parent.resolve())
+
+
+def _folder(uri: str) -> Path:
+    return Path(unquote(urlsplit(uri).path))
+
+
+def _former_places(connection: Connection, artifact_root: Path) -> set[str]:
+    """Where the folder was when an older program wrote into it: what lies in it now is said to be there."""
+    experiments = table("experiments", column("artifact_location", String))
+    found = set()
+    for location in connection.scalars(select(experiments.c.artifact_location)):
+        place, _, name = str(location).rpartition("/")
+        if place.startswith("file:///") and place.endswith(f"/{artifact_root.name}"):
+            found |= {place} if (artifact_root / unquote(name)).is_dir() else set()
+    return found - {artifact_root.as_uri()}
+
+
+def _replace_beginnings(connection: Connection, old: str, new: str) -> None:
+    for name, address in _ADDRESSES:
+        rows = table(name, column(address, String))
+        known = rows.c[address]
+        connection.execute(
+            update(rows)
+            .where(func.substr(known, 1, len(old) + 1) == f"{old}/")
+            .values({address: literal(new) + func.substr(known, len(old) + 1)})
         )
 
 

@@ -27,6 +27,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
+from storage.addresses import redacted
 from storage.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -35,9 +36,15 @@ from storage.errors import (
     TrackingUnavailableError,
 )
 from storage.records.tables import attempts, now
-from storage.settings import redacted
 from storage.studies import Study
-from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
+from storage.tracking.lease import (
+    RelayLease,
+    last_error,
+    living_relay,
+    relay_lives,
+    seize_lease,
+    take_lease,
+)
 from storage.tracking.relay import FileWriter, NoteWriter, Relay, release_parked, undelivered
 from storage.tracking.vitals import Vitals
 
@@ -168,7 +175,8 @@ def run_relay(
 def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:
     """Deliver all that a study has to tell, now; parked queues are tried again.
 
-    Where a relay delivers already, wait for it.
+    Where a relay delivers already, wait for it. From one that delivers to another address, or with other
+    proxies or passwords, the study is taken over at once.
 
     Raises
     ------
@@ -180,12 +188,19 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
     never = Event()
     patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
     well = time.monotonic()
+    taken_over = None
     while (lease := take_lease(study)) is None:
+        if (holder := living_relay(study)) is not None and holder.delivers_elsewhere(study):
+            log.info("%s: taking over from the relay of %s", study.name, holder)
+            taken_over, lease = holder, seize_lease(study)
+            break
         last, left = left, undelivered(study)
         if (trouble := last_error(study)) is None or left < last:  # it is said until a pass had none
             well = time.monotonic()
         elif time.monotonic() - well > 2 * LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
-            raise TrackingUnavailableError(trouble)
+            raise TrackingUnavailableError(
+                f"{trouble} (says its relay, {holder}; to end that: {holder.ending})" if holder else trouble
+            )
         if left == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
             patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).tell_study)
@@ -199,6 +214,8 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
         patiently(relay.tell_study)
     finally:
         lease.release()
+        if taken_over is not None and _is_worked_on(study):
+            start_relay(study)
     left = undelivered(study)
     return SyncResult(delivered=before - left, parked=left)
 

@@ -302,7 +302,13 @@ class Relay:
         tags = {**message.tags, "anitune.study": self.study.name}
         run = self._run_id(None)
         if run is None:
-            experiment = self._runs.experiment(self.study.name, view_tags(time_ms))
+            try:
+                experiment = self._runs.experiment(self.study.name, view_tags(time_ms))
+            except TrackingRefusedError as refusal:
+                raise TrackingRefusedError(
+                    f"{refusal} and `anitune sync {self.study.name}`, or give it another one with"
+                    f" `anitune study repair {self.study.name}`"
+                ) from None
             run = self._runs.find_or_create(experiment, self._key, self.study.name, time_ms, tags)
             with self.lease.writing() as connection:
                 connection.execute(

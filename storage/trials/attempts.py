@@ -23,6 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.addresses import without_secrets
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, TrialClosedError
 from storage.life import locked_row
@@ -318,6 +319,7 @@ class Attempt:
         summary, tags
             Numbers and words worth a column: they become user attributes in Optuna.
         """
+        reason = reason and without_secrets(reason)
         ending = Ending(state, value, reason, summary or {}, tags or {})
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)

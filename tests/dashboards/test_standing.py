@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -75,6 +76,22 @@ def test_a_number_that_another_process_has_now_is_not_ours_to_stop(
     record_mlflow(home, process)
     assert stop_servers(home)
     assert process.poll() is not None
+
+
+def test_the_servers_of_a_home_are_not_those_of_its_copy(
+    home: Path, process: subprocess.Popen[bytes]
+) -> None:
+    record_mlflow(home, process)
+    addresses = Addresses(postgresql(home).url(DATABASE), "http://127.0.0.1:1", socket.gethostname())
+    write_addresses(home / "servers", addresses)
+    copy = home.with_name(f"{home.name}-copy")
+    shutil.copytree(home, copy)
+    try:
+        assert not stop_servers(copy)
+        assert process.poll() is None
+    finally:
+        shutil.rmtree(copy)
+    assert stop_servers(home)
 
 
 def test_a_home_without_servers_has_nothing_to_stop(home: Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +31,7 @@ from storage.errors import (
     TrackingUnavailableError,
 )
 from storage.records.tables import outbox, studies, trials
+from storage.repair import RELAY_PATIENCE, repair
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.lease import LEASE_SECONDS, RelayLease, last_error, relay_lives, take_lease
@@ -480,6 +485,48 @@ def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(
     (reason,) = recorder.parked().values()
     assert f"mlflow experiments restore --experiment-id {experiment}" in reason
     assert recorder.undelivered() == waiting
+
+    relay.lease.release()
+    command, again, repair_ = re.findall("`([^`]*)`", reason)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path}, timeout=120)
+    assert (again, repair_) == (f"anitune sync {STUDY}", f"anitune study repair {STUDY}")
+    assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+    assert shown.client.get_experiment(experiment).lifecycle_stage == "active"
+
+
+def test_a_repair_frees_the_name_that_a_deleted_experiment_keeps(
+    recorder: Recorder, relay: Relay, shown: Shown
+) -> None:
+    deleted = shown.client.create_experiment(STUDY)
+    shown.client.delete_experiment(deleted)
+    recorder.whole_trial()
+    relay.deliver()
+    relay.lease.release()
+
+    result = repair(recorder.study, write_note)
+    assert result.left == {}
+    assert f"MLflow keeps its name for a deleted experiment, {deleted}" in "".join(map(str, result.mended))
+    assert recorder.undelivered() == 0
+    assert shown.client.get_experiment_by_name(STUDY).experiment_id != deleted
+    assert shown.client.get_experiment(deleted).lifecycle_stage == "deleted"
+    assert verify(recorder.study).differences == ()
+
+
+@pytest.mark.parametrize("command", [sync, repair])
+def test_a_relay_to_another_address_is_taken_over_at_once(
+    recorder: Recorder, relay: Relay, lease: RelayLease, command: Callable[..., object]
+) -> None:
+    recorder.whole_trial()
+    with lease.writing(host="elsewhere", pid=1, address="http://localhost:5000"):
+        pass
+    lease.record_error("MLflow: no such scheme")
+    began = time.monotonic()
+    command(recorder.study, write_note)
+    assert time.monotonic() - began < RELAY_PATIENCE
+    assert recorder.undelivered() == 0
+    with pytest.raises(RelayLeaseLostError):
+        lease.renew()
 
 
 def test_more_metrics_than_one_request_takes_all_arrive(

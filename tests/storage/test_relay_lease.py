@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy import update
 from storage.errors import RelayLeaseLostError, TrackingUnavailableError
 from storage.records.tables import now, outbox
 from storage.studies import Study
-from storage.tracking.lease import RelayLease, last_error, relay_lives, take_lease
+from storage.tracking.lease import RelayLease, last_error, living_relay, relay_lives, take_lease
 from storage.tracking.process import POLL_SECONDS, SyncResult, sync
 
 NO_PROCESS = 2**22 + 1  # above the largest process id of Linux
@@ -71,6 +72,67 @@ def test_who_lost_the_lease_writes_nothing(study: Study, lease: RelayLease) -> N
     with pytest.raises(RelayLeaseLostError):
         lease.record_error("from the past")
     assert last_error(study) is None
+
+
+def test_a_relay_is_named_with_its_address_and_the_command_that_ends_it(
+    study: Study, lease: RelayLease
+) -> None:
+    holder = living_relay(study)
+    assert holder is not None
+    assert str(holder) == (
+        f"process {os.getpid()} on {socket.gethostname()}, to {study.database.settings.tracking_uri}"
+    )
+    assert holder.ending == f"`kill {os.getpid()}`"
+    with lease.writing(host="elsewhere", pid=7):
+        pass
+    holder = living_relay(study)
+    assert holder is not None
+    assert holder.ending == "`kill 7` on elsewhere"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Callable[..., int]]:
+    """Starts processes that only sleep, with variables of their own; answers the id of each."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**environment: str) -> int:
+        command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process.pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("variable", "elsewhere"),
+    [("HTTPS_PROXY", True), ("http_proxy", True), ("MLFLOW_TRACKING_TOKEN", True), ("LANG", False)],
+)
+def test_a_relay_with_another_way_to_the_server_delivers_elsewhere(
+    study: Study, lease: RelayLease, sleeper: Callable[..., int], variable: str, elsewhere: bool
+) -> None:
+    lease.hand_to(sleeper(**{variable: "http://proxy:3128"}))
+    holder = living_relay(study)
+    assert holder is not None
+    assert holder.delivers_elsewhere(study) == elsewhere
+
+
+def test_a_relay_to_another_address_delivers_elsewhere_also_on_another_machine(
+    study: Study, lease: RelayLease
+) -> None:
+    with lease.writing(host="elsewhere", address=None):  # of an older program
+        pass
+    for address, elsewhere in ((None, False), ("http://localhost:5000", True)):
+        with lease.writing(address=address):
+            pass
+        holder = living_relay(study)
+        assert holder is not None
+        assert holder.delivers_elsewhere(study) == elsewhere
 
 
 def no_note(number: int | None) -> str:

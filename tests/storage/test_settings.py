@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
 
+from storage.addresses import redacted
 from storage.errors import SettingsError
+from storage.postgresql import DATABASE, PostgreSQL
 from storage.settings import (
     Addresses,
     Settings,
     is_of_anitune_up,
     load_settings,
-    redacted,
     write_addresses,
 )
 
@@ -70,13 +72,14 @@ def test_folders_begin_at_home_or_at_a_variable(monkeypatch: pytest.MonkeyPatch,
 def test_the_servers_of_anitune_up_are_found_until_something_else_is_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    home = tmp_path / "anitune-data"
+    home = tmp_path / "a b"
+    monkeypatch.setenv("ANITUNE_HOME", str(home))
     (home / "servers").mkdir(parents=True)
-    addresses = Addresses("postgresql://anitune@/anitune?host=/run/a%20b", "http://127.0.0.1:5001", "alpha")
+    addresses = Addresses(PostgreSQL.of(home).url(DATABASE), "http://127.0.0.1:5001", "alpha")
     write_addresses(home / "servers", addresses)
 
     own = load_settings()
-    assert make_url(own.storage_url).query == {"host": "/run/a b"}
+    assert make_url(own.storage_url).query == make_url(addresses.storage_url).query
     assert own.storage_url.startswith("postgresql+psycopg://anitune@/anitune?")
     assert own.tracking_uri == "http://127.0.0.1:5001"
     assert is_of_anitune_up(own.storage_url, home)
@@ -86,6 +89,22 @@ def test_the_servers_of_anitune_up_are_found_until_something_else_is_set(
     elsewhere = load_settings("postgresql://ann@db/studies")
     assert elsewhere.storage_url == "postgresql+psycopg://ann@db/studies"
     assert not is_of_anitune_up(elsewhere.storage_url, home)
+
+
+def test_a_copy_of_a_home_does_not_use_the_servers_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    (first / "servers").mkdir(parents=True)
+    write_addresses(
+        first / "servers", Addresses(PostgreSQL.of(first).url(DATABASE), "http://127.0.0.1:5001", "alpha")
+    )
+    shutil.copytree(first, copy)
+    monkeypatch.setenv("ANITUNE_HOME", str(copy))
+    with pytest.raises(SettingsError, match=r"was moved, or is a copy.*run `anitune up` here"):
+        load_settings()
+    monkeypatch.setenv("ANITUNE_HOME", str(first))
+    assert load_settings().tracking_uri == "http://127.0.0.1:5001"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"storage_url": "x"}'])
