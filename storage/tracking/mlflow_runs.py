@@ -28,6 +28,7 @@ from storage.errors import (
     TrackingUnavailableError,
 )
 from storage.settings import Settings
+from storage.tracking.credentials import use_tokens
 from storage.tracking.mlflow_tables import QUIET, check_tables
 from storage.tracking.outbox import MetricRow
 
@@ -107,6 +108,7 @@ class MlflowRuns:
         try:
             with _translated(), alone_with(self._artifact_root):
                 check_tables(tracking_uri)
+                use_tokens(tracking_uri)
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except (TrackingRefusedError, DatabaseError) as error:
