@@ -31,6 +31,9 @@ _LONGEST_BODY: Final = 2**20  # bytes, of a request that names a place
 _ARTIFACTS: Final = re.compile(
     r"(?:/model-versions)?/get-artifact|/(?:ajax-)?api/2\.0/(?:mlflow-artifacts/artifacts|mlflow/logged-models)/.+"
 )
+_ENDPOINTS: Final = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
+"""MLflow's page of runs asks which models a gateway has, and would show a refusal: there are none."""
+
 _SHUTDOWN_SECONDS: Final = 3
 """For answers that are on their way."""
 
@@ -135,16 +138,21 @@ def _refuse_route(request: Request) -> Answer | None:
     verdict = judged(request.method, request.path)
     if verdict == "allowed":
         return None
+    if (request.method, request.path) == _ENDPOINTS:
+        return _json(200, {"endpoints": []})
     if verdict == "refused":
-        return _error("this server offers nothing that runs or fetches what a request names", 403)
+        return _error("this server is for trainings: it offers nothing that runs or fetches things", 403)
     return Answer.line(404, "There is no such page.")
 
 
 def _error(message: str, status: int = 400) -> Answer:
     """A refusal as MLflow's client reads it."""
     code = "INVALID_PARAMETER_VALUE" if status == 400 else "PERMISSION_DENIED"
-    content = json.dumps({"error_code": code, "message": message})
-    return Answer(status, content.encode(), (("Content-Type", "application/json"),))
+    return _json(status, {"error_code": code, "message": message})
+
+
+def _json(status: int, content: object) -> Answer:
+    return Answer(status, json.dumps(content).encode(), (("Content-Type", "application/json"),))
 
 
 async def _body(receive: Receive) -> bytes:
