@@ -11,19 +11,22 @@ from functools import cache
 from typing import Any
 
 from storage.settings import home_folder
-from storage.tokens import local_port, read_token
+from storage.tokens import read_token
 
-_NAME = "anitune"
+_NAME, _VARIABLE = "anitune", "MLFLOW_TRACKING_AUTH"
 
 
 def use_tokens(tracking_uri: str) -> None:
-    """Let MLflow's client of this process send a server of this machine the secret of its start.
+    """Let MLflow's client of this process send the server the secret of its start, if it has one here.
 
-    The secret is read for each request: the server may be started, or started again, later.
+    The secret is read for each request: the server may be started again. Where there is none, the client does
+    as always: it would not look at a password in the address beside a sign-in of ours.
     """
-    if local_port(tracking_uri) is not None:
+    if read_token(home_folder(), tracking_uri) is not None:
         _register()
-        os.environ.setdefault("MLFLOW_TRACKING_AUTH", _NAME)
+        os.environ[_VARIABLE] = _NAME
+    elif os.environ.get(_VARIABLE) == _NAME:
+        del os.environ[_VARIABLE]
 
 
 @cache
