@@ -41,11 +41,11 @@ class _ServerIPv6(_Server):
 
 
 class _Quiet(WSGIRequestHandler):
-    """The page asks for news every few seconds: successes are not logged."""
+    """The page asks for news every few seconds: successes are not logged. Nor is the secret in a link."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         if not str(code).startswith(("2", "3")):
-            super().log_request(code, size)
+            self.log_message('"%s %s" %s', self.command, self.path.partition("?")[0], str(code))
 
 
 def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:

@@ -36,12 +36,18 @@ def make_token(home: Path, *ports: int) -> str:
     return token
 
 
-def read_token(home: Path, url: str) -> str | None:
-    """The secret of the server at ``url``, if this user started that in this home, on this machine."""
+def local_token_file(home: Path, url: str) -> Path | None:
+    """The file with the secret of the server at ``url``, if that was started here, in this home."""
     port = local_port(url)
+    file = token_file(home, port) if port is not None else None
+    return file if file is not None and file.exists() else None
+
+
+def read_token(home: Path, url: str) -> str | None:
+    """The secret in that file, if it is this user's."""
     try:
-        return token_file(home, port).read_text() if port is not None else None
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return file.read_text() if (file := local_token_file(home, url)) is not None else None
+    except (FileNotFoundError, PermissionError):  # the server was stopped meanwhile, or is another user's
         return None
 
 

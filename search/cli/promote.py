@@ -152,11 +152,14 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
 def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, activation: str) -> list[str]:
     from rich.markup import escape
 
-    from storage.settings import redacted
+    from storage.settings import home_folder, redacted
+    from storage.tokens import local_token_file
     from storage.tracking.registry import CHAMPION
     from trainer.networks.smoothness import kink_words
 
     test = promotion.test or {}
+    secret = local_token_file(home_folder(), tracking)
+    sign_in = f'os.environ["MLFLOW_TRACKING_TOKEN"] = open("{secret}").read()'
     lines = [
         f"[bold]Chosen[/]      {promotion.reason}",
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
@@ -166,6 +169,7 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
         *(f"            {escape(str(each))}" for each in opened),
         f"[bold]Registered[/]  {promotion.model_name} version {promotion.model_version},"
         f" alias {CHAMPION}; in Python:",
+        *([f"            {escape(sign_in)}"] if secret is not None else []),
         f'            mlflow.set_tracking_uri("{escape(redacted(tracking))}")',
         f'            model = mlflow.pyfunc.load_model("models:/{promotion.model_name}@{CHAMPION}")',
     ]
