@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
 from storage.settings import Settings
-from storage.tokens import is_loopback, make_token, read_token, remove_token, token_file
+from storage.tokens import is_loopback, make_token, read_token, remove_token, token_file, write_private
 from storage.tracking.mlflow_runs import alone_with
 from storage.tracking.mlflow_tables import check_tables
 
@@ -103,9 +105,15 @@ class _Server:
 class Dashboards:
     """The running servers; made by :func:`run_dashboards`."""
 
-    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...]) -> None:
+    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...], opener: Path) -> None:
         self.addresses = addresses
         self._servers = servers
+        self._opener = opener
+
+    def open(self, link: str) -> None:
+        """Open a link in the browser, by a page that leads to it: lists of processes show what is opened."""
+        write_private(self._opener, f'<meta http-equiv="refresh" content="0; url={html.escape(link)}">\n')
+        webbrowser.open(self._opener.as_uri())
 
     def watch(self) -> None:
         """Return never: until a signal's exception, or a server's end.
@@ -202,9 +210,10 @@ def run_dashboards(
             logger.warning("The MLflow server %s does not answer.", mlflow)
         _wait_foranswers(servers)
         mlflow_token = token if remote is None else read_token(settings.home, remote)
-        yield Dashboards(
-            Addresses(mlflow, f"http://{shown}:{optuna_port}", mlflow_token, token), tuple(servers)
-        )
+        addresses = Addresses(mlflow, f"http://{shown}:{optuna_port}", mlflow_token, token)
+        opener = token_file(settings.home, optuna_port).with_suffix(".html")
+        running.callback(opener.unlink, missing_ok=True)
+        yield Dashboards(addresses, tuple(servers), opener)
 
 
 @contextmanager

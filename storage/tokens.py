@@ -25,15 +25,19 @@ def token_file(home: Path, port: int) -> Path:
 def make_token(home: Path, *ports: int) -> str:
     """Make the secret of a start, of a server for each of the ports."""
     token = secrets.token_urlsafe(_BYTES)
-    folder = token_file(home, 0).parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for port in ports:
-        # mkstemp: a new file, open to its owner alone from the start.
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".new-")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token)
-        Path(name).replace(token_file(home, port))
+        write_private(token_file(home, port), token)
     return token
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that nobody but this user can read, in a folder of such files."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # mkstemp: a new file, open to its owner alone from the start.
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
+    with os.fdopen(descriptor, "w") as new:
+        new.write(text)
+    Path(name).replace(file)
 
 
 def local_token_file(home: Path, url: str) -> Path | None:

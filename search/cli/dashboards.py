@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import webbrowser
 from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -91,7 +90,7 @@ def dashboards(
             else:
                 _print(pages)
             if open_:
-                webbrowser.open(pages["study" if shown is not None else "page"])
+                running.open(pages["study" if shown is not None else "page"])
             running.watch()
         except KeyboardInterrupt:
             pass  # the usual end

@@ -6,11 +6,14 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
+
+from dashboards.servers import Addresses, Dashboards
 
 if TYPE_CHECKING:
     from conftest import Shown
@@ -90,6 +93,19 @@ def test_a_link_on_another_page_opens_in_one_click(
     page.get_by_role("link", name="link").click()
     expect(page.get_by_text(shown.name).first).to_be_visible()
     assert page.url == shown.address(link)
+
+
+def test_the_page_that_the_command_opens_leads_on(
+    context: BrowserContext, shown: Shown, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        opened: list[str] = []
+        patch.setattr("webbrowser.open", opened.append)
+        Dashboards(Addresses("", "", None, ""), (), tmp_path / "1.html").open(shown.links["mlflow_best"])
+    page = context.new_page()
+    page.goto(opened[0])
+    expect(page.get_by_text(shown.name).first).to_be_visible()
+    assert page.url == shown.address("mlflow_best")
 
 
 def test_pages_of_another_port_reach_nothing_though_they_have_the_cookie(

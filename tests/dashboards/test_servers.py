@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -186,6 +187,26 @@ def test_ctrl_c_stops_the_server_without_a_word(settings: Settings) -> None:
     assert "Traceback" not in complained
     assert "Aborted" not in complained
     assert not listens(links["optuna"])
+
+
+@pytest.mark.slow
+def test_the_browser_is_opened_without_the_secret_among_its_arguments(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, seen = tmp_path / "browser", tmp_path / "seen"
+    browser.write_text(f'#!/bin/sh\necho "$@" >{seen}.new && mv {seen}.new {seen}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    process, links = start_command(settings, "--open")
+    until(seen.exists)
+    page = Path(httpx.URL(seen.read_text().strip()).path)
+    token = links["page"].partition("?token=")[2]
+    assert token not in seen.read_text()
+    assert f"url={links['page']}" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert not page.exists()
 
 
 def test_a_server_elsewhere_is_linked_to_without_its_password(settings: Settings) -> None:

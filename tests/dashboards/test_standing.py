@@ -77,6 +77,18 @@ def test_a_number_that_another_process_has_now_is_not_ours_to_stop(
     assert process.poll() is not None
 
 
+def test_an_mlflow_without_a_secret_is_not_gone_on_with(home: Path, process: subprocess.Popen[bytes]) -> None:
+    record_mlflow(home, process)
+    answer = anitune("up")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1] == (
+        "anitune: MLflow runs without the secret that protects it, as earlier versions started it: first"
+        " `anitune down`"
+    )
+    assert postgresql(home).pid() is None
+    assert process.poll() is None
+
+
 def test_a_home_without_servers_has_nothing_to_stop(home: Path) -> None:
     (home / "servers").rmdir()
     answer = anitune("down")
