@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import psutil
 
+from dashboards.errors import AccessError
 from storage.tokens import is_loopback
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ HEALTH: Final = "/health"
 ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 _PARAMETER: Final = "token"
+_SHORTEST: Final = 20
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _BROWSERS_OWN: Final = ("", "none", "same-origin")
 """Values of Sec-Fetch-Site: no browser or an old one, the person themselves, our own pages."""
@@ -204,8 +206,16 @@ class Access:
 
 
 def read_access(token_file: Path, host: str, given: Iterable[str]) -> Access:
-    """The rules of a server on ``host``, with the secret in that file; see :func:`allowed_names`."""
-    return Access(token_file.read_text().strip(), allowed_names(host, given))
+    """The rules of a server on ``host``, with the secret in that file; see :func:`allowed_names`.
+
+    Raises
+    ------
+    AccessError
+        if the file holds no secret.
+    """
+    if len(token := token_file.read_text().strip()) < _SHORTEST:
+        raise AccessError(f"{token_file}: a secret of {_SHORTEST} letters or more belongs there")
+    return Access(token, allowed_names(host, given))
 
 
 def _normal(name: str) -> str:

@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from dashboards.access import HEADERS, Access, Answer, Request, allowed_names, with_access, with_token
+from dashboards.access import (
+    HEADERS,
+    Access,
+    Answer,
+    Request,
+    allowed_names,
+    read_access,
+    with_access,
+    with_token,
+)
+from dashboards.errors import AccessError
 from storage.tokens import make_token, read_token, remove_token, token_file
 from storage.tracking.credentials import _sign_in
 
@@ -270,6 +280,14 @@ def test_only_its_user_reads_the_secret_and_each_start_has_another(tmp_path: Pat
     remove_token(tmp_path, 5000)
     assert read_token(tmp_path, "http://127.0.0.1:5000") is None
     assert sorted(path.name for path in file.parent.iterdir()) == ["5001"]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "short"])
+def test_a_file_without_a_secret_lets_nobody_in(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(content)
+    with pytest.raises(AccessError, match="a secret of 20 letters or more belongs there"):
+        read_access(file, "127.0.0.1", [])
 
 
 def test_a_file_that_was_there_does_not_stay_open_to_others(tmp_path: Path) -> None:
