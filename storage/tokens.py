@@ -31,8 +31,8 @@ def make_token(home: Path, *ports: int) -> str:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that nobody but this user can read, in a folder of such files."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Write a file that nobody but this user can read; users who share a home each have their own."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp: a new file, open to its owner alone from the start.
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
     with os.fdopen(descriptor, "w") as new:
@@ -41,17 +41,17 @@ def write_private(file: Path, text: str) -> None:
 
 
 def local_token_file(home: Path, url: str) -> Path | None:
-    """The file with the secret of the server at ``url``, if that was started here, in this home."""
+    """The file with the secret of the server at ``url``, if this user started that here, in this home."""
     port = local_port(url)
     file = token_file(home, port) if port is not None else None
-    return file if file is not None and file.exists() else None
+    return file if file is not None and os.access(file, os.R_OK) else None
 
 
 def read_token(home: Path, url: str) -> str | None:
-    """The secret in that file, if it is this user's."""
+    """The secret in that file."""
     try:
         return file.read_text() if (file := local_token_file(home, url)) is not None else None
-    except (FileNotFoundError, PermissionError):  # the server was stopped meanwhile, or is another user's
+    except FileNotFoundError:  # the server was stopped meanwhile
         return None
 
 

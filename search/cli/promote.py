@@ -152,14 +152,11 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
 def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, activation: str) -> list[str]:
     from rich.markup import escape
 
-    from storage.settings import home_folder, redacted
-    from storage.tokens import local_token_file
+    from storage.settings import redacted
     from storage.tracking.registry import CHAMPION
     from trainer.networks.smoothness import kink_words
 
     test = promotion.test or {}
-    secret = local_token_file(home_folder(), tracking)
-    sign_in = f'os.environ["MLFLOW_TRACKING_TOKEN"] = open("{secret}").read()'
     lines = [
         f"[bold]Chosen[/]      {promotion.reason}",
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
@@ -169,7 +166,7 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
         *(f"            {escape(str(each))}" for each in opened),
         f"[bold]Registered[/]  {promotion.model_name} version {promotion.model_version},"
         f" alias {CHAMPION}; in Python:",
-        *([f"            {escape(sign_in)}"] if secret is not None else []),
+        *(f"            {escape(line)}" for line in _sign_in_lines(tracking)),
         f'            mlflow.set_tracking_uri("{escape(redacted(tracking))}")',
         f'            model = mlflow.pyfunc.load_model("models:/{promotion.model_name}@{CHAMPION}")',
     ]
@@ -180,6 +177,17 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
     if (kinks := kink_words([activation])) is not None:
         lines.append(f"[yellow]Dynamics[/]    this model has {kinks}")
     return lines
+
+
+def _sign_in_lines(tracking: str) -> list[str]:
+    """What a program does before it asks a server that lets in nobody without the secret of its start."""
+    from storage.settings import home_folder
+    from storage.tokens import local_token_file
+
+    file = local_token_file(home_folder(), tracking)
+    if file is None:
+        return []
+    return [f'os.environ["MLFLOW_TRACKING_TOKEN"] = pathlib.Path({str(file)!r}).read_text()']
 
 
 def _values(promotion: Promotion, opened: list[Opening]) -> dict[str, Any]:

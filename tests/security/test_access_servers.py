@@ -92,7 +92,7 @@ def test_another_account_reads_no_secret(settings: Settings, addresses: Addresse
     if os.geteuid() != 0:
         return
     for file in files:
-        # Its folder is closed, too: the program is in it already when it becomes another user.
+        # Pytest's own folders are closed, too: the program is in it already when it becomes another user.
         program = (
             f"import os; os.chdir({str(file.parent)!r}); os.setuid({NOBODY}); open({file.name!r}).read()"
         )
