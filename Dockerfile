@@ -31,6 +31,7 @@ ENV PATH=/opt/anitune/bin:$PATH \
     ANITUNE_HOME=/data \
     MPLCONFIGDIR=/tmp/matplotlib \
     PGPASSFILE=/tmp/pgpass \
+    NETRC=/tmp/netrc \
     PYTHONUNBUFFERED=1
 WORKDIR /data
 ENTRYPOINT ["with-passwords", "anitune"]

@@ -13,3 +13,7 @@ class AddressError(DashboardError):
 
 class ServerEndedError(DashboardError):
     """A dashboard's server ended by itself."""
+
+
+class AccessError(DashboardError):
+    """A dashboard has no secret that could protect it."""

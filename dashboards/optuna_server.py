@@ -12,20 +12,22 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import optuna_dashboard
 
 from dashboards import links
+from dashboards.access import read_access, with_access, with_token
 from dashboards.optuna_images import TrialImages
 from dashboards.page.app import make_app
 from dashboards.printable import PrintableFormatter
 from dashboards.safe_answers import with_safe_answers
-from dashboards.servers import is_loopback
 from dashboards.wsgi_server import WSGIServer, listen
 from storage.database import open_database
 from storage.settings import load_settings
+from storage.tokens import read_token
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -44,34 +46,24 @@ def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
     return serve
 
 
-def with_mlflow(app: WSGIApplication, mlflow: str) -> WSGIApplication:
+def with_mlflow(app: WSGIApplication, mlflow: str, home: Path) -> WSGIApplication:
     """Answer ``/mlflow`` with a redirection to the server ``mlflow``; the rest is ``app``'s.
 
     ``mlflow`` is a URL, or the port of a server on this machine, which the browser then reaches by the host
     name that it has used for this one. It keeps the part of the address after ``#``, which names the page.
+    Who is let in here is signed in there, too, if that server was started in the same home folder.
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].rstrip("/") != "/mlflow":
             return app(environ, start_response)
-        location = mlflow if "://" in mlflow else f"http://{_hostname(environ)}:{mlflow}/"
+        if "://" in mlflow:
+            location = with_token(mlflow, read_token(home, mlflow))
+        else:
+            token = read_token(home, f"http://localhost:{mlflow}")
+            location = with_token(f"http://{_hostname(environ)}:{mlflow}/", token)
         start_response("302 Found", [("Location", location), ("Cache-Control", "no-store")])
         return [b""]
-
-    return serve
-
-
-def only_for_this_machine(app: WSGIApplication) -> WSGIApplication:
-    """Answer those alone who call this machine by a name of its own.
-
-    A page of another site may have its own name lead to this machine, and would then be taken for ours.
-    """
-
-    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if is_loopback(urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""):
-            return app(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "text/plain")])
-        return [b"Call this dashboard by localhost.\n"]
 
     return serve
 
@@ -95,15 +87,19 @@ def main() -> None:
     parser.add_argument(
         "--mlflow", required=True, help="URL of the MLflow server, or its port on this machine"
     )
+    parser.add_argument("--token-file", type=Path, required=True, help="holds the secret of this start")
+    parser.add_argument("--allowed-host", action="append", default=[], help="another name of this server")
     arguments = parser.parse_args()
     database = open_database(load_settings())
     optuna = optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database))
-    app = with_mlflow(with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow)
-    if is_loopback(arguments.host):
-        app = only_for_this_machine(app)
+    pages = with_mlflow(
+        with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow, database.settings.home
+    )
+    # The sign-in page is none of those that with_safe_answers knows.
+    access = read_access(arguments.token_file, arguments.host, arguments.allowed_host)
     _log_with_time()
     with listen(arguments.host, arguments.port) as listener:
-        WSGIServer(with_safe_answers(app)).run([listener])
+        WSGIServer(with_access(with_safe_answers(pages), access)).run([listener])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
 import signal
@@ -9,18 +10,21 @@ import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 
-from dashboards import links
+from dashboards import links, mlflow_server
+from dashboards.access import ANY_ADDRESS, HEALTH, with_token
+from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
 from storage.settings import Settings
+from storage.tokens import is_loopback, make_token, read_token, remove_token, token_file, write_private
 from storage.tracking.mlflow_runs import alone_with
 from storage.tracking.mlflow_tables import check_tables, follow_folder
 
@@ -31,26 +35,26 @@ START_SECONDS = 180.0
 
 POLL_SECONDS = 0.25
 
-_ANY_ADDRESS = ("0.0.0.0", "::")
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-LOOPBACK_HOSTS = "localhost:*,127.0.0.1:*,[[]::1]:*"
-"""Host headers that an MLflow server of this machine alone answers to: no other site's pages reach it."""
-
-_PRIVATE_ADDRESSES = (
-    "10.*",
-    "192.168.*",
-    *(f"172.{n}.*" for n in range(16, 32)),
-    "[[]fc*",
-    "[[]fd*",
-)  # [[] is a bracket
-
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where they answer, our page beside the Optuna dashboard; no slash at the end."""
+    """Where they answer, our page beside the Optuna dashboard; no slash at the end.
+
+    Attributes
+    ----------
+    mlflow_token, optuna_token
+        The secrets of their starts; None of an MLflow that was not started in this home.
+    """
 
     mlflow: str
     optuna: str
+    mlflow_token: str | None
+    optuna_token: str
+
+    def link(self, page: str) -> str:
+        """The address of one of their pages as a link that also signs in."""
+        of_optuna = page.startswith(f"{self.optuna}/")
+        return with_token(page, self.optuna_token if of_optuna else self.mlflow_token)
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,15 @@ class _Server:
 class Dashboards:
     """The running servers; made by :func:`run_dashboards`."""
 
-    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...]) -> None:
+    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...], opener: Path) -> None:
         self.addresses = addresses
         self._servers = servers
+        self._opener = opener
+
+    def open(self, link: str) -> None:
+        """Open a link in the browser, by a page that leads to it: lists of processes show what is opened."""
+        write_private(self._opener, f'<meta http-equiv="refresh" content="0; url={html.escape(link)}">\n')
+        webbrowser.open(self._opener.as_uri())
 
     def watch(self) -> None:
         """Return never: until a signal's exception, or a server's end.
@@ -126,12 +136,18 @@ def run_dashboards(
     host: str = "127.0.0.1",
     mlflow_port: int | None = None,
     optuna_port: int | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[Dashboards]:
     """Start both servers, wait until they answer, and stop them at the end of the block, however it ends.
 
     Where the tracking URI is a server's already, that one is linked to and no MLflow is started. A port that
     is not given is a free one; that of our page and Optuna the usual one of the home, if it is free. The
-    servers log to files under ``settings.logs``.
+    servers log to files under ``settings.logs``. They let in those alone who have the secret of this start.
+
+    Parameters
+    ----------
+    allowed_hosts
+        Names by which they are called, beside those that this machine knows of itself.
 
     Raises
     ------
@@ -145,47 +161,60 @@ def run_dashboards(
     mlflow_port, optuna_port = free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
     if not is_loopback(host):
         logger.warning(
-            "Neither dashboard asks for a sign-in: who can reach %s can read, change and delete the studies.",
-            host,
+            "Without TLS, whoever can listen to the network sees the secret of the links, and can then change"
+            " and delete studies: where you do not trust it, use an SSH tunnel or a gateway with TLS."
         )
-    shown, local = _in_url(socket.gethostname() if host in _ANY_ADDRESS else host), _in_url(_reachable(host))
+    shown, local = _in_url(socket.gethostname() if host in ANY_ADDRESS else host), _in_url(_reachable(host))
     remote = settings.tracking_uri if settings.tracking_uri.startswith(("http://", "https://")) else None
     mlflow = public_url(remote) if remote is not None else f"http://{shown}:{mlflow_port}"
     mlflow_place = mlflow if remote is not None else str(mlflow_port)
-    optuna_place = ["--host", host, "--port", str(optuna_port)]
     settings.logs.mkdir(parents=True, exist_ok=True)
     if remote is None:
         with alone_with(settings.home / "mlartifacts"):  # a relay may be making them
             check_tables(settings.tracking_uri)
             follow_folder(settings.tracking_uri, settings.home / "mlartifacts")
     with ExitStack() as running:
+        ports = [optuna_port] if remote is not None else [optuna_port, mlflow_port]
+        token = make_token(settings.home, *ports)
+        for port in ports:
+            running.callback(remove_token, settings.home, port)
+        optuna_place = [
+            *("--host", host, "--port", str(optuna_port), "--mlflow", mlflow_place),
+            *("--token-file", str(token_file(settings.home, optuna_port))),
+            *(f"--allowed-host={name}" for name in allowed_hosts),
+        ]
         servers = [
             running.enter_context(
                 _server(
                     "Optuna dashboard",
-                    ["dashboards.optuna_server", *optuna_place, "--mlflow", mlflow_place],
-                    settings.environment(),
+                    ["dashboards.optuna_server", *optuna_place],
+                    optuna_environment(settings),
                     log=settings.logs / "optuna-dashboard.log",
-                    health=f"http://{local}:{optuna_port}/api/meta",
+                    health=f"http://{local}:{optuna_port}{HEALTH}",
                 )
             )
         ]
         if remote is None:
+            secret = token_file(settings.home, mlflow_port)
             servers.append(
                 running.enter_context(
                     _server(
                         "MLflow",
-                        ["mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"],
-                        mlflow_environment(settings, host, mlflow_port),
+                        mlflow_server.command(host, mlflow_port, secret, allowed_hosts),
+                        mlflow_environment(settings),
                         log=settings.logs / "mlflow.log",
-                        health=f"http://{local}:{mlflow_port}/health",
+                        health=f"http://{local}:{mlflow_port}{HEALTH}",
                     )
                 )
             )
         elif not answers(f"{remote.rstrip('/')}/health"):
             logger.warning("The MLflow server %s does not answer.", mlflow)
         _wait_foranswers(servers)
-        yield Dashboards(Addresses(mlflow, f"http://{shown}:{optuna_port}"), tuple(servers))
+        mlflow_token = token if remote is None else read_token(settings.home, remote)
+        addresses = Addresses(mlflow, f"http://{shown}:{optuna_port}", mlflow_token, token)
+        opener = token_file(settings.home, optuna_port).with_suffix(".html")
+        running.callback(opener.unlink, missing_ok=True)
+        yield Dashboards(addresses, tuple(servers), opener)
 
 
 @contextmanager
@@ -200,7 +229,7 @@ def _server(
             stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env=dict(environment),
             start_new_session=True,
         )
     server = _Server(name, process, health, log, start)
@@ -209,14 +238,6 @@ def _server(
             yield server
         finally:
             server.stop()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on ``host``."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def public_url(url: str) -> str:
@@ -279,31 +300,3 @@ def _reachable(host: str) -> str:
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def mlflow_environment(settings: Settings, host: str, port: int) -> dict[str, str]:
-    """Settings of ``mlflow server``; the database's URL may hold a password, which arguments would show."""
-    environment: dict[str, str] = {
-        "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,
-        # As a URI: of a path MLflow would take %41 for a letter.
-        "MLFLOW_ARTIFACTS_DESTINATION": (settings.home / "mlartifacts").as_uri(),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        # Evaluation jobs of language models: two more processes that nobody here needs.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_UVICORN_OPTS": "--no-access-log",
-    }
-    if is_loopback(host):
-        # Any port: a tunnel to this machine may begin at another one. Pages of localhost count as its own.
-        allowed = {"MLFLOW_SERVER_ALLOWED_HOSTS": LOOPBACK_HOSTS}
-    else:
-        names = [*_LOOPBACK_NAMES, _in_url(socket.gethostname())]
-        names += _PRIVATE_ADDRESSES if host in _ANY_ADDRESS else [_in_url(host)]
-        # The Host header carries the port. Beyond localhost the page's own POSTs count as cross-origin.
-        allowed = {
-            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in names),
-            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in names),
-        }
-    # A person's own lists (of a proxy, say) count.
-    environment.update({key: os.environ.get(key, value) for key, value in allowed.items()})
-    return environment

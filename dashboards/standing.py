@@ -24,13 +24,17 @@ import psutil
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from dashboards import mlflow_server
+from dashboards.access import HEALTH, with_token
+from dashboards.environment import mlflow_environment
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
-from dashboards.servers import POLL_SECONDS, START_SECONDS, answers, free_ports, mlflow_environment
+from dashboards.servers import POLL_SECONDS, START_SECONDS, answers, free_ports
 from storage.database import open_database
 from storage.errors import SchemaTooOldError, ServerError
 from storage.postgresql import DATABASE, MLFLOW_DATABASE, PostgreSQL
 from storage.settings import Addresses, Settings, read_addresses, write_addresses
+from storage.tokens import make_token, read_token, remove_token, token_file
 from storage.tracking.mlflow_tables import check_tables
 
 HOST = "127.0.0.1"
@@ -48,6 +52,13 @@ class _Mlflow:
     started: float
     url: str
 
+    @property
+    def port(self) -> int:
+        """The one that it listens on."""
+        port = httpx.URL(self.url).port
+        assert port is not None, self.url
+        return port
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -61,12 +72,18 @@ class Standing:
         Process ids.
     tools
         Folder of PostgreSQL's own programs, such as ``psql`` and ``pg_dump``.
+    token_file
+        The file with the secret of MLflow's server.
+    link
+        To its pages; it signs in.
     """
 
     addresses: Addresses
     postgresql: int | None
     mlflow: int
     tools: Path
+    token_file: Path
+    link: str
 
 
 def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing, bool]:
@@ -112,13 +129,21 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing,
             mlflow = _start_mlflow(behind, port)
             undo.callback(_stop_mlflow, servers)
             began = True
-        elif mlflow_port not in (None, httpx.URL(mlflow.url).port):
+        elif mlflow_port not in (None, mlflow.port):
             raise AddressError(f"MLflow is running already at {mlflow.url}: first `anitune down`")
+        token = read_token(home, mlflow.url)
+        if token is None:
+            raise ServerError(
+                "MLflow runs without the secret that protects it, as earlier versions started it: first"
+                " `anitune down`"
+            )
         _wait_for_mlflow(home, mlflow)
         addresses = Addresses(postgresql.url(DATABASE), mlflow.url, socket.gethostname())
         write_addresses(servers, addresses)
         undo.pop_all()
-    return Standing(addresses, postgresql.pid(), mlflow.pid, postgresql.tools), began
+    secret = token_file(home, mlflow.port)
+    link = with_token(mlflow.url, token)
+    return Standing(addresses, postgresql.pid(), mlflow.pid, postgresql.tools, secret, link), began
 
 
 def stop_servers(home: Path) -> bool:
@@ -204,15 +229,18 @@ def _known(home: Path) -> Addresses | None:
 def _start_mlflow(settings: Settings, port: int) -> _Mlflow:
     log = _mlflow_log(settings.home)
     log.parent.mkdir(parents=True, exist_ok=True)
-    place = ["--host", HOST, "--port", str(port)]
+    make_token(settings.home, port)
     with log.open("ab") as output:
         pid = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [sys.executable, "-P", "-m", "mlflow", "server", *place, "--workers", "1"],
+            [
+                *(sys.executable, "-P", "-m"),
+                *mlflow_server.command(HOST, port, token_file(settings.home, port)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **mlflow_environment(settings, HOST, port)},
+            env=mlflow_environment(settings),
             start_new_session=True,
         ).pid
     mlflow = _Mlflow(pid, psutil.Process(pid).create_time(), f"http://{HOST}:{port}")
@@ -229,7 +257,7 @@ def _mlflow_log(home: Path) -> Path:
 def _wait_for_mlflow(home: Path, mlflow: _Mlflow) -> None:
     log = _mlflow_log(home)
     deadline = time.monotonic() + START_SECONDS
-    while not answers(f"{mlflow.url}/health", trust_env=False):
+    while not answers(f"{mlflow.url}{HEALTH}", trust_env=False):
         if _running(home / "servers") is None:
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise ServerEndedError(
@@ -285,4 +313,6 @@ def _stop_mlflow(servers: Path) -> bool:
     if waiting:
         raise ServerError(f"MLflow's processes {sorted(process.pid for process in waiting)} do not end")
     (servers / _MLFLOW).unlink(missing_ok=True)
+    if mlflow is not None:
+        remove_token(servers.parent, mlflow.port)
     return bool(processes)

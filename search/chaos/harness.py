@@ -24,7 +24,7 @@ from search.chaos.fleet import Fleet
 from search.chaos.plan import WORDS, Kind, Plan
 from search.chaos.repeat import differing
 from search.chaos.report import Report
-from search.chaos.servers import MlflowServer, PostgreSQL, Wire
+from search.chaos.servers import MlflowCommand, MlflowServer, PostgreSQL, Wire
 from search.chaos.sleepers import Sleepers
 from search.errors import SearchError
 from search.work.repeat import recorded_trial
@@ -34,6 +34,7 @@ from storage.life import change_state
 from storage.records.tables import attempts, relays
 from storage.settings import Settings
 from storage.studies import Study, StudyState, open_study
+from storage.tokens import make_token
 from storage.trials.views import TrialRow, metric_history, trial_rows
 
 logger = logging.getLogger("anitune")
@@ -64,7 +65,7 @@ PATIENCE = 1800.0
 """Until a study that does not come to its end is given up, s."""
 
 
-def run_chaos(plan: Plan) -> Report:
+def run_chaos(plan: Plan, mlflow_command: MlflowCommand) -> Report:
     """Run the plan, in a folder that is gone afterwards."""
     # Not below a folder of root's: PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="anitune-chaos-") as name, contextlib.ExitStack() as stack:
@@ -73,11 +74,12 @@ def run_chaos(plan: Plan) -> Report:
         (folder / "postgresql").mkdir()
         postgresql = PostgreSQL(folder / "postgresql")
         stack.callback(postgresql.stop)
-        mlflow = MlflowServer(folder / "mlflow")
+        mlflow = MlflowServer(folder / "mlflow", mlflow_command, folder / "home")
         stack.callback(mlflow.kill)
-        mlflow.start()
         wire = Wire(mlflow.url)
         stack.callback(wire.close)
+        make_token(folder / "home", mlflow.port, wire.port)
+        mlflow.start()
         settings = Settings(folder / "home", postgresql.make_database("chaos"), wire.url)
         environment = {
             **settings.environment(),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from search.errors import SearchError
+from storage.tokens import token_file
 
 
 class PostgreSQL:
@@ -58,32 +59,43 @@ class PostgreSQL:
         pgexec("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
 
 
-class MlflowServer:
-    """A tracking server that keeps artifacts itself, always at the same address."""
+MlflowCommand = Callable[[str, int, Path], Sequence[str]]
+"""Module and arguments of an MLflow server, by its host, its port and the file with its secret."""
 
-    def __init__(self, folder: Path) -> None:
+
+class MlflowServer:
+    """A tracking server that keeps artifacts itself, always at the same address.
+
+    Parameters
+    ----------
+    folder
+        Of all that it keeps.
+    command
+        How it is started.
+    home
+        The home folder of those who use it; its secret is there.
+    """
+
+    def __init__(self, folder: Path, command: MlflowCommand, home: Path) -> None:
         self._folder = folder
         folder.mkdir()
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self._arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = command("127.0.0.1", self.port, token_file(home, self.port))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; :meth:`answers` says when it is there."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *self._arguments],
+                [sys.executable, "-P", "-m", *self._command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={
                     **os.environ,
                     "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self._folder / 'mlflow.db'}",
                     "MLFLOW_ARTIFACTS_DESTINATION": str(self._folder / "artifacts"),
-                    "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*",
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 },
                 start_new_session=True,
             )
@@ -144,7 +156,8 @@ class Wire:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.port = int(self._server.server_address[1])
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property

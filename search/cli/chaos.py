@@ -22,12 +22,13 @@ def chaos(
     ] = None,
 ) -> None:
     """Kill workers and servers of a real study at random times, and report what was lost."""
+    from dashboards import mlflow_server
     from search.chaos.harness import run_chaos
     from search.chaos.plan import long_plan, short_plan
 
     # So that it takes its servers and workers with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    report = run_chaos((short_plan if short else long_plan)(seed))
+    report = run_chaos((short_plan if short else long_plan)(seed), mlflow_server.command)
     for line in report.lines():
         echo(line)
     if json_file is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import webbrowser
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,8 +31,16 @@ def dashboards(
         str | None, typer.Option("--study", metavar="NAME", help="Link to the pages of this study.")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere, and no sign-in.")
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere, without TLS.")
     ] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="Also answer to this name, such as that of a proxy; may be repeated.",
+        ),
+    ] = None,
     mlflow_port: Port = None,
     optuna_port: Annotated[
         int | None,
@@ -47,7 +54,10 @@ def dashboards(
     open_: Annotated[bool, typer.Option("--open", help="Open the first page in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the links as a line of JSON.")] = False,
 ) -> None:
-    """Show studies on a page with leaderboards, in the MLflow UI and the Optuna dashboard, until Ctrl-C."""
+    """Show studies on a page with leaderboards, in the MLflow UI and the Optuna dashboard, until Ctrl-C.
+
+    Its links hold the secret of this start, which nobody is let in without.
+    """
     from dashboards.optuna_notes import write_optuna_figures, write_optuna_notes
     from dashboards.record import read_study
     from dashboards.servers import run_dashboards
@@ -74,15 +84,23 @@ def dashboards(
         try:
             with working("starting MLflow and the Optuna dashboard"):
                 running = stack.enter_context(
-                    run_dashboards(settings, host=host, mlflow_port=mlflow_port, optuna_port=optuna_port)
+                    run_dashboards(
+                        settings,
+                        host=host,
+                        mlflow_port=mlflow_port,
+                        optuna_port=optuna_port,
+                        allowed_hosts=allowed_hosts or (),
+                    )
                 )
-            pages = _front_pages(running.addresses) | _study_pages(running.addresses, shown)
+            addresses = running.addresses
+            pages = _front_pages(addresses) | _study_pages(addresses, shown)
+            pages = {page: addresses.link(address) for page, address in pages.items()}
             if as_json:
                 typer.echo(json.dumps(pages))
             else:
                 _print(pages)
             if open_:
-                webbrowser.open(pages["study" if shown is not None else "page"])
+                running.open(pages["study" if shown is not None else "page"])
             running.watch()
         except KeyboardInterrupt:
             pass  # the usual end

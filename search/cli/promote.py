@@ -170,6 +170,7 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
         f"[bold]Test part[/]   opened {'once' if len(opened) == 1 else f'{len(opened)} times'}:",
         *(f"            {escape(str(each))}" for each in opened),
         f"[bold]Registered[/]  {name} version {version}, alias {CHAMPION}; in Python:",
+        *(f"            {escape(line)}" for line in _sign_in_lines(tracking)),
         f"            mlflow.set_tracking_uri({server})",
         f"            model = mlflow.pyfunc.load_model({model})",
     ]
@@ -180,6 +181,17 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
     if (kinks := kink_words([activation])) is not None:
         lines.append(f"[yellow]Dynamics[/]    this model has {kinks}")
     return lines
+
+
+def _sign_in_lines(tracking: str) -> list[str]:
+    """What a program does before it asks a server that lets in nobody without the secret of its start."""
+    from storage.settings import home_folder
+    from storage.tokens import local_token_file
+
+    file = local_token_file(home_folder(), tracking)
+    if file is None:
+        return []
+    return [f'os.environ["MLFLOW_TRACKING_TOKEN"] = pathlib.Path({str(file)!r}).read_text()']
 
 
 def _values(promotion: Promotion, opened: list[Opening]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def up(
 ) -> None:
     """Start PostgreSQL and MLflow on this machine, for all later commands with this home folder.
 
-    They run until `anitune down`. Where they run already, this shows their addresses.
+    They run until `anitune down`. Where they run already, this shows their addresses. The link to MLflow
+    holds the secret of its start, which nobody is let in without.
     """
     from dashboards.standing import start_servers
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, home_folder, read_addresses
@@ -70,6 +71,8 @@ def _values(standing: Standing) -> dict[str, object]:
         "postgresql_pid": standing.postgresql,
         "mlflow_pid": standing.mlflow,
         "tools": str(standing.tools),
+        "mlflow_link": standing.link,
+        "mlflow_token_file": str(standing.token_file),
     }
 
 
@@ -77,7 +80,7 @@ def _print(home: Path, standing: Standing, began: bool) -> None:
     console = make_console()
     lines = {
         "PostgreSQL": f"{standing.addresses.storage_url}  (process {standing.postgresql})",
-        "MLflow": f"{standing.addresses.tracking_uri}  (process {standing.mlflow})",
+        "MLflow": f"{standing.link}  (process {standing.mlflow})",
         "home": f"{home}  (data in servers, logs in logs)",
         "tools": f"{standing.tools}  (psql, pg_dump, ...)",
     }
@@ -85,6 +88,13 @@ def _print(home: Path, standing: Standing, began: bool) -> None:
     for what, value in lines.items():
         console.print(f"{what:<11}{value}", soft_wrap=True, markup=False)
     console.print("Every anitune command with this home finds them; anitune down stops them.")
+    console.print("Your own programs find MLflow, and are let in, after")
+    console.print(
+        f"  export MLFLOW_TRACKING_URI={standing.addresses.tracking_uri}"
+        f' MLFLOW_TRACKING_TOKEN="$(cat {shlex.quote(str(standing.token_file))})"',
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _tell_of_sqlite(home: Path) -> None:

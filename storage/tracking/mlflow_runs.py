@@ -30,6 +30,7 @@ from storage.errors import (
 )
 from storage.settings import Settings
 from storage.tracking import artifact_stores
+from storage.tracking.credentials import use_tokens
 from storage.tracking.mlflow_tables import QUIET, check_tables, follow_folder
 from storage.tracking.outbox import MetricRow
 
@@ -118,6 +119,7 @@ class MlflowRuns:
                 check_tables(tracking_uri)
                 if not self._served:
                     follow_folder(tracking_uri, self._artifact_root)
+                use_tokens(tracking_uri)
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except (TrackingRefusedError, DatabaseError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,8 @@ ARGUMENTS = [
 KNOWN_NOISE = (
     # MLflow asks who is signed in; a server without sign-in has no such page.
     ("404", "/ajax-api/2.0/mlflow/users/current"),
+    # It asks for its assistant, too, which we refuse.
+    ("403", "/ajax-api/3.0/mlflow/assistant/"),
     # Chromium says so when a page needs two steps to lay itself out.
     ("ResizeObserver loop completed with undelivered notifications", ""),
 )
@@ -103,6 +106,10 @@ class Shown:
     name: str
     links: dict[str, str]
     trials: list[dict[str, Any]]
+
+    def address(self, page: str) -> str:
+        """Where a link leads to: it signs in, and is seen without the secret."""
+        return re.sub(r"[?&]token=[^&#]+", "", self.links[page])
 
     @property
     def complete(self) -> list[dict[str, Any]]:

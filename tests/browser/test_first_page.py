@@ -31,7 +31,7 @@ def test_the_study_is_listed_and_leads_to_its_leaderboard(
     page.screenshot(path=screenshots / "page-studies.png")
     row.get_by_role("link", name=shown.name, exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(shown.name)
-    assert page.url == shown.links["study"]
+    assert page.url == shown.address("study")
 
 
 def test_every_trial_is_there_and_sorting_by_error_puts_the_best_first(page: Page, shown: Shown) -> None:
@@ -72,7 +72,7 @@ def test_a_trial_leads_to_its_run_in_mlflow_and_from_there_back(page: Page, show
     page.goto(shown.links["study"])
     page.locator(f"#trial-{best['trial']}").get_by_role("link", name="MLflow").click()
     expect(page.get_by_role("heading", name=f"trial {best['trial']}")).to_be_visible()
-    assert page.url == shown.links["mlflow_best"]
+    assert page.url == shown.address("mlflow_best")
     back = page.get_by_role("link", name=f"trial {best['trial']} in Optuna")
     with page.context.expect_page() as opened:
         back.click()
@@ -105,7 +105,7 @@ def test_optunas_note_of_a_study_leads_to_the_leaderboard(page: Page, shown: Sho
     page.goto(shown.links["optuna_ranking"])
     page.get_by_role("link", name="Leaderboard", exact=True).click()
     expect(page.locator(ROWS).first).to_be_visible()
-    assert page.url == shown.links["study"]
+    assert page.url == shown.address("study")
 
 
 @pytest.mark.parametrize("colors", ["light", "dark"])

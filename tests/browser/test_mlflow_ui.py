@@ -17,8 +17,12 @@ POINTS = ".js-plotly-plot .scatterlayer .point"
 
 def run_place(shown: Shown) -> tuple[str, str, str]:
     """Server, experiment and run of the best trial, as functions of ``links`` want them."""
-    server, _, rest = shown.links["mlflow_best"].partition("/#/experiments/")
+    server, _, rest = shown.address("mlflow_best").partition("/#/experiments/")
     return server, rest.split("/")[0], shown.complete[0]["mlflow_run_id"]
+
+
+def sign_in(page: Page, shown: Shown) -> None:
+    page.goto(shown.links["mlflow"], wait_until="commit")
 
 
 def test_the_experiment_is_listed(page: Page, shown: Shown, screenshots: Path) -> None:
@@ -63,6 +67,7 @@ def test_a_run_begins_with_what_it_came_to(page: Page, shown: Shown, screenshots
 
 
 def test_a_run_shows_its_loss_at_every_epoch(page: Page, shown: Shown, screenshots: Path) -> None:
+    sign_in(page, shown)
     page.goto(links.mlflow_run_losses(*run_place(shown)))
     page.locator(POINTS).first.wait_for()
     epochs = shown.complete[0]["epochs"]
@@ -72,6 +77,7 @@ def test_a_run_shows_its_loss_at_every_epoch(page: Page, shown: Shown, screensho
 
 
 def test_a_plot_of_a_run_is_shown(page: Page, shown: Shown, screenshots: Path) -> None:
+    sign_in(page, shown)
     page.goto(links.mlflow_run_file(*run_place(shown), "plots/loss.png"))
     image = page.locator("img[src^='blob:']").first
     image.wait_for()

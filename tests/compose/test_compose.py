@@ -68,15 +68,32 @@ def test_each_path_leads_to_its_dashboard(server: Server) -> None:
     assert to_mlflow.headers["location"] == f"https://localhost:{server.port}/"
 
 
-def test_mlflow_refuses_foreign_hosts(server: Server) -> None:
+@pytest.mark.parametrize(
+    "url",
+    ["http://mlflow:5000/api/2.0/mlflow/experiments/search?max_results=1", "http://optuna:8080/api/studies"],
+)
+def test_a_neighbour_needs_the_token_and_calls_a_server_by_its_name(server: Server, url: str) -> None:
     code = (
-        "import sys, urllib.request as r, urllib.error as e\n"
-        "url = 'http://mlflow:5000/api/2.0/mlflow/experiments/search?max_results=1'\n"
-        "for host in ('mlflow:5000', 'evil.example'):\n"
-        "    try: print(r.urlopen(r.Request(url, headers={'Host': host})).status)\n"
-        "    except e.HTTPError as error: print(error.code)\n"
+        "import urllib.request as r, urllib.error as e\n"
+        "token = open('/run/secrets/dashboards-token').read()\n"
+        "for host in ('localhost', 'evil.example', '10.evil.com'):\n"
+        "    for sent in ({}, {'Authorization': f'Bearer {token}'}):\n"
+        f"        try: print(r.urlopen(r.Request('{url}', headers={{'Host': host, **sent}})).status)\n"
+        "        except e.HTTPError as error: print(error.code)\n"
     )
-    assert server.compose("exec", "-T", "optuna", "python", "-c", code).split() == ["200", "403"]
+    answers = server.compose("exec", "-T", "optuna", "python", "-c", code).split()
+    assert answers == ["401", "200", *["403"] * 4]
+
+
+def test_the_assistant_is_refused_to_who_knows_the_password(server: Server) -> None:
+    password = server.secrets["gateway-password"]
+    assert server.get("/ajax-api/3.0/mlflow/assistant/config", password).status_code == 403
+
+
+def test_programs_of_the_team_reach_mlflow_by_the_password(server: Server) -> None:
+    password = server.secrets["gateway-password"]
+    found = server.get("/api/2.0/mlflow/experiments/search?max_results=9", password).json()
+    assert "Default" in {experiment["name"] for experiment in found["experiments"]}
 
 
 def test_only_the_gateway_is_published(server: Server) -> None:
@@ -178,7 +195,7 @@ def test_no_secret_is_shown(server: Server) -> None:
         for name, secret in server.secrets.items()
         if secret in text
     }
-    assert len(server.secrets) == 4
+    assert len(server.secrets) == 5
     assert all(shown.values())
     assert found == set()
 

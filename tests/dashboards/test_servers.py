@@ -7,29 +7,49 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
 import pytest
 
 from dashboards import links
+from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
-from dashboards.servers import is_loopback, mlflow_environment, public_url, run_dashboards
+from dashboards.servers import Dashboards, public_url, run_dashboards
 from storage.database import open_database
 from storage.settings import Settings
 from storage.studies import Budget, create_study
+from storage.tokens import is_loopback
 
 PASSWORD = "open-sesame"
 
 
-def get(url: str, **headers: str) -> httpx.Response:
-    return httpx.get(url, headers=headers, timeout=30, trust_env=False)
+def get(url: str, token: str | None = None, **headers: str) -> httpx.Response:
+    signed_in = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    return httpx.get(url, headers={**signed_in, **headers}, timeout=30, trust_env=False)
+
+
+def create_experiment(server: str, token: str, origin: str) -> int:
+    """The status of the answer when a page of ``origin`` asks for one."""
+    return httpx.post(
+        f"{server}/api/2.0/mlflow/experiments/create",
+        headers={"Authorization": f"Bearer {token}", "Origin": origin},
+        json={"name": "widths"},
+        timeout=30,
+        trust_env=False,
+    ).status_code
+
+
+def led_to(running: Dashboards) -> httpx.URL:
+    """Where the address of MLflow beside our pages leads."""
+    addresses = running.addresses
+    return httpx.URL(get(f"{addresses.optuna}/mlflow/", addresses.optuna_token).headers["location"])
 
 
 def listens(url: str) -> bool:
@@ -97,27 +117,32 @@ def test_both_answer_other_machines_and_refuse_other_sites(
 ) -> None:
     with open_database(embedded) as database:
         study = create_study(database, "widths", {}, Budget(trials=1))
-        with run_dashboards(embedded, host="0.0.0.0") as running:
+        with run_dashboards(embedded, host="0.0.0.0", allowed_hosts=["widths.example"]) as running:
             optuna, mlflow = running.addresses.optuna, running.addresses.mlflow
-            (shown,) = get(f"{optuna}/api/studies").json()["study_summaries"]
+            token = running.addresses.optuna_token
+            (shown,) = get(f"{optuna}/api/studies", token).json()["study_summaries"]
             assert (shown["study_id"], shown["study_name"]) == (study.optuna_study_id, "widths")
 
-            assert get(f"{optuna}/").headers["location"] == "/anitune/"
-            assert "widths" in get(f"{optuna}/anitune/studies/widths").text
-            assert get(f"{optuna}/dashboard").status_code == 200
+            assert get(f"{optuna}/", token).headers["location"] == "/anitune/"
+            assert "widths" in get(f"{optuna}/anitune/studies/widths", token).text
+            assert get(f"{optuna}/dashboard", token).status_code == 200
 
             assert socket.gethostname() in mlflow
-            name = {"json": {"name": "widths"}, "timeout": 30, "trust_env": False}
-            create = f"{mlflow}/api/2.0/mlflow/experiments/create"
-            assert httpx.post(create, headers={"Origin": "http://evil.example"}, **name).status_code == 403
-            assert httpx.post(create, headers={"Origin": mlflow}, **name).status_code == 200
-            assert get(f"{mlflow}/", Host="evil.example").status_code == 403
+            for site in ("http://evil.example", "http://10.evil.com", "null"):
+                assert create_experiment(mlflow, token, site) == 403
+            assert create_experiment(mlflow, token, mlflow) == 200
+            address = socket.gethostbyname(socket.gethostname())
+            for server in (optuna, mlflow):
+                for foreign in ("evil.example", "10.evil.com", "10.0.0.1.evil.com", "192.0.2.1"):
+                    assert get(f"{server}/", token, Host=foreign).status_code == 403
+                for name in (address, "localhost:7", "widths.example"):
+                    assert get(f"{server}/", token, Host=name).status_code in (200, 302)
 
-            led = get(f"{optuna}/mlflow/").headers["location"]
-            assert httpx.URL(led) == httpx.URL(f"{mlflow}/")
+            assert led_to(running) == httpx.URL(f"{mlflow}/?token={token}")
     assert not listens(optuna)
     assert not listens(mlflow)
-    assert "Neither dashboard asks for a sign-in" in caplog.text
+    assert list((embedded.home / "tokens").iterdir()) == []
+    assert "Without TLS, whoever can listen to the network sees the secret" in caplog.text
     assert (embedded.home / "mlflow.db").exists()
     assert not Path("mlruns").exists()
 
@@ -152,8 +177,10 @@ def test_ctrl_c_stops_the_server_without_a_word(settings: Settings) -> None:
     with open_database(settings) as database:
         study = create_study(database, "widths", {}, Budget(trials=1))
     process, links = start_command(settings, "--study", "widths")
-    assert links["optuna_study"].endswith(f"/dashboard/studies/{study.optuna_study_id}")
-    assert get(links["optuna_study"]).status_code == 200
+    page, _, token = links["optuna_study"].partition("?token=")
+    assert page.endswith(f"/dashboard/studies/{study.optuna_study_id}")
+    assert get(links["optuna_study"]).status_code == 303
+    assert get(page, token).status_code == 200
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=30)
     assert (process.returncode, said) == (0, "")
@@ -162,48 +189,64 @@ def test_ctrl_c_stops_the_server_without_a_word(settings: Settings) -> None:
     assert not listens(links["optuna"])
 
 
+@pytest.mark.slow
+def test_the_browser_is_opened_without_the_secret_among_its_arguments(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, seen = tmp_path / "browser", tmp_path / "seen"
+    browser.write_text(f'#!/bin/sh\necho "$@" >{seen}.new && mv {seen}.new {seen}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    process, links = start_command(settings, "--open")
+    until(seen.exists)
+    page = Path(httpx.URL(seen.read_text().strip()).path)
+    token = links["page"].partition("?token=")[2]
+    assert token not in seen.read_text()
+    assert f"url={links['page']}" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert not page.exists()
+
+
 def test_a_server_elsewhere_is_linked_to_without_its_password(settings: Settings) -> None:
     with run_dashboards(settings) as running:
         assert running.addresses.mlflow == settings.tracking_uri.replace(f"someone:{PASSWORD}@", "")
-        led = get(f"{running.addresses.optuna}/mlflow/").headers["location"]
-        assert led == running.addresses.mlflow
+        assert led_to(running) == httpx.URL(running.addresses.mlflow)
+        assert running.addresses.mlflow_token is None
         lines = " ".join(children().values())
         assert "dashboards.optuna_server" in lines
-        assert PASSWORD not in lines
-        assert str(settings.home) not in lines  # nor the URL of the database
+        for secret in (PASSWORD, running.addresses.optuna_token, settings.storage_url):
+            assert secret not in lines
 
 
 def test_pages_of_other_sites_do_not_reach_the_dashboard_of_this_machine(settings: Settings) -> None:
     with run_dashboards(settings) as running:
-        url, port = f"{running.addresses.optuna}/api/studies", httpx.URL(running.addresses.optuna).port
+        token, port = running.addresses.optuna_token, httpx.URL(running.addresses.optuna).port
+        url = f"{running.addresses.optuna}/api/studies"
         for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1"):
-            assert get(url, Host=host).status_code == 403
+            assert get(url, token, Host=host).status_code == 403
         for host in ("localhost", f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
-            assert get(url, Host=host).status_code == 200
+            assert get(url, token, Host=host).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("host", "answers", "refuses"),
-    [
-        ("127.0.0.1", ["localhost:5000", "127.0.0.1:7", "[::1]:5000"], ["evil.example", "10.0.0.1:5000"]),
-        ("10.0.0.1", ["10.0.0.1:5000", "localhost:5000"], ["evil.example:5000", "10.0.0.2:5000"]),
-        ("0.0.0.0", ["10.0.0.1:5000", "[fd00::1]:5000"], ["evil.example:5000", "8.8.8.8:5000"]),
-    ],
-)
-def test_every_mlflow_server_is_told_for_which_hosts_it_answers(
-    embedded: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    host: str,
-    answers: list[str],
-    refuses: list[str],
+def test_its_servers_know_no_more_of_a_person_than_they_need(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_SERVER_ALLOWED_HOSTS", raising=False)
-    allowed = mlflow_environment(embedded, host, 5000)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
-    # As mlflow.server.security_utils does, which takes seconds to import.
-    assert [name for name in answers if not any(fnmatch(name, one) for one in allowed)] == []
-    assert [name for name in refuses if any(fnmatch(name, one) for one in allowed)] == []
-    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "of.a.person")
-    assert mlflow_environment(embedded, host, 5000)["MLFLOW_SERVER_ALLOWED_HOSTS"] == "of.a.person"
+    monkeypatch.setenv("GITHUB_TOKEN", "mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for artifacts")
+    monkeypatch.setenv("PGPASSWORD", "for PostgreSQL")
+    shared = Settings(settings.home, "postgresql+psycopg://a@b/c", "postgresql+psycopg://a@b/d")
+    with run_dashboards(settings):
+        (pid,) = (pid for pid, line in children().items() if "dashboards.optuna_server" in line)
+        environment = Path(f"/proc/{pid}/environ").read_text()
+    assert f"ANITUNE_HOME={settings.home}" in environment
+    for secret in ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+        assert secret not in environment
+    assert "AWS_SECRET_ACCESS_KEY" in mlflow_environment(settings)
+    assert not {"GITHUB_TOKEN", "PGPASSWORD", "ANITUNE_STORAGE_URL"} & set(mlflow_environment(settings))
+    for needed in (mlflow_environment(shared), optuna_environment(shared)):
+        assert needed["PGPASSWORD"] == "for PostgreSQL"
 
 
 def test_a_server_elsewhere_that_is_away_is_said(

@@ -94,6 +94,18 @@ def test_the_servers_of_a_home_are_not_those_of_its_copy(
     assert stop_servers(home)
 
 
+def test_an_mlflow_without_a_secret_is_not_gone_on_with(home: Path, process: subprocess.Popen[bytes]) -> None:
+    record_mlflow(home, process)
+    answer = anitune("up")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1] == (
+        "anitune: MLflow runs without the secret that protects it, as earlier versions started it: first"
+        " `anitune down`"
+    )
+    assert postgresql(home).pid() is None
+    assert process.poll() is None
+
+
 def test_a_home_without_servers_has_nothing_to_stop(home: Path) -> None:
     (home / "servers").rmdir()
     answer = anitune("down")

@@ -42,7 +42,11 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "docker compose *",
     ),
     "tests/test_repository.py::test_lock_pins_every_dependency": ("pip install .[[]postgres]",),
-    "tests/integration/test_up_and_backup.py::test_the_servers_of_a_home": ("anitune up", "anitune down"),
+    "tests/integration/test_up_and_backup.py::test_the_servers_of_a_home": (
+        "anitune up",
+        "anitune down",
+        "export MLFLOW_TRACKING_URI=*",
+    ),
     # Addresses of example.org.
     "tests/search/test_cli_help.py::test_options_of_places_win_over_the_environment": (
         "export ANITUNE_STORAGE_URL=*",

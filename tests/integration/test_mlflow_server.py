@@ -23,12 +23,14 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
+from dashboards import mlflow_server
 from storage.audit import verify
 from storage.database import Database, open_database
 from storage.errors import TrackingUnavailableError
 from storage.records.tables import outbox, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
+from storage.tokens import make_token, token_file
 from storage.tracking.lease import last_error, take_lease
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import start_relay, sync
@@ -65,18 +67,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mlflow-server")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    token = make_token(folder, port)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *arguments],
+            [sys.executable, "-m", *mlflow_server.command("127.0.0.1", port, token_file(folder, port))],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
                 "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}",
                 "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             },
             start_new_session=True,
         )
@@ -84,7 +84,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         wait_until(lambda: answers(url) or process.poll() is not None, START_SECONDS)
         assert process.poll() is None, (folder / "log").read_text()
-        yield url
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_TOKEN", token)  # the wire has a port of its own
+            yield url
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)

@@ -29,7 +29,8 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from dashboards.servers import mlflow_environment, run_dashboards
+from dashboards.environment import mlflow_environment
+from dashboards.servers import run_dashboards
 from search.cli.main import app
 from storage.postgresql import PostgreSQL
 from storage.settings import Settings
@@ -196,7 +197,10 @@ def site() -> Iterator[Site]:
         )
         behind = Settings(folder, "sqlite:///none.db", site.database_url("tracking"))
         environment = {
-            **mlflow_environment(behind, "127.0.0.1", ports[0]),
+            **mlflow_environment(behind),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_UVICORN_OPTS": "--no-access-log",
             **site.cloud,
             "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
             "MLFLOW_AUTH_CONFIG_PATH": str(users),

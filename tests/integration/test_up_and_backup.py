@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ import psutil
 import pytest
 
 from storage.postgresql import PostgreSQL
+from storage.tokens import read_token
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = [
@@ -112,8 +114,15 @@ def study_file(tmp_path: Path, data_file: Path) -> str:
     return str(file)
 
 
-def mlflow_shows(tracking_uri: str) -> dict[str, Any]:
+def mlflow_shows(home: Home, tracking_uri: str) -> dict[str, Any]:
     """Runs of the study with their numbers and files; ids are MLflow's own matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        if token := read_token(home.path, tracking_uri):
+            patch.setenv("MLFLOW_TRACKING_TOKEN", token)
+        return _mlflow_shows(tracking_uri)
+
+
+def _mlflow_shows(tracking_uri: str) -> dict[str, Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri)
@@ -159,6 +168,35 @@ def assert_whole(shown: dict[str, Any]) -> None:
         assert "model.safetensors" in trial["files"]
 
 
+def assert_only_the_secret_opens(home: Home, standing: dict[str, Any], said: str) -> None:
+    url = f"{standing['tracking_uri']}/api/2.0/mlflow/experiments/search?max_results=1"
+    file = Path(standing["mlflow_token_file"])
+    token = file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    def status(url: str, **headers: str) -> int:
+        return httpx.get(url, headers=headers, trust_env=False, timeout=60).status_code
+
+    assert status(url) == 401
+    assert status(url, Authorization=f"Bearer {token}") == 200
+    for host in ("evil.example", "10.evil.com"):
+        assert status(url, Authorization=f"Bearer {token}", Host=host) == 403
+    assert standing["mlflow_link"] == f"{standing['tracking_uri']}/?token={token}"
+    assert status(standing["mlflow_link"]) == 303
+
+    # As a person's own program, with what `anitune up` says.
+    (export,) = (line.strip() for line in said.splitlines() if line.strip().startswith("export "))
+    program = "import mlflow; print([each.name for each in mlflow.search_experiments()])"
+    found = home.run(["bash", "-e", "-c", f"{export}; python -c '{program}'"])
+    assert found.stdout == "['Default']\n"
+
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert [line for line in lines if "dashboards.mlflow_server" in line]
+    assert not [line for line in lines if token in line]
+    kept = [path for path in home.path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+    assert kept == [file]
+
+
 def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_path: Path) -> None:
     home, other = homes
     home.anitune("study", "create", study_file)  # in SQLite, as nothing else is set up
@@ -175,16 +213,11 @@ def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_pa
     assert "ANITUNE_TRACKING_URI is set, and goes before these servers" in again.stderr
     assert "stay there" not in again.stderr
     tracking = standing["tracking_uri"]
-    foreign = httpx.get(
-        f"{tracking}/api/2.0/mlflow/experiments/search?max_results=1",
-        headers={"Host": "evil.example"},
-        trust_env=False,
-    )
-    assert foreign.status_code == 403
+    assert_only_the_secret_opens(home, standing, again.stdout)
 
     assert home.json("study", "list") == []
     home.anitune("study", "run", study_file)
-    record, shown = home.record(), mlflow_shows(tracking)
+    record, shown = home.record(), mlflow_shows(home, tracking)
     assert record[0]["trials"]["complete"] == 2
     assert_whole(shown)
 
@@ -196,8 +229,10 @@ def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_pa
     assert restarted["started"]
     assert restarted["tracking_uri"] == tracking
     assert restarted["storage_url"] == standing["storage_url"]
+    assert restarted["mlflow_link"] != standing["mlflow_link"], "each start has a secret of its own"
+    assert httpx.get(standing["mlflow_link"], trust_env=False).status_code == 401
     assert home.record() == record
-    assert mlflow_shows(tracking) == shown
+    assert mlflow_shows(home, tracking) == shown
 
     backup = tmp_path / "backup"
     home.do_as_the_page_says("backup up", backup)
@@ -205,7 +240,7 @@ def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_pa
     home.destroy()
     other.do_as_the_page_says("restore up", backup)
     assert other.record() == record
-    assert mlflow_shows(other.json("up")["tracking_uri"]) == shown
+    assert mlflow_shows(other, other.json("up")["tracking_uri"]) == shown
 
     assert other.anitune("down").stdout == "Stopped; anitune up starts them again.\n"
     assert other.postgresql.pid() is None
@@ -216,7 +251,7 @@ def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_pa
 def test_a_home_with_sqlite(homes: tuple[Home, Home], study_file: str, tmp_path: Path) -> None:
     home, other = homes
     home.anitune("study", "run", study_file)
-    record, shown = home.record(), mlflow_shows(f"sqlite:///{home.path}/mlflow.db")
+    record, shown = home.record(), mlflow_shows(home, f"sqlite:///{home.path}/mlflow.db")
     assert_whole(shown)
 
     backup = tmp_path / "backup"
@@ -228,7 +263,7 @@ def test_a_home_with_sqlite(homes: tuple[Home, Home], study_file: str, tmp_path:
     for row in (*values["rows"], *known["rows"]):
         del row["mlflow_run_id"]  # MLflow was made anew
     assert (values, weights) == (known, known_weights)
-    assert mlflow_shows(f"sqlite:///{other.path}/mlflow.db") == shown
+    assert mlflow_shows(other, f"sqlite:///{other.path}/mlflow.db") == shown
 
 
 def test_files_that_come_and_go_do_not_end_a_backup(homes: tuple[Home, Home], tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from search.cli.main import app
-from search.cli.promote import _result_lines
+from search.cli.promote import _result_lines, _sign_in_lines
 from search.errors import SearchError
 from search.promote import ensemble as promotion_ensemble
 from search.promote import plan as promotion_plan
@@ -42,6 +44,7 @@ from storage.records.tables import metrics
 from storage.records.tables import promotion_trainings as training_rows
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
 from storage.studies import Budget, Study, create_study, open_study
+from storage.tokens import make_token
 from storage.tracking.registry import RegisteredModel
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import dump_config
@@ -492,6 +495,20 @@ def test_trainings_of_other_versions_are_not_taken_over(
     assert keys() == before
     monkeypatch.setattr(promotion_plan, "version", lambda name: "99")
     assert not keys() & before
+
+
+def test_a_program_is_told_how_to_enter_the_server_of_anitune_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANITUNE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN", raising=False)
+    token = make_token(tmp_path, 5000)
+    (line,) = _sign_in_lines("http://127.0.0.1:5000")
+    environ: dict[str, str] = {}
+    exec(line, {"os": SimpleNamespace(environ=environ), "pathlib": pathlib})
+    assert environ == {"MLFLOW_TRACKING_TOKEN": token}
+    for elsewhere in ("http://127.0.0.1:5001", "https://mlflow.example", "sqlite:///mlflow.db"):
+        assert _sign_in_lines(elsewhere) == []
 
 
 def test_a_kinked_winner_is_flagged_for_molecular_dynamics(alone: Study, promote: Promote) -> None:

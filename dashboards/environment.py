@@ -1,0 +1,49 @@
+"""The environment of the servers that we start: no more of a person's variables than they need.
+
+Whoever made a server run something would find there what else the person signs in to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from dashboards.mlflow_server import BACKEND_VARIABLE, DESTINATION_VARIABLE
+from storage.settings import Settings
+
+_NAMES: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "OMP_NUM_THREADS"),
+        *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    }
+)
+_BEGINNINGS: Final = ("LC_",)
+_POSTGRESQL: Final = ("PG",)
+_STORES: Final = ("AWS_", "MLFLOW_S3_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+"""For artifacts that are not on this machine."""
+
+
+def optuna_environment(settings: Settings) -> dict[str, str]:
+    """Of our pages and the Optuna dashboard; arguments would show a password in the database's URL."""
+    return {**_needed(settings.storage_url), **settings.environment()}
+
+
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    """Of MLflow's server, which keeps artifacts in the home folder."""
+    return {
+        **_needed(settings.tracking_uri, *_STORES),
+        BACKEND_VARIABLE: settings.tracking_uri,
+        # As a URI: of a path MLflow would take %41 for a letter.
+        DESTINATION_VARIABLE: (settings.home / "mlartifacts").as_uri(),
+    }
+
+
+def _needed(database: str, *beginnings: str) -> Mapping[str, str]:
+    beginnings += _BEGINNINGS + (_POSTGRESQL if database.startswith("postgresql") else ())
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _NAMES or name.upper().startswith(beginnings)
+    }
