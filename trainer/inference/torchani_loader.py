@@ -81,7 +81,8 @@ def _parameters(record: dict[str, Any]) -> int:
     sizes = [(features, *member["hidden"], 1) for member in record["members"]]
     if not all(type(size) is int and size > 0 for member in sizes for size in member):
         return -1
-    return kinds * sum((i + 1) * o for member in sizes for i, o in itertools.pairwise(member))
+    each: int = sum((i + 1) * o for member in sizes for i, o in itertools.pairwise(member))
+    return kinds * each
 
 
 def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:
