@@ -41,7 +41,7 @@ _POLICY: Final = ("Content-Security-Policy", "frame-ancestors 'self'; base-uri '
 _ATTACHMENT_POLICY: Final = ("Content-Security-Policy", "sandbox; default-src 'none'")
 _DEFAULTS: Final = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
