@@ -3,7 +3,7 @@
 Allowed is what the tracking of trainings needs, in programs and in the UI: experiments, runs, artifacts, and
 the registry of models. Refused is what runs programs, fetches addresses, or keeps places and secrets for
 those: the assistant, the gateway, jobs, webhooks, and all that is for language models. A test
-(``tests/security/test_access_routes.py``) lists the routes of the installed MLflow, and fails on one that is
+(``tests/security/test_access_mlflow.py``) lists the routes of the installed MLflow, and fails on one that is
 in neither table.
 
 ``/api/`` stands for ``/ajax-api/``, too. ``<name>`` is one part of a path, ``<path:name>`` the rest of it.

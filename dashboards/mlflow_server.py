@@ -93,7 +93,6 @@ class Guard:
             return Answer.line(413, "This is too long.")
         try:
             content = json.loads(body or b"{}")
-            content = json.loads(content) if isinstance(content, str) else content  # as old clients send it
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):

@@ -24,6 +24,7 @@ import pytest
 
 from storage.postgresql import PostgreSQL
 from storage.tokens import read_token
+from storage.tracking.mlflow_runs import MlflowRuns
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = [
@@ -197,8 +198,12 @@ def assert_only_the_secret_opens(home: Home, standing: dict[str, Any], said: str
     assert kept == [file]
 
 
-def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_path: Path) -> None:
+def test_the_servers_of_a_home(
+    homes: tuple[Home, Home], study_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, other = homes
+    monkeypatch.setenv("ANITUNE_HOME", str(home.path))
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "")  # signing in sets it
     home.anitune("study", "create", study_file)  # in SQLite, as nothing else is set up
 
     started = home.anitune("up", "--json")
@@ -221,6 +226,8 @@ def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_pa
     assert record[0]["trials"]["complete"] == 2
     assert_whole(shown)
 
+    outlives_it = MlflowRuns(tracking, home.path / "mlartifacts")  # as a relay does
+    experiment = outlives_it.experiment("tiny", {})
     home.kill_servers()
     lost = home.anitune("study", "show", "tiny", code=1)
     (line,) = lost.stderr.splitlines()
@@ -231,6 +238,7 @@ def test_the_servers_of_a_home(homes: tuple[Home, Home], study_file: str, tmp_pa
     assert restarted["storage_url"] == standing["storage_url"]
     assert restarted["mlflow_link"] != standing["mlflow_link"], "each start has a secret of its own"
     assert httpx.get(standing["mlflow_link"], trust_env=False).status_code == 401
+    assert outlives_it.experiment("tiny", {}) == experiment
     assert home.record() == record
     assert mlflow_shows(home, tracking) == shown
 
