@@ -66,8 +66,9 @@ def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     if make_url(url).get_backend_name() == "sqlite":
         return _explained_sqlite(said, where)
     if has_no_free_connection(error.orig):
+        reason = said.rpartition("FATAL:")[2].strip()
         return DatabaseBusyError(
-            f"{where}: the server has no free connection ({said}); end programs that use it, or raise its"
+            f"{where}: the server has no free connection ({reason}); end programs that use it, or raise its"
             " max_connections"
         )
     state = getattr(error.orig, "sqlstate", None)

@@ -15,18 +15,26 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import func, select
+from tenacity import Retrying, stop_after_delay, wait_random_exponential
 
 from storage.database import open_database
 from storage.records.tables import attempts, metrics, outbox, trials
 from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
 from storage.tracking.outbox import MetricRow
-from storage.trials.attempts import Attempt
+from storage.trials.attempts import PASSING, PATIENCE, Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.renewal import LeaseKeeper
 from storage.workers import SignOfLife
 
 WORKERS, TRIALS, EPOCHS = 120, 180, 3
+# As `patiently` of search.work.worker, which imports torch: a claim can wait too long for those before it.
+PATIENTLY = Retrying(
+    retry=PASSING,
+    wait=wait_random_exponential(multiplier=0.1, max=10),
+    stop=stop_after_delay(PATIENCE),
+    reraise=True,
+)
 EPOCH_SECONDS = (2.0, 5.0)
 LIMIT = 170.0  # s, for all of it; on two idle cores it takes less than a minute
 
@@ -38,7 +46,7 @@ def work(settings: Settings, number: int) -> None:
     with open_database(settings) as database:
         study = open_study(database, "many")
         with SignOfLife(database, worker, study.name):
-            while (claim := claim_trial(database, study, worker)) is not None:
+            while (claim := PATIENTLY(claim_trial, database, study, worker)) is not None:
                 attempt = Attempt(database, study, claim)
                 with LeaseKeeper(attempt):
                     attempt.record_config({"hidden": [8]}, {"layers": 1}, planned_epochs=EPOCHS)
