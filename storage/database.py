@@ -294,13 +294,18 @@ def _prepare_folder(file: Path) -> None:
 def _openable(url: URL) -> URL:
     """The URL of a file of SQLite, which is opened for reading alone where it cannot be written."""
     file = Path(str(url.database)).resolve()
-    if not file.exists() or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+    if not file.exists() or (_is_writable(file) and _is_writable(file.parent)):
         return url
     options = {"mode": "ro", "uri": "true"}
     # Nobody writes, so SQLite needs no file beside it for locks, and could not make one.
     if not file.with_name(f"{file.name}-wal").exists():
         options["immutable"] = "1"
     return URL.create("sqlite", database=file.as_uri(), query=options)
+
+
+def _is_writable(path: Path) -> bool:
+    # The rights of the effective user, and for root, whom these do not concern, the kind of the file system.
+    return os.access(path, os.W_OK) and os.access(path, os.W_OK, effective_ids=True)
 
 
 def _engine_options(url: URL) -> dict[str, Any]:

@@ -65,6 +65,9 @@ GIVE_UP_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 30.0
 """Between two tries to reach a server that is away."""
 
+SAY_SECONDS = 2.0
+"""``sync`` says for which relay it waits when it has waited for so long."""
+
 SYNC_TRIES = 4
 
 LEASE_VARIABLE = "ANITUNE_RELAY_LEASE"
@@ -187,8 +190,8 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
     release_parked(study)
     never = Event()
     patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
-    well = time.monotonic()
-    taken_over = None
+    began = well = time.monotonic()
+    taken_over, told = None, False
     while (lease := take_lease(study)) is None:
         if (holder := living_relay(study)) is not None and holder.delivers_elsewhere(study):
             log.info("%s: taking over from the relay of %s", study.name, holder)
@@ -201,6 +204,9 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             raise TrackingUnavailableError(
                 f"{trouble} (says its relay, {holder}; to end that: {holder.ending})" if holder else trouble
             )
+        if holder is not None and left and not told and time.monotonic() - began > SAY_SECONDS:
+            log.info("%s: waiting for its relay, %s; to end that: %s", study.name, holder, holder.ending)
+            told = True
         if left == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
             patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).tell_study)

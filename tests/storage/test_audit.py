@@ -367,7 +367,7 @@ def test_nothing_is_mended_beside_a_relay(place: Place, monkeypatch: pytest.Monk
     lease = take_lease(place.study)
     assert lease is not None
     before = listed(place)
-    with pytest.raises(RelayBusyError):
+    with pytest.raises(RelayBusyError, match=r"now, process \d+ on .*; stop its workers, or end"):
         repair(place.study, write_note)
     assert listed(place) == before
     lease.release()

@@ -30,7 +30,7 @@ from storage.errors import (
 from storage.postgresql import PostgreSQL
 from storage.records.tables import now, studies
 from storage.settings import Settings
-from storage.studies import Study, list_studies, study_progress
+from storage.studies import Budget, Study, create_study, list_studies, open_study, study_progress
 from storage.tracking.mlflow_tables import check_tables
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
@@ -324,12 +324,23 @@ def test_a_read_only_folder(public_folder: Path, home: str, advice: str) -> None
 
 def test_a_read_only_database(public_folder: Path, worker: WorkerInfo) -> None:
     settings = sqlite_settings(public_folder)
-    open_database(settings).close()
+    with open_database(settings) as database:
+        create_study(database, "widths", {}, Budget())
     (public_folder / "anitune.db").chmod(0o444)
     public_folder.chmod(0o555)
-    with without_rights(), pytest.raises(DatabaseUnreachableError, match="can be written") as error:
-        open_database(settings)
+    files = set(public_folder.iterdir())
+    with without_rights(), open_database(settings) as database:
+        assert database.read_only
+        study = open_study(database, "widths")
+        assert len(study.optuna.get_trials()) == 0
+        with pytest.raises(DatabaseError, match="can be looked at, but not be written here") as error:
+            claim_trial(database, study, worker)
+        assert set(public_folder.iterdir()) == files
     one_line(error)
+    public_folder.chmod(0o755)
+    (public_folder / "anitune.db").chmod(0o644)
+    with open_database(settings) as database:
+        assert not database.read_only
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -139,7 +140,14 @@ def no_note(number: int | None) -> str:
     raise AssertionError("another relay delivers")
 
 
-def test_who_waits_for_a_relay_outlasts_a_trouble_that_passes(study: Study, lease: RelayLease) -> None:
+def test_who_waits_for_a_relay_outlasts_a_trouble_that_passes(
+    study: Study,
+    lease: RelayLease,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage.tracking.process.SAY_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, logger="anitune")
     lease.record_error("MLflow is away")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(sync, study, no_note)
@@ -149,6 +157,7 @@ def test_who_waits_for_a_relay_outlasts_a_trouble_that_passes(study: Study, leas
         with lease.writing() as connection:
             connection.execute(update(outbox).values(delivered_at=now()))
         assert waiting.result(30) == SyncResult(delivered=1, parked=0)
+    assert f"waiting for its relay, process {os.getpid()} on {socket.gethostname()}" in caplog.text
 
 
 def test_who_waits_for_a_relay_is_told_of_a_trouble_that_stays(
@@ -156,7 +165,7 @@ def test_who_waits_for_a_relay_is_told_of_a_trouble_that_stays(
 ) -> None:
     monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", POLL_SECONDS)
     lease.record_error("MLflow is away")
-    with pytest.raises(TrackingUnavailableError, match="MLflow is away"):
+    with pytest.raises(TrackingUnavailableError, match=r"MLflow is away \(says its relay, process .*: `kill"):
         sync(study, no_note)
 
 
