@@ -476,7 +476,8 @@ def test_files_before_one_whose_bytes_are_gone_arrive(recorder: Recorder, relay:
 def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(
     recorder: Recorder, relay: Relay, shown: Shown
 ) -> None:
-    experiment = shown.client.create_experiment(STUDY)
+    ours = recorder.study.database.settings.mlflow_artifacts / STUDY
+    experiment = shown.client.create_experiment(STUDY, ours.as_uri())
     shown.client.delete_experiment(experiment)
     recorder.whole_trial()
     waiting = recorder.undelivered()
