@@ -45,7 +45,7 @@ def promote(
     start_imports()
     from search.promote.plan import Options
     from search.promote.promotion import Promoter, Stopped
-    from search.study import study_from_values
+    from search.study import study_from_record
     from search.work.stopping import stop_on_signals
     from storage.database import open_database
     from storage.openings import openings
@@ -58,7 +58,7 @@ def promote(
     go_on = f"go on with: anitune promote {study}{given}{' --again' if again else ''}"
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
-        config = study_from_values(opened.config, f"the record of study {study}")
+        config = study_from_record(opened.config, study)
         try:
             with progress_bar() as progress:
                 task = prepare_task(

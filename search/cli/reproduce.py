@@ -35,7 +35,7 @@ def reproduce(
 
     It exits with 1 if they differ.
     """
-    from search.study import study_from_values
+    from search.study import study_from_record
     from search.work.repeat import default_tolerance, recorded_trial, repeat_trial
     from storage.database import open_database
     from storage.settings import load_settings
@@ -46,7 +46,7 @@ def reproduce(
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
         recorded = recorded_trial(database, opened, trial_rows(database, opened), trial)
-        config = study_from_values(opened.config, f"the record of study {study}")
+        config = study_from_record(opened.config, study)
         with progress_bar() as progress:
             task = prepare_task(
                 config.data, config.split, config.features, database.settings.features, progress

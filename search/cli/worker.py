@@ -108,10 +108,10 @@ def worker(
 
 def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
     """A study and, before it, the rows that are trained beside it."""
-    from search.study import study_from_values
+    from search.study import study_from_record
     from storage.studies import open_study
 
-    config = study_from_values(study.config, f"the record of study {study.name}")
+    config = study_from_record(study.config, study.name)
     if config.reference is None:
         return [(study, config)]
     return [(open_study(database, config.reference.name), config.reference), (study, config)]

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from search.study import StudyConfig, study_from_values
+from search.study import StudyConfig, study_from_record
 from search.work.stopping import StopRequest
 from search.work.worker import Watcher, Worker, patiently
 from storage.database import Database
@@ -86,7 +86,7 @@ class Service:
         rest = POLL_SECONDS
         try:
             study = patiently(lambda: open_study(self._database, name))
-            config = study_from_values(study.config, f"the record of study {name}")
+            config = study_from_record(study.config, name)
             task = self._prepare(config)
             patiently(lambda: study.set_facts(task.fingerprints))
             worker = Worker(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import AEVConfig, TrainConfig, dump_config, load_config
+from trainer.data.stoichiometry import Balance
 from trainer.errors import ConfigError, ModelFileError
 from trainer.features.aev import aev_length
 from trainer.files import write_by_rename
@@ -36,15 +37,22 @@ class SavedModel:
     model : the network, in evaluation mode
     aev : the constants of its features
     self_energies : energy of a single atom by element, hartree, to be added to the network's energies
+    balances : what all compositions of the training part have in common (see
+        :mod:`trainer.data.stoichiometry`); empty: nothing, or it was not recorded
     """
 
     model: ElementNetworks
     aev: AEVConfig
     self_energies: dict[str, float]
+    balances: tuple[Balance, ...] = ()
 
 
 def save_model(
-    path: Path, model: ElementNetworks, aev: AEVConfig, self_energies: Mapping[str, float]
+    path: Path,
+    model: ElementNetworks,
+    aev: AEVConfig,
+    self_energies: Mapping[str, float],
+    balances: Sequence[Balance] = (),
 ) -> None:
     """Write a model file. The same model gives the same bytes.
 
@@ -58,7 +66,7 @@ def save_model(
         "training": dump_config(model.config),
         "aev": dump_config(aev),
         "self_energies": dict(self_energies),
-    }
+    } | ({"balances": list(balances)} if balances else {})
     tensors = {name: weights.detach().cpu().contiguous() for name, weights in model.state_dict().items()}
     write_by_rename(path, safetensors.torch.save(tensors, {METADATA: json.dumps(record)}))
 
@@ -80,6 +88,7 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
         config = load_config(TrainConfig, record["training"], str(path))
         aev = load_config(AEVConfig, record["aev"], str(path))
         self_energies = {str(e): float(energy) for e, energy in record["self_energies"].items()}
+        balances = tuple({str(e): int(n) for e, n in b.items()} for b in record.get("balances", ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"{path}: not a model file of anitune ({error!r})") from error
     except ConfigError as error:
@@ -88,7 +97,7 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
     if fault := _misfit(model, tensors):
         raise ModelFileError(f"{path}: {fault}; the file is damaged")
     model.load_state_dict(tensors)
-    return SavedModel(model.eval(), aev, self_energies)
+    return SavedModel(model.eval(), aev, self_energies, balances)
 
 
 def warm_start(model: ElementNetworks, aev: AEVConfig, path: Path) -> None:
