@@ -26,7 +26,7 @@ def molecule(name: str, structures: int, smiles: str = "") -> Molecule:
 
 
 def dataset(*structures: int) -> Dataset:
-    return Dataset(tuple(molecule(f"m{i}", n) for i, n in enumerate(structures)))
+    return Dataset(tuple(molecule(f"m{i}", n) for i, n in enumerate(structures)), told_apart_by="names")
 
 
 sizes = st.lists(st.integers(1, 12), min_size=12, max_size=30)

@@ -90,7 +90,8 @@ def _first_of_each(structures: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray
         smaller = first[pairs].min(axis=0)
         if (first[pairs] == smaller).all():
             break
-        np.minimum.at(first, pairs, smaller)
+        for end in pairs:
+            np.minimum.at(first, end, smaller)
         first = first[first]
     return first
 

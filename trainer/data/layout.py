@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from trainer.data.dataset import Molecule, formula_of
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
-from trainer.data.hdf5 import Group, printable
+from trainer.data.hdf5 import Group
+from trainer.data.links import printable
 from trainer.errors import DataError
 
 #: Stands for no atom where structures of several sizes share an array, as in torchani.
