@@ -5,7 +5,7 @@ One of two such structures may train and the other validate, and then an error s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,7 +47,7 @@ class Duplicates:
 def find_duplicates(molecules: Sequence[Molecule]) -> Duplicates:
     """Find structures of equal composition, energy and distances of each pair of elements.
 
-    All are sorted by composition and energy, and each is compared with the next ones within ``SAME_ENERGY``.
+    Those of a composition are sorted by energy, and each is compared with the next ones within ``SAME_ENERGY``.
     Mirror images count as the same: their energies are, and so are their features.
 
     Raises
@@ -55,32 +55,101 @@ def find_duplicates(molecules: Sequence[Molecule]) -> Duplicates:
     DataError
         if so many structures have the same energy that it cannot be that of each.
     """
-    table = _Table(molecules)
-    order = np.lexsort((table.energies, table.compositions))
-    energies, compositions = table.energies[order], table.compositions[order]
-    windows = (SAME_ENERGY + table.resolutions[compositions]).astype(np.float64)
+    offsets = np.cumsum([0, *(m.structures for m in molecules)])
+    alike: dict[bytes, list[int]] = {}
+    for number, molecule in enumerate(molecules):
+        alike.setdefault(np.sort(molecule.atomic_numbers).tobytes(), []).append(number)
     pairs = [np.empty((2, 0), np.int64)]
-    rest = np.arange(len(order) - 1)
-    step = 1
+    for numbers in alike.values():
+        some = [molecules[n] for n in numbers]
+        structures = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in numbers])
+        pairs.append(structures[_pairs_among(some)])
+    first = _first_of_each(int(offsets[-1]), np.concatenate(pairs, axis=1))
+    second = np.flatnonzero(first != np.arange(len(first)))
+    return Duplicates(len(first), second, first[second])
+
+
+def _pairs_among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
+    """Pairs of structures that are the same, (2, n), by their numbers in molecules of one composition."""
+    energies = np.concatenate([m.energies for m in molecules])
+    order = np.argsort(energies, kind="stable")
+    energies, window = energies[order], SAME_ENERGY + _step(molecules)
+    near = np.diff(energies) <= window
+    if not near.any():
+        return np.empty((2, 0), np.int64)
+    numbers = np.sort(molecules[0].atomic_numbers)
+    coordinates = np.concatenate([_by_element(m) for m in molecules])[order]
+    moments, errors = _moments(coordinates, numbers)
+    found = []
+    rest, step = np.flatnonzero(near), 1
     while len(rest):
         if step > MOST_ALIKE:
             raise DataError(
-                f"more than {MOST_ALIKE:,} different structures of {table.formula(compositions[rest[0]])} have an energy "
-                f"of {energies[rest[0]]:.6f} hartree within {windows[rest[0]]:.1g}: give each structure its own energy"
+                f"more than {MOST_ALIKE:,} different structures of {molecules[0].formula} have an energy of "
+                f"{energies[rest[0]]:.6f} hartree within {window:.1g}: give each structure its own"
             )
-        near = (compositions[rest + step] == compositions[rest]) & (
-            energies[rest + step] - energies[rest] <= windows[rest]
-        )
-        rest = rest[near]
-        one, other = order[rest], order[rest + step]
-        same = table.same(one, other)
-        pairs.append(np.stack([one[same], other[same]]))
+        same = (np.abs(moments[rest] - moments[rest + step]) <= errors[rest]).all(axis=1)
+        some = np.flatnonzero(same)
+        same[some] = _same(coordinates, rest[some], rest[some] + step, numbers)
+        found.append(np.stack([rest[same], rest[same] + step]))
         step += 1
         rest = rest[~same]  # what the first is the same as, the second is too
-        rest = rest[rest + step < len(order)]
-    first = _first_of_each(len(order), np.concatenate(pairs, axis=1))
-    second = np.flatnonzero(first != np.arange(len(order)))
-    return Duplicates(len(order), second, first[second])
+        rest = rest[rest + step < len(energies)]
+        rest = rest[energies[rest + step] - energies[rest] <= window]
+    return order[np.concatenate(found, axis=1)]
+
+
+def _step(molecules: Sequence[Molecule]) -> float:
+    """The step of float32 at the largest energy of those whose energies are exact in float32, hartree; else 0."""
+    step = 0.0
+    for molecule in molecules:
+        with np.errstate(over="ignore"):
+            rounded = molecule.energies[:64].astype(np.float32)
+        if (rounded == molecule.energies[:64]).all():
+            step = max(step, float(np.spacing(np.float32(np.abs(molecule.energies).max()))))
+    return step
+
+
+def _by_element(molecule: Molecule) -> npt.NDArray[np.float32]:
+    """Coordinates, (Nc, Na, 3) Å, of the atoms in the order of their numbers."""
+    numbers = molecule.atomic_numbers
+    if (numbers[1:] >= numbers[:-1]).all():
+        return molecule.coordinates
+    return molecule.coordinates[:, np.argsort(numbers, kind="stable")]
+
+
+def _moments(
+    coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Squared distances from the centre summed by element, (n, E) Å^2, and by how much those of one structure differ.
+
+    They follow from the distances d between N atoms, |x_i|^2 = sum_j d_ij^2 / N - sum_jk d_jk^2 / 2 N^2, and tell
+    most structures apart at once. If no d differs by more than e, no sum over n atoms does by more than
+    2 e sqrt(n (sum + n s)) + n e sqrt(2 s), where s is the mean over all atoms.
+    """
+    squares = np.square(coordinates - coordinates.mean(axis=1, keepdims=True)).sum(axis=2)
+    starts = np.flatnonzero(np.diff(numbers, prepend=0))
+    counts = np.diff([*starts, len(numbers)]).astype(np.float32)
+    moments = np.add.reduceat(squares, starts, axis=1)
+    mean = squares.mean(axis=1, keepdims=True)
+    errors = 2 * np.sqrt(counts * (moments + counts * mean)) + counts * np.sqrt(2 * mean)
+    return moments, 1.01 * SAME_DISTANCE * errors
+
+
+def _same(
+    coordinates: npt.NDArray[np.float32],
+    one: npt.NDArray[np.int64],
+    other: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.bool_]:
+    """Whether the sorted distances of two structures agree, (n,)."""
+    found = np.empty(len(one), bool)
+    for begin in range(0, len(one), PAIRS):
+        some = slice(begin, begin + PAIRS)
+        first = _sorted_distances(coordinates[one[some]], numbers)
+        second = _sorted_distances(coordinates[other[some]], numbers)
+        found[some] = (np.abs(first - second) <= SAME_DISTANCE).all(axis=1)
+    return found
 
 
 def _first_of_each(structures: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -94,80 +163,6 @@ def _first_of_each(structures: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray
             np.minimum.at(first, end, smaller)
         first = first[first]
     return first
-
-
-class _Table:
-    """All structures of some molecules.
-
-    Attributes
-    ----------
-    energies : (S,) float64, hartree
-    compositions : (S,) number of the composition of each
-    resolutions : (C,) hartree: the step of float32 at the largest energy of a composition, if a molecule of
-        that composition has energies that are exact in float32
-    """
-
-    def __init__(self, molecules: Sequence[Molecule]) -> None:
-        self._molecules = molecules
-        self._offsets = np.cumsum([0, *(m.structures for m in molecules)])
-        self._kinds: list[npt.NDArray[np.uint8]] = []
-        known: dict[bytes, int] = {}
-        of_molecules = np.empty(len(molecules), np.int64)
-        for number, molecule in enumerate(molecules):
-            atoms = np.sort(molecule.atomic_numbers)
-            of_molecules[number] = known.setdefault(atoms.tobytes(), len(known))
-            if len(known) > len(self._kinds):
-                self._kinds.append(atoms)
-        counts = np.diff(self._offsets)
-        self.energies = np.concatenate([m.energies for m in molecules])
-        self.compositions = np.repeat(of_molecules, counts)
-        with np.errstate(over="ignore"):
-            rounded = self.energies.astype(np.float32)
-        fine = np.logical_or.reduceat(rounded != self.energies, self._offsets[:-1])
-        steps = np.maximum.reduceat(np.spacing(np.abs(rounded)), self._offsets[:-1])
-        self.resolutions = np.zeros(len(known))
-        np.maximum.at(self.resolutions, of_molecules[~fine], steps[~fine])
-
-    def formula(self, composition: int) -> str:
-        return next(
-            m.formula
-            for m in self._molecules
-            if np.array_equal(np.sort(m.atomic_numbers), self._kinds[composition])
-        )
-
-    def same(self, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Whether two structures of the same composition and about the same energy are one, (n,).
-
-        Pairs come in the order of their compositions.
-        """
-        found = np.zeros(len(one), bool)
-        kinds = self.compositions[one]
-        for pairs in _runs(kinds):
-            numbers = self._kinds[kinds[pairs.start]]
-            structures, at = np.unique(np.concatenate([one[pairs], other[pairs]]), return_inverse=True)
-            distances = _sorted_distances(self._coordinates(structures), numbers)
-            first, second = np.split(at, 2)
-            found[pairs] = (np.abs(distances[first] - distances[second]) <= SAME_DISTANCE).all(axis=1)
-        return found
-
-    def _coordinates(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Of structures in ascending order, atoms in the order of their numbers, (n, Na, 3)."""
-        owners = np.searchsorted(self._offsets, structures, side="right") - 1
-        parts = []
-        for run in _runs(owners):
-            owner = owners[run.start]
-            molecule = self._molecules[owner]
-            atoms = np.argsort(molecule.atomic_numbers, kind="stable")
-            parts.append(molecule.coordinates[structures[run] - self._offsets[owner]][:, atoms])
-        return np.concatenate(parts)
-
-
-def _runs(values: npt.NDArray[np.int64]) -> Iterator[slice]:
-    """Slices of equal neighbors, of at most ``PAIRS``."""
-    edges = np.flatnonzero(np.diff(values)) + 1
-    for begin, end in zip([0, *edges], [*edges, len(values)], strict=True):
-        for start in range(begin, end, PAIRS):
-            yield slice(start, min(start + PAIRS, end))
 
 
 def _sorted_distances(
