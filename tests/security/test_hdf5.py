@@ -51,7 +51,9 @@ def secret(tmp_path: Path) -> Path:
     """What the person may read and the file shall not: text, and molecules beside it."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "passwords").write_text("root:x:0:0:a secret that is long enough to be read as numbers:/root\n" * 4)
+    (outside / "passwords").write_text(
+        "root:x:0:0:a secret that is long enough to be read as numbers:/root\n" * 4
+    )
     write(outside / "private.h5")
     return outside
 
@@ -104,7 +106,10 @@ def test_an_external_link_leads_nowhere_outside_the_folder(
             del file["first/energies"]
             file["first/energies"] = h5py.ExternalLink(name, "/water/energies")
     message = refused(path)
-    assert f"a.h5, link /{'linked' if of == 'group' else 'first/energies'}: it leads to {name}, outside" in message
+    assert (
+        f"a.h5, link /{'linked' if of == 'group' else 'first/energies'}: it leads to {name}, outside"
+        in message
+    )
     assert "--links-outside" in message
     with pytest.raises(DataError, match="outside the folder"):
         read_structures(path)
@@ -131,6 +136,24 @@ def test_neither_is_a_file_of_the_folder(folder: Path, secret: Path) -> None:
     with h5py.File(path, "a") as file:
         file["linked"] = h5py.ExternalLink("between.h5", "/water")
     assert "outside the folder" in refused(path)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_files_that_lead_to_each_other_in_a_circle(steps: int, folder: Path) -> None:
+    files = [write(folder / f"{n}.h5", f"own-{n}") for n in range(steps + 1)]
+    for n, path in enumerate(files):
+        with h5py.File(path, "a") as file:
+            file["next"] = h5py.ExternalLink(f"{(n + 1) % len(files)}.h5", "/")
+            file["sub/next"] = h5py.SoftLink("/next")
+            file["sub/loop"] = file["sub"]
+            file["sub/on"] = h5py.SoftLink("loop/loop/on")
+    assert "without an end" in refused(files[0])
+    for path in files:
+        with h5py.File(path, "a") as file:
+            del file["sub/on"]
+            file["sub/on"] = h5py.SoftLink("loop/loop")
+    data = read_dataset([files[0]], duplicates="keep")
+    assert len(data.molecules) == steps + 1
 
 
 def virtual(path: Path, *sources: tuple[str, slice], key: str = "energies", fill: float = 0.0) -> None:
@@ -162,6 +185,13 @@ def test_a_virtual_data_set_whose_sources_leave_a_gap_is_not_filled(folder: Path
     path = write(folder / "a.h5")
     write(folder / "b.h5")
     virtual(path, ("b.h5", np.s_[:2]), ("b.h5", np.s_[3:]), fill=-76.0)
+    assert "its sources give 3 of its 4 values" in refused(path)
+
+
+def test_sources_that_overlap_and_leave_a_gap_are_not_filled(folder: Path) -> None:
+    path = write(folder / "a.h5")
+    write(folder / "b.h5")
+    virtual(path, ("b.h5", np.s_[:2]), ("b.h5", np.s_[1:3]))
     assert "its sources give 3 of its 4 values" in refused(path)
 
 
@@ -229,7 +259,14 @@ def filled_with_nan(group: h5py.Group, key: str, shape: tuple[int, ...], dtype: 
     group.create_dataset(key, shape, dtype, chunks=(64, *shape[1:]), fillvalue=np.nan)
 
 
-@pytest.mark.parametrize("form", [contiguous, chunked, one_large_chunk, filled_with_nan])
+def virtual_of_little(group: h5py.Group, key: str, shape: tuple[int, ...], dtype: str) -> None:
+    group.create_dataset("little", data=np.ones((1, *shape[1:]), dtype))
+    layout = h5py.VirtualLayout(shape, dtype)
+    layout[:1] = h5py.VirtualSource(".", f"{group.name}/little", shape=(1, *shape[1:]))
+    group.create_virtual_dataset(key, layout)
+
+
+@pytest.mark.parametrize("form", [contiguous, chunked, one_large_chunk, filled_with_nan, virtual_of_little])
 @pytest.mark.parametrize("key", ["energies", "coordinates"])
 def test_a_small_file_that_claims_ten_gigabytes(
     form: Any, key: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -261,7 +298,9 @@ def test_text_of_a_gigabyte_a_symbol(folder: Path) -> None:
     assert "'species' claims 3,221,225,472 bytes" in refused(path)
 
 
-def test_arrays_that_together_take_more_than_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_together_take_more_than_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One array under many names takes its size each time."""
     path = write(folder / "a.h5")
     with h5py.File(path, "a") as file:
@@ -299,7 +338,11 @@ def test_groups_in_groups_overflow_no_stack(folder: Path) -> None:
         for _ in range(30_000):
             group = h5py.h5g.create(group, b"a")
     done = subprocess.run(
-        [sys.executable, "-c", f"from trainer.data.readers import *; read_dataset([{str(folder / 'a.h5')!r}])"],
+        [
+            sys.executable,
+            "-c",
+            f"from trainer.data.readers import *; read_dataset([{str(folder / 'a.h5')!r}])",
+        ],
         capture_output=True,
         text=True,
         timeout=60,

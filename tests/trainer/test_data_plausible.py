@@ -102,7 +102,9 @@ def test_a_structure_that_cannot_be(fault: Callable[[Arrays], None], tmp_path: P
 def test_all_coordinates_of_a_group_are_zero(tmp_path: Path) -> None:
     bad = water()
     bad["coordinates"][:] = 0
-    with pytest.raises(DataError, match=r"structure 0 \(from 0\) \(and 8 more\): all its coordinates are zero"):
+    with pytest.raises(
+        DataError, match=r"structure 0 \(from 0\) \(and 8 more\): all its coordinates are zero"
+    ):
         read_dataset([write(tmp_path / "a.h5", {"bad": bad, "fine": methane()})])
 
 
@@ -110,7 +112,11 @@ def test_the_number_is_that_in_the_file(tmp_path: Path) -> None:
     """Also where structures without an energy were left out before, and among those of high energy."""
     bad = water()
     at_one_place(bad)
-    ani1x = {"atomic_numbers": [8, 1, 1], "coordinates": bad["coordinates"], "wb97x_dz.energy": bad["energies"]}
+    ani1x = {
+        "atomic_numbers": [8, 1, 1],
+        "coordinates": bad["coordinates"],
+        "wb97x_dz.energy": bad["energies"],
+    }
     ani1x["wb97x_dz.energy"][[0, 2]] = np.nan
     with pytest.raises(DataError, match=r"group /x, structure 4 \(from 0\): its atoms 0 and 1"):
         read_dataset([write(tmp_path / "a.h5", {"x": ani1x})])

@@ -13,7 +13,7 @@ from typing import Any, Final
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5o, h5p, h5s, h5z
+from h5py import h5d, h5o, h5p, h5s, h5t, h5z
 
 from trainer.data.links import MOST_LINKS, LinkedFiles, Place, printable
 from trainer.errors import DataError
@@ -50,16 +50,22 @@ class Arrays:
         self._files = files
         self._allocated = 0
         self._filters: dict[int, bool] = {}
+        self._file_types: list[tuple[h5t.TypeID, np.dtype[Any]]] = []
+        self._memory_types: dict[np.dtype[Any], h5t.TypeID] = {}
         # Each array is read once and whole: a cache of chunks for every one that is opened costs, and is of no use.
         self._access = h5p.create(h5p.DATASET_ACCESS)
         self._access.set_chunk_cache(1, 0, 1.0)
 
     def read(self, place: Place, what: str, hops: int = 0) -> npt.NDArray[Any]:
         """All of a dataset, which messages call ``what``."""
-        dataset, made = self._dataset(place, what)
-        if made.get_layout() == h5d.VIRTUAL:
-            return self._read_virtual(place, dataset, made, what, hops)
-        space, dtype = dataset.get_space(), _type_of(dataset, what)
+        dataset = self._open(place, what)
+        # Values in one piece in this very file: they are neither compressed nor elsewhere. That is soon found.
+        made = dataset.get_create_plist() if dataset.get_offset() is None else None
+        if made is not None:
+            self._refuse_unreadable(made, what)
+            if made.get_layout() == h5d.VIRTUAL:
+                return self._read_virtual(place, dataset, made, what, hops)
+        space, dtype = dataset.get_space(), self._type_of(dataset, what)
         if space.get_simple_extent_type() == h5s.NULL:
             raise DataError(f"{what} holds no value at all")
         shape = space.get_simple_extent_dims()
@@ -69,18 +75,36 @@ class Arrays:
                 raise DataError(f"{what} holds neither numbers nor text ({dtype})")
             return np.asarray(h5py.Dataset(dataset)[()])
         values = np.empty(shape, dtype)
-        dataset.read(h5s.ALL, h5s.ALL, values)
+        if dtype not in self._memory_types:
+            self._memory_types[dtype] = h5t.py_create(dtype)
+        dataset.read(h5s.ALL, h5s.ALL, values, self._memory_types[dtype])
         return values
 
-    def _dataset(self, place: Place, what: str) -> tuple[h5d.DatasetID, Any]:
-        """An open dataset and how it was made, once it is certain that it can be read."""
+    def _open(self, place: Place, what: str) -> h5d.DatasetID:
         try:
-            dataset = h5d.open(self._files.file(place.file), place.path, self._access)
+            return h5d.open(self._files.file(place.file), place.path, self._access)
         except (KeyError, ValueError, TypeError) as error:
             if self._files.kind(place) == h5o.TYPE_DATASET:
                 raise
             raise DataError(f"{what} is no dataset; rename that group") from error
-        made = dataset.get_create_plist()
+
+    def _type_of(self, dataset: h5d.DatasetID, what: str) -> np.dtype[Any]:
+        """The type as NumPy calls it; types in files are alike, and comparing them is faster."""
+        kind = dataset.get_type()
+        for known, dtype in self._file_types:
+            if known == kind:
+                return dtype
+        try:
+            dtype = kind.dtype
+        except TypeError as error:
+            raise DataError(
+                f"{what} holds a type that NumPy does not have ({printable(str(error))})"
+            ) from error
+        self._file_types = [(kind, dtype), *self._file_types[:7]]
+        return dtype
+
+    def _refuse_unreadable(self, made: Any, what: str) -> None:
+        """Make sure that the values are in the file, and that their filters are installed."""
         if made.get_external_count():
             name = os.fsdecode(made.get_external(0)[0])
             raise DataError(
@@ -98,7 +122,6 @@ class Arrays:
                     "HDF5_PLUGIN_PATH to its folder (that of the package hdf5plugin, say), or have the file written "
                     "with gzip (h5repack -f GZIP=4)"
                 )
-        return dataset, made
 
     def _check_size(
         self, file: Path, dataset: h5d.DatasetID, made: Any, shape: tuple[int, ...], dtype: Any, what: str
@@ -111,7 +134,8 @@ class Arrays:
         if size == 0:
             return
         stored = dataset.get_storage_size()
-        if made.get_layout() == h5d.CHUNKED:
+        filters = 0 if made is None else made.get_nfilters()
+        if made is not None and made.get_layout() == h5d.CHUNKED:
             chunk = made.get_chunk()
             chunks = math.prod(-(-length // part) for length, part in zip(shape, chunk, strict=True))
             size = chunks * math.prod(chunk) * dtype.itemsize
@@ -119,7 +143,7 @@ class Arrays:
         else:
             whole = stored > 0
         if size > SMALL:
-            most = min(stored, file.stat().st_size) * (MOST_COMPRESSED if made.get_nfilters() else 1)
+            most = min(stored, file.stat().st_size) * (MOST_COMPRESSED if filters else 1)
             if whole and size > most:
                 raise DataError(
                     f"{what} claims {size:,} bytes, more than its file of {file.stat().st_size:,} bytes can hold; "
@@ -127,11 +151,14 @@ class Arrays:
                 )
             if not whole and size > MOST_COMPRESSED * file.stat().st_size:
                 raise DataError(f"{what} claims {size:,} bytes, of which only {stored:,} were written")
-        if not whole and not _fills_with_nan(made, dtype):
+        if not whole and not (made is not None and _fills_with_nan(made, dtype)):
             raise DataError(
                 f"{what} was not written, or in part only, and what is missing would be read as the value that fills "
                 "gaps; write it again, or leave the group out"
             )
+        self._allocate(size)
+
+    def _allocate(self, size: int) -> None:
         self._allocated += size
         if self._allocated > MEMORY:
             raise DataError(
@@ -145,41 +172,38 @@ class Arrays:
         """Put a virtual dataset together from its sources. HDF5 itself leaves zeros where one is missing."""
         if hops == MOST_LINKS:
             raise DataError(f"{what} is virtual, and its sources lead from one to another without an end")
-        dtype, shape = _type_of(dataset, what), dataset.shape
+        dtype, shape = self._type_of(dataset, what), dataset.shape
         if dtype.hasobject:
             raise DataError(f"{what} is virtual and of text of varying length; copy it into the file")
-        values, covered = np.empty(shape, dtype), 0
-        for number in range(made.get_virtual_count()):
-            name, path = made.get_virtual_filename(number), made.get_virtual_dsetname(number)
+        sources = [
+            (made.get_virtual_filename(n), made.get_virtual_dsetname(n))
+            for n in range(made.get_virtual_count())
+        ]
+        if any("%" in name + path for name, path in sources):
+            raise DataError(f"{what} is virtual in a way that is not read here; copy it into the file")
+        files = [
+            place.file if name == "." else self._files.other(place.file, name, what) for name, _ in sources
+        ]
+        size, held = math.prod(shape) * dtype.itemsize, sum(file.stat().st_size for file in set(files))
+        if size > max(SMALL, MOST_COMPRESSED * held):
+            raise DataError(f"{what} claims {size:,} bytes, more than its sources of {held:,} bytes can hold")
+        self._allocate(size)
+        values, written = np.empty(shape, dtype), np.zeros(shape, bool)
+        for number, (file, (_, path)) in enumerate(zip(files, sources, strict=True)):
+            at = f"{printable(path)} in {printable(file.name)}"
+            source = self.read(self._files.resolve(file, path.encode()), f"{what}, source {at}", hops + 1)
             to = _selected(made.get_virtual_vspace(number), shape)
-            if to is None or "%" in name + path:
-                raise DataError(f"{what} is virtual in a way that is not read here; copy it into the file")
-            file = place.file if name == "." else self._files.other(place.file, name, what)
-            source = self.read(
-                self._files.resolve(file, path.encode()),
-                f"{what}, source {printable(path)} in {file.name}",
-                hops + 1,
-            )
             of = _selected(made.get_virtual_srcspace(number), source.shape)
-            if of is None or math.prod(map(len, of)) != math.prod(map(len, to)):
-                raise DataError(
-                    f"{what} is virtual, and {printable(path)} in {file.name} has other values than it needs"
-                )
+            if to is None or of is None or math.prod(map(len, of)) != math.prod(map(len, to)):
+                raise DataError(f"{what} is virtual, and {at} has other values than it needs")
             values[np.ix_(*to)] = source[np.ix_(*of)].reshape([len(indices) for indices in to])
-            covered += math.prod(map(len, to))
-        if covered != math.prod(shape):
+            written[np.ix_(*to)] = True
+        if not written.all():
             raise DataError(
-                f"{what} is virtual, and its sources give {covered:,} of its {math.prod(shape):,} values; the others "
-                "would be read as the value that fills gaps"
+                f"{what} is virtual, and its sources give {written.sum():,} of its {written.size:,} values; the "
+                "others would be read as the value that fills gaps"
             )
         return values
-
-
-def _type_of(dataset: h5d.DatasetID, what: str) -> np.dtype[Any]:
-    try:
-        return dataset.dtype
-    except TypeError as error:
-        raise DataError(f"{what} holds a type that NumPy does not have ({printable(str(error))})") from error
 
 
 def _selected(space: h5s.SpaceID, shape: tuple[int, ...]) -> list[npt.NDArray[np.int64]] | None:

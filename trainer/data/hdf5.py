@@ -7,21 +7,18 @@ that are far larger than itself. h5py follows all of that. Here links are follow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy.typing as npt
 from h5py import h5g, h5l, h5o
 
 from trainer.data.arrays import Arrays
-from trainer.data.links import MOST_LINKS, LinkedFiles, Place, explain, printable
+from trainer.data.links import DEEPEST, LinkedFiles, Place, explain, printable
 from trainer.errors import DataError
-
-#: Groups in groups: HDF5 visits them by recursion, and would overflow the stack.
-DEEPEST: Final = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +28,13 @@ class Group:
     Attributes
     ----------
     name : its path in the file that was opened, without the first slash
-    where : the file and the group, for messages
+    place : itself, where links lead to
+    members : its datasets, where links lead to
     """
 
     source: DataFile
     name: str
+    place: Place
     members: dict[str, Place]
 
     @property
@@ -111,18 +110,19 @@ class DataFile:
 
     def _find_groups(self) -> list[Group]:
         found: list[Group] = []
-        mounts, seen = [("", self._files.root)], set[tuple[Path, int]]()
-        while mounts:
-            name, place = mounts.pop(0)
+        ahead, begun, seen = [("", self._files.root)], set[Place](), set[tuple[Path, int]]()
+        while ahead:
+            name, place = ahead.pop(0)
+            begun.add(place)
             groups, links = self._visit(place, name)
             if name or links:  # only links can lead to a group a second time
-                groups = [group for group in groups if self._is_new(group, seen)]
+                groups = [group for group in groups if self._is_new(group.place, seen)]
             found += groups
             for link, target in links:
-                if self._files.kind(target) == h5o.TYPE_GROUP and not self._below(target, place):
-                    mounts.append((link, target))
-                    if len(mounts) > MOST_LINKS * 10_000:
-                        raise DataError(f"{self.path}: its links lead to ever more groups")
+                # Hard links lead on from where a visit began: what lies there is found without this link.
+                if self._files.kind(target) == h5o.TYPE_GROUP and not _lies_in(target, begun):
+                    begun.add(target)
+                    ahead.append((link, target))
         return found
 
     def _visit(self, place: Place, name: str) -> tuple[list[Group], list[tuple[str, Place]]]:
@@ -159,17 +159,22 @@ class DataFile:
             }
             if kept:
                 at = parent.decode("utf-8", "surrogateescape")
-                groups.append(Group(self, f"{name}/{at}".strip("/"), kept))
+                own = Place(place.file, (root + b"/" + parent).rstrip(b"/") or b"/")
+                groups.append(Group(self, f"{name}/{at}".strip("/"), own, kept))
         return groups, others
 
-    def _is_new(self, group: Group, seen: set[tuple[Path, int]]) -> bool:
-        place = next(iter(group.members.values()))
-        parent = place.path.rpartition(b"/")[0] or b"/"
-        key = (place.file, h5o.get_info(self._files.file(place.file), parent).addr)
-        new = key not in seen
-        seen.add(key)
+    def _is_new(self, place: Place, seen: set[tuple[Path, int]]) -> bool:
+        known = (place.file, self._files.address(place))
+        new = known not in seen
+        seen.add(known)
         return new
 
-    def _below(self, target: Place, place: Place) -> bool:
-        """Whether hard links lead from a place to a target, whose groups are then found without the link."""
-        return target.file == place.file and (target.path + b"/").startswith(place.path.rstrip(b"/") + b"/")
+
+def _lies_in(place: Place, others: Set[Place]) -> bool:
+    """Whether one of some others is the place, or on the way to it."""
+    path = place.path.rstrip(b"/")
+    while path:
+        if Place(place.file, path) in others:
+            return True
+        path = path.rpartition(b"/")[0]
+    return Place(place.file, b"/") in others

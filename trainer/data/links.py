@@ -19,6 +19,9 @@ from h5py import h5f, h5l, h5o
 
 from trainer.errors import DataError
 
+#: Groups in groups: HDF5 visits them by recursion, and would overflow the stack.
+DEEPEST: Final = 100
+
 #: Links that lead from one to another before a path is given up, as in HDF5.
 MOST_LINKS: Final = 16
 
@@ -33,6 +36,8 @@ class Place:
 
 def printable(text: str) -> str:
     """A text of a file in one line, without sequences that a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
     )
@@ -83,7 +88,12 @@ class LinkedFiles:
         self._open: dict[Path, h5f.FileID] = {}
 
     def kind(self, place: Place) -> int:
+        """Of the object there: one of ``h5py.h5o.TYPE_...``."""
         return int(h5o.get_info(self.file(place.file), place.path).type)
+
+    def address(self, place: Place) -> int:
+        """Of the object there in its file, which several paths may lead to."""
+        return int(h5o.get_info(self.file(place.file), place.path).addr)
 
     def resolve(self, file: Path, path: bytes) -> Place:
         """Follow the links of a path to the place where it ends."""
@@ -103,6 +113,8 @@ class LinkedFiles:
                 ) from None
             if kind == h5l.TYPE_HARD:
                 at += b"/" + part
+                if at.count(b"/") > DEEPEST:
+                    raise DataError(f"{link}: it leads more than {DEEPEST} groups deep; delete it")
                 continue
             hops += 1
             if hops > MOST_LINKS:

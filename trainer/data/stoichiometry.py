@@ -34,6 +34,7 @@ def balances(compositions: Iterable[Mapping[str, int]], elements: Sequence[str])
     for free in (column for column in range(len(elements)) if column not in rows):
         factors = {pivot: -row[free] for pivot, row in rows.items() if row[free]} | {free: Fraction(1)}
         scale = lcm(*(value.denominator for value in factors.values()))
+        scale = -scale if factors[min(factors)] < 0 else scale
         found.append({elements[column]: int(factors[column] * scale) for column in sorted(factors)})
     return tuple(found)
 
