@@ -139,6 +139,7 @@ def test_a_group_of_several_molecules_is_divided(padding: Any, tmp_path: Path) -
         ),
         ({"energies": ENERGIES.astype(complex)}, "'energies' does not hold numbers (complex128)"),
         ({"coordinates": COORDINATES * 1e300}, "'coordinates' is NaN or infinite in 6 of 6 structures"),
+        ({"energies": np.zeros(6, [("a", "f8"), ("b", "f4")])}, "'energies' holds neither numbers nor text"),
         ({"energies": h5py.Empty("f8")}, "'energies' holds no value at all"),
     ],
 )

@@ -70,13 +70,13 @@ class Arrays:
             raise DataError(f"{what} holds no value at all")
         shape = space.get_simple_extent_dims()
         self._check_size(place.file, dataset, made, shape, dtype, what)
+        if dtype.kind == "V" or (dtype.hasobject and h5py.check_string_dtype(dtype) is None):
+            raise DataError(f"{what} holds neither numbers nor text ({dtype})")
         if dtype.hasobject:
-            if h5py.check_string_dtype(dtype) is None:
-                raise DataError(f"{what} holds neither numbers nor text ({dtype})")
             return np.asarray(h5py.Dataset(dataset)[()])
         values = np.empty(shape, dtype)
         if dtype not in self._memory_types:
-            self._memory_types[dtype] = h5t.py_create(dtype)
+            self._memory_types[dtype] = h5t.py_create(np.dtype(dtype.str))  # of enumerations: their integers
         dataset.read(h5s.ALL, h5s.ALL, values, self._memory_types[dtype])
         return values
 
