@@ -130,7 +130,8 @@ def prepare_data(
     known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
     if known and not data.self_energies:
         logger.warning(
-            "%s: in all molecules of the training part %s: their energies by element cannot be told apart, and no other "
+            "%s: in all molecules of the training part %s: their energies by element cannot be told "
+            "apart, and no other "
             "composition can be predicted; add molecules of other compositions",
             files,
             " and ".join(map(in_words, known)),

@@ -57,8 +57,8 @@ def predict(
     """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
 
     The uncertainty is the standard deviation of the members. Structures with an environment unlike all of the
-    training data are named, and so are those with an element or a composition that it does not tell the energies
-    of, which have none.
+    training data are named, and so are those with an element or a composition that it does not tell the
+    energies of, which have none.
     """
     from trainer.errors import ConfigError
     from trainer.inference.files import read_structures

@@ -1,4 +1,4 @@
-"""Layouts that public files have, links between files, and files that cannot be opened: what is read, what is said."""
+"""Layouts of public files, links between files, and files that cannot be opened: what is read and said."""
 
 from __future__ import annotations
 

@@ -171,7 +171,8 @@ def test_energies_in_wide_steps_are_warned_of(
         []
         if step is None
         else [
-            f"{path}: its energies are kept in steps of up to {step} kcal/mol: errors cannot come below that; "
+            f"{path}: its energies are kept in steps of up to {step} kcal/mol: errors cannot come below "
+            "that; "
             "write them as float64"
         ]
     )

@@ -26,7 +26,8 @@ EXPECTED: dict[str, int | str] = {
     "02-vds-lost-source/vds_ok.h5": 360,
     "02-vds-lost-source/lost/vds.h5": "'coordinates': it leads to src.h5, which is not there",
     "02-vds-lost-source/lost/vds_coords.h5": "'coordinates': it leads to src.h5, which is not there",
-    "03-overlapping-atoms/one_overlap.h5": "group /water, structure 3 (from 0): its atoms 0 and 1 (O and H) are 0.000",
+    "03-overlapping-atoms/one_overlap.h5": "group /water, structure 3 (from 0): its atoms 0 and 1 (O "
+    "and H) are 0.000",
     "05-hdf5-lock-filter/locked.h5": 360,
     "05-hdf5-lock-filter/blosc.h5": "group /water: 'coordinates' is compressed by the filter blosc (32001)",
     "06-torchani-layouts/ani2x_flat.h5": 120,

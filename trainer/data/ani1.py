@@ -1,6 +1,7 @@
 """The layout of the ANI-1 release: Smith, Isayev, Roitberg, Sci. Data 4, 170193 (2017).
 
-Its variants of torchani are read too: atomic numbers in place of symbols, and a row of them for each structure.
+Its variants of torchani are read too: atomic numbers in place of symbols, and a row of them for each
+structure.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ def _read(group: Group, high_energy: bool) -> list[Reading]:
     high = _has_high_energy(group) if high_energy or not low else False
     if high and not low and not high_energy:
         raise DataError(
-            f"{group.where}: there are high-energy structures alone ({' and '.join(_HIGH_ENERGY)}); ask for them with "
+            f"{group.where}: there are high-energy structures alone ({' and '.join(_HIGH_ENERGY)}); ask "
+            "for them with "
             "data.high_energy: true (--high-energy), or leave the group out"
         )
     parts = structures_of_group(group, "species", *_LOW_ENERGY) if low or not high else []
     more = structures_of_group(group, "species", *_HIGH_ENERGY) if high else []
     if parts and more and (len(parts) > 1 or len(more) > 1):
         raise DataError(
-            f"{group.where}: 'species' has a row for each structure, and there are two kinds of structures; divide it"
+            f"{group.where}: 'species' has a row for each structure, and there are two kinds of "
+            "structures; divide it"
         )
     smiles, readings = _smiles(group), []
     for some in parts or more:

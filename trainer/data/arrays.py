@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files: none larger than its file can hold, none that was not written, none from another file.
+"""Arrays of HDF5 files: none larger than its file can hold, none that was not written.
 
 The low-level interface of h5py is used, which reads many small arrays several times faster.
 """
@@ -52,14 +52,16 @@ class Arrays:
         self._filters: dict[int, bool] = {}
         self._file_types: list[tuple[h5t.TypeID, np.dtype[Any]]] = []
         self._memory_types: dict[np.dtype[Any], h5t.TypeID] = {}
-        # Each array is read once and whole: a cache of chunks for every one that is opened costs, and is of no use.
+        # Each array is read once and whole: a cache of chunks for every one that is opened costs, and is of
+        # no use.
         self._access = h5p.create(h5p.DATASET_ACCESS)
         self._access.set_chunk_cache(1, 0, 1.0)
 
     def read(self, place: Place, what: str, hops: int = 0) -> npt.NDArray[Any]:
         """All of a dataset, which messages call ``what``."""
         dataset = self._open(place, what)
-        # Values in one piece in this very file: they are neither compressed nor elsewhere. That is soon found.
+        # Values in one piece in this very file: they are neither compressed nor elsewhere. That is soon
+        # found.
         made = dataset.get_create_plist() if dataset.get_offset() is None else None
         if made is not None:
             self._refuse_unreadable(made, what)
@@ -91,11 +93,11 @@ class Arrays:
     def _type_of(self, dataset: h5d.DatasetID, what: str) -> np.dtype[Any]:
         """The type as NumPy calls it; types in files are alike, and comparing them is faster."""
         kind = dataset.get_type()
-        for known, dtype in self._file_types:
+        for known, as_numpy in self._file_types:
             if known == kind:
-                return dtype
+                return as_numpy
         try:
-            dtype = kind.dtype
+            dtype: np.dtype[Any] = kind.dtype
         except TypeError as error:
             raise DataError(
                 f"{what} holds a type that NumPy does not have ({printable(str(error))})"
@@ -108,7 +110,8 @@ class Arrays:
         if made.get_external_count():
             name = os.fsdecode(made.get_external(0)[0])
             raise DataError(
-                f"{what} has its values in another file, {printable(name)}, which is not read: copy it into the HDF5 "
+                f"{what} has its values in another file, {printable(name)}, which is not read: copy it "
+                "into the HDF5 "
                 "file (h5repack does)"
             )
         for number in range(made.get_nfilters()):
@@ -119,7 +122,8 @@ class Arrays:
                 known = PLUGINS.get(code, printable(name.decode("utf-8", "replace"))[:40] or "unnamed")
                 raise DataError(
                     f"{what} is compressed by the filter {known} ({code}), which is not installed here: set "
-                    "HDF5_PLUGIN_PATH to its folder (that of the package hdf5plugin, say), or have the file written "
+                    "HDF5_PLUGIN_PATH to its folder (that of the package hdf5plugin, say), or have the "
+                    "file written "
                     "with gzip (h5repack -f GZIP=4)"
                 )
 
@@ -146,14 +150,16 @@ class Arrays:
             most = min(stored, file.stat().st_size) * (MOST_COMPRESSED if filters else 1)
             if whole and size > most:
                 raise DataError(
-                    f"{what} claims {size:,} bytes, more than its file of {file.stat().st_size:,} bytes can hold; "
+                    f"{what} claims {size:,} bytes, more than its file of {file.stat().st_size:,} bytes "
+                    "can hold; "
                     "the file is damaged, or made to do harm"
                 )
             if not whole and size > MOST_COMPRESSED * file.stat().st_size:
                 raise DataError(f"{what} claims {size:,} bytes, of which only {stored:,} were written")
         if not whole and not (made is not None and _fills_with_nan(made, dtype)):
             raise DataError(
-                f"{what} was not written, or in part only, and what is missing would be read as the value that fills "
+                f"{what} was not written, or in part only, and what is missing would be read as the "
+                "value that fills "
                 "gaps; write it again, or leave the group out"
             )
         self._allocate(size)
@@ -162,7 +168,8 @@ class Arrays:
         self._allocated += size
         if self._allocated > MEMORY:
             raise DataError(
-                f"{self._files.path}: its arrays take more than {self._allocated / 2**30:,.1f} GiB; this machine has "
+                f"{self._files.path}: its arrays take more than {self._allocated / 2**30:,.1f} GiB; "
+                "this machine has "
                 f"{MEMORY / 2**30:,.1f} GiB of memory"
             )
 
@@ -200,7 +207,8 @@ class Arrays:
             written[np.ix_(*to)] = True
         if not written.all():
             raise DataError(
-                f"{what} is virtual, and its sources give {written.sum():,} of its {written.size:,} values; the "
+                f"{what} is virtual, and its sources give {written.sum():,} of its {written.size:,} "
+                "values; the "
                 "others would be read as the value that fills gaps"
             )
         return values

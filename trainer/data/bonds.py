@@ -16,11 +16,11 @@ BONDED: Final = 1.25
 
 #: Covalent radii, Å, from hydrogen on: Cordero et al., Dalton Trans. 2008, 2832. Those without one: 1.6.
 _RADII = """
-    .31 .28 1.28 .96 .84 .76 .71 .66 .57 .58 1.66 1.41 1.21 1.11 1.07 1.05 1.02 1.06 2.03 1.76 1.70 1.60 1.53 1.39
-    1.39 1.32 1.26 1.24 1.32 1.22 1.22 1.20 1.19 1.20 1.20 1.16 2.20 1.95 1.90 1.75 1.64 1.54 1.47 1.46 1.42 1.39
-    1.45 1.44 1.42 1.39 1.39 1.38 1.39 1.40 2.44 2.15 2.07 2.04 2.03 2.01 1.99 1.98 1.98 1.96 1.94 1.92 1.92 1.89
-    1.90 1.87 1.87 1.75 1.70 1.62 1.51 1.44 1.41 1.36 1.36 1.32 1.45 1.46 1.48 1.40 1.50 1.50 2.60 2.21 2.15 2.06
-    2.00 1.96 1.90 1.87 1.80 1.69
+    .31 .28 1.28 .96 .84 .76 .71 .66 .57 .58 1.66 1.41 1.21 1.11 1.07 1.05 1.02 1.06 2.03 1.76 1.70 1.60
+    1.53 1.39 1.39 1.32 1.26 1.24 1.32 1.22 1.22 1.20 1.19 1.20 1.20 1.16 2.20 1.95 1.90 1.75 1.64 1.54 1.47
+    1.46 1.42 1.39 1.45 1.44 1.42 1.39 1.39 1.38 1.39 1.40 2.44 2.15 2.07 2.04 2.03 2.01 1.99 1.98 1.98 1.96
+    1.94 1.92 1.92 1.89 1.90 1.87 1.87 1.75 1.70 1.62 1.51 1.44 1.41 1.36 1.36 1.32 1.45 1.46 1.48 1.40 1.50
+    1.50 2.60 2.21 2.15 2.06 2.00 1.96 1.90 1.87 1.80 1.69
 """
 RADII: Final = np.full(256, 1.6)
 RADII[1 : len(_RADII.split()) + 1] = [float(radius) for radius in _RADII.split()]
@@ -32,8 +32,8 @@ NUMBERS: Final = 2**20
 def bond_graphs(molecules: Sequence[Molecule]) -> tuple[str, ...]:
     """A name for the bond graph of each molecule, (M,): molecules of the same bonds have the same.
 
-    The bonds are those of the structure of the lowest energy. Graphs are told apart by the Weisfeiler-Lehman test
-    (Shervashidze et al., J. Mach. Learn. Res. 12, 2539 (2011)): the few that it cannot tell apart, and
+    The bonds are those of the structure of the lowest energy. Graphs are told apart by the Weisfeiler-Lehman
+    test (Shervashidze et al., J. Mach. Learn. Res. 12, 2539 (2011)): the few that it cannot tell apart, and
     stereoisomers, count as one molecule, which then is in one part of a split.
     """
     names = [""] * len(molecules)
@@ -52,7 +52,7 @@ def bond_graphs(molecules: Sequence[Molecule]) -> tuple[str, ...]:
 
 
 def _graphs(coordinates: npt.NDArray[np.float64], numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """A number for the bond graph of each structure, (n,) for coordinates (n, Na, 3) in Å and numbers (n, Na)."""
+    """A number for each bond graph, (n,), of coordinates (n, Na, 3) in Å and atomic numbers (n, Na)."""
     apart = np.linalg.norm(coordinates[:, :, None] - coordinates[:, None], axis=3)
     radii = RADII[numbers]
     bonded = (apart < BONDED * (radii[:, :, None] + radii[:, None])) & ~np.eye(numbers.shape[1], dtype=bool)
@@ -60,7 +60,8 @@ def _graphs(coordinates: npt.NDArray[np.float64], numbers: npt.NDArray[np.uint8]
     for _ in range(numbers.shape[1]):
         neighbors = np.where(bonded, _mixed(labels)[:, None, :], np.uint64(0)).sum(axis=2, dtype=np.uint64)
         labels = _mixed(labels * np.uint64(3) + neighbors)
-    return _mixed(labels).sum(axis=1, dtype=np.uint64)
+    graphs: npt.NDArray[np.uint64] = _mixed(labels).sum(axis=1, dtype=np.uint64)
+    return graphs
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

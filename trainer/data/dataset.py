@@ -120,11 +120,11 @@ class Dataset:
     def identities(self) -> tuple[str, ...]:
         """What tells each molecule from the others, (M,): groups that share it are one molecule.
 
-        It is the SMILES where every molecule has one, else the bond graph. A group that holds all isomers of a
-        formula is one with every molecule of that formula: then no molecule is met twice.
+        It is the SMILES where every molecule has one, else the bond graph. A group that holds all isomers of
+        a formula is one with every molecule of that formula: then no molecule is met twice.
 
-        With ``told_apart_by="names"`` it is the name where no molecule has a SMILES, and the formula where some
-        have: so studies were divided before bonds were looked at.
+        With ``told_apart_by="names"`` it is the name where no molecule has a SMILES, and the formula where
+        some have: so studies were divided before bonds were looked at.
         """
         with_smiles = [bool(m.smiles) for m in self.molecules]
         if self.told_apart_by == "names" and not all(with_smiles):

@@ -47,8 +47,8 @@ class Duplicates:
 def find_duplicates(molecules: Sequence[Molecule]) -> Duplicates:
     """Find structures of equal composition, energy and distances of each pair of elements.
 
-    Those of a composition are sorted by energy, and each is compared with the next ones within ``SAME_ENERGY``.
-    Mirror images count as the same: their energies are, and so are their features.
+    Those of a composition are sorted by energy, and each is compared with the next ones within
+    ``SAME_ENERGY``. Mirror images count as the same: their energies are, and so are their features.
 
     Raises
     ------
@@ -96,11 +96,12 @@ def _pairs_among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
         rest = rest[~same]  # what the first is the same as, the second is too
         rest = rest[rest + step < len(energies)]
         rest = rest[energies[rest + step] - energies[rest] <= window]
-    return order[np.concatenate(found, axis=1)]
+    pairs: npt.NDArray[np.int64] = order[np.concatenate(found, axis=1)]
+    return pairs
 
 
 def _step(molecules: Sequence[Molecule]) -> float:
-    """The step of float32 at the largest energy of those whose energies are exact in float32, hartree; else 0."""
+    """The step of float32 at the largest energy, hartree, of those whose energies are exact in it; else 0."""
     step = 0.0
     for molecule in molecules:
         with np.errstate(over="ignore"):
@@ -121,10 +122,10 @@ def _by_element(molecule: Molecule) -> npt.NDArray[np.float32]:
 def _moments(
     coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Squared distances from the centre summed by element, (n, E) Å^2, and by how much those of one structure differ.
+    """Squared distances from the centre by element, (n, E) Å^2, and how much those of one structure differ.
 
-    They follow from the distances d between N atoms, |x_i|^2 = sum_j d_ij^2 / N - sum_jk d_jk^2 / 2 N^2, and tell
-    most structures apart at once. If no d differs by more than e, no sum over n atoms does by more than
+    They follow from the distances d between N atoms, |x_i|^2 = sum_j d_ij^2 / N - sum_jk d_jk^2 / 2 N^2, and
+    tell most structures apart at once. If no d differs by more than e, no sum over n atoms does by more than
     2 e sqrt(n (sum + n s)) + n e sqrt(2 s), where s is the mean over all atoms.
     """
     squares = np.square(coordinates - coordinates.mean(axis=1, keepdims=True)).sum(axis=2)

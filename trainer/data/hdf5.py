@@ -1,8 +1,9 @@
 """HDF5 files that may come from anybody: the groups in them, by links too, and the arrays of each.
 
-A file can name other files: by external links, virtual data sets and external storage. It can also claim arrays
-that are far larger than itself. h5py follows all of that. Here links are followed within the folder of the file
-(:mod:`trainer.data.links`), and arrays are checked before memory is allocated (:mod:`trainer.data.arrays`).
+A file can name other files: by external links, virtual data sets and external storage. It can also claim
+arrays that are far larger than itself. h5py follows all of that. Here links are followed within the folder
+of the file (:mod:`trainer.data.links`), and arrays are checked before memory is allocated
+(:mod:`trainer.data.arrays`).
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class DataFile:
     Attributes
     ----------
     path : the file, as it was named
-    groups : the groups that hold a dataset of one of ``keys``: first its own in the order of their names, then
+    groups : the groups that hold a dataset of one of ``keys``: first its own in the order of their names,
+    then
         those that links lead to
     """
 
@@ -126,7 +128,7 @@ class DataFile:
         return found
 
     def _visit(self, place: Place, name: str) -> tuple[list[Group], list[tuple[str, Place]]]:
-        """The groups below a place, and the links there that are no hard ones and name no dataset of a layout."""
+        """The groups below a place, and its links other than hard ones that name no dataset of a layout."""
         links: list[tuple[bytes, int]] = []
         top = h5g.open(self._files.file(place.file), place.path)  # its links do not keep it open
 

@@ -88,8 +88,8 @@ def structures_of_group(
 ) -> list[Structures]:
     """The structures of a group, with finite values and shapes that fit together, by their atoms.
 
-    Species are chemical symbols or atomic numbers, of all structures or in a row for each. Energies are as many
-    numbers as structures, in one row or column.
+    Species are chemical symbols or atomic numbers, of all structures or in a row for each. Energies are as
+    many numbers as structures, in one row or column.
 
     Parameters
     ----------
@@ -179,11 +179,12 @@ def _resolution(energies: npt.NDArray[Any]) -> float:
 
 
 def _numbers(group: Group, key: str) -> npt.NDArray[np.int64]:
-    """Atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` where there is no atom."""
+    """Atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` for no atom."""
     values = group.read(key)
     if values.dtype.kind not in "iuSO":
         raise DataError(
-            f"{group.where}: '{key}' holds {values.dtype}; expected are chemical symbols, or atomic numbers as integers"
+            f"{group.where}: '{key}' holds {values.dtype}; expected are chemical symbols, or atomic "
+            "numbers as integers"
         )
     several = values.ndim == 2 and 1 not in values.shape
     known = {}

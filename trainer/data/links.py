@@ -1,7 +1,7 @@
 """Files that an HDF5 file names, and where its links lead.
 
-HDF5 would look for them in several folders, one of which an environment variable names. Here a name starts from the
-folder of the file that holds it, and leads nowhere else unless that is allowed.
+HDF5 would look for them in several folders, one of which an environment variable names. Here a name starts
+from the folder of the file that holds it, and leads nowhere else unless that is allowed.
 """
 
 from __future__ import annotations
@@ -139,12 +139,14 @@ class LinkedFiles:
         target = (origin.parent / name).resolve()
         if not self._outside and not target.is_relative_to(self._folder):
             raise DataError(
-                f"{what}: it leads to {printable(name)}, outside the folder of the file: bring that file there, "
+                f"{what}: it leads to {printable(name)}, outside the folder of the file: bring that "
+                "file there, "
                 "or allow it with data.links_outside: true (--links-outside)"
             )
         if not target.is_file():
             raise DataError(
-                f"{what}: it leads to {printable(name)}, which is not there; bring that file, or delete the link"
+                f"{what}: it leads to {printable(name)}, which is not there; bring that file, or delete "
+                "the link"
             )
         return target
 

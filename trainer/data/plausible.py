@@ -18,7 +18,8 @@ CLOSEST: Final = 0.1
 #: No atom is farther from the middle of its structure, Å.
 FARTHEST: Final = 1e4
 
-#: Of the energy of an atom in Thomas-Fermi theory, 0.77 Z^(7/3) hartree: real ones are below, in eV 27 times above.
+#: Of the energy of an atom in Thomas-Fermi theory, 0.77 Z^(7/3) hartree: real ones are below, in eV 27 times
+#: above.
 MOST_ENERGY: Final = 10.0
 
 #: Structures whose distances are in memory at once, times the atoms of each, squared.
@@ -49,7 +50,8 @@ def _refuse_energies(readings: Sequence[Reading]) -> None:
         reading, index = _owner(readings, int(wrong[0]))
         more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
         raise DataError(
-            f"{reading.place(index)}{more}: its energy is {reading.molecule.energies[index]:.6g}, which is none in "
+            f"{reading.place(index)}{more}: its energy is {reading.molecule.energies[index]:.6g}, which "
+            "is none in "
             f"hartree of {reading.molecule.formula}; remove it, or convert the energies from their unit"
         )
 
@@ -59,7 +61,7 @@ def _refuse_equal_energies(readings: Sequence[Reading]) -> None:
     counts = np.array([r.molecule.structures for r in readings])
     starts = np.cumsum(counts) - counts
     equal = np.minimum.reduceat(energies, starts) == np.maximum.reduceat(energies, starts)
-    for reading in (readings[i] for i in np.flatnonzero(equal & (counts > 2))):
+    for reading in (readings[i] for i in np.flatnonzero(equal & (counts > 2)).tolist()):
         raise DataError(
             f"{reading.where}: all {reading.molecule.structures:,} structures have the same energy, "
             f"{reading.molecule.energies[0]:.6g}; give each its own, or leave the group out"

@@ -78,7 +78,8 @@ def read_dataset(
     line = _told(found, readings)
     if duplicates == "refuse":
         raise DataError(
-            f"{line}: give them once, or leave out the later ones with data.duplicates: drop (--duplicates drop)"
+            f"{line}: give them once, or leave out the later ones with data.duplicates: drop "
+            "(--duplicates drop)"
         )
     if duplicates == "keep":
         logger.warning("%s: they can train and validate at once", line)
@@ -166,6 +167,7 @@ def _told(found: Duplicates, readings: Sequence[Reading]) -> str:
 
     count = len(found.second)
     return (
-        f"{count:,} of {found.structures:,} structures {'is' if count == 1 else 'are'} there a second time, as "
+        f"{count:,} of {found.structures:,} structures {'is' if count == 1 else 'are'} there a second "
+        "time, as "
         f"{place(found.second[0])}, and {place(found.first[0])}, which hold the same structure"
     )

@@ -30,8 +30,8 @@ class HeavyAtomsSummary:
 class DatasetSummary:
     """A whole data set.
 
-    ``atoms`` counts the atoms of all structures. ``balances`` are equations that hold for every composition, like
-    ``H = 2 O``: energies by element are then not determined.
+    ``atoms`` counts the atoms of all structures. ``balances`` are equations that hold for every composition,
+    like ``H = 2 O``: energies by element are then not determined.
     """
 
     fingerprint: str

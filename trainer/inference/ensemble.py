@@ -220,8 +220,8 @@ class Ensemble:
     def unknown(self, structure: Structure, any_composition: bool = False) -> str | None:
         """Why the energies of the atoms of a structure are not known, in words; None: they are.
 
-        A composition is not known if it is no sum of multiples of those of the training data: where all of them
-        are H2O, OH is none. It may be predicted all the same with ``any_composition``.
+        A composition is not known if it is no sum of multiples of those of the training data: where all of
+        them are H2O, OH is none. It may be predicted all the same with ``any_composition``.
         """
         if unknown := self.unknown_elements(structure):
             return (
@@ -230,7 +230,10 @@ class Ensemble:
         counts = Counter(structure.symbols)
         known = [balance for member in self.members for balance in member.balances]
         if not any_composition and (balance := broken(known, counts)) is not None:
-            return f"{formula_of(counts)} cannot be told from the training data, where {in_words(balance)} in all molecules"
+            return (
+                f"{formula_of(counts)} cannot be told from the training data, where {in_words(balance)}"
+                " in all molecules"
+            )
         return None
 
     def refuse_unknown(self, structures: Sequence[Structure], any_composition: bool = False) -> None:
