@@ -52,10 +52,9 @@ class Arrays:
         self._filters: dict[int, bool] = {}
         self._file_types: list[tuple[h5t.TypeID, np.dtype[Any]]] = []
         self._memory_types: dict[np.dtype[Any], h5t.TypeID] = {}
-        # Each array is read once and whole: a cache of chunks for every one that is opened costs, and is of
-        # no use.
+        # Each array is read once: few slots for chunks are enough, and many take time whenever one is opened.
         self._access = h5p.create(h5p.DATASET_ACCESS)
-        self._access.set_chunk_cache(1, 0, 1.0)
+        self._access.set_chunk_cache(521, 2**23, 1.0)
 
     def read(self, place: Place, what: str, hops: int = 0) -> npt.NDArray[Any]:
         """All of a dataset, which messages call ``what``."""
