@@ -171,9 +171,11 @@ def _numeric(group: Group, key: str) -> npt.NDArray[Any]:
 
 
 def _resolution(energies: npt.NDArray[Any]) -> float:
-    """The distance of neighboring numbers at the largest of some energies."""
+    """The distance of neighboring numbers at the largest of some energies; 0 in float64, where it is none."""
     if energies.dtype.kind != "f":
         return 1.0
+    if energies.dtype.itemsize >= 8:
+        return 0.0
     finite = np.abs(energies[np.isfinite(energies)])
     return float(np.spacing(finite.max())) if len(finite) else 0.0
 
