@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.study import StudyConfig, study_from_values
+from search.study import StudyConfig, study_from_record
 from trainer.data.found import find_again
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def recorded_config(study: Study) -> StudyConfig:
     """The configuration of a study, to train with."""
-    config = study_from_values(study.config, f"the record of study {study.name}")
+    config = study_from_record(study.config, study.name)
     home = study.database.settings.home
     files = find_again(config.data.files, (home, home.parent, Path.cwd()))
     data = dataclasses.replace(config.data, files=files)

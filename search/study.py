@@ -284,6 +284,28 @@ def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
     return study_from_values(values, str(path), document.lines)
 
 
+#: What settings meant before there was a choice, by section: records of those studies lack them.
+BEFORE: Mapping[str, Mapping[str, Any]] = {
+    "data": {"duplicates": "keep", "links_outside": False},
+    "split": {"molecules": "names"},
+}
+
+
+def recorded_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a study, from its record: what the record does not know is as it was then."""
+    values = dict(record)
+    for section, settings in BEFORE.items():
+        values[section] = {**settings, **values.get(section, {})}
+    if values.get("reference") is not None:
+        values["reference"] = recorded_values(values["reference"])
+    return values
+
+
+def study_from_record(record: Mapping[str, Any], name: str) -> StudyConfig:
+    """The study of a record, as it was made, also by an earlier version."""
+    return study_from_values(recorded_values(record), f"the record of study {name}")
+
+
 def study_from_values(
     values: Mapping[str, Any],
     where: str,

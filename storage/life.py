@@ -17,7 +17,7 @@ from storage.database import Database
 from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, studies
-from storage.studies import Budget, Study, StudyState, budget_of, budget_values
+from storage.studies import Budget, Study, StudyState, budget_of, budget_values, known_then
 from storage.tracking.outbox import StudyMessage, enqueue
 
 CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
@@ -50,7 +50,9 @@ def has_other_files(database: Database, name: str, config: Mapping[str, Any]) ->
     """Whether there is a study of that name, whose configuration differs in the paths of data files only."""
     with database.reading() as connection:
         known = connection.scalar(select(studies.c.config).where(studies.c.name == name))
-    return known is not None and known != config and _but_for_files(known) == _but_for_files(config)
+    if known is None or known == (given := known_then(known, config)):
+        return False
+    return bool(known == _with_files(given, known))
 
 
 def record_files(database: Database, name: str, config: Mapping[str, Any], fingerprint: str) -> None:
@@ -68,16 +70,18 @@ def record_files(database: Database, name: str, config: Mapping[str, Any], finge
                 f"study {name!r}: {', '.join(config['data']['files'])} holds other data than the study was"
                 " begun with; correct data.files, or begin a study of another name"
             )
-        connection.execute(update(studies).where(studies.c.id == row.id).values(config=config))
-        enqueue(connection, row.id, None, [StudyMessage(config=dict(config), tags={})])
+        moved = _with_files(row.config, config)
+        connection.execute(update(studies).where(studies.c.id == row.id).values(config=moved))
+        enqueue(connection, row.id, None, [StudyMessage(config=moved, tags={})])
 
 
-def _but_for_files(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = dict(config)
-    kept["data"] = {**config.get("data", {}), "files": None}
-    if kept.get("reference"):
-        kept["reference"] = _but_for_files(kept["reference"])
-    return kept
+def _with_files(config: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the paths of data files that another one has."""
+    changed = dict(config)
+    changed["data"] = {**config.get("data", {}), "files": of.get("data", {}).get("files")}
+    if config.get("reference") and of.get("reference"):
+        changed["reference"] = _with_files(config["reference"], of["reference"])
+    return changed
 
 
 def change_state(database: Database, study: Study, to: StudyState, *, of: Collection[StudyState]) -> None:

@@ -300,11 +300,23 @@ def _create_in_optuna(database: Database, name: str) -> int:
 
 
 def _refuse_other_settings(name: str, known: dict[str, Any], given: dict[str, Any]) -> None:
+    given = known_then(known, given)
     if known != given:
         raise StudyExistsError(
             f"study {name!r} exists with other settings ({', '.join(_differences(known, given))}):"
             " give this one another name, or undo the change"
         )
+
+
+def known_then(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that an earlier version, which made the record, did not have."""
+    values = dict(given)
+    for section in ("data", "split", "features"):
+        if isinstance(known.get(section), dict) and isinstance(given.get(section), dict):
+            values[section] = {key: v for key, v in given[section].items() if key in known[section]}
+    if known.get("reference") is not None and given.get("reference") is not None:
+        values["reference"] = known_then(known["reference"], given["reference"])
+    return values
 
 
 def _insert(

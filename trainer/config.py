@@ -229,6 +229,13 @@ class DataConfig:
         Field(description="energy of a single atom by element; null: fitted on the training part"),
         Unit("hartree"),
     ] = None
+    duplicates: Annotated[
+        Literal["refuse", "drop", "keep"],
+        Field(description="structures that are there a second time: an error, left out, or used as they are"),
+    ] = "refuse"
+    links_outside: Annotated[
+        bool, Field(description="follow links to HDF5 files outside the folder of a data file")
+    ] = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -245,6 +252,10 @@ class SplitConfig:
         int | None,
         Field(ge=2, description="number of folds of the non-test part; null: one fixed validation part"),
     ] = None
+    molecules: Annotated[
+        Literal["bonds", "names"],
+        Field(description="what tells molecules without SMILES apart: their bonds, or the names of groups"),
+    ] = "bonds"
     fold: Annotated[int, Field(ge=0, description="the fold that validates")] = 0
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="the same seed divides the same data alike, for ever")

@@ -132,7 +132,7 @@ def run_training(
         } | {f"plots/{name}": png for name, png in draw_plots(result.history, evaluation).items()}
         for name, content in files.items():
             write_by_rename(folder / name, content)
-        save_model(folder / MODEL, model, task.aev, task.self_energies)
+        save_model(folder / MODEL, model, task.aev, task.self_energies, task.balances)
         artifacts = (folder / MODEL, *(folder / name for name in files))
     return TrainingResult(
         outcome=result.outcome if evaluation is not None else "stopped",

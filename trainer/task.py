@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy.typing as npt
 
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config
 from trainer.data.dataset import Dataset
-from trainer.data.readers import read_dataset
+from trainer.data.readers import read_data
 from trainer.data.self_energies import fit_self_energies, subtract
 from trainer.data.splits import Split, split_dataset, split_fold
+from trainer.data.stoichiometry import Balance, balances, in_words
 from trainer.errors import DataError
 from trainer.features.aev import refuse_other_elements
 from trainer.features.source import FeatureSource, open_features
 from trainer.fingerprints import digest_of
 from trainer.progress import Progress
+
+logger = logging.getLogger("anitune")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +39,7 @@ class TaskData:
     self_energies : energy of a single atom by element, hartree
     energies : (S,) float64, hartree: energies less the self-energies of the atoms, what networks learn
     fingerprints : what tells this task from others, by kind (data, split, self_energies, features)
+    balances : what all compositions of the training part have in common: no other one can be predicted
     """
 
     settings: dict[str, Any]
@@ -44,6 +49,7 @@ class TaskData:
     self_energies: dict[str, float]
     energies: npt.NDArray[np.float64]
     fingerprints: dict[str, str]
+    balances: tuple[Balance, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,9 +107,7 @@ def prepare_data(
         if the data cannot be used as it is, or is too little for a training and a validation part.
     """
     files = ", ".join(data.files)
-    progress("reading data", 0, 1)
-    dataset = read_dataset(data.files, data.high_energy)
-    progress("reading data", 1, 1)
+    dataset = replace(read_data(data, progress), told_apart_by=split.molecules)
     if dataset.structures < 2:
         raise DataError(f"{files}: one structure only; training and validation need at least one each")
     try:
@@ -122,6 +126,16 @@ def prepare_data(
             "change split.fractions"
         )
     self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
+    trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(parts.train))]
+    known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
+    if known and not data.self_energies:
+        logger.warning(
+            "%s: in all molecules of the training part %s: their energies by element cannot be told "
+            "apart, and no other "
+            "composition can be predicted; add molecules of other compositions",
+            files,
+            " and ".join(map(in_words, known)),
+        )
     return TaskData(
         settings=settings,
         dataset=dataset,
@@ -136,6 +150,7 @@ def prepare_data(
             "self_energies": digest_of(data.self_energies) if data.self_energies else "fitted",
             "features": digest_of(dump_config(features.aev)),
         },
+        balances=known,
     )
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dashboards.record import StudyRecord
+from search.study import recorded_values
 from trainer.config import DataConfig, SplitConfig, load_config
 from trainer.data.found import find_again
-from trainer.data.readers import read_dataset
+from trainer.data.readers import read_data as read_files
 from trainer.data.shipped import SAMPLE
 from trainer.data.splits import split_dataset
 from trainer.data.summary import DatasetSummary, summarize
 from trainer.errors import TrainerError
+from trainer.progress import no_progress
 
 LARGEST_BYTES: Final = 2**31
 """Larger files are not read for a report: it would take minutes."""
@@ -44,11 +46,13 @@ def read_data(record: StudyRecord, home: Path) -> StudyData:
     try:
         if sum(Path(file).stat().st_size for file in files if file != SAMPLE) > LARGEST_BYTES:
             return StudyData(None, None, "The data files are large, and were not read again for this report.")
-        data = load_config(DataConfig, {**record.config["data"], "files": files}, record.name)
-        dataset = read_dataset(data.files, data.high_energy)
+        values = recorded_values(record.config)
+        division = load_config(SplitConfig, values["split"], record.name)
+        data = load_config(DataConfig, {**values["data"], "files": files}, record.name)
+        dataset = replace(read_files(data, no_progress), told_apart_by=division.molecules)
         if record.facts.get("data", dataset.fingerprint) != dataset.fingerprint:
             return StudyData(None, None, "The data files were changed since the study was trained on them.")
-        split = split_dataset(dataset, load_config(SplitConfig, record.config["split"], record.name))
+        split = split_dataset(dataset, division)
     except (TrainerError, OSError) as error:
         return StudyData(None, None, f"The data files cannot be read here: {_line(error)}.")
     return StudyData(summarize(dataset), (len(split.train), len(split.validation), len(split.test)))

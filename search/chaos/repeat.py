@@ -32,12 +32,12 @@ _task: Any = None
 
 
 def _prepare(study: dict[str, Any], features: Path) -> None:
-    from search.study import study_from_values
+    from search.study import study_from_record
     from trainer.progress import no_progress
     from trainer.task import prepare_task
 
     global _task
-    config = study_from_values(study, "the record")
+    config = study_from_record(study, study["name"])
     _task = prepare_task(config.data, config.split, config.features, features, no_progress)
 
 

@@ -17,6 +17,7 @@ from search.cli.terminal import echo
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from trainer.data.dataset import Dataset
     from trainer.data.summary import DatasetSummary
 
 data_app = typer.Typer(help="Look at data files, compute or download them, prepare their features.")
@@ -25,7 +26,24 @@ Files = Annotated[
     list[str], typer.Argument(help="HDF5 files in the ANI-1 or ANI-1x layout, or the word: sample")
 ]
 HighEnergy = Annotated[bool, typer.Option("--high-energy", help="Include the high-energy structures.")]
+LinksOutside = Annotated[
+    bool,
+    typer.Option("--links-outside", help="Follow links to HDF5 files outside the folder of a data file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Duplicates(StrEnum):
+    """What becomes of structures that are there a second time."""
+
+    REFUSE = "refuse"
+    DROP = "drop"
+    KEEP = "keep"
+
+
+SecondTimes = Annotated[
+    Duplicates, typer.Option(help="Structures that are there a second time: an error, left out, or kept.")
+]
 
 
 class Archive(StrEnum):
@@ -35,12 +53,17 @@ class Archive(StrEnum):
 
 
 @data_app.command()
-def info(files: Files, as_json: Json = False, high_energy: HighEnergy = False) -> None:
+def info(
+    files: Files,
+    as_json: Json = False,
+    high_energy: HighEnergy = False,
+    duplicates: SecondTimes = Duplicates.REFUSE,
+    links_outside: LinksOutside = False,
+) -> None:
     """Count molecules, structures and atoms, and show the range of the energies."""
-    from trainer.data.readers import read_dataset
     from trainer.data.summary import summarize
 
-    summary = summarize(read_dataset(files, high_energy))
+    summary = summarize(_read(files, high_energy, duplicates, links_outside))
     if as_json:
         typer.echo(json.dumps(asdict(summary), indent=2))
         return
@@ -55,6 +78,21 @@ def info(files: Files, as_json: Json = False, high_energy: HighEnergy = False) -
         f"elements {escape(' '.join(summary.elements))}"
     )
     console.print(_by_heavy_atoms(summary))
+    if summary.balances:
+        console.print(
+            f"In all molecules {' and '.join(summary.balances)}: energies by element cannot be told "
+            "apart, and no other "
+            "composition can be predicted."
+        )
+
+
+def _read(files: list[str], high_energy: bool, duplicates: Duplicates, links_outside: bool) -> Dataset:
+    from trainer.config import DataConfig
+    from trainer.data.readers import read_data
+
+    config = DataConfig(tuple(files), high_energy, None, duplicates.value, links_outside)
+    with progress_bar() as progress:
+        return read_data(config, progress)
 
 
 def _by_heavy_atoms(summary: DatasetSummary) -> Table:
@@ -148,15 +186,16 @@ def fetch(
 def features(
     files: Files,
     high_energy: HighEnergy = False,
+    duplicates: SecondTimes = Duplicates.REFUSE,
+    links_outside: LinksOutside = False,
     limit_gib: Annotated[float, typer.Option(min=0, metavar="GIB", help="Refuse to store more, GiB.")] = 32.0,
 ) -> None:
     """Compute the atomic environment vectors of data files ahead, once for all trials; or check them."""
     from storage.settings import load_settings
     from trainer.config import FeatureConfig
-    from trainer.data.readers import read_dataset
     from trainer.features.source import StoredFeatures, open_features
 
-    dataset = read_dataset(files, high_energy)
+    dataset = _read(files, high_energy, duplicates, links_outside)
     root = load_settings().features
     with progress_bar() as progress:
         config = FeatureConfig(store_limit_gib=limit_gib)

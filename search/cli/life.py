@@ -36,7 +36,7 @@ def enqueue(
     """Let a configuration of yours be the next trial that begins; what it leaves open is proposed."""
     from search.documents import read_document
     from search.propose.wishes import setting_value, wish, wished_params
-    from search.study import study_from_values
+    from search.study import study_from_record
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study, summarize_study
@@ -50,7 +50,7 @@ def enqueue(
         values[key] = setting_value(key, text)
     with open_database(load_settings()) as database:
         study = open_study(database, name)
-        config = study_from_values(study.config, f"the record of study {name}")
+        config = study_from_record(study.config, name)
         lines = document.lines if document is not None else None
         params = wished_params(config, values, str(file or "--set"), lines)
         wish(study, params)
@@ -74,7 +74,7 @@ def extend(
     """
     from dashboards.words import budget_words
     from search.propose.samplers import trial_limit
-    from search.study import study_from_values
+    from search.study import study_from_record
     from storage.database import open_database
     from storage.life import extend_budget
     from storage.settings import load_settings
@@ -86,7 +86,7 @@ def extend(
     more = Budget(trials=trials, seconds=hours * 3600 if hours is not None else None, epochs=epochs)
     with open_database(load_settings()) as database:
         study = open_study(database, name)
-        most = trial_limit(study_from_values(study.config, f"the record of study {name}"))
+        most = trial_limit(study_from_record(study.config, name))
         # What is recorded has no limits: a number of trials here is that of the rows, or the grid's points.
         if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
             raise ConfigError(f"--trials: study {name!r} has no more than {most} trials: each is another one")
@@ -146,12 +146,12 @@ def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not a
 
 def _with_rows(database: Database, name: str) -> list[Study]:
     """A study and the rows that are trained beside it, if they have not been deleted."""
-    from search.study import study_from_values
+    from search.study import study_from_record
     from storage.errors import StudyNotFoundError
     from storage.studies import open_study
 
     study = open_study(database, name)
-    reference = study_from_values(study.config, f"the record of study {name}").reference
+    reference = study_from_record(study.config, name).reference
     try:
         return [study] if reference is None else [open_study(database, reference.name), study]
     except StudyNotFoundError:

@@ -45,12 +45,19 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE.csv|FILE.extxyz", help="Write a table, or the structures with energies."),
     ] = None,
+    any_composition: Annotated[
+        bool,
+        typer.Option(
+            "--any-composition", help="Also predict compositions that the training data do not determine."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
 
     The uncertainty is the standard deviation of the members. Structures with an environment unlike all of the
-    training data are named, and so are those with an element that was not in it, which have no energy.
+    training data are named, and so are those with an element or a composition that it does not tell the
+    energies of, which have none.
     """
     from trainer.errors import ConfigError
     from trainer.inference.files import read_structures
@@ -65,8 +72,8 @@ def predict(
         structures += read
         places += [_Place(str(file), number) for number in range(len(read))]
     with progress_bar() as progress:
-        predictions = _predict(ensemble, structures, progress)
-    table = _Table(ensemble, structures, places, predictions, unit)
+        predictions = _predict(ensemble, structures, any_composition, progress)
+    table = _Table(ensemble, structures, places, predictions, unit, any_composition)
     table.warn()
     if out is not None:
         from trainer.files import write_by_rename
@@ -79,14 +86,16 @@ def predict(
         echo(table.text())
 
 
-def _predict(ensemble: Ensemble, structures: Sequence[Structure], progress: Progress) -> Predictions:
-    """Of all structures; NaN of those with an element that was not in the training data."""
+def _predict(
+    ensemble: Ensemble, structures: Sequence[Structure], any_composition: bool, progress: Progress
+) -> Predictions:
+    """Of all structures; NaN of those whose atoms the training data do not tell the energies of."""
     import numpy as np
 
     from trainer.inference.ensemble import Predictions
 
-    known = [s for s, structure in enumerate(structures) if not ensemble.unknown_elements(structure)]
-    some = ensemble.predict([structures[s] for s in known], progress)
+    known = [s for s, structure in enumerate(structures) if not ensemble.unknown(structure, any_composition)]
+    some = ensemble.predict([structures[s] for s in known], progress, any_composition=any_composition)
 
     def all_of(values: Any, missing: float = math.nan) -> Any:
         whole = np.full((*values.shape[:-1], len(structures)), missing, values.dtype)
@@ -117,15 +126,15 @@ class _Table:
     places: Sequence[_Place]
     predictions: Predictions
     unit: Unit
+    any_composition: bool
 
     def warn(self) -> None:
         """Say on standard error which structures have no energy, and which are far from the training data."""
-        trained = ", ".join(self.ensemble.elements)
         self._list(
             [
-                (s, f"no energy: there is {', '.join(unknown)}, but the model was trained on {trained} only")
+                (s, f"no energy: {unknown}")
                 for s, structure in enumerate(self.structures)
-                if (unknown := self.ensemble.unknown_elements(structure))
+                if (unknown := self.ensemble.unknown(structure, self.any_composition))
             ],
             "have no energy",
         )

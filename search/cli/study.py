@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,6 +184,7 @@ def _create(
     Both, and the data, if it was read.
     """
     from search.propose.samplers import trial_limit
+    from search.study import study_from_record
     from storage.life import has_other_files, record_files
     from storage.studies import Budget, create_study, is_begun
     from trainer.config import dump_config
@@ -208,7 +210,8 @@ def _create(
         )
         # The reference is wanted with the study.
         study = create_study(database, each.name, dump_config(each), budget, config.priority)
-        studies.append((study, each))
+        recorded = study_from_record(study.config, each.name)
+        studies.append((study, replace(each, data=recorded.data, split=recorded.split)))
     return studies, data
 
 

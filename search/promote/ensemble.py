@@ -74,7 +74,7 @@ def measure_on_test_part(
     ----------
     structures : of the test part
     """
-    predictions = ensemble.predict(structures)
+    predictions = ensemble.predict(structures, any_composition=True)
     true = task.dataset.energies()[task.split.test]
     errors = (predictions.energies - true) * HARTREE_TO_KCALMOL
     of_members = [mean_absolute_error(member) for member in (predictions.members - true) * HARTREE_TO_KCALMOL]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import trainer.task
 from search.cli.main import app
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
-from trainer.data.readers import read_dataset
+from trainer.data.readers import read_data
 
 METHANOL = "molecules/molecules-2"
 NOT_EVEN_ROOT_WRITES = Path("/proc/anitune")
@@ -160,7 +160,7 @@ def test_a_study_that_cannot_be_trained_is_not_recorded(settings: str, expected:
 def test_the_data_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, ...]] = []
     monkeypatch.setattr(
-        trainer.task, "read_dataset", lambda *args: read.append(args[0]) or read_dataset(*args)
+        trainer.task, "read_data", lambda data, *args: read.append(data.files) or read_data(data, *args)
     )
     (folder / "home").mkdir()
     (folder / "home" / "features").touch()  # where the store would be built: what follows the data fails

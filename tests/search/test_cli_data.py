@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from search.cli.data import data_app
+from search.cli.data import info as anitune_info
 from search.cli.progress import progress_bar
 from trainer.data.fetch import ANI1_ARCHIVE
 from trainer.data.readers import read_dataset
@@ -75,6 +77,59 @@ def test_info_for_people(file: Path) -> None:
     rows = [" ".join(line.split()) for line in lines[1:] if line.strip()[:1].isdigit()]
     assert rows == ["1 1 4 3 to 3 -76.5000 -76.0000 313.8", "2 1 3 4 to 4 -151.5000 -151.0000 313.8"]
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_info_tells_which_elements_cannot_be_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file["m/species"] = np.array(list("OHH"), "S1")
+        file["m/coordinates"] = random.normal(size=(4, 3, 3))
+        file["m/energies"] = -76.0 + random.normal(scale=0.1, size=4)
+    assert "In all molecules H = 2 O: energies by element cannot be told apart" in " ".join(
+        anitune_data("info", path).stdout.split()
+    )
+    assert json.loads(anitune_data("info", path, "--json").stdout)["balances"] == ["H = 2 O"]
+
+
+@pytest.mark.parametrize("command", ["info", "features"])
+def test_structures_that_are_there_twice(
+    command: str,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("ANITUNE_HOME", str(tmp_path / "home"))
+    with h5py.File(file, "a") as opened:
+        opened["again"] = h5py.ExternalLink("copy.h5", "/s02")
+    shutil.copy(file, tmp_path / "copy.h5")
+    with pytest.raises(DataError, match="3 of 10 structures are there a second time"):
+        anitune_data(command, file)
+    with caplog.at_level(logging.WARNING, logger="anitune"):
+        for choice, structures in (("drop", 7), ("keep", 10)):
+            result = anitune_data(command, file, "--duplicates", choice)
+            assert f"{structures} structures" in result.stdout
+    assert anitune_data(command, file, "--duplicates", "perhaps").exit_code == 2
+
+
+def test_links_that_lead_outside_are_followed_when_asked_for(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    path = tmp_path / "below" / "a.h5"
+    with h5py.File(path, "w") as opened:
+        opened["all"] = h5py.ExternalLink(f"../{file.name}", "/")
+    with pytest.raises(DataError, match="--links-outside"):
+        anitune_data("info", path)
+    assert anitune_data("info", path, "--links-outside").stdout.startswith("2 molecules, 7 structures")
+
+
+def test_a_bar_shows_while_many_groups_are_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    anitune_info([str(file)])
+    assert "reading data.h5" in capsys.readouterr().err
 
 
 def test_info_of_what_is_not_there(tmp_path: Path) -> None:

@@ -224,3 +224,22 @@ def test_the_champion_of_the_registry_is_a_model(
         assert json.loads(result.stdout) == expected
     line = complaint(anitune("predict", "models:/water@nobody", waters))
     assert "`anitune promote` registers models" in line
+
+
+def test_a_composition_that_the_training_data_do_not_tell(task: Task, tmp_path: Path) -> None:
+    """All training molecules had two H for each O: what OH has no sum of them says."""
+    saved = network(task, 0)
+    balances = ({"H": 1, "O": -2},)
+    save_model(tmp_path / "model.safetensors", saved.model, saved.aev, saved.self_energies, balances)
+    file = tmp_path / "some.xyz"
+    file.write_text("2\n\nO 0 0 0\nH 0 0 1\n" + "".join(WATERS.splitlines(True)[:5]))
+    result = anitune("predict", tmp_path, file, "--json")
+    assert result.exit_code == 0
+    said = "structure 0: no energy: HO cannot be told from the training data, where H = 2 O in all molecules"
+    assert f"warning: {file}, {said}" in result.stderr.splitlines()
+    hydroxyl, water = json.loads(result.stdout)["structures"]
+    assert hydroxyl["energy"] is None
+    assert water["energy"] is not None
+    result = anitune("predict", tmp_path, file, "--json", "--any-composition")
+    assert "no energy" not in result.stderr
+    assert json.loads(result.stdout)["structures"][0]["energy"] is not None

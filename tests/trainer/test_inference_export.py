@@ -120,6 +120,15 @@ def test_unknown_elements_have_no_energy() -> None:
     assert PortableModel(ensemble)(numbers, coordinates)[0].isnan().all()
 
 
+def test_what_is_compared_may_have_any_composition(tmp_path: Path) -> None:
+    """Whether the written model does the same does not depend on what its training data tell."""
+    ensemble = ensemble_of(config())
+    limited = Ensemble([replace(each, balances=({"H": 1, "O": -2},)) for each in ensemble.members])
+    structures = sample_structures(limited)[::50]
+    assert any(limited.unknown(structure) for structure in structures)
+    assert export_model(limited, "torchani", tmp_path / "m.safetensors", structures) < TOLERANCE
+
+
 def test_nothing_exported_is_pickled(exported: Path) -> None:
     with zipfile.ZipFile(exported / "m.pt2") as archive:
         contents = [archive.read(name) for name in archive.namelist()]

@@ -367,8 +367,8 @@ def test_structures_that_another_file_holds_too(layout: str, common: int, tmp_pa
     one = write(tmp_path / "one.h5", {"m/0": water})
     two = write(tmp_path / "two.h5", {"n/7": molecule(layout, METHANE, 3), "n/8": joined})
     message = refused([one, two])
-    assert "one.h5 (group m/0)" in message
-    assert "two.h5 (group n/8)" in message
+    assert "one.h5, group /m/0, structure 0 (from 0)" in message
+    assert "two.h5, group /n/8, structure 4 (from 0)" in message
     assert "give them once" in message
 
 

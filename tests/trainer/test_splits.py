@@ -26,7 +26,7 @@ def molecule(name: str, structures: int, smiles: str = "") -> Molecule:
 
 
 def dataset(*structures: int) -> Dataset:
-    return Dataset(tuple(molecule(f"m{i}", n) for i, n in enumerate(structures)))
+    return Dataset(tuple(molecule(f"m{i}", n) for i, n in enumerate(structures)), told_apart_by="names")
 
 
 sizes = st.lists(st.integers(1, 12), min_size=12, max_size=30)
@@ -84,7 +84,9 @@ def test_groups_of_one_molecule_stay_together(labels: list[str], with_smiles: bo
         molecule(f"group {i}", 3, smiles=label) if with_smiles else molecule(label, 3)
         for i, label in enumerate(labels)
     ]
-    split = split_dataset(Dataset(tuple(groups)), SplitConfig(by="molecule", seed=seed))
+    split = split_dataset(
+        Dataset(tuple(groups), told_apart_by="names"), SplitConfig(by="molecule", seed=seed)
+    )
     of_label: dict[str, set[int]] = {}
     for label, values in zip(labels, split.parts.reshape(-1, 3), strict=True):
         of_label.setdefault(label, set()).update(values.tolist())

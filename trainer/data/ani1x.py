@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import h5py
-import numpy as np
-import numpy.typing as npt
-
 from trainer.data.dataset import Molecule
-from trainer.data.layout import Layout, checked_numbers, coordinates_and_energies, name_of
+from trainer.data.hdf5 import Group
+from trainer.data.layout import Layout, Reading, name_of, structures_of_group
 
 _ENERGIES = "wb97x_dz.energy"  # omegaB97X/6-31G(d), as ANI-1
+_KEYS = ("atomic_numbers", "coordinates", _ENERGIES)
 
 
-def _numbers(group: h5py.Group) -> npt.NDArray[np.uint8]:
-    return checked_numbers(group, "atomic_numbers")
+def _read(group: Group, high_energy: bool) -> list[Reading]:
+    parts = structures_of_group(group, *_KEYS, missing_is_nan=True)
+    readings = []
+    for some in parts:
+        # A group has all structures of a formula: isomers too.
+        name = name_of(group, some.numbers, alone=len(parts) == 1)
+        molecule = Molecule(name, "", some.numbers, some.coordinates, some.energies, isomers=True)
+        readings.append(Reading(molecule, group.where, some.rows, len(some.rows), some.resolution))
+    return readings
 
 
-def _read(group: h5py.Group, high_energy: bool) -> Molecule:
-    numbers = _numbers(group)
-    coordinates, energies = coordinates_and_energies(
-        group, "coordinates", _ENERGIES, len(numbers), missing_is_nan=True
-    )
-    return Molecule(name_of(group), "", numbers, coordinates, energies)
-
-
-ANI1X = Layout(
-    keys=("atomic_numbers", "coordinates", _ENERGIES),
-    numbers=_numbers,
-    read=_read,
-    has_high_energy=lambda group: False,
-)
+ANI1X = Layout(keys=_KEYS, optional=(), read=_read, has_high_energy=lambda group: False)

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.bonds import bond_graphs
 from trainer.data.elements import SYMBOLS
 
 
@@ -26,6 +28,7 @@ class Molecule:
     atomic_numbers : (Na,) uint8 array
     coordinates : (Nc, Na, 3) float32 array, Å
     energies : (Nc,) float64 array, hartree
+    isomers : whether the structures are of all molecules of a formula, as in the ANI-1x release
     """
 
     name: str
@@ -33,6 +36,7 @@ class Molecule:
     atomic_numbers: npt.NDArray[np.uint8]
     coordinates: npt.NDArray[np.float32]
     energies: npt.NDArray[np.float64]
+    isomers: bool = False
 
     @property
     def structures(self) -> int:
@@ -76,9 +80,14 @@ class Dataset:
     """Molecules in the order of their files.
 
     A structure's index is global: those of molecule m are ``offsets[m]`` to ``offsets[m + 1] - 1``.
+
+    Attributes
+    ----------
+    told_apart_by : what tells molecules without SMILES apart: their bonds, or the names of their groups
     """
 
     molecules: tuple[Molecule, ...]
+    told_apart_by: Literal["bonds", "names"] = "bonds"
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
@@ -111,15 +120,22 @@ class Dataset:
     def identities(self) -> tuple[str, ...]:
         """What tells each molecule from the others, (M,): groups that share it are one molecule.
 
-        It is the SMILES where every molecule has one, and the name where none has. Where files of both
-        kinds are joined it is the formula: then isomers cannot be told apart, but no molecule is met twice.
+        It is the SMILES where every molecule has one, else the bond graph. A group that holds all isomers of
+        a formula is one with every molecule of that formula: then no molecule is met twice.
+
+        With ``told_apart_by="names"`` it is the name where no molecule has a SMILES, and the formula where
+        some have: so studies were divided before bonds were looked at.
         """
         with_smiles = [bool(m.smiles) for m in self.molecules]
-        if all(with_smiles):
-            return tuple(m.smiles for m in self.molecules)
-        if not any(with_smiles):
-            return tuple(m.name for m in self.molecules)
-        return tuple(m.formula for m in self.molecules)
+        if self.told_apart_by == "names" and not all(with_smiles):
+            return tuple(m.formula if any(with_smiles) else m.name for m in self.molecules)
+        smiles = [m.smiles for m in self.molecules]
+        mixed = {m.formula for m in self.molecules if m.isomers}
+        found = smiles if all(with_smiles) else bond_graphs(self.molecules)
+        return tuple(
+            m.formula if m.formula in mixed else identity
+            for m, identity in zip(self.molecules, found, strict=True)
+        )
 
     @cached_property
     def fingerprint(self) -> str:

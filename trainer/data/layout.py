@@ -1,18 +1,23 @@
-"""What the readers of all HDF5 layouts share: finding the molecules, and checking what they hold."""
+"""What the readers of all HDF5 layouts share: arrays of one group, checked, as molecules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import Molecule
+from trainer.data.dataset import Molecule, formula_of
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
+from trainer.data.hdf5 import Group
+from trainer.data.links import printable
 from trainer.errors import DataError
+
+#: Stands for no atom where structures of several sizes share an array, as in torchani.
+PADDING: Final = -1
 
 
 @dataclass(frozen=True)
@@ -23,106 +28,210 @@ class Layout:
     ----------
     keys : the datasets that make a group a molecule: elements, coordinates and energies; the first tells
         the layout from the others
-    numbers : the atomic numbers, (Na,), of one group
-    read : the molecule of one group; its second argument asks for the high-energy structures too
+    optional : other datasets that are read
+    read : the molecules of one group; its second argument asks for the high-energy structures too
     has_high_energy : whether a group holds high-energy structures
     """
 
     keys: tuple[str, str, str]
-    numbers: Callable[[h5py.Group], npt.NDArray[np.uint8]]
-    read: Callable[[h5py.Group, bool], Molecule]
-    has_high_energy: Callable[[h5py.Group], bool]
+    optional: tuple[str, ...]
+    read: Callable[[Group, bool], list[Reading]]
+    has_high_energy: Callable[[Group], bool]
 
 
-def molecule_groups(file: h5py.File, keys: Sequence[str]) -> Iterator[h5py.Group]:
-    """All groups at any depth that hold a dataset of one of these names.
+@dataclass(frozen=True, eq=False)
+class Structures:
+    """Structures of the same atoms, as they come from a file.
 
-    Raises
-    ------
-    DataError
-        if one of them does not hold all.
+    Attributes
+    ----------
+    numbers : (Na,) uint8 array, atomic numbers
+    coordinates : (Nc, Na, 3) float32 array, Å
+    energies : (Nc,) float64 array, hartree; empty where none were asked for
+    rows : (Nc,) array: their places in the arrays of the file
+    resolution : the distance of neighboring numbers in the type of the energies, hartree
     """
-    found: list[h5py.Group] = []
 
-    def visit(_: str, item: Any) -> None:
-        if isinstance(item, h5py.Group) and any(isinstance(item.get(k), h5py.Dataset) for k in keys):
-            found.append(item)
-
-    visit("/", file["/"])
-    file.visititems(visit)
-    for group in found:
-        for key in keys:
-            if not isinstance(group.get(key), h5py.Dataset):
-                raise DataError(
-                    f"{where(group)}: there is no dataset '{key}'; add it, or leave the group out"
-                )
-        yield group
+    numbers: npt.NDArray[np.uint8]
+    coordinates: npt.NDArray[np.float32]
+    energies: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int64]
+    resolution: float = 0.0
 
 
-def where(group: h5py.Group) -> str:
-    """The file and group, for a message."""
-    return f"{group.file.filename}, group {group.name}"
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A molecule and where it comes from.
 
-
-def name_of(group: h5py.Group) -> str:
-    """The path of a group inside its file, as the molecule's name."""
-    return str(group.name).strip("/") or "molecule"
-
-
-def numbers_of_symbols(group: h5py.Group, key: str) -> npt.NDArray[np.uint8]:
-    """Atomic numbers, (Na,), of a dataset of chemical symbols."""
-    symbols = [
-        s.decode(errors="replace") if isinstance(s, bytes) else str(s) for s in np.ravel(group[key][()])
-    ]
-    for symbol in symbols:
-        if symbol not in ATOMIC_NUMBERS:
-            raise DataError(
-                f"{where(group)}: '{key}' names an unknown element {symbol!r}; use symbols such as H, C, N, O"
-            )
-    return np.array([ATOMIC_NUMBERS[s] for s in symbols], dtype=np.uint8)
-
-
-def checked_numbers(group: h5py.Group, key: str) -> npt.NDArray[np.uint8]:
-    """Atomic numbers, (Na,), of a dataset of integers."""
-    numbers = np.ravel(group[key][()])
-    for number in numbers.tolist():
-        if number not in range(1, len(SYMBOLS) + 1):
-            raise DataError(
-                f"{where(group)}: '{key}' holds {number!r}, which is no atomic number (1 to {len(SYMBOLS)})"
-            )
-    return numbers.astype(np.uint8)
-
-
-def coordinates_and_energies(
-    group: h5py.Group, coordinates_key: str, energies_key: str, atoms: int, *, missing_is_nan: bool = False
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """(Nc, Na, 3) float32 coordinates in Å and (Nc,) float64 energies in hartree, of equal length and finite.
-
-    With ``missing_is_nan``, structures whose energy is NaN are left out.
+    Attributes
+    ----------
+    where : file and group
+    rows : (Nc,) array: the places of the structures in the arrays of the file
+    high_from : of the first high-energy structure, which come last, from arrays of their own
+    resolution : the distance of neighboring numbers in the type of the energies, hartree
     """
-    coordinates, energies = group[coordinates_key], group[energies_key]
-    for dataset in (coordinates, energies):
-        if dataset.dtype.kind not in "fiu":
-            raise DataError(
-                f"{where(group)}: '{dataset.name.rpartition('/')[2]}' does not hold numbers ({dataset.dtype})"
-            )
-    coordinates, energies = coordinates[()].astype(np.float32), energies[()].astype(np.float64)
-    if atoms == 0 or energies.ndim != 1 or coordinates.shape != (len(energies), atoms, 3):
-        raise DataError(
-            f"{where(group)}: the shapes disagree: {atoms} atoms, '{coordinates_key}' {coordinates.shape}, "
-            f"'{energies_key}' {energies.shape}; they must be (structures, {atoms}, 3) and (structures,)"
-        )
-    if missing_is_nan:
-        present = ~np.isnan(energies)
-        if not present.all():
-            coordinates, energies = coordinates[present], energies[present]
-    for key, finite in (
-        (energies_key, np.isfinite(energies)),
-        (coordinates_key, np.isfinite(coordinates).all(axis=(1, 2))),
+
+    molecule: Molecule
+    where: str
+    rows: npt.NDArray[np.int64]
+    high_from: int
+    resolution: float
+
+    def place(self, index: int) -> str:
+        """File, group and number of a structure, for a message."""
+        of = " of those of high energy" if index >= self.high_from else ""
+        return f"{self.where}, structure {self.rows[index]}{of} (from 0)"
+
+
+def structures_of_group(
+    group: Group, species: str, coordinates: str, energies: str | None, *, missing_is_nan: bool = False
+) -> list[Structures]:
+    """The structures of a group, with finite values and shapes that fit together, by their atoms.
+
+    Species are chemical symbols or atomic numbers, of all structures or in a row for each. Energies are as
+    many numbers as structures, in one row or column.
+
+    Parameters
+    ----------
+    species, coordinates, energies : names of datasets; None: energies do not matter
+    missing_is_nan : leave out structures whose energy is NaN
+    """
+    numbers = _numbers(group, species)
+    positions, resolution = _numeric(group, coordinates), 0.0
+    shape = positions.shape
+    if energies is None:
+        values = np.zeros(len(positions) if positions.ndim == 3 else 0)
+        told = ""
+    else:
+        raw = _numeric(group, energies)
+        told = f", '{energies}' {raw.shape}"
+        if raw.ndim == 0 or raw.size == max(raw.shape):  # a number, a row or a column
+            raw = raw.ravel()
+        values, resolution = raw.astype(np.float64), _resolution(raw)
+        if len(raw) == 1 and positions.ndim == 2:
+            positions = positions[None]
+    atoms = numbers.size if positions.ndim != 3 or numbers.size == positions.shape[1] else numbers.shape[-1]
+    per_structure = numbers.shape == positions.shape[:2] and numbers.size != atoms
+    if (
+        atoms == 0
+        or values.ndim != 1
+        or positions.shape != (len(values), atoms, 3)
+        or not (numbers.size == atoms or per_structure)
     ):
-        if not finite.all():
-            raise DataError(
-                f"{where(group)}: '{key}' is NaN or infinite in {int(np.sum(~finite))} of {len(finite)} "
-                f"structures (the first is number {int(np.argmin(finite))}, from 0); remove them"
-            )
-    return coordinates, energies
+        names = f"'{species}' {numbers.shape}" if numbers.ndim == 2 else f"{numbers.size} atoms"
+        many = atoms if numbers.ndim < 2 else "atoms"
+        raise DataError(
+            f"{group.where}: the shapes disagree: {names}, '{coordinates}' {shape}{told}; they must be "
+            f"(structures, {many}, 3)" + (" and (structures,)" if energies else "")
+        )
+    with np.errstate(over="ignore"):  # an infinite number is refused below
+        positions = positions.astype(np.float32)
+    rows = np.arange(len(values))
+    if missing_is_nan and not (present := ~np.isnan(values)).all():
+        positions, values, rows = positions[present], values[present], rows[present]
+        numbers = numbers[present] if per_structure else numbers
+    _refuse_infinite(group, energies, np.isfinite(values), rows)
+    if not per_structure:
+        finite = np.isfinite(positions).all(axis=(1, 2))
+        _refuse_infinite(group, coordinates, finite, rows)
+        return [Structures(_atoms(numbers.ravel()), positions, values, rows, resolution)]
+    found = []
+    kinds, firsts, kind = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
+    for of in np.argsort(firsts, kind="stable"):
+        atom, some = kinds[of] != PADDING, np.flatnonzero(kind.ravel() == of)
+        if not atom.any():
+            raise DataError(f"{group.where}: '{species}' has no atom in row {firsts[of]} (from 0)")
+        here = np.ascontiguousarray(positions[some][:, atom])
+        _refuse_infinite(group, coordinates, np.isfinite(here).all(axis=(1, 2)), rows[some])
+        found.append(Structures(_atoms(kinds[of][atom]), here, values[some], rows[some], resolution))
+    return found
+
+
+def name_of(group: Group, numbers: npt.NDArray[np.uint8], alone: bool) -> str:
+    """What a molecule is called: the path of its group, and the formula where the group holds several."""
+    name = group.name or "molecule"
+    return name if alone else f"{name} {formula_of(SYMBOLS[n - 1] for n in numbers.tolist())}"
+
+
+def _refuse_infinite(
+    group: Group, key: str | None, finite: npt.NDArray[np.bool_], rows: npt.NDArray[np.int64]
+) -> None:
+    if not finite.all():
+        raise DataError(
+            f"{group.where}: '{key}' is NaN or infinite in {int(np.sum(~finite))} of {len(finite)} "
+            f"structures (the first is number {rows[np.argmin(finite)]}, from 0); remove them"
+        )
+
+
+def _numeric(group: Group, key: str) -> npt.NDArray[Any]:
+    values = group.read(key)
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{group.where}: '{key}' does not hold numbers ({values.dtype})")
+    return values
+
+
+def _resolution(energies: npt.NDArray[Any]) -> float:
+    """The distance of neighboring numbers at the largest of some energies; 0 in float64, where it is none."""
+    if energies.dtype.kind != "f":
+        return 1.0
+    if energies.dtype.itemsize >= 8:
+        return 0.0
+    finite = np.abs(energies[np.isfinite(energies)])
+    return float(np.spacing(finite.max())) if len(finite) else 0.0
+
+
+def _numbers(group: Group, key: str) -> npt.NDArray[np.int64]:
+    """Atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` for no atom."""
+    values = group.read(key)
+    if values.dtype.kind not in "iuSO":
+        raise DataError(
+            f"{group.where}: '{key}' holds {values.dtype}; expected are chemical symbols, or atomic "
+            "numbers as integers"
+        )
+    several = values.ndim == 2 and 1 not in values.shape
+    known = {}
+    for value in set(values.ravel().tolist()):
+        known[value] = (
+            _number_of(value, group, key, several)
+            if isinstance(value, int)
+            else _number_of_symbol(value, group, key, several)
+        )
+    return np.array([known[value] for value in values.ravel().tolist()], np.int64).reshape(values.shape)
+
+
+def _number_of(value: int, group: Group, key: str, several: bool) -> int:
+    if several and value == PADDING:
+        return PADDING
+    if value not in range(1, len(SYMBOLS) + 1):
+        raise DataError(
+            f"{group.where}: '{key}' holds {value!r}, which is no atomic number (1 to {len(SYMBOLS)}); "
+            "positions in a list of elements are not read"
+        )
+    return value
+
+
+def _number_of_symbol(value: bytes | str, group: Group, key: str, several: bool) -> int:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    symbol = text.strip("\0 \t\r\n")
+    if several and not symbol:
+        return PADDING
+    # All lower case is a habit of some programs; CO could be two elements, or cobalt.
+    number = ATOMIC_NUMBERS.get(symbol) or (
+        ATOMIC_NUMBERS.get(symbol.capitalize()) if symbol.islower() else None
+    )
+    if number is None:
+        shown = printable(symbol if len(symbol) <= 12 else symbol[:12] + "...")
+        raise DataError(
+            f"{group.where}: '{key}' names an unknown element '{shown}'; use symbols such as H, C, N, O"
+        )
+    return number
+
+
+def _atoms(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    return _shared(numbers.astype(np.uint8).tobytes())
+
+
+@cache
+def _shared(numbers: bytes) -> npt.NDArray[np.uint8]:
+    """One array for all molecules of the same atoms; it is read-only."""
+    return np.frombuffer(numbers, np.uint8)

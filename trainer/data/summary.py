@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.data.dataset import Dataset, Molecule
+from trainer.data.stoichiometry import balances, in_words
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 
 
@@ -27,7 +28,11 @@ class HeavyAtomsSummary:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """A whole data set; ``atoms`` counts the atoms of all structures."""
+    """A whole data set.
+
+    ``atoms`` counts the atoms of all structures. ``balances`` are equations that hold for every composition,
+    like ``H = 2 O``: energies by element are then not determined.
+    """
 
     fingerprint: str
     molecules: int
@@ -38,6 +43,7 @@ class DatasetSummary:
     energy_min_hartree: float
     energy_max_hartree: float
     by_heavy_atoms: tuple[HeavyAtomsSummary, ...]
+    balances: tuple[str, ...]
 
 
 def summarize(dataset: Dataset) -> DatasetSummary:
@@ -56,6 +62,9 @@ def summarize(dataset: Dataset) -> DatasetSummary:
         energy_min_hartree=min(float(m.energies.min()) for m in dataset.molecules),
         energy_max_hartree=max(float(m.energies.max()) for m in dataset.molecules),
         by_heavy_atoms=tuple(_of_heavy_atoms(heavy, by_heavy[heavy]) for heavy in sorted(by_heavy)),
+        balances=tuple(
+            in_words(each) for each in balances((m.composition for m in dataset.molecules), dataset.elements)
+        ),
     )
 
 

@@ -53,8 +53,9 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         "novelty",
     ]
 
-    def __init__(self, model: Ensemble | Path | str) -> None:
+    def __init__(self, model: Ensemble | Path | str, *, any_composition: bool = False) -> None:
         super().__init__()
+        self._any_composition = any_composition
         self.ensemble = model if isinstance(model, Ensemble) else Ensemble.open(model)
         self._torchani = as_torchani(self.ensemble)
         self._has_left = False
@@ -74,7 +75,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         if given.pbc.any():
             raise DataError("the structure is periodic, and the models are of molecules: set pbc to False")
         structure = make_structure(given.get_chemical_symbols(), given.get_positions(), "the structure")
-        self.ensemble.refuse_unknown_elements([structure])
+        self.ensemble.refuse_unknown([structure], self._any_composition)
         numbers = torch.from_numpy(given.get_atomic_numbers().astype(np.int64))[None]
         coordinates = torch.from_numpy(structure.coordinates)[None].requires_grad_()
         kinds = self._torchani.species_converter(numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 
 from trainer.config import STRICT, load_config
-from trainer.data.dataset import Molecule
+from trainer.data.dataset import Molecule, formula_of
+from trainer.data.stoichiometry import broken, in_words
 from trainer.errors import ConfigError, DataError, ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
 from trainer.features.batches import AtomBatch, EqualStructures
@@ -176,7 +178,8 @@ class Ensemble:
             try:
                 partial.mkdir(parents=True)
                 for number, each in enumerate(self.members):
-                    save_model(partial / MEMBER.format(number), each.model, each.aev, each.self_energies)
+                    path = partial / MEMBER.format(number)
+                    save_model(path, each.model, each.aev, each.self_energies, each.balances)
                 if self.domain is not None:
                     (partial / DOMAIN).write_bytes(self.domain.to_bytes())
                 (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -188,15 +191,25 @@ class Ensemble:
         except OSError as error:
             raise cannot_be_written(folder, error) from error
 
-    def predict(self, structures: Sequence[Structure], progress: Progress = no_progress) -> Predictions:
+    def predict(
+        self,
+        structures: Sequence[Structure],
+        progress: Progress = no_progress,
+        *,
+        any_composition: bool = False,
+    ) -> Predictions:
         """Energies of structures.
+
+        Parameters
+        ----------
+        any_composition : also of compositions that the training data do not determine
 
         Raises
         ------
         DataError
-            if one holds an element that was not in the training data.
+            if the training data do not tell the energies of the atoms of one.
         """
-        self.refuse_unknown_elements(structures)
+        self.refuse_unknown(structures, any_composition)
         members = np.empty((len(self.members), len(structures)))
         novelty = np.full(len(structures), np.nan)
         strangest = np.zeros(len(structures), np.int64)
@@ -221,8 +234,27 @@ class Ensemble:
         """The elements of a structure that were not in the training data."""
         return sorted(set(structure.symbols) - set(self.elements))
 
-    def refuse_unknown_elements(self, structures: Sequence[Structure]) -> None:
-        """Make sure that the training data held every element.
+    def unknown(self, structure: Structure, any_composition: bool = False) -> str | None:
+        """Why the energies of the atoms of a structure are not known, in words; None: they are.
+
+        A composition is not known if it is no sum of multiples of those of the training data: where all of
+        them are H2O, OH is none. It may be predicted all the same with ``any_composition``.
+        """
+        if unknown := self.unknown_elements(structure):
+            return (
+                f"there is {', '.join(unknown)}, but the model was trained on {', '.join(self.elements)} only"
+            )
+        counts = Counter(structure.symbols)
+        known = [balance for member in self.members for balance in member.balances]
+        if not any_composition and (balance := broken(known, counts)) is not None:
+            return (
+                f"{formula_of(counts)} cannot be told from the training data, where {in_words(balance)}"
+                " in all molecules"
+            )
+        return None
+
+    def refuse_unknown(self, structures: Sequence[Structure], any_composition: bool = False) -> None:
+        """Make sure that the energies of the atoms of all structures are known.
 
         Raises
         ------
@@ -230,10 +262,9 @@ class Ensemble:
             if not.
         """
         for number, structure in enumerate(structures):
-            if unknown := self.unknown_elements(structure):
+            if unknown := self.unknown(structure, any_composition):
                 raise DataError(
-                    f"structure {number} (from 0): there is {', '.join(unknown)}, but the model was trained"
-                    f" on {', '.join(self.elements)} only: leave it out, or train on data with it"
+                    f"structure {number} (from 0): {unknown}: leave it out, or train on data with it"
                 )
 
     @property

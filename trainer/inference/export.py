@@ -80,7 +80,7 @@ def export_model(ensemble: Ensemble, to: Format, out: Path, structures: Sequence
     OutputError
         if it cannot be written.
     """
-    expected = ensemble.predict(structures).energies
+    expected = ensemble.predict(structures, any_composition=True).energies
     write, load = _FORMATS[to]
     with tempfile.TemporaryDirectory(prefix="anitune-") as folder:
         draft = Path(folder) / out.name

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import ase.io
-import h5py
-import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 
 from trainer.data.dataset import Molecule
-from trainer.data.layout import Layout, molecule_groups, name_of, where
-from trainer.data.readers import open_hdf5
+from trainer.data.layout import structures_of_group
+from trainer.data.readers import open_data_file
 from trainer.errors import DataError
 from trainer.inference.structures import Structure, make_structure, structures_of
 
@@ -46,26 +44,15 @@ def read_structures(path: Path) -> list[Structure]:
 
 
 def _read_hdf5(path: Path) -> list[Structure]:
-    with open_hdf5(path) as (file, layout):
-        molecules = [_molecule(group, layout) for group in molecule_groups(file, layout.keys[:2])]
-    return [structure for molecule in molecules for structure in structures_of(molecule)]
-
-
-def _molecule(group: h5py.Group, layout: Layout) -> Molecule:
-    """The molecule of a group; its energies, if it has any, do not matter."""
-    numbers, dataset = layout.numbers(group), group[layout.keys[1]]
-    key = layout.keys[1]
-    if dataset.dtype.kind not in "fiu":
-        raise DataError(f"{where(group)}: '{key}' does not hold numbers ({dataset.dtype})")
-    coordinates = dataset[()].astype(np.float32)
-    if not len(numbers) or coordinates.ndim != 3 or coordinates.shape[1:] != (len(numbers), 3):
-        raise DataError(
-            f"{where(group)}: the shapes disagree: {len(numbers)} atoms, '{key}' {coordinates.shape}; it must"
-            f" be (structures, {len(numbers)}, 3)"
-        )
-    if not np.isfinite(coordinates).all():
-        raise DataError(f"{where(group)}: '{key}' is NaN or infinite; remove those structures")
-    return Molecule(name_of(group), "", numbers, coordinates, np.zeros(len(coordinates)))
+    structures: list[Structure] = []
+    with open_data_file(path) as (_, groups, layout):
+        for group in groups:
+            here: dict[int, Structure] = {}
+            for some in structures_of_group(group, layout.keys[0], layout.keys[1], None):
+                molecule = Molecule(group.name, "", some.numbers, some.coordinates, some.energies)
+                here |= zip(some.rows.tolist(), structures_of(molecule), strict=True)
+            structures += [here[row] for row in sorted(here)]
+    return structures
 
 
 def _read_xyz(path: Path) -> list[Structure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ import torch
 from pydantic import FiniteFloat
 
 from trainer.config import AEVConfig, TrainConfig, dump_config, load_config
+from trainer.data.stoichiometry import Balance
 from trainer.errors import ConfigError, ModelFileError
 from trainer.features.aev import aev_length
 from trainer.files import write_by_rename
@@ -38,15 +39,22 @@ class SavedModel:
     model : the network, in evaluation mode
     aev : the constants of its features
     self_energies : energy of a single atom by element, hartree, to be added to the network's energies
+    balances : what all compositions of the training part have in common (see
+        :mod:`trainer.data.stoichiometry`); empty: nothing, or it was not recorded
     """
 
     model: ElementNetworks
     aev: AEVConfig
     self_energies: dict[str, float]
+    balances: tuple[Balance, ...] = ()
 
 
 def save_model(
-    path: Path, model: ElementNetworks, aev: AEVConfig, self_energies: Mapping[str, float]
+    path: Path,
+    model: ElementNetworks,
+    aev: AEVConfig,
+    self_energies: Mapping[str, float],
+    balances: Sequence[Balance] = (),
 ) -> None:
     """Write a model file. The same model gives the same bytes.
 
@@ -60,7 +68,7 @@ def save_model(
         "training": dump_config(model.config),
         "aev": dump_config(aev),
         "self_energies": dict(self_energies),
-    }
+    } | ({"balances": list(balances)} if balances else {})
     tensors = {name: weights.detach().cpu().contiguous() for name, weights in model.state_dict().items()}
     write_by_rename(path, safetensors.torch.save(tensors, {METADATA: json.dumps(record)}))
 
@@ -75,7 +83,7 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            config, aev, self_energies = _settings((file.metadata() or {})[METADATA], str(path))
+            config, aev, self_energies, balances = _settings((file.metadata() or {})[METADATA], str(path))
             # Before there is memory for a network: settings of a few bytes can ask for any amount.
             found, wanted = tensor_kinds(file), _weights(config, aev)
             if fault := misfit(found, wanted):
@@ -91,10 +99,10 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
         raise ModelFileError(f"{path}: a weight is NaN or infinite; the file is damaged")
     model = ElementNetworks(config, aev.elements, aev_length(aev), device)
     model.load_state_dict(tensors)
-    return SavedModel(model.eval(), aev, self_energies)
+    return SavedModel(model.eval(), aev, self_energies, balances)
 
 
-def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, float]]:
+def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, float], tuple[Balance, ...]]:
     record = parse_json(text)
     if record["format"] != FORMAT:
         raise ModelFileError(
@@ -103,9 +111,10 @@ def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, 
     config = load_config(TrainConfig, record["training"], where)
     aev = load_config(AEVConfig, record["aev"], where)
     energies = load_config(dict[str, FiniteFloat], record["self_energies"], f"{where}: self_energies")
+    balances = load_config(tuple[Balance, ...], record.get("balances", ()), f"{where}: balances")
     if config.precision == "auto":  # what it became is recorded
         raise ValueError("it does not say in which precision its weights are")
-    return config, aev, energies
+    return config, aev, energies, balances
 
 
 def _weights(config: TrainConfig, aev: AEVConfig) -> dict[str, TensorKind]:

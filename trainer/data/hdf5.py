@@ -1,0 +1,182 @@
+"""HDF5 files that may come from anybody: the groups in them, by links too, and the arrays of each.
+
+A file can name other files: by external links, virtual data sets and external storage. It can also claim
+arrays that are far larger than itself. h5py follows all of that. Here links are followed within the folder
+of the file (:mod:`trainer.data.links`), and arrays are checked before memory is allocated
+(:mod:`trainer.data.arrays`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from h5py import h5g, h5l, h5o
+
+from trainer.data.arrays import Arrays
+from trainer.data.links import DEEPEST, LinkedFiles, Place, explain, printable
+from trainer.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A group and those of its datasets that a layout may read.
+
+    Attributes
+    ----------
+    name : its path in the file that was opened, without the first slash
+    place : itself, where links lead to
+    members : its datasets, where links lead to
+    """
+
+    source: DataFile
+    name: str
+    place: Place
+    members: dict[str, Place]
+
+    @property
+    def where(self) -> str:
+        """The file and the group, for messages."""
+        return f"{self.source.path}, group {printable('/' + self.name)}"
+
+    def __contains__(self, key: str) -> bool:
+        """Whether there is a dataset of this name."""
+        return key in self.members
+
+    def read(self, key: str) -> npt.NDArray[Any]:
+        """All of a dataset.
+
+        Raises
+        ------
+        DataError
+            if there is none, or it cannot be read as it is.
+        """
+        if key not in self.members:
+            raise DataError(f"{self.where}: there is no dataset '{key}'; add it, or leave the group out")
+        return self.source.read(self.members[key], f"{self.where}: '{key}'")
+
+
+@contextmanager
+def open_hdf5(path: Path, keys: Sequence[str], links_outside: bool = False) -> Iterator[DataFile]:
+    """An HDF5 file and the datasets in it that have one of these names.
+
+    Parameters
+    ----------
+    keys : names of datasets; groups that hold none of them are left out
+    links_outside : follow links to files outside the folder of the file
+
+    Raises
+    ------
+    DataError
+        if it is none, leads to places that it may not, or turns out to be damaged in the block.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file; correct its name, or bring it there")
+    if not path.is_file():
+        raise DataError(f"{path}: this is a folder; name the HDF5 files in it")
+    with ExitStack() as stack:
+        try:
+            yield DataFile(path, frozenset(keys), links_outside, stack)
+        except MemoryError as error:
+            raise DataError(f"{path}: its arrays do not fit into the memory of this machine") from error
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            # What h5py raises for a damaged file depends on where it stumbles.
+            raise DataError(explain(path, error)) from error
+
+
+class DataFile:
+    """An open HDF5 file with the files that it links to.
+
+    Attributes
+    ----------
+    path : the file, as it was named
+    groups : the groups that hold a dataset of one of ``keys``: first its own in the order of their names,
+    then
+        those that links lead to
+    """
+
+    def __init__(self, path: Path, keys: frozenset[str], links_outside: bool, stack: ExitStack) -> None:
+        self.path = path
+        self._keys = keys
+        self._files = LinkedFiles(path, links_outside, stack)
+        self._arrays = Arrays(self._files)
+        self.groups = self._find_groups()
+
+    def read(self, place: Place, what: str) -> npt.NDArray[Any]:
+        """All of a dataset, which messages call ``what``."""
+        return self._arrays.read(place, what)
+
+    def _find_groups(self) -> list[Group]:
+        found: list[Group] = []
+        ahead, begun, seen = [("", self._files.root)], set[Place](), set[tuple[Path, int]]()
+        while ahead:
+            name, place = ahead.pop(0)
+            begun.add(place)
+            groups, links = self._visit(place, name)
+            if name or links:  # only links can lead to a group a second time
+                groups = [group for group in groups if self._is_new(group.place, seen)]
+            found += groups
+            for link, target in links:
+                # Hard links lead on from where a visit began: what lies there is found without this link.
+                if self._files.kind(target) == h5o.TYPE_GROUP and not _lies_in(target, begun):
+                    begun.add(target)
+                    ahead.append((link, target))
+        return found
+
+    def _visit(self, place: Place, name: str) -> tuple[list[Group], list[tuple[str, Place]]]:
+        """The groups below a place, and its links other than hard ones that name no dataset of a layout."""
+        links: list[tuple[bytes, int]] = []
+        top = h5g.open(self._files.file(place.file), place.path)  # its links do not keep it open
+
+        def note(path: bytes, info: Any) -> bool:
+            links.append((path, info.type))
+            return path.count(b"/") > DEEPEST
+
+        if top.links.visit(note, info=True):
+            raise DataError(f"{self.path}: its groups lie more than {DEEPEST} deep in each other")
+        members: dict[bytes, dict[str, Place]] = {b"": {}}
+        others = []
+        root = place.path.rstrip(b"/")
+        for path, kind in links:
+            parent, _, key = path.rpartition(b"/")
+            if kind == h5l.TYPE_HARD:
+                members.setdefault(parent, {})
+                target = Place(place.file, root + b"/" + path)
+            else:
+                target = self._files.resolve(place.file, root + b"/" + path)
+            if (text := key.decode("utf-8", "surrogateescape")) in self._keys:
+                members.setdefault(parent, {})[text] = target
+            elif kind != h5l.TYPE_HARD:
+                at = path.decode("utf-8", "surrogateescape")
+                others.append((f"{name}/{at}".strip("/"), target))
+        groups = []
+        for parent, datasets in members.items():
+            # A group may have the name of a dataset; what lies below a path shows that it is one.
+            kept = {
+                k: p for k, p in datasets.items() if (parent + b"/" + k.encode()).lstrip(b"/") not in members
+            }
+            if kept:
+                at = parent.decode("utf-8", "surrogateescape")
+                own = Place(place.file, (root + b"/" + parent).rstrip(b"/") or b"/")
+                groups.append(Group(self, f"{name}/{at}".strip("/"), own, kept))
+        return groups, others
+
+    def _is_new(self, place: Place, seen: set[tuple[Path, int]]) -> bool:
+        known = (place.file, self._files.address(place))
+        new = known not in seen
+        seen.add(known)
+        return new
+
+
+def _lies_in(place: Place, others: Set[Place]) -> bool:
+    """Whether one of some others is the place, or on the way to it."""
+    path = place.path.rstrip(b"/")
+    while path:
+        if Place(place.file, path) in others:
+            return True
+        path = path.rpartition(b"/")[0]
+    return Place(place.file, b"/") in others

@@ -1,0 +1,160 @@
+"""Files that an HDF5 file names, and where its links lead.
+
+HDF5 would look for them in several folders, one of which an environment variable names. Here a name starts
+from the folder of the file that holds it, and leads nowhere else unless that is allowed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import h5py
+from h5py import h5f, h5l, h5o
+
+from trainer.errors import DataError
+
+#: Groups in groups: HDF5 visits them by recursion, and would overflow the stack.
+DEEPEST: Final = 100
+
+#: Links that lead from one to another before a path is given up, as in HDF5.
+MOST_LINKS: Final = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """An object by its file and the path of hard links that leads to it there."""
+
+    file: Path
+    path: bytes
+
+
+def printable(text: str) -> str:
+    """A text of a file in one line, without sequences that a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+
+
+def explain(path: Path, error: Exception) -> str:
+    """What is wrong with a file that h5py does not open or read, and what to do."""
+    cause = printable(" ".join(str(error).split()))
+    number = getattr(error, "errno", None)
+    if isinstance(error, PermissionError) or "errno = 13" in cause:
+        return f"{path}: you may not read this file; ask its owner, or change its mode"
+    if (
+        isinstance(error, BlockingIOError)
+        or number in (errno.EAGAIN, errno.ENOLCK)
+        or "unable to lock" in cause
+    ):
+        return (
+            f"{path}: another program has it open for writing; try again when that has closed it "
+            "(where a file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE)"
+        )
+    if "already open for write" in cause or "consistency flags" in cause:
+        return (
+            f"{path}: the program that wrote it did not close it, so the end may be missing: write it again, "
+            "or if it is known to be whole clear the mark with h5clear -s"
+        )
+    sizes = re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", cause)
+    if sizes:
+        cause = f"truncated: {int(sizes[1]):,} of {int(sizes[2]):,} bytes"
+    return f"{path}: not a readable HDF5 file; copy or download it anew ({cause})"
+
+
+class LinkedFiles:
+    """An HDF5 file and those that it links to, opened when they are needed.
+
+    Parameters
+    ----------
+    path : the file, as it was named
+    outside : follow links to files outside its folder
+    stack : closes the files
+    """
+
+    def __init__(self, path: Path, outside: bool, stack: ExitStack) -> None:
+        self.path = path
+        self.root = Place(path.resolve(), b"/")
+        self._folder = self.root.file.parent
+        self._outside = outside
+        self._stack = stack
+        self._open: dict[Path, h5f.FileID] = {}
+
+    def kind(self, place: Place) -> int:
+        """Of the object there: one of ``h5py.h5o.TYPE_...``."""
+        return int(h5o.get_info(self.file(place.file), place.path).type)
+
+    def address(self, place: Place) -> int:
+        """Of the object there in its file, which several paths may lead to."""
+        return int(h5o.get_info(self.file(place.file), place.path).addr)
+
+    def resolve(self, file: Path, path: bytes) -> Place:
+        """Follow the links of a path to the place where it ends."""
+        link = f"{self.path}, link {printable(path.decode('utf-8', 'replace'))}"
+        at, ahead, hops = b"", path.split(b"/"), 0
+        while ahead:
+            part = ahead.pop(0)
+            if part in (b"", b"."):
+                continue
+            links = self.file(file).links
+            try:
+                kind = links.get_info(at + b"/" + part).type
+            except (KeyError, RuntimeError, OSError):
+                target = printable(f"{at.decode('utf-8', 'replace')}/{part.decode('utf-8', 'replace')}")
+                raise DataError(
+                    f"{link}: it leads to {target} in {file.name}, where nothing is; delete it"
+                ) from None
+            if kind == h5l.TYPE_HARD:
+                at += b"/" + part
+                if at.count(b"/") > DEEPEST:
+                    raise DataError(f"{link}: it leads more than {DEEPEST} groups deep; delete it")
+                continue
+            hops += 1
+            if hops > MOST_LINKS:
+                raise DataError(f"{link}: it leads from link to link without an end; delete it")
+            if kind == h5l.TYPE_SOFT:
+                target = links.get_val(at + b"/" + part)
+                at = b"" if target.startswith(b"/") else at
+            elif kind == h5l.TYPE_EXTERNAL:
+                name, target = links.get_val(at + b"/" + part)
+                file, at = self.other(file, os.fsdecode(name), link), b""
+            else:
+                raise DataError(
+                    f"{link}: of a kind ({kind}) that only the program knows that made it; delete it"
+                )
+            ahead = target.split(b"/") + ahead
+        return Place(file, at or b"/")
+
+    def other(self, origin: Path, name: str, what: str) -> Path:
+        """The file that another one names, relative to its folder."""
+        if "\0" in name:
+            raise DataError(f"{what}: it leads to {printable(name)}, which is no name of a file")
+        target = (origin.parent / name).resolve()
+        if not self._outside and not target.is_relative_to(self._folder):
+            raise DataError(
+                f"{what}: it leads to {printable(name)}, outside the folder of the file: bring that "
+                "file there, "
+                "or allow it with data.links_outside: true (--links-outside)"
+            )
+        if not target.is_file():
+            raise DataError(
+                f"{what}: it leads to {printable(name)}, which is not there; bring that file, or delete "
+                "the link"
+            )
+        return target
+
+    def file(self, path: Path) -> h5f.FileID:
+        if path not in self._open:
+            try:
+                self._open[path] = self._stack.enter_context(h5py.File(path, "r")).id
+            except OSError as error:
+                named = self.path if path == self.root.file else path
+                raise DataError(explain(named, error)) from error
+        return self._open[path]
