@@ -17,12 +17,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from dashboards import links
 from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.servers import Dashboards, public_url, run_dashboards
 from storage.database import open_database
+from storage.records.tables import relays
 from storage.settings import Settings
 from storage.studies import Budget, create_study
 from storage.tokens import is_loopback
@@ -187,6 +189,9 @@ def test_ctrl_c_stops_the_server_without_a_word(settings: Settings) -> None:
     assert "Traceback" not in complained
     assert "Aborted" not in complained
     assert not listens(links["optuna"])
+    with open_database(settings) as database, database.reading() as connection:
+        for relay in connection.scalars(select(relays.c.pid)):
+            os.kill(relay, signal.SIGKILL)  # it would try to reach MLflow for an hour
 
 
 @pytest.mark.slow
