@@ -75,10 +75,10 @@ def load_model(path: str | Path) -> ANI:
 
 def _parameters(record: dict[str, Any]) -> int:
     """The number of weights and biases of a model; -1 of one that cannot be."""
-    kinds, aev = len(record["symbols"]), record["aev"]
+    aev, kinds = record["aev"], len(record["symbols"])
     angular = len(aev["angular_shifts"]) * aev["angle_sections"]
-    features = kinds * len(aev["radial_shifts"]) + kinds * (kinds + 1) // 2 * angular
-    sizes = [(features, *member["hidden"], 1) for member in record["members"]]
+    features: int = kinds * len(aev["radial_shifts"]) + kinds * (kinds + 1) // 2 * angular
+    sizes: list[tuple[int, ...]] = [(features, *member["hidden"], 1) for member in record["members"]]
     if not all(type(size) is int and size > 0 for member in sizes for size in member):
         return -1
     each: int = sum((i + 1) * o for member in sizes for i, o in itertools.pairwise(member))
