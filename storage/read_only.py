@@ -9,7 +9,7 @@ from pathlib import Path
 from storage.addresses import sqlite_file, sqlite_url
 from storage.settings import Settings
 
-_OWN = ("logs", "mlartifacts", "servers")
+_OWN = ("logs", "mlartifacts", "servers", "tokens")
 """Folders that are not linked: something is written into them."""
 
 

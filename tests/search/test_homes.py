@@ -246,7 +246,10 @@ def test_dashboards_show_such_a_home(place: str, project: Path, request: pytest.
         try:
             assert process.stdout is not None
             pages = json.loads(process.stdout.readline())
-            assert httpx.get(pages["study"], trust_env=False, timeout=60).status_code == 200
+            with httpx.Client(follow_redirects=True, trust_env=False, timeout=60) as browser:
+                page = browser.get(pages["study"])
+            assert page.status_code == 200
+            assert "tiny" in page.text
             assert "/#/experiments/" in pages["mlflow_best"]
         finally:
             process.terminate()

@@ -80,7 +80,7 @@ class PackScheduler:
                     return work()
                 except BaseException as error:
                     # Whoever handles it may take long, and has no place for what its traceback holds.
-                    _clear_frames(error)
+                    _drop_frames(error)
                     if not isinstance(error, NoRoomError) and not (
                         exhausted_memory(error) == "device" and self._make_room(1, device)
                     ):
@@ -261,10 +261,16 @@ def _shared(training: Training) -> tuple[object, ...]:
     )
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    """Drop the local variables in the tracebacks of an error and of those that led to it."""
+def _drop_frames(error: BaseException | None) -> None:
+    """Keep the tracebacks of an error, and of those that led to it, as text alone.
+
+    Their frames would hold what is on the device. Clearing them is not enough: a frame keeps its function, and
+    with it all that the function encloses.
+    """
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        if error.__traceback__ is not None:
+            error.add_note("".join(["It was raised here:\n", *traceback.format_tb(error.__traceback__)]))
+            error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 
