@@ -32,6 +32,7 @@ from dashboards.lifeline import GRACE_SECONDS
 from dashboards.servers import POLL_SECONDS, START_SECONDS, answers, free_ports
 from storage.database import open_database
 from storage.errors import SchemaTooOldError, ServerError
+from storage.files import replacing
 from storage.postgresql import DATABASE, MLFLOW_DATABASE, PostgreSQL
 from storage.settings import Addresses, Settings, read_addresses, write_addresses
 from storage.tokens import make_token, read_token, remove_token, token_file
@@ -244,9 +245,8 @@ def _start_mlflow(settings: Settings, port: int) -> _Mlflow:
             start_new_session=True,
         ).pid
     mlflow = _Mlflow(pid, psutil.Process(pid).create_time(), f"http://{HOST}:{port}")
-    new = settings.servers / f"{_MLFLOW}.new"
-    new.write_text(json.dumps(asdict(mlflow)) + "\n")
-    new.replace(settings.servers / _MLFLOW)
+    with replacing(settings.servers / _MLFLOW) as file:
+        file.write(json.dumps(asdict(mlflow)).encode() + b"\n")
     return mlflow
 
 

@@ -67,15 +67,25 @@ def budget_words(budget: Budget) -> str:
 
 
 def standing_words(summary: StudySummary) -> str:
-    """Whether a study runs, in one word."""
+    """What a study is at, in a word or two."""
     if summary.state != "open":
         return summary.state
     if summary.trials["running"]:
         return "running"
-    ended = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
-    if summary.budget.trials is not None and ended >= summary.budget.trials:
+    if _is_spent(summary) and not summary.trials["interrupted"]:
         return "finished"
     return "waiting for workers"
+
+
+def _is_spent(summary: StudySummary) -> bool:
+    """Whether no more trials begin."""
+    budget = summary.budget
+    spent = (
+        (sum(summary.trials.values()), budget.trials),
+        (summary.seconds, budget.seconds),
+        (summary.epochs, budget.epochs),
+    )
+    return any(limit is not None and amount >= limit for amount, limit in spent)
 
 
 def noise_words(board: Leaderboard) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards.printable import printable
-from dashboards.words import budget_words, duration
+from dashboards.words import budget_words, duration, standing_words
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
@@ -278,7 +278,7 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
         states = summary.trials
         table.add_row(
             escape(summary.name),
-            summary.state,
+            standing_words(summary),
             f"{_ended(summary)}/{summary.budget.trials}"
             if summary.budget.trials is not None
             else str(_ended(summary)),
@@ -302,7 +302,7 @@ def summary_lines(summary: StudySummary) -> list[str]:
         else "no complete trial yet"
     )
     return [
-        f"state        {summary.state}",
+        f"state        {standing_words(summary)}",
         f"trials       {states}; limit: {budget_words(summary.budget)}",
         f"best         {best}",
         f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",

@@ -65,7 +65,7 @@ def test_the_states_of_a_study_and_its_rows(anitune: Anitune) -> None:
     for command, state in (("pause", "paused"), ("resume", "open"), ("stop", "stopped"), ("resume", "open")):
         assert anitune("study", command, "tiny").exit_code == 0
         assert states(anitune) == {"tiny-rows": state, "tiny": state}
-    assert "state        open" in anitune("study", "show", "tiny").stdout
+    assert "state        waiting for workers" in anitune("study", "show", "tiny").stdout
     assert anitune("study", "archive", "tiny").exit_code == 0
     assert states(anitune) == {}
     assert states(anitune, "--archived") == {"tiny-rows": "archived", "tiny": "archived"}

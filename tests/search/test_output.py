@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from typing import Any
 
+import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from search.cli.output import _Bars, _Lines
+from search.cli.output import _Bars, _Lines, studies_table, summary_lines
 from search.work.worker import TrialNews
 from storage.studies import Budget, StudySummary
 
@@ -33,6 +36,29 @@ def summary(complete: int) -> StudySummary:
         mlflow_experiment_id=None,
         mlflow_run_id=None,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "waiting for workers"),
+        ({"trials": {"complete": 2, "pruned": 1}}, "finished"),
+        ({"trials": {"complete": 2, "failed": 1, "running": 1}}, "running"),
+        ({"trials": {"complete": 2, "interrupted": 1}}, "waiting for workers"),
+        ({"budget": Budget(epochs=9), "epochs": 9}, "finished"),
+        ({"budget": Budget(seconds=60.0), "seconds": 59.0}, "waiting for workers"),
+        ({"trials": {"complete": 3}, "state": "paused"}, "paused"),
+    ],
+)
+def test_a_study_whose_limit_is_reached_is_not_called_open(changes: dict[str, Any], said: str) -> None:
+    study = summary(0)
+    changes = changes | {"trials": study.trials | changes.get("trials", {})}
+    study = replace(study, **changes)
+    assert f"state        {said}" in summary_lines(study)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(studies_table([study]))
+    assert isinstance(console.file, io.StringIO)
+    assert said in console.file.getvalue()
 
 
 def test_each_trial_that_is_trained_has_a_bar() -> None:

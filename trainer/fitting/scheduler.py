@@ -264,8 +264,8 @@ def _shared(training: Training) -> tuple[object, ...]:
 def _drop_frames(error: BaseException | None) -> None:
     """Keep the tracebacks of an error, and of those that led to it, as text alone.
 
-    Their frames would hold what is on the device. Clearing them is not enough: a frame keeps its function, and
-    with it all that the function encloses.
+    Their frames would hold what is on the device. Clearing them is not enough: a frame keeps its function,
+    and with it all that the function encloses.
     """
     while error is not None:
         if error.__traceback__ is not None:
