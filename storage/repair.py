@@ -7,7 +7,6 @@ killed is repeated.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ from storage.blobs.place import open_blobs
 from storage.errors import (
     BlobMissingError,
     BlobWriteError,
-    RelayBusyError,
     TrackingRefusedError,
 )
 from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
 from storage.studies import Study
-from storage.tracking.lease import RelayLease, living_relay, seize_lease, take_lease
+from storage.tracking.lease import RelayLease, wait_for_lease
 from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 from storage.tracking.process import sync
 from storage.tracking.relay import NoteWriter
@@ -36,9 +34,6 @@ from storage.trials.optuna_rows import set_state
 
 ROUNDS = 3
 """A run that is restored can turn out to be wrong inside, and the experiment of it to have been deleted."""
-
-RELAY_PATIENCE = 30.0
-"""How long a repair waits for a relay to end, s: one with nothing to deliver does so after 20 s."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ def repair(study: Study, write_note: NoteWriter) -> Repair:
         wrong = [difference for difference in left if difference.mend is not None]
         if not wrong:
             break
-        lease = _wait_for_lease(study)
+        lease = wait_for_lease(study)
         try:
             mender = _Mender(study, lease)
             for difference in wrong:
@@ -81,21 +76,6 @@ def repair(study: Study, write_note: NoteWriter) -> Repair:
         mended=tuple(difference for difference in found if difference not in left),
         left={difference: reasons.get(difference, "") for difference in left},
     )
-
-
-def _wait_for_lease(study: Study) -> RelayLease:
-    deadline = time.monotonic() + RELAY_PATIENCE
-    while (lease := take_lease(study)) is None:
-        holder = living_relay(study)
-        if holder is not None and holder.delivers_elsewhere(study):
-            return seize_lease(study)
-        if holder is not None and time.monotonic() > deadline:
-            raise RelayBusyError(
-                f"{study.name}: a relay delivers it to MLflow now, {holder}; stop its workers, or end it with"
-                f" {holder.ending}, and try again"
-            )
-        time.sleep(0.5)
-    return lease
 
 
 class _Mender:

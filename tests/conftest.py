@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import uuid
 import warnings
@@ -62,6 +63,13 @@ def pair_energy(symbols: str, coordinates: np.ndarray) -> np.ndarray:
             distance = np.linalg.norm(coordinates[:, i] - coordinates[:, j], axis=1)
             energy += 0.12 * ((1 - np.exp(-1.5 * (distance - bond))) ** 2 - 1)
     return energy
+
+
+@pytest.fixture(autouse=True)
+def passwords_of_other_tests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process replaces each password that it has read in all that it says; here one runs many tests."""
+    if (addresses := sys.modules.get("storage.addresses")) is not None:
+        monkeypatch.setattr(addresses, "_replaced", {})
 
 
 @pytest.fixture(scope="session")

@@ -80,9 +80,8 @@ def info(
     console.print(_by_heavy_atoms(summary))
     if summary.balances:
         console.print(
-            f"In all molecules {' and '.join(summary.balances)}: energies by element cannot be told "
-            "apart, and no other "
-            "composition can be predicted."
+            f"In all molecules {escape(' and '.join(summary.balances))}: energies by element cannot be told"
+            " apart, and no other composition can be predicted."
         )
 
 

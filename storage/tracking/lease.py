@@ -16,12 +16,15 @@ import psutil
 from sqlalchemy import Connection, Row, insert, select, update
 
 from storage.addresses import redacted, without_secrets
-from storage.errors import RelayLeaseLostError
+from storage.errors import RelayBusyError, RelayLeaseLostError
 from storage.records.tables import now, relays, studies
 from storage.studies import Study
 
 LEASE_SECONDS = 120.0
 """Longer than a call to MLflow takes, which its timeout ends after 30 s without a byte."""
+
+RELAY_PATIENCE = 30.0
+"""How long a person waits for a relay to end by itself, s."""
 
 
 _WAY = re.compile(r"MLFLOW_TRACKING_.*|(https?|all|no)_proxy", re.IGNORECASE)
@@ -157,6 +160,28 @@ def _take(study: Study, *, from_living: bool) -> RelayLease | None:
         else:
             connection.execute(update(relays).where(relays.c.study_id == study.id).values(**values))
     return RelayLease(study, token)
+
+
+def wait_for_lease(study: Study) -> RelayLease:
+    """The lease of a study, once its relay has ended, or at once from one that delivers elsewhere.
+
+    Raises
+    ------
+    RelayBusyError
+        if a relay has delivered the study for :data:`RELAY_PATIENCE`.
+    """
+    deadline = time.monotonic() + RELAY_PATIENCE
+    while (lease := take_lease(study)) is None:
+        holder = living_relay(study)
+        if holder is not None and holder.delivers_elsewhere(study):
+            return seize_lease(study)
+        if holder is not None and time.monotonic() > deadline:
+            raise RelayBusyError(
+                f"{study.name}: a relay delivers it to MLflow now, {holder}; stop its workers, or end it with"
+                f" {holder.ending}, and try again"
+            )
+        time.sleep(0.5)
+    return lease
 
 
 def relay_lives(study: Study) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
-from storage.errors import TrackingUnavailableError
 from storage.records.tables import outbox, studies, trials
 from storage.studies import Study
-from storage.tracking.lease import take_lease
+from storage.tracking.lease import wait_for_lease
 
 
 def forget_deliveries(study: Study) -> None:
@@ -17,14 +16,10 @@ def forget_deliveries(study: Study) -> None:
 
     Raises
     ------
-    TrackingUnavailableError
+    RelayBusyError
         while a relay delivers the study.
     """
-    lease = take_lease(study)
-    if lease is None:
-        raise TrackingUnavailableError(
-            f"{study.name}: a relay delivers it, or did two minutes ago: try again when it has ended"
-        )
+    lease = wait_for_lease(study)
     with lease.writing() as connection:
         connection.execute(
             update(outbox).where(outbox.c.study_id == study.id).values(delivered_at=None, parked=None)

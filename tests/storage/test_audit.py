@@ -362,7 +362,7 @@ def test_what_a_relay_tells_meanwhile_is_not_compared(place: Place) -> None:
 
 
 def test_nothing_is_mended_beside_a_relay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.repair.RELAY_PATIENCE", 0.0)
+    monkeypatch.setattr("storage.tracking.lease.RELAY_PATIENCE", 0.0)
     DAMAGES["metric changed"][0](place)
     lease = take_lease(place.study)
     assert lease is not None

@@ -31,10 +31,17 @@ from storage.errors import (
     TrackingUnavailableError,
 )
 from storage.records.tables import outbox, studies, trials
-from storage.repair import RELAY_PATIENCE, repair
+from storage.repair import repair
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
-from storage.tracking.lease import LEASE_SECONDS, RelayLease, last_error, relay_lives, take_lease
+from storage.tracking.lease import (
+    LEASE_SECONDS,
+    RELAY_PATIENCE,
+    RelayLease,
+    last_error,
+    relay_lives,
+    take_lease,
+)
 from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
