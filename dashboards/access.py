@@ -11,7 +11,6 @@ here: hence the rules about Host, Origin and where a browser says that a request
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -20,13 +19,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import psutil
 
-from dashboards.errors import AccessError
 from storage.tokens import is_loopback
 
 if TYPE_CHECKING:
@@ -38,7 +35,6 @@ HEALTH: Final = "/health"
 ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 _PARAMETER: Final = "token"
-_SHORTEST: Final = 20
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _BROWSERS_OWN: Final = ("", "none", "same-origin")
 """Values of Sec-Fetch-Site: no browser or an old one, the person themselves, our own pages."""
@@ -61,9 +57,9 @@ _SIGN_IN_LINE: Final = (
 )
 _SIGN_IN_PAGE: Final = _PAGE.format(
     content="""<h1>Open the link that the command printed</h1>
-<p>These pages open with a secret, which each start of the server makes anew. The links that
-<code>anitune dashboards</code> and <code>anitune up</code> print hold it. While the servers of
-<code>anitune up</code> run, the same command prints its link again.</p>"""
+<p>These pages need a secret that every start of the server creates. It is part of the links that
+<code>anitune dashboards</code> and <code>anitune up</code> print. While the servers of
+<code>anitune up</code> are running, that command prints its link again.</p>"""
 )
 _SIGNED_IN_PAGE: Final = _PAGE.format(content=f"<p>Signing in …</p><script>{_SCRIPT}</script>")
 _HTML: Final = (
@@ -184,7 +180,7 @@ class Access:
             return False
         try:
             password = base64.b64decode(value, validate=True).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:  # of text that is none in ASCII, too
             return False
         return hmac.compare_digest(password, self._token)
 
@@ -203,19 +199,6 @@ class Access:
         if request.headers.get("sec-fetch-site", "") in _BROWSERS_OWN:
             return Answer(303, _SIGNED_IN_PAGE.encode(), (*headers, ("Location", location)))
         return Answer(200, _SIGNED_IN_PAGE.encode(), headers)
-
-
-def read_access(token_file: Path, host: str, given: Iterable[str]) -> Access:
-    """The rules of a server on ``host``, with the secret in that file; see :func:`allowed_names`.
-
-    Raises
-    ------
-    AccessError
-        if the file holds no secret.
-    """
-    if len(token := token_file.read_text().strip()) < _SHORTEST:
-        raise AccessError(f"{token_file}: a secret of {_SHORTEST} letters or more belongs there")
-    return Access(token, allowed_names(host, given))
 
 
 def _normal(name: str) -> str:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from dashboards.listening import TOKEN_VARIABLE
 from dashboards.mlflow_server import BACKEND_VARIABLE, DESTINATION_VARIABLE
 from storage.settings import Settings
 
@@ -20,28 +21,31 @@ _NAMES: Final = frozenset(
     }
 )
 _BEGINNINGS: Final = ("LC_",)
-_POSTGRESQL: Final = ("PG",)
-_STORES: Final = ("AWS_", "MLFLOW_S3_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-"""For artifacts that are not on this machine."""
+_POSTGRESQL: Final = (
+    *("PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGSYSCONFDIR"),
+    *("PGSSL", "PGREQUIRE", "PGCHANNELBINDING", "PGGSS", "PGKRB", "PGOPTIONS", "PGCONNECT_TIMEOUT"),
+    *("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION"),
+)
 
 
-def optuna_environment(settings: Settings) -> dict[str, str]:
+def optuna_environment(settings: Settings, token: str) -> dict[str, str]:
     """Of our pages and the Optuna dashboard; arguments would show a password in the database's URL."""
-    return {**_needed(settings.storage_url), **settings.environment()}
+    return {**_needed(settings.storage_url), **settings.environment(), TOKEN_VARIABLE: token}
 
 
-def mlflow_environment(settings: Settings) -> dict[str, str]:
+def mlflow_environment(settings: Settings, token: str) -> dict[str, str]:
     """Of MLflow's server, which keeps artifacts in the home folder."""
     return {
-        **_needed(settings.tracking_uri, *_STORES),
+        **_needed(settings.tracking_uri),
+        TOKEN_VARIABLE: token,
         BACKEND_VARIABLE: settings.tracking_uri,
         # As a URI: of a path MLflow would take %41 for a letter.
         DESTINATION_VARIABLE: (settings.home / "mlartifacts").as_uri(),
     }
 
 
-def _needed(database: str, *beginnings: str) -> Mapping[str, str]:
-    beginnings += _BEGINNINGS + (_POSTGRESQL if database.startswith("postgresql") else ())
+def _needed(database: str) -> Mapping[str, str]:
+    beginnings = _BEGINNINGS + (_POSTGRESQL if database.startswith("postgresql") else ())
     return {
         name: value
         for name, value in os.environ.items()

@@ -1,6 +1,6 @@
 """MLflow's tracking server behind our rules: who is let in, what is offered, and where artifacts may be.
 
-Started as a process of its own, by the command of :func:`command`. The places come from the environment, as
+Started as a process of its own. The places come from the environment, as
 those of ``mlflow server`` do: MLFLOW_BACKEND_STORE_URI, which may hold a password, and
 MLFLOW_ARTIFACTS_DESTINATION. MLflow's own checks of Host and Origin are off: they go by patterns, and trust
 every page of localhost.
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from dashboards.access import Access, Answer, Request, completed, read_access
+from dashboards.access import Access, Answer, Request, completed
+from dashboards.listening import add_arguments, given_access, given_listener
 from dashboards.mlflow_routes import judged
 
 BACKEND_VARIABLE: Final = "MLFLOW_BACKEND_STORE_URI"
@@ -27,6 +28,10 @@ _PROXIED: Final = "mlflow-artifacts"
 _PLACES: Final = re.compile(
     r"/(?:ajax-)?api/2\.0/mlflow/(?:(?P<experiment>experiments)|(?P<version>model-versions))/create"
 )
+_LONGEST_PLACE: Final = 2048
+_UNQUOTED: Final = 5
+"""How often a place may have been quoted."""
+
 _LONGEST_BODY: Final = 2**20  # bytes, of a request that names a place
 _ARTIFACTS: Final = re.compile(
     r"(?:/model-versions)?/get-artifact|/(?:ajax-)?api/2\.0/(?:mlflow-artifacts/artifacts|mlflow/logged-models)/.+"
@@ -106,12 +111,16 @@ class Guard:
 
     def is_ours(self, place: str, of_model: bool = False) -> bool:
         """Whether a place is below that of the server's artifacts, or names a run or model of its own."""
+        if len(place) > _LONGEST_PLACE:
+            return False
         try:
             address, path = urlsplit(place), place
         except ValueError:
             return False
-        while (plain := unquote(path)) != path:
-            path = plain
+        for _ in range(_UNQUOTED):
+            path = unquote(path)
+        if unquote(path) != path or not path.isprintable():  # urlsplit passes over tabs and newlines
+            return False
         if address.query or address.fragment or {".", ".."} & set(re.split(r"[/\\:]", path)):
             return False
         if address.scheme == _PROXIED or (of_model and address.scheme in ("runs", "models")):
@@ -193,18 +202,14 @@ def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
-def command(host: str, port: int, token_file: Path, names: Iterable[str] = ()) -> list[str]:
-    """The module of the server and its arguments, for ``python -m``; no secret is among them."""
-    place = ["--host", host, "--port", str(port), "--token-file", str(token_file)]
-    return [__name__, *place, *(f"--allowed-host={name}" for name in names)]
+def command(host: str, port: int, token_file: Path) -> list[str]:
+    """The module of a server that opens its own socket, and its arguments, for ``python -m``."""
+    return [__name__, "--host", host, "--port", str(port), "--token-file", str(token_file)]
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--token-file", type=Path, required=True, help="holds the secret of this start")
-    parser.add_argument("--allowed-host", action="append", default=[], help="another name of this server")
+    add_arguments(parser)
     parser.add_argument("--workers", type=int, default=1)
     return parser.parse_args()
 
@@ -227,13 +232,13 @@ def make_app() -> Guard:
     arguments = _arguments()
     from mlflow.server.fastapi_app import app
 
-    access = read_access(arguments.token_file, arguments.host, arguments.allowed_host)
-    return Guard(app, access, os.environ[DESTINATION_VARIABLE])
+    return Guard(app, given_access(arguments), os.environ[DESTINATION_VARIABLE])
 
 
 def main() -> None:
     """Serve until the process is stopped."""
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
     arguments = _arguments()
     os.environ |= {
@@ -248,17 +253,20 @@ def main() -> None:
 
     store = os.environ[BACKEND_VARIABLE]
     initialize_backend_stores(store, store, f"{_PROXIED}:/")
-    uvicorn.run(
+    config = uvicorn.Config(
         "dashboards.mlflow_server:make_app",
         factory=True,
-        host=arguments.host,
-        port=arguments.port,
         workers=arguments.workers,
         access_log=False,  # addresses may hold the secret
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
+    with given_listener(arguments) as listener:
+        if config.workers > 1:
+            Multiprocess(config, [listener]).run()
+        else:
+            uvicorn.Server(config).run([listener])
 
 
 if __name__ == "__main__":

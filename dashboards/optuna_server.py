@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,15 +19,16 @@ from urllib.parse import urlsplit
 import optuna_dashboard
 
 from dashboards import links
-from dashboards.access import read_access, with_access, with_token
+from dashboards.access import allowed_names, with_access, with_token
+from dashboards.listening import add_arguments, given_access, given_listener
 from dashboards.optuna_images import TrialImages
 from dashboards.page.app import make_app
 from dashboards.printable import PrintableFormatter
 from dashboards.safe_answers import with_safe_answers
-from dashboards.wsgi_server import WSGIServer, listen
+from dashboards.wsgi_server import WSGIServer
 from storage.database import open_database
 from storage.settings import load_settings
-from storage.tokens import read_token
+from storage.tokens import is_loopback, read_token
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -46,31 +47,34 @@ def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
     return serve
 
 
-def with_mlflow(app: WSGIApplication, mlflow: str, home: Path) -> WSGIApplication:
+def with_mlflow(app: WSGIApplication, mlflow: str, home: Path, own_names: Container[str]) -> WSGIApplication:
     """Answer ``/mlflow`` with a redirection to the server ``mlflow``; the rest is ``app``'s.
 
     ``mlflow`` is a URL, or the port of a server on this machine, which the browser then reaches by the host
     name that it has used for this one. It keeps the part of the address after ``#``, which names the page.
-    Who is let in here is signed in there, too, if that server was started in the same home folder.
+    Who is let in here is signed in there, too, if that server was started in the same home folder, and the
+    address leads to this machine for sure.
+
+    Parameters
+    ----------
+    own_names
+        Those of this machine besides loopback.
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].rstrip("/") != "/mlflow":
             return app(environ, start_response)
-        if "://" in mlflow:
-            location = with_token(mlflow, read_token(home, mlflow))
-        else:
-            token = read_token(home, f"http://localhost:{mlflow}")
-            location = with_token(f"http://{_hostname(environ)}:{mlflow}/", token)
+        name = urlsplit(f"//{environ['HTTP_HOST']}").hostname or "localhost"
+        in_url = f"[{name}]" if ":" in name else name
+        location = mlflow if "://" in mlflow else f"http://{in_url}:{mlflow}/"
+        token = read_token(home, mlflow if "://" in mlflow else f"http://localhost:{mlflow}")
+        # On another machine localhost is that one; behind a proxy's name another port is not ours.
+        leads_here = is_loopback(name) or ("://" not in mlflow and name in own_names)
+        location = with_token(location, token if leads_here else None)
         start_response("302 Found", [("Location", location), ("Cache-Control", "no-store")])
         return [b""]
 
     return serve
-
-
-def _hostname(environ: WSGIEnvironment) -> str:
-    name = urlsplit(f"//{environ['HTTP_HOST']}").hostname or "localhost"
-    return f"[{name}]" if ":" in name else name
 
 
 def _log_with_time() -> None:
@@ -82,23 +86,23 @@ def _log_with_time() -> None:
 def main() -> None:
     """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    add_arguments(parser)
     parser.add_argument(
         "--mlflow", required=True, help="URL of the MLflow server, or its port on this machine"
     )
-    parser.add_argument("--token-file", type=Path, required=True, help="holds the secret of this start")
-    parser.add_argument("--allowed-host", action="append", default=[], help="another name of this server")
     arguments = parser.parse_args()
     database = open_database(load_settings())
     optuna = optuna_dashboard.wsgi(database.optuna, artifact_store=TrialImages(database))
     pages = with_mlflow(
-        with_pages(optuna, make_app(database).wsgi_app), arguments.mlflow, database.settings.home
+        with_pages(optuna, make_app(database).wsgi_app),
+        arguments.mlflow,
+        database.settings.home,
+        allowed_names(arguments.host),
     )
     # The sign-in page is none of those that with_safe_answers knows.
-    access = read_access(arguments.token_file, arguments.host, arguments.allowed_host)
+    access = given_access(arguments)
     _log_with_time()
-    with listen(arguments.host, arguments.port) as listener:
+    with given_listener(arguments) as listener:
         WSGIServer(with_access(with_safe_answers(pages), access)).run([listener])
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import httpx
 
-from dashboards import links, mlflow_server
+from dashboards import links
 from dashboards.access import ANY_ADDRESS, HEALTH, with_token
 from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
+from dashboards.listening import arguments_for, listen_for, port_of
 from storage.settings import Settings
 from storage.tokens import is_loopback, make_token, read_token, remove_token, token_file, write_private
 from storage.tracking.mlflow_runs import alone_with
@@ -156,9 +157,6 @@ def run_dashboards(
     ServerEndedError
         when a server does not come up.
     """
-    if optuna_port is None and is_free(host, usual := links.usual_port(settings)):
-        optuna_port = usual
-    mlflow_port, optuna_port = free_ports(host, {"--mlflow-port": mlflow_port, "--optuna-port": optuna_port})
     if not is_loopback(host):
         logger.warning(
             "Without TLS, whoever can listen to the network sees the secret of the links, and can then change"
@@ -166,44 +164,47 @@ def run_dashboards(
         )
     shown, local = _in_url(socket.gethostname() if host in ANY_ADDRESS else host), _in_url(_reachable(host))
     remote = settings.tracking_uri if settings.tracking_uri.startswith(("http://", "https://")) else None
-    mlflow = public_url(remote) if remote is not None else f"http://{shown}:{mlflow_port}"
-    mlflow_place = mlflow if remote is not None else str(mlflow_port)
     settings.logs.mkdir(parents=True, exist_ok=True)
     if remote is None:
         with alone_with(settings.home / "mlartifacts"):  # a relay may be making them
             check_tables(settings.tracking_uri)
             follow_folder(settings.tracking_uri, settings.home / "mlartifacts")
     with ExitStack() as running:
-        ports = [optuna_port] if remote is not None else [optuna_port, mlflow_port]
+        listener = running.enter_context(_listen_for_pages(settings, host, optuna_port))
+        listeners = [listener]
+        mlflow, mlflow_place = (public_url(remote),) * 2 if remote is not None else ("", "")
+        if remote is None:
+            listeners.append(running.enter_context(listen_for("--mlflow-port", host, mlflow_port)))
+            mlflow_place = str(port_of(listeners[-1]))
+            mlflow = f"http://{shown}:{mlflow_place}"
+        ports = [port_of(each) for each in listeners]
         token = make_token(settings.home, *ports)
         for port in ports:
             running.callback(remove_token, settings.home, port)
-        optuna_place = [
-            *("--host", host, "--port", str(optuna_port), "--mlflow", mlflow_place),
-            *("--token-file", str(token_file(settings.home, optuna_port))),
-            *(f"--allowed-host={name}" for name in allowed_hosts),
-        ]
         servers = [
             running.enter_context(
                 _server(
                     "Optuna dashboard",
-                    ["dashboards.optuna_server", *optuna_place],
-                    optuna_environment(settings),
+                    "dashboards.optuna_server",
+                    [*arguments_for(host, listener, allowed_hosts), "--mlflow", mlflow_place],
+                    optuna_environment(settings, token),
+                    listener,
                     log=settings.logs / "optuna-dashboard.log",
-                    health=f"http://{local}:{optuna_port}{HEALTH}",
+                    health=f"http://{local}:{ports[0]}{HEALTH}",
                 )
             )
         ]
         if remote is None:
-            secret = token_file(settings.home, mlflow_port)
             servers.append(
                 running.enter_context(
                     _server(
                         "MLflow",
-                        mlflow_server.command(host, mlflow_port, secret, allowed_hosts),
-                        mlflow_environment(settings),
+                        "dashboards.mlflow_server",
+                        arguments_for(host, listeners[-1], allowed_hosts),
+                        mlflow_environment(settings, token),
+                        listeners[-1],
                         log=settings.logs / "mlflow.log",
-                        health=f"http://{local}:{mlflow_port}{HEALTH}",
+                        health=f"http://{local}:{mlflow_place}{HEALTH}",
                     )
                 )
             )
@@ -211,25 +212,41 @@ def run_dashboards(
             logger.warning("The MLflow server %s does not answer.", mlflow)
         _wait_foranswers(servers)
         mlflow_token = token if remote is None else read_token(settings.home, remote)
-        addresses = Addresses(mlflow, f"http://{shown}:{optuna_port}", mlflow_token, token)
-        opener = token_file(settings.home, optuna_port).with_suffix(".html")
+        addresses = Addresses(mlflow, f"http://{shown}:{ports[0]}", mlflow_token, token)
+        opener = token_file(settings.home, ports[0]).with_suffix(".html")
         running.callback(opener.unlink, missing_ok=True)
         yield Dashboards(addresses, tuple(servers), opener)
 
 
+def _listen_for_pages(settings: Settings, host: str, port: int | None) -> socket.socket:
+    if port is None:
+        with suppress(AddressError):  # then on any other
+            return listen_for("--optuna-port", host, links.usual_port(settings))
+    return listen_for("--optuna-port", host, port)
+
+
 @contextmanager
 def _server(
-    name: str, arguments: Sequence[str], environment: Mapping[str, str], *, log: Path, health: str
+    name: str,
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    listener: socket.socket,
+    *,
+    log: Path,
+    health: str,
 ) -> Iterator[_Server]:
-    with log.open("ab") as output:
+    # It is the server's alone from now on: when that ends, nobody listens.
+    with listener, log.open("ab") as output:
         start = output.tell()
         process = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [sys.executable, "-P", "-m", "dashboards.lifeline", *arguments],
+            [sys.executable, "-P", "-m", "dashboards.lifeline", module, *arguments],
             stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(environment),
+            pass_fds=[listener.fileno()],
             start_new_session=True,
         )
     server = _Server(name, process, health, log, start)
@@ -265,33 +282,6 @@ def _wait_foranswers(servers: list[_Server]) -> None:
                 f"{waiting[0].name} has not answered for {START_SECONDS:.0f} s (log: {waiting[0].log})"
             )
         time.sleep(POLL_SECONDS if waiting else 0)
-
-
-def free_ports(host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
-    """A port for each option: the wanted one, which must be free, or any free one; all different."""
-    with ExitStack() as held:
-        ports = []
-        for option, port in wanted.items():
-            probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the servers themselves
-            try:
-                probe.bind((host, port or 0))
-            except OSError as error:
-                place, advice = (
-                    (f"{host} port {port}", f"choose another {option}") if port else (host, "see --host")
-                )
-                raise AddressError(f"cannot listen on {place}: {error.strerror}; {advice}") from None
-            ports.append(probe.getsockname()[1])
-        return tuple(ports)
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server may listen on this port now."""
-    try:
-        free_ports(host, {"": port})
-    except AddressError:
-        return False
-    return True
 
 
 def _reachable(host: str) -> str:

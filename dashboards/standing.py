@@ -24,12 +24,12 @@ import psutil
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from dashboards import mlflow_server
 from dashboards.access import HEALTH, with_token
 from dashboards.environment import mlflow_environment
 from dashboards.errors import AddressError, ServerEndedError
 from dashboards.lifeline import GRACE_SECONDS
-from dashboards.servers import POLL_SECONDS, START_SECONDS, answers, free_ports
+from dashboards.listening import arguments_for, listen_for, port_of
+from dashboards.servers import POLL_SECONDS, START_SECONDS, answers
 from storage.database import open_database
 from storage.errors import SchemaTooOldError, ServerError
 from storage.files import replacing
@@ -121,13 +121,13 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing,
             _stop_mlflow(servers)  # what is left of one that was killed
             if known is not None and mlflow_port is None:
                 mlflow_port = httpx.URL(known.tracking_uri).port
-            (port,) = free_ports(HOST, {"--mlflow-port": mlflow_port})
+            listener = undo.enter_context(listen_for("--mlflow-port", HOST, mlflow_port))
             behind = Settings(
                 home, _with_driver(postgresql.url(DATABASE)), _with_driver(postgresql.url(MLFLOW_DATABASE))
             )
             open_database(behind).close()
             check_tables(behind.tracking_uri)
-            mlflow = _start_mlflow(behind, port)
+            mlflow = _start_mlflow(behind, listener)
             undo.callback(_stop_mlflow, servers)
             began = True
         elif mlflow_port not in (None, mlflow.port):
@@ -227,21 +227,21 @@ def _known(home: Path) -> Addresses | None:
     return None
 
 
-def _start_mlflow(settings: Settings, port: int) -> _Mlflow:
+def _start_mlflow(settings: Settings, listener: socket.socket) -> _Mlflow:
     log = _mlflow_log(settings.home)
     log.parent.mkdir(parents=True, exist_ok=True)
-    make_token(settings.home, port)
-    with log.open("ab") as output:
+    port = port_of(listener)
+    token = make_token(settings.home, port)
+    # The socket is the server's alone from now on: when that ends, nobody listens.
+    with listener, log.open("ab") as output:
         pid = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [
-                *(sys.executable, "-P", "-m"),
-                *mlflow_server.command(HOST, port, token_file(settings.home, port)),
-            ],
+            [sys.executable, "-P", "-m", "dashboards.mlflow_server", *arguments_for(HOST, listener)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=mlflow_environment(settings),
+            env=mlflow_environment(settings, token),
+            pass_fds=[listener.fileno()],
             start_new_session=True,
         ).pid
     mlflow = _Mlflow(pid, psutil.Process(pid).create_time(), f"http://{HOST}:{port}")

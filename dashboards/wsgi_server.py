@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import SpooledTemporaryFile
@@ -70,14 +69,6 @@ class WSGIServer(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on an address of this machine; ``::`` stands for all, those of IPv4 included."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server(
-        (host, port), family=family, backlog=512, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
-    )
 
 
 class _Impatient(H11Protocol):

@@ -1,13 +1,15 @@
 """Secrets of the servers of this machine: each start of a server has one, in a file of its home folder.
 
-The file is named by the server's port, can be read by nobody but the user who started the server, and is
-read again for each request. So a process that outlives a restart of the server finds the new secret.
+The file is named by the machine and the server's port: machines may share a home folder. It can be read by
+nobody but the user who started the server, is believed only if it is theirs, and is read again for each
+request, so that a process that outlives a restart of the server finds the new secret.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 import tempfile
 from contextlib import suppress
 from ipaddress import ip_address
@@ -19,7 +21,7 @@ _BYTES = 24
 
 def token_file(home: Path, port: int) -> Path:
     """Where the secret of the server at a port of this machine is kept."""
-    return home / "tokens" / str(port)
+    return home / "tokens" / socket.gethostname() / str(port)
 
 
 def make_token(home: Path, *ports: int) -> str:
@@ -44,15 +46,25 @@ def local_token_file(home: Path, url: str) -> Path | None:
     """The file with the secret of the server at ``url``, if this user started that here, in this home."""
     port = local_port(url)
     file = token_file(home, port) if port is not None else None
-    return file if file is not None and os.access(file, os.R_OK) else None
+    return file if file is not None and _read_private(file) is not None else None
 
 
 def read_token(home: Path, url: str) -> str | None:
     """The secret in that file."""
+    port = local_port(url)
+    return _read_private(token_file(home, port)) if port is not None else None
+
+
+def _read_private(file: Path) -> str | None:
+    """The text of a file that this user wrote for nobody else; None of any other, and where there is none."""
     try:
-        return file.read_text() if (file := local_token_file(home, url)) is not None else None
-    except FileNotFoundError:  # the server was stopped meanwhile
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
         return None
+    with os.fdopen(descriptor) as opened:
+        status = os.fstat(descriptor)
+        private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        return opened.read() if private else None
 
 
 def local_port(url: str) -> int | None:

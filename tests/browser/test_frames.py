@@ -17,9 +17,10 @@ import optuna_dashboard
 import pytest
 from playwright.sync_api import Browser, expect
 
+from dashboards.listening import listen
 from dashboards.optuna_images import TrialImages
 from dashboards.safe_answers import with_safe_answers
-from dashboards.wsgi_server import WSGIServer, listen
+from dashboards.wsgi_server import WSGIServer
 from storage.database import open_database
 from storage.settings import Settings
 

@@ -197,7 +197,7 @@ def site() -> Iterator[Site]:
         )
         behind = Settings(folder, "sqlite:///none.db", site.database_url("tracking"))
         environment = {
-            **mlflow_environment(behind),
+            **mlflow_environment(behind, ""),
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_UVICORN_OPTS": "--no-access-log",

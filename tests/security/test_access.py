@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import os
 import socket
@@ -17,11 +18,12 @@ from dashboards.access import (
     Answer,
     Request,
     allowed_names,
-    read_access,
     with_access,
     with_token,
 )
 from dashboards.errors import AccessError
+from dashboards.listening import add_arguments, arguments_for, given_access, listen_for, port_of
+from dashboards.optuna_server import with_mlflow
 from storage.tokens import make_token, read_token, remove_token, token_file
 from storage.tracking.credentials import _sign_in
 
@@ -65,6 +67,7 @@ def test_nobody_is_let_in_without_the_secret() -> None:
         basic(TOKEN, ""),
         basic("anitune", "wrong"),
         "Basic %%%",
+        "Basic ü",
         "Bearer ü",
     ):
         assert status(authorization=wrong) == 401, wrong
@@ -285,13 +288,74 @@ def test_only_its_user_reads_the_secret_and_each_start_has_another(tmp_path: Pat
 def test_a_file_without_a_secret_lets_nobody_in(tmp_path: Path, content: str) -> None:
     file = tmp_path / "token"
     file.write_text(content)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(["--port", "5000", "--token-file", str(file)])
     with pytest.raises(AccessError, match="a secret of 20 letters or more belongs there"):
-        read_access(file, "127.0.0.1", [])
+        given_access(arguments)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_secret_that_somebody_else_wrote_is_not_believed(tmp_path: Path) -> None:
+    file = token_file(tmp_path, 5000)
+    token = make_token(tmp_path, 5000)
+    assert read_token(tmp_path, "http://127.0.0.1:5000") == token
+    os.chown(file, 65534, 65534)
+    assert read_token(tmp_path, "http://127.0.0.1:5000") is None
+    os.chown(file, 0, 0)
+    file.chmod(0o640)
+    assert read_token(tmp_path, "http://127.0.0.1:5000") is None
+    file.unlink()
+    (tmp_path / "planted").write_text(token)
+    file.symlink_to(tmp_path / "planted")
+    assert read_token(tmp_path, "http://127.0.0.1:5000") is None
+
+
+def test_machines_that_share_a_home_have_secrets_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = make_token(tmp_path, 5000)
+    monkeypatch.setattr("socket.gethostname", lambda: "another-node")
+    assert read_token(tmp_path, "http://127.0.0.1:5000") is None
+    make_token(tmp_path, 5000)
+    remove_token(tmp_path, 5000)
+    monkeypatch.undo()
+    assert read_token(tmp_path, "http://127.0.0.1:5000") == token
+
+
+def test_nobody_can_take_the_port_of_a_server_that_is_being_started() -> None:
+    with listen_for("--mlflow-port", "127.0.0.1", None) as listener:
+        with socket.socket() as another:
+            another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                another.bind(("127.0.0.1", port_of(listener)))
+        assert "--fd" in arguments_for("127.0.0.1", listener)
+
+
+@pytest.mark.parametrize(
+    ("host", "mlflow", "signed_in"),
+    [
+        ("localhost:7", "5000", True),
+        ("node.example:7", "5000", True),  # of this machine
+        ("proxy.example", "5000", False),  # there another port is not ours
+        ("127.0.0.1:7", "http://127.0.0.1:5000", True),
+        ("node.example:7", "http://127.0.0.1:5000", False),  # there that is the visitor's own machine
+    ],
+)
+def test_mlflow_is_told_the_secret_where_the_address_leads_to_this_machine(
+    tmp_path: Path, host: str, mlflow: str, signed_in: bool
+) -> None:
+    token = make_token(tmp_path, 5000)
+    answers: list[str] = []
+    app = with_mlflow(lambda environ, start: [], mlflow, tmp_path, {"node.example"})
+    environ = {"PATH_INFO": "/mlflow", "HTTP_HOST": host}
+    app(environ, lambda status, headers, *_: answers.append(dict(headers)["Location"]))  # type: ignore[arg-type, return-value]
+    assert (token in answers[0]) == signed_in
 
 
 def test_a_file_that_was_there_does_not_stay_open_to_others(tmp_path: Path) -> None:
     file = token_file(tmp_path, 5000)
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("mine")
     file.symlink_to(elsewhere)

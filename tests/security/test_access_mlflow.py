@@ -206,6 +206,12 @@ PLACES = [
     "runs:/1/x",
     "{kept}?x",
     "http://[",
+    "mlflow-artifacts:/.\t./private",  # urlsplit passes over tabs and newlines
+    "mlflow-artifacts:/.\n./private",
+    "mlflow-artifacts:/.%09./private",
+    "\x01mlflow-artifacts:/private",
+    "file://{kept}/%00",
+    "mlflow-artifacts:/%" + "25" * 500_000,  # as many rounds of unquoting, in the loop of the server
     ["{secret}"],
     {"a": 1},
     7,

@@ -15,11 +15,12 @@ import optuna
 import optuna_dashboard
 import pytest
 
+from dashboards.listening import listen
 from dashboards.optuna_images import TrialImages
 from dashboards.optuna_server import with_pages
 from dashboards.page.app import make_app
 from dashboards.safe_answers import with_safe_answers
-from dashboards.wsgi_server import WSGIServer, listen
+from dashboards.wsgi_server import WSGIServer
 from storage.database import Database, open_database
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study

@@ -14,7 +14,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dashboards import wsgi_server
-from dashboards.wsgi_server import THREADS, WSGIServer, listen
+from dashboards.listening import listen
+from dashboards.wsgi_server import THREADS, WSGIServer
 from search.work import monitor
 
 if TYPE_CHECKING:

@@ -1,0 +1,102 @@
+"""What both servers have in common: the socket that they answer on, and the secret of their start.
+
+The starter opens the socket and hands it over. Otherwise another account of the machine could take the port
+between its choice and the moment when the server listens there, and would be sent the secret.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from dashboards.access import Access, allowed_names
+from dashboards.errors import AccessError, AddressError
+
+TOKEN_VARIABLE: Final = "ANITUNE_SERVER_TOKEN"
+"""Hands the secret to a server of this machine: nobody else reads or changes the environment of a process."""
+
+_SHORTEST: Final = 20
+
+
+def listen(host: str, port: int = 0) -> socket.socket:
+    """A socket that listens on an address of this machine; ``::`` stands for all, those of IPv4 included.
+
+    Parameters
+    ----------
+    port
+        0: any that is free.
+
+    Raises
+    ------
+    OSError
+        if the address is not this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server(
+        (host, port), family=family, backlog=512, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+    )
+
+
+def listen_for(option: str, host: str, port: int | None) -> socket.socket:
+    """A socket for the server whose port an option of the command line chooses.
+
+    Raises
+    ------
+    AddressError
+        if it cannot be had.
+    """
+    try:
+        return listen(host, port or 0)
+    except OSError as error:
+        place = f"{host} port {port}" if port else host
+        advice = f"choose another {option}" if port else "see --host"
+        # create_server adds the address to the reason.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        raise AddressError(f"cannot listen on {place}: {reason}; {advice}") from None
+
+
+def port_of(listener: socket.socket) -> int:
+    """The port that a socket listens on."""
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def arguments_for(host: str, listener: socket.socket, names: Iterable[str] = ()) -> list[str]:
+    """The arguments of a server that is handed a socket."""
+    return ["--host", host, "--fd", str(listener.fileno()), *(f"--allowed-host={name}" for name in names)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a server's command line say where it listens, and whom it lets in."""
+    parser.add_argument("--host", default="127.0.0.1")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--port", type=int)
+    place.add_argument("--fd", type=int, help="a socket that listens already, by its number")
+    parser.add_argument("--token-file", type=Path, help=f"has the secret; default: {TOKEN_VARIABLE} has it")
+    parser.add_argument("--allowed-host", action="append", default=[], help="another name of this server")
+
+
+def given_listener(arguments: argparse.Namespace) -> socket.socket:
+    """The socket that the arguments name, or one that listens as they say."""
+    if arguments.fd is not None:
+        return socket.socket(fileno=arguments.fd)
+    return listen(arguments.host, arguments.port)
+
+
+def given_access(arguments: argparse.Namespace) -> Access:
+    """The rules of a server by its arguments; see :func:`dashboards.access.allowed_names`.
+
+    Raises
+    ------
+    AccessError
+        if there is no secret.
+    """
+    file: Path | None = arguments.token_file
+    token = (os.environ.get(TOKEN_VARIABLE, "") if file is None else file.read_text()).strip()
+    if len(token) < _SHORTEST:
+        raise AccessError(f"{file or TOKEN_VARIABLE}: a secret of {_SHORTEST} letters or more belongs there")
+    return Access(token, allowed_names(arguments.host, arguments.allowed_host))
