@@ -55,7 +55,8 @@ def listen_for(option: str, host: str, port: int | None) -> socket.socket:
         place = f"{host} port {port}" if port else host
         advice = f"choose another {option}" if port else "see --host"
         # create_server adds the address to the reason.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise AddressError(f"cannot listen on {place}: {reason}; {advice}") from None
 
 

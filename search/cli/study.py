@@ -186,7 +186,7 @@ def _create(
     from search.propose.samplers import trial_limit
     from search.study import study_from_record
     from storage.life import has_other_files, record_files
-    from storage.studies import Budget, create_study, is_begun
+    from storage.studies import Budget, create_study, is_begun, open_study
     from trainer.config import dump_config
     from trainer.task import prepare_data
 
@@ -196,8 +196,12 @@ def _create(
     begun = [is_begun(database, each.name, dump_config(each)) for each in wanted if each not in moved]
     data = None
     if moved or not all(begun):
+        files, split = config.data, config.split
+        if moved:  # read as it was then, by an earlier version too
+            then = study_from_record(open_study(database, moved[-1].name).config, moved[-1].name)
+            files, split = replace(then.data, files=files.files), then.split
         with progress_bar() as progress:
-            data = prepare_data(config.data, config.split, config.features, progress)
+            data = prepare_data(files, split, config.features, progress)
         for each in moved:
             record_files(database, each.name, _plain(each), data.fingerprints["data"])
     studies = []

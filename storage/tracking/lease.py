@@ -27,8 +27,11 @@ RELAY_PATIENCE = 30.0
 """How long a person waits for a relay to end by itself, s."""
 
 
-_WAY = re.compile(r"MLFLOW_TRACKING_.*|(https?|all|no)_proxy", re.IGNORECASE)
-"""Variables that decide how a tracking server is reached, and whether it lets us in."""
+_WAY = re.compile(r"MLFLOW_TRACKING_(?!AUTH$).*|(https?|all)_proxy", re.IGNORECASE)
+"""Variables that decide how a tracking server is reached, and whether it lets us in.
+
+Not those that our own processes set: they differ between a relay and the command that looks at it.
+"""
 
 
 class RelayLease:
@@ -122,7 +125,7 @@ def _ways(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _address(study: Study) -> str:
-    return redacted(study.database.settings.tracking_uri)
+    return redacted(study.database.settings.tracking_uri).rstrip("/")
 
 
 def take_lease(study: Study) -> RelayLease | None:

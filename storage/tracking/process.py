@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -220,7 +221,8 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
         patiently(relay.tell_study)
     finally:
         lease.release()
-        if taken_over is not None and _is_worked_on(study):
+        # Workers of another machine start one there again: this one may not reach the server tomorrow.
+        if taken_over is not None and taken_over.host == socket.gethostname() and _is_worked_on(study):
             start_relay(study)
     left = undelivered(study)
     return SyncResult(delivered=before - left, parked=left)

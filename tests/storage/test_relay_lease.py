@@ -112,7 +112,14 @@ def sleeper() -> Iterator[Callable[..., int]]:
 
 @pytest.mark.parametrize(
     ("variable", "elsewhere"),
-    [("HTTPS_PROXY", True), ("http_proxy", True), ("MLFLOW_TRACKING_TOKEN", True), ("LANG", False)],
+    [
+        ("HTTPS_PROXY", True),
+        ("http_proxy", True),
+        ("MLFLOW_TRACKING_TOKEN", True),
+        ("LANG", False),
+        ("NO_PROXY", False),
+        ("MLFLOW_TRACKING_AUTH", False),
+    ],
 )
 def test_a_relay_with_another_way_to_the_server_delivers_elsewhere(
     study: Study, lease: RelayLease, sleeper: Callable[..., int], variable: str, elsewhere: bool

@@ -166,10 +166,37 @@ def test_what_is_kept_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert [m.name for m in kept.molecules] == ["m0"]  # of m1 nothing is left
 
 
-def test_structures_that_all_have_about_one_energy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else each would be compared with each."""
+def test_energies_that_tell_no_structures_apart_are_said_and_the_data_are_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of heavy atoms in float32, whose steps are wide."""
     monkeypatch.setattr(duplicates, "MOST_ALIKE", 20)
-    water = structures("OHH", WATER, 100)
-    rounded = Molecule("r", "", water.atomic_numbers, water.coordinates, np.round(water.energies, 1))
-    with pytest.raises(DataError, match="different structures of H2O have an energy of -76"):
-        find_duplicates([rounded])
+    some = structures("CHHHH", METHANE, 60)
+    some.energies[:] = -40.0
+    with caplog.at_level(logging.WARNING, "anitune"):
+        assert not len(find_duplicates([some]).second)
+    assert "CH4: more than 20 different structures have an energy of -40.000000 hartree" in caplog.text
+
+
+def test_of_a_fine_scan_the_structures_that_differ_stay() -> None:
+    """Neighbors are alike within the tolerances, the ends are not: a chain of them is no structure."""
+    distances = 0.7 + 0.0008 * np.arange(200)
+    coordinates = np.zeros((200, 2, 3), np.float32)
+    coordinates[:, 1, 0] = distances
+    energies = -1.1 + 1e-8 * np.arange(200)
+    found = find_duplicates([Molecule("scan", "", np.array([1, 1], np.uint8), coordinates, energies)])
+    kept = np.setdiff1d(np.arange(200), found.second)
+    assert set(found.first) <= set(kept)
+    assert np.abs(distances[found.second] - distances[found.first]).max() <= 1.001e-3
+    assert len(kept) == 100, "every second step"
+
+
+def test_copies_of_one_structure_have_one_energy_and_can_be_left_out(tmp_path: Path) -> None:
+    one = structures("OHH", WATER, 1)
+    copies = moved(one, np.zeros(4, np.int64))
+    copies.energies[:] = one.energies[0]
+    path = write(tmp_path / "a.h5", copies, structures("OHH", WATER, 5, seed=1))
+    with pytest.raises(DataError, match="there a second time"):
+        read_dataset([path])
+    assert read_dataset([path], duplicates="drop").structures == 6
+    assert read_dataset([path], duplicates="keep").structures == 9

@@ -5,7 +5,8 @@ One of two such structures may train and the other validate, and then an error s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.dataset import Molecule
-from trainer.errors import DataError
+
+logger = logging.getLogger("anitune")
 
 #: Energies of one structure differ by less, hartree, beside the steps of their type.
 SAME_ENERGY: Final = 1e-6
@@ -48,32 +50,29 @@ def find_duplicates(molecules: Sequence[Molecule]) -> Duplicates:
     """Find structures of equal composition, energy and distances of each pair of elements.
 
     Those of a composition are sorted by energy, and each is compared with the next ones within
-    ``SAME_ENERGY``. Mirror images count as the same: their energies are, and so are their features.
-
-    Raises
-    ------
-    DataError
-        if so many structures have the same energy that it cannot be that of each.
+    ``SAME_ENERGY``, ``MOST_ALIKE`` at most. Mirror images count as the same: their energies are, and so are
+    their features. Each structure that is there a second time is the same as its first one within both
+    tolerances: of a fine scan, whose neighbors are alike and whose ends are not, some stay.
     """
     offsets = np.cumsum([0, *(m.structures for m in molecules)])
     alike: dict[bytes, list[int]] = {}
     for number, molecule in enumerate(molecules):
         alike.setdefault(np.sort(molecule.atomic_numbers).tobytes(), []).append(number)
-    pairs = [np.empty((2, 0), np.int64)]
+    found = [np.empty((2, 0), np.int64)]
     for numbers in alike.values():
         some = [molecules[n] for n in numbers]
         structures = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in numbers])
-        pairs.append(structures[_pairs_among(some)])
-    first = _first_of_each(int(offsets[-1]), np.concatenate(pairs, axis=1))
-    second = np.flatnonzero(first != np.arange(len(first)))
-    return Duplicates(len(first), second, first[second])
+        found.append(structures[_among(some)])
+    first, second = np.concatenate(found, axis=1)
+    order = np.argsort(second)
+    return Duplicates(int(offsets[-1]), second[order], first[order])
 
 
-def _pairs_among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
-    """Pairs of structures that are the same, (2, n), by their numbers in molecules of one composition."""
-    energies = np.concatenate([m.energies for m in molecules])
-    order = np.argsort(energies, kind="stable")
-    energies, window = energies[order], SAME_ENERGY + _step(molecules)
+def _among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
+    """Firsts and seconds, (2, n), by their numbers in molecules of one composition."""
+    unsorted = np.concatenate([m.energies for m in molecules])
+    order = np.argsort(unsorted, kind="stable")
+    energies, window = unsorted[order], SAME_ENERGY + _step(molecules)
     near = np.diff(energies) <= window
     if not near.any():
         return np.empty((2, 0), np.int64)
@@ -84,10 +83,15 @@ def _pairs_among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
     rest, step = np.flatnonzero(near), 1
     while len(rest):
         if step > MOST_ALIKE:
-            raise DataError(
-                f"more than {MOST_ALIKE:,} different structures of {molecules[0].formula} have an energy of "
-                f"{energies[rest[0]]:.6f} hartree within {window:.1g}: give each structure its own"
+            logger.warning(
+                "%s: more than %s different structures have an energy of %.6f hartree within %.1g: not all of"
+                " them were compared with each other",
+                molecules[0].formula,
+                f"{MOST_ALIKE:,}",
+                energies[rest[0]],
+                window,
             )
+            break
         same = (np.abs(moments[rest] - moments[rest + step]) <= errors[rest]).all(axis=1)
         some = np.flatnonzero(same)
         same[some] = _same(coordinates, rest[some], rest[some] + step, numbers)
@@ -96,8 +100,39 @@ def _pairs_among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
         rest = rest[~same]  # what the first is the same as, the second is too
         rest = rest[rest + step < len(energies)]
         rest = rest[energies[rest + step] - energies[rest] <= window]
-    pairs: npt.NDArray[np.int64] = order[np.concatenate(found, axis=1)]
-    return pairs
+    pairs = order[np.concatenate(found, axis=1)]
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+
+    def same_as(one: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        same: npt.NDArray[np.bool_] = np.abs(unsorted[others] - unsorted[one]) <= window
+        some = others[same]
+        same[same] = _same(coordinates, np.full(len(some), place[one]), place[some], numbers)
+        return same
+
+    return _firsts_and_seconds(len(order), pairs, same_as)
+
+
+def _firsts_and_seconds(
+    structures: int,
+    pairs: npt.NDArray[np.int64],
+    same_as: Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
+) -> npt.NDArray[np.int64]:
+    """Of each chain of pairs: structures that stay, and those that are the same as one of them, (2, n)."""
+    start = _first_of_each(structures, pairs)
+    sizes = np.bincount(start, minlength=structures)[start]
+    second = np.flatnonzero((sizes == 2) & (start != np.arange(structures)))
+    found = [np.stack([start[second], second])]
+    longer = np.flatnonzero(sizes > 2)
+    longer = longer[np.argsort(start[longer], kind="stable")]
+    for chain in np.split(longer, np.flatnonzero(np.diff(start[longer])) + 1):
+        rest = chain
+        while len(rest) > 1:
+            one, rest = int(rest[0]), rest[1:]
+            same = same_as(one, rest)
+            found.append(np.stack([np.full(same.sum(), one), rest[same]]))
+            rest = rest[~same]
+    return np.concatenate(found, axis=1)
 
 
 def _step(molecules: Sequence[Molecule]) -> float:

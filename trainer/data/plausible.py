@@ -37,7 +37,6 @@ def refuse_implausible(readings: Sequence[Reading]) -> None:
         with one line that names file, group, structure and value.
     """
     _refuse_energies(readings)
-    _refuse_equal_energies(readings)
     _refuse_coordinates(readings)
 
 
@@ -56,7 +55,14 @@ def _refuse_energies(readings: Sequence[Reading]) -> None:
         )
 
 
-def _refuse_equal_energies(readings: Sequence[Reading]) -> None:
+def refuse_equal_energies(readings: Sequence[Reading]) -> None:
+    """Look at structures each of which is there once: copies of one have the same energy.
+
+    Raises
+    ------
+    DataError
+        with one line that names file, group and value.
+    """
     energies = np.concatenate([r.molecule.energies for r in readings])
     counts = np.array([r.molecule.structures for r in readings])
     starts = np.cumsum(counts) - counts

@@ -18,7 +18,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.duplicates import Duplicates, find_duplicates
 from trainer.data.hdf5 import DataFile, Group, open_hdf5
 from trainer.data.layout import Layout, Reading
-from trainer.data.plausible import refuse_implausible
+from trainer.data.plausible import refuse_equal_energies, refuse_implausible
 from trainer.data.shipped import SAMPLE, sample_file
 from trainer.errors import DataError
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
@@ -72,29 +72,37 @@ def read_dataset(
     progress("checking structures", 1, 2)
     found = find_duplicates([reading.molecule for reading in readings])
     progress("checking structures", 2, 2)
-    molecules = tuple(reading.molecule for reading in readings)
     if not len(found.second):
-        return Dataset(molecules)
+        refuse_equal_energies(readings)
+        return Dataset(tuple(reading.molecule for reading in readings))
     line = _told(found, readings)
     if duplicates == "refuse":
         raise DataError(
             f"{line}: give them once, or leave out the later ones with data.duplicates: drop "
             "(--duplicates drop)"
         )
+    once = _without(readings, found)
+    refuse_equal_energies(once)
     if duplicates == "keep":
         logger.warning("%s: they can train and validate at once", line)
-        return Dataset(molecules)
+        return Dataset(tuple(reading.molecule for reading in readings))
     logger.warning("%s: the later ones are left out", line)
+    return Dataset(tuple(reading.molecule for reading in once))
+
+
+def _without(readings: Sequence[Reading], found: Duplicates) -> list[Reading]:
+    """What was read, each structure once."""
     kept = np.ones(found.structures, bool)
     kept[found.second] = False
-    each = np.split(kept, np.cumsum([molecule.structures for molecule in molecules])[:-1])
-    return Dataset(
-        tuple(
-            replace(m, coordinates=m.coordinates[k], energies=m.energies[k]) if not k.all() else m
-            for m, k in zip(molecules, each, strict=True)
-            if k.any()
-        )
-    )
+    each = np.split(kept, np.cumsum([reading.molecule.structures for reading in readings])[:-1])
+    once = []
+    for reading, k in zip(readings, each, strict=True):
+        molecule = reading.molecule
+        if not k.all():
+            molecule = replace(molecule, coordinates=molecule.coordinates[k], energies=molecule.energies[k])
+        if k.any():
+            once.append(replace(reading, molecule=molecule, rows=reading.rows[k]))
+    return once
 
 
 def read_data(data: DataConfig, progress: Progress) -> Dataset:
