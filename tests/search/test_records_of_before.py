@@ -108,3 +108,25 @@ def test_the_reference_of_an_older_study_is_as_old() -> None:
     newer = {"data": {"duplicates": "drop"}, "split": {"molecules": "bonds"}}
     kept = recorded_values(newer)
     assert (kept["data"]["duplicates"], kept["split"]["molecules"]) == ("drop", "bonds")
+
+
+def test_an_older_study_follows_its_data_to_another_folder_as_it_was(folder: Path) -> None:
+    """It holds a structure twice, which an earlier version did not look for."""
+    with h5py.File(folder / "data.h5", "a") as file:
+        for key in ("coordinates", "energies"):
+            values = np.array(file["g0"][key])
+            values[1] = values[0]
+            file["g0"][key][...] = values
+    kept = STUDY.replace("molecule", "structure").replace("[data.h5]", "[data.h5], duplicates: keep")
+    (folder / "study.yaml").write_text(kept)
+    assert anitune("study", "create", "study.yaml").exit_code == 0
+    make_older()
+    (folder / "moved").mkdir()
+    (folder / "data.h5").rename(folder / "moved" / "data.h5")
+    (folder / "study.yaml").write_text(
+        STUDY.replace("molecule", "structure").replace("data.h5", "moved/data.h5")
+    )
+    result = anitune("study", "create", "study.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert record()["data"]["files"] == [str(folder / "moved" / "data.h5")]
+    assert recorded_values(record())["data"]["duplicates"] == "keep"
