@@ -119,6 +119,12 @@ def _no_list(value: object) -> object:
     raise PydanticCustomError("form", "a list alone is no search: write {form}", {"form": form})
 
 
+def _no_architecture(value: object) -> object:
+    if isinstance(value, list | tuple) and all(isinstance(width, int) for width in value):
+        value = [value]  # one architecture, where a list of them is due
+    return _no_list(value)
+
+
 def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:
     """A mapping with any of these keys, and no others."""
     return GetPydanticSchema(
@@ -138,7 +144,7 @@ TrainSettings = Annotated[dict[str, Any], _settings_schema(get_type_hints(TrainC
 
 def _space_types() -> dict[str, Any]:
     architectures: Any = get_type_hints(TrainConfig, include_extras=True)["hidden"]
-    listed = {"hidden": Annotated[Choices[architectures], BeforeValidator(_no_list)]}
+    listed = {"hidden": Annotated[Choices[architectures], BeforeValidator(_no_architecture)]}
     return listed | {name: _dimension_type(name) for name in default_dimensions()}
 
 

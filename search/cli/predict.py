@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.cli.data import LinksOutside
 from search.cli.models import Model, open_model
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
@@ -51,6 +52,7 @@ def predict(
             "--any-composition", help="Also predict compositions that the training data do not determine."
         ),
     ] = False,
+    links_outside: LinksOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
@@ -68,7 +70,7 @@ def predict(
     structures: list[Structure] = []
     places: list[_Place] = []
     for file in files:
-        read = read_structures(file)
+        read = read_structures(file, links_outside)
         structures += read
         places += [_Place(str(file), number) for number in range(len(read))]
     with progress_bar() as progress:

@@ -93,7 +93,8 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
 
     def _count(self) -> None:
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
@@ -135,7 +136,7 @@ def test_120_workers_share_100_connections(
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(workers.pid, signal.SIGKILL)
-                workers.wait()
+                workers.wait(30)
         seconds = time.monotonic() - began
         assert (workers.returncode, said) == (0, "")
         with database.reading() as connection:

@@ -126,6 +126,7 @@ def sorted_points(config: StudyConfig) -> list[dict[str, Any]]:
             "space.hidden.choices.0.0: input should be greater than or equal to 1",
         ),
         ({"hidden": [[32], [16]]}, "space.hidden: a list alone is no search: write {choices: [[32], [16]]}"),
+        ({"hidden": [32, 16]}, "space.hidden: a list alone is no search: write {choices: [[32, 16]]}"),
         ({"hidden": {"choices": [[8], [8]]}}, "space.hidden: a choice is there twice"),
     ],
 )

@@ -197,3 +197,17 @@ def test_the_files_that_people_stumbled_over() -> None:
         assert len(read_structures(CASES / f"{name}.xyz")) == structures
     with pytest.raises(DataError, match=r"second_periodic\.xyz, line 6: it is periodic"):
         read_structures(CASES / "second_periodic.xyz")
+
+
+def test_links_out_of_the_folder_of_an_hdf5_file_are_followed_if_they_may_be(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    with h5py.File(tmp_path / "elsewhere.h5", "w") as file:
+        group = file.create_group("water")
+        group["species"] = np.array(["O", "H", "H"], "S1")
+        group["coordinates"] = np.array([[(0, 0, 0.12), (0, 0.76, -0.47), (0, -0.76, -0.47)]], np.float32)
+    linking = tmp_path / "here" / "linking.h5"
+    with h5py.File(linking, "w") as file:
+        file["water"] = h5py.ExternalLink("../elsewhere.h5", "/water")
+    with pytest.raises(DataError, match="--links-outside"):
+        read_structures(linking)
+    assert len(read_structures(linking, links_outside=True)) == 1

@@ -28,8 +28,12 @@ PLAIN: Final = "species:S:1:pos:R:3"
 NUMBERED: Final = "Z:I:1:pos:R:3"
 
 
-def read_structures(path: Path) -> list[Structure]:
+def read_structures(path: Path, links_outside: bool = False) -> list[Structure]:
     """The structures of a file, in their order; its ending tells HDF5 from xyz.
+
+    Parameters
+    ----------
+    links_outside : whether links of an HDF5 file may lead out of its folder
 
     Raises
     ------
@@ -37,15 +41,15 @@ def read_structures(path: Path) -> list[Structure]:
         with one line that names the file and the place, if it cannot be read as such, holds no structure, or
         a periodic one.
     """
-    structures = _read_hdf5(path) if path.suffix.lower() in HDF5 else _read_xyz(path)
+    structures = _read_hdf5(path, links_outside) if path.suffix.lower() in HDF5 else _read_xyz(path)
     if not structures:
         raise DataError(f"{path}: there is no structure in it")
     return structures
 
 
-def _read_hdf5(path: Path) -> list[Structure]:
+def _read_hdf5(path: Path, links_outside: bool) -> list[Structure]:
     structures: list[Structure] = []
-    with open_data_file(path) as (_, groups, layout):
+    with open_data_file(path, links_outside) as (_, groups, layout):
         for group in groups:
             here: dict[int, Structure] = {}
             for some in structures_of_group(group, layout.keys[0], layout.keys[1], None):
