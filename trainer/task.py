@@ -127,12 +127,8 @@ def prepare_data(
         )
     self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
     trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(parts.train))]
-    # What a fit of energies by element cannot know; energies that are given know it.
-    known = (
-        balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
-        if not data.self_energies
-        else ()
-    )
+    # Also where energies of single atoms are given: networks divide what is left among the atoms as freely.
+    known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
     if known:
         logger.warning(
             "%s: in all molecules of the training part %s: their energies by element cannot be told "

@@ -75,8 +75,10 @@ def test_it_is_said_where_a_study_is_made(tmp_path: Path, caplog: pytest.LogCapt
         assert prepared(water).balances == ({"H": 1, "O": -2},)
     assert f"{water}: in all molecules of the training part H = 2 O: their energies" in caplog.text
     caplog.clear()
-    given = prepared(water, self_energies={"H": -0.5, "O": -75.0})
+    with caplog.at_level(logging.WARNING, logger="anitune"):
+        given = prepared(water, self_energies={"H": -0.5, "O": -75.0})
     assert given.balances == ({"H": 1, "O": -2},)
+    assert "in all molecules of the training part H = 2 O" in caplog.text
     both = write(tmp_path / "b.h5", ("OHH", WATER), ("CHHHH", METHANE))
     assert prepared(both).balances == ({"H": 1, "C": -4, "O": -2},)
     caplog.clear()
