@@ -39,13 +39,12 @@ from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import trial_rows
-from trainer.config import FeatureConfig, TrainConfig, dump_config
+from trainer.config import TrainConfig, dump_config
 from trainer.errors import DeviceError
 from trainer.fitting.gradients import Gradient
 from trainer.fitting.scheduler import PackScheduler
-from trainer.progress import no_progress
 from trainer.run import TrainingResult
-from trainer.task import Task, prepare_task
+from trainer.task import Task
 
 FAULT = "CUDA error: uncorrectable ECC error encountered"
 CPU = torch.device("cpu")
@@ -65,14 +64,6 @@ class Silent:
 
     def ended(self, news: TrialNews, summary: StudyProgress) -> None:
         self.news.append(news)
-
-
-@pytest.fixture(scope="module")
-def task(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
-    config = study_from_values({"name": "x", "data": {"files": [str(data_file)]}}, "test")
-    return prepare_task(
-        config.data, config.split, FeatureConfig(), tmp_path_factory.mktemp("features"), no_progress
-    )
 
 
 @pytest.fixture

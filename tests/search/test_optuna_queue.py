@@ -25,11 +25,10 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, trial_rows
-from trainer.config import FeatureConfig, dump_config
+from trainer.config import dump_config
 from trainer.errors import ConfigError
-from trainer.progress import no_progress
 from trainer.run import TrainingResult
-from trainer.task import Task, prepare_task
+from trainer.task import Task
 
 SPACE = {
     "layers": {"low": 1, "high": 2},
@@ -58,14 +57,6 @@ def study_config(data_file: Path, **changes: Any) -> StudyConfig:
 @pytest.fixture
 def config(data_file: Path) -> StudyConfig:
     return study_config(data_file)
-
-
-@pytest.fixture(scope="module")
-def task(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
-    config = study_from_values({"name": "x", "data": {"files": [str(data_file)]}}, "test")
-    return prepare_task(
-        config.data, config.split, FeatureConfig(), tmp_path_factory.mktemp("features"), no_progress
-    )
 
 
 @pytest.fixture

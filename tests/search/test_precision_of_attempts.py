@@ -32,9 +32,8 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, trial_rows
-from trainer.config import FeatureConfig, dump_config
-from trainer.progress import no_progress
-from trainer.task import Task, prepare_task
+from trainer.config import dump_config
+from trainer.task import Task
 
 EPOCHS = 4
 GPU = ("cuda:0 NVIDIA H200", "tf32")
@@ -57,14 +56,6 @@ class StoppingAt:
 
     def ended(self, news: TrialNews, summary: StudyProgress) -> None:
         self.ended_news.append(news)
-
-
-@pytest.fixture(scope="module")
-def task(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
-    config = study_from_values({"name": "x", "data": {"files": [str(data_file)]}}, "test")
-    return prepare_task(
-        config.data, config.split, FeatureConfig(), tmp_path_factory.mktemp("features"), no_progress
-    )
 
 
 @pytest.fixture
