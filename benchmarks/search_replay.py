@@ -149,6 +149,8 @@ class Course:
     trainings: Trainings
     points: list[tuple[int, float, float]] = field(default_factory=list)
     epochs: int = 0
+    trained: dict[int, int] = field(default_factory=dict)
+    """Epochs that each trial has."""
     _best: dict[Any, tuple[int, float]] = field(default_factory=dict)
 
     def report(
@@ -156,6 +158,7 @@ class Course:
     ) -> None:
         """A trial has come to so many epochs with this best validation MAE."""
         self.epochs += new_epochs
+        self.trained[trial] = epochs
         self._best[trial, _settings(settings)] = (-epochs, best)
         # The one that was trained longest, and of those the best: others cannot be compared with it.
         (_, taken), _ = min(self._best.items(), key=lambda item: item[1])
@@ -285,9 +288,10 @@ def _replay(
     """As :func:`trainer.run.run_training`, by the table."""
     row = course.trainings.find(config, config.seed)
     trial = int(folder.parent.name)
-    records: list[EpochRecord] = []
+    done = course.trained.get(trial, 0)  # a paused trial goes on
+    records = [_record(n, mae, clock.now) for n, mae in enumerate(row.val_mae[:done], 1)]
     pruned = False
-    for rung in (*rungs, EPOCHS):
+    for rung in (*(step for step in rungs if step > done), EPOCHS):
         new = row.val_mae[len(records) : rung]
         clock.sleep(len(new) * (row.seconds or 1.0))
         records += [_record(n, mae, clock.now) for n, mae in enumerate(new, len(records) + 1)]

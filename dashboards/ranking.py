@@ -33,7 +33,7 @@ FEW_COMPLETE: Final = 30
 #: Settings that do not make another configuration: seeds, and where and how it is computed.
 _NOT_COMPARED: Final = ("seed", "checkpoint_seconds", "device", "threads")
 
-_ORDER: Final = ("complete", "pruned", "running", "interrupted", "failed")
+_ORDER: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)

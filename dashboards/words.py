@@ -72,7 +72,7 @@ def standing_words(summary: StudySummary) -> str:
         return summary.state
     if summary.trials["running"]:
         return "running"
-    if _is_spent(summary) and not summary.trials["interrupted"]:
+    if _is_spent(summary) and not (summary.trials["interrupted"] or summary.trials["paused"]):
         return "finished"
     return "waiting for workers"
 

@@ -76,7 +76,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PrunerConfig:
-    """When a trial is given up, by comparison at rungs: after min_epochs x reduction_factor^k epochs."""
+    """When a trial stops early: by comparison at rungs, after min_epochs x reduction_factor^k epochs."""
 
     kind: Annotated[
         Literal["hyperband", "asha", "median", "none"], Field(description="hyperband, asha, median or none")
@@ -88,6 +88,25 @@ class PrunerConfig:
     ] = None
     reduction_factor: Annotated[int, Field(ge=2, description="one of so many goes on (hyperband, asha)")] = 3
     startup_trials: Annotated[int, Field(ge=1, description="complete trials before median begins")] = 5
+    stop: Annotated[
+        bool,
+        Field(
+            description="asha stops a trial that is not among the best for good; false: it pauses the trial,"
+            " and resumes it when later results put it there"
+        ),
+    ] = False
+    max_paused: Annotated[
+        int, Field(ge=1, description="trials that are paused at once; the least promising end as pruned")
+    ] = 100
+
+    def __post_init__(self) -> None:
+        if self.stop and self.kind != "asha":
+            raise ValueError(f"stop is for asha, which pauses trials without it; {self.kind} pauses none")
+
+    @property
+    def pauses(self) -> bool:
+        """Whether a trial that stops at a rung may be resumed."""
+        return self.kind == "asha" and not self.stop
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -296,6 +315,8 @@ def recorded_values(record: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(record)
     for section, settings in BEFORE.items():
         values[section] = {**settings, **values.get(section, {})}
+    if (values.get("pruner") or {}).get("kind") == "asha":  # it paused nothing
+        values["pruner"] = {"stop": True, **values["pruner"]}
     if values.get("reference") is not None:
         values["reference"] = recorded_values(values["reference"])
     return values

@@ -367,9 +367,9 @@ class _Comparison:
 def _expected(trial: Row[Any], record: _Record) -> tuple[str, dict[str, str], dict[tuple[str, int], float]]:
     """Status, tags and metrics that the run of a trial must have."""
     values = dict(record.values.get(trial.number, {}))
-    tags = {**projection.RUNNING_TAGS, projection.PARENT_TAG: record.study.mlflow_run_id}
-    if trial.state == "running":
-        return "RUNNING", tags, values
+    tags = {projection.PARENT_TAG: record.study.mlflow_run_id}
+    if (unfinished := projection.UNFINISHED.get(trial.state)) is not None:
+        return unfinished[0], tags | unfinished[1], values
     end = TrialEndMessage(trial.state, trial.value, trial.reason, trial.summary, tags={})
     tags[projection.STATE_TAG] = projection.end_tags(end)[projection.STATE_TAG]
     values |= {(row.key, row.step): row.value for row in projection.end_metrics(end, ended_ms=0)}

@@ -132,7 +132,7 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
     for folder in folders:
         if folder not in states:
             found.append(Garbage("trial", folder, size_of(folder)))
-        elif states[folder] != "running":
+        elif states[folder] not in ("running", "paused"):
             of_attempts = sorted(path for path in folder.glob("*") if not path.is_symlink())
             checkpoints = [file for each in of_attempts for file in sorted(each.glob(f"*{checkpoint}"))]
             found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # refused ones, too

@@ -129,7 +129,7 @@ class _Mender:
             trial = connection.execute(select(trials).where(*this).with_for_update()).one()
             set_state(connection, trial.optuna_trial_id, TrialState.RUNNING)
             connection.execute(update(trials).where(*this).values(told=False))
-        if trial.state != "running":
+        if trial.state in endings.OPTUNA_STATES:
             endings.settle(self._db, self._study, difference.number)
 
     def _fail(self, difference: Difference) -> None:

@@ -311,7 +311,7 @@ def _refuse_other_settings(name: str, known: dict[str, Any], given: dict[str, An
 def known_then(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those that an earlier version, which made the record, did not have."""
     values = dict(given)
-    for section in ("data", "split", "features"):
+    for section in ("data", "split", "features", "pruner"):
         if isinstance(known.get(section), dict) and isinstance(given.get(section), dict):
             values[section] = {key: v for key, v in given[section].items() if key in known[section]}
     if known.get("reference") is not None and given.get("reference") is not None:
@@ -369,7 +369,7 @@ def _progress_query() -> Select[Any]:
     best = best.order_by(trials.c.value, trials.c.number).limit(1)
     numbers = {
         state: select(func.count()).select_from(trials).where(ours, trials.c.state == state)
-        for state in ("running", "complete", "pruned", "failed")
+        for state in ("running", "paused", "complete", "pruned", "failed")
     }
     return select(
         *(number.scalar_subquery().label(state) for state, number in numbers.items()),
@@ -394,6 +394,7 @@ def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
         "trials": {
             "running": found.running - found.interrupted,
             "interrupted": found.interrupted,
+            "paused": found.paused,
             "complete": found.complete,
             "pruned": found.pruned,
             "failed": found.failed,

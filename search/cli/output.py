@@ -183,7 +183,7 @@ def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) 
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     ranks = {id(trial): n for n, trial in enumerate(sorted(_complete(trials), key=_value), start=1)}
-    order = ("complete", "pruned", "running", "interrupted", "failed")
+    order = ("complete", "paused", "pruned", "running", "interrupted", "failed")
     places = sorted([*trials, *reference], key=lambda trial: (order.index(trial.state), _value(trial)))
     for trial in places[:PLACES]:
         row = trial.tags.get("row")
@@ -283,7 +283,7 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
             if summary.budget.trials is not None
             else str(_ended(summary)),
             *(str(states[state]) for state in ("complete", "pruned", "failed")),
-            str(states["running"] + states["interrupted"]),
+            str(states["running"] + states["interrupted"] + states["paused"]),
             f"{summary.best_value:.3f}" if summary.best_value is not None else "",
             duration(summary.seconds),
             f"{summary.epochs:,}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+
+from storage.trials.optuna_rows import PAUSED
 
 SHOWN = 1_000
 """Trials that a sampler is shown at most, besides those that run."""
@@ -36,16 +39,18 @@ class ShownStudy(Study):
         sampler: BaseSampler,
         number: int,
         space: Mapping[str, BaseDistribution],
+        read_trials: Callable[[], Sequence[FrozenTrial]],
     ) -> None:
         super().__init__(study_name=name, storage=storage, sampler=sampler)
         self._storage = cast(BaseStorage, _Unmarked(storage))
         self._number = number
         self._space = space
+        self._read_trials = read_trials
 
     @cached_property
     def _shown(self) -> Sequence[FrozenTrial]:
-        trials = shown(self._storage.get_all_trials(self._study_id, deepcopy=False), self._number)
-        return [trial for trial in trials if self._is_of_space(trial)]
+        known = shown([_paused_as_pruned(trial) for trial in self._read_trials()], self._number)
+        return [trial for trial in known if self._is_of_space(trial)]
 
     def _is_of_space(self, trial: FrozenTrial) -> bool:
         if not trial.distributions:
@@ -57,6 +62,15 @@ class ShownStudy(Study):
     ) -> list[FrozenTrial]:
         # What Optuna's samplers read the trials by.
         return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def _paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    """A paused trial, which Optuna has as running, tells a sampler as much as a pruned one."""
+    if trial.state != TrialState.RUNNING or PAUSED not in trial.user_attrs:
+        return trial
+    paused = copy(trial)
+    paused.state = TrialState.PRUNED
+    return paused
 
 
 class _Unmarked:

@@ -1,30 +1,62 @@
-"""When a trial is given up. A new pruner is an entry of ``PRUNERS`` and a kind of ``PrunerConfig``."""
+"""When a trial stops early. A new pruner is an entry of ``PRUNERS`` and a kind of ``PrunerConfig``."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from search.propose import halving
 from search.study import PrunerConfig, StudyConfig
+from storage.trials.paused import Promotion, RungResult, no_promotion
 
-PRUNERS: dict[str, Callable[[StudyConfig, PrunerConfig], BasePruner]] = {
-    "hyperband": lambda config, pruner: HyperbandPruner(
-        min_resource=_first_rung(config, pruner),
-        max_resource=config.epochs,
-        reduction_factor=pruner.reduction_factor,
+Decision = Callable[[StudyConfig, BaseStorage, FrozenTrial, Callable[[], Sequence[RungResult]]], bool]
+"""As :func:`stops`."""
+
+
+def _by_optuna(make: Callable[[StudyConfig, PrunerConfig], BasePruner]) -> Decision:
+    def decide(
+        config: StudyConfig,
+        storage: BaseStorage,
+        trial: FrozenTrial,
+        results: Callable[[], Sequence[RungResult]],
+    ) -> bool:
+        pruner = make(config, _settings(config))
+        return pruner.prune(optuna.load_study(study_name=config.name, storage=storage, pruner=pruner), trial)
+
+    return decide
+
+
+def _by_halving(
+    config: StudyConfig,
+    storage: BaseStorage,
+    trial: FrozenTrial,
+    results: Callable[[], Sequence[RungResult]],
+) -> bool:
+    assert trial.last_step is not None
+    return not halving.goes_on(_settings(config), results(), trial.number, trial.last_step)
+
+
+PRUNERS: dict[str, Decision] = {
+    "asha": _by_halving,
+    "hyperband": _by_optuna(
+        lambda config, pruner: HyperbandPruner(
+            min_resource=_first_rung(config, pruner),
+            max_resource=config.epochs,
+            reduction_factor=pruner.reduction_factor,
+        )
     ),
-    "asha": lambda config, pruner: SuccessiveHalvingPruner(
-        min_resource=_first_rung(config, pruner), reduction_factor=pruner.reduction_factor
+    "median": _by_optuna(
+        lambda config, pruner: MedianPruner(
+            n_startup_trials=pruner.startup_trials, n_warmup_steps=_first_rung(config, pruner)
+        )
     ),
-    "median": lambda config, pruner: MedianPruner(
-        n_startup_trials=pruner.startup_trials, n_warmup_steps=_first_rung(config, pruner)
-    ),
-    "none": lambda config, pruner: NopPruner(),
+    "none": lambda config, storage, trial, results: False,
 }
 
 
@@ -37,11 +69,33 @@ def rungs(config: StudyConfig) -> tuple[int, ...]:
     return tuple(itertools.takewhile(lambda step: step < config.epochs, steps))
 
 
-def should_prune(storage: BaseStorage, config: StudyConfig, trial: FrozenTrial) -> bool:
-    """Ask the pruner about a trial as Optuna has it at a rung."""
-    assert config.pruner is not None
-    pruner = PRUNERS[config.pruner.kind](config, config.pruner)
-    return pruner.prune(optuna.load_study(study_name=config.name, storage=storage, pruner=pruner), trial)
+def stops(
+    config: StudyConfig,
+    storage: BaseStorage,
+    trial: FrozenTrial,
+    results: Callable[[], Sequence[RungResult]],
+) -> bool:
+    """Whether a trial stops at a rung.
+
+    Parameters
+    ----------
+    trial
+        As Optuna has it, with the value of the rung.
+    results
+        Reads the results at all rungs.
+    """
+    return PRUNERS[_settings(config).kind](config, storage, trial, results)
+
+
+def promotion(config: StudyConfig) -> Promotion:
+    """How the study chooses which paused trial is resumed."""
+    pruner = config.pruner
+    return partial(halving.promoted, pruner) if pruner is not None and pruner.pauses else no_promotion
+
+
+def _settings(config: StudyConfig) -> PrunerConfig:
+    assert config.pruner is not None, "only a search has rungs"
+    return config.pruner
 
 
 def _first_rung(config: StudyConfig, pruner: PrunerConfig) -> int:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -28,11 +30,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.propose.history import ShownStudy
 from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
-from search.propose.space import distributions, grid_points, used_params
+from search.propose.space import distributions, finite_points, grid_points, is_finite, used_params
 from search.study import StudyConfig
 from trainer.errors import ConfigError
 
 STARTUP_TRIALS = 10
+
+DRAWS = 10
+"""How often a sampler is asked for an untried configuration, before one near the last is taken."""
 
 
 class PointsSampler(BaseSampler):
@@ -80,25 +85,26 @@ SAMPLERS: dict[str, Callable[[StudyConfig, int], BaseSampler]] = {
 }
 
 
-def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
-    """The sampler that proposes the trial of this number."""
+def make_sampler(config: StudyConfig, number: int, draw: int = 0) -> BaseSampler:
+    """The sampler that proposes the trial of this number; with another seed for each draw."""
     if config.rows is not None:
         return PointsSampler([row_params(config, row) for row in config.rows])
     assert config.sampler is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # qmc, since Optuna 3.0
-        return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number))
+        return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number, draw))
 
 
 def trial_limit(config: StudyConfig) -> int | None:
-    """Trials that a study has at most; grids and rows end when they are used up."""
+    """Trials that a study has at most; rows and a space of finitely many points end when they are used up."""
     if config.rows is not None:
         return len(config.rows)
     assert config.sampler is not None
-    if config.sampler.kind != "grid":
-        return config.limits.trials
-    size = len(grid_points(config))
-    return size if config.limits.trials is None else min(size, config.limits.trials)
+    points = grid_points(config) if config.sampler.kind == "grid" else None
+    if points is None and config.repeats == "take":
+        points = finite_points(config)
+    limits = [config.limits.trials] + ([len(points)] if points is not None else [])
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ def propose(
     """Choose the parameters of a trial that Optuna already counts as running; they are not written yet.
 
     The sampler is shown the trials that :func:`search.propose.history.shown` selects, of all brackets:
-    Optuna's hyperband would let it learn from one of them only.
+    Optuna's hyperband would let it learn from one of them only. In a space of finitely many points a
+    configuration that was tried is not proposed again, as long as there is another.
 
     Parameters
     ----------
@@ -133,7 +140,41 @@ def propose(
     ConfigError
         if the trials of the study are listed, and there is none of this number.
     """
-    sampler = make_sampler(config, number)
+    study_id = storage.get_study_id_from_name(config.name)
+    trials = cache(lambda: storage.get_all_trials(study_id, deepcopy=False))  # read only where it is needed
+    draw = partial(_draw, storage, config, number, trials)
+    trial = draw(asked_for or {})
+    if asked_for or config.repeats != "take" or _has_points(config) or not is_finite(config):
+        return _proposal(trial)
+    tried = {
+        _point(other.params)
+        for other in trials()
+        if other.number != number and other.state != TrialState.FAIL
+    }
+    for again in range(1, DRAWS):
+        if _point(trial.params) not in tried:
+            return _proposal(trial)
+        trial = draw({}, again)
+    untried = [point for point in finite_points(config) or () if _point(point) not in tried]
+    if _point(trial.params) in tried and untried:
+        drawn = trial.params
+        differing = [sum(drawn[name] != value for name, value in point.items()) for point in untried]
+        nearest = [point for point, n in zip(untried, differing, strict=True) if n == min(differing)]
+        chosen = np.random.default_rng(sampler_seed(config.seed, number)).integers(len(nearest))
+        trial = draw(nearest[chosen])
+    return _proposal(trial)
+
+
+def _draw(
+    storage: BaseStorage,
+    config: StudyConfig,
+    number: int,
+    trials: Callable[[], Sequence[FrozenTrial]],
+    wanted: Mapping[str, Any],
+    draw: int = 0,
+) -> FrozenTrial:
+    """A trial with the parameters that the sampler chooses beside those that are wanted."""
+    sampler = make_sampler(config, number, draw)
     points = sampler.points if isinstance(sampler, PointsSampler) else None
     if points is not None and number >= len(points):
         raise ConfigError(
@@ -141,16 +182,15 @@ def propose(
             " has made some in Optuna"
         )
     space = distributions(config)
-    study = ShownStudy(config.name, storage, sampler, number, space)
+    study = ShownStudy(config.name, storage, sampler, number, space, trials)
     trial = create_trial(state=TrialState.RUNNING)
     trial.number = number
     sampler.before_trial(study, trial)
-    asked_for = asked_for or {}
     joint = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
     for name in points[number] if points is not None else space:
         distribution = space[name]
-        if name in asked_for:
-            value = asked_for[name]
+        if name in wanted:
+            value = wanted[name]
         elif distribution.single():
             value = _only_value(distribution)
         elif name in joint:
@@ -159,6 +199,10 @@ def propose(
             value = sampler.sample_independent(study, trial, name, distribution)
         trial.params[name] = value
         trial.distributions[name] = distribution
+    return trial
+
+
+def _proposal(trial: FrozenTrial) -> Proposal:
     return Proposal(
         used_params(trial.params),
         {
@@ -166,6 +210,15 @@ def propose(
             for name, distribution in trial.distributions.items()
         },
     )
+
+
+def _has_points(config: StudyConfig) -> bool:
+    """Whether each trial has the point of its number."""
+    return config.rows is not None or (config.sampler is not None and config.sampler.kind == "grid")
+
+
+def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(used_params(params).items()))
 
 
 def _only_value(distribution: BaseDistribution) -> Any:

@@ -127,6 +127,21 @@ def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
     return [points[i] for i in order]
 
 
+def is_finite(config: StudyConfig) -> bool:
+    """Whether the space has finitely many points: choices, and ranges with a step."""
+    return not any(isinstance(d, Range) and d.step is None for d in _searched(config).values())
+
+
+def finite_points(config: StudyConfig) -> list[dict[str, Any]] | None:
+    """As :func:`grid_points`; None where the space has infinitely many, or more than :data:`LARGEST_GRID`."""
+    if not is_finite(config):
+        return None
+    try:
+        return grid_points(config)
+    except ConfigError:
+        return None
+
+
 def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
     """The space, with a width for each layer of the deepest network."""
     assert config.space is not None

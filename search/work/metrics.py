@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from storage.studies import StudyProgress
     from storage.workers import SignOfLife
 
-ENDS = ("complete", "pruned", "failed", "interrupted", "lost")
+ENDS = ("complete", "paused", "pruned", "failed", "interrupted", "lost")
 
 
 class Counting:

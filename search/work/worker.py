@@ -11,9 +11,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol, TypeVar
 
+from optuna.trial import FrozenTrial
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from search.propose.pruners import rungs, should_prune
+from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
@@ -44,6 +45,7 @@ from storage.marks import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
+from storage.trials.paused import rung_results
 from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
 from storage.trials.renewal import LeaseKeeper
 from storage.trials.twins import Twin
@@ -91,7 +93,7 @@ class TrialNews:
     number: int
     label: str | None
     architecture: str
-    state: Literal["running", "complete", "pruned", "failed", "interrupted", "lost"]
+    state: Literal["running", "paused", "complete", "pruned", "failed", "interrupted", "lost"]
     planned_epochs: int
     epochs: int = 0
     value: float | None = None
@@ -154,6 +156,7 @@ class Worker:
         self._stop = stop
         self._start_relay = start_relay
         self._rungs = rungs(config)
+        self._promotion = promotion(config)
         self._device = find_device(config.training.get("device", TrainConfig.device))
         self._info = describe_worker(name, self._device)
         # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
@@ -243,7 +246,14 @@ class Worker:
                 return None, True
             early = self._early_rows()
             claim = patiently(
-                lambda: claim_trial(self._database, self._study, self._info, in_hand=in_hand, early=early)
+                lambda: claim_trial(
+                    self._database,
+                    self._study,
+                    self._info,
+                    in_hand=in_hand,
+                    early=early,
+                    promotion=self._promotion,
+                )
             )
             if claim is not None:
                 self._in_hand[claim.number] = claim
@@ -264,7 +274,7 @@ class Worker:
         waited_for = patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
         if waited_for and not in_hand:
             self._say(
-                f"{self._study.name}: waiting for {len(waited_for)} trials of other workers;"
+                f"{self._study.name}: {len(waited_for)} trials are not finished, and other workers train;"
                 f" a dead one loses its own within {LEASE_SECONDS:.0f} s"
             )
         return bool(waited_for)
@@ -318,7 +328,7 @@ class Worker:
             reporter = AttemptReporter(
                 attempt,
                 recorded,
-                lambda trial: should_prune(self._database.optuna, self._config, trial),
+                self._stops_at_rung,
                 lambda: self._must_stop(keeper),
                 log,
                 checkpoint if self._database.settings.artifacts_elsewhere else None,
@@ -354,6 +364,11 @@ class Worker:
             # A fault of the program: it must not meet the next worker again.
             attempt.finish("failed", reason=f"{type(error).__name__}: {error}")
             raise
+
+    def _stops_at_rung(self, trial: FrozenTrial) -> bool:
+        return stops(
+            self._config, self._database.optuna, trial, lambda: rung_results(self._database, self._study)
+        )
 
     def _must_stop(self, keeper: LeaseKeeper) -> bool:
         """Whether to hand the trial back. One that was lost ends here: its checkpoint is the taker's."""
@@ -436,6 +451,10 @@ class Worker:
         attempt.record_artifacts({file.relative_to(folder).as_posix(): file for file in result.artifacts})
         if result.outcome == "pruned":
             reason = f"others were better after {result.epochs} epochs"
+            if self._config.pruner is not None and self._config.pruner.pauses:
+                most = self._config.pruner.max_paused
+                attempt.pause(result.best_val_mae, reason, result.metrics, most)
+                return replace(news, state="paused", reason=reason)
             attempt.finish("pruned", result.best_val_mae, reason=reason, summary=result.metrics)
             return replace(news, state="pruned", reason=reason)
         attempt.finish("complete", result.best_val_mae, summary=result.metrics)

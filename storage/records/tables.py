@@ -114,7 +114,7 @@ trials = Table(
     Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("optuna_trial_id", Integer, nullable=False),
-    Column("state", String(16), nullable=False),  # running, complete, pruned, failed
+    Column("state", String(16), nullable=False),  # running, paused, complete, pruned, failed
     Column("attempt", Integer, nullable=False),  # the latest
     Column("config", PlainJSON),
     Column("params", PlainJSON),
@@ -153,7 +153,9 @@ attempts = Table(
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
     Column("ended_at", Double),
-    Column("outcome", String(16)),  # complete, pruned, failed, handed_back, crashed, expired; null: none yet
+    Column(
+        "outcome", String(16)
+    ),  # paused, complete, pruned, failed, handed_back, crashed, expired; null: none yet
     Column("reason", Text),
     Column("epochs", Integer, nullable=False),  # trained in this attempt
     Column("last_epoch", Integer, nullable=False),  # reached in this attempt; 0: none

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 KEY_TAG = "anitune.key"
 """Names what a run stands for. MLflow chooses run ids itself: by this tag a run is found again."""

@@ -62,6 +62,14 @@ class TrialTagsMessage:
 
 
 @dataclass(frozen=True)
+class TrialStateMessage:
+    """A trial was paused at a rung, or runs again."""
+
+    kind = "trial_state"
+    state: Literal["paused", "running"]
+
+
+@dataclass(frozen=True)
 class MetricsMessage:
     """Metrics that were recorded for the first time, at most :data:`METRICS_A_ROW`."""
 
@@ -94,7 +102,13 @@ class TrialEndMessage:
 
 
 Message = (
-    StudyMessage | TrialStartMessage | TrialTagsMessage | MetricsMessage | ArtifactMessage | TrialEndMessage
+    StudyMessage
+    | TrialStartMessage
+    | TrialTagsMessage
+    | TrialStateMessage
+    | MetricsMessage
+    | ArtifactMessage
+    | TrialEndMessage
 )
 
 _KINDS: dict[str, type[Message]] = {
@@ -103,6 +117,7 @@ _KINDS: dict[str, type[Message]] = {
         StudyMessage,
         TrialStartMessage,
         TrialTagsMessage,
+        TrialStateMessage,
         MetricsMessage,
         ArtifactMessage,
         TrialEndMessage,

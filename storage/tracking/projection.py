@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from storage.tracking.mlflow_runs import RunStatus
 from storage.tracking.outbox import MetricRow, TrialEnd, TrialEndMessage
@@ -19,6 +19,12 @@ FINAL_METRIC = "final/val_mae_kcalmol"
 """Of complete trials only: by a metric's last step a pruned trial can be ahead of a complete one."""
 
 RUNNING_TAGS = {STATE_TAG: "RUNNING"}
+
+UNFINISHED: Final[Mapping[str, tuple[RunStatus, dict[str, str]]]] = {
+    "running": ("RUNNING", RUNNING_TAGS),
+    "paused": ("SCHEDULED", {STATE_TAG: "PAUSED"}),
+}
+"""Status and tags of the run of a trial that has not ended, by its state."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from storage.tracking.outbox import (
     StudyMessage,
     TrialEndMessage,
     TrialStartMessage,
+    TrialStateMessage,
     TrialTagsMessage,
     read_message,
 )
@@ -279,6 +280,11 @@ class Relay:
                 self._send_start(_trial(number), row.message, row.time_ms)
             case TrialTagsMessage():
                 self._runs.log(self._known_run(number), tags=row.message.tags)
+            case TrialStateMessage():
+                status, tags = projection.UNFINISHED[row.message.state]
+                run = self._known_run(number)
+                self._runs.log(run, tags=tags)
+                self._runs.set_status(run, status)
             case MetricsMessage():
                 metrics = [metric for row in batch for metric in _metrics(row)]
                 self._runs.log(self._known_run(number), metrics)

@@ -39,7 +39,7 @@ from storage.tracking.outbox import (
     TrialTagsMessage,
     enqueue,
 )
-from storage.trials import checkpoints, endings, fencing, kept_files, optuna_rows, twins
+from storage.trials import checkpoints, endings, fencing, kept_files, optuna_rows, paused, twins
 from storage.trials.checkpoints import KeptCheckpoint, SavedCheckpoint
 from storage.trials.endings import Ending
 from storage.trials.queue import Claim, WorkerInfo, worker_tags
@@ -329,6 +329,27 @@ class Attempt:
                 endings.record(connection, self._trial(connection), ending)
                 self._end_attempt(connection, ending.state, ending.reason)
         endings.settle(self._database, self.study, self.claim.number)
+
+    @_patient
+    def pause(self, value: float, reason: str, summary: Mapping[str, float], most: int) -> None:
+        """Leave the trial at its rung: a later claim resumes it, or it ends as pruned with the study.
+
+        Parameters
+        ----------
+        value, reason, summary
+            As of :meth:`finish`: what the trial has so far.
+        most
+            Trials of the study that may be paused at once: the least promising end as pruned.
+        """
+        with self._database.writing() as connection:
+            locked_row(connection, self.study)
+            row = fencing.find(connection, self._lease)
+            # Paused by us: the acknowledgement of the first try was lost.
+            if row.ended_at is None or row.outcome != "paused":
+                fencing.refuse_ended(self._lease, row)
+                paused.pause(connection, self._trial(connection), value, reason, summary)
+                self._end_attempt(connection, "paused", reason)
+                paused.end_surplus(connection, self.study, keep=most)
 
     @_patient
     def hand_back(self, reason: str, *, crashed: bool = False) -> None:

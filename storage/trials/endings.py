@@ -140,7 +140,7 @@ _UNTOLD: Final = (
     select(trials.c.number)
     .where(
         of_study(trials.c.study_id),
-        trials.c.state != "running",
+        trials.c.state.in_(tuple(OPTUNA_STATES)),
         trials.c.told.is_(False),
         trials.c.number.not_in(bindparam("leave", expanding=True)),
     )

@@ -43,6 +43,9 @@ _values: Table = models.TrialIntermediateValueModel.__table__
 _results: Table = models.TrialValueModel.__table__
 _params: Table = models.TrialParamModel.__table__
 
+PAUSED = "paused"
+"""User attribute of a trial that is paused."""
+
 _MARK = "completed_rung_"
 """Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
 
@@ -196,6 +199,18 @@ def end_trial(
     ended = {"of_trial": optuna_trial_id, "state": state, "datetime_complete": _now()}
     connection.execute(_UPDATED, ended)
     return True
+
+
+def mark_paused(connection: Connection, optuna_trial_id: int, words: str) -> None:
+    """Say in Optuna, which has no such state, that a running trial is paused."""
+    row = {"trial_id": optuna_trial_id, "key": PAUSED, "value_json": json.dumps(words)}
+    connection.execute(_set(_user_attributes, connection.dialect.name), row)
+
+
+def unmark_paused(connection: Connection, optuna_trial_id: int) -> None:
+    """Undo :func:`mark_paused`."""
+    this = (_user_attributes.c.trial_id == optuna_trial_id, _user_attributes.c.key == PAUSED)
+    connection.execute(delete(_user_attributes).where(*this))
 
 
 def copy_reports(connection: Connection, source: int, target: int) -> None:

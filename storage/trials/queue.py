@@ -29,7 +29,8 @@ from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
-from storage.trials import endings, optuna_rows
+from storage.trials import endings, optuna_rows, paused
+from storage.trials.paused import Promotion, no_promotion
 
 LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
 """A worker that shows no sign of life for so long loses its trial, s. The variable is for tests of that."""
@@ -113,11 +114,16 @@ def claim_trial(
     *,
     in_hand: Collection[int] = (),
     early: Collection[int] = (),
+    promotion: Promotion = no_promotion,
 ) -> Claim | None:
     """Claim the next trial of the study; None if there is none to begin or to go on with now.
 
-    Only an open study gives trials. First comes one whose worker died or handed it back; then, while the
-    budget lasts, one that waits in Optuna's queue, or else a new one.
+    Only an open study gives trials. First comes one whose worker died or handed it back; then a paused one
+    that is promoted; then, while the budget lasts, one that waits in Optuna's queue, or else a new one. When
+    none can come any more, those that are still paused end as pruned.
+
+    The budget limits what begins, and a trial that has begun may exceed it. Once the hours or epochs are
+    spent, a paused trial is promoted only where no other one is, or will be, complete.
 
     Parameters
     ----------
@@ -126,6 +132,8 @@ def claim_trial(
         beside them none on its last chance: what kills the worker might be one of them.
     early
         Numbers of trials that it is too early to go on with.
+    promotion
+        Chooses among the paused trials.
 
     Raises
     ------
@@ -136,8 +144,8 @@ def claim_trial(
         claim = None
         if locked_row(connection, study).state == "open":
             claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
-            if claim is None and _budget_lasts(connection, study):
-                claim = _begin(connection, study, worker, lease_seconds)
+            if claim is None:
+                claim = _promote_or_begin(connection, study, worker, lease_seconds, promotion)
         # Of workers that died before they told Optuna, and trials that were given up just now.
         untold = endings.untold(connection, study, leave=in_hand)
     for number in untold:
@@ -148,7 +156,9 @@ def claim_trial(
 def open_trials(database: Database, study: Study) -> set[int]:
     """Trials that have begun and not ended, on whatever machine; one of them may still become claimable."""
     query = select(trials.c.number).where(
-        trials.c.study_id == study.id, trials.c.state == "running", trials.c.told.is_(False)
+        trials.c.study_id == study.id,
+        trials.c.state.in_(("running", "paused")),
+        trials.c.told.is_(False),
     )
     with database.reading() as connection:
         return set(connection.execute(query).scalars())
@@ -179,7 +189,7 @@ def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
         .where(
             studies.c.state == "open",
             studies.c.name.not_in(leave),
-            _abandoned().exists() | _within_budget(),
+            _abandoned().exists() | _paused().exists() | _within_budget(),
         )
         .order_by(studies.c.priority.desc(), studies.c.id)
         .limit(1)
@@ -188,20 +198,42 @@ def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
         return connection.scalar(query)
 
 
-def _budget_lasts(connection: Connection, study: Study) -> bool:
-    return connection.execute(_WITHIN_BUDGET, study_key(study.id)).first() is not None
+def _promote_or_begin(
+    connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float, promotion: Promotion
+) -> Claim | None:
+    this = study_key(study.id)
+    may_begin = connection.execute(_WITHIN_BUDGET, this).first() is not None
+    if paused.any_paused(connection, study.id):
+        spent = not may_begin and connection.execute(_WITHIN_EFFORT, this).first() is None
+        if not spent or connection.execute(_COMPLETE_OR_RUNNING, this).first() is None:
+            number = promotion(paused.results_in(connection, study.id), may_begin)
+            if number is not None:
+                trial = paused.resume(connection, study, number)
+                return _go_on(connection, study, trial, worker, lease_seconds)
+    if may_begin:
+        return _begin(connection, study, worker, lease_seconds)
+    if connection.execute(_RUNNING, this).first() is None:
+        paused.end_surplus(connection, study, keep=0)
+    return None
 
 
 def _within_budget() -> ColumnElement[bool]:
     """Whether a row of ``anitune_studies`` has not spent its budget."""
+    begun = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
+    return and_(
+        studies.c.budget_trials.is_(None) | (begun.scalar_subquery() < studies.c.budget_trials),
+        _within_effort(),
+    )
+
+
+def _within_effort() -> ColumnElement[bool]:
+    """Whether a row of ``anitune_studies`` has not spent its hours and epochs."""
 
     def sum_of(spent: ColumnElement[Any]) -> ScalarSelect[Any]:
         total = select(func.coalesce(func.sum(spent), 0)).where(attempts.c.study_id == studies.c.id)
         return total.correlate(studies).scalar_subquery()
 
-    begun = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
     return and_(
-        studies.c.budget_trials.is_(None) | (begun.scalar_subquery() < studies.c.budget_trials),
         studies.c.budget_seconds.is_(None) | (sum_of(seconds_spent()) < studies.c.budget_seconds),
         studies.c.budget_epochs.is_(None) | (sum_of(attempts.c.epochs) < studies.c.budget_epochs),
     )
@@ -224,6 +256,13 @@ def _abandoned() -> Select[Any]:
             attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
             ~_waits_for_its_twin(),
         )
+    )
+
+
+def _paused() -> Select[Any]:
+    """Paused trials of a row of ``anitune_studies``."""
+    return select(trials.c.number).where(
+        trials.c.study_id == studies.c.id, trials.c.state == "paused", trials.c.told.is_(False)
     )
 
 
@@ -281,26 +320,38 @@ def _take_over(
         if last_chance and in_hand:
             leave.add(trial.number)
             continue
-        attempt = trial.attempt + 1
-        connection.execute(update(trials).where(*_is(trial)).values(attempt=attempt))
-        token = _begin_attempt(connection, study, trial.number, attempt, worker, lease_seconds)
-        if trial.config is not None:
-            message = TrialTagsMessage(tags=worker_tags(worker, attempt))
-            enqueue(connection, study.id, trial.number, [message])
-        return Claim(
-            trial.number,
-            trial.optuna_trial_id,
-            attempt,
-            token,
-            worker,
-            lease_seconds,
-            config=trial.config,
-            params=trial.params,
-            last_chance=last_chance,
-            asked_for=optuna_rows.asked_for(connection, trial.optuna_trial_id),
-            ran_on=_ran_on(connection, trial),
-        )
+        return _go_on(connection, study, trial, worker, lease_seconds, last_chance)
     return None
+
+
+def _go_on(
+    connection: Connection,
+    study: Study,
+    trial: Row[Any],
+    worker: WorkerInfo,
+    lease_seconds: float,
+    last_chance: bool = False,
+) -> Claim:
+    """Begin another attempt at a trial that nobody works on."""
+    attempt = trial.attempt + 1
+    connection.execute(update(trials).where(*_is(trial)).values(attempt=attempt))
+    token = _begin_attempt(connection, study, trial.number, attempt, worker, lease_seconds)
+    if trial.config is not None:
+        message = TrialTagsMessage(tags=worker_tags(worker, attempt))
+        enqueue(connection, study.id, trial.number, [message])
+    return Claim(
+        trial.number,
+        trial.optuna_trial_id,
+        attempt,
+        token,
+        worker,
+        lease_seconds,
+        config=trial.config,
+        params=trial.params,
+        last_chance=last_chance,
+        asked_for=optuna_rows.asked_for(connection, trial.optuna_trial_id),
+        ran_on=_ran_on(connection, trial),
+    )
 
 
 def _ran_on(connection: Connection, trial: Row[Any]) -> tuple[tuple[str, str], ...]:
@@ -411,6 +462,17 @@ def _is(trial: Row[Any]) -> tuple[Any, ...]:
 
 
 _WITHIN_BUDGET: Final = select(studies.c.id).where(of_study(), _within_budget())
+_WITHIN_EFFORT: Final = select(studies.c.id).where(of_study(), _within_effort())
+_RUNNING: Final = (
+    select(trials.c.number)
+    .where(of_study(trials.c.study_id), trials.c.state == "running", trials.c.told.is_(False))
+    .limit(1)
+)
+_COMPLETE_OR_RUNNING: Final = (
+    select(trials.c.number)
+    .where(of_study(trials.c.study_id), trials.c.state.in_(("complete", "running")))
+    .limit(1)
+)
 _FIRST_ABANDONED: Final = (
     _abandoned()
     .where(of_study(), trials.c.number.not_in(bindparam("leave", expanding=True)))

@@ -24,6 +24,8 @@ class Twin:
 
     Attributes
     ----------
+    state
+        A paused one counts as pruned: nobody knows whether it is ever resumed.
     value
         Best validation MAE, kcal/mol, once it has ended.
     epochs
@@ -47,7 +49,7 @@ def find(connection: Connection, trial: Row[Any]) -> Twin | None:
             trials.c.settings == trial.settings,
             trials.c.number != trial.number,
             trials.c.same_as.is_(None),
-            trials.c.state.in_(("running", "complete", "pruned")),
+            trials.c.state.in_(("running", "paused", "complete", "pruned")),
         )
         .order_by(trials.c.state == "running", trials.c.number)
         .limit(1)
@@ -55,7 +57,8 @@ def find(connection: Connection, trial: Row[Any]) -> Twin | None:
     found = connection.execute(query).first()
     if found is None:
         return None
-    return Twin(found.number, found.state, found.value, _epochs(connection, trial.study_id, found.number))
+    state: Any = "pruned" if found.state == "paused" else found.state
+    return Twin(found.number, state, found.value, _epochs(connection, trial.study_id, found.number))
 
 
 def exists(connection: Connection, trial: Row[Any]) -> bool:
@@ -101,7 +104,7 @@ def ending(connection: Connection, trial: Row[Any], twin: Twin) -> Ending:
     """What a trial ends with: as its twin has ended, and a tag that says so."""
     source = _trial(connection, trial.study_id, twin.number)
     return Ending(
-        cast(TrialEnd, source.state),
+        cast(TrialEnd, twin.state),
         source.value,
         source.reason,
         source.summary,

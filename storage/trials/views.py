@@ -16,7 +16,7 @@ from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.queue import WorkerInfo
 
-TrialState = Literal["running", "interrupted", "complete", "pruned", "failed"]
+TrialState = Literal["running", "interrupted", "paused", "complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class TrialRow:
     ----------
     state
         ``interrupted``: it was handed back or its worker fell silent, and the next claim goes on with it.
+        ``paused``: it waits at a rung until later results put it among the best there.
     value
         Best validation MAE, kcal/mol.
     config, params, tags, planned_epochs

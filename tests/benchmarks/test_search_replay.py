@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -10,7 +12,9 @@ from optuna.samplers import RandomSampler
 
 from benchmarks.search_replay import Course, Trainings, VirtualClock, replay_optuna, replay_ours
 from benchmarks.search_table import EPOCHS, Cell, Training
-from search.propose import pruners
+from search.propose import halving
+from search.study import PrunerConfig
+from storage.trials.paused import RungResult
 from trainer.task import Task
 
 
@@ -24,7 +28,9 @@ def error(cell: Cell) -> float:
 
 
 def cells() -> list[Cell]:
-    values = itertools.product([(8,), (16,), (16, 8)], ["relu", "celu"], [1e-4, 1e-3, 1e-2], [32], [0.0])
+    values = itertools.product(
+        [(8,), (16,), (16, 8)], ["relu", "celu"], [1e-4, 1e-3, 1e-2], [16, 32, 64, 128], [0.0]
+    )
     return [Cell(*each) for each in values]
 
 
@@ -89,20 +95,17 @@ def test_a_replay_repeats_bit_for_bit_by_its_seed(trainings: Trainings, task: Ta
     assert epochs * 2.0 / workers <= seconds <= epochs * 2.0, "an epoch takes 2 s"
 
 
-def test_another_rule_of_pruning_changes_the_figures(
+def test_another_rule_of_promotion_changes_the_figures(
     trainings: Trainings, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruner = {"pruner": {"kind": "asha", "min_epochs": 3}}
     before = points(replay_ours(trainings, task, pruner, 0, 300, 2))
-    asha = pruners.PRUNERS["asha"]
+    rule = halving.promoted
 
-    def reversed_rule(config: Any, settings: Any) -> Any:
-        pruner = asha(config, settings)
-        prune = pruner.prune
-        pruner.prune = lambda study, trial: not prune(study, trial)  # type: ignore[method-assign]
-        return pruner
+    def reversed_rule(pruner: PrunerConfig, results: Sequence[RungResult], may_begin: bool) -> int | None:
+        return rule(pruner, [replace(each, value=-each.value) for each in results], may_begin)
 
-    monkeypatch.setitem(pruners.PRUNERS, "asha", reversed_rule)
+    monkeypatch.setattr(halving, "promoted", reversed_rule)
     assert points(replay_ours(trainings, task, pruner, 0, 300, 2)) != before
 
 

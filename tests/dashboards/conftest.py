@@ -124,7 +124,7 @@ def make_record() -> MakeRecord:
         by: str = "structure",
         members: tuple[PromotionTraining, ...] = (),
     ) -> StudyRecord:
-        counts = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
+        counts = dict.fromkeys(("running", "interrupted", "paused", "complete", "pruned", "failed"), 0)
         for trial in trials:
             counts[trial.state] += 1
         complete = [(t.value, t.number) for t in trials if t.state == "complete" and t.value is not None]

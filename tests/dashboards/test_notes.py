@@ -72,7 +72,7 @@ SUMMARY = StudySummary(
     state="open",
     created_at=0.0,
     budget=Budget(trials=20),
-    trials={"running": 0, "interrupted": 0, "complete": 2, "pruned": 1, "failed": 1},
+    trials={"running": 0, "interrupted": 0, "paused": 0, "complete": 2, "pruned": 1, "failed": 1},
     best_number=12,
     best_value=0.83216,
     seconds=100.0,

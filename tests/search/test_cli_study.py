@@ -112,7 +112,14 @@ def test_best_gives_what_a_program_needs(ran: Ran) -> None:
 
 def test_show_counts(ran: Ran) -> None:
     shown = json.loads(anitune(ran, "study", "show", "tiny", "--json").stdout)
-    assert shown["trials"] == {"running": 0, "interrupted": 0, "complete": 3, "pruned": 0, "failed": 0}
+    assert shown["trials"] == {
+        "running": 0,
+        "interrupted": 0,
+        "paused": 0,
+        "complete": 3,
+        "pruned": 0,
+        "failed": 0,
+    }
     assert (shown["epochs"], shown["epochs_saved_by_pruning"]) == (9, 0)
     assert shown["seconds"] > 0
     text = anitune(ran, "study", "show", "tiny").stdout

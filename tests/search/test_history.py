@@ -61,7 +61,8 @@ def test_tpe_has_the_same_good_trials_and_no_more_than_are_shown() -> None:
     study = optuna.create_study()
     study.add_trials(trials(600))
     sampler = optuna.samplers.TPESampler(seed=0)
-    seen = ShownStudy(study.study_name, study._storage, sampler, 600, {"x": FloatDistribution(-1, 1)})
+    space = {"x": FloatDistribution(-1, 1)}
+    seen = ShownStudy(study.study_name, study._storage, sampler, 600, space, study.get_trials)
     known = seen.get_trials()
     assert len(known) == 100
     n_below = optuna.samplers._tpe.sampler.default_gamma(600)

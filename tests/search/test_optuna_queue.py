@@ -284,7 +284,8 @@ def test_trials_of_another_space_do_not_mislead_the_sampler(
     trials = work(database, study, config, task)
     assert [t.state for t in trials] == ["complete"] * 6
     sampler = make_sampler(config, 9)
-    seen = ShownStudy(config.name, database.optuna, sampler, 9, distributions(config))
+    space = distributions(config)
+    seen = ShownStudy(config.name, database.optuna, sampler, 9, space, study.optuna.get_trials)
     assert [t.number for t in seen.get_trials()] == [3, 4, 5, 6, 7, 8]
     joint = sampler.infer_relative_search_space(seen, seen.get_trials()[-1])
     assert set(joint) == {name for name, d in distributions(config).items() if not d.single()}

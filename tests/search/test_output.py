@@ -21,7 +21,7 @@ def news(number: int, **changes: object) -> TrialNews:
 
 
 def summary(complete: int) -> StudySummary:
-    trials = dict.fromkeys(("running", "interrupted", "complete", "pruned", "failed"), 0)
+    trials = dict.fromkeys(("running", "interrupted", "paused", "complete", "pruned", "failed"), 0)
     return StudySummary(
         name="tiny",
         state="open",
@@ -45,6 +45,7 @@ def summary(complete: int) -> StudySummary:
         ({"trials": {"complete": 2, "pruned": 1}}, "finished"),
         ({"trials": {"complete": 2, "failed": 1, "running": 1}}, "running"),
         ({"trials": {"complete": 2, "interrupted": 1}}, "waiting for workers"),
+        ({"trials": {"complete": 2, "paused": 1}}, "waiting for workers"),
         ({"budget": Budget(epochs=9), "epochs": 9}, "finished"),
         ({"budget": Budget(seconds=60.0), "seconds": 59.0}, "waiting for workers"),
         ({"trials": {"complete": 3}, "state": "paused"}, "paused"),

@@ -9,8 +9,9 @@ import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from search.propose.pruners import PRUNERS, rungs, should_prune
+from search.propose.pruners import PRUNERS, rungs, stops
 from search.study import PrunerConfig, StudyConfig, study_from_values
+from storage.trials.paused import RungResult
 
 EPOCHS = 27
 
@@ -28,11 +29,21 @@ def train(storage: BaseStorage, config: StudyConfig, final: float) -> int:
     trial = study.ask()
     for step in rungs(config):
         trial.report(final * EPOCHS / step, step)
-        if should_prune(storage, config, storage.get_trial(trial._trial_id)):
+        if stops(config, storage, storage.get_trial(trial._trial_id), lambda: results(storage, config)):
             study.tell(trial, state=TrialState.PRUNED)
             return step
     study.tell(trial, final)
     return EPOCHS
+
+
+def results(storage: BaseStorage, config: StudyConfig) -> list[RungResult]:
+    """What the records would have of the rungs."""
+    trials = optuna.load_study(study_name=config.name, storage=storage).get_trials()
+    return [
+        RungResult(trial.number, step, value, paused=False)
+        for trial in trials
+        for step, value in trial.intermediate_values.items()
+    ]
 
 
 @pytest.fixture
@@ -42,7 +53,7 @@ def storage() -> BaseStorage:
 
 @pytest.mark.parametrize("kind", PRUNERS)
 def test_pruners_spare_the_good_and_save_epochs(kind: str, storage: BaseStorage) -> None:
-    config = make(kind, storage)
+    config = make(kind, storage, **({"stop": True} if kind == "asha" else {}))
     # Good ones first, then ever worse ones.
     epochs = [train(storage, config, final=1 + n) for n in range(24)]
     assert epochs[0] == EPOCHS

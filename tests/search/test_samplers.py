@@ -134,7 +134,7 @@ def test_tpe_learns_all_widths_together(storage: BaseStorage) -> None:
     frozen = storage.get_all_trials(storage.get_study_id_from_name(config.name))
     assert {frozenset(trial.params) for trial in frozen} == {frozenset(distributions(config))}
     sampler = make_sampler(config, TRIALS)
-    study = ShownStudy(config.name, storage, sampler, TRIALS, distributions(config))
+    study = ShownStudy(config.name, storage, sampler, TRIALS, distributions(config), lambda: frozen)
     assert set(sampler.infer_relative_search_space(study, frozen[-1])) == set(distributions(config))
 
 

@@ -107,8 +107,9 @@ def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
     }
 
 
-def begin(database: Database, config: StudyConfig) -> Study:
-    return create_study(database, config.name, dump_config(config), Budget(trials=trial_limit(config)))
+def begin(database: Database, config: StudyConfig, trials: int | None = None) -> Study:
+    budget = Budget(trials=trials or trial_limit(config))
+    return create_study(database, config.name, dump_config(config), budget)
 
 
 def work(
@@ -119,8 +120,9 @@ def work(
     stop: StopRequest | None = None,
     slots: int | None = 1,
     start_relay: Callable[[Study], object] = lambda _: None,
+    trials: int | None = None,
 ) -> list[TrialRow]:
-    study = begin(database, config)
+    study = begin(database, config, trials)
     Worker(
         database,
         study,
@@ -443,7 +445,8 @@ def test_equal_settings_are_trained_once_and_count(
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
     watching = Watching()
-    trials = work(database, with_repeats(config, 6), task, watching, slots=slots)
+    study = with_repeats(config, 6)
+    trials = work(database, study, task, watching, slots=slots, trials=6)  # more than there are points
     assert [t.state for t in trials] == ["complete"] * 6
     by_activation: dict[str, set[Any]] = {}
     for trial in trials:

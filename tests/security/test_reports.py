@@ -106,7 +106,7 @@ def record(word: str, name: str = "widths", files: tuple[str, ...] = ("a.h5",)) 
     }
     config = dump_config(study_from_values({**values, "limits": {"trials": 3}}, "here"))
     trials = (trial(0, word), trial(1, word), trial(2, word, state="failed", value=None))
-    states = dict.fromkeys(("running", "interrupted", "pruned"), 0) | {"complete": 2, "failed": 1}
+    states = dict.fromkeys(("running", "interrupted", "paused", "pruned"), 0) | {"complete": 2, "failed": 1}
     summary = StudySummary(
         name=name,
         state="open",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from sqlalchemy import delete, select, update
 from storage.audit import verify
 from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
-from storage.errors import RelayBusyError
+from storage.errors import LeaseLostError, RelayBusyError
 from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
 from storage.repair import repair
 from storage.settings import Settings
@@ -28,6 +28,7 @@ from storage.tracking.outbox import MetricRow
 from storage.tracking.process import sync
 from storage.trials import optuna_rows
 from storage.trials.attempts import Attempt
+from storage.trials.paused import RungResult
 from storage.trials.queue import WorkerInfo, claim_trial
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
@@ -162,6 +163,50 @@ def test_stores_that_agree_are_counted(place: Place) -> None:
     assert (audit.budget, audit.runs, audit.metrics, audit.artifacts) == (10, 4, 4 * 3 + 2 + 1, 2)
     assert audit.changing == 0
     assert repair(place.study, write_note).mended == ()
+
+
+def pause(attempt: Attempt, step: int) -> None:
+    attempt.rung(step, 2.0, (), decide=lambda trial: True)
+    attempt.pause(2.0, "others were better", {"parameters": 7.0}, most=10)
+
+
+def test_a_paused_trial_is_said_to_be_paused_until_it_goes_on(place: Place) -> None:
+    pause(place.running, step=3)
+    assert sync(place.study, write_note)
+    run = place.client.get_run(place.run(RUNNING))
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("SCHEDULED", "PAUSED")
+    audit = verify(place.study)
+    assert audit.differences == ()
+    assert audit.trials == {"complete": 1, "pruned": 1, "failed": 1, "paused": 1}
+
+    place.client.update_run(place.run(RUNNING), status="FINISHED")
+    place.optuna(RUNNING, TrialState.PRUNED)
+    assert listed(place) == [
+        "trial 3: it is PRUNED in Optuna, RUNNING by the record",
+        "trial 3: its run is FINISHED in MLflow, SCHEDULED by the record",
+    ]
+    repair(place.study, write_note)
+    assert listed(place) == []
+
+    def the_paused_one(results: Sequence[RungResult], may_begin: bool) -> int | None:
+        return next((result.number for result in results if result.paused), None)
+
+    worker = WorkerInfo("w2", "h", 2, "cpu", {})
+    claim = claim_trial(place.db, place.study, worker, promotion=the_paused_one)
+    assert claim is not None
+    assert (claim.number, claim.attempt) == (RUNNING, 2)
+    with pytest.raises(LeaseLostError):  # the worker that paused it has no part in it any more
+        place.running.record_metrics([MetricRow("val/loss", 4, 1.0, EPOCH_MS)])
+    sync(place.study, write_note)
+    run = place.client.get_run(place.run(RUNNING))
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("RUNNING", "RUNNING")
+    assert listed(place) == []
+    attempt = Attempt(place.db, place.study, claim)
+    assert attempt.rung(3, 2.0, (), decide=lambda trial: True) is False, "it has passed this rung"
+    attempt.finish("complete", 1.5)
+    sync(place.study, write_note)
+    assert place.client.get_run(place.run(RUNNING)).info.status == "FINISHED"
+    assert listed(place) == []
 
 
 Damage = Callable[[Place], object]

@@ -149,7 +149,14 @@ def test_the_time_after_a_worker_died_is_not_counted(
 def test_the_summary_of_a_study(database: Database, study: Study) -> None:
     summary = summarize_study(database, study)
 
-    assert summary.trials == {"running": 1, "interrupted": 1, "complete": 2, "pruned": 1, "failed": 1}
+    assert summary.trials == {
+        "running": 1,
+        "interrupted": 1,
+        "paused": 0,
+        "complete": 2,
+        "pruned": 1,
+        "failed": 1,
+    }
     assert (summary.best_number, summary.best_value) == (4, 1.5)
     assert summary.epochs == 10 + 3 + 2 + 5 + 10 + 4
     assert summary.epochs_saved == 7
