@@ -185,7 +185,7 @@ def _create(
     """
     from search.propose.samplers import trial_limit
     from search.study import study_from_record
-    from storage.life import has_other_files, record_files
+    from storage.life import add_files, has_other_files
     from storage.studies import Budget, create_study, is_begun, open_study
     from trainer.config import dump_config
     from trainer.task import prepare_data
@@ -203,7 +203,7 @@ def _create(
         with progress_bar() as progress:
             data = prepare_data(files, split, config.features, progress)
         for each in moved:
-            record_files(database, each.name, _plain(each), data.fingerprints["data"])
+            add_files(database, each.name, list(each.data.files), data.fingerprints["data"])
     studies = []
     for each in wanted:
         hours = each.limits.hours
@@ -215,7 +215,8 @@ def _create(
         # The reference is wanted with the study.
         study = create_study(database, each.name, dump_config(each), budget, config.priority)
         recorded = study_from_record(study.config, each.name)
-        studies.append((study, replace(each, data=recorded.data, split=recorded.split)))
+        data_here = replace(recorded.data, files=each.data.files)
+        studies.append((study, replace(each, data=data_here, split=recorded.split)))
     return studies, data
 
 
