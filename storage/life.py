@@ -17,7 +17,7 @@ from storage.database import Database
 from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, studies
-from storage.studies import Budget, Study, StudyState, budget_of, budget_values, known_then, with_files
+from storage.studies import Budget, Study, StudyState, budget_of, budget_values, with_files
 
 CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
 """No worker serves a study in these states."""
@@ -52,7 +52,7 @@ def has_other_files(database: Database, name: str, config: Mapping[str, Any]) ->
     if row is None:
         return False
     files = config["data"]["files"]
-    if with_files(row.config, files) != known_then(row.config, config):
+    if with_files(row.config, files) != config:
         return False
     return files not in (row.config["data"]["files"], *(row.other_files or ()))
 

@@ -318,7 +318,6 @@ def _config_here(row: Row[Any]) -> dict[str, Any]:
 
 def _refuse_other_settings(row: Row[Any], given: dict[str, Any]) -> None:
     known = row.config
-    given = known_then(known, given)
     if (files := given.get("data", {}).get("files")) in (row.other_files or ()):
         known = with_files(known, files)
     if known != given:
@@ -326,17 +325,6 @@ def _refuse_other_settings(row: Row[Any], given: dict[str, Any]) -> None:
             f"study {row.name!r} exists with other settings ({', '.join(_differences(known, given))}):"
             " give this one another name, or undo the change"
         )
-
-
-def known_then(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that an earlier version, which made the record, did not have."""
-    values = dict(given)
-    for section in ("data", "split", "features"):
-        if isinstance(known.get(section), dict) and isinstance(given.get(section), dict):
-            values[section] = {key: v for key, v in given[section].items() if key in known[section]}
-    if known.get("reference") is not None and given.get("reference") is not None:
-        values["reference"] = known_then(known["reference"], given["reference"])
-    return values
 
 
 def _insert(
