@@ -243,14 +243,24 @@ def test_no_group_is_read_twice(tmp_path: Path) -> None:
         ),
         (h5py.ExternalLink("part.h5", "/h"), "it leads to /h in part.h5, where nothing is; delete it"),
         (h5py.SoftLink("/nowhere/at/all"), "it leads to /nowhere in main.h5, where nothing is; delete it"),
-        (h5py.SoftLink("/link"), "it leads from link to link without an end; delete it"),
+        (h5py.SoftLink("/circle"), "it leads from link to link without an end; delete it"),
     ],
 )
-def test_what_a_link_does_not_lead_to_is_not_skipped_in_silence(link: Any, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["own/energies", "own/notes", "notes", "about/notes"])
+def test_only_links_of_data_must_lead_somewhere(
+    where: str, link: Any, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = linked(tmp_path)
     with h5py.File(path, "a") as file:
-        file["link"] = link
-    assert f"main.h5, link /link: {said}" in refused(path)
+        if where in file:
+            del file[where]
+        file[where] = link
+        file["circle"] = h5py.SoftLink("/circle")
+    if where == "own/energies":
+        assert f"main.h5, link /own/energies: {said}" in refused(path)
+    else:
+        assert names(path) == ["own"]
+        assert f"main.h5, link /{where}: {said}" in caplog.text
 
 
 # Files that cannot be opened.
