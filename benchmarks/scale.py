@@ -30,7 +30,7 @@ from search.propose.samplers import SAMPLERS, propose
 from search.propose.space import distributions
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.database import Database, open_database
 from storage.records.tables import attempts, trials
 from storage.settings import Settings
@@ -252,17 +252,11 @@ class _Untrained(Worker):
         self._train_claims(_train_nothing)
 
 
-class _Counted:
+class _Counted(SilentWatcher):
     """Counts trials that have ended."""
 
     def __init__(self, gate: _Gate) -> None:
         self._gate = gate
-
-    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self._gate.count()

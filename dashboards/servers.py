@@ -163,59 +163,68 @@ def run_dashboards(
             " and delete studies: where you do not trust it, use an SSH tunnel or a gateway with TLS."
         )
     shown, local = _in_url(socket.gethostname() if host in ANY_ADDRESS else host), _in_url(_reachable(host))
-    remote = settings.tracking_uri if settings.tracking_uri.startswith(("http://", "https://")) else None
     settings.logs.mkdir(parents=True, exist_ok=True)
-    if remote is None:
-        with alone_with(settings.home / "mlartifacts"):  # a relay may be making them
-            check_tables(settings.tracking_uri)
-            follow_folder(settings.tracking_uri, settings.home / "mlartifacts")
     with ExitStack() as running:
-        listener = running.enter_context(_listen_for_pages(settings, host, optuna_port))
-        listeners = [listener]
-        mlflow, mlflow_place = (public_url(remote),) * 2 if remote is not None else ("", "")
-        if remote is None:
-            listeners.append(running.enter_context(listen_for("--mlflow-port", host, mlflow_port)))
-            mlflow_place = str(port_of(listeners[-1]))
-            mlflow = f"http://{shown}:{mlflow_place}"
-        ports = [port_of(each) for each in listeners]
-        token = make_token(settings.home, *ports)
-        for port in ports:
-            running.callback(remove_token, settings.home, port)
-        servers = [
-            running.enter_context(
-                _server(
-                    "Optuna dashboard",
-                    "dashboards.optuna_server",
-                    [*arguments_for(host, listener, allowed_hosts), "--mlflow", mlflow_place],
-                    optuna_environment(settings, token),
-                    listener,
-                    log=settings.logs / "optuna-dashboard.log",
-                    health=f"http://{local}:{ports[0]}{HEALTH}",
-                )
+
+        def start(
+            name: str,
+            module: str,
+            listener: socket.socket,
+            log: str,
+            variables: Mapping[str, str],
+            *more: str,
+        ) -> _Server:
+            arguments = [*arguments_for(host, listener, allowed_hosts), *more]
+            health = f"http://{local}:{port_of(listener)}{HEALTH}"
+            server = _server(
+                name, module, arguments, variables, listener, log=settings.logs / log, health=health
             )
-        ]
-        if remote is None:
-            servers.append(
-                running.enter_context(
-                    _server(
-                        "MLflow",
-                        "dashboards.mlflow_server",
-                        arguments_for(host, listeners[-1], allowed_hosts),
-                        mlflow_environment(settings, token),
-                        listeners[-1],
-                        log=settings.logs / "mlflow.log",
-                        health=f"http://{local}:{mlflow_place}{HEALTH}",
-                    )
-                )
+            return running.enter_context(server)
+
+        def start_pages(token: str, mlflow: str) -> _Server:
+            variables = optuna_environment(settings, token)
+            log = "optuna-dashboard.log"
+            return start(
+                "Optuna dashboard", "dashboards.optuna_server", pages, log, variables, "--mlflow", mlflow
             )
-        elif not answers(f"{remote.rstrip('/')}/health"):
-            logger.warning("The MLflow server %s does not answer.", mlflow)
+
+        pages = running.enter_context(_listen_for_pages(settings, host, optuna_port))
+        port = port_of(pages)
+        if settings.tracking_uri.startswith(("http://", "https://")):
+            token = running.enter_context(_secret(settings.home, port))
+            mlflow = public_url(settings.tracking_uri)
+            servers = [start_pages(token, mlflow)]
+            if not answers(f"{settings.tracking_uri.rstrip('/')}/health"):
+                logger.warning("The MLflow server %s does not answer.", mlflow)
+            mlflow_token = read_token(settings.home, settings.tracking_uri)
+        else:
+            with alone_with(settings.mlflow_artifacts):  # a relay may be making them
+                check_tables(settings.tracking_uri)
+                follow_folder(settings.tracking_uri, settings.mlflow_artifacts)
+            own = running.enter_context(listen_for("--mlflow-port", host, mlflow_port))
+            mlflow, place = f"http://{shown}:{port_of(own)}", str(port_of(own))
+            token = mlflow_token = running.enter_context(_secret(settings.home, port, port_of(own)))
+            variables = mlflow_environment(settings, token)
+            servers = [
+                start_pages(token, place),
+                start("MLflow", "dashboards.mlflow_server", own, "mlflow.log", variables),
+            ]
         _wait_foranswers(servers)
-        mlflow_token = token if remote is None else read_token(settings.home, remote)
-        addresses = Addresses(mlflow, f"http://{shown}:{ports[0]}", mlflow_token, token)
-        opener = token_file(settings.home, ports[0]).with_suffix(".html")
+        addresses = Addresses(mlflow, f"http://{shown}:{port}", mlflow_token, token)
+        opener = token_file(settings.home, port).with_suffix(".html")
         running.callback(opener.unlink, missing_ok=True)
         yield Dashboards(addresses, tuple(servers), opener)
+
+
+@contextmanager
+def _secret(home: Path, *ports: int) -> Iterator[str]:
+    """The secret of servers on these ports of this machine, for the time of the block."""
+    token = make_token(home, *ports)
+    try:
+        yield token
+    finally:
+        for port in ports:
+            remove_token(home, port)
 
 
 def _listen_for_pages(settings: Settings, host: str, port: int | None) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from search.dimensions import Range, Space, TrainSettings, default_dimensions
 from search.documents import read_document, resolve_path
 from storage.addresses import has_password, storage_address, tracking_address
-from storage.errors import SettingsError
+from storage.errors import SettingsError, StudyExistsError
 from trainer.config import (
     STRICT,
     DataConfig,
@@ -22,6 +23,7 @@ from trainer.config import (
     SplitConfig,
     TrainConfig,
     Unit,
+    dump_config,
     load_config,
 )
 from trainer.config_faults import KeyPath
@@ -310,16 +312,67 @@ BEFORE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def _meant_before(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """What the settings of a section meant that a record does not know."""
+    pruner = record.get("pruner")
+    if section == "pruner":
+        return {"stop": True} if isinstance(pruner, Mapping) and pruner.get("kind") == "asha" else {}
+    return BEFORE.get(section, {})
+
+
 def recorded_values(record: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a study, from its record: what the record does not know is as it was then."""
     values = dict(record)
-    for section, settings in BEFORE.items():
-        values[section] = {**settings, **values.get(section, {})}
-    if (values.get("pruner") or {}).get("kind") == "asha":  # it paused nothing
-        values["pruner"] = {"stop": True, **values["pruner"]}
+    for section in ("data", "split", "pruner"):
+        if isinstance(values.get(section), Mapping) or section in BEFORE:
+            values[section] = {**_meant_before(record, section), **values.get(section, {})}
     if values.get("reference") is not None:
         values["reference"] = recorded_values(values["reference"])
     return values
+
+
+def in_terms_of(
+    record: Mapping[str, Any], values: Mapping[str, Any], name: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of a study, to compare with its record, which an earlier version may have made.
+
+    Returns
+    -------
+    Those of the settings that the record knows; and, of the others, what keeps an older meaning although the
+    default is another one now.
+
+    Raises
+    ------
+    StudyExistsError
+        if a setting that the record does not know has neither the older meaning nor the default.
+    """
+    comparable, older = dict(values), []
+    sections = (
+        ("data", DataConfig),
+        ("split", SplitConfig),
+        ("features", FeatureConfig),
+        ("pruner", PrunerConfig),
+    )
+    for section, kind in sections:
+        if not isinstance(record.get(section), Mapping) or not isinstance(values.get(section), Mapping):
+            continue  # damaged, or only one has it: it differs as a whole
+        defaults = dump_config(kind())
+        comparable[section] = {key: value for key, value in values[section].items() if key in record[section]}
+        for key in values[section].keys() - record[section].keys():
+            then = _meant_before(record, section).get(key, defaults[key])
+            if values[section][key] == then:
+                continue
+            stays = f"{section}.{key}: {json.dumps(then)}"
+            if values[section][key] != defaults[key]:
+                raise StudyExistsError(
+                    f"study {name!r} exists, made by an earlier version that had only {stays}:"
+                    " give this one another name, or leave this setting out"
+                )
+            older.append(stays)
+    if record.get("reference") and values.get("reference"):
+        # Its data and split are those of the study: nothing more is said of it.
+        comparable["reference"], _ = in_terms_of(record["reference"], values["reference"], name)
+    return comparable, sorted(older)
 
 
 def study_from_record(record: Mapping[str, Any], name: str) -> StudyConfig:

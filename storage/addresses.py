@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, quote, quote_plus, unquote
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from storage.errors import SettingsError
 
@@ -26,8 +26,13 @@ _UNREADABLE = "(unreadable URL)"
 _DATABASES = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 _SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})
 _SECRET_VARIABLES = ("PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-_SHORTEST_SECRET = 4
-"""Characters: a shorter one is replaced inside of its address only, since any text may hold it by chance."""
+_WORD = re.compile(r"[A-Za-z]?[a-z]{1,9}|[A-Z]{1,10}|[0-9]{1,6}|.{1,3}", re.DOTALL)
+"""Secrets that any text may hold by chance: they are replaced only where a secret is due."""
+
+_SECRET_IS_DUE = (
+    r"(?P<before>(?::|//)(?={0}@)|(?:passw(?:or)?d|pwd|token)['\"]?\s*[=:]\s*['\"]?|bearer\s+){0}(?!\w)"
+)
+"""Before the @ of a URL, as the value of a query or of a setting, and in a header; to be filled in."""
 
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[\w.,-]*))(?::(?P<port>.*))?")
 _WITHOUT_SCHEME = re.compile(r"(?P<host>[A-Za-z0-9.-]+):(?P<port>\d{1,5})/?")
@@ -105,6 +110,8 @@ def redacted(url: str) -> str:
     """The URL as it may be shown: without passwords."""
     if (parsed := _parsed(url)) is None:
         return _UNREADABLE
+    if parsed.username and not parsed.password and parsed.drivername.lower() in HTTP:  # it may be a token
+        return f"{parsed.drivername}://***@{parsed.render_as_string().partition('@')[2]}"
     query = {key: "***" if key in _SECRET_QUERY_KEYS else value for key, value in parsed.query.items()}
     return parsed.set(query=query).render_as_string(hide_password=True)
 
@@ -118,10 +125,14 @@ def without_secrets(text: str) -> str:
     """A text without the passwords of the addresses that were read, and of the environment."""
     hidden = dict(_replaced)
     for variable in _SECRET_VARIABLES:
-        if len(value := os.environ.get(variable, "")) >= _SHORTEST_SECRET:
+        if value := os.environ.get(variable):
             hidden |= dict.fromkeys(_forms("", value), "***")
     for secret in sorted(hidden, key=len, reverse=True):
-        text = text.replace(secret, hidden[secret])
+        if _WORD.fullmatch(secret):
+            due = _SECRET_IS_DUE.format(re.escape(secret))
+            text = re.sub(due, rf"\g<before>{hidden[secret]}", text, flags=re.IGNORECASE)
+        else:
+            text = text.replace(secret, hidden[secret])
     return text
 
 
@@ -228,21 +239,28 @@ def _secrets(text: str) -> Iterator[tuple[str, str]]:
     user, colon, password = before.partition(":")
     if at and colon and password:
         yield user, password
-    for key, value in parse_qsl(rest.partition("?")[2]):
-        if key in _SECRET_QUERY_KEYS and value:
+    for setting in rest.partition("?")[2].split("&"):
+        key, _, value = setting.partition("=")
+        if unquote_plus(key) in _SECRET_QUERY_KEYS and value:
             yield "", value
 
 
 def _remember(text: str) -> None:
-    for user, password in _secrets(text):
+    found = list(_secrets(text))
+    user, at, _ = text.partition("://")[2].rpartition("@")
+    if _scheme(text) in HTTP and at and user and not found:
+        found = [("", user)]  # a user alone may be a token
+    for user, password in found:
         _replaced[text] = _UNREADABLE
-        if len(password) >= _SHORTEST_SECRET:
-            _replaced.update(dict.fromkeys(_forms(user, password), "***"))
+        _replaced.update(dict.fromkeys(_forms(user, password), "***"))
 
 
 def _forms(user: str, password: str) -> set[str]:
     """A password as it is written in addresses, in texts of Python and JSON, and when signing in by HTTP."""
-    plain = unquote(password)
-    signed_in = base64.b64encode(f"{unquote(user)}:{plain}".encode()).decode().rstrip("=")
-    forms = {password, plain, quote(plain, safe=""), quote(plain), quote(plain, safe=" +"), quote_plus(plain)}
-    return forms | {repr(plain)[1:-1], json.dumps(plain)[1:-1], signed_in}
+    forms = {password}
+    for plain in (unquote(password), unquote_plus(password)):
+        quoted = {quote(plain, safe=""), quote(plain), quote(plain, safe=" +"), quote_plus(plain)}
+        quoted |= {re.sub("%..", lambda code: code[0].lower(), form) for form in quoted}
+        signed_in = base64.b64encode(f"{unquote(user)}:{plain}".encode()).decode().rstrip("=")
+        forms |= quoted | {plain, repr(plain)[1:-1], json.dumps(plain)[1:-1], signed_in}
+    return forms

@@ -17,8 +17,7 @@ from storage.database import Database
 from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, studies
-from storage.studies import Budget, Study, StudyState, budget_of, budget_values, known_then
-from storage.tracking.outbox import StudyMessage, enqueue
+from storage.studies import Budget, Study, StudyState, budget_of, budget_values, with_files
 
 CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
 """No worker serves a study in these states."""
@@ -47,16 +46,19 @@ def study_state(database: Database, study: Study) -> StudyState:
 
 
 def has_other_files(database: Database, name: str, config: Mapping[str, Any]) -> bool:
-    """Whether there is a study of that name, whose configuration differs in the paths of data files only."""
+    """Whether there is a study of that name that differs in data files alone, and does not know these."""
     with database.reading() as connection:
-        known = connection.scalar(select(studies.c.config).where(studies.c.name == name))
-    if known is None or known == (given := known_then(known, config)):
+        row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
+    if row is None:
         return False
-    return bool(known == _with_files(given, known))
+    files = config["data"]["files"]
+    if with_files(row.config, files) != config:
+        return False
+    return files not in (row.config["data"]["files"], *(row.other_files or ()))
 
 
-def record_files(database: Database, name: str, config: Mapping[str, Any], fingerprint: str) -> None:
-    """Let a study know its data files by the paths of a configuration that differs in these only.
+def add_files(database: Database, name: str, files: list[str], fingerprint: str) -> None:
+    """Let a study know where else its data is, as on another machine; the recorded files stay.
 
     Raises
     ------
@@ -67,21 +69,11 @@ def record_files(database: Database, name: str, config: Mapping[str, Any], finge
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
         if row.facts.get("data", fingerprint) != fingerprint:
             raise FactsChangedError(
-                f"study {name!r}: {', '.join(config['data']['files'])} holds other data than the study was"
+                f"study {name!r}: {', '.join(files)} holds other data than the study was"
                 " begun with; correct data.files, or begin a study of another name"
             )
-        moved = _with_files(row.config, config)
-        connection.execute(update(studies).where(studies.c.id == row.id).values(config=moved))
-        enqueue(connection, row.id, None, [StudyMessage(config=moved, tags={})])
-
-
-def _with_files(config: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the paths of data files that another one has."""
-    changed = dict(config)
-    changed["data"] = {**config.get("data", {}), "files": of.get("data", {}).get("files")}
-    if config.get("reference") and of.get("reference"):
-        changed["reference"] = _with_files(config["reference"], of["reference"])
-    return changed
+        known = [other for other in row.other_files or () if other != files]
+        connection.execute(update(studies).where(studies.c.id == row.id).values(other_files=[files, *known]))
 
 
 def change_state(database: Database, study: Study, to: StudyState, *, of: Collection[StudyState]) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from optuna import Study as OptunaStudy
@@ -192,7 +193,7 @@ def create_study(
             pass  # begun by another process at this moment
     with database.writing() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
-        _refuse_other_settings(name, row.config, plain)
+        _refuse_other_settings(row, plain)
         asked, given = row.asked or {}, budget_values(budget)
         edited = {
             limit: value for limit, value in given.items() if limit not in asked or asked[limit] != value
@@ -211,14 +212,14 @@ def is_begun(database: Database, name: str, config: Mapping[str, Any]) -> bool:
         if the name is taken with another configuration.
     """
     with database.reading() as connection:
-        known = connection.execute(select(studies.c.config).where(studies.c.name == name)).scalar()
-    if known is not None:
-        _refuse_other_settings(name, known, json.loads(json.dumps(config)))
-    return known is not None
+        row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
+    if row is not None:
+        _refuse_other_settings(row, json.loads(json.dumps(config)))
+    return row is not None
 
 
 def open_study(database: Database, name: str) -> Study:
-    """The study of that name.
+    """The study of that name, with data files that are on this machine, if it is known to have them.
 
     Raises
     ------
@@ -239,7 +240,7 @@ def open_study(database: Database, name: str) -> Study:
         id=row.id,
         name=row.name,
         optuna_study_id=row.optuna_study_id,
-        config=row.config,
+        config=_config_here(row),
         budget=budget_of(row),
     )
 
@@ -299,24 +300,31 @@ def _create_in_optuna(database: Database, name: str) -> int:
         return database.optuna.get_study_id_from_name(name)
 
 
-def _refuse_other_settings(name: str, known: dict[str, Any], given: dict[str, Any]) -> None:
-    given = known_then(known, given)
+def with_files(config: Mapping[str, Any], files: list[str]) -> dict[str, Any]:
+    """A configuration with other paths of data files."""
+    changed = {**config, "data": {**config.get("data", {}), "files": files}}
+    if config.get("reference"):
+        changed["reference"] = with_files(config["reference"], files)
+    return changed
+
+
+def _config_here(row: Row[Any]) -> dict[str, Any]:
+    for files in row.other_files or ():
+        # What is no absolute path is the word for the data that are shipped.
+        if all(Path(file).exists() or not Path(file).is_absolute() for file in files):
+            return with_files(row.config, files)
+    return dict(row.config)
+
+
+def _refuse_other_settings(row: Row[Any], given: dict[str, Any]) -> None:
+    known = row.config
+    if (files := given.get("data", {}).get("files")) in (row.other_files or ()):
+        known = with_files(known, files)
     if known != given:
         raise StudyExistsError(
-            f"study {name!r} exists with other settings ({', '.join(_differences(known, given))}):"
+            f"study {row.name!r} exists with other settings ({', '.join(_differences(known, given))}):"
             " give this one another name, or undo the change"
         )
-
-
-def known_then(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that an earlier version, which made the record, did not have."""
-    values = dict(given)
-    for section in ("data", "split", "features", "pruner"):
-        if isinstance(known.get(section), dict) and isinstance(given.get(section), dict):
-            values[section] = {key: v for key, v in given[section].items() if key in known[section]}
-    if known.get("reference") is not None and given.get("reference") is not None:
-        values["reference"] = known_then(known["reference"], given["reference"])
-    return values
 
 
 def _insert(

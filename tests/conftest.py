@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 # Read by torch when it is first imported, here and in the processes that tests start: tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Under nohup, and after & in a script, SIGINT is ignored, and the processes that tests send it to would
+# inherit that. A signal with a handler is back at its default in a new program.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The time of one example says more of the machine than of the code. The same examples each time, so that a
 # change is judged by what it changed; `pytest --hypothesis-profile=random` looks for new ones.

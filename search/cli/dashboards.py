@@ -38,7 +38,8 @@ def dashboards(
         typer.Option(
             "--allowed-host",
             metavar="NAME",
-            help="Also answer to this name, such as that of a proxy; may be repeated.",
+            help="Also answer to this name, such as that of a proxy, where links to MLflow then lead, with"
+            " its own port; may be repeated.",
         ),
     ] = None,
     mlflow_port: Port = None,

@@ -185,15 +185,15 @@ def _create(
     """
     from search.propose.samplers import trial_limit
     from search.study import study_from_record
-    from storage.life import has_other_files, record_files
+    from storage.life import add_files, has_other_files
     from storage.studies import Budget, create_study, is_begun, open_study
-    from trainer.config import dump_config
     from trainer.task import prepare_data
 
     wanted = [each for each in (config.reference, config) if each is not None]
     # A study stays: none is recorded before all names are free and the data can be trained on.
-    moved = [each for each in wanted if has_other_files(database, each.name, _plain(each))]
-    begun = [is_begun(database, each.name, dump_config(each)) for each in wanted if each not in moved]
+    values = {each.name: _comparable(database, each) for each in wanted}
+    moved = [each for each in wanted if has_other_files(database, each.name, values[each.name])]
+    begun = [is_begun(database, each.name, values[each.name]) for each in wanted if each not in moved]
     data = None
     if moved or not all(begun):
         files, split = config.data, config.split
@@ -203,7 +203,7 @@ def _create(
         with progress_bar() as progress:
             data = prepare_data(files, split, config.features, progress)
         for each in moved:
-            record_files(database, each.name, _plain(each), data.fingerprints["data"])
+            add_files(database, each.name, list(each.data.files), data.fingerprints["data"])
     studies = []
     for each in wanted:
         hours = each.limits.hours
@@ -213,17 +213,28 @@ def _create(
             epochs=each.limits.epochs,
         )
         # The reference is wanted with the study.
-        study = create_study(database, each.name, dump_config(each), budget, config.priority)
+        study = create_study(database, each.name, values[each.name], budget, config.priority)
         recorded = study_from_record(study.config, each.name)
-        studies.append((study, replace(each, data=recorded.data, split=recorded.split)))
+        data_here = replace(recorded.data, files=each.data.files)
+        studies.append((study, replace(each, data=data_here, split=recorded.split)))
     return studies, data
 
 
-def _plain(config: StudyConfig) -> dict[str, Any]:
-    """A configuration as the record has it."""
+def _comparable(database: Database, config: StudyConfig) -> dict[str, Any]:
+    """A configuration as the record has it, if there is one; what an earlier version decides is said."""
+    from search.study import in_terms_of
+    from storage.errors import StudyNotFoundError
+    from storage.studies import open_study
     from trainer.config import dump_config
 
-    values: dict[str, Any] = json.loads(json.dumps(dump_config(config)))
+    values = dump_config(config)
+    try:
+        record = open_study(database, config.name).config
+    except StudyNotFoundError:
+        return values
+    values, older = in_terms_of(record, values, config.name)
+    if older:
+        logger.info("%s was made by an earlier version, and keeps %s", config.name, ", ".join(older))
     return values
 
 

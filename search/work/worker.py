@@ -115,6 +115,19 @@ class Watcher(Protocol):
         """A trial has ended, was handed back, or is another worker's now."""
 
 
+class SilentWatcher:
+    """Shows nothing."""
+
+    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
+        pass
+
+    def epoch(self, number: int, done: int) -> None:
+        pass
+
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+        pass
+
+
 class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for later)
     """The row that this one starts from, or the trial whose result it takes, is still being trained."""
 

@@ -96,6 +96,7 @@ studies = Table(
     Column("name", String(100), nullable=False, unique=True),
     Column("optuna_study_id", Integer, nullable=False),
     Column("config", PlainJSON, nullable=False),
+    Column("other_files", PlainJSON),  # lists of files that hold the same data, the one named last first
     Column("budget_trials", Integer),
     Column("budget_seconds", Double),
     Column("budget_epochs", Integer),

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +26,9 @@ from storage.errors import SchemaTooNewError, SchemaTooOldError, SettingsError
 from storage.faults import plain_errors
 
 _PLACE = ".place"
-"""A file in the folder of MLflow's files: the address of that folder by which MLflow knows them."""
+"""A file in the folder of MLflow's files: the addresses of that folder by which MLflow knows some of them.
+
+A database that does not move along with the home has a file of its own, with a digest in its name."""
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -82,30 +85,36 @@ def check_tables(tracking_uri: str) -> None:
 def follow_folder(tracking_uri: str, artifact_root: Path) -> None:
     """Let MLflow look for files in the folder where they are now, after a home was renamed or copied.
 
-    MLflow keeps the absolute address of the folder of each experiment, run and model. Those below the place
+    MLflow keeps the absolute address of the folder of each experiment, run and model. Those below the places
     where the folder was, which a file in it tells, are changed in one transaction. A database outside of the
-    home, which another home may use, is changed if there is nothing at that place any more.
+    home, which another home may use, is changed once there is nothing at such a place any more; until then
+    the file in the folder still tells of it.
 
     Must be called by one process at a time; the tables are of the installed MLflow.
     """
-    file, here = artifact_root / _PLACE, artifact_root.as_uri()
-    known = file.read_text().strip() if file.exists() else None
-    if known == here:
+    alone, here = _moves_along(tracking_uri, artifact_root), artifact_root.as_uri()
+    name = _PLACE if alone else f"{_PLACE}-{sha256(redacted(tracking_uri).encode()).hexdigest()[:16]}"
+    file = artifact_root / name
+    known = file.read_text().split() if file.exists() else None
+    if known == [here]:
         return
+    left = [place for place in known or () if place != here]
     if _version(tracking_uri) is not None:
         with plain_errors(tracking_uri, Path()):
             engine = create_engine(tracking_uri)
             try:
                 with engine.begin() as connection:
-                    places = {known} if known is not None else _former_places(connection, artifact_root)
-                    for place in places:
-                        if _moves_along(tracking_uri, artifact_root) or not _folder(place).exists():
+                    former = left if known is not None else _former_places(connection, artifact_root)
+                    left = [place for place in former if not alone and _folder(place).exists()]
+                    for place in former:
+                        if place not in left:
                             _replace_beginnings(connection, place, here)
             finally:
                 engine.dispose()
-    new = file.with_name(f"{_PLACE}.new")
-    new.write_text(here + "\n")
-    new.replace(file)
+    if known != [*left, here]:
+        new = file.with_name(f"{name}.new")
+        new.write_text("".join(f"{place}\n" for place in (*left, here)))
+        new.replace(file)
 
 
 def _moves_along(tracking_uri: str, artifact_root: Path) -> bool:
@@ -117,7 +126,7 @@ def _folder(uri: str) -> Path:
     return Path(unquote(urlsplit(uri).path))
 
 
-def _former_places(connection: Connection, artifact_root: Path) -> set[str]:
+def _former_places(connection: Connection, artifact_root: Path) -> list[str]:
     """Where the folder was when an older program wrote into it: what lies in it now is said to be there."""
     experiments = table("experiments", column("artifact_location", String))
     found = set()
@@ -125,7 +134,7 @@ def _former_places(connection: Connection, artifact_root: Path) -> set[str]:
         place, _, name = str(location).rpartition("/")
         if place.startswith("file:///") and place.endswith(f"/{artifact_root.name}"):
             found |= {place} if (artifact_root / unquote(name)).is_dir() else set()
-    return found - {artifact_root.as_uri()}
+    return sorted(found - {artifact_root.as_uri()})
 
 
 def _replace_beginnings(connection: Connection, old: str, new: str) -> None:

@@ -329,7 +329,7 @@ def test_the_process_that_makes_sets_ends_with_the_proof(tmp_path: Path) -> None
     status = Path(f"/proc/{child.stdout.strip()}/status")
     until = time.monotonic() + 60
     while status.exists() and "State:\tZ" not in status.read_text():
-        assert time.monotonic() < until
+        assert time.monotonic() < until, "the process that makes sets goes on"
         time.sleep(0.1)
     assert not ready_file(tmp_path, 10_000_000).exists()
 

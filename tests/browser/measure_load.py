@@ -120,13 +120,13 @@ def test_measure(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> 
         print(f"\n{TRIALS} trials recorded in {time.perf_counter() - began:.0f} s")
         began = time.perf_counter()
         with anitune(settings, "sync", NAME) as sync:
-            sync.communicate()
+            sync.communicate(timeout=600)
         assert sync.returncode == 0
         print(f"delivered to MLflow in {time.perf_counter() - began:.0f} s")
     began = time.perf_counter()
     out = home / "report.html"
     with anitune(settings, "report", NAME, "--out", str(out)) as report:
-        report.communicate()
+        report.communicate(timeout=600)
     assert report.returncode == 0
     print(f"report of {out.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s")
     with anitune(settings, "dashboards", "--study", NAME, "--json") as servers:

@@ -66,7 +66,7 @@ def listens(url: str) -> bool:
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
         time.sleep(0.05)
 
 
@@ -170,7 +170,7 @@ def test_nothing_outlives_a_killed_command(embedded: Settings) -> None:
     assert listens(links["mlflow"])
     assert listens(links["optuna"])
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     until(lambda: not listens(links["mlflow"]) and not listens(links["optuna"]))
 
 

@@ -44,7 +44,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     yield started
     started.kill()
-    started.wait()
+    started.wait(60)
 
 
 def record_mlflow(home: Path, process: subprocess.Popen[bytes], seconds_ago: float = 0.0) -> None:

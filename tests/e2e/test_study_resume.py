@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "not within 120 s"
         time.sleep(0.02)
 
 

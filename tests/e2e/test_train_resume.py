@@ -56,7 +56,7 @@ class Training:
         deadline = time.monotonic() + 120
         while self._written_at() == before:
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, "no checkpoint is written"
             time.sleep(0.002)
         process.send_signal(by)
         _, said = process.communicate(timeout=60)

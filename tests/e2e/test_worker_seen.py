@@ -67,7 +67,7 @@ def test_a_worker_is_seen_by_people_and_monitors_and_may_be_asked_twice_to_end(
 
     deadline = time.monotonic() + 120
     while not trains():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "it trains nothing"
         time.sleep(0.2)
     assert httpx.get(f"http://127.0.0.1:{port}/health").json()["well"]
     (seen,) = json.loads(anitune(environment, "workers", "--json"))
@@ -106,7 +106,7 @@ def test_a_worker_of_all_studies_is_seen_by_monitors(tmp_path: Path, data_file: 
 
     deadline = time.monotonic() + 120
     while 'anitune_trials_total{state="complete"} 1.0' not in found():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "no trial is complete"
         time.sleep(0.2)
     assert "anitune_epochs_total 2.0" in found()
     assert httpx.get(f"http://127.0.0.1:{port}/health").json()["well"]

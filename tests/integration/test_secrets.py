@@ -243,7 +243,7 @@ class Said:
             stderr=subprocess.PIPE,
         )
         with ThreadPoolExecutor(1) as pool:
-            output = pool.submit(process.communicate)
+            output = pool.submit(process.communicate, timeout=600)
             while not output.done():
                 for each in psutil.process_iter(["cmdline"]):
                     self.processes.add(" ".join(each.info["cmdline"] or ()))

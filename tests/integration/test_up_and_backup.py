@@ -301,6 +301,7 @@ def test_files_that_come_and_go_do_not_end_a_backup(homes: tuple[Home, Home], tm
         home.do_as_the_page_says("backup sqlite", tmp_path / "backup")
     finally:
         done.set()
-        worker.join()
+        worker.join(60)
+    assert not worker.is_alive(), "the writer does not end"
     with tarfile.open(tmp_path / "backup" / "files.tar") as files:
         assert {f"artifacts/{number:04d}" for number in range(2000)} <= set(files.getnames())

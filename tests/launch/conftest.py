@@ -281,4 +281,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=20)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        process.wait(20)

@@ -62,7 +62,7 @@ def test_a_block_that_must_end_waits_for_its_workers(
     shell = block(f"({worker}) & ({worker}) & wait; sleep 60")
     deadline = time.monotonic() + 30
     while not (said.exists() and said.read_text() == "up\nup\n"):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "the workers do not begin"
         time.sleep(0.05)
 
     time.sleep(0.2)  # the shell of each worker has noted it by now
@@ -98,7 +98,7 @@ def test_no_worker_takes_its_place_where_the_block_must_end(tmp_path: Path) -> N
     shell = block(f"({worker}) & wait; sleep 60")
     deadline = time.monotonic() + 30
     while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "the worker does not begin"
         time.sleep(0.05)
     time.sleep(0.2)
     os.killpg(shell.pid, signal.SIGTERM)

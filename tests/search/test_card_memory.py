@@ -63,10 +63,10 @@ def test_what_others_have_announced_and_not_taken_is_theirs(
         taken[0] = 8  # it has begun to train
         deadline = time.monotonic() + 20
         while others(mine) != 7:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, "what was taken still counts as announced"
         taken[0] = 12  # more than it said
         while others(mine) != 5:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, "more than was announced still counts"
         theirs.announce(30)
         assert others(mine) == 23
     with make() as later:
@@ -111,14 +111,15 @@ def test_one_plans_after_the_other(make: Make) -> None:
                 time.sleep(0.05)
                 memory.announce(mine)
             slots.append(mine)
-            planned.wait(60)
+            planned.wait()
 
-    planned = threading.Barrier(3)
+    planned = threading.Barrier(3, timeout=60)
     threads = [threading.Thread(target=plan) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "a worker still plans"
     assert sorted(slots) == [0, 40, 60]
 
 

@@ -98,7 +98,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Path:
     assert f"Its plots           {project}/home/trials/tiny/00000/attempt-1/plots\n" in ran.stdout
     log, deadline = project / "home" / "logs" / "relay-tiny.log", time.monotonic() + 120
     while "relay ends" not in log.read_text():  # else it writes there while tests compare
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "the relay does not end"
         time.sleep(0.2)
     return project
 

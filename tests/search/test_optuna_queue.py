@@ -18,11 +18,11 @@ from search.propose.space import distributions
 from search.propose.wishes import queued_params
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, Worker
 from storage.database import Database, open_database
 from storage.records.tables import studies
 from storage.settings import Settings
-from storage.studies import Budget, Study, StudyProgress, create_study
+from storage.studies import Budget, Study, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, trial_rows
 from trainer.config import dump_config
@@ -66,19 +66,6 @@ def database(tmp_path: Path) -> Iterator[Database]:
         yield database
 
 
-class Silent:
-    """Nobody watches."""
-
-    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
-
-    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-
 class Untrained(Worker):
     """A worker whose trainings are over at once."""
 
@@ -91,7 +78,9 @@ def begin(database: Database, config: StudyConfig) -> Study:
 
 
 def work(database: Database, study: Study, config: StudyConfig, task: Task) -> list[TrialRow]:
-    Untrained(database, study, config, task, Silent(), StopRequest(), start_relay=lambda _: None).work()
+    Untrained(
+        database, study, config, task, SilentWatcher(), StopRequest(), start_relay=lambda _: None
+    ).work()
     return trial_rows(database, study)
 
 

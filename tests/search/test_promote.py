@@ -35,7 +35,7 @@ from search.promote.promotion import Promoter
 from search.promote.trainings import Outcome, train_all, training_folder
 from search.study import study_from_values
 from search.work.stopping import StopRequest
-from search.work.worker import Worker
+from search.work.worker import SilentWatcher, Worker
 from storage.database import Database, open_database
 from storage.errors import AlreadyOpenedError, TrackingUnavailableError
 from storage.openings import openings
@@ -99,13 +99,6 @@ print(json.dumps({
 """
 
 
-class Quiet:
-    def begun(self, *_: Any) -> None:
-        pass
-
-    epoch = ended = begun
-
-
 @dataclass(frozen=True)
 class Place:
     """A home folder with the study ``tiny`` and the rows ``rows``."""
@@ -134,7 +127,7 @@ def train(database: Database, values: dict[str, Any], data: Path, features: Path
     study = create_study(database, config.name, dump_config(config), Budget(trials=trials))
     task = prepare_task(config.data, config.split, config.features, features, no_progress)
     study.set_facts(task.fingerprints)
-    Worker(database, study, config, task, Quiet(), StopRequest(), start_relay=lambda _: None).work()
+    Worker(database, study, config, task, SilentWatcher(), StopRequest(), start_relay=lambda _: None).work()
 
 
 @pytest.fixture(scope="module")

@@ -92,13 +92,37 @@ def test_the_file_of_an_older_study_is_still_its_file(folder: Path) -> None:
     (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure"))
     assert anitune("study", "create", "study.yaml").exit_code == 0
     older = make_older()
-    assert anitune("study", "create", "study.yaml").exit_code == 0
+    result = anitune("study", "create", "study.yaml")
+    assert result.exit_code == 0
+    assert 'earlier version, and keeps data.duplicates: "keep", split.molecules: "names"' in result.stderr
     assert record() == older
     changed = STUDY.replace("molecule", "structure, seed: 5")
     (folder / "study.yaml").write_text(changed)
     result = anitune("study", "create", "study.yaml")
     assert result.exit_code == 2
     assert "exists with other settings (split.seed: 0 there, 5 here)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "then"),
+    [("duplicates: drop", '"keep"'), ("links_outside: true", "false"), ("duplicates: keep", None)],
+)
+def test_an_older_study_does_not_take_a_setting_that_it_never_had(
+    folder: Path, setting: str, then: str | None
+) -> None:
+    (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure"))
+    assert anitune("study", "create", "study.yaml").exit_code == 0
+    make_older()
+    changed = STUDY.replace("molecule", "structure").replace("[data.h5]", f"[data.h5], {setting}")
+    (folder / "study.yaml").write_text(changed)
+    result = anitune("study", "create", "study.yaml")
+    key = setting.split(":")[0]
+    if then is None:
+        assert result.exit_code == 0, result.stderr
+        assert key not in result.stderr
+        return
+    assert result.exit_code == 2
+    assert f"an earlier version that had only data.{key}: {then}: give this one another name" in result.stderr
 
 
 def test_the_reference_of_an_older_study_is_as_old() -> None:

@@ -150,5 +150,5 @@ def test_a_real_relay_serves_them_when_its_environment_says_so(study: Study) -> 
 def until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
         time.sleep(0.1)

@@ -110,7 +110,8 @@ def test_a_study_that_is_created_later_is_picked_up(database: Database, make: Ca
     creating = threading.Timer(0.5, lambda: make("later"))
     creating.start()
     serve(database, course, idle_timeout=None, stop=stop)
-    creating.join()
+    creating.join(60)
+    assert not creating.is_alive(), "the study is not made"
     assert course.ends == [("later", 0), ("later", 1)]
 
 

@@ -298,17 +298,21 @@ def test_a_worker_that_knows_that_it_lost_its_trial_leaves_the_files_to_the_take
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
+    config = replace(config, limits=replace(config.limits, trials=1))  # none other is claimed
     study, stop = begin(database, config), StopRequest()
     other = WorkerInfo("other", "elsewhere", 1, "cpu", {})
 
     def be_taken_over(number: int, epoch: int) -> None:
         if epoch == 2:
             (keeper,) = (thread for thread in threading.enumerate() if thread.name == "lease")
-            expire_leases(database)
-            taken = claim_trial(database, study, other)
-            assert taken is not None
+            taken, deadline = None, time.monotonic() + 60
+            while taken is None:  # a renewal may have come between
+                assert time.monotonic() < deadline, "the lease is renewed each time before it is taken"
+                expire_leases(database)
+                taken = claim_trial(database, study, other)
             take_folder(database.settings.attempt_folder(study.name, number, taken.attempt))
-            keeper.join()  # it ends when it is refused
+            keeper.join(60)
+            assert not keeper.is_alive(), "it does not end although it is refused"
             stop.ask(signal.SIGTERM)
 
     watching = Watching(be_taken_over)
@@ -359,7 +363,8 @@ def test_the_worker_of_a_paused_study_finishes_its_trial_and_waits(
 
     resuming = threading.Timer(0.5, resume)
     trials = work(database, config, task, Pausing())
-    resuming.join()
+    resuming.join(60)
+    assert not resuming.is_alive(), "the study is not resumed"
     assert [t.state for t in trials] == ["complete"] * 3
     assert trials[0].ended is not None
     assert trials[1].started - trials[0].ended > 0.4

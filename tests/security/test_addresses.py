@@ -8,13 +8,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 import pytest
 from typer.testing import CliRunner
 
 from search.cli.main import app
-from storage.addresses import WithoutSecrets, storage_address, tracking_address, without_secrets
+from storage.addresses import WithoutSecrets, redacted, storage_address, tracking_address, without_secrets
 from storage.database import open_database
 from storage.errors import SettingsError
 from storage.settings import (
@@ -220,6 +220,67 @@ def test_short_passwords_do_not_garble_other_words() -> None:
     for scheme in ("postgresql", "postgresql+psycopg"):
         said = without_secrets(f"an anitune at {scheme}://ann:an@db/x")
         assert said == f"an anitune at {scheme}://ann:***@db/x"
+
+
+@pytest.mark.parametrize("password", ["tiny", "Trial", "postgres", "MLFLOW", "2026", "a b", "x1"])
+def test_words_are_replaced_only_where_a_password_is_due(
+    password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = quote(password, safe="")
+    storage_address(f"postgresql://ann:{encoded}@db/x", "here")
+    storage_address(f"postgresql://ann@db/x?sslmode=require&sslpassword={encoded}", "here")
+    harmless = (
+        f"2026-11-30 Trial 2 of tiny, by postgres at MLFLOW: a b x1; no database {password!r} ({password})"
+    )
+    assert without_secrets(harmless) == harmless
+    due = (
+        "postgresql://ann:{}@db/x is away",
+        "postgresql+psycopg://ann:{}@other:5432/y",
+        "no answer from ann:{}@db",
+        "/x?sslmode=require&sslpassword={}",
+        "connection: host=db password={} user=ann",
+        "connection: host=db password='{}' user=ann",
+        "{{'user': 'ann', 'password': '{}'}}",
+        '{{"user": "ann", "password": "{}"}}',
+        "PGPASSWORD={}",
+    )
+    for text in due:
+        for form in {password, encoded}:
+            assert without_secrets(text.format(form)) == text.format("***")
+    monkeypatch.setattr("storage.addresses._replaced", {})
+    monkeypatch.setenv("PGPASSWORD", password)
+    assert without_secrets(harmless) == harmless
+    assert without_secrets(due[0].format(password)) == due[0].format("***")
+
+
+@pytest.mark.parametrize(
+    "password", ["correcthorsebattery", "hunter2x", "p-w-d", "12345678", "tiny!", "tinyTiny"]
+)
+def test_what_is_no_word_is_replaced_everywhere(password: str) -> None:
+    storage_address(f"postgresql://ann:{quote(password, safe='')}@db/x", "here")
+    assert without_secrets(f"he said {password}.") == "he said ***."
+
+
+@pytest.mark.parametrize("token", ["tiny", "f3bA9x0012"])
+def test_a_lone_user_of_a_server_is_not_shown(token: str) -> None:
+    address = f"https://{token}@mlflow:5000/x"
+    assert tracking_address(address, "here") == address
+    assert redacted(address) == "https://***@mlflow:5000/x"
+    for text in (f"{address} is away", f"cannot reach https://{token}@mlflow"):
+        assert token not in without_secrets(text)
+    assert redacted("postgresql://ann@db/x") == "postgresql://ann@db/x"
+
+
+@pytest.mark.parametrize(
+    "written", ["Tr0ub4dor%2fx%3ay", "Tr0ub4dor%2Fx%3ay", "Tr0ub4dor/x:y", "Tr0ub4dor+x"]
+)
+@pytest.mark.parametrize("key", ["password", "sslpassword", "pass%77ord"])
+def test_a_password_of_a_query_is_replaced_as_it_is_written(key: str, written: str) -> None:
+    storage_address(f"postgresql://ann@db/x?{key}={written}", "here")
+    plain = unquote_plus(written)
+    lower = quote(plain, safe="").replace("%2F", "%2f").replace("%3A", "%3a")
+    for form in (written, plain, quote(plain), quote(plain, safe=""), lower):
+        assert SECRET not in without_secrets(f"cannot read x?y={form}"), form
 
 
 @pytest.mark.parametrize(

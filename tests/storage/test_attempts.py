@@ -565,7 +565,7 @@ def test_two_processes_may_tell_of_an_end_at_once(
         connection.execute(update(trials).values(told=False))
         connection.execute(delete(artifacts))
 
-    meeting = threading.Barrier(4)
+    meeting = threading.Barrier(4, timeout=60)
 
     def settle(_: int) -> None:
         meeting.wait()

@@ -54,7 +54,7 @@ def test_four_processes_run_exactly_the_trials_asked_for(
 ) -> None:
     study = make_study(trials=20)
     context = multiprocessing.get_context("spawn")
-    barrier, taken = context.Barrier(4), context.Queue()
+    barrier, taken = context.Barrier(4, timeout=60), context.Queue()
     workers = [
         context.Process(target=claim_all, args=(settings, f"w{i}", "alpha", barrier, taken)) for i in range(4)
     ]

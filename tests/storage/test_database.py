@@ -58,7 +58,7 @@ def open_and_count(settings: Settings, barrier: object, counts: object) -> None:
 
 def test_many_processes_may_open_an_empty_database_at_once(settings: Settings) -> None:
     context = multiprocessing.get_context("spawn")
-    barrier, counts = context.Barrier(3), context.Queue()
+    barrier, counts = context.Barrier(3, timeout=60), context.Queue()
     openers = [context.Process(target=open_and_count, args=(settings, barrier, counts)) for _ in range(3)]
     for process in openers:
         process.start()
@@ -193,11 +193,11 @@ def test_a_server_that_recovers_is_waited_for(public_folder: Path, caplog: pytes
         with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO, "anitune"):
             started = pool.submit(start_slowly, server)
             while not recovers(server):
-                assert not started.done()
+                assert not started.done(), "it came up without having to recover"
                 time.sleep(0.02)
             with open_database(settings) as database:
                 assert list_studies(database) == []
-            started.result()
+            started.result(60)
         (said,) = (record.getMessage() for record in caplog.records)
         assert re.search(r"the database system is .*; try again .*\(waiting, for 120 s at most\)$", said)
         assert "\n" not in said

@@ -123,7 +123,8 @@ def test_a_deletion_waits_until_the_trials_of_a_stopped_study_are_handed_back(
     handing_back = threading.Timer(0.3, lambda: attempt.hand_back("the study was stopped"))
     handing_back.start()
     delete_study(database, study)
-    handing_back.join()
+    handing_back.join(60)
+    assert not handing_back.is_alive(), "the trial is not handed back"
     assert list_studies(database) == []
     with pytest.raises(LeaseLostError, match="deleted"):
         attempt.record_metrics([MetricRow("val/loss", 2, 0.5, 1_000)])

@@ -116,7 +116,7 @@ def test_of_two_that_open_at_once_one_is_refused(
     studies = [with_facts(make_study()), with_facts(make_study("other"))] * 2
     ids = [begin(study, worker, {"top": n}) for n, study in enumerate(studies)]
     refused: list[int] = []
-    barrier = threading.Barrier(len(ids))
+    barrier = threading.Barrier(len(ids), timeout=60)
 
     def open_it(study: Study, promotion: int) -> None:
         barrier.wait()
@@ -129,7 +129,8 @@ def test_of_two_that_open_at_once_one_is_refused(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "a promotion still looks at the test part"
     assert len(openings(database, studies[0])) == 1
     assert len(refused) == len(ids) - 1
 

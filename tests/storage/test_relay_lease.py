@@ -107,7 +107,7 @@ def sleeper() -> Iterator[Callable[..., int]]:
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,4 @@ def test_who_waits_for_a_relay_of_its_own_notices_that_it_ended(
     monkeypatch.setattr("storage.tracking.process.SYNC_TRIES", 1)
     with pytest.raises(TrackingUnavailableError, match="mlartifacts"):
         sync(study, no_note)
-    ended.wait()
+    ended.wait(60)

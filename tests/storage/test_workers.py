@@ -106,6 +106,6 @@ def test_a_sign_of_life_is_renewed_also_after_the_database_was_away(
             assert live_workers(database) == []
         deadline = time.monotonic() + 30
         while not live_workers(database):
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, "the sign of life is not renewed"
             time.sleep(0.05)
         assert sign.silent < 0.4

@@ -441,7 +441,7 @@ def another_thread_waits_during_a_global_capture() -> None:
     def step() -> None:
         thread = threading.Thread(target=wait)
         thread.start()
-        thread.join()
+        thread.join(60)
 
     capture(step, mode="global")
     raise errors[0]

@@ -79,6 +79,32 @@ def test_another_way_to_write_the_same(changed: dict[str, Any], tmp_path: Path) 
     assert [s.symbols for s in read_structures(path)] == [("O", "H", "H")] * 6
 
 
+def filled_up(value: float) -> np.ndarray:
+    return np.pad(COORDINATES, ((0, 0), (0, 2), (0, 0)), constant_values=value)
+
+
+@pytest.mark.parametrize("padding", [-1, 0, ""])
+@pytest.mark.parametrize(
+    ("shape", "coordinates"),
+    [
+        ("a row", COORDINATES),
+        ("a row of one", COORDINATES),
+        ("a row", filled_up(0.0)),
+        ("a row of one", filled_up(np.nan)),
+        ("a row a structure", filled_up(0.0)),
+        ("a row a structure", filled_up(np.nan)),
+    ],
+)
+def test_rows_that_are_filled_up(shape: str, coordinates: np.ndarray, padding: Any, tmp_path: Path) -> None:
+    row = np.array([*"OHH", "", ""], "S1") if padding == "" else np.array([8, 1, 1, padding, padding])
+    species = {"a row": row, "a row of one": row[None], "a row a structure": np.tile(row, (6, 1))}[shape]
+    path = write(tmp_path / "a.h5", species=species, coordinates=coordinates)
+    (molecule,) = read_dataset([path]).molecules
+    assert molecule.formula == "H2O"
+    np.testing.assert_array_equal(molecule.coordinates, COORDINATES.astype(np.float32))
+    assert [s.symbols for s in read_structures(path)] == [("O", "H", "H")] * 6
+
+
 @pytest.mark.parametrize("energy", [-76.0, [-76.0], [[-76.0]]])
 def test_a_single_structure(energy: Any, tmp_path: Path) -> None:
     for coordinates in (COORDINATES[0], COORDINATES[:1]):
@@ -120,6 +146,17 @@ def test_a_group_of_several_molecules_is_divided(padding: Any, tmp_path: Path) -
             {"species": np.array([3, 0, 0])},
             "'species' holds 0, which is no atomic number (1 to 118); positions in a",
         ),
+        ({"species": np.array([[3, 0, 0]] * 6)}, "'species' holds 0, which is no atomic number"),
+        (  # methane of hydrogen and carbon, or an atom that is none: a single zero tells nothing
+            {"species": np.array([1, 0, 0, 0]), "coordinates": np.pad(COORDINATES, ((0, 0), (0, 1), (0, 0)))},
+            "'species' holds 0, which is no atomic number",
+        ),
+        (
+            {"species": np.array([[8, 1, 0]]), "coordinates": COORDINATES * [[[1], [1], [0]]]},
+            "'species' holds 0, which is no atomic number",
+        ),
+        ({"species": np.array([[-1, -1, -1]])}, "'species' has no atom"),
+        ({"species": np.array([8, 1, 1, -1])[None].repeat(2, 0)}, "the shapes disagree: 'species' (2, 4)"),
         (
             {"species": np.array([8.0, 1.0, 1.0])},
             "'species' holds float64; expected are chemical symbols, or atomic",
@@ -243,14 +280,24 @@ def test_no_group_is_read_twice(tmp_path: Path) -> None:
         ),
         (h5py.ExternalLink("part.h5", "/h"), "it leads to /h in part.h5, where nothing is; delete it"),
         (h5py.SoftLink("/nowhere/at/all"), "it leads to /nowhere in main.h5, where nothing is; delete it"),
-        (h5py.SoftLink("/link"), "it leads from link to link without an end; delete it"),
+        (h5py.SoftLink("/circle"), "it leads from link to link without an end; delete it"),
     ],
 )
-def test_what_a_link_does_not_lead_to_is_not_skipped_in_silence(link: Any, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["own/energies", "own/notes", "notes", "about/notes"])
+def test_only_links_of_data_must_lead_somewhere(
+    where: str, link: Any, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = linked(tmp_path)
     with h5py.File(path, "a") as file:
-        file["link"] = link
-    assert f"main.h5, link /link: {said}" in refused(path)
+        if where in file:
+            del file[where]
+        file[where] = link
+        file["circle"] = h5py.SoftLink("/circle")
+    if where == "own/energies":
+        assert f"main.h5, link /own/energies: {said}" in refused(path)
+    else:
+        assert names(path) == ["own"]
+        assert f"main.h5, link /{where}: {said}" in caplog.text
 
 
 # Files that cannot be opened.

@@ -81,7 +81,7 @@ def fit_at_once(
     reporter: Callable[[int], SilentReporter] = lambda number: SilentReporter(),
 ) -> list[FitResult | BaseException]:
     """Train all in threads of their own, which begin together; what each comes to."""
-    scheduler, barrier = PackScheduler(), threading.Barrier(len(configs))
+    scheduler, barrier = PackScheduler(), threading.Barrier(len(configs), timeout=60)
 
     def run(number: int) -> FitResult | BaseException:
         barrier.wait()
@@ -213,7 +213,7 @@ def test_one_that_waits_is_stopped_at_once(
         assert (waited.outcome, waited.history, waited.model) == ("stopped", (), None)
         assert time.monotonic() - started < 20
         leave.set()
-        assert busy.result().outcome == "finished"
+        assert busy.result(60).outcome == "finished"
     assert small.begun == 2
 
 
@@ -246,7 +246,7 @@ def test_its_evaluation_too_is_tried_again(
         beside = pool.submit(scheduler.with_room, torch.device("cpu"), stay, lambda: False)
         assert entered.wait(60)
         result = run_training(task, CONFIG, tmp_path, Asked(), scheduler=scheduler)
-        assert beside.result() is True
+        assert beside.result(60) is True
     assert (result.outcome, len(calls)) == ("finished", 2)
 
     calls.clear()

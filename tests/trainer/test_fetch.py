@@ -88,7 +88,8 @@ def server() -> Iterator[FileServer]:
         files.url = f"http://127.0.0.1:{http.server_port}/file"
         yield files
         http.shutdown()
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "the server does not end"
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import ase.io
 import h5py
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from trainer.errors import DataError
 from trainer.inference.files import read_structures
@@ -211,3 +213,41 @@ def test_links_out_of_the_folder_of_an_hdf5_file_are_followed_if_they_may_be(tmp
     with pytest.raises(DataError, match="--links-outside"):
         read_structures(linking)
     assert len(read_structures(linking, links_outside=True)) == 1
+
+
+def written(form: str, path: Path) -> None:
+    """Molecules in an xyz file, plain or as ASE writes it."""
+    random = np.random.default_rng(3)
+    if form == "by ase":
+        molecules = []
+        for number in range(20):
+            atoms = ase.Atoms(
+                random.choice(["H", "C", "Cl"], number + 1), random.normal(size=(number + 1, 3))
+            )
+            results = {"energy": -1.5e-7 * number, "forces": random.normal(size=(number + 1, 3))}
+            atoms.calc = SinglePointCalculator(atoms, **results)
+            molecules.append(atoms)
+        ase.io.write(path, molecules, format="extxyz")
+        return
+    frames = []
+    for number in range(1, 21):
+        atoms = zip(
+            random.choice(["H", "c", "CL", "he"], number), random.normal(size=(number, 3)), strict=True
+        )
+        lines = (f" {symbol}\t{x:.9e}  {float(y)!r} {z:.3f}  7 extra" for symbol, (x, y, z) in atoms)
+        frames.append("\n".join([f" {number}", f"number {number}", *lines, ""]))
+    path.write_text("".join(frames))
+
+
+@pytest.mark.parametrize("form", ["plain", "by ase"])
+def test_simple_files_are_read_as_by_ase_and_without_it(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ASE takes ten times as long: minutes for a million structures."""
+    path = tmp_path / "some.xyz"
+    written(form, path)
+    expected = ase.io.read(path, index=":", format="extxyz")
+    monkeypatch.setattr(ase.io, "iread", lambda text, **_: iter(()))
+    for structure, atoms in zip(read_structures(path), expected, strict=True):
+        assert structure.symbols == tuple(atoms.get_chemical_symbols())
+        np.testing.assert_array_equal(structure.coordinates, atoms.positions)

@@ -47,7 +47,7 @@ def alone(task: Task, config: TrainConfig, orders: list[int]) -> tuple[EpochReco
 
 def fit_together(task: Task, configs: list[TrainConfig], root: Path) -> list[FitResult]:
     scheduler = PackScheduler()
-    barrier = threading.Barrier(len(configs))
+    barrier = threading.Barrier(len(configs), timeout=60)
 
     def run(number: int) -> FitResult:
         barrier.wait()
@@ -96,8 +96,8 @@ def test_one_that_fails_does_not_harm_the_others(task: Task, tmp_path: Path) -> 
     with scheduler.joined(spoilt), scheduler.joined(sound), ThreadPoolExecutor(2) as pool:
         one, other = (pool.submit(scheduler.train_epoch, training) for training in (spoilt, sound))
         with pytest.raises(TrainingFailed, match="the training loss is nan in epoch 1"):
-            one.result()
-        other.result()
+            one.result(60)
+        other.result(60)
     (together,) = sound.history
     assert losses(sound.history) == losses(alone(task, CONFIG, [together.order]))
 
@@ -111,7 +111,7 @@ def test_an_epoch_that_is_shared_is_not_left(
     trainings = [Training(task, CONFIG, None) for _ in range(2)]
     with scheduler.joined(trainings[0]), scheduler.joined(trainings[1]), ThreadPoolExecutor(2) as pool:
         for one in [pool.submit(scheduler.train_epoch, training, lambda: True) for training in trainings]:
-            one.result()
+            one.result(60)
     assert [training.epoch for training in trainings] == [1, 1]
     with scheduler.joined(trainings[0]), pytest.raises(EpochLeft):
         scheduler.train_epoch(trainings[0], lambda: True)

@@ -8,6 +8,7 @@ of the file (:mod:`trainer.data.links`), and arrays are checked before memory is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ import numpy.typing as npt
 from h5py import h5g, h5l, h5o
 
 from trainer.data.arrays import Arrays
-from trainer.data.links import DEEPEST, LinkedFiles, Place, explain, printable
+from trainer.data.links import DEEPEST, DanglingLinkError, LinkedFiles, Place, explain, printable
 from trainer.errors import DataError
+
+logger = logging.getLogger("anitune")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +146,19 @@ class DataFile:
         root = place.path.rstrip(b"/")
         for path, kind in links:
             parent, _, key = path.rpartition(b"/")
+            text = key.decode("utf-8", "surrogateescape")
             if kind == h5l.TYPE_HARD:
                 members.setdefault(parent, {})
                 target = Place(place.file, root + b"/" + path)
             else:
-                target = self._files.resolve(place.file, root + b"/" + path)
-            if (text := key.decode("utf-8", "surrogateescape")) in self._keys:
+                try:
+                    target = self._files.resolve(place.file, root + b"/" + path)
+                except DanglingLinkError as error:
+                    if text in self._keys:
+                        raise
+                    logger.warning("%s. Nothing is read through it", error)
+                    continue
+            if text in self._keys:
                 members.setdefault(parent, {})[text] = target
             elif kind != h5l.TYPE_HARD:
                 at = path.decode("utf-8", "surrogateescape")

@@ -88,8 +88,9 @@ def structures_of_group(
 ) -> list[Structures]:
     """The structures of a group, with finite values and shapes that fit together, by their atoms.
 
-    Species are chemical symbols or atomic numbers, of all structures or in a row for each. Energies are as
-    many numbers as structures, in one row or column.
+    Species are chemical symbols or atomic numbers, of all structures or in a row for each; -1, an empty
+    symbol and, where the coordinates show it, 0 fill up a row. Energies are as many numbers as structures, in
+    one row or column.
 
     Parameters
     ----------
@@ -110,6 +111,7 @@ def structures_of_group(
         values, resolution = raw.astype(np.float64), _resolution(raw)
         if len(raw) == 1 and positions.ndim == 2:
             positions = positions[None]
+    numbers, positions = _without_padding(group, species, numbers, positions)
     atoms = numbers.size if positions.ndim != 3 or numbers.size == positions.shape[1] else numbers.shape[-1]
     per_structure = numbers.shape == positions.shape[:2] and numbers.size != atoms
     if (
@@ -147,6 +149,41 @@ def structures_of_group(
     return found
 
 
+def _without_padding(
+    group: Group, key: str, numbers: npt.NDArray[np.int64], positions: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Species and coordinates without what fills up a row, if there is one for all structures.
+
+    Where each structure has a row, what fills it up is ``PADDING``.
+    """
+    present = numbers > 0
+    if present.all() or positions.ndim != 3:
+        return numbers, positions
+    if numbers.shape == positions.shape[:2] and len(numbers) > 1:
+        _refuse_zeros(group, key, numbers, positions)
+        return np.where(present, numbers, PADDING), positions
+    row, present = numbers.ravel(), present.ravel()
+    if row.size == positions.shape[1]:
+        _refuse_zeros(group, key, np.broadcast_to(row, positions.shape[:2]), positions)
+        positions = positions[:, present]
+    if not present.any():
+        raise DataError(f"{group.where}: '{key}' has no atom")
+    return (row[present] if present.sum() == positions.shape[1] else numbers), positions
+
+
+def _refuse_zeros(
+    group: Group, key: str, numbers: npt.NDArray[np.int64], positions: npt.NDArray[Any]
+) -> None:
+    """Refuse 0 for a species, unless no atom can be there: it may stand for the first of some elements."""
+    zero = numbers == 0
+    at = positions[zero]
+    if np.isnan(at).all():  # also if there is none
+        return
+    # A single atom may be at the origin, but not several of one structure.
+    if at.any() or zero.sum(axis=1).max() < 2:
+        raise _no_number(group, key, 0)
+
+
 def name_of(group: Group, numbers: npt.NDArray[np.uint8], alone: bool) -> str:
     """What a molecule is called: the path of its group, and the formula where the group holds several."""
     name = group.name or "molecule"
@@ -181,39 +218,38 @@ def _resolution(energies: npt.NDArray[Any]) -> float:
 
 
 def _numbers(group: Group, key: str) -> npt.NDArray[np.int64]:
-    """Atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` for no atom."""
+    """Atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` for no atom, or 0."""
     values = group.read(key)
     if values.dtype.kind not in "iuSO":
         raise DataError(
             f"{group.where}: '{key}' holds {values.dtype}; expected are chemical symbols, or atomic "
             "numbers as integers"
         )
-    several = values.ndim == 2 and 1 not in values.shape
     known = {}
     for value in set(values.ravel().tolist()):
         known[value] = (
-            _number_of(value, group, key, several)
-            if isinstance(value, int)
-            else _number_of_symbol(value, group, key, several)
+            _number_of(value, group, key) if isinstance(value, int) else _number_of_symbol(value, group, key)
         )
     return np.array([known[value] for value in values.ravel().tolist()], np.int64).reshape(values.shape)
 
 
-def _number_of(value: int, group: Group, key: str, several: bool) -> int:
-    if several and value == PADDING:
-        return PADDING
-    if value not in range(1, len(SYMBOLS) + 1):
-        raise DataError(
-            f"{group.where}: '{key}' holds {value!r}, which is no atomic number (1 to {len(SYMBOLS)}); "
-            "positions in a list of elements are not read"
-        )
+def _number_of(value: int, group: Group, key: str) -> int:
+    if value not in (PADDING, *range(len(SYMBOLS) + 1)):
+        raise _no_number(group, key, value)
     return value
 
 
-def _number_of_symbol(value: bytes | str, group: Group, key: str, several: bool) -> int:
+def _no_number(group: Group, key: str, value: int) -> DataError:
+    return DataError(
+        f"{group.where}: '{key}' holds {value!r}, which is no atomic number (1 to {len(SYMBOLS)}); "
+        "positions in a list of elements are not read, and rows are filled up with -1"
+    )
+
+
+def _number_of_symbol(value: bytes | str, group: Group, key: str) -> int:
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     symbol = text.strip("\0 \t\r\n")
-    if several and not symbol:
+    if not symbol:
         return PADDING
     # All lower case is a habit of some programs; CO could be two elements, or cobalt.
     number = ATOMIC_NUMBERS.get(symbol) or (

@@ -69,6 +69,10 @@ def explain(path: Path, error: Exception) -> str:
     return f"{path}: not a readable HDF5 file; copy or download it anew ({cause})"
 
 
+class DanglingLinkError(DataError):
+    """A link leads to nothing."""
+
+
 class LinkedFiles:
     """An HDF5 file and those that it links to, opened when they are needed.
 
@@ -96,7 +100,13 @@ class LinkedFiles:
         return int(h5o.get_info(self.file(place.file), place.path).addr)
 
     def resolve(self, file: Path, path: bytes) -> Place:
-        """Follow the links of a path to the place where it ends."""
+        """Follow the links of a path to the place where it ends.
+
+        Raises
+        ------
+        DanglingLinkError
+            if nothing is there.
+        """
         link = f"{self.path}, link {printable(path.decode('utf-8', 'replace'))}"
         at, ahead, hops = b"", path.split(b"/"), 0
         while ahead:
@@ -108,7 +118,7 @@ class LinkedFiles:
                 kind = links.get_info(at + b"/" + part).type
             except (KeyError, RuntimeError, OSError):
                 target = printable(f"{at.decode('utf-8', 'replace')}/{part.decode('utf-8', 'replace')}")
-                raise DataError(
+                raise DanglingLinkError(
                     f"{link}: it leads to {target} in {file.name}, where nothing is; delete it"
                 ) from None
             if kind == h5l.TYPE_HARD:
@@ -118,7 +128,7 @@ class LinkedFiles:
                 continue
             hops += 1
             if hops > MOST_LINKS:
-                raise DataError(f"{link}: it leads from link to link without an end; delete it")
+                raise DanglingLinkError(f"{link}: it leads from link to link without an end; delete it")
             if kind == h5l.TYPE_SOFT:
                 target = links.get_val(at + b"/" + part)
                 at = b"" if target.startswith(b"/") else at
@@ -126,7 +136,7 @@ class LinkedFiles:
                 name, target = links.get_val(at + b"/" + part)
                 file, at = self.other(file, os.fsdecode(name), link), b""
             else:
-                raise DataError(
+                raise DanglingLinkError(
                     f"{link}: of a kind ({kind}) that only the program knows that made it; delete it"
                 )
             ahead = target.split(b"/") + ahead
@@ -144,7 +154,7 @@ class LinkedFiles:
                 "or allow it with data.links_outside: true (--links-outside)"
             )
         if not target.is_file():
-            raise DataError(
+            raise DanglingLinkError(
                 f"{what}: it leads to {printable(name)}, which is not there; bring that file, or delete "
                 "the link"
             )

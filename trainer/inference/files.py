@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import ase.io
+import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 
 from trainer.data.dataset import Molecule
+from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.data.layout import structures_of_group
 from trainer.data.readers import open_data_file
 from trainer.errors import DataError
@@ -26,6 +28,16 @@ EXTENDED: Final = ("Properties", "Lattice", "pbc")
 #: The columns of a plain xyz file, and of one with atomic numbers.
 PLAIN: Final = "species:S:1:pos:R:3"
 NUMBERED: Final = "Z:I:1:pos:R:3"
+
+#: A comment as ASE writes it for molecules.
+BY_ASE: Final = re.compile(
+    rf"""Properties={PLAIN}(:forces:R:3)?( (free_)?energy=[-+]?\d+\.?\d*(e[-+]?\d+)?)*( pbc="F F F")?""",
+    re.ASCII,
+)
+
+KNOWN: Final = frozenset(ATOMIC_NUMBERS)
+
+_IS_EXTENDED: Final = re.compile(rf"\b({'|'.join(EXTENDED)})\s*=", re.IGNORECASE)
 
 
 def read_structures(path: Path, links_outside: bool = False) -> list[Structure]:
@@ -61,10 +73,40 @@ def _read_hdf5(path: Path, links_outside: bool) -> list[Structure]:
 
 def _read_xyz(path: Path) -> list[Structure]:
     """The structures of an xyz file, as ASE reads them; it leaves out what follows a blank line."""
-    frames = list(_frames(path))
+    structures: list[Structure | None] = []
+    others = []
+    for frame in _frames(path):
+        structures.append(_simple(frame))
+        if structures[-1] is None:
+            others.append(frame)
+    read = _read_by_ase(path, others)
+    whole = [next(read) if structure is None else structure for structure in structures]
+    next(read, None)  # it makes sure that there are no more
+    return whole
+
+
+def _simple(frame: _Frame) -> Structure | None:
+    """The structure of a frame whose first columns are symbols and coordinates; None: ASE is to read it.
+
+    ASE takes ten times as long, for what such frames do not have.
+    """
+    if not BY_ASE.fullmatch(frame.columns):
+        return None
+    columns = 1 + 3 * frame.columns.count(":R:3")
+    try:
+        symbols = tuple([atom[0].capitalize() for atom in frame.atoms])
+        values = np.array([float(value) for atom in frame.atoms for value in atom[1:columns]])
+        coordinates = values.reshape(len(symbols), columns - 1)[:, :3]
+    except ValueError:
+        return None
+    if not KNOWN.issuperset(symbols) or not np.isfinite(coordinates).all():
+        return None
+    return Structure(symbols, coordinates)
+
+
+def _read_by_ase(path: Path, frames: Sequence[_Frame]) -> Iterator[Structure]:
     text = io.StringIO("".join(frame.text for frame in frames))
     read = ase.io.iread(text, index=":", format="extxyz")
-    structures = []
     for frame in frames:
         try:
             atoms = next(read)
@@ -81,18 +123,30 @@ def _read_xyz(path: Path) -> list[Structure]:
             )
         if (atoms.numbers < 1).any():
             raise DataError(f"{frame.place}: the atomic number {atoms.numbers.min()} is of no element")
-        structures.append(make_structure(symbols, atoms.get_positions(), frame.place))
+        yield make_structure(symbols, atoms.get_positions(), frame.place)
     if next(read, None) is not None:
         raise DataError(f"{path}: ase finds more than its {len(frames)} structures; please report this file")
-    return structures
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A structure of an xyz file: where it begins, and its lines in words that ASE knows."""
+    """A structure of an xyz file.
+
+    Attributes
+    ----------
+    place : where it begins
+    columns : its comment, in words that ASE knows
+    atoms : the words of each line
+    """
 
     place: str
-    text: str
+    columns: str
+    atoms: list[list[str]]
+
+    @property
+    def text(self) -> str:
+        """Its lines."""
+        return "\n".join([str(len(self.atoms)), self.columns, *map(" ".join, self.atoms), ""])
 
 
 def _frames(path: Path) -> Iterator[_Frame]:
@@ -122,24 +176,25 @@ def _frames(path: Path) -> Iterator[_Frame]:
                 f"{place}: here a number of atoms, then a comment and the atoms are due (got {count[:40]!r})"
             )
         begin, end = line + 2, line + 2 + int(count)
-        for number in range(begin, end):
-            atom = lines[number].strip() if number < len(lines) else "the end of the file"
-            if number >= len(lines) or len(atom.split()) < 4:
-                raise DataError(
-                    f"{path}, line {number + 1}: an atom is due, with its symbol and x, y, z in Å, since line"
-                    f" {line + 1} says {count} atoms (got {atom[:40]!r})"
-                )
-        atoms = lines[begin:end]
-        yield _Frame(place, "\n".join([count, _columns(lines[line + 1], atoms[0], place), *atoms, ""]))
+        atoms = [atom.split() for atom in lines[begin:end]]
+        if len(atoms) < end - begin or min(map(len, atoms)) < 4:
+            number = begin + next((n for n, atom in enumerate(atoms) if len(atom) < 4), len(atoms))
+            found = lines[number].strip() if number < len(lines) else "the end of the file"
+            raise DataError(
+                f"{path}, line {number + 1}: an atom is due, with its symbol and x, y, z in Å, since line"
+                f" {line + 1} says {count} atoms (got {found[:40]!r})"
+            )
+        yield _Frame(place, _columns(lines[line + 1], atoms[0], place), atoms)
         line = end
 
 
-def _columns(comment: str, atom: str, place: str) -> str:
+def _columns(comment: str, atom: Sequence[str], place: str) -> str:
     """What a comment says of columns and periodicity, in the words of extended xyz."""
-    if not re.search(rf"\b({'|'.join(EXTENDED)})\s*=", comment, re.IGNORECASE):
+    if not _IS_EXTENDED.search(comment):
         # Anything may stand in the comment of a plain file, and atomic numbers in place of symbols.
-        number = atom.split()[0].isdecimal()
-        return f"Properties={NUMBERED if number else PLAIN}"
+        return f"Properties={NUMBERED if atom[0].isdecimal() else PLAIN}"
+    if BY_ASE.fullmatch(comment) and len(atom) >= comment.count(":R:3") * 3 + 1:
+        return comment
     for word in EXTENDED:
         comment = re.sub(rf"\b{word}(?=\s*=)", word, comment, flags=re.IGNORECASE)
     try:
@@ -148,8 +203,8 @@ def _columns(comment: str, atom: str, place: str) -> str:
     except Exception as error:
         raise _unreadable(place, error) from error
     # ase would take memory for any number of them.
-    if min(columns, default=1) < 1 or sum(columns) > len(atom.split()):
-        raise DataError(f"{place}: Properties names other columns than the {len(atom.split())} of the atoms")
+    if min(columns, default=1) < 1 or sum(columns) > len(atom):
+        raise DataError(f"{place}: Properties names other columns than the {len(atom)} of the atoms")
     return comment
 
 
