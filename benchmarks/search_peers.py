@@ -128,7 +128,7 @@ def _reporting(course: Course) -> Any:
                 *(values[name] for name in ("activation", "learning_rate", "batch_size", "weight_decay")),
             )
             course.report(
-                cell, number, int(result["epoch"]), self.best[number], 1, result.get("st_tuner_time", 0.0)
+                cell, number, int(result["epoch"]), self.best[number], result.get("st_tuner_time", 0.0)
             )
 
     return Reporting()

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Final
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner
@@ -26,10 +28,12 @@ from benchmarks.search_table import EPOCHS, STUDY, Cell, Training
 from benchmarks.tracker_time import home_settings
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import POLL_SECONDS, Train, TrialNews, Worker
 from storage.database import open_database
 from storage.studies import Budget, StudyProgress, create_study
+from storage.trials.queue import Claim
 from trainer.config import TrainConfig, dump_config
+from trainer.errors import TrainingFailed
 from trainer.fitting.loop import Outcome
 from trainer.reporting import EpochRecord, Reporter
 from trainer.run import TrainingResult
@@ -109,9 +113,9 @@ class Trainings:
         return rows[seed % len(rows)]
 
     def error(self, settings: Any) -> float:
-        """Least validation MAE of a full training, kcal/mol, as the mean over the seeds that there are."""
+        """Least validation MAE of a full training, kcal/mol: mean over its seeds; infinite if one failed."""
         rows = self._rows[_settings(settings)]
-        return sum(min(row.val_mae) for row in rows) / len(rows)
+        return sum(row.error for row in rows) / len(rows)
 
     @property
     def choices(self) -> dict[str, list[Any]]:
@@ -123,10 +127,18 @@ class Trainings:
         return sorted((self.error(Cell(*settings)), settings) for settings in self._rows)
 
     @property
+    def count(self) -> int:
+        """Number of configurations."""
+        return len(self._rows)
+
+    @property
     def epochs(self) -> int:
         """What training every configuration once would cost."""
-        return EPOCHS * len(self._rows)
+        return EPOCHS * self.count
 
+
+TRIALS_PER_CELL: Final = 4
+"""Limit of a study of ours: duplicates cost no epochs, so the limit of epochs may never be reached."""
 
 SEARCHED = ("hidden", "activation", "learning_rate", "batch_size", "weight_decay")
 
@@ -142,7 +154,7 @@ class Course:
     Attributes
     ----------
     points
-        After each report of a trial: epochs of all trials together, virtual time (s), and the error of the
+        After each epoch of a trial: epochs of all trials together, virtual time (s), and the error of the
         configuration that a person would take then, after a full training, kcal/mol.
     """
 
@@ -151,15 +163,17 @@ class Course:
     epochs: int = 0
     _best: dict[Any, tuple[int, float]] = field(default_factory=dict)
 
-    def report(
-        self, settings: Any, trial: int, epochs: int, best: float, new_epochs: int, now: float
-    ) -> None:
-        """A trial has come to so many epochs with this best validation MAE."""
-        self.epochs += new_epochs
+    def report(self, settings: Any, trial: int, epochs: int, best: float, now: float) -> None:
+        """A trial has trained one more epoch, and so many in all, with this best validation MAE so far."""
+        self.epochs += 1
         self._best[trial, _settings(settings)] = (-epochs, best)
         # The one that was trained longest, and of those the best: others cannot be compared with it.
         (_, taken), _ = min(self._best.items(), key=lambda item: item[1])
         self.points.append((self.epochs, now, self.trainings.error(Cell(*taken))))
+
+    def failed(self, settings: Any, trial: int) -> None:
+        """The training of a trial has failed: nobody would take it."""
+        self._best[trial, _settings(settings)] = (0, math.inf)
 
 
 def replay_ours(
@@ -176,8 +190,12 @@ def replay_ours(
     """
     config = _study(trainings, changes, seed, epochs)
     clock, course = VirtualClock(), Course(trainings)
-    with tempfile.TemporaryDirectory() as home, open_database(home_settings(Path(home))) as database:
-        study = create_study(database, config.name, dump_config(config), Budget(epochs=epochs))
+    with (
+        tempfile.TemporaryDirectory(dir=_memory()) as home,
+        open_database(home_settings(Path(home))) as database,
+    ):
+        budget = Budget(trials=config.limits.trials, epochs=config.limits.epochs)
+        study = create_study(database, config.name, dump_config(config), budget)
         clock.run(
             [
                 _Replaying(
@@ -194,6 +212,11 @@ def replay_ours(
             ]
         )
     return course
+
+
+def _memory() -> str | None:
+    """A file system in memory, if there is one: a disk would take most of the time of a replay."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def replay_optuna(
@@ -227,7 +250,11 @@ def replay_optuna(
                         study.tell(trial, state=TrialState.PRUNED)
                         break
             else:
-                study.tell(trial, min(row.val_mae))
+                if row.failure is None:
+                    study.tell(trial, row.error)
+                else:
+                    course.failed(cell, trial.number)
+                    study.tell(trial, state=TrialState.FAIL)
 
     clock.run([work] * workers)
     return course
@@ -237,7 +264,8 @@ def _study(trainings: Trainings, changes: Mapping[str, Any], seed: int, epochs: 
     space = {name: {"choices": values} for name, values in trainings.choices.items()}
     values = {"name": "replay", **STUDY, "space": space | {"dropout": 0.0}, "seed": seed, **changes}
     values["training"] = {k: v for k, v in STUDY["training"].items() if k != "dropout"}
-    return study_from_values(values | {"limits": {"epochs": epochs}}, "replay")
+    limits = {"epochs": epochs, "trials": TRIALS_PER_CELL * trainings.count}
+    return study_from_values(values | {"limits": limits}, "replay")
 
 
 class _VirtualStop(StopRequest):
@@ -254,11 +282,20 @@ class _Replaying(Worker):
 
     def replaying(self, clock: VirtualClock, course: Course) -> Callable[[], object]:
         """What works on the study on this clock."""
+        self._clock = clock
         self._replay = partial(_replay, clock, course)
         return self.work
 
     def _work_in_slot(self) -> None:
         self._train_claims(self._replay)
+
+    def _train(self, claim: Claim, train: Train) -> None:
+        began = self._clock.now
+        super()._train(claim, train)
+        # A duplicate of a finished or running trial trains nothing, and may be followed by the next one: the
+        # others' clock must go on.
+        if self._clock.now == began:
+            self._clock.sleep(POLL_SECONDS)
 
 
 class _Silent:
@@ -289,10 +326,14 @@ def _replay(
     pruned = False
     for rung in (*rungs, EPOCHS):
         new = row.val_mae[len(records) : rung]
-        clock.sleep(len(new) * (row.seconds or 1.0))
-        records += [_record(n, mae, clock.now) for n, mae in enumerate(new, len(records) + 1)]
-        best = min(row.val_mae[:rung])
-        course.report(config, trial, len(records), best, len(new), clock.now)
+        for epoch, mae in enumerate(new, len(records) + 1):
+            clock.sleep(row.seconds or 1.0)
+            records.append(_record(epoch, mae, clock.now))
+            best = min(row.val_mae[:epoch])
+            course.report(config, trial, epoch, best, clock.now)
+        if len(records) < rung:
+            course.failed(config, trial)
+            raise TrainingFailed(row.failure)
         told = tuple(records[-len(new) :])
         if rung == EPOCHS:
             reporter.records(told)

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
 import statistics
@@ -122,6 +123,11 @@ class Training:
     seconds: float | None = None
     failure: str | None = None
 
+    @property
+    def error(self) -> float:
+        """Least validation MAE, kcal/mol; infinite if the training failed."""
+        return math.inf if self.failure is not None else min(self.val_mae)
+
 
 def grid() -> list[Cell]:
     """All configurations. The order fills a full grid of most settings first, so half a table is of use."""
@@ -184,8 +190,7 @@ def repeated(first: Sequence[Training]) -> list[Cell]:
     """The configurations that get further seeds: a random share, and the best ones with the first seed."""
     cells = grid()
     share = set(random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells))))
-    best = sorted((each for each in first if each.failure is None), key=lambda each: min(each.val_mae))
-    share |= {each.cell for each in best[:FURTHER_SEEDS_BEST]}
+    share |= {each.cell for each in sorted(first, key=lambda each: each.error)[:FURTHER_SEEDS_BEST]}
     return [cell for cell in cells if cell in share]
 
 
