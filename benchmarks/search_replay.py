@@ -24,7 +24,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from benchmarks.search_table import EPOCHS, STUDY, Cell, Training
+from benchmarks.search_table import EPOCHS, SEARCHED, STUDY, Cell, Training, full_grid, settings_of
 from benchmarks.tracker_time import home_settings
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
@@ -95,7 +95,7 @@ class VirtualClock:
 
 
 class Trainings:
-    """The rows of the table, by configuration and seed.
+    """The largest full grid of the table, by configuration and seed.
 
     A training's seed chooses among the rows that its configuration has: the noise between seeds is part of a
     search.
@@ -103,18 +103,17 @@ class Trainings:
 
     def __init__(self, rows: Sequence[Training]) -> None:
         self._rows: dict[tuple[Any, ...], list[Training]] = {}
-        for row in sorted(rows, key=lambda row: row.cell.seed):
-            if (row.cell.schedule, row.cell.epochs) == ("cosine", EPOCHS):
-                self._rows.setdefault(_settings(row.cell), []).append(row)
+        for row in sorted(full_grid(rows), key=lambda row: row.cell.seed):
+            self._rows.setdefault(settings_of(row.cell), []).append(row)
 
     def find(self, settings: Any, seed: int) -> Training:
         """The training of a configuration: anything with the attributes of a cell."""
-        rows = self._rows[_settings(settings)]
+        rows = self._rows[settings_of(settings)]
         return rows[seed % len(rows)]
 
     def error(self, settings: Any) -> float:
         """Least validation MAE of a full training, kcal/mol: mean over its seeds; infinite if one failed."""
-        rows = self._rows[_settings(settings)]
+        rows = self._rows[settings_of(settings)]
         return sum(row.error for row in rows) / len(rows)
 
     @property
@@ -140,11 +139,10 @@ class Trainings:
 TRIALS_PER_CELL: Final = 4
 """Limit of a study of ours: duplicates cost no epochs, so the limit of epochs may never be reached."""
 
-SEARCHED = ("hidden", "activation", "learning_rate", "batch_size", "weight_decay")
 
-
-def _settings(of: Any) -> tuple[Any, ...]:
-    return tuple(getattr(of, name) for name in SEARCHED)
+Point = tuple[int, float, float]
+"""Epochs of all trials together, virtual time (s), and of the configuration that a person would take then the
+error after a full training, kcal/mol."""
 
 
 @dataclass
@@ -154,26 +152,39 @@ class Course:
     Attributes
     ----------
     points
-        After each epoch of a trial: epochs of all trials together, virtual time (s), and the error of the
-        configuration that a person would take then, after a full training, kcal/mol.
+        After each epoch of a trial.
     """
 
     trainings: Trainings
-    points: list[tuple[int, float, float]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     epochs: int = 0
     _best: dict[Any, tuple[int, float]] = field(default_factory=dict)
 
     def report(self, settings: Any, trial: int, epochs: int, best: float, now: float) -> None:
         """A trial has trained one more epoch, and so many in all, with this best validation MAE so far."""
         self.epochs += 1
-        self._best[trial, _settings(settings)] = (-epochs, best)
+        self._best[trial, settings_of(settings)] = (-epochs, best)
         # The one that was trained longest, and of those the best: others cannot be compared with it.
         (_, taken), _ = min(self._best.items(), key=lambda item: item[1])
         self.points.append((self.epochs, now, self.trainings.error(Cell(*taken))))
 
     def failed(self, settings: Any, trial: int) -> None:
         """The training of a trial has failed: nobody would take it."""
-        self._best[trial, _settings(settings)] = (0, math.inf)
+        self._best[trial, settings_of(settings)] = (0, math.inf)
+
+    @property
+    def changes(self) -> list[Point]:
+        """The points at which another configuration, by its error, was taken than before."""
+        return [
+            point
+            for before, point in itertools.pairwise([(0, 0.0, math.nan), *self.points])
+            if point[2] != before[2]
+        ]
+
+
+def taken_after(course: Sequence[Point], epochs: float) -> float:
+    """Error of the configuration that a person would take after so many epochs; infinite if there is none."""
+    return next((error for spent, _, error in reversed(course) if spent <= epochs), math.inf)
 
 
 def replay_ours(
@@ -243,7 +254,7 @@ def replay_optuna(
             for epoch, mae in enumerate(row.val_mae, start=1):
                 clock.sleep(row.seconds or 1.0)
                 best = min(row.val_mae[:epoch])
-                course.report(cell, trial.number, epoch, best, 1, clock.now)
+                course.report(cell, trial.number, epoch, best, clock.now)
                 if pruner is not None:
                     trial.report(mae, epoch)
                     if trial.should_prune():
