@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -49,17 +50,25 @@ def replay_syne_tune(
         from syne_tune.blackbox_repository.simulated_tabular_backend import UserBlackboxBackend
         from syne_tune.optimizer import baselines
 
-        np.random.seed(seed)  # the backend draws the seed of each training from numpy's global generator
+        # The seed of each training, and what surrogate models draw, come from the global generators.
+        random.seed(seed)
+        np.random.seed(seed)
         course = Course(trainings)
         space = _space(trainings)
         settings: dict[str, Any] = {"config_space": space | {"epochs": EPOCHS}, "metric": "mae"}
         if scheduler not in FULL_LENGTH:
             settings |= {"time_attr": "epoch", "max_t": EPOCHS, "grace_period": first_rung}
             settings |= {"reduction_factor": 3}
+        backend = UserBlackboxBackend(
+            _blackbox(trainings, space),
+            elapsed_time_attr="elapsed",
+            max_resource_attr="epochs",
+            tuner_sleep_time=trainings.shortest_epoch,
+        )
+        # Its clock would go on by the time that decisions take on this machine: not twice the same.
+        backend.time_keeper.real_time_since_last_recent_exit = lambda: 0.0
         Tuner(
-            trial_backend=UserBlackboxBackend(
-                _blackbox(trainings, space), elapsed_time_attr="elapsed", max_resource_attr="epochs"
-            ),
+            trial_backend=backend,
             scheduler=getattr(baselines, scheduler)(**settings, random_seed=seed, do_minimize=True),
             stop_criterion=StoppingCriterion(max_num_evaluations=epochs),
             n_workers=workers,

@@ -126,6 +126,11 @@ class Trainings:
         return sorted((self.error(Cell(*settings)), settings) for settings in self._rows)
 
     @property
+    def shortest_epoch(self) -> float:
+        """Of all trainings, s."""
+        return min(row.seconds or 1.0 for rows in self._rows.values() for row in rows)
+
+    @property
     def count(self) -> int:
         """Number of configurations."""
         return len(self._rows)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -27,11 +28,11 @@ def made_training(cell: Cell) -> Training:
     """A smooth curve with noise. High learning rates begin well and end badly: early orders mislead."""
     noise = random.Random(repr(cell))
     steps = math.log10(cell.learning_rate / 1.5e-3)
-    end = 0.4 + 0.15 * abs(steps) + 0.1 / len(cell.hidden) + 0.02 * (cell.activation == "relu")
-    end += 0.03 * math.log2(cell.batch_size / 24) + noise.gauss(0, 0.01)
+    end = 0.4 + 0.15 * abs(steps) + 0.1 / len(cell.hidden) + 0.01 * (cell.activation == "relu")
+    end += 0.01 * math.log2(cell.batch_size / 24) + noise.gauss(0, 0.004)
     begin = 4.0 - 2.0 * steps
     curve = (
-        end + (begin - end) * math.exp(-(epoch - 1) / (12 - 6 * steps)) + abs(noise.gauss(0, 0.005))
+        end + (begin - end) * math.exp(-(epoch - 1) / (4 - 2 * steps)) + abs(noise.gauss(0, 0.004))
         for epoch in range(1, EPOCHS + 1)
     )
     return Training(cell, tuple(curve), 1000, seconds=0.5 * len(cell.hidden))
@@ -39,11 +40,8 @@ def made_training(cell: Cell) -> Training:
 
 @pytest.fixture(scope="session")
 def made_rows() -> list[Training]:
-    """A full small grid; the first eight configurations with three seeds, the others with one."""
+    """A full small grid; eight good configurations with three seeds, the others with one."""
     cells = list(made_cells())
-    further = [Cell(*_settings(cell), seed=seed) for seed in SEEDS[1:] for cell in cells[:8]]
+    good = [cell for cell in cells if cell.learning_rate == 1.5e-3 and cell.hidden != (8,)]
+    further = [dataclasses.replace(cell, seed=seed) for seed in SEEDS[1:] for cell in good]
     return [made_training(cell) for cell in [*cells, *further]]
-
-
-def _settings(cell: Cell) -> list[object]:
-    return [getattr(cell, name) for name in GRID]

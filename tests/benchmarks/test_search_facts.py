@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import search_facts
 from benchmarks.report import put_part
 from benchmarks.search_facts import RUNGS, facts, rank_correlations, rank_table
-from benchmarks.search_table import EPOCHS, Cell, Training, grid
+from benchmarks.search_table import EPOCHS, Cell, Training, grid, write_table
+from tools.pages import pages
 
 CELLS = [cell for cell in grid() if cell.hidden == (128,)][:12]
 
@@ -63,6 +66,18 @@ def test_failed_trainings_and_further_seeds_are_left_out() -> None:
     assert found.configurations == len(CELLS) - 1
     assert found.at[1] == 1.0
     assert rank_correlations(rows[:3]) == [], "too few"
+
+
+def test_the_lines_of_the_page_read_a_table(made_rows: list[Training], tmp_path: Path) -> None:
+    (block,) = [b for page in pages() if page.path == "docs/search-table.md" for b in page.blocks]
+    file = "benchmarks/search_table.parquet"
+    assert f'"{file}"' in block.text
+    write_table(made_rows, tmp_path / "table.parquet")
+    names: dict[str, Any] = {}
+    exec(block.text.replace(file, str(tmp_path / "table.parquet")), names)
+    assert names["table"].best.min() == pytest.approx(min(row.error for row in made_rows))
+    described = re.findall(r"^\| `(\w+)` \|", search_facts.PAGE.read_text(), re.MULTILINE)
+    assert described == list(names["table"].columns[:-1])
 
 
 def test_the_page_has_what_the_table_says(made_rows: list[Training], tmp_path: Path) -> None:

@@ -36,16 +36,15 @@ def course(table: Trainings, *choices: tuple[int, int]) -> list[Point]:
 def test_the_error_of_a_configuration_is_the_mean_over_its_seeds(
     table: Trainings, made_rows: list[Training]
 ) -> None:
-    repeated = made_rows[0].cell
-    errors = [min(row.val_mae) for row in made_rows if row.cell.seed in (0, 1, 2)]
-    of_cell = [
+    repeated, single = made_rows[-1].cell, made_rows[0].cell
+    errors = [
         min(row.val_mae) for row in made_rows if dataclasses.replace(row.cell, seed=repeated.seed) == repeated
     ]
-    assert len(of_cell) == 3
-    assert table.error(repeated) == pytest.approx(statistics.mean(of_cell))
-    single = made_rows[-17].cell
-    assert table.error(single) == min(made_rows[-17].val_mae)
-    assert min(errors) < table.ranked()[0][0], "the best single training had luck"
+    assert len(errors) == 3
+    assert table.error(repeated) == pytest.approx(statistics.mean(errors))
+    assert table.error(single) == min(made_rows[0].val_mae)
+    lucky = min(min(row.val_mae) for row in made_rows)
+    assert lucky < table.ranked()[0][0], "the best is no lucky seed"
 
 
 def test_regrets_are_of_the_configuration_that_is_taken_at_a_share_of_the_cost(table: Trainings) -> None:
@@ -118,12 +117,12 @@ def test_plain_optuna_repeats_by_its_seed(table: Trainings) -> None:
 
 @NEEDS_SYNE_TUNE
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_syne_tune_repeats_by_its_seed_and_keeps_to_its_budget(table: Trainings, scheduler: str) -> None:
+def test_syne_tune_repeats_by_its_seed_and_keeps_to_its_epochs(table: Trainings, scheduler: str) -> None:
     first, again, other = (
         replay_syne_tune(table, scheduler, seed, 400, 4, first_rung=3).points for seed in (7, 7, 8)
     )
     assert first == again != other
-    assert 300 < first[-1][0] <= 400
+    assert 400 - EPOCHS < first[-1][0] <= 400 + 4, "at most one more epoch of each worker"
     assert first[-1][2] >= table.ranked()[0][0]
 
 
