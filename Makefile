@@ -29,7 +29,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev,dft,postgres,export,launch,kubernetes]'
 	@touch $@
 
-# Syne Tune asks for numpy below 3, and takes all else in the versions of requirements.lock.
+# Beside the versions of requirements.lock, which does not hold them: one benchmark alone needs them.
 $(VENV)/.installed-peers: $(VENV)/.installed-dev
 	@echo "Installing what searches are compared with"
 	$(PIP) --editable '.[peers]'

@@ -173,6 +173,8 @@ def replay_all(
     ----------
     chosen : names and numbers of workers
     """
+    if not chosen:
+        return
     _task(features)  # once, before the processes ask for it
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes: each has a core
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
@@ -199,6 +201,11 @@ def judge(name: str, workers: int, courses: Sequence[Sequence[Point]], table: Tr
         tuple(_arrived(course, best * (1 + CLOSE)) for course in courses),
         statistics.mean(error <= tenth for error in at[GOAL_SHARE]),
     )
+
+
+def judge_all(courses: Courses, table: Trainings) -> list[Result]:
+    """What came of all searches, in their order."""
+    return [judge(name, count, found, table) for (name, count), found in courses.items()]
 
 
 def _arrived(course: Sequence[Point], error: float) -> float:
@@ -288,11 +295,9 @@ def figures_table(results: Sequence[Result], epochs: int) -> list[str]:
         "seeds that arrived",
         f"among the ten best at {GOAL_SHARE:.0%}",
     )
-    return markdown_table(headings, [_row(each, epochs) for each in sorted(results, key=_order)])
-
-
-def _order(result: Result) -> int:
-    return result.workers
+    return markdown_table(
+        headings, [_row(each, epochs) for each in sorted(results, key=lambda each: each.workers)]
+    )
 
 
 def _row(result: Result, epochs: int) -> list[str]:
@@ -327,10 +332,14 @@ def read_courses(path: Path, table: Path, seeds: int) -> Courses:
     }
 
 
-def write_courses(
-    path: Path, table: Path, seeds: int, courses: Courses, results: Sequence[Result], found: Sequence[Verdict]
-) -> None:
-    """Write all courses with what came of them. What is infinite is null."""
+def write_courses(path: Path, file: Path, seeds: int, courses: Courses, table: Trainings) -> None:
+    """Write all courses with what came of them. What is infinite is null.
+
+    Parameters
+    ----------
+    file : of the table
+    """
+    results = judge_all(courses, table)
     searches = [
         {
             "search": each.name,
@@ -343,10 +352,10 @@ def write_courses(
         for each in results
     ]
     values = {
-        "table": _digest(table),
+        "table": _digest(file),
         "seeds": seeds,
         "versions": versions(),
-        "goals": [asdict(each) for each in found],
+        "goals": [asdict(each) for each in verdicts(results, limit(table))],
         "searches": searches,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -398,30 +407,28 @@ def main() -> None:
     if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
         parser.error("Syne Tune is not installed: make bench-search does it; or name others by --only")
     began = time.perf_counter()
-    for (name, count), found in (
-        replay_all(chosen, arguments.seeds, arguments.table, arguments.features) if chosen else ()
-    ):
-        courses[name, count] = found
+    for (name, count), found in replay_all(chosen, arguments.seeds, arguments.table, arguments.features):
+        courses = _in_order({**courses, (name, count): found})
+        write_courses(arguments.json, arguments.table, arguments.seeds, courses, table)
         result = judge(name, count, found, table)
         print(f"{time.perf_counter() - began:5.0f} s: {', '.join(_row(result, table.epochs))}", flush=True)
 
-    ordered = {
-        (name, count): courses[name, count]
-        for name in searches()
-        for count in sorted({count for _, count in courses})
-        if (name, count) in courses
-    }
-    results = [judge(name, count, found, table) for (name, count), found in ordered.items()]
+    results = judge_all(courses, table)
     goals = verdicts(results, limit(table))
-    write_courses(arguments.json, arguments.table, arguments.seeds, ordered, results, goals)
     parts = {"the figures": figures_table(results, table.epochs), "the goals": goals_table(goals)}
     for lines in parts.values():
         print("\n" + "\n".join(lines))
     best = table.ranked()[0][0]
-    draw_interactive(ordered, best, table.epochs, arguments.json.with_suffix(".html"))
-    draw_static(ordered, best, table.epochs, arguments.json.with_suffix(".svg"))
+    draw_interactive(courses, best, table.epochs, arguments.json.with_suffix(".html"))
+    draw_static(courses, best, table.epochs, arguments.json.with_suffix(".svg"))
     if arguments.write_docs:
-        _write_docs(ordered, table, arguments.seeds, parts)
+        _write_docs(courses, table, arguments.seeds, parts)
+
+
+def _in_order(courses: Courses) -> Courses:
+    """In the order of the searches, and of their numbers of workers."""
+    names = list(searches())
+    return dict(sorted(courses.items(), key=lambda each: (names.index(each[0][0]), each[0][1])))
 
 
 def _write_docs(courses: Courses, table: Trainings, seeds: int, parts: Mapping[str, list[str]]) -> None:

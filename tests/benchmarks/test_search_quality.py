@@ -126,6 +126,7 @@ def test_syne_tune_repeats_by_its_seed_and_keeps_to_its_epochs(table: Trainings,
     assert first[-1][2] >= table.ranked()[0][0]
 
 
+@pytest.mark.slow
 def test_courses_are_judged_and_drawn_again_without_a_replay(
     made_rows: list[Training],
     tmp_path: Path,
