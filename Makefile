@@ -86,7 +86,7 @@ bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside 
 		$(BIN)/python -m benchmarks --topics $$topic --json build/benchmarks-$$topic.json $(BENCH_ARGS) || exit 1; \
 	done
 
-bench-search: $(VENV)/.installed-peers ## replay searches, ours and others, on the search table: an hour, then minutes
+bench-search: $(VENV)/.installed-peers ## replay searches, ours and others, on the search table (long the first time)
 	$(BIN)/python -m benchmarks.search_quality $(BENCH_ARGS)
 
 search-table: install-dev ## train the table that searches are judged by: hours, and goes on where it stopped

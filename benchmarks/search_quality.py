@@ -194,11 +194,13 @@ def judge(name: str, workers: int, courses: Sequence[Sequence[Point]], table: Tr
     ranked = table.ranked()
     best, tenth = ranked[0][0], ranked[9][0]
     at = {share: [taken_after(course, share * table.epochs) for course in courses] for share in SHARES}
+    # Some finish the trials that have begun: what they find beyond the limit does not count.
+    within = [[point for point in course if point[0] <= limit(table)] for course in courses]
     return Result(
         name,
         workers,
         {share: tuple(error / best - 1 for error in errors) for share, errors in at.items()},
-        tuple(_arrived(course, best * (1 + CLOSE)) for course in courses),
+        tuple(_arrived(course, best * (1 + CLOSE)) for course in within),
         statistics.mean(error <= tenth for error in at[GOAL_SHARE]),
     )
 
@@ -419,8 +421,8 @@ def main() -> None:
     for lines in parts.values():
         print("\n" + "\n".join(lines))
     best = table.ranked()[0][0]
-    draw_interactive(courses, best, table.epochs, arguments.json.with_suffix(".html"))
-    draw_static(courses, best, table.epochs, arguments.json.with_suffix(".svg"))
+    draw_interactive(courses, best, limit(table), arguments.json.with_suffix(".html"))
+    draw_static(courses, best, limit(table), arguments.json.with_suffix(".svg"))
     if arguments.write_docs:
         _write_docs(courses, table, arguments.seeds, parts)
 
@@ -433,8 +435,8 @@ def _in_order(courses: Courses) -> Courses:
 
 def _write_docs(courses: Courses, table: Trainings, seeds: int, parts: Mapping[str, list[str]]) -> None:
     best = table.ranked()[0][0]
-    draw_interactive(courses, best, table.epochs, DOCS / "search-quality.html")
-    draw_static(courses, best, table.epochs, DOCS / "images" / "search-quality.svg")
+    draw_interactive(courses, best, limit(table), DOCS / "search-quality.html")
+    draw_static(courses, best, limit(table), DOCS / "images" / "search-quality.svg")
     words = ", ".join(f"{name} {number}" for name, number in versions().items())
     made = [
         f"A table of {table.count} configurations ({table.epochs:,} epochs in all), {seeds} seeds; {words}.",

@@ -66,12 +66,13 @@ def test_a_search_has_arrived_where_it_stays_close(table: Trainings) -> None:
         course(table, (10, 30), (20, 0), (30, 30), (40, 1), (50, 0)),  # close, far again, close
         course(table, (10, 30), (20, 0), (30, 30)),  # not in the end
         course(table, (5, 0)),
+        course(table, (5, 30), (limit(table) + 1, 0)),  # too late
         [],
     ]
     errors = [error for error, _ in table.ranked()]
     assert errors[1] < errors[0] * 1.05 < errors[30]
     result = judge("made", 1, courses, table)
-    assert result.arrived == (40, math.inf, 5, math.inf)
+    assert result.arrived == (40, math.inf, 5, math.inf, math.inf)
 
 
 def test_the_share_among_the_ten_best_counts_those_that_took_none(table: Trainings) -> None:
