@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart gpu-proof bench-scale search-table reference secrets lock clean
+	bench-quickstart gpu-proof bench-scale bench-search search-table reference secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -27,6 +27,12 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml requirements.lock
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need"
 	$(PIP) --editable '.[dev,dft,postgres,export,launch,kubernetes]'
+	@touch $@
+
+# Beside the versions of requirements.lock, which does not hold them: one benchmark alone needs them.
+$(VENV)/.installed-peers: $(VENV)/.installed-dev
+	@echo "Installing what searches are compared with"
+	$(PIP) --editable '.[peers]'
 	@touch $@
 
 install: $(VENV)/.installed ## install into .venv
@@ -79,6 +85,9 @@ bench-scale: install-dev ## 10,000 trials by 16 processes on PostgreSQL, beside 
 	for topic in scale-random scale-tpe ask-latency; do \
 		$(BIN)/python -m benchmarks --topics $$topic --json build/benchmarks-$$topic.json $(BENCH_ARGS) || exit 1; \
 	done
+
+bench-search: $(VENV)/.installed-peers ## replay searches, ours and others, on the search table (long the first time)
+	$(BIN)/python -m benchmarks.search_quality $(BENCH_ARGS)
 
 search-table: install-dev ## train the table that searches are judged by: hours, and goes on where it stopped
 	nice -n 19 $(BIN)/python -m benchmarks.search_table $(SEARCH_TABLE_ARGS)

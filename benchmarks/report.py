@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,32 +60,39 @@ def write_json(report: Report, path: Path) -> None:
 def write_page(report: Report, name: str, page: Path = PAGE) -> None:
     """Put the table into the page, in the place of the one of this name.
 
-    What people wrote around the tables stays.
-
     Parameters
     ----------
     name : tells the tables of the page from each other
     """
-    begin, end = (f"<!-- {word} of the table: {name} -->" for word in ("begin", "end"))
-    lines = [
-        begin,
-        _machine_words(report),
-        "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|{' --- |' * len(HEADINGS)}",
-        *(f"| {' | '.join(_page_cells(figure))} |" for figure in report.figures),
-        end,
-    ]
-    table = "\n".join(lines)
+    rows = [_page_cells(figure) for figure in report.figures]
+    put_part(page, f"the table: {name}", [_machine_words(report), "", *markdown_table(HEADINGS, rows)])
+
+
+def put_part(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Put lines into a page of the documentation, in the place of the part of this name.
+
+    What people wrote around it stays.
+    """
+    begin, end = (f"<!-- {word} of {name} -->" for word in ("begin", "end"))
+    part = "\n".join([begin, *lines, end])
     text = page.read_text() if page.exists() else "# Benchmarks\n"
     before, found, rest = text.partition(begin)
     if found:
         _, _, after = rest.partition(end)
-        text = before + table + after
+        text = before + part + after
     else:
-        text = f"{text.rstrip()}\n\n{table}\n"
+        text = f"{text.rstrip()}\n\n{part}\n"
     page.parent.mkdir(exist_ok=True)
     page.write_text(text)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [
+        f"| {' | '.join(headings)} |",
+        f"|{' --- |' * len(headings)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def _cells(figure: Figure) -> list[str]:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
+import random
 import tempfile
 import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.search_replay import Course, Trainings
-from benchmarks.search_table import EPOCHS, Cell
+from benchmarks.search_table import EPOCHS, SEARCHED, Cell
+
+SYNE_TUNE: Final = "Syne Tune, "
+"""What the names of these searches begin with."""
 
 SCHEDULERS: Final = ("ASHA", "ASHACQR", "ASHABORE", "BOHB", "CQR")
 FULL_LENGTH: Final = ("CQR",)
 """Those that train each configuration in full."""
+
+FAILED: Final = 1e6
+"""What a training that has failed reports from then on, kcal/mol: the simulator knows no failures."""
+
+
+def has_syne_tune() -> bool:
+    """Whether the extra ``peers`` is installed."""
+    return find_spec("syne_tune") is not None
 
 
 def replay_syne_tune(
@@ -30,27 +44,31 @@ def replay_syne_tune(
     first_rung
         Epochs of the first rung; there the others have a reduction factor of 3, as ours.
     """
-    os.environ.setdefault("SYNETUNE_FOLDER", tempfile.mkdtemp(prefix="syne-tune-"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         from syne_tune import StoppingCriterion, Tuner
         from syne_tune.backend.simulator_backend.simulator_callback import SimulatorCallback
         from syne_tune.blackbox_repository.simulated_tabular_backend import UserBlackboxBackend
         from syne_tune.optimizer import baselines
 
+        # The seed of each training, and what surrogate models draw, come from the global generators.
+        random.seed(seed)
+        np.random.seed(seed)
         course = Course(trainings)
         space = _space(trainings)
         settings: dict[str, Any] = {"config_space": space | {"epochs": EPOCHS}, "metric": "mae"}
         if scheduler not in FULL_LENGTH:
             settings |= {"time_attr": "epoch", "max_t": EPOCHS, "grace_period": first_rung}
             settings |= {"reduction_factor": 3}
-        tuner = Tuner(
-            trial_backend=UserBlackboxBackend(
-                _blackbox(trainings, space),
-                elapsed_time_attr="elapsed",
-                max_resource_attr="epochs",
-                seed=seed,
-            ),
+        backend = UserBlackboxBackend(
+            _blackbox(trainings, space),
+            elapsed_time_attr="elapsed",
+            max_resource_attr="epochs",
+            tuner_sleep_time=trainings.shortest_epoch,
+        )
+        # Its clock would go on by the time that decisions take on this machine: not twice the same.
+        backend.time_keeper.real_time_since_last_recent_exit = lambda: 0.0
+        Tuner(
+            trial_backend=backend,
             scheduler=getattr(baselines, scheduler)(**settings, random_seed=seed, do_minimize=True),
             stop_criterion=StoppingCriterion(max_num_evaluations=epochs),
             n_workers=workers,
@@ -59,28 +77,44 @@ def replay_syne_tune(
             print_update_interval=1e9,
             results_update_interval=1e9,
             save_tuner=False,
-        )
-        logging.disable(logging.CRITICAL)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                tuner.run()
-        finally:
-            logging.disable(logging.NOTSET)
+        ).run()
     return course
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No output and warnings of Syne Tune, and no files of it that stay."""
+    disabled = logging.root.manager.disable
+    with (
+        tempfile.TemporaryDirectory(prefix="syne-tune-") as folder,
+        patch.dict("os.environ", SYNETUNE_FOLDER=folder),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
 def _space(trainings: Trainings) -> dict[str, Any]:
+    """The settings that have more than one value in the table; Syne Tune takes no other."""
     from syne_tune.config_space import choice, ordinal
 
-    choices = trainings.choices
     return {
-        "hidden": choice(["-".join(map(str, widths)) for widths in choices["hidden"]]),
-        "activation": choice(choices["activation"]),
-        **{
-            name: ordinal(choices[name], kind="nn-log")
-            for name in ("learning_rate", "batch_size", "weight_decay")
-        },
+        name: choice([_plain(each) for each in values])
+        if name in ("hidden", "activation")
+        else ordinal(values, kind="nn-log")
+        for name, values in trainings.choices.items()
+        if len(values) > 1
     }
+
+
+def _plain(value: Any) -> Any:
+    """A value as Syne Tune's tables hold it: widths are text."""
+    return "-".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _blackbox(trainings: Trainings, space: dict[str, Any]) -> Any:
@@ -89,30 +123,35 @@ def _blackbox(trainings: Trainings, space: dict[str, Any]) -> Any:
     from syne_tune.config_space import randint
 
     cells = [Cell(*settings) for _, settings in trainings.ranked()]
-    seeds = 3
-    values = np.array(
+    seconds = np.arange(1, EPOCHS + 1)[:, None]
+    # A number of seeds that each number of trainings divides: so that none is drawn more often than another.
+    evaluations = np.array(
         [
             [
-                [[mae, epoch * (row.seconds or 1.0)] for epoch, mae in enumerate(row.val_mae, start=1)]
-                for row in (trainings.find(cell, seed) for seed in range(seeds))
+                np.column_stack([_padded(row.val_mae), seconds * (row.seconds or 1.0)])
+                for row in (trainings.find(cell, seed) for seed in range(6))
             ]
             for cell in cells
         ]
     )
-    columns = [{name: getattr(cell, name) for name in space} for cell in cells]
-    for row in columns:
-        row["hidden"] = "-".join(map(str, row["hidden"]))
+    columns = [{name: _plain(getattr(cell, name)) for name in space} for cell in cells]
     return BlackboxTabular(
         pd.DataFrame(columns),
         space,
         {"epoch": randint(1, EPOCHS)},
-        values,
+        evaluations,
         objectives_names=["mae", "elapsed"],
     )
 
 
+def _padded(val_mae: tuple[float, ...]) -> list[float]:
+    return [*val_mae, *[FAILED] * (EPOCHS - len(val_mae))]
+
+
 def _reporting(course: Course) -> Any:
     from syne_tune.tuner_callback import TunerCallback
+
+    choices = course.trainings.choices
 
     class Reporting(TunerCallback):  # type: ignore[misc]
         """Tells the course of each epoch."""
@@ -124,11 +163,13 @@ def _reporting(course: Course) -> Any:
             number, values = trial.trial_id, trial.config
             self.best[number] = min(self.best.get(number, float("inf")), result["mae"])
             cell = Cell(
-                tuple(map(int, values["hidden"].split("-"))),
-                *(values[name] for name in ("activation", "learning_rate", "batch_size", "weight_decay")),
+                *(
+                    next(each for each in choices[name] if values.get(name, _plain(each)) == _plain(each))
+                    for name in SEARCHED
+                )
             )
             course.report(
-                cell, number, int(result["epoch"]), self.best[number], 1, result.get("st_tuner_time", 0.0)
+                cell, number, int(result["epoch"]), self.best[number], result.get("st_tuner_time", 0.0)
             )
 
     return Reporting()

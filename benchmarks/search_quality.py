@@ -1,21 +1,27 @@
 """How good a configuration a search finds for how much training, beside its peers: ``make bench-search``.
 
-All search the table of real trainings (:mod:`benchmarks.search_table`), with as many epochs and workers.
+    python -m benchmarks.search_quality --help
+
+All search the table of real trainings (:mod:`benchmarks.search_table`), with as many epochs and workers. The
+courses of all replays are kept, so that they can be judged and drawn again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,25 +29,42 @@ import optuna
 from optuna.pruners import HyperbandPruner, MedianPruner
 from optuna.samplers import RandomSampler, TPESampler
 
-from benchmarks.search_peers import SCHEDULERS, replay_syne_tune
-from benchmarks.search_replay import Course, Trainings, replay_optuna, replay_ours
+from benchmarks.figures import Goal
+from benchmarks.machine import describe_machine
+from benchmarks.report import markdown_table, put_part
+from benchmarks.search_peers import SCHEDULERS, SYNE_TUNE, has_syne_tune, replay_syne_tune
+from benchmarks.search_plot import draw_interactive, draw_static
+from benchmarks.search_replay import Course, Point, Trainings, replay_optuna, replay_ours, taken_after
 from benchmarks.search_table import EPOCHS, STUDY, TABLE, read_table
 from trainer.config import DataConfig, FeatureConfig, SplitConfig
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
 
+DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
+
 SHARES: Final = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Parts of what training the whole table costs, at which a search is judged."""
 
+GOAL_SHARE: Final = 0.03
+"""Where its choice shall be close to the table's best, and is looked for among the ten best."""
+
 CLOSE: Final = 0.05
 """A search has arrived when its choice is within this of the table's best."""
+
+CHEAPER: Final = 1.5
+"""How many times fewer epochs than its peers a search of ours shall need until it has arrived."""
 
 OURS: Final[dict[str, dict[str, Any]]] = {
     "anitune": {},
     "anitune, asha": {"pruner": {"kind": "asha", "min_epochs": 3}},
     "anitune, no pruner": {"pruner": {"kind": "none"}},
 }
-"""Sections of the study file, over its defaults."""
+"""Sections of the study file, over its defaults. The first is the one that the goals are for."""
+
+PLAIN_OPTUNA: Final = "Optuna"
+
+Courses = dict[tuple[str, int], list[list[Point]]]
+"""By name and number of workers of a search: the course of each seed."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,24 @@ class Result:
     regrets: dict[float, tuple[float, ...]]
     arrived: tuple[float, ...]
     among_best: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal, and what was measured.
+
+    Attributes
+    ----------
+    measured
+        In words.
+    met
+        None: the replays were too short to say.
+    """
+
+    name: str
+    goal: str
+    measured: str
+    met: bool | None
 
 
 def _optuna(sampler: Callable[..., Any], pruner: Callable[[], Any] | None) -> Callable[..., Course]:
@@ -92,10 +133,10 @@ def searches() -> dict[str, Callable[..., Course]]:
     return {
         **{name: partial(ours, changes) for name, changes in OURS.items()},
         "random search": _optuna(RandomSampler, None),
-        "Optuna": _optuna(TPESampler, None),
+        PLAIN_OPTUNA: _optuna(TPESampler, None),
         "Optuna, median": _optuna(TPESampler, MedianPruner),
         "Optuna, Hyperband": _optuna(TPESampler, _hyperband),
-        **{f"Syne Tune, {name}": partial(syne_tune, name) for name in SCHEDULERS},
+        **{f"{SYNE_TUNE}{name}": partial(syne_tune, name) for name in SCHEDULERS},
     }
 
 
@@ -110,37 +151,66 @@ def _task(features: Path) -> Task:
     return prepare_task(data, split, FeatureConfig(), features, no_progress)
 
 
-def replay(name: str, table: Path, features: Path, seed: int, workers: int) -> list[tuple[int, float, float]]:
-    """The course of one search."""
+def limit(table: Trainings) -> int:
+    """Epochs that each search may spend."""
+    return math.ceil(SHARES[-1] * table.epochs)
+
+
+def replay(name: str, table: Path, features: Path, seed: int, workers: int) -> list[Point]:
+    """The course of one search, at its changes."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("anitune").setLevel(logging.ERROR)
     trainings = _table(table)
-    epochs = math.ceil(SHARES[-1] * trainings.epochs)
-    return searches()[name](trainings, _task(features), seed, epochs, workers).points
+    return searches()[name](trainings, _task(features), seed, limit(trainings), workers).changes
 
 
-def judge(
-    name: str, workers: int, courses: Sequence[list[tuple[int, float, float]]], table: Trainings
-) -> Result:
+def replay_all(
+    chosen: Sequence[tuple[str, int]], seeds: int, table: Path, features: Path
+) -> Iterator[tuple[tuple[str, int], list[list[Point]]]]:
+    """The courses of searches, one after the other, each with all seeds; on all cores.
+
+    Parameters
+    ----------
+    chosen : names and numbers of workers
+    """
+    if not chosen:
+        return
+    _task(features)  # once, before the processes ask for it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes: each has a core
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        jobs = {
+            (name, count): [pool.submit(replay, name, table, features, n, count) for n in range(seeds)]
+            for name, count in chosen
+        }
+        try:
+            for search, replays in jobs.items():
+                yield search, [each.result() for each in replays]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def judge(name: str, workers: int, courses: Sequence[Sequence[Point]], table: Trainings) -> Result:
     """What the courses of all seeds say of a search."""
-    best = table.ranked()[0][0]
-    tenth = table.ranked()[9][0]
-    at = {share: [_taken(course, share * table.epochs) for course in courses] for share in SHARES}
+    ranked = table.ranked()
+    best, tenth = ranked[0][0], ranked[9][0]
+    at = {share: [taken_after(course, share * table.epochs) for course in courses] for share in SHARES}
+    # Some finish the trials that have begun: what they find beyond the limit does not count.
+    within = [[point for point in course if point[0] <= limit(table)] for course in courses]
     return Result(
         name,
         workers,
         {share: tuple(error / best - 1 for error in errors) for share, errors in at.items()},
-        tuple(_arrived(course, best * (1 + CLOSE)) for course in courses),
-        statistics.mean(error <= tenth for error in at[SHARES[2]]),
+        tuple(_arrived(course, best * (1 + CLOSE)) for course in within),
+        statistics.mean(error <= tenth for error in at[GOAL_SHARE]),
     )
 
 
-def _taken(course: Sequence[tuple[int, float, float]], epochs: float) -> float:
-    """Error of the configuration that a person would take after so many epochs."""
-    return next((error for spent, _, error in reversed(course) if spent <= epochs), math.inf)
+def judge_all(courses: Courses, table: Trainings) -> list[Result]:
+    """What came of all searches, in their order."""
+    return [judge(name, count, found, table) for (name, count), found in courses.items()]
 
 
-def _arrived(course: Sequence[tuple[int, float, float]], error: float) -> float:
+def _arrived(course: Sequence[Point], error: float) -> float:
     arrived = math.inf
     for spent, _, taken in reversed(course):
         if taken > error:
@@ -149,40 +219,239 @@ def _arrived(course: Sequence[tuple[int, float, float]], error: float) -> float:
     return arrived
 
 
-def main() -> None:
-    """Replay all searches, and print and write what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--only", nargs="+", help="names of searches")
-    parser.add_argument("--json", type=Path, default=Path("build/search-quality.json"))
-    parser.add_argument("--features", type=Path, default=Path("build/search-features"))
-    arguments = parser.parse_args()
-    table, results = _table(arguments.table), []
-    _task(arguments.features)  # once, before the processes ask for it
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for name in arguments.only or searches():
-            for workers in arguments.workers:
-                began = time.perf_counter()
-                one = partial(replay, name, arguments.table, arguments.features, workers=workers)
-                courses = list(pool.map(one, range(arguments.seeds)))
-                results.append(judge(name, workers, courses, table))
-                print(f"{_line(results[-1])}  ({time.perf_counter() - began:.0f} s)", flush=True)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    values = [
-        asdict(each) | {"arrived": [n if n < math.inf else None for n in each.arrived]} for each in results
-    ]
-    arguments.json.write_text(json.dumps(values, indent=1) + "\n")
+def verdicts(results: Sequence[Result], limit: int) -> list[Verdict]:
+    """The goals, for each number of workers, as far as the searches that they name were replayed.
+
+    Parameters
+    ----------
+    limit
+        Epochs that each search had: what a peer that has not arrived needs at least.
+    """
+    found = []
+    for workers in sorted({each.workers for each in results}):
+        among = {each.name: each for each in results if each.workers == workers}
+        if (ours := among.get(next(iter(OURS)))) is None:
+            continue
+        found.append(_close(ours))
+        peers = {name: each for name, each in among.items() if name.startswith(SYNE_TUNE)}
+        best = min(peers.values(), key=lambda each: statistics.median(each.arrived), default=None)
+        for peer in (among.get(PLAIN_OPTUNA), best):
+            if peer is not None:
+                found.append(_cheaper(ours, peer, limit))
+    return found
 
 
-def _line(result: Result) -> str:
-    regrets = " ".join(f"{statistics.median(values):7.1%}" for values in result.regrets.values())
-    arrived = statistics.median(result.arrived)
-    return (
-        f"{result.name:22} {result.workers:2d} workers: regret {regrets};"
-        f" within 5 % after {arrived:.0f} epochs; among the ten best {result.among_best:.0%}"
+def _close(ours: Result) -> Verdict:
+    goal, regret = Goal("at most", CLOSE), statistics.median(ours.regrets[GOAL_SHARE])
+    return Verdict(
+        f"{_workers(ours.workers)}: median regret at {GOAL_SHARE:.0%} of the table's cost",
+        f"{goal.kind} {goal.value:.0%}",
+        _percent(regret),
+        goal.reached(regret),
     )
+
+
+def _cheaper(ours: Result, peer: Result, limit: int) -> Verdict:
+    goal = Goal("at least", CHEAPER)
+    our_epochs, its_epochs = (statistics.median(each.arrived) for each in (ours, peer))
+    name = f"{_workers(ours.workers)}: epochs until within {CLOSE:.0%}, of {peer.name} over ours"
+    if our_epochs == math.inf:
+        return Verdict(name, f"{goal.kind} {goal.value:g}", "ours did not arrive", False)
+    ratio = min(its_epochs, limit) / our_epochs
+    met: bool | None = goal.reached(ratio)
+    if its_epochs == math.inf:
+        return Verdict(name, f"{goal.kind} {goal.value:g}", f"more than {ratio:.2f}", met or None)
+    return Verdict(name, f"{goal.kind} {goal.value:g}", f"{ratio:.2f}", met)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def _percent(regret: float) -> str:
+    return "nothing taken" if regret == math.inf else f"{regret:.1%}"
+
+
+def goals_table(found: Sequence[Verdict]) -> list[str]:
+    """The goals beside what was measured."""
+    met = {True: "yes", False: "no", None: "undecided"}
+    return markdown_table(
+        ("", "goal", "measured", "met"),
+        [(each.name, each.goal, each.measured, met[each.met]) for each in found],
+    )
+
+
+def figures_table(results: Sequence[Result], epochs: int) -> list[str]:
+    """Medians of all searches over their seeds.
+
+    Parameters
+    ----------
+    epochs : what training the whole table costs
+    """
+    headings = (
+        "search",
+        "workers",
+        *(f"regret at {share:.0%}" for share in SHARES),
+        f"epochs until within {CLOSE:.0%}",
+        "of the table",
+        "seeds that arrived",
+        f"among the ten best at {GOAL_SHARE:.0%}",
+    )
+    return markdown_table(
+        headings, [_row(each, epochs) for each in sorted(results, key=lambda each: each.workers)]
+    )
+
+
+def _row(result: Result, epochs: int) -> list[str]:
+    arrived = statistics.median(result.arrived)
+    return [
+        result.name,
+        str(result.workers),
+        *(_percent(statistics.median(result.regrets[share])) for share in SHARES),
+        *(("", "") if arrived == math.inf else (f"{arrived:,.0f}", f"{arrived / epochs:.1%}")),
+        f"{sum(each < math.inf for each in result.arrived)} of {len(result.arrived)}",
+        f"{result.among_best:.0%}",
+    ]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_courses(path: Path, table: Path, seeds: int) -> Courses:
+    """The courses that a file has; none where they are of another table, other seeds or other versions."""
+    if not path.exists():
+        return {}
+    values = json.loads(path.read_text())
+    if (values["table"], values["seeds"], values["versions"]) != (_digest(table), seeds, versions()):
+        return {}
+    return {
+        (each["search"], each["workers"]): [
+            [(spent, now, math.inf if error is None else error) for spent, now, error in course]
+            for course in each["courses"]
+        ]
+        for each in values["searches"]
+    }
+
+
+def write_courses(path: Path, file: Path, seeds: int, courses: Courses, table: Trainings) -> None:
+    """Write all courses with what came of them. What is infinite is null.
+
+    Parameters
+    ----------
+    file : of the table
+    """
+    results = judge_all(courses, table)
+    searches = [
+        {
+            "search": each.name,
+            "workers": each.workers,
+            "regrets": {share: _finite(values) for share, values in each.regrets.items()},
+            "arrived": _finite(each.arrived),
+            "among_best": each.among_best,
+            "courses": [[_finite(point) for point in course] for course in courses[each.name, each.workers]],
+        }
+        for each in results
+    ]
+    values = {
+        "table": _digest(file),
+        "seeds": seeds,
+        "versions": versions(),
+        "goals": [asdict(each) for each in verdicts(results, limit(table))],
+        "searches": searches,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values) + "\n")
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if value < math.inf else None for value in values]
+
+
+def versions() -> Mapping[str, str]:
+    """Of what the figures depend on."""
+    found = describe_machine("cpu").versions
+    chosen = {name: found[name] for name in ("python", "anitune", "optuna", "numpy") if name in found}
+    return chosen | ({"syne-tune": version("syne-tune")} if has_syne_tune() else {})
+
+
+def main() -> None:
+    """Replay searches, and print, write and draw what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--table", type=Path, default=TABLE, help="file of the table of real trainings")
+    parser.add_argument("--seeds", type=int, default=30, help="replays of each search (default: %(default)s)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16], help="virtual workers")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(searches()), metavar="SEARCH", help="replay these alone"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="replay nothing: judge and draw the courses of --json"
+    )
+    parser.add_argument("--json", type=Path, default=Path("build/search-quality.json"), help="the courses")
+    parser.add_argument("--features", type=Path, default=Path("build/search-features"))
+    parser.add_argument(
+        "--write-docs", action="store_true", help="put tables and plots into docs/ and README.md"
+    )
+    arguments = parser.parse_args()
+    if not arguments.table.exists():
+        parser.error(f"{arguments.table} is not there; make search-table makes it")
+    table = _table(arguments.table)
+    courses = read_courses(arguments.json, arguments.table, arguments.seeds)
+    if arguments.redraw and not courses:
+        parser.error(f"{arguments.json} has no courses of this table with {arguments.seeds} seeds")
+    # Peers depend on the table alone, and some take long: they are not replayed again unless they are named.
+    chosen = [
+        (name, count)
+        for name in ([] if arguments.redraw else arguments.only or searches())
+        for count in arguments.workers
+        if arguments.only or name in OURS or (name, count) not in courses
+    ]
+    if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
+        parser.error("Syne Tune is not installed: make bench-search does it; or name others by --only")
+    began = time.perf_counter()
+    for (name, count), found in replay_all(chosen, arguments.seeds, arguments.table, arguments.features):
+        courses = _in_order({**courses, (name, count): found})
+        write_courses(arguments.json, arguments.table, arguments.seeds, courses, table)
+        result = judge(name, count, found, table)
+        print(f"{time.perf_counter() - began:5.0f} s: {', '.join(_row(result, table.epochs))}", flush=True)
+
+    results = judge_all(courses, table)
+    goals = verdicts(results, limit(table))
+    parts = {"the figures": figures_table(results, table.epochs), "the goals": goals_table(goals)}
+    for lines in parts.values():
+        print("\n" + "\n".join(lines))
+    best = table.ranked()[0][0]
+    draw_interactive(courses, best, limit(table), arguments.json.with_suffix(".html"))
+    draw_static(courses, best, limit(table), arguments.json.with_suffix(".svg"))
+    if arguments.write_docs:
+        _write_docs(courses, table, arguments.seeds, parts)
+
+
+def _in_order(courses: Courses) -> Courses:
+    """In the order of the searches, and of their numbers of workers."""
+    names = list(searches())
+    return dict(sorted(courses.items(), key=lambda each: (names.index(each[0][0]), each[0][1])))
+
+
+def _write_docs(courses: Courses, table: Trainings, seeds: int, parts: Mapping[str, list[str]]) -> None:
+    best = table.ranked()[0][0]
+    draw_interactive(courses, best, limit(table), DOCS / "search-quality.html")
+    draw_static(courses, best, limit(table), DOCS / "images" / "search-quality.svg")
+    words = ", ".join(f"{name} {number}" for name, number in versions().items())
+    made = [
+        f"A table of {table.count} configurations ({table.epochs:,} epochs in all), {seeds} seeds; {words}.",
+        "",
+    ]
+    picture = "![Median regret of all searches against the epochs that they have spent]"
+    page = DOCS / "search-quality.md"
+    put_part(page, "the goals", [*made, *parts["the goals"]])
+    put_part(page, "the figures", parts["the figures"])
+    put_part(
+        page,
+        "the plot",
+        [f"{picture}(images/search-quality.svg)", "", "[The same, interactive](search-quality.html)"],
+    )
+    put_part(DOCS.parent / "README.md", "the plot", [f"{picture}(docs/images/search-quality.svg)"])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +24,16 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from benchmarks.search_table import EPOCHS, STUDY, Cell, Training
+from benchmarks.search_table import EPOCHS, SEARCHED, STUDY, Cell, Training, full_grid, settings_of
 from benchmarks.tracker_time import home_settings
+from search.propose.samplers import trial_limit
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, Worker
 from storage.database import open_database
-from storage.studies import Budget, StudyProgress, create_study
+from storage.studies import Budget, create_study
 from trainer.config import TrainConfig, dump_config
+from trainer.errors import TrainingFailed
 from trainer.fitting.loop import Outcome
 from trainer.reporting import EpochRecord, Reporter
 from trainer.run import TrainingResult
@@ -91,7 +95,7 @@ class VirtualClock:
 
 
 class Trainings:
-    """The rows of the table, by configuration and seed.
+    """The largest full grid of the table, by configuration and seed.
 
     A training's seed chooses among the rows that its configuration has: the noise between seeds is part of a
     search.
@@ -99,19 +103,18 @@ class Trainings:
 
     def __init__(self, rows: Sequence[Training]) -> None:
         self._rows: dict[tuple[Any, ...], list[Training]] = {}
-        for row in sorted(rows, key=lambda row: row.cell.seed):
-            if (row.cell.schedule, row.cell.epochs) == ("cosine", EPOCHS):
-                self._rows.setdefault(_settings(row.cell), []).append(row)
+        for row in sorted(full_grid(rows), key=lambda row: row.cell.seed):
+            self._rows.setdefault(settings_of(row.cell), []).append(row)
 
     def find(self, settings: Any, seed: int) -> Training:
         """The training of a configuration: anything with the attributes of a cell."""
-        rows = self._rows[_settings(settings)]
+        rows = self._rows[settings_of(settings)]
         return rows[seed % len(rows)]
 
     def error(self, settings: Any) -> float:
-        """Least validation MAE of a full training, kcal/mol, as the mean over the seeds that there are."""
-        rows = self._rows[_settings(settings)]
-        return sum(min(row.val_mae) for row in rows) / len(rows)
+        """Least validation MAE of a full training, kcal/mol: mean over its seeds; infinite if one failed."""
+        rows = self._rows[settings_of(settings)]
+        return sum(row.error for row in rows) / len(rows)
 
     @property
     def choices(self) -> dict[str, list[Any]]:
@@ -123,16 +126,24 @@ class Trainings:
         return sorted((self.error(Cell(*settings)), settings) for settings in self._rows)
 
     @property
+    def shortest_epoch(self) -> float:
+        """Of all trainings, s."""
+        return min(row.seconds or 1.0 for rows in self._rows.values() for row in rows)
+
+    @property
+    def count(self) -> int:
+        """Number of configurations."""
+        return len(self._rows)
+
+    @property
     def epochs(self) -> int:
         """What training every configuration once would cost."""
-        return EPOCHS * len(self._rows)
+        return EPOCHS * self.count
 
 
-SEARCHED = ("hidden", "activation", "learning_rate", "batch_size", "weight_decay")
-
-
-def _settings(of: Any) -> tuple[Any, ...]:
-    return tuple(getattr(of, name) for name in SEARCHED)
+Point = tuple[int, float, float]
+"""Epochs of all trials together, virtual time (s), and of the configuration that a person would take then the
+error after a full training, kcal/mol."""
 
 
 @dataclass
@@ -142,27 +153,42 @@ class Course:
     Attributes
     ----------
     points
-        After each report of a trial: epochs of all trials together, virtual time (s), and the error of the
-        configuration that a person would take then, after a full training, kcal/mol.
+        After each epoch of a trial.
     """
 
     trainings: Trainings
-    points: list[tuple[int, float, float]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     epochs: int = 0
     trained: dict[int, int] = field(default_factory=dict)
     """Epochs that each trial has."""
     _best: dict[Any, tuple[int, float]] = field(default_factory=dict)
 
-    def report(
-        self, settings: Any, trial: int, epochs: int, best: float, new_epochs: int, now: float
-    ) -> None:
-        """A trial has come to so many epochs with this best validation MAE."""
-        self.epochs += new_epochs
+    def report(self, settings: Any, trial: int, epochs: int, best: float, now: float) -> None:
+        """A trial has trained one more epoch, and so many in all, with this best validation MAE so far."""
+        self.epochs += 1
         self.trained[trial] = epochs
-        self._best[trial, _settings(settings)] = (-epochs, best)
+        self._best[trial, settings_of(settings)] = (-epochs, best)
         # The one that was trained longest, and of those the best: others cannot be compared with it.
         (_, taken), _ = min(self._best.items(), key=lambda item: item[1])
         self.points.append((self.epochs, now, self.trainings.error(Cell(*taken))))
+
+    def failed(self, settings: Any, trial: int) -> None:
+        """The training of a trial has failed: nobody would take it."""
+        self._best[trial, settings_of(settings)] = (0, math.inf)
+
+    @property
+    def changes(self) -> list[Point]:
+        """The points at which another configuration, by its error, was taken than before."""
+        return [
+            point
+            for before, point in itertools.pairwise([(0, 0.0, math.nan), *self.points])
+            if point[2] != before[2]
+        ]
+
+
+def taken_after(course: Sequence[Point], epochs: float) -> float:
+    """Error of the configuration that a person would take after so many epochs; infinite if there is none."""
+    return next((error for spent, _, error in reversed(course) if spent <= epochs), math.inf)
 
 
 def replay_ours(
@@ -179,8 +205,12 @@ def replay_ours(
     """
     config = _study(trainings, changes, seed, epochs)
     clock, course = VirtualClock(), Course(trainings)
-    with tempfile.TemporaryDirectory() as home, open_database(home_settings(Path(home))) as database:
-        study = create_study(database, config.name, dump_config(config), Budget(epochs=epochs))
+    with (
+        tempfile.TemporaryDirectory(dir=_memory()) as home,
+        open_database(home_settings(Path(home))) as database,
+    ):
+        budget = Budget(trials=trial_limit(config), epochs=config.limits.epochs)
+        study = create_study(database, config.name, dump_config(config), budget)
         clock.run(
             [
                 _Replaying(
@@ -188,7 +218,7 @@ def replay_ours(
                     study,
                     config,
                     task,
-                    _Silent(),
+                    SilentWatcher(),
                     _VirtualStop(clock),
                     start_relay=lambda study: None,
                     name=f"virtual-{n}",
@@ -197,6 +227,11 @@ def replay_ours(
             ]
         )
     return course
+
+
+def _memory() -> str | None:
+    """A file system in memory, if there is one: a disk would take most of the time of a replay."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def replay_optuna(
@@ -223,14 +258,18 @@ def replay_optuna(
             for epoch, mae in enumerate(row.val_mae, start=1):
                 clock.sleep(row.seconds or 1.0)
                 best = min(row.val_mae[:epoch])
-                course.report(cell, trial.number, epoch, best, 1, clock.now)
+                course.report(cell, trial.number, epoch, best, clock.now)
                 if pruner is not None:
                     trial.report(mae, epoch)
                     if trial.should_prune():
                         study.tell(trial, state=TrialState.PRUNED)
                         break
             else:
-                study.tell(trial, min(row.val_mae))
+                if row.failure is None:
+                    study.tell(trial, row.error)
+                else:
+                    course.failed(cell, trial.number)
+                    study.tell(trial, state=TrialState.FAIL)
 
     clock.run([work] * workers)
     return course
@@ -264,17 +303,6 @@ class _Replaying(Worker):
         self._train_claims(self._replay)
 
 
-class _Silent:
-    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
-
-    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-
 def _replay(
     clock: VirtualClock,
     course: Course,
@@ -293,10 +321,14 @@ def _replay(
     pruned = False
     for rung in (*(step for step in rungs if step > done), EPOCHS):
         new = row.val_mae[len(records) : rung]
-        clock.sleep(len(new) * (row.seconds or 1.0))
-        records += [_record(n, mae, clock.now) for n, mae in enumerate(new, len(records) + 1)]
-        best = min(row.val_mae[:rung])
-        course.report(config, trial, len(records), best, len(new), clock.now)
+        for epoch, mae in enumerate(new, len(records) + 1):
+            clock.sleep(row.seconds or 1.0)
+            records.append(_record(epoch, mae, clock.now))
+            best = min(row.val_mae[:epoch])
+            course.report(config, trial, epoch, best, clock.now)
+        if len(records) < rung:
+            course.failed(config, trial)
+            raise TrainingFailed(row.failure)
         told = tuple(records[-len(new) :])
         if rung == EPOCHS:
             reporter.records(told)

@@ -11,20 +11,23 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from benchmarks.machine import describe_machine
 from benchmarks.tracker_time import home_settings
 from storage.database import open_database
 from storage.errors import StudyNotFoundError
@@ -58,6 +61,9 @@ STUDY: Final[dict[str, Any]] = {
     "seed": 0,
 }
 """What all trainings share: the quickstart's data, split and settings."""
+
+SEARCHED: Final = tuple(GRID)
+"""Names of the settings that differ between the configurations."""
 
 SEEDS: Final = (0, 1, 2)
 FURTHER_SEEDS_BEST: Final = 40
@@ -114,6 +120,10 @@ class Training:
         None until it was measured.
     failure
         Why the training failed; then ``val_mae`` has the epochs before.
+    versions
+        Of Python and the packages that it ran with, and the commit of this repository.
+    cpu
+        Model of the processor that it ran on.
     """
 
     cell: Cell
@@ -121,6 +131,13 @@ class Training:
     parameters: int | None
     seconds: float | None = None
     failure: str | None = None
+    versions: Mapping[str, str] | None = None
+    cpu: str | None = None
+
+    @property
+    def error(self) -> float:
+        """Least validation MAE, kcal/mol; infinite if the training failed."""
+        return math.inf if self.failure is not None else min(self.val_mae)
 
 
 def grid() -> list[Cell]:
@@ -143,9 +160,46 @@ def read_table(path: Path = TABLE) -> list[Training]:
             row["parameters"],
             row["seconds"],
             row["failure"],
+            json.loads(row["versions"]) if row.get("versions") else None,
+            row.get("cpu"),
         )
         for row in pq.read_table(path).to_pylist()
     ]
+
+
+def full_grid(rows: Iterable[Training]) -> list[Training]:
+    """The full trainings of the largest full grid that the rows contain, with all their seeds.
+
+    While the table is being made, some configurations are missing. A search needs all combinations of the
+    values that it chooses from: values are left out so that as many configurations as possible remain.
+    """
+    full = [row for row in rows if (row.cell.schedule, row.cell.epochs) == ("cosine", EPOCHS)]
+    trained = {settings_of(row.cell) for row in full}
+    values = [sorted(set(column)) for column in zip(*trained, strict=True)]
+    present = np.zeros([len(each) for each in values], dtype=bool)
+    for settings in trained:
+        present[tuple(each.index(value) for each, value in zip(values, settings, strict=True))] = True
+
+    def kept(others: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """Positions of the values, given those of all settings but the first."""
+        part = present[np.ix_(range(len(values[0])), *others)]
+        return [np.flatnonzero(part.reshape(len(part), -1).all(axis=1)).tolist(), *others]
+
+    choices = itertools.product(*(_subsets(len(each)) for each in values[1:]))
+    best = max((kept(others) for others in choices), key=lambda sets: math.prod(map(len, sets)))
+    grid = set(itertools.product(*([each[n] for n in ns] for each, ns in zip(values, best, strict=True))))
+    return [row for row in full if settings_of(row.cell) in grid]
+
+
+def _subsets(count: int) -> list[tuple[int, ...]]:
+    """All that are not empty, of the first numbers; the largest first."""
+    sizes = range(count, 0, -1)
+    return [each for size in sizes for each in itertools.combinations(range(count), size)]
+
+
+def settings_of(config: Any) -> tuple[Any, ...]:
+    """The settings that differ between configurations, of anything that has them as attributes."""
+    return tuple(getattr(config, name) for name in SEARCHED)
 
 
 SCHEMA: Final = pa.schema(
@@ -161,6 +215,8 @@ SCHEMA: Final = pa.schema(
         ("parameters", pa.int32()),
         ("seconds", pa.float32()),
         ("failure", pa.string()),
+        ("versions", pa.string()),
+        ("cpu", pa.string()),
         ("val_mae", pa.list_(pa.float32())),
     ]
 )
@@ -171,6 +227,7 @@ def write_table(trainings: Iterable[Training], path: Path) -> None:
     rows = [
         dataclasses.asdict(each.cell)
         | {"parameters": each.parameters, "seconds": each.seconds, "failure": each.failure}
+        | {"versions": json.dumps(each.versions) if each.versions else None, "cpu": each.cpu}
         | {"val_mae": list(each.val_mae)}
         for each in sorted(trainings, key=lambda each: dataclasses.astuple(each.cell))
     ]
@@ -184,8 +241,7 @@ def repeated(first: Sequence[Training]) -> list[Cell]:
     """The configurations that get further seeds: a random share, and the best ones with the first seed."""
     cells = grid()
     share = set(random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells))))
-    best = sorted((each for each in first if each.failure is None), key=lambda each: min(each.val_mae))
-    share |= {each.cell for each in best[:FURTHER_SEEDS_BEST]}
+    share |= {each.cell for each in sorted(first, key=lambda each: each.error)[:FURTHER_SEEDS_BEST]}
     return [cell for cell in cells if cell in share]
 
 
@@ -230,7 +286,8 @@ def make_table(home: Path, path: Path, pack: str) -> None:
 
 
 def collect(home: Path, name: str, rows: dict[Cell, Training], path: Path) -> None:
-    """Add what a study has trained to the rows, and write the table."""
+    """Add what a study has trained, on this machine, to the rows, and write the table."""
+    cpu = describe_machine("cpu").cpu
     seconds = {shape_of(each.cell): each.seconds for each in rows.values()}
     for cell, trial, curve in _recorded(home, name, "val/mae_kcalmol"):
         parameters = trial.summary.get("parameters")
@@ -240,6 +297,8 @@ def collect(home: Path, name: str, rows: dict[Cell, Training], path: Path) -> No
             None if parameters is None else int(parameters),
             seconds.get(shape_of(cell)),
             trial.reason if trial.state == "failed" else None,
+            trial.worker.versions,
+            cpu,
         )
     write_table(rows.values(), path)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,13 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from benchmarks.search_replay import Course, Trainings, VirtualClock, replay_optuna, replay_ours
+from benchmarks.search_replay import (
+    Course,
+    Trainings,
+    VirtualClock,
+    replay_optuna,
+    replay_ours,
+)
 from benchmarks.search_table import EPOCHS, Cell, Training
 from search.propose import halving
 from search.study import PrunerConfig
@@ -122,13 +129,38 @@ def test_plain_optuna_spends_the_same_epochs_on_the_same_clock(trainings: Traini
         assert taken >= trainings.ranked()[0][0]
 
 
+def test_a_training_that_failed_costs_its_epochs_and_is_never_taken(trainings: Trainings, task: Task) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    best = trainings.ranked()[0][1]
+    rows = [row for cell in cells() for row in [trainings.find(cell, 0)]]
+    failing = Trainings(
+        [
+            dataclasses.replace(row, val_mae=row.val_mae[:5], failure="the loss is not finite")
+            if dataclasses.astuple(row.cell)[:5] != best
+            else row
+            for row in rows
+        ]
+    )
+    asha = {"pruner": {"kind": "asha", "min_epochs": 3}}
+    for course in (
+        replay_ours(failing, task, asha, 0, 100, 1),
+        replay_optuna(failing, RandomSampler(seed=0), None, 200, 1),
+    ):
+        assert {5, 10, 15} <= {epochs for epochs, _, _ in points(course)}
+        taken = [error for _, _, error in course.points]
+        assert taken[0] == math.inf
+        assert taken[-1] == failing.ranked()[0][0]
+
+
 def test_a_person_takes_what_was_trained_longest(trainings: Trainings) -> None:
     course = Course(trainings)
     good, bad, unknown = cells()[7], cells()[0], cells()[1]
-    course.report(bad, 0, EPOCHS, error(bad), EPOCHS, 1.0)
-    course.report(good, 1, EPOCHS, error(good), EPOCHS, 2.0)
-    course.report(unknown, 2, 3, 0.1, 3, 3.0)  # good so far, which says little
-    assert [point[0] for point in course.points] == [EPOCHS, 2 * EPOCHS, 2 * EPOCHS + 3]
-    assert [point[2] for point in course.points] == [
-        trainings.error(cell) for cell in (bad, *[min((bad, good), key=error)] * 2)
-    ]
+    for epoch in range(1, EPOCHS + 1):
+        course.report(bad, 0, epoch, error(bad), 1.0)
+    for epoch in range(1, EPOCHS + 1):
+        course.report(good, 1, epoch, error(good), 2.0)
+    course.report(unknown, 2, 1, 0.1, 3.0)  # good so far, which says little
+    assert [point[0] for point in course.points] == list(range(1, 2 * EPOCHS + 2))
+    taken = [point[2] for point in course.points]
+    assert taken[: 2 * EPOCHS - 1] == [trainings.error(bad)] * (2 * EPOCHS - 1)
+    assert taken[2 * EPOCHS - 1 :] == [trainings.error(good)] * 2

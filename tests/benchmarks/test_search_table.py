@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import describe_machine
 from benchmarks.search_table import (
     STUDY,
+    TABLE,
     Cell,
     Training,
     collect,
+    full_grid,
     grid,
     other_schedules,
     read_table,
     repeated,
     run_study,
+    settings_of,
     study_file,
     timed,
     write_table,
@@ -74,3 +80,59 @@ def test_what_was_trained_becomes_rows(tmp_path: Path) -> None:
         assert len(each.val_mae) == 2
         assert each.parameters == 4 * ((384 + 1) * 8 + 9)
         assert each.failure is None
+        assert each.versions is not None
+        assert each.versions["torch"] == version("torch")
+        assert each.cpu == describe_machine("cpu").cpu
+
+
+def test_the_largest_full_grid_leaves_out_what_is_incomplete(made_rows: list[Training]) -> None:
+    assert full_grid(made_rows) == made_rows
+
+    # Of the values of a missing configuration, one of four learning rates costs the least.
+    gap = made_rows[0].cell
+    rows = [row for row in made_rows if settings_of(row.cell) != settings_of(gap)]
+    kept = {settings_of(row.cell) for row in full_grid(rows)}
+    assert len(kept) == 48 * 3 // 4
+    assert {each[2] for each in kept} == {1.5e-3, 4e-3, 1e-2}
+    assert {row.cell.seed for row in full_grid(rows)} == {0, 1, 2}, "all seeds of a configuration stay"
+
+    # Other schedules and lengths are of no grid.
+    other = [dataclasses.replace(row, cell=dataclasses.replace(row.cell, epochs=27)) for row in made_rows]
+    assert full_grid([*other, *rows]) == full_grid(rows)
+
+
+def test_the_grid_of_a_table_that_has_begun_is_full() -> None:
+    """The order in which the table is filled gives 216 configurations before the others are complete."""
+    for count, expected in ((162, 162), (216, 216), (300, 216), (432, 432)):
+        assert len(full_grid([trained(cell) for cell in grid()[:count]])) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TABLE.exists(), reason="the table is not there yet: make search-table makes it")
+def test_two_configurations_of_the_table_are_trained_again(
+    tmp_path: Path, print_report: Callable[[list[str]], None]
+) -> None:
+    cpu, torch = describe_machine("cpu").cpu, version("torch")
+    cheapest = sorted(
+        (row for row in full_grid(read_table()) if row.cell.seed == 0 and row.failure is None),
+        key=lambda row: (-row.cell.batch_size, row.parameters, row.cell.label),
+    )
+    rows = {row.cell: row for row in cheapest[:2]}
+    run_study(study_file(tmp_path, "again", list(rows)), tmp_path, pack="2")
+    again: dict[Cell, Training] = {}
+    collect(tmp_path, "again", again, tmp_path / "table.parquet")
+    assert again.keys() == rows.keys()
+    for trained_again in read_table(tmp_path / "table.parquet"):
+        row = rows[trained_again.cell]
+        same = (row.cpu, (row.versions or {}).get("torch")) == (cpu, torch)
+        print_report(
+            [
+                f"{row.cell.label}: {row.error:.6f} kcal/mol in the table, {trained_again.error:.6f} here;"
+                f" compared {'bit for bit' if same else 'within 10 %: another processor or torch'}"
+            ]
+        )
+        if same:
+            assert trained_again.val_mae == row.val_mae
+        else:
+            assert trained_again.val_mae[0] == pytest.approx(row.val_mae[0], rel=1e-3)
+            assert trained_again.error == pytest.approx(row.error, rel=0.1)
