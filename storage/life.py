@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from storage.database import Database
 from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
 from storage.records.keys import of_study, study_key
-from storage.records.tables import attempts, now, studies
+from storage.records.tables import attempts, now, studies, trials
 from storage.studies import Budget, Study, StudyState, budget_of, budget_values, with_files
 
 CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
@@ -112,6 +112,14 @@ def extend_budget(database: Database, study: Study, more: Budget) -> Budget:
         }
         connection.execute(update(studies).where(studies.c.id == study.id).values(values))
         return budget_of(locked_row(connection, study))
+
+
+def limit_to_begun(database: Database, study: Study) -> None:
+    """Let no more trials of a study begin than have begun: nothing is left that could be tried."""
+    with database.writing() as connection:
+        locked_row(connection, study)
+        begun = select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
+        connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun))
 
 
 def live_workers(connection: Connection, study: Study) -> list[str]:

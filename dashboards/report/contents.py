@@ -330,12 +330,14 @@ def _pruning(record: StudyRecord) -> Section:
     )
     planned = summary.epochs + summary.epochs_saved
     share = summary.epochs_saved / planned if planned else 0.0
+    waiting = summary.trials["paused"]
+    paused = f"; paused until later results promote them: {waiting}" if waiting else ""
     return Section(
         "What pruning saved",
         (
-            f"Trials given up early ({pruner}): {summary.trials['pruned']}. So {summary.epochs_saved:,} of"
-            f" {planned:,} epochs were not trained ({share:.0%}), at the speed of those trials about"
-            f" {duration(seconds)} of {duration(seconds + summary.seconds)}. A pruned trial might have become"
+            f"Trials given up early ({pruner}): {summary.trials['pruned']}{paused}. So"
+            f" {summary.epochs_saved:,} of {planned:,} epochs were not trained ({share:.0%}), at the speed of"
+            f" those trials about {duration(seconds)} of {duration(seconds + summary.seconds)}. A pruned trial might have become"
             " better than it looked.",
         ),
     )

@@ -216,7 +216,8 @@ def _create(
         study = create_study(database, each.name, values[each.name], budget, config.priority)
         recorded = study_from_record(study.config, each.name)
         data_here = replace(recorded.data, files=each.data.files)
-        studies.append((study, replace(each, data=data_here, split=recorded.split)))
+        here = replace(each, data=data_here, split=recorded.split, pruner=recorded.pruner)
+        studies.append((study, here))
     return studies, data
 
 

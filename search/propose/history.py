@@ -50,18 +50,24 @@ class ShownStudy(Study):
     @cached_property
     def _shown(self) -> Sequence[FrozenTrial]:
         known = shown([_paused_as_pruned(trial) for trial in self._read_trials()], self._number)
-        return [trial for trial in known if self._is_of_space(trial)]
-
-    def _is_of_space(self, trial: FrozenTrial) -> bool:
-        if not trial.distributions:
-            return not trial.state.is_finished()
-        return all(self._space.get(name) == known for name, known in trial.distributions.items())
+        return [
+            trial
+            for trial in known
+            if is_of_space(trial, self._space) or not (trial.distributions or trial.state.is_finished())
+        ]
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         # What Optuna's samplers read the trials by.
         return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def is_of_space(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether a trial has parameters, and all of them are of this space."""
+    return bool(trial.distributions) and all(
+        space.get(name) == known for name, known in trial.distributions.items()
+    )
 
 
 def _paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:

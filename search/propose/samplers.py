@@ -7,6 +7,7 @@ the same, and a study with one worker can be repeated.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.propose.history import ShownStudy
+from search.propose.history import ShownStudy, is_of_space
 from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
 from search.propose.space import distributions, finite_points, grid_points, is_finite, used_params
@@ -96,15 +97,14 @@ def make_sampler(config: StudyConfig, number: int, draw: int = 0) -> BaseSampler
 
 
 def trial_limit(config: StudyConfig) -> int | None:
-    """Trials that a study has at most; rows and a space of finitely many points end when they are used up."""
+    """Trials that a study has at most; grids and rows end when they are used up."""
     if config.rows is not None:
         return len(config.rows)
     assert config.sampler is not None
-    points = grid_points(config) if config.sampler.kind == "grid" else None
-    if points is None and config.repeats == "take":
-        points = finite_points(config)
-    limits = [config.limits.trials] + ([len(points)] if points is not None else [])
-    return min((limit for limit in limits if limit is not None), default=None)
+    if config.sampler.kind != "grid":
+        return config.limits.trials
+    size = len(grid_points(config))
+    return size if config.limits.trials is None else min(size, config.limits.trials)
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,12 @@ class Proposal:
     params : of the network that is trained, by name
     stored : all parameters as Optuna keeps them, those that the network has no use for too: value and
         distribution (JSON) by name
+    used_up : whether every point of the space was tried before
     """
 
     params: dict[str, Any]
     stored: dict[str, tuple[float, str]]
+    used_up: bool = False
 
 
 def propose(
@@ -129,7 +131,7 @@ def propose(
 
     The sampler is shown the trials that :func:`search.propose.history.shown` selects, of all brackets:
     Optuna's hyperband would let it learn from one of them only. In a space of finitely many points a
-    configuration that was tried is not proposed again, as long as there is another.
+    configuration that was tried is not proposed again as long as there is another.
 
     Parameters
     ----------
@@ -146,23 +148,25 @@ def propose(
     trial = draw(asked_for or {})
     if asked_for or config.repeats != "take" or _has_points(config) or not is_finite(config):
         return _proposal(trial)
+    space = distributions(config)
     tried = {
-        _point(other.params)
-        for other in trials()
-        if other.number != number and other.state != TrialState.FAIL
+        _point(other.params) for other in trials() if other.number != number and is_of_space(other, space)
     }
     for again in range(1, DRAWS):
         if _point(trial.params) not in tried:
             return _proposal(trial)
         trial = draw({}, again)
-    untried = [point for point in finite_points(config) or () if _point(point) not in tried]
-    if _point(trial.params) in tried and untried:
-        drawn = trial.params
-        differing = [sum(drawn[name] != value for name, value in point.items()) for point in untried]
-        nearest = [point for point, n in zip(untried, differing, strict=True) if n == min(differing)]
-        chosen = np.random.default_rng(sampler_seed(config.seed, number)).integers(len(nearest))
-        trial = draw(nearest[chosen])
-    return _proposal(trial)
+    points = finite_points(config)
+    if _point(trial.params) not in tried or points is None:
+        return _proposal(trial)
+    untried = [point for point in points if _point(point) not in tried]
+    if not untried:
+        return dataclasses.replace(_proposal(trial), used_up=True)
+    drawn = trial.params
+    differing = [sum(drawn[name] != value for name, value in point.items()) for point in untried]
+    nearest = [point for point, n in zip(untried, differing, strict=True) if n == min(differing)]
+    chosen = np.random.default_rng(sampler_seed(config.seed, number)).integers(len(nearest))
+    return _proposal(draw(nearest[chosen]))
 
 
 def _draw(
@@ -218,7 +222,11 @@ def _has_points(config: StudyConfig) -> bool:
 
 
 def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(used_params(params).items()))
+    """The parameters that the network has, to compare: Optuna steps to 0.30000000000000004, not 0.3."""
+    values = {
+        name: float(f"{value:.12g}") if isinstance(value, float) else value for name, value in params.items()
+    }
+    return tuple(sorted(used_params(values).items()))
 
 
 def _only_value(distribution: BaseDistribution) -> Any:

@@ -40,7 +40,7 @@ from storage.errors import (
     StorageError,
     TrialClosedError,
 )
-from storage.life import CLOSED, study_state, wrong_state
+from storage.life import CLOSED, limit_to_begun, study_state, wrong_state
 from storage.marks import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
@@ -425,6 +425,9 @@ class Worker:
                 proposed=proposal.stored,
                 ran_on=(info.device, config.precision),
             )
+            if proposal.used_up:
+                patiently(lambda: limit_to_begun(self._database, self._study))
+                logger.info("%s: every configuration of its space was tried", self._study.name)
         return config, info
 
     def _resolved(self, asked: TrainConfig, claim: Claim) -> tuple[TrainConfig, WorkerInfo]:
@@ -452,7 +455,8 @@ class Worker:
     def _take_result(self, attempt: Attempt, twin: Twin, news: TrialNews) -> TrialNews:
         if twin.state == "running":
             raise _TooEarly(f"waits for trial {twin.number}, which has the same settings")
-        attempt.take_result(twin)
+        if not attempt.take_result(twin):
+            raise _TooEarly(f"waits for trial {twin.number}, which goes on")
         return replace(news, state=twin.state, epochs=twin.epochs, value=twin.value, twin=twin.number)
 
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
@@ -466,8 +470,8 @@ class Worker:
             reason = f"others were better after {result.epochs} epochs"
             if self._config.pruner is not None and self._config.pruner.pauses:
                 most = self._config.pruner.max_paused
-                attempt.pause(result.best_val_mae, reason, result.metrics, most)
-                return replace(news, state="paused", reason=reason)
+                stays = attempt.pause(result.best_val_mae, reason, result.metrics, most)
+                return replace(news, state="paused" if stays else "pruned", reason=reason)
             attempt.finish("pruned", result.best_val_mae, reason=reason, summary=result.metrics)
             return replace(news, state="pruned", reason=reason)
         attempt.finish("complete", result.best_val_mae, summary=result.metrics)

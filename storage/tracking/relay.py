@@ -31,7 +31,7 @@ from storage.errors import (
     TrackingRefusedError,
     TrackingUnavailableError,
 )
-from storage.records.tables import now, outbox, studies, trials
+from storage.records.tables import artifacts, now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.lease import RelayLease
@@ -290,18 +290,26 @@ class Relay:
                 self._runs.log(self._known_run(number), metrics)
             case ArtifactMessage():
                 with ExitStack() as stack:
-                    self._runs.upload(self._known_run(number), self._files(batch, stack))
+                    self._runs.upload(self._known_run(number), self._files(number, batch, stack))
             case TrialEndMessage():
                 self._send_end(_trial(number), row.message, row.time_ms)
             case _:
                 assert_never(row.message)
 
-    def _files(self, batch: Iterable[_Row], stack: ExitStack) -> dict[str, Path]:
-        """The files of a batch of artifacts, which have the content that the record names."""
+    def _files(self, number: int | None, batch: Iterable[_Row], stack: ExitStack) -> dict[str, Path]:
+        """The files of a batch of artifacts, which have the content that the record names.
+
+        A trial that went on after a pause has newer files at the same paths, and the older ones may be gone.
+        """
+        with self._db.reading() as connection:
+            of_trial = (artifacts.c.study_id == self.study.id, artifacts.c.number == number)
+            known = select(artifacts.c.path, artifacts.c.digest).where(*of_trial)
+            latest = {row.path: row.digest for row in connection.execute(known)}
         files = {}
         for artifact in (row.message for row in batch):
             assert isinstance(artifact, ArtifactMessage), "a batch holds messages of one kind"
-            files[artifact.path] = stack.enter_context(self._blobs.lend(artifact.digest))
+            if latest.get(artifact.path) == artifact.digest:
+                files[artifact.path] = stack.enter_context(self._blobs.lend(artifact.digest))
         return files
 
     def _send_study(self, message: StudyMessage, time_ms: int) -> None:

@@ -195,12 +195,20 @@ class Attempt:
         return twin
 
     @_patient
-    def take_result(self, twin: Twin) -> None:
-        """End the trial as its twin has ended, with its metrics, rungs and artifacts."""
+    def take_result(self, twin: Twin) -> bool:
+        """End the trial as its twin has ended, with its metrics, rungs and artifacts.
+
+        Returns
+        -------
+        Whether it was done; not if the twin was paused and goes on by now.
+        """
         with self._database.writing() as connection:
+            locked_row(connection, self.study)  # the twin is not resumed meanwhile
             row = fencing.find(connection, self._lease)
             if row.ended_at is None or row.outcome != twin.state:  # else: as in :meth:`finish`
                 fencing.refuse_ended(self._lease, row)
+                if twins.find(connection, self._trial(connection)) != twin:
+                    return False
                 history = twins.history(connection, self.study.id, twin.number)
                 for start in range(0, len(history), METRICS_A_ROW):
                     if new := self._insert_metrics(connection, history[start : start + METRICS_A_ROW]):
@@ -214,6 +222,7 @@ class Attempt:
                 self._update_attempt(connection, last_epoch=twin.epochs)
                 self._end_attempt(connection, ending.state, ending.reason)
         endings.settle(self._database, self.study, self.claim.number)
+        return True
 
     @_patient
     def record_metrics(self, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None = None) -> None:
@@ -331,7 +340,7 @@ class Attempt:
         endings.settle(self._database, self.study, self.claim.number)
 
     @_patient
-    def pause(self, value: float, reason: str, summary: Mapping[str, float], most: int) -> None:
+    def pause(self, value: float, reason: str, summary: Mapping[str, float], most: int) -> bool:
         """Leave the trial at its rung: a later claim resumes it, or it ends as pruned with the study.
 
         Parameters
@@ -340,6 +349,15 @@ class Attempt:
             As of :meth:`finish`: what the trial has so far.
         most
             Trials of the study that may be paused at once: the least promising end as pruned.
+
+        Returns
+        -------
+        Whether it is paused, and not one that has ended as pruned.
+
+        Raises
+        ------
+        TrialClosedError
+            if the trial was ended or deleted in the Optuna dashboard.
         """
         with self._database.writing() as connection:
             locked_row(connection, self.study)
@@ -347,9 +365,11 @@ class Attempt:
             # Paused by us: the acknowledgement of the first try was lost.
             if row.ended_at is None or row.outcome != "paused":
                 fencing.refuse_ended(self._lease, row)
-                paused.pause(connection, self._trial(connection), value, reason, summary)
+                if not paused.pause(connection, self._trial(connection), value, reason, summary):
+                    raise self._closed()
                 self._end_attempt(connection, "paused", reason)
                 paused.end_surplus(connection, self.study, keep=most)
+            return bool(self._trial(connection).state == "paused")
 
     @_patient
     def hand_back(self, reason: str, *, crashed: bool = False) -> None:

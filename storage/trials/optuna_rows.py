@@ -201,16 +201,22 @@ def end_trial(
     return True
 
 
-def mark_paused(connection: Connection, optuna_trial_id: int, words: str) -> None:
-    """Say in Optuna, which has no such state, that a running trial is paused."""
+def mark_paused(connection: Connection, optuna_trial_id: int, words: str) -> bool:
+    """Say in Optuna, which has no such state, that a trial is paused; whether Optuna has it as running."""
+    state = _locked_state(connection, optuna_trial_id)
+    if state is None or state.is_finished():
+        return False
     row = {"trial_id": optuna_trial_id, "key": PAUSED, "value_json": json.dumps(words)}
     connection.execute(_set(_user_attributes, connection.dialect.name), row)
+    return True
 
 
-def unmark_paused(connection: Connection, optuna_trial_id: int) -> None:
-    """Undo :func:`mark_paused`."""
+def unmark_paused(connection: Connection, optuna_trial_id: int) -> bool:
+    """Undo :func:`mark_paused`; whether Optuna has the trial as running."""
+    state = _locked_state(connection, optuna_trial_id)
     this = (_user_attributes.c.trial_id == optuna_trial_id, _user_attributes.c.key == PAUSED)
     connection.execute(delete(_user_attributes).where(*this))
+    return state is not None and not state.is_finished()
 
 
 def copy_reports(connection: Connection, source: int, target: int) -> None:

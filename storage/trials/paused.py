@@ -66,29 +66,39 @@ def any_paused(connection: Connection, study_id: int) -> bool:
 
 def pause(
     connection: Connection, trial: Row[Any], value: float, reason: str, summary: Mapping[str, float]
-) -> None:
-    """Pause a trial (a row of ``anitune_trials``) in the open transaction.
+) -> bool:
+    """Pause a trial (a row of ``anitune_trials``) in the open transaction, unless it was ended in Optuna.
 
     It keeps what it would end with as a pruned trial.
+
+    Returns
+    -------
+    Whether it is paused.
     """
+    if not optuna_rows.mark_paused(connection, trial.optuna_trial_id, reason):
+        return False
     values = {"state": "paused", "value": value, "reason": reason, "summary": dict(summary)}
     connection.execute(_UPDATED, trial_key(trial.study_id, trial.number) | values)
-    optuna_rows.mark_paused(connection, trial.optuna_trial_id, reason)
     enqueue(connection, trial.study_id, trial.number, [TrialStateMessage("paused")])
+    return True
 
 
-def resume(connection: Connection, study: Study, number: int) -> Row[Any]:
+def resume(connection: Connection, study: Study, number: int) -> Row[Any] | None:
     """Let a paused trial go on beyond its rung; answers its row of ``anitune_trials``.
 
-    The decision of the rung is changed, so the training does not stop there once more.
+    The decision of the rung is changed, so the training does not stop there once more. A trial that was ended
+    or deleted in the Optuna dashboard fails in place of that, and the answer is None.
     """
     this = trial_key(study.id, number)
+    trial = connection.execute(_TRIAL, this).one()
+    if not optuna_rows.unmark_paused(connection, trial.optuna_trial_id):
+        reason = "it was ended or deleted in the Optuna dashboard"
+        endings.record(connection, trial, Ending("failed", reason=reason))
+        return None
     connection.execute(_GO_ON, this)
     connection.execute(_UPDATED, this | {"state": "running", "value": None, "reason": None, "summary": {}})
-    trial = connection.execute(_TRIAL, this).one()
-    optuna_rows.unmark_paused(connection, trial.optuna_trial_id)
     enqueue(connection, study.id, number, [TrialStateMessage("running")])
-    return trial
+    return connection.execute(_TRIAL, this).one()
 
 
 def end_surplus(connection: Connection, study: Study, keep: int) -> None:

@@ -6,7 +6,7 @@ import itertools
 import os
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -145,7 +145,7 @@ def claim_trial(
         if locked_row(connection, study).state == "open":
             claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
             if claim is None:
-                claim = _promote_or_begin(connection, study, worker, lease_seconds, promotion)
+                claim = _promote_or_begin(connection, study, worker, lease_seconds, in_hand, promotion)
         # Of workers that died before they told Optuna, and trials that were given up just now.
         untold = endings.untold(connection, study, leave=in_hand)
     for number in untold:
@@ -189,7 +189,10 @@ def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
         .where(
             studies.c.state == "open",
             studies.c.name.not_in(leave),
-            _abandoned().exists() | _paused().exists() | _within_budget(),
+            # While others train, nobody knows which of the paused trials is the next.
+            _abandoned().exists()
+            | (_in_state("paused").exists() & ~_in_state("running").exists())
+            | _within_budget(),
         )
         .order_by(studies.c.priority.desc(), studies.c.id)
         .limit(1)
@@ -199,20 +202,33 @@ def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
 
 
 def _promote_or_begin(
-    connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float, promotion: Promotion
+    connection: Connection,
+    study: Study,
+    worker: WorkerInfo,
+    lease_seconds: float,
+    in_hand: Collection[int],
+    promotion: Promotion,
 ) -> Claim | None:
     this = study_key(study.id)
     may_begin = connection.execute(_WITHIN_BUDGET, this).first() is not None
-    if paused.any_paused(connection, study.id):
+    while paused.any_paused(connection, study.id):
         spent = not may_begin and connection.execute(_WITHIN_EFFORT, this).first() is None
-        if not spent or connection.execute(_COMPLETE_OR_RUNNING, this).first() is None:
-            number = promotion(paused.results_in(connection, study.id), may_begin)
-            if number is not None:
-                trial = paused.resume(connection, study, number)
-                return _go_on(connection, study, trial, worker, lease_seconds)
+        if spent and connection.execute(_COMPLETE_OR_RUNNING, this).first() is not None:
+            break
+        # One that was paused just now may still be in the hand of another slot of this worker.
+        results = [
+            replace(result, paused=result.paused and result.number not in in_hand)
+            for result in paused.results_in(connection, study.id)
+        ]
+        number = promotion(results, may_begin)
+        if number is None:
+            break
+        trial = paused.resume(connection, study, number)
+        if trial is not None:
+            return _go_on(connection, study, trial, worker, lease_seconds)
     if may_begin:
         return _begin(connection, study, worker, lease_seconds)
-    if connection.execute(_RUNNING, this).first() is None:
+    if not in_hand and connection.execute(_RUNNING, this).first() is None:
         paused.end_surplus(connection, study, keep=0)
     return None
 
@@ -259,10 +275,10 @@ def _abandoned() -> Select[Any]:
     )
 
 
-def _paused() -> Select[Any]:
-    """Paused trials of a row of ``anitune_studies``."""
+def _in_state(state: str) -> Select[Any]:
+    """Trials of a row of ``anitune_studies`` that are running, or paused."""
     return select(trials.c.number).where(
-        trials.c.study_id == studies.c.id, trials.c.state == "paused", trials.c.told.is_(False)
+        trials.c.study_id == studies.c.id, trials.c.state == state, trials.c.told.is_(False)
     )
 
 

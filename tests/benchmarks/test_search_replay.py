@@ -143,8 +143,8 @@ def test_a_training_that_failed_costs_its_epochs_and_is_never_taken(trainings: T
     )
     asha = {"pruner": {"kind": "asha", "min_epochs": 3}}
     for course in (
-        replay_ours(failing, task, asha, 0, 100, 1),
-        replay_optuna(failing, RandomSampler(seed=0), None, 200, 1),
+        replay_ours(failing, task, asha, 0, 500, 1),
+        replay_optuna(failing, RandomSampler(seed=0), None, 1000, 1),
     ):
         assert {5, 10, 15} <= {epochs for epochs, _, _ in points(course)}
         taken = [error for _, _, error in course.points]

@@ -7,8 +7,9 @@ from typing import Any, get_args, get_type_hints
 
 import optuna
 import pytest
-from optuna.distributions import json_to_distribution
+from optuna.distributions import FloatDistribution, json_to_distribution
 from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState, create_trial
 
 from search.propose.history import ShownStudy
 from search.propose.samplers import SAMPLERS, make_sampler, propose, trial_limit
@@ -144,6 +145,34 @@ def test_a_grid_is_used_up_once(storage: BaseStorage) -> None:
     assert trial_limit(config) == 8
     found = search(storage, config, 8)
     assert len({tuple(p.items()) for p in found}) == 8
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "qmc"])
+def test_a_finite_space_is_tried_without_repeating_a_point(kind: str, storage: BaseStorage) -> None:
+    space = {
+        "layers": {"choices": [1, 2]},
+        "width": {"choices": [8, 16]},
+        "dropout": {"low": 0.1, "high": 0.3, "step": 0.1},  # 0.30000000000000004 in Optuna's steps
+        "activation": {"choices": ["celu"]},
+        "batch_size": {"choices": [16]},
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+    }
+    config = make(kind, storage, space=space)
+    study = optuna.load_study(study_name=config.name, storage=storage)
+    foreign = create_trial(value=1.0, params={"x": 1.0}, distributions={"x": FloatDistribution(0, 2)})
+    study.add_trial(foreign)
+    found = []
+    for n in range((2 + 4) * 3):  # two networks of one layer, four of two
+        trial = study.ask()
+        params = propose_and_keep(storage, config, trial)
+        found.append(
+            tuple(sorted((k, round(v, 3) if isinstance(v, float) else v) for k, v in params.items()))
+        )
+        # One that fails is not tried again before the others.
+        study.tell(trial, None if n % 4 == 0 else float(n), state=TrialState.FAIL if n % 4 == 0 else None)
+    assert len(set(found)) == len(found)
+    assert propose(storage, config, study.ask().number).used_up
 
 
 def test_rows_come_in_their_order(storage: BaseStorage) -> None:

@@ -107,9 +107,8 @@ def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
     }
 
 
-def begin(database: Database, config: StudyConfig, trials: int | None = None) -> Study:
-    budget = Budget(trials=trials or trial_limit(config))
-    return create_study(database, config.name, dump_config(config), budget)
+def begin(database: Database, config: StudyConfig) -> Study:
+    return create_study(database, config.name, dump_config(config), Budget(trials=trial_limit(config)))
 
 
 def work(
@@ -120,9 +119,8 @@ def work(
     stop: StopRequest | None = None,
     slots: int | None = 1,
     start_relay: Callable[[Study], object] = lambda _: None,
-    trials: int | None = None,
 ) -> list[TrialRow]:
-    study = begin(database, config, trials)
+    study = begin(database, config)
     Worker(
         database,
         study,
@@ -450,8 +448,11 @@ def test_equal_settings_are_trained_once_and_count(
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
     watching = Watching()
-    study = with_repeats(config, 6)
-    trials = work(database, study, task, watching, slots=slots, trials=6)  # more than there are points
+    repeated = with_repeats(config, 6)
+    study = begin(database, repeated)
+    for activation in ("silu", "celu") * 3:  # somebody asks for what is known
+        study.optuna.enqueue_trial({"activation": activation})
+    trials = work(database, repeated, task, watching, slots=slots)
     assert [t.state for t in trials] == ["complete"] * 6
     by_activation: dict[str, set[Any]] = {}
     for trial in trials:
@@ -473,6 +474,15 @@ def test_replicates_are_trained_with_other_seeds(database: Database, config: Stu
     trials = work(database, with_repeats(config, 3, repeats="replicate"), task)
     assert [t.trained_epochs for t in trials] == [EPOCHS] * 3
     assert len({t.config["seed"] for t in trials if t.config is not None}) == 3
+
+
+def test_a_study_whose_space_is_used_up_begins_no_more_trials(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    trials = work(database, with_repeats(config, 20), task)
+    # The third is the one by which this was found.
+    assert [t.trained_epochs for t in trials] == [EPOCHS, EPOCHS, 0]
+    assert summarize_study(database, begin(database, with_repeats(config, 20))).budget.trials == 3
 
 
 def test_rows_that_differ_in_their_seeds_are_all_trained(

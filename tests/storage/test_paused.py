@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from storage.database import Database
-from storage.errors import LeaseLostError
+from storage.errors import LeaseLostError, TrialClosedError
 from storage.life import change_state
 from storage.studies import Study, StudyState, summarize_study
 from storage.trials.attempts import Attempt
@@ -124,3 +124,70 @@ def test_the_least_promising_of_too_many_end_as_pruned(
     assert states(database, study) == ["paused", "pruned", "paused"]
     assert summarize_study(database, study).trials["paused"] == 2
     assert len(rung_results(database, study)) == 3, "it still counts at its rung"
+
+
+def test_a_slot_takes_no_trial_that_another_slot_of_its_worker_has_just_paused(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=1)
+    pause(database, study, claimed(database, study, worker), 1.0)
+    assert claim_trial(database, study, worker, in_hand={0}, promotion=first_paused) is None
+    assert states(database, study) == ["paused"]
+    assert claimed(database, study, worker, promotion=first_paused).number == 0
+
+
+@pytest.mark.parametrize("paused_before", [True, False])
+def test_a_trial_that_was_ended_in_optuna_is_not_trained_on(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo, paused_before: bool
+) -> None:
+    study = make_study(trials=2)
+    first, second = claimed(database, study, worker), claimed(database, study, worker)
+    if paused_before:
+        pause(database, study, first, 1.0)
+        study.optuna.tell(0, state=TrialState.FAIL)
+        pause(database, study, second, 2.0)
+        assert claimed(database, study, worker, promotion=first_paused).number == 1
+        (trial, _) = trial_rows(database, study)
+        assert (trial.state, trial.reason) == ("failed", "it was ended or deleted in the Optuna dashboard")
+        return
+    attempt = Attempt(database, study, first)
+    attempt.record_config({"hidden": [8]}, {"hidden": [8]}, planned_epochs=9)
+    assert attempt.rung(RUNG, 1.0, (), decide=lambda trial: True)
+    study.optuna.tell(0, state=TrialState.FAIL)
+    with pytest.raises(TrialClosedError):
+        attempt.pause(1.0, "others were better", {}, 100)
+    attempt.finish("failed", reason="it was ended in Optuna")  # as the worker does
+    assert states(database, study)[0] == "failed"
+
+
+def test_a_worker_of_all_studies_leaves_paused_trials_to_those_who_train(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=2)
+    running = claimed(database, study, worker)
+    pause(database, study, claimed(database, study, worker), 1.0)
+    assert next_study(database) is None
+    Attempt(database, study, running).finish("complete", 1.0)
+    assert next_study(database) == study.name
+
+
+def test_a_duplicate_waits_for_a_trial_that_was_resumed_meanwhile(
+    make_study: MakeStudy, database: Database, worker: WorkerInfo
+) -> None:
+    study = make_study(trials=2)
+    first = Attempt(database, study, claimed(database, study, worker))
+    first.record_config({"hidden": [8]}, {"hidden": [8]}, planned_epochs=9, settings="same")
+    first.rung(RUNG, 1.0, (), decide=lambda trial: True)
+    first.pause(1.0, "others were better", {"parameters": 7.0}, 100)
+    second = Attempt(database, study, claimed(database, study, worker))
+    second.record_config({"hidden": [8]}, {"hidden": [8]}, planned_epochs=9, settings="same")
+    twin = second.find_twin()
+    assert twin is not None
+    assert (twin.number, twin.state, twin.value) == (0, "pruned", 1.0)
+    resumed = claimed(database, study, worker, promotion=first_paused)
+    assert not second.take_result(twin)
+    Attempt(database, study, resumed).finish("complete", 0.5)
+    twin = second.find_twin()
+    assert twin is not None
+    assert second.take_result(twin)
+    assert [(t.state, t.value) for t in trial_rows(database, study)] == [("complete", 0.5)] * 2
