@@ -265,13 +265,13 @@ class DataConfig:
         tuple[Unusable, ...],
         Field(description="structures that are left out; where they are not, they are an error"),
     ] = ()
-    other_zero: Annotated[
-        bool,
+    unusual: Annotated[
+        Literal["refuse", "keep"],
         Field(
-            description="energies count from another zero than nuclei and electrons apart, as formation "
-            "energies or those of pseudopotentials; their unit is then not checked"
+            description="energies or distances that look like another unit, energies from another zero than "
+            "nuclei and electrons apart, charged and open-shell structures: an error, or used as they are"
         ),
-    ] = False
+    ] = "refuse"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -469,10 +469,10 @@ def test_two_layouts_that_fit_are_both_named(tmp_path: Path) -> None:
 
 def test_formation_energies_of_spice(tmp_path: Path) -> None:
     path, _ = written("SPICE", tmp_path / "x")
-    assert "count from another zero, as formation energies do, set data.other_zero" in refused(
+    assert "count from another zero, as formation energies do, set data.unusual: keep" in refused(
         path, energy="formation_energy"
     )
-    read = read_dataset([path], energy="formation_energy", other_zero=True)
+    read = read_dataset([path], energy="formation_energy", unusual="keep")
     assert abs(read.energies()).max() < 0.1
 
 
@@ -492,6 +492,7 @@ def test_ions_of_torchani(tmp_path: Path) -> None:
         file["b ammonia/charges"] = np.ones((12, 4))  # of atoms
     assert "group /a water: 1 of 12 structures is charged (the first is number 11" in refused(path)
     assert read_dataset([path], leave_out=("charged",)).structures == 47
+    assert read_dataset([path], unusual="keep").structures == 48
 
 
 @pytest.mark.parametrize(

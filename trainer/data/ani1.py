@@ -29,7 +29,7 @@ def _uncharged(group: Group, data: DataConfig) -> npt.NDArray[np.bool_] | None:
     charges = group.read(_CHARGES) if _CHARGES in group else np.empty((0, 0))
     if charges.ndim != 1 or charges.dtype.kind not in "fiu":
         return None
-    return usable(group.where, {"charged": charges != 0}, data.leave_out)
+    return usable(group.where, {"charged": charges != 0}, data)
 
 
 def _read(group: Group, energy: str, data: DataConfig, elements: str) -> list[Reading]:

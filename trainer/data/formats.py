@@ -9,7 +9,8 @@ from typing import Final
 
 from trainer.config import DataConfig
 from trainer.data.ase_files import SQLITE, ase_format, read_database, read_trajectory
-from trainer.data.frames import readings_of
+from trainer.data.frame_cache import cached_frames
+from trainer.data.frames import Frames, readings_of
 from trainer.data.layout import Reading, units_of
 from trainer.data.npz import ZIP, read_npz
 from trainer.data.xyz import GZIP, looks_like_xyz, read_xyz
@@ -76,12 +77,16 @@ def read_other(
         if data.molecule is not None:
             raise DataError(f"{path}: data.molecule is for files without groups; leave it out")
         return read_npz(path, data)
-    if format_of_file == XYZ:
-        frames = read_xyz(path, data.energy, data.molecule, progress)
-    elif format_of_file in (DATABASE, JSON_DATABASE):
-        frames = read_database(path, format_of_file, data.energy, data.molecule, progress)
-    else:
-        frames = read_trajectory(path, format_of_file, data.energy, data.molecule, progress)
+
+    def read() -> Frames:
+        if format_of_file == XYZ:
+            return read_xyz(path, data.energy, data.molecule, progress)
+        if format_of_file in (DATABASE, JSON_DATABASE):
+            return read_database(path, format_of_file, data.energy, data.molecule, progress)
+        return read_trajectory(path, format_of_file, data.energy, data.molecule, progress)
+
+    settings = [format_of_file, data.energy, data.molecule]
+    frames = cached_frames(path, settings, cache, progress, read)
     return readings_of(frames, str(path), data, units_of(data, "eV"))
 
 

@@ -70,7 +70,7 @@ def readings_of(
             "charged": frames.charged,
             "open_shell": frames.open_shell,
         },
-        data.leave_out,
+        data,
         f", name their key with data.energy (--energy){_others(frames)}",
     )
     ends = np.cumsum(frames.atoms)

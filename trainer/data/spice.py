@@ -31,7 +31,7 @@ def _read(group: Group, energy: str, data: DataConfig) -> list[Reading]:
     parts = structures_of_group(group, SPICE.elements, SPICE.coordinates, energy, units)
     readings = []
     for some in parts:
-        kept = usable(group.where, {"charged": np.full(len(some.rows), _charge(smiles) != 0)}, data.leave_out)
+        kept = usable(group.where, {"charged": np.full(len(some.rows), _charge(smiles) != 0)}, data)
         name = name_of(group, some.numbers, alone=len(parts) == 1)
         molecule = Molecule(name, smiles, some.numbers, some.coordinates[kept], some.energies[kept])
         readings.append(

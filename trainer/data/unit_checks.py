@@ -44,13 +44,14 @@ def refuse_other_units(readings: Sequence[Reading], data: DataConfig) -> None:
     DataError
         with one line that names the file, and the unit that its values look like.
     """
+    if data.unusual == "keep":
+        return
     files: dict[str, list[Reading]] = {}
     for reading in readings:
         files.setdefault(reading.file, []).append(reading)
     for file, of_file in files.items():
         _refuse_lengths(file, of_file)
-        if not data.other_zero:
-            _refuse_energies(file, of_file)
+        _refuse_energies(file, of_file)
 
 
 def _refuse_energies(file: str, readings: Sequence[Reading]) -> None:
@@ -72,14 +73,14 @@ def _refuse_energies(file: str, readings: Sequence[Reading]) -> None:
                 f"{file}: its energies are {_times(share)} those of the atoms if they are in {name}: these "
                 "look like "
                 f"{unit}; set data.unit: {unit} (--unit {unit}), or if they count from another zero "
-                "data.other_zero: true (--other-zero)"
+                "data.unusual: keep (--unusual keep)"
             )
     raise DataError(
         f"{file}: its energies are {_times(share)} those of the atoms, in {name}, and in no other unit "
         "near them "
         "(H has -0.5 hartree): if they count from another zero, as formation energies do, set "
-        "data.other_zero: true "
-        "(--other-zero)"
+        "data.unusual: keep "
+        "(--unusual keep)"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import Unusable
+from trainer.config import DataConfig, Unusable
 from trainer.errors import DataError
 
 _WORDS: Final[Mapping[Unusable, tuple[str, str]]] = {
@@ -18,11 +18,14 @@ _WORDS: Final[Mapping[Unusable, tuple[str, str]]] = {
     "open_shell": ("open-shell", "the networks know nothing of a spin"),
 }
 
+#: Those that a network can learn from, if a file holds no others.
+UNUSUAL: Final[tuple[Unusable, ...]] = ("charged", "open_shell")
+
 
 def usable(
     where: str,
     faults: Mapping[Unusable, npt.NDArray[np.bool_]],
-    leave_out: tuple[Unusable, ...],
+    data: DataConfig,
     hint: str = "",
 ) -> npt.NDArray[np.bool_]:
     """Which of some structures are used, (n,).
@@ -31,26 +34,26 @@ def usable(
     ----------
     where : file and group, for messages
     faults : (n,) which structures have each fault
-    leave_out : the faults of those that are left out
     hint : what else a message says of those without an energy
 
     Raises
     ------
     DataError
-        if a structure has a fault that is not to be left out.
+        if a structure has a fault, and the settings tell neither to leave it out nor to use it.
     """
     left_out = np.zeros(len(next(iter(faults.values()))), bool)
     for kind, wrong in faults.items():
-        if kind in leave_out:
+        if kind in data.leave_out:
             left_out |= wrong
-        if kind in leave_out or not wrong.any():
+            continue
+        if not wrong.any() or (kind in UNUSUAL and data.unusual == "keep"):
             continue
         count, (word, why) = int(wrong.sum()), _WORDS[kind]
+        keep = ", or use them with data.unusual: keep (--unusual keep)" if kind in UNUSUAL else ""
         raise DataError(
             f"{where}: {count:,} of {len(wrong):,} structures {'is' if count == 1 else 'are'} {word} (the "
-            "first "
-            f"is number {int(np.argmax(wrong))}, from 0): {why}{hint if kind == 'without_energy' else ''}, "
-            "or "
-            f"leave them out with data.leave_out: [{kind}] (--leave-out {kind})"
+            f"first is number {int(np.argmax(wrong))}, from 0): {why}"
+            f"{hint if kind == 'without_energy' else ''}; leave them out with data.leave_out: [{kind}] "
+            f"(--leave-out {kind}){keep}"
         )
     return ~left_out
