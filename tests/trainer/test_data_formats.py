@@ -20,6 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree, kcal, mol
 
 from trainer.config import SplitConfig
+from trainer.data import frame_cache, xyz
 from trainer.data.dataset import Dataset
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
 from trainer.data.readers import read_dataset
@@ -359,8 +360,8 @@ def test_what_ase_reads_of_extended_xyz_is_read_the_same(tmp_path: Path) -> None
             "Properties=id:I:1:species:S:1:pos:R:3:tags:I:1 done energy=-2079.5 list={1 2 3}",
         ][number]
         text += f"3\n{header}\n"
-        for s, *xyz in rows:
-            x, y, z = (repr(float(v + random.normal(scale=0.03))) for v in xyz)
+        for s, *place in rows:
+            x, y, z = (repr(float(v + random.normal(scale=0.03))) for v in place)
             text += {
                 1: f"{x} {y}\t{z} 0 0 0 {ATOMIC_NUMBERS[s]}\n",
                 3: f"{s.lower()} {x} {y} {z} 7 8\n",
@@ -535,13 +536,10 @@ def test_files_in_no_known_format(tmp_path: Path) -> None:
     assert "ASE cannot read structure" in refused(path)
 
 
-def test_outputs_of_programs_that_ase_reads(tmp_path: Path) -> None:
-    """Which have the energy of the last structure at least."""
-    source = Path(ase.io.__file__).parent / "gaussian.py"
-    assert source.exists()
-    ase.io.write(tmp_path / "a.traj", frames(data(3)), format="traj")
-    shutil.copy(tmp_path / "a.traj", tmp_path / "renamed.dat")
-    assert read_dataset([tmp_path / "renamed.dat"]).structures == 12
+def test_a_name_does_not_decide(tmp_path: Path) -> None:
+    for name in ("trajectory of ASE", "database of ASE", "extended XYZ", "SPICE"):
+        path, settings = written(name, tmp_path / name)
+        assert read_dataset([path.rename(tmp_path / "renamed.dat")], **settings).structures == 48
 
 
 @pytest.mark.parametrize("name", ["ANI-1", "SPICE"])
@@ -555,3 +553,74 @@ def test_a_key_that_frames_do_not_have(name: str, tmp_path: Path) -> None:
     path, _ = written(name, tmp_path / "x")
     assert "there is no key 'smiles', which data.molecule names" in refused(path, molecule="smiles")
     assert "without an energy" in refused(path, energy="mp2")
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "ani_gdb_s01.h5"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"the first file of the ANI-1 release is not at {REAL}")
+def test_the_first_file_of_the_release_as_frames(tmp_path: Path) -> None:
+    """Structures up to 275 kcal/mol above the lowest: each is of the molecule that it is distorted from."""
+    expected = read_dataset([REAL])
+    assert expected.structures == 10_800
+    path = tmp_path / "a.traj"
+    with ase.io.Trajectory(path, "w") as trajectory:
+        for molecule in expected.molecules:
+            for positions, energy in zip(molecule.coordinates, molecule.energies, strict=True):
+                atoms = Atoms(molecule.atomic_numbers, positions.astype(np.float64))
+                atoms.calc = SinglePointCalculator(atoms, energy=energy * Hartree)
+                trajectory.write(atoms)
+    read = read_dataset([path])
+    assert digests(read) == digests(expected)
+    assert len(read.molecules) == len(expected.molecules)
+
+
+def test_a_large_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found again under another name, and with other units; with another key it is parsed again."""
+    monkeypatch.setattr(frame_cache, "LARGE", 1000)
+    path, _ = written("extended XYZ", tmp_path / "x")
+    cache, stages = tmp_path / "cache", list[str]()
+
+    def read(path: Path, **settings: Any) -> Dataset:
+        stages.clear()
+        return read_dataset([path], cache=cache, progress=lambda stage, *_: stages.append(stage), **settings)
+
+    first = read(path)
+    assert "reading a.xyz" in stages
+    again = read(Path(shutil.copy(path, tmp_path / "b.xyz")))
+    assert again.fingerprint == first.fingerprint
+    assert "reading b.xyz" not in stages
+    assert read(path, molecule="system").identities() == tuple(MOLECULES)
+    assert "reading a.xyz" in stages
+    kept = sorted(cache.glob("*/frames.npz"))
+    assert len(kept) == 2
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:-50])
+    assert read(path).fingerprint == first.fingerprint
+    path.write_text(path.read_text().replace("energy=-2", "energy=-2.0"))
+    with pytest.raises(DataError):
+        read(path)
+    assert read(tmp_path / "b.xyz").fingerprint == first.fingerprint
+    assert "reading b.xyz" not in stages
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(frame_cache, "LARGE", 1000)
+    path, _ = written("extended XYZ", tmp_path / "x")
+    (tmp_path / "cache").touch()
+    assert read_dataset([path], cache=tmp_path / "cache").structures == 48
+    assert "will be parsed again next time" in caplog.text
+
+
+def test_structures_across_the_blocks_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = written("extended XYZ", tmp_path / "x")
+    whole = read_dataset([path])
+    for size in (7, 64, 1001):
+        monkeypatch.setattr(xyz, "BLOCK", size)
+        assert read_dataset([path]).fingerprint == whole.fingerprint
+    path.write_text(path.read_text().replace("O  ", "Q  ", 9))
+    lines = path.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines, start=1) if line.startswith("Q"))
+    assert f"line {first}: 'Q' is no element" in refused(path)

@@ -24,7 +24,7 @@ _RESERVED: Final = {"", ".", "..", *ANI1.keys}
 def write_ani1(path: Path, dataset: Dataset, progress: Progress) -> None:
     """Write a group for each molecule, in their order: a split divides the file as it does the data set.
 
-    Groups have the names of the molecules where HDF5, which sorts them, keeps the order, else a number before.
+    Groups have the names of the molecules where HDF5, which sorts them, keeps the order; else a number.
 
     Raises
     ------

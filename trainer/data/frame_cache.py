@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -52,16 +53,16 @@ def cached_frames(
     kept = cache / f"structures-{name[:32]}" / ARRAYS
     if kept.exists():
         try:
-            with np.load(kept, allow_pickle=False) as arrays:
+            with kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found = Frames(**{field.name: arrays[field.name] for field in fields(Frames)})
             os.utime(kept.parent)
             return found
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logger.warning("%s: cannot be read (%s), so that %s is parsed again", kept, error, path)
     frames = read()
     try:
-        with replacing(kept) as partial, partial.open("wb") as file:
-            np.savez(file, **vars(frames))
+        with replacing(kept) as partial, partial.open("wb") as written:
+            np.savez(written, **vars(frames))
     except OutputError as error:
         logger.warning("%s; %s will be parsed again next time", error, path)
     return frames

@@ -126,7 +126,7 @@ def _load(path: Path, data: DataConfig) -> dict[str, npt.NDArray[Any]]:
             sizes = {each.filename.removesuffix(".npy"): each.file_size for each in archive.infolist()}
         if (size := sum(sizes[key] for key in sizes.keys() & wanted)) > MEMORY:
             raise DataError(f"{path}: its arrays take {size / 2**30:,.1f} GiB, more than this machine has")
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {key: np.asarray(file[key]) for key in sizes if key in wanted}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         cause = printable(" ".join(str(error).split()))
