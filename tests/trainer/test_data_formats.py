@@ -26,6 +26,7 @@ from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
 from trainer.data.readers import read_dataset
 from trainer.data.splits import split_dataset
 from trainer.errors import DataError
+from trainer.inference.files import read_structures
 
 #: Symbols, a geometry in Å, and the energy of the atoms in hartree.
 MOLECULES: dict[str, tuple[str, list[tuple[float, float, float]], float]] = {
@@ -328,7 +329,9 @@ def test_structures_between_each_other_come_together_by_molecule(tmp_path: Path)
     stretched = ethanol.copy()
     stretched[8] += (-1.0, 0.3, 0)  # the bond of O and H
     random = np.random.default_rng(0)
-    geometries = [ethanol, ether, ethanol, ether, stretched, ethanol]
+    moved = ethanol.copy()
+    moved[8] = (-0.3, 1.5, 1.3)  # from the O to another H
+    geometries = [ethanol, ether, ethanol, ether, stretched, ethanol, moved]
     found = []
     for number, geometry in enumerate(geometries):
         atoms = Atoms(
@@ -339,11 +342,11 @@ def test_structures_between_each_other_come_together_by_molecule(tmp_path: Path)
     ase.io.write(tmp_path / "a.xyz", found)
     molecules = read_dataset([tmp_path / "a.xyz"]).molecules
     assert [m.name for m in molecules] == ["C2H6O", "C2H6O 2"]
-    assert [np.round((m.energies + 155.0) * Hartree).tolist() for m in molecules] == [[0, 2, 4, 5], [1, 3]]
+    assert [np.round((m.energies + 155.0) * Hartree).tolist() for m in molecules] == [[0, 2, 4, 5, 6], [1, 3]]
     named = read_dataset([tmp_path / "a.xyz"], molecule="of")
     assert [m.name for m in named.molecules] == ["0", "1"]
     assert named.identities() == ("0", "1")
-    assert [m.structures for m in named.molecules] == [3, 3]
+    assert [m.structures for m in named.molecules] == [4, 3]
 
 
 def test_what_ase_reads_of_extended_xyz_is_read_the_same(tmp_path: Path) -> None:
@@ -624,3 +627,12 @@ def test_structures_across_the_blocks_of_a_file(tmp_path: Path, monkeypatch: pyt
     lines = path.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, start=1) if line.startswith("Q"))
     assert f"line {first}: 'Q' is no element" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["ANI-1", "ANI-1ccx", "torchani by formula", "SPICE"])
+def test_structures_of_each_layout_can_be_predicted(name: str, tmp_path: Path) -> None:
+    path, settings = written(name, tmp_path / "x")
+    expected = [c for m in read_dataset([path], **settings).molecules for c in m.coordinates]
+    read = [structure.coordinates for structure in read_structures(path)]
+    for one, other in zip(read, expected, strict=True):
+        np.testing.assert_array_equal(one, other.astype(np.float64))

@@ -62,9 +62,8 @@ def find_format(path: Path) -> str:
         return XYZ
     if found_by_ase is None:
         raise DataError(
-            f"{path}: in no known format; those are HDF5 (ANI-1, ANI-1x, torchani, SPICE), extended XYZ, "
-            "npz (sGDML, "
-            "rMD17), databases of ASE, and what ase.io reads"
+            f"{path}: in no known format; those are HDF5 (ANI-1, ANI-1x, torchani, SPICE), extended XYZ, npz "
+            "(sGDML, rMD17), databases of ASE, and what ase.io reads"
         )
     return found_by_ase
 

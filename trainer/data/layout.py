@@ -79,8 +79,7 @@ class Layout:
         if len(present) == 1:
             raise DataError(
                 f"{group.where}: there is '{present[0]}' alone; {' and '.join(self.high_energy or ())} "
-                "belong "
-                "together"
+                "belong together"
             )
         return bool(present)
 

@@ -75,8 +75,7 @@ def read_npz(path: Path, data: DataConfig) -> list[Reading]:
         known = "; ".join(map(_described, LAYOUTS))
         raise DataError(
             f"{path}: it holds {', '.join(map(printable, values)) or 'nothing'}, which is no known layout "
-            f"({known}); "
-            "rename its arrays, or name that of the energies with data.energy (--energy)"
+            f"({known}); rename its arrays, or name that of the energies with data.energy (--energy)"
         )
     ((elements, coordinates, energy),) = fitting.values()
     energy = data.energy or energy
@@ -87,8 +86,7 @@ def read_npz(path: Path, data: DataConfig) -> list[Reading]:
     if unit is None:
         raise DataError(
             f"{path}: it does not say the unit of its energies: name it with data.unit (--unit); that of "
-            "rMD17 is "
-            "kcal/mol"
+            "rMD17 is kcal/mol"
         )
     numbers, positions, energies = values[elements], values[coordinates], values[energy]
     for key in (elements, coordinates, energy):

@@ -204,9 +204,8 @@ def _only(fitting: Mapping[K, Group]) -> K:
         (one, first), (other, second), *_ = fitting.items()
         at = first.where if first is second else f"{first.where}, and group {printable('/' + second.name)}"
         raise DataError(
-            f"{at}: two layouts fit, {_described(one)} and {_described(other)}; name the key of the "
-            "energies with "
-            "data.energy (--energy), or take one of the arrays out"
+            f"{at}: two layouts fit, {_described(one)} and {_described(other)}; name the key of the energies "
+            "with data.energy (--energy), or take one of the arrays out"
         )
     return next(iter(fitting))
 
@@ -222,14 +221,12 @@ def _unknown_layout(file: DataFile, energy: str | None) -> DataError:
         for name, layout in READERS.items()
     )
     for group in file.groups:
-        for name, layout in READERS.items():
+        for layout in READERS.values():
             if all(key in group for key in layout.structure):
                 return DataError(
-                    f"{group.where}: there is no dataset '{energy or layout.energies[0]}', which {name} "
-                    "has with "
+                    f"{group.where}: there is no dataset '{energy or layout.energies[0]}' beside "
                     f"{' and '.join(layout.structure)}; add it, or name that of the energies with "
-                    "data.energy "
-                    "(--energy)"
+                    "data.energy (--energy)"
                 )
     return DataError(f"{file.path}: no group holds a molecule in a known layout ({known})")
 

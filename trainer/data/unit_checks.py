@@ -71,16 +71,13 @@ def _refuse_energies(file: str, readings: Sequence[Reading]) -> None:
         if TOTAL[0] < share * read_as / factor < TOTAL[1]:
             raise DataError(
                 f"{file}: its energies are {_times(share)} those of the atoms if they are in {name}: these "
-                "look like "
-                f"{unit}; set data.unit: {unit} (--unit {unit}), or if they count from another zero "
-                "data.unusual: keep (--unusual keep)"
+                f"look like {unit}; set data.unit: {unit} (--unit {unit}), or if they count from another "
+                "zero data.unusual: keep (--unusual keep)"
             )
     raise DataError(
-        f"{file}: its energies are {_times(share)} those of the atoms, in {name}, and in no other unit "
-        "near them "
-        "(H has -0.5 hartree): if they count from another zero, as formation energies do, set "
-        "data.unusual: keep "
-        "(--unusual keep)"
+        f"{file}: its energies are {_times(share)} those of the atoms, in {name}, and in no other unit near "
+        "them (H has -0.5 hartree): if they count from another zero, as formation energies do, set "
+        "data.unusual: keep (--unusual keep)"
     )
 
 
@@ -99,8 +96,8 @@ def _refuse_lengths(file: str, readings: Sequence[Reading]) -> None:
         if _share_of_bonds(apart / read_as * factor) >= MOST:
             raise DataError(
                 f"{file}: the nearest atom is at {np.median(apart):.2f} times the length of a bond if "
-                "coordinates are "
-                f"in {name}: these look like {unit}; set data.length_unit: {unit} (--length-unit {unit})"
+                f"coordinates are in {name}: these look like {unit}; set data.length_unit: {unit} "
+                f"(--length-unit {unit})"
             )
 
 

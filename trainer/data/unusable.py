@@ -52,8 +52,8 @@ def usable(
         keep = ", or use them with data.unusual: keep (--unusual keep)" if kind in UNUSUAL else ""
         raise DataError(
             f"{where}: {count:,} of {len(wrong):,} structures {'is' if count == 1 else 'are'} {word} (the "
-            f"first is number {int(np.argmax(wrong))}, from 0): {why}"
-            f"{hint if kind == 'without_energy' else ''}; leave them out with data.leave_out: [{kind}] "
+            f"first is number {int(np.argmax(wrong))}, from 0): "
+            f"{why}{hint if kind == 'without_energy' else ''}; leave them out with data.leave_out: [{kind}] "
             f"(--leave-out {kind}){keep}"
         )
     return ~left_out

@@ -177,8 +177,7 @@ def _read_lines(
         if not word.isdigit() or len(word) > 9 or int(word) == 0:
             raise DataError(
                 f"{path}, line {first + at}: a number of atoms is due here, then a comment and the atoms "
-                "(got "
-                f"{_shown(word)})"
+                f"(got {_shown(word)})"
             )
         count = int(word)
         begin, after = at + 2, at + 2 + count
@@ -251,8 +250,7 @@ def _flush(run: _Run, parsed: _Parsed) -> None:
     if columns is None:
         raise DataError(
             f"{run.place} {run.at[0] - 1}: Properties={_shown(run.properties)[1:-1]} does not name the "
-            "columns of "
-            "atoms, as species:S:1:pos:R:3 does"
+            "columns of atoms, as species:S:1:pos:R:3 does"
         )
     tokens = b"\n".join(run.lines).split()
     width, left = divmod(len(tokens), len(run.lines))
