@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
+import sqlite3
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -522,6 +524,14 @@ def test_files_in_no_known_format(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("nothing of interest")
     assert "in no known format" in refused(path)
+    path.write_text("")
+    assert "the file is empty" in refused(path)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as database:
+        database.execute("CREATE TABLE trials (id INTEGER)")
+        database.commit()
+    before = (tmp_path / "other.db").read_bytes()
+    assert "a SQLite database that ASE did not write" in refused(tmp_path / "other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
     path = tmp_path / "a.xyz.gz"
     path.write_bytes(gzip.compress((XYZ * 400).encode())[:-20])
     assert "not a readable file; copy or download it again" in refused(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +53,8 @@ def read_database(
     def rows() -> Iterator[_Frame]:
         from ase.db import connect
 
+        if kind == "db":
+            _refuse_other_database(path)
         with connect(path, type=kind, serial=True, use_lock_file=False) as database:
             total = max(1, len(database))
             for number, row in enumerate(database.select(), start=1):
@@ -67,6 +71,14 @@ def read_database(
                 )
 
     return _frames(rows(), path, energy, molecule)
+
+
+def _refuse_other_database(path: Path) -> None:
+    """Refuse databases of other programs: ASE would make its tables in them."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE name = 'systems'").fetchall()
+    if not tables:
+        raise DataError(f"{path}: a SQLite database that ASE did not write; name a data file")
 
 
 def ase_format(path: Path) -> str | None:
@@ -120,6 +132,8 @@ def _frames(frames: Iterator[_Frame], path: Path, energy: str | None, molecule: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what ASE does not need of a file
             found += frames
+    except DataError:
+        raise
     except Exception as error:
         cause = printable(" ".join(str(error).split()) or type(error).__name__)
         raise DataError(

@@ -48,6 +48,8 @@ def find_format(path: Path) -> str:
         raise DataError(f"{path}: you may not read this file; ask its owner, or change its mode") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a readable file; copy or download it again ({error})") from error
+    if not begin and path.suffix.lower() not in _SUFFIXES:
+        raise DataError(f"{path}: the file is empty; copy or download it again")
     for signature, found in ((_SIGNATURE, HDF5), (ZIP, NPZ), (SQLITE, DATABASE)):
         if begin.startswith(signature):
             return found
