@@ -396,6 +396,14 @@ XYZ = "3\nenergy=-2079.0\nO 0 0 0.12\nH 0 0.76 -0.47\nH 0 -0.76 -0.47\n"
 """A structure of water, in eV."""
 
 
+def test_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.xyz"
+    path.write_text("\ufeff\n" + XYZ + " \n\n" + XYZ.replace("0.12", "0.2").replace("9.0", "9.5") + "\n\n")
+    assert read_dataset([path]).structures == 2
+    path.write_text("\ufeff" + XYZ + XYZ.replace("0.12", "o"))
+    assert "line 8: 'o' is no coordinate" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -26,12 +26,18 @@ from trainer.progress import Progress
 
 GZIP: Final = b"\x1f\x8b"
 
+#: Byte order mark, which some editors begin a text with.
+BOM: Final = b"\xef\xbb\xbf"
+
 #: The key of energies in what ASE writes.
 ENERGY: Final = "energy"
 
 #: Bytes of text that are parsed at once, and those that one structure may take.
 BLOCK: Final = 2**24
 LARGEST: Final = 2**28
+
+#: Bytes of memory of an atom: its number, and its coordinates twice.
+HELD: Final = 1 + 2 * 24
 
 #: Columns where a comment names none.
 PLAIN: Final = b"species:S:1:pos:R:3"
@@ -95,7 +101,7 @@ class _Run:
 
 def looks_like_xyz(begin: bytes) -> bool:
     """Whether a file begins with a number of atoms, a comment, and an atom."""
-    lines = begin.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")
+    lines = begin.removeprefix(BOM).lstrip().split(b"\n")
     return len(lines) > 2 and re.fullmatch(rb"\d{1,9}\s*", lines[0]) is not None and len(lines[2].split()) > 3
 
 
@@ -118,11 +124,16 @@ def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Pro
         raw.seek(0)
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
         for block in _blocks(file, path):
-            begin = rest.removeprefix(b"\xef\xbb\xbf") if first == 1 else rest
-            lines = (begin + block).split(b"\n")
+            text = rest + block
+            lines = (text.removeprefix(BOM) if first == 1 else text).split(b"\n")
             done = _read_lines(lines, first, not block, path, energy or ENERGY, molecule, parsed)
             first, rest = first + done, b"\n".join(lines[done:])
-            if len(rest) > LARGEST or sum(parsed.atoms[-1:]) * 33 > MEMORY:
+            if sum(map(len, parsed.numbers)) * HELD > MEMORY:
+                raise DataError(
+                    f"{path}: its structures do not fit into the {MEMORY / 2**30:,.1f} GiB of memory of "
+                    "this machine"
+                )
+            if len(rest) > LARGEST:
                 raise DataError(
                     f"{path}, line {first}: a structure of more than {LARGEST:,} bytes; correct it"
                 )
