@@ -307,7 +307,7 @@ def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
 
 #: What settings meant before there was a choice, by section: records of those studies lack them.
 BEFORE: Mapping[str, Mapping[str, Any]] = {
-    "data": {"duplicates": "keep", "links_outside": False},
+    "data": {"duplicates": "keep", "links_outside": False, "unusual": "keep"},
     "split": {"molecules": "names"},
 }
 

@@ -173,6 +173,8 @@ def _values(annotation: Any, notes: list[Any]) -> str:
 
 
 def _plural(words: str) -> str:
+    if words.startswith("`"):  # words to choose from
+        return words
     kind = next(kind for kind in KINDS.values() if words.startswith(kind))
     return kind + ("" if kind == KINDS[str] else "s") + words.removeprefix(kind)
 

@@ -26,6 +26,9 @@ Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["constant", "plateau", "cosine"]
 Loss = Literal["mse", "mse_per_sqrt_atoms"]
 Precision = Literal["auto", "float32", "float64", "tf32", "bfloat16"]
+EnergyUnit = Literal["hartree", "eV", "kcal/mol", "kJ/mol"]
+LengthUnit = Literal["angstrom", "bohr"]
+Unusable = Literal["without_energy", "periodic", "charged", "open_shell"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +221,13 @@ class FeatureConfig:
 class DataConfig:
     """Which structures are used; ``sample`` names the data set that ships with the package."""
 
-    files: Annotated[tuple[str, ...], Field(min_length=1, description="HDF5 files, or the word sample")] = (
-        "sample",
-    )
+    files: Annotated[
+        tuple[str, ...],
+        Field(
+            min_length=1,
+            description="extended XYZ, HDF5, npz, ASE databases or trajectories, or the word sample",
+        ),
+    ] = ("sample",)
     high_energy: Annotated[
         bool, Field(description="include the high-energy structures of the ANI-1 layout")
     ] = False
@@ -236,6 +243,35 @@ class DataConfig:
     links_outside: Annotated[
         bool, Field(description="follow links to HDF5 files outside the folder of a data file")
     ] = False
+    energy: Annotated[
+        str | None, Field(description="key of the energies in the files; null: the usual one of their format")
+    ] = None
+    unit: Annotated[
+        EnergyUnit | None,
+        Field(description="unit of the energies; null: eV in what ASE reads, hartree in HDF5, as npz states"),
+    ] = None
+    length_unit: Annotated[
+        LengthUnit | None,
+        Field(description="unit of the coordinates; null: bohr in SPICE, as npz states, else angstrom"),
+    ] = None
+    molecule: Annotated[
+        str | None,
+        Field(
+            description="key of the frames that says which molecule each is of; null: their bonds tell; for "
+            "files without groups"
+        ),
+    ] = None
+    leave_out: Annotated[
+        tuple[Unusable, ...],
+        Field(description="structures that are left out; where they are not, they are an error"),
+    ] = ()
+    unusual: Annotated[
+        Literal["refuse", "keep"],
+        Field(
+            description="energies or distances that look like another unit, energies from another zero than "
+            "nuclei and electrons apart, charged and open-shell structures: an error, or used as they are"
+        ),
+    ] = "refuse"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -85,7 +85,7 @@ def prepare_task(
     FeatureStoreError
         if the features can be neither read nor computed.
     """
-    return add_features(prepare_data(data, split, features, progress, fold), features, cache, progress)
+    return add_features(prepare_data(data, split, features, progress, fold, cache), features, cache, progress)
 
 
 def prepare_data(
@@ -94,12 +94,14 @@ def prepare_data(
     features: FeatureConfig,
     progress: Progress,
     fold: FoldConfig | None = None,
+    cache: Path | None = None,
 ) -> TaskData:
     """Read the data and divide it. What :func:`add_features` makes of it can be trained on.
 
     Parameters
     ----------
     fold : train and validate on a fold of what is not test; None: on the parts of ``split``
+    cache : folder of the features, where arrays of large files are kept too; None: nowhere
 
     Raises
     ------
@@ -107,7 +109,7 @@ def prepare_data(
         if the data cannot be used as it is, or is too little for a training and a validation part.
     """
     files = ", ".join(data.files)
-    dataset = replace(read_data(data, progress), told_apart_by=split.molecules)
+    dataset = replace(read_data(data, progress, cache), told_apart_by=split.molecules)
     if dataset.structures < 2:
         raise DataError(f"{files}: one structure only; training and validation need at least one each")
     try:

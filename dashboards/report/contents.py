@@ -337,8 +337,8 @@ def _pruning(record: StudyRecord) -> Section:
         (
             f"Trials given up early ({pruner}): {summary.trials['pruned']}{paused}. So"
             f" {summary.epochs_saved:,} of {planned:,} epochs were not trained ({share:.0%}), at the speed of"
-            f" those trials about {duration(seconds)} of {duration(seconds + summary.seconds)}. A pruned trial might have become"
-            " better than it looked.",
+            f" those trials about {duration(seconds)} of {duration(seconds + summary.seconds)}."
+            " A pruned trial might have become better than it looked.",
         ),
     )
 

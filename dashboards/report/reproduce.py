@@ -41,13 +41,26 @@ def commands(record: StudyRecord) -> str:
     if commit := _hexadecimal(versions.get("commit", "").removesuffix("-dirty")):
         lines.append(f"git checkout {commit}")
     lines += [
-        f"anitune data info {files}  # fingerprint {fingerprint}",
+        f"anitune data info {' '.join([files, *_options(record)])}  # fingerprint {fingerprint}",
         f"anitune study run {shell_word(f'{record.name}.yaml')}",
     ]
     if record.complete:
         best = record.complete[0].number
         lines.append(f"anitune reproduce {name} {best}  # the best trial once more, from its record")
     return "\n".join(lines)
+
+
+def _options(record: StudyRecord) -> list[str]:
+    """The options that read the data files as the study did, where those of the command are others."""
+    data, found = record.config["data"], list[str]()
+    for name in ("energy", "unit", "length_unit", "molecule", "duplicates", "unusual"):
+        if data.get(name) not in (None, "refuse"):
+            found += [f"--{name.replace('_', '-')}", shell_word(str(data[name]))]
+    for kind in data.get("leave_out") or ():
+        found += ["--leave-out", shell_word(str(kind))]
+    return found + [
+        f"--{name.replace('_', '-')}" for name in ("high_energy", "links_outside") if data.get(name)
+    ]
 
 
 def shell_word(text: str) -> str:

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Look at data files, compute or download them, prepare their features.")
 
 Files = Annotated[
-    list[str], typer.Argument(help="HDF5 files in the ANI-1 or ANI-1x layout, or the word: sample")
+    list[str],
+    typer.Argument(help="Extended XYZ, HDF5, npz, ASE databases or trajectories, or the word: sample"),
 ]
 HighEnergy = Annotated[bool, typer.Option("--high-energy", help="Include the high-energy structures.")]
 LinksOutside = Annotated[
@@ -46,6 +47,65 @@ SecondTimes = Annotated[
 ]
 
 
+class Unusual(StrEnum):
+    """What becomes of structures whose values are unusual."""
+
+    REFUSE = "refuse"
+    KEEP = "keep"
+
+
+class EnergyUnit(StrEnum):
+    """Units of energies in files."""
+
+    HARTREE = "hartree"
+    EV = "eV"
+    KCALMOL = "kcal/mol"
+    KJMOL = "kJ/mol"
+
+
+class LengthUnit(StrEnum):
+    """Units of coordinates in files."""
+
+    ANGSTROM = "angstrom"
+    BOHR = "bohr"
+
+
+class Unusable(StrEnum):
+    """Structures that can be left out."""
+
+    WITHOUT_ENERGY = "without_energy"
+    PERIODIC = "periodic"
+    CHARGED = "charged"
+    OPEN_SHELL = "open_shell"
+
+
+Energy = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Key of the energies. Default: the usual one of the format.")
+]
+InUnit = Annotated[
+    EnergyUnit | None,
+    typer.Option(help="Unit of the energies. Default: eV in what ASE reads, hartree in HDF5, as npz states."),
+]
+InLengthUnit = Annotated[
+    LengthUnit | None,
+    typer.Option(help="Unit of the coordinates. Default: bohr in SPICE, as npz states, else angstrom."),
+]
+MoleculeKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Key of the frames that tells their molecule. Default: their bonds."),
+]
+LeaveOut = Annotated[
+    list[Unusable] | None, typer.Option(help="Structures that are left out; may be repeated.")
+]
+UnusualValues = Annotated[
+    Unusual,
+    typer.Option(
+        help="Values that look like another unit or zero of energies, charged and open-shell structures: an "
+        "error, or kept."
+    ),
+]
+
+
 class Archive(StrEnum):
     """What can be downloaded."""
 
@@ -59,11 +119,29 @@ def info(
     high_energy: HighEnergy = False,
     duplicates: SecondTimes = Duplicates.REFUSE,
     links_outside: LinksOutside = False,
+    energy: Energy = None,
+    unit: InUnit = None,
+    length_unit: InLengthUnit = None,
+    molecule: MoleculeKey = None,
+    leave_out: LeaveOut = None,
+    unusual: UnusualValues = Unusual.REFUSE,
 ) -> None:
     """Count molecules, structures and atoms, and show the range of the energies."""
     from trainer.data.summary import summarize
 
-    summary = summarize(_read(files, high_energy, duplicates, links_outside))
+    dataset = _read(
+        files,
+        high_energy=high_energy,
+        duplicates=duplicates.value,
+        links_outside=links_outside,
+        energy=energy,
+        unit=None if unit is None else unit.value,
+        length_unit=None if length_unit is None else length_unit.value,
+        molecule=molecule,
+        leave_out=tuple(each.value for each in leave_out or ()),
+        unusual=unusual.value,
+    )
+    summary = summarize(dataset)
     if as_json:
         typer.echo(json.dumps(asdict(summary), indent=2))
         return
@@ -85,13 +163,14 @@ def info(
         )
 
 
-def _read(files: list[str], high_energy: bool, duplicates: Duplicates, links_outside: bool) -> Dataset:
+def _read(files: list[str], **settings: Any) -> Dataset:
+    """The data of some files; settings are those of :class:`trainer.config.DataConfig`."""
+    from storage.settings import load_settings
     from trainer.config import DataConfig
     from trainer.data.readers import read_data
 
-    config = DataConfig(tuple(files), high_energy, None, duplicates.value, links_outside)
     with progress_bar() as progress:
-        return read_data(config, progress)
+        return read_data(DataConfig(tuple(files), **settings), progress, load_settings().features)
 
 
 def _by_heavy_atoms(summary: DatasetSummary) -> Table:
@@ -115,6 +194,41 @@ def _by_heavy_atoms(summary: DatasetSummary) -> Table:
             f"{row.widest_kcalmol:.1f}",
         )
     return table
+
+
+@data_app.command()
+def convert(
+    files: Files,
+    out: Annotated[Path, typer.Option("--out", metavar="OUT.h5", help="The file to write.")],
+    high_energy: HighEnergy = False,
+    duplicates: SecondTimes = Duplicates.REFUSE,
+    links_outside: LinksOutside = False,
+    energy: Energy = None,
+    unit: InUnit = None,
+    length_unit: InLengthUnit = None,
+    molecule: MoleculeKey = None,
+    leave_out: LeaveOut = None,
+    unusual: UnusualValues = Unusual.REFUSE,
+) -> None:
+    """Write data files of any format as one HDF5 file in the layout of ANI-1."""
+    from trainer.data.convert import refuse_existing, write_ani1
+
+    refuse_existing(out)
+    dataset = _read(
+        files,
+        high_energy=high_energy,
+        duplicates=duplicates.value,
+        links_outside=links_outside,
+        energy=energy,
+        unit=None if unit is None else unit.value,
+        length_unit=None if length_unit is None else length_unit.value,
+        molecule=molecule,
+        leave_out=tuple(each.value for each in leave_out or ()),
+        unusual=unusual.value,
+    )
+    with progress_bar() as progress:
+        write_ani1(out, dataset, progress)
+    echo(f"{out}: {len(dataset.molecules):,} molecules, {dataset.structures:,} structures")
 
 
 @data_app.command()
@@ -187,6 +301,12 @@ def features(
     high_energy: HighEnergy = False,
     duplicates: SecondTimes = Duplicates.REFUSE,
     links_outside: LinksOutside = False,
+    energy: Energy = None,
+    unit: InUnit = None,
+    length_unit: InLengthUnit = None,
+    molecule: MoleculeKey = None,
+    leave_out: LeaveOut = None,
+    unusual: UnusualValues = Unusual.REFUSE,
     limit_gib: Annotated[float, typer.Option(min=0, metavar="GIB", help="Refuse to store more, GiB.")] = 32.0,
 ) -> None:
     """Compute the atomic environment vectors of data files ahead, once for all trials; or check them."""
@@ -194,7 +314,18 @@ def features(
     from trainer.config import FeatureConfig
     from trainer.features.source import StoredFeatures, open_features
 
-    dataset = _read(files, high_energy, duplicates, links_outside)
+    dataset = _read(
+        files,
+        high_energy=high_energy,
+        duplicates=duplicates.value,
+        links_outside=links_outside,
+        energy=energy,
+        unit=None if unit is None else unit.value,
+        length_unit=None if length_unit is None else length_unit.value,
+        molecule=molecule,
+        leave_out=tuple(each.value for each in leave_out or ()),
+        unusual=unusual.value,
+    )
     root = load_settings().features
     with progress_bar() as progress:
         config = FeatureConfig(store_limit_gib=limit_gib)

@@ -201,7 +201,7 @@ def _create(
             then = study_from_record(open_study(database, moved[-1].name).config, moved[-1].name)
             files, split = replace(then.data, files=files.files), then.split
         with progress_bar() as progress:
-            data = prepare_data(files, split, config.features, progress)
+            data = prepare_data(files, split, config.features, progress, cache=database.settings.features)
         for each in moved:
             add_files(database, each.name, list(each.data.files), data.fingerprints["data"])
     studies = []

@@ -166,8 +166,9 @@ def work_on(
             sign = _sign_of_life(database, name, device, study.name)
             patiently(lambda: stack.enter_context(sign))
             with progress_bar() as progress:
-                data = data or prepare_data(config.data, config.split, config.features, progress)
-                task = add_features(data, config.features, database.settings.features, progress)
+                cache = database.settings.features
+                data = data or prepare_data(config.data, config.split, config.features, progress, cache=cache)
+                task = add_features(data, config.features, cache, progress)
             for study, _ in studies:
                 patiently(partial(study.set_facts, task.fingerprints))
             patiently(lambda: sign.set_structures(len(task.split.train)))

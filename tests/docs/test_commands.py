@@ -258,7 +258,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 
 def structure(symbols: str, seed: int) -> ase.Atoms:
     atoms = ase.Atoms(symbols, np.random.default_rng(seed).normal(size=(len(symbols), 3)))
-    atoms.calc = SinglePointCalculator(atoms, energy=-1000.0 - seed)  # eV
+    energy = {"OHH": -2080.0, "CHHHH": -1102.0}[symbols] - seed  # eV
+    atoms.calc = SinglePointCalculator(atoms, energy=energy)
     return atoms
 
 

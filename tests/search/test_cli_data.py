@@ -17,7 +17,7 @@ from search.cli.data import info as anitune_info
 from search.cli.progress import progress_bar
 from trainer.data.fetch import ANI1_ARCHIVE
 from trainer.data.readers import read_dataset
-from trainer.errors import DataError, DownloadError
+from trainer.errors import DataError, DownloadError, OutputError
 
 
 def anitune_data(*arguments: object) -> Result:
@@ -225,3 +225,38 @@ def test_a_bar_is_for_terminals_only(
     written = capsys.readouterr()
     assert ("energies" in written.err and amount in written.err) == shown
     assert written.out == ""
+
+
+def test_convert_writes_what_is_read_again_as_the_same(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    result = anitune_data("convert", file, "--out", out)
+    assert result.stdout.strip() == f"{out}: 2 molecules, 7 structures"
+    assert read_dataset([out]).fingerprint == read_dataset([file]).fingerprint
+    with pytest.raises(OutputError, match="there is such a file"):
+        anitune_data("convert", file, "--out", out)
+    with pytest.raises(OutputError, match="there is such a file"):
+        anitune_data("convert", file, "--out", file)
+
+
+def test_convert_of_frames_keeps_their_order(tmp_path: Path) -> None:
+    """Molecules stay in the order of the file, which is not that of their names: so a split is the same."""
+    frames = tmp_path / "a.xyz"
+    text = ""
+    for number in range(4):
+        z = 0.1 + 0.01 * number
+        text += f'4\nkcal={-96400 - number} of=z/{number % 2} pbc="F F F"\nO 0 0.7 0\nO 0 -0.7 0\n'
+        text += f"H 0.83 0.9 {z}\nH -0.83 -0.9 {z}\n"
+        text += f"3\nkcal={-47900 - number} of=a\nO 0 0 {z}\nH 0 0.76 -0.47\nH 0 -0.76 -0.47\n"
+    frames.write_text(text)
+    options = ["--energy", "kcal", "--unit", "kcal/mol", "--molecule", "of"]
+    read = read_dataset([frames], energy="kcal", unit="kcal/mol", molecule="of")
+    assert [m.name for m in read.molecules] == ["z/0", "a", "z/1"]
+    anitune_data("convert", frames, "--out", tmp_path / "a.h5", *options)
+    again = read_dataset([tmp_path / "a.h5"])
+    assert [m.name for m in again.molecules] == ["0 z 0", "1 a", "2 z 1"]
+    for one, other in zip(again.molecules, read.molecules, strict=True):
+        np.testing.assert_array_equal(one.coordinates, other.coordinates)
+        np.testing.assert_array_equal(one.energies, other.energies)
+    info = anitune_data("info", frames, *options, "--leave-out", "charged", "--leave-out", "periodic")
+    assert info.stdout.startswith("3 molecules, 8 structures")
+    assert anitune_data("info", frames, "--energy", "kcal", "--unit", "cal").exit_code == 2

@@ -63,8 +63,9 @@ def make_older() -> dict[str, Any]:
     """Take from the record of the study what an earlier version did not write."""
     with open_database(load_settings()) as database, database.writing() as connection:
         config = json.loads(json.dumps(connection.execute(select(studies.c.config)).scalar_one()))
-        for section, setting in (("data", "duplicates"), ("data", "links_outside"), ("split", "molecules")):
-            del config[section][setting]
+        del config["split"]["molecules"]
+        for setting in sorted(config["data"].keys() - {"files", "high_energy", "self_energies"}):
+            del config["data"][setting]
         connection.execute(update(studies).values(config=config))
         return dict(config)
 
@@ -86,6 +87,19 @@ def test_an_older_study_is_divided_as_it_was(folder: Path) -> None:
     older = make_older()
     assert identities(older) == 5
     assert recorded_values(older)["data"]["duplicates"] == "keep"
+
+
+def test_the_units_of_an_older_study_are_not_judged(folder: Path) -> None:
+    (folder / "study.yaml").write_text(
+        STUDY.replace("molecule", "structure").replace("[data.h5]", "[data.h5], unusual: keep")
+    )
+    with h5py.File(folder / "data.h5", "a") as file:
+        for group in file.values():
+            group["energies"][...] += 76.3  # as differences of something
+    assert anitune("study", "create", "study.yaml").exit_code == 0
+    older = make_older()
+    assert "unusual" not in older["data"]
+    assert identities(older) == 5
 
 
 def test_the_file_of_an_older_study_is_still_its_file(folder: Path) -> None:

@@ -268,6 +268,18 @@ def test_commands_that_are_pasted_run_nothing_of_theirs(tmp_path: Path, name: st
     assert reproduce.split(b"\0") == [b"reproduce", said, b"0"]
 
 
+def test_the_data_is_looked_at_as_it_was_read() -> None:
+    shown = record("x", files=("a.xyz",))
+    shown.config["data"] |= {
+        "energy": "E ref",
+        "unit": "kcal/mol",
+        "leave_out": ["charged"],
+        "unusual": "keep",
+    }
+    said = "anitune data info a.xyz --energy 'E ref' --unit kcal/mol --unusual keep --leave-out charged"
+    assert said in commands(shown)
+
+
 @pytest.mark.parametrize("name", ["a", "é", "\u202e", "'\\\n", "\x15", "\udcff", "\U000e0041", "\x80"])
 def test_a_word_of_a_shell_is_that_word(name: str) -> None:
     said = subprocess.run(["bash", "-c", f"printf %s {shell_word(name)}"], capture_output=True, timeout=30)

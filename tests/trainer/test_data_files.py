@@ -221,7 +221,7 @@ def linked(folder: Path) -> Path:
 
 
 def _some(name: str) -> dict[str, Any]:
-    shift = 1e-2 * ord(name)
+    shift = 1e-3 * ord(name)
     return {
         "species": np.array([8, 1, 1]),
         "coordinates": COORDINATES * (1 + shift),

@@ -85,7 +85,7 @@ FAULTS: dict[Callable[[Arrays], None], str] = {
     zero: "structure 4 (from 0): all its coordinates are zero; remove it",
     a_kilometre: "structure 4 (from 0): an atom is 6.67e+12 Å away from the middle",
     huge: "structure 4 (from 0): its energy is 1e+22, which is none in hartree of H2O",
-    electron_volts: "structure 0 (from 0) (and 8 more): its energy is -206",
+    electron_volts: "27.2 times those of the atoms if they are in hartree: these look like eV; set",
 }
 
 

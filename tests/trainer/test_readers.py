@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.data.readers import READERS, read_dataset
+from trainer.data.units import LENGTH_UNITS
 from trainer.errors import DataError
 
 WATER = ("O", "H", "H")
@@ -30,10 +31,39 @@ def ani1x(symbols: tuple[str, ...], coordinates: Any, energies: Any) -> Arrays:
     }
 
 
+def torchani(symbols: tuple[str, ...], coordinates: Any, energies: Any) -> Arrays:
+    return {
+        "numbers": np.array([NUMBERS[s] for s in symbols]),
+        "coordinates": coordinates,
+        "energies": energies,
+    }
+
+
+def spice(symbols: tuple[str, ...], coordinates: Any, energies: Any) -> Arrays:
+    return {
+        "atomic_numbers": np.array([NUMBERS[s] for s in symbols], np.int16),
+        "conformations": coordinates,
+        "formation_energy": energies + 76.0,
+        "dft_total_energy": energies,
+    }
+
+
 #: How a test writes each layout that there is a reader for.
-LAYOUTS: dict[str, Callable[..., Arrays]] = {"ANI-1": ani1, "ANI-1x": ani1x}
-ENERGIES = {"ANI-1": "energies", "ANI-1x": "wb97x_dz.energy"}
-ELEMENTS = {"ANI-1": "species", "ANI-1x": "atomic_numbers"}
+LAYOUTS: dict[str, Callable[..., Arrays]] = {
+    "ANI-1": ani1,
+    "ANI-1x": ani1x,
+    "torchani": torchani,
+    "SPICE": spice,
+}
+ENERGIES = {
+    "ANI-1": "energies",
+    "ANI-1x": "wb97x_dz.energy",
+    "torchani": "energies",
+    "SPICE": "dft_total_energy",
+}
+ELEMENTS = {name: layout.elements for name, layout in READERS.items()}
+COORDINATES = {name: layout.coordinates for name, layout in READERS.items()}
+LENGTHS = {name: LENGTH_UNITS[layout.length_unit] for name, layout in READERS.items()}
 
 layouts = pytest.mark.parametrize("layout", READERS)
 
@@ -77,7 +107,8 @@ def test_values_come_as_they_are_written(layout: str, tmp_path: Path) -> None:
     assert read.atomic_numbers.dtype == np.uint8
     assert read.coordinates.dtype == np.float32
     assert read.energies.dtype == np.float64
-    np.testing.assert_array_equal(read.coordinates, water["coordinates"])
+    expected = (water[COORDINATES[layout]].astype(np.float64) * LENGTHS[layout]).astype(np.float32)
+    np.testing.assert_array_equal(read.coordinates, expected)
     np.testing.assert_array_equal(read.energies, water[ENERGIES[layout]])
     assert read.formula == "H2O"
     assert data.elements == ("H", "C", "O")
@@ -133,7 +164,7 @@ def test_the_fingerprint_tells_data_apart(layout: str, change: str, tmp_path: Pa
     if change == "energies":
         groups["a"][ENERGIES[layout]][3] += 1e-12
     elif change == "coordinates":
-        groups["b"]["coordinates"][4, 0, 0] += 1e-6
+        groups["b"][COORDINATES[layout]][4, 0, 0] += 1e-6
     elif change == "name":
         groups["c"] = groups.pop("b")
     else:
@@ -219,7 +250,7 @@ def test_nan_energies_of_ani1(tmp_path: Path) -> None:
 )
 def test_values_that_are_not_finite(layout: str, key: str, value: float, tmp_path: Path) -> None:
     arrays = molecule(layout, WATER, 5)
-    key = ENERGIES[layout] if key == "energies" else key
+    key = ENERGIES[layout] if key == "energies" else COORDINATES[layout]
     arrays[key][3] = value
     message = refused([write(tmp_path / "a.h5", {"good": molecule(layout, METHANE, 2), "bad": arrays})])
     assert "a.h5, group /bad" in message
@@ -283,7 +314,7 @@ def test_hdf5_without_molecules(tmp_path: Path) -> None:
 @layouts
 @pytest.mark.parametrize("missing", ["energies", "coordinates"])
 def test_a_group_that_lacks_an_array(layout: str, missing: str, tmp_path: Path) -> None:
-    key = ENERGIES[layout] if missing == "energies" else missing
+    key = ENERGIES[layout] if missing == "energies" else COORDINATES[layout]
     arrays = molecule(layout, WATER, 5)
     del arrays[key]
     message = refused([write(tmp_path / "a.h5", {"good": molecule(layout, METHANE, 2), "bad": arrays})])
@@ -304,27 +335,27 @@ def test_a_group_that_lacks_its_elements(layout: str, tmp_path: Path) -> None:
 )
 def test_shapes_that_disagree(layout: str, fault: str, tmp_path: Path) -> None:
     arrays = molecule(layout, WATER, 5)
-    energies, elements = ENERGIES[layout], ELEMENTS[layout]
+    energies, elements, coordinates = ENERGIES[layout], ELEMENTS[layout], COORDINATES[layout]
     if fault == "fewer energies":
         arrays[energies] = arrays[energies][:4]
     elif fault == "fewer atoms":
         arrays[elements] = arrays[elements][:2]
     elif fault == "flat coordinates":
-        arrays["coordinates"] = arrays["coordinates"].reshape(5, 9)
+        arrays[coordinates] = arrays[coordinates].reshape(5, 9)
     elif fault == "a table of energies":
         arrays[energies] = np.ones((5, 2))
     else:
-        arrays[elements], arrays["coordinates"] = arrays[elements][:0], arrays["coordinates"][:, :0]
+        arrays[elements], arrays[coordinates] = arrays[elements][:0], arrays[coordinates][:, :0]
     message = refused([write(tmp_path / "a.h5", {"bad": arrays})])
     assert "a.h5, group /bad: the shapes disagree" in message
-    assert str(arrays["coordinates"].shape) in message
+    assert str(arrays[coordinates].shape) in message
 
 
 @layouts
 @pytest.mark.parametrize("key", ["energies", "coordinates"])
 def test_text_where_numbers_belong(layout: str, key: str, tmp_path: Path) -> None:
     arrays = molecule(layout, WATER, 1)
-    arrays[ENERGIES[layout] if key == "energies" else key] = "-76.4"
+    arrays[ENERGIES[layout] if key == "energies" else COORDINATES[layout]] = "-76.4"
     assert "group /bad: " in (message := refused([write(tmp_path / "a.h5", {"bad": arrays})]))
     assert "does not hold numbers" in message
 
@@ -361,7 +392,8 @@ def test_the_same_file_twice(layout: str, tmp_path: Path) -> None:
 def test_structures_that_another_file_holds_too(layout: str, common: int, tmp_path: Path) -> None:
     water, other = molecule(layout, WATER, 5), molecule(layout, WATER, 4, seed=1)
     energies = ENERGIES[layout]
-    joined = {key: np.concatenate([other[key], water[key][:common]]) for key in ("coordinates", energies)} | {
+    both = (COORDINATES[layout], energies)
+    joined = {key: np.concatenate([other[key], water[key][:common]]) for key in both} | {
         ELEMENTS[layout]: water[ELEMENTS[layout]]
     }
     one = write(tmp_path / "one.h5", {"m/0": water})

@@ -1,58 +1,59 @@
 """The layout of the ANI-1 release: Smith, Isayev, Roitberg, Sci. Data 4, 170193 (2017).
 
-Its variants of torchani are read too: atomic numbers in place of symbols, and a row of them for each
-structure.
+torchani's ``ANIDataset`` writes it too: atomic numbers in place of symbols, a row of them for each structure,
+groups by formula or by number of atoms, and charges of ions.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import DataConfig
 from trainer.data.dataset import Molecule
 from trainer.data.hdf5 import Group
-from trainer.data.layout import Layout, Reading, name_of, structures_of_group
+from trainer.data.layout import Layout, Reading, Structures, name_of, smiles_of, structures_of_group, units_of
+from trainer.data.unusable import usable
 from trainer.errors import DataError
 
-_LOW_ENERGY = ("coordinates", "energies")
-_HIGH_ENERGY = ("coordinatesHE", "energiesHE")
+_COORDINATES: Final = "coordinates"
+_HIGH_ENERGY: Final = ("coordinatesHE", "energiesHE")
+_CHARGES: Final = "charges"
 
 
-def _has_high_energy(group: Group) -> bool:
-    present = [key for key in _HIGH_ENERGY if key in group]
-    if len(present) == 1:
-        raise DataError(
-            f"{group.where}: there is '{present[0]}' alone; {' and '.join(_HIGH_ENERGY)} belong together"
-        )
-    return bool(present)
+def _uncharged(group: Group, data: DataConfig) -> npt.NDArray[np.bool_] | None:
+    """Which structures are used; None: all. Charges of atoms, which files also call so, are left alone."""
+    charges = group.read(_CHARGES) if _CHARGES in group else np.empty((0, 0))
+    if charges.ndim != 1 or charges.dtype.kind not in "fiu":
+        return None
+    return usable(group.where, {"charged": charges != 0}, data)
 
 
-def _smiles(group: Group) -> str:
-    """The release keeps a SMILES as an array of single characters; a plain string is met too."""
-    if "smiles" not in group:
-        return ""
-    return b"".join(
-        piece if isinstance(piece, bytes) else str(piece).encode()
-        for piece in np.ravel(group.read("smiles")).tolist()
-    ).decode(errors="replace")
-
-
-def _read(group: Group, high_energy: bool) -> list[Reading]:
-    low = any(key in group for key in _LOW_ENERGY)
-    high = _has_high_energy(group) if high_energy or not low else False
-    if high and not low and not high_energy:
+def _read(group: Group, energy: str, data: DataConfig, elements: str) -> list[Reading]:
+    units = units_of(data)
+    low = _COORDINATES in group or energy in group
+    high = (
+        ANI1.has_high_energy(group) if elements == ANI1.elements and (data.high_energy or not low) else False
+    )
+    if high and not low and not data.high_energy:
         raise DataError(
             f"{group.where}: there are high-energy structures alone ({' and '.join(_HIGH_ENERGY)}); ask "
-            "for them with "
-            "data.high_energy: true (--high-energy), or leave the group out"
+            "for them with data.high_energy: true (--high-energy), or leave the group out"
         )
-    parts = structures_of_group(group, "species", *_LOW_ENERGY) if low or not high else []
-    more = structures_of_group(group, "species", *_HIGH_ENERGY) if high else []
+    parts: list[Structures] = []
+    if low or not high:
+        kept = _uncharged(group, data)
+        parts = structures_of_group(group, elements, _COORDINATES, energy, units, usable=kept)
+    more = structures_of_group(group, elements, *_HIGH_ENERGY, units) if high else []
     if parts and more and (len(parts) > 1 or len(more) > 1):
         raise DataError(
-            f"{group.where}: 'species' has a row for each structure, and there are two kinds of "
+            f"{group.where}: '{elements}' has a row for each structure, and there are two kinds of "
             "structures; divide it"
         )
-    smiles, readings = _smiles(group), []
+    smiles, readings = smiles_of(group), []
     for some in parts or more:
         pieces = [some, *more] if parts else [some]
         molecule = Molecule(
@@ -65,13 +66,28 @@ def _read(group: Group, high_energy: bool) -> list[Reading]:
         )
         rows = np.concatenate([each.rows for each in pieces]) if len(pieces) > 1 else some.rows
         high_from = len(some.rows) if parts else 0
-        readings.append(Reading(molecule, group.where, rows, high_from, max(p.resolution for p in pieces)))
+        readings.append(
+            Reading(
+                molecule, group.where, rows, high_from, max(p.resolution for p in pieces), group.file, units
+            )
+        )
     return readings
 
 
 ANI1 = Layout(
-    keys=("species", *_LOW_ENERGY),
-    optional=("smiles", *_HIGH_ENERGY),
-    read=_read,
-    has_high_energy=_has_high_energy,
+    elements="species",
+    coordinates=_COORDINATES,
+    energies=("energies",),
+    read=partial(_read, elements="species"),
+    optional=("smiles", _CHARGES),
+    high_energy=_HIGH_ENERGY,
+)
+
+#: As torchani reads it too, with another name of the elements.
+TORCHANI = Layout(
+    elements="numbers",
+    coordinates=_COORDINATES,
+    energies=("energies",),
+    read=partial(_read, elements="numbers"),
+    optional=("smiles", _CHARGES),
 )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 #: Two atoms are bonded up to so many times the sum of their radii.
 BONDED: Final = 1.25
 
+#: By so many bonds broken and formed, structures of one molecule differ.
+DISTORTED: Final = 2
+
 #: Covalent radii, Å, from hydrogen on: Cordero et al., Dalton Trans. 2008, 2832. Those without one: 1.6.
 _RADII = """
     .31 .28 1.28 .96 .84 .76 .71 .66 .57 .58 1.66 1.41 1.21 1.11 1.07 1.05 1.02 1.06 2.03 1.76 1.70 1.60
@@ -70,3 +73,40 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def same_bonds(coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The molecule of each of some structures of the same atoms in the same order, (n,), a number from 0.
+
+    Structures are of one molecule if their bonds are the same. A structure of rarer bonds is of the commonest
+    molecule from which it differs by ``DISTORTED`` bonds at most, or only by broken or only by formed ones:
+    so a bond that a vibration stretches makes no molecule of its own. Isomers that are so near are one.
+
+    Parameters
+    ----------
+    coordinates : (n, Na, 3) Å
+    """
+    one, other = np.triu_indices(len(numbers), k=1)
+    longest = (BONDED * (RADII[numbers[one]] + RADII[numbers[other]])) ** 2
+    bits = np.empty((len(coordinates), -(-len(one) // 8)), np.uint8)
+    step = max(1, NUMBERS // max(1, len(one)))
+    for begin in range(0, len(coordinates), step):
+        some = slice(begin, begin + step)
+        apart = coordinates[some, one] - coordinates[some, other]
+        bits[some] = np.packbits(np.einsum("npi,npi->np", apart, apart) < longest, axis=1)
+    kinds, kind, counts = np.unique(bits, axis=0, return_inverse=True, return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")
+    known, owner = np.empty_like(kinds), np.empty(len(kinds), np.int64)
+    molecules = 0
+    for number in commonest.tolist():
+        bonds, others = kinds[number], known[:molecules]
+        broken = np.bitwise_count(others & ~bonds).sum(axis=1)
+        formed = np.bitwise_count(bonds & ~others).sum(axis=1)
+        near = np.flatnonzero((broken == 0) | (formed == 0) | (broken + formed <= DISTORTED))
+        if not len(near):
+            known[molecules] = bonds
+            owner[number], molecules = molecules, molecules + 1
+        else:
+            owner[number] = near[0]
+    found: npt.NDArray[np.int64] = owner[kind.ravel()]
+    return found

@@ -29,6 +29,7 @@ class Molecule:
     coordinates : (Nc, Na, 3) float32 array, Å
     energies : (Nc,) float64 array, hartree
     isomers : whether the structures are of all molecules of a formula, as in the ANI-1x release
+    label : what its file says to tell it from others (``data.molecule``); empty: its SMILES or bonds tell
     """
 
     name: str
@@ -37,6 +38,7 @@ class Molecule:
     coordinates: npt.NDArray[np.float32]
     energies: npt.NDArray[np.float64]
     isomers: bool = False
+    label: str = ""
 
     @property
     def structures(self) -> int:
@@ -120,8 +122,9 @@ class Dataset:
     def identities(self) -> tuple[str, ...]:
         """What tells each molecule from the others, (M,): groups that share it are one molecule.
 
-        It is the SMILES where every molecule has one, else the bond graph. A group that holds all isomers of
-        a formula is one with every molecule of that formula: then no molecule is met twice.
+        It is the label where there is one, else the SMILES where every molecule has one, else the bond graph.
+        A group that holds all isomers of a formula is one with every molecule of that formula: then no
+        molecule is met twice.
 
         With ``told_apart_by="names"`` it is the name where no molecule has a SMILES, and the formula where
         some have: so studies were divided before bonds were looked at.
@@ -133,7 +136,7 @@ class Dataset:
         mixed = {m.formula for m in self.molecules if m.isomers}
         found = smiles if all(with_smiles) else bond_graphs(self.molecules)
         return tuple(
-            m.formula if m.formula in mixed else identity
+            m.label or (m.formula if m.formula in mixed else identity)
             for m, identity in zip(self.molecules, found, strict=True)
         )
 

@@ -42,6 +42,11 @@ class Group:
     members: dict[str, Place]
 
     @property
+    def file(self) -> str:
+        """The file, as it was named."""
+        return str(self.source.path)
+
+    @property
     def where(self) -> str:
         """The file and the group, for messages."""
         return f"{self.source.path}, group {printable('/' + self.name)}"

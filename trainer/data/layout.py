@@ -10,10 +10,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config import DataConfig, EnergyUnit, LengthUnit
 from trainer.data.dataset import Molecule, formula_of
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
 from trainer.data.hdf5 import Group
 from trainer.data.links import printable
+from trainer.data.units import ENERGY_UNITS, LENGTH_UNITS
 from trainer.errors import DataError
 
 #: Stands for no atom where structures of several sizes share an array, as in torchani.
@@ -24,19 +26,75 @@ PADDING: Final = -1
 class Layout:
     """How molecules are written in an HDF5 file.
 
+    A group is of a layout if it holds its elements, its coordinates and one of its energies.
+
     Attributes
     ----------
-    keys : the datasets that make a group a molecule: elements, coordinates and energies; the first tells
-        the layout from the others
+    elements, coordinates : names of datasets
+    energies : names of the energies that it may have; ``data.energy`` names another one
+    read : the molecules of one group; the arguments after it are the name of the energies and the settings
     optional : other datasets that are read
-    read : the molecules of one group; its second argument asks for the high-energy structures too
-    has_high_energy : whether a group holds high-energy structures
+    high_energy : names of the coordinates and energies of high-energy structures, if it has such
+    length_unit : of the coordinates; energies are in hartree
     """
 
-    keys: tuple[str, str, str]
-    optional: tuple[str, ...]
-    read: Callable[[Group, bool], list[Reading]]
-    has_high_energy: Callable[[Group], bool]
+    elements: str
+    coordinates: str
+    energies: tuple[str, ...]
+    read: Callable[[Group, str, DataConfig], list[Reading]]
+    optional: tuple[str, ...] = ()
+    high_energy: tuple[str, str] | None = None
+    length_unit: LengthUnit = "angstrom"
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        """The names of elements and coordinates."""
+        return self.elements, self.coordinates
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all datasets that are read."""
+        return (*self.structure, *self.energies, *self.optional, *(self.high_energy or ()))
+
+    def energies_of(self, group: Group, energy: str | None) -> list[str]:
+        """The names of energies by which a group is of this layout; ``energy``: the one to look for."""
+        if self.elements not in group:
+            return []
+        if self.coordinates in group:
+            found = [key for key in ((energy,) if energy else self.energies) if key in group]
+            if found:
+                return found
+        high = self.high_energy is not None and energy is None
+        return [self.energies[0]] if high and self.has_high_energy(group) else []
+
+    def has_high_energy(self, group: Group) -> bool:
+        """Whether a group holds high-energy structures.
+
+        Raises
+        ------
+        DataError
+            if it holds half of what they need.
+        """
+        present = [key for key in self.high_energy or () if key in group]
+        if len(present) == 1:
+            raise DataError(
+                f"{group.where}: there is '{present[0]}' alone; {' and '.join(self.high_energy or ())} "
+                "belong together"
+            )
+        return bool(present)
+
+
+@dataclass(frozen=True)
+class Units:
+    """How many units of energy of a file are a hartree, and how many Å its unit of length is."""
+
+    energy: float = 1.0
+    length: float = 1.0
+
+
+def units_of(data: DataConfig, energy: EnergyUnit = "hartree", length: LengthUnit = "angstrom") -> Units:
+    """The units of a file, which are these unless the settings name others."""
+    return Units(ENERGY_UNITS[data.unit or energy], LENGTH_UNITS[data.length_unit or length])
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +127,8 @@ class Reading:
     rows : (Nc,) array: the places of the structures in the arrays of the file
     high_from : of the first high-energy structure, which come last, from arrays of their own
     resolution : the distance of neighboring numbers in the type of the energies, hartree
+    file : the file alone
+    units : those that the file was read in
     """
 
     molecule: Molecule
@@ -76,6 +136,8 @@ class Reading:
     rows: npt.NDArray[np.int64]
     high_from: int
     resolution: float
+    file: str = ""
+    units: Units = Units()
 
     def place(self, index: int) -> str:
         """File, group and number of a structure, for a message."""
@@ -84,7 +146,14 @@ class Reading:
 
 
 def structures_of_group(
-    group: Group, species: str, coordinates: str, energies: str | None, *, missing_is_nan: bool = False
+    group: Group,
+    species: str,
+    coordinates: str,
+    energies: str | None,
+    units: Units,
+    *,
+    missing_is_nan: bool = False,
+    usable: npt.NDArray[np.bool_] | None = None,
 ) -> list[Structures]:
     """The structures of a group, with finite values and shapes that fit together, by their atoms.
 
@@ -96,6 +165,7 @@ def structures_of_group(
     ----------
     species, coordinates, energies : names of datasets; None: energies do not matter
     missing_is_nan : leave out structures whose energy is NaN
+    usable : (Nc,) which structures are not left out; None: all
     """
     numbers = _numbers(group, species)
     positions, resolution = _numeric(group, coordinates), 0.0
@@ -108,7 +178,7 @@ def structures_of_group(
         told = f", '{energies}' {raw.shape}"
         if raw.ndim == 0 or raw.size == max(raw.shape):  # a number, a row or a column
             raw = raw.ravel()
-        values, resolution = raw.astype(np.float64), _resolution(raw)
+        values, resolution = raw.astype(np.float64) / units.energy, _resolution(raw) / units.energy
         if len(raw) == 1 and positions.ndim == 2:
             positions = positions[None]
     numbers, positions = _without_padding(group, species, numbers, positions)
@@ -127,9 +197,14 @@ def structures_of_group(
             f"(structures, {many}, 3)" + (" and (structures,)" if energies else "")
         )
     with np.errstate(over="ignore"):  # an infinite number is refused below
+        if units.length != 1.0:
+            positions = positions.astype(np.float64) * units.length
         positions = positions.astype(np.float32)
     rows = np.arange(len(values))
-    if missing_is_nan and not (present := ~np.isnan(values)).all():
+    present = np.ones(len(values), bool) if usable is None else usable
+    if missing_is_nan:
+        present = present & ~np.isnan(values)
+    if not present.all():
         positions, values, rows = positions[present], values[present], rows[present]
         numbers = numbers[present] if per_structure else numbers
     _refuse_infinite(group, energies, np.isfinite(values), rows)
@@ -188,6 +263,16 @@ def name_of(group: Group, numbers: npt.NDArray[np.uint8], alone: bool) -> str:
     """What a molecule is called: the path of its group, and the formula where the group holds several."""
     name = group.name or "molecule"
     return name if alone else f"{name} {formula_of(SYMBOLS[n - 1] for n in numbers.tolist())}"
+
+
+def smiles_of(group: Group) -> str:
+    """The release keeps a SMILES as an array of single characters; a plain string is met too; empty: none."""
+    if "smiles" not in group:
+        return ""
+    return b"".join(
+        piece if isinstance(piece, bytes) else str(piece).encode()
+        for piece in np.ravel(group.read("smiles")).tolist()
+    ).decode(errors="replace")
 
 
 def _refuse_infinite(

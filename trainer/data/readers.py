@@ -1,32 +1,39 @@
-"""From HDF5 files to a data set."""
+"""From files to a data set."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from trainer.config import DataConfig
-from trainer.data.ani1 import ANI1
+from trainer.data.ani1 import ANI1, TORCHANI
 from trainer.data.ani1x import ANI1X
 from trainer.data.dataset import Dataset
 from trainer.data.duplicates import Duplicates, find_duplicates
+from trainer.data.formats import HDF5, find_format, read_other
 from trainer.data.hdf5 import DataFile, Group, open_hdf5
 from trainer.data.layout import Layout, Reading
+from trainer.data.links import printable
 from trainer.data.plausible import refuse_equal_energies, refuse_implausible
 from trainer.data.shipped import SAMPLE, sample_file
+from trainer.data.spice import SPICE
+from trainer.data.unit_checks import refuse_other_units
 from trainer.errors import DataError
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.progress import Progress, no_progress
 
+K = TypeVar("K", str, tuple[str, str])
+
 logger = logging.getLogger("anitune")
 
-READERS: dict[str, Layout] = {"ANI-1": ANI1, "ANI-1x": ANI1X}
+#: The layouts of HDF5 files; other formats are in :mod:`trainer.data.formats`.
+READERS: dict[str, Layout] = {"ANI-1": ANI1, "ANI-1x": ANI1X, "torchani": TORCHANI, "SPICE": SPICE}
 
 #: Energies of a type with wider steps are warned of, kcal/mol.
 COARSE: Final = 1e-3
@@ -36,25 +43,25 @@ def read_dataset(
     files: Sequence[Path | str],
     high_energy: bool = False,
     *,
-    links_outside: bool = False,
-    duplicates: Literal["refuse", "drop", "keep"] = "refuse",
     progress: Progress = no_progress,
+    cache: Path | None = None,
+    **settings: Any,
 ) -> Dataset:
-    """Read all molecules of some HDF5 files; the layout of each is found from what it holds.
+    """Read all molecules of some files; the format of each is found from what it holds.
 
     Parameters
     ----------
     files : paths; the string ``sample`` names the shipped file
     high_energy : include the high-energy structures of the ANI-1 layout
-    links_outside : follow links to files outside the folder of a file
-    duplicates : what becomes of structures that are there a second time (see
-        :func:`trainer.data.duplicates.find_duplicates`)
+    cache : folder for the arrays of large files without groups; None: they are parsed each time
+    settings : others of :class:`trainer.config.DataConfig`
 
     Raises
     ------
     DataError
         with one line that names file and group, where a file cannot be used as it is.
     """
+    data = DataConfig(high_energy=high_energy, **settings)
     paths = [sample_file() if file == SAMPLE else Path(file) for file in files]
     if not paths:
         raise DataError("no data file is given")
@@ -64,10 +71,11 @@ def read_dataset(
         if path.resolve() in seen:
             raise DataError(f"{path} is given twice: give each file once")
         seen.add(path.resolve())
-        readings += _read_file(path, high_energy, links_outside, progress)
+        readings += _read_file(path, data, progress, cache)
     if not readings:
         raise DataError(f"{', '.join(map(str, paths))}: there is no structure with an energy")
     progress("checking structures", 0, 2)
+    refuse_other_units(readings, data)
     refuse_implausible(readings)
     progress("checking structures", 1, 2)
     found = find_duplicates([reading.molecule for reading in readings])
@@ -76,14 +84,14 @@ def read_dataset(
         refuse_equal_energies(readings)
         return Dataset(tuple(reading.molecule for reading in readings))
     line = _told(found, readings)
-    if duplicates == "refuse":
+    if data.duplicates == "refuse":
         raise DataError(
             f"{line}: give them once, or leave out the later ones with data.duplicates: drop "
             "(--duplicates drop)"
         )
     once = _without(readings, found)
     refuse_equal_energies(once)
-    if duplicates == "keep":
+    if data.duplicates == "keep":
         logger.warning("%s: they can train and validate at once", line)
         return Dataset(tuple(reading.molecule for reading in readings))
     logger.warning("%s: the later ones are left out", line)
@@ -105,45 +113,45 @@ def _without(readings: Sequence[Reading], found: Duplicates) -> list[Reading]:
     return once
 
 
-def read_data(data: DataConfig, progress: Progress) -> Dataset:
-    """The structures that a study or a training uses; errors are those of :func:`read_dataset`."""
-    return read_dataset(
-        data.files,
-        data.high_energy,
-        links_outside=data.links_outside,
-        duplicates=data.duplicates,
-        progress=progress,
-    )
+def read_data(data: DataConfig, progress: Progress, cache: Path | None = None) -> Dataset:
+    """The structures that a study or a training uses; see :func:`read_dataset`."""
+    settings = {field.name: getattr(data, field.name) for field in fields(data)}
+    settings.pop("self_energies")
+    return read_dataset(settings.pop("files"), progress=progress, cache=cache, **settings)
 
 
 @contextmanager
 def open_data_file(path: Path, links_outside: bool = False) -> Iterator[tuple[DataFile, list[Group], Layout]]:
-    """An HDF5 file, its groups that hold molecules, and their layout.
+    """An HDF5 file, its groups that hold structures, with energies or without, and their layout.
 
     Raises
     ------
     DataError
-        if it is none, holds molecules in no known layout, or turns out to be damaged in the block.
+        if it is none, holds structures in no known layout, or turns out to be damaged in the block.
     """
-    keys = [key for layout in READERS.values() for key in (*layout.keys, *layout.optional)]
-    with open_hdf5(path, keys, links_outside) as file:
-        layout = _layout_of(file)
-        yield file, [group for group in file.groups if any(key in group for key in layout.keys)], layout
+    with open_hdf5(path, [key for layout in READERS.values() for key in layout.keys], links_outside) as file:
+        fitting = {
+            name: group
+            for group in file.groups
+            for name, layout in READERS.items()
+            if layout.elements in group and (layout.coordinates in group or layout.has_high_energy(group))
+        }
+        if not fitting:
+            raise _unknown_layout(file, None)
+        layout = READERS[_only(fitting)]
+        yield file, [group for group in file.groups if any(key in group for key in layout.structure)], layout
 
 
-def _read_file(path: Path, high_energy: bool, links_outside: bool, progress: Progress) -> list[Reading]:
-    stage = f"reading {path.name}"
-    progress(stage, 0, 1)
-    with open_data_file(path, links_outside) as (_, groups, layout):
-        if high_energy and not any(layout.has_high_energy(group) for group in groups):
-            raise DataError(
-                f"{path}: no group has coordinatesHE and energiesHE: do not ask for high energies"
-            )
-        readings: list[Reading] = []
-        for number, group in enumerate(groups, start=1):
-            readings += layout.read(group, high_energy)
-            if number % 256 == 0 or number == len(groups):
-                progress(stage, number, len(groups))
+def _read_file(path: Path, data: DataConfig, progress: Progress, cache: Path | None) -> list[Reading]:
+    format_of_file = find_format(path)
+    if format_of_file != HDF5:
+        if data.high_energy:
+            raise DataError(f"{path}: only HDF5 files in the layout of ANI-1 have high-energy structures")
+        readings = read_other(path, format_of_file, data, progress, cache)
+    elif data.molecule is not None:
+        raise DataError(f"{path}: data.molecule is for files without groups; leave it out")
+    else:
+        readings = _read_hdf5(path, data, progress)
     step = max((reading.resolution for reading in readings), default=0.0) * HARTREE_TO_KCALMOL
     if step > COARSE:
         logger.warning(
@@ -155,14 +163,72 @@ def _read_file(path: Path, high_energy: bool, links_outside: bool, progress: Pro
     return [reading for reading in readings if reading.molecule.structures > 0]
 
 
-def _layout_of(file: DataFile) -> Layout:
+def _read_hdf5(path: Path, data: DataConfig, progress: Progress) -> list[Reading]:
+    stage = f"reading {path.name}"
+    progress(stage, 0, 1)
+    keys = {key for layout in READERS.values() for key in layout.keys} | (
+        {data.energy} if data.energy else set()
+    )
+    with open_hdf5(path, sorted(keys), data.links_outside) as file:
+        layout, energy = _layout_of(file, data.energy)
+        groups = [group for group in file.groups if any(key in group for key in (*layout.structure, energy))]
+        if data.high_energy and not any(layout.has_high_energy(group) for group in groups):
+            raise DataError(
+                f"{path}: no group has coordinatesHE and energiesHE: do not ask for high energies"
+            )
+        readings: list[Reading] = []
+        for number, group in enumerate(groups, start=1):
+            readings += layout.read(group, energy, data)
+            if number % 256 == 0 or number == len(groups):
+                progress(stage, number, len(groups))
+    return readings
+
+
+def _layout_of(file: DataFile, energy: str | None) -> tuple[Layout, str]:
+    """The only layout that groups of a file are of, and the name of their energies."""
+    fitting = {
+        (name, key): group
+        for group in file.groups
+        for name, layout in READERS.items()
+        for key in layout.energies_of(group, energy)
+    }
+    if not fitting:
+        raise _unknown_layout(file, energy)
+    name, key = _only(fitting)
+    return READERS[name], key
+
+
+def _only(fitting: Mapping[K, Group]) -> K:
+    """The only layout that groups of a file fit: its name, or that and the name of the energies."""
+    if len(fitting) > 1:
+        (one, first), (other, second), *_ = fitting.items()
+        at = first.where if first is second else f"{first.where}, and group {printable('/' + second.name)}"
+        raise DataError(
+            f"{at}: two layouts fit, {_described(one)} and {_described(other)}; name the key of the energies "
+            "with data.energy (--energy), or take one of the arrays out"
+        )
+    return next(iter(fitting))
+
+
+def _described(fit: str | tuple[str, str]) -> str:
+    name, *energy = (fit,) if isinstance(fit, str) else fit
+    return f"{name} ({', '.join((*READERS[name].structure, *energy))})"
+
+
+def _unknown_layout(file: DataFile, energy: str | None) -> DataError:
+    known = "; ".join(
+        f"{name}: {', '.join(layout.structure)}, {energy or ' or '.join(layout.energies)}"
+        for name, layout in READERS.items()
+    )
     for group in file.groups:
-        for key in sorted(group.members):
-            for layout in READERS.values():
-                if key == layout.keys[0]:
-                    return layout
-    known = "; ".join(f"{name}: {', '.join(layout.keys)}" for name, layout in READERS.items())
-    raise DataError(f"{file.path}: no group holds a molecule in a known layout ({known})")
+        for layout in READERS.values():
+            if all(key in group for key in layout.structure):
+                return DataError(
+                    f"{group.where}: there is no dataset '{energy or layout.energies[0]}' beside "
+                    f"{' and '.join(layout.structure)}; add it, or name that of the energies with "
+                    "data.energy (--energy)"
+                )
+    return DataError(f"{file.path}: no group holds a molecule in a known layout ({known})")
 
 
 def _told(found: Duplicates, readings: Sequence[Reading]) -> str:

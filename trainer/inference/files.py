@@ -15,8 +15,9 @@ from ase.io.extxyz import key_val_str_to_dict
 
 from trainer.data.dataset import Molecule
 from trainer.data.elements import ATOMIC_NUMBERS
-from trainer.data.layout import structures_of_group
+from trainer.data.layout import Units, structures_of_group
 from trainer.data.readers import open_data_file
+from trainer.data.units import LENGTH_UNITS
 from trainer.errors import DataError
 from trainer.inference.structures import Structure, make_structure, structures_of
 
@@ -62,9 +63,10 @@ def read_structures(path: Path, links_outside: bool = False) -> list[Structure]:
 def _read_hdf5(path: Path, links_outside: bool) -> list[Structure]:
     structures: list[Structure] = []
     with open_data_file(path, links_outside) as (_, groups, layout):
+        units = Units(length=LENGTH_UNITS[layout.length_unit])
         for group in groups:
             here: dict[int, Structure] = {}
-            for some in structures_of_group(group, layout.keys[0], layout.keys[1], None):
+            for some in structures_of_group(group, *layout.structure, None, units):
                 molecule = Molecule(group.name, "", some.numbers, some.coordinates, some.energies)
                 here |= zip(some.rows.tolist(), structures_of(molecule), strict=True)
             structures += [here[row] for row in sorted(here)]

@@ -1,0 +1,355 @@
+"""Extended XYZ, as ASE writes it: many structures in one text file, which may be gzipped.
+
+ASE's own reader makes an object of each structure, and takes some 10 minutes for a million. Here the atoms of
+many structures are parsed at once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+
+from trainer.data.arrays import MEMORY
+from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
+from trainer.data.frames import Frames
+from trainer.data.links import printable
+from trainer.errors import DataError
+from trainer.progress import Progress
+
+GZIP: Final = b"\x1f\x8b"
+
+#: Byte order mark, which some editors begin a text with.
+BOM: Final = b"\xef\xbb\xbf"
+
+#: The key of energies in what ASE writes.
+ENERGY: Final = "energy"
+
+#: Bytes of text that are parsed at once, and those that one structure may take.
+BLOCK: Final = 2**24
+LARGEST: Final = 2**28
+
+#: Bytes of memory of an atom: its number, and its coordinates twice.
+HELD: Final = 1 + 2 * 24
+
+#: Columns where a comment names none.
+PLAIN: Final = b"species:S:1:pos:R:3"
+
+_ITEM: Final = re.compile(
+    rb"""([^\s="'{}\[\]]+)\s*=\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{[^}]*\}|\[[^\]]*\]|\S+)"""
+)
+
+#: What says that a structure has a charge or unpaired electrons: the key, and the value of those that have
+#: none.
+CHARGES: Final[Mapping[str, tuple[float, ...]]] = {"charge": (0.0,), "total_charge": (0.0,)}
+SPINS: Final[Mapping[str, tuple[float, ...]]] = {
+    "spin": (0.0, 1.0),
+    "multiplicity": (1.0,),
+    "spin_multiplicity": (1.0,),
+}
+
+#: Sums of charges, or of magnetic moments, that are more than an error of rounding.
+UNPAIRED: Final = 0.5
+
+_NUMBERS: Final = {symbol.encode(): number for symbol, number in ATOMIC_NUMBERS.items()}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where a structure has what: the first column of each, and their number."""
+
+    symbols: int | None
+    numbers: int | None
+    positions: int
+    width: int
+    charges: int | None
+    moments: int | None
+
+
+@dataclass
+class _Parsed:
+    """What was read so far."""
+
+    numbers: list[Any] = field(default_factory=list)
+    coordinates: list[Any] = field(default_factory=list)
+    atoms: list[int] = field(default_factory=list)
+    energies: list[float] = field(default_factory=list)
+    periodic: list[bool] = field(default_factory=list)
+    charged: list[bool] = field(default_factory=list)
+    open_shell: list[bool] = field(default_factory=list)
+    molecules: list[str] = field(default_factory=list)
+    keys: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass
+class _Run:
+    """The atoms of structures one after the other that have the same columns."""
+
+    properties: bytes
+    place: str
+    lines: list[bytes] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+
+def looks_like_xyz(begin: bytes) -> bool:
+    """Whether a file begins with a number of atoms, a comment, and an atom."""
+    lines = begin.removeprefix(BOM).lstrip().split(b"\n")
+    return len(lines) > 2 and re.fullmatch(rb"\d{1,9}\s*", lines[0]) is not None and len(lines[2].split()) > 3
+
+
+def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Progress) -> Frames:
+    """All structures of an extended XYZ file.
+
+    Parameters
+    ----------
+    energy, molecule : keys of the comments
+
+    Raises
+    ------
+    DataError
+        with the line that cannot be read.
+    """
+    parsed, stage, total = _Parsed(), f"reading {path.name}", max(1, path.stat().st_size)
+    first, rest = 1, b""
+    with path.open("rb") as raw:
+        packed = raw.read(2) == GZIP
+        raw.seek(0)
+        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
+        for block in _blocks(file, path):
+            text = rest + block
+            lines = (text.removeprefix(BOM) if first == 1 else text).split(b"\n")
+            done = _read_lines(lines, first, not block, path, energy or ENERGY, molecule, parsed)
+            first, rest = first + done, b"\n".join(lines[done:])
+            if sum(map(len, parsed.numbers)) * HELD > MEMORY:
+                raise DataError(
+                    f"{path}: its structures do not fit into the {MEMORY / 2**30:,.1f} GiB of memory of "
+                    "this machine"
+                )
+            if len(rest) > LARGEST:
+                raise DataError(
+                    f"{path}, line {first}: a structure of more than {LARGEST:,} bytes; correct it"
+                )
+            progress(stage, min(raw.tell(), total), total)
+    shape = (0, 3)
+    return Frames(
+        numbers=np.concatenate([np.empty(0, np.uint8), *parsed.numbers]),
+        coordinates=np.concatenate([np.empty(shape), *parsed.coordinates]),
+        atoms=np.array(parsed.atoms, np.int64),
+        energies=np.array(parsed.energies, np.float64),
+        periodic=np.array(parsed.periodic, bool),
+        charged=np.array(parsed.charged, bool),
+        open_shell=np.array(parsed.open_shell, bool),
+        molecules=np.array(parsed.molecules, np.str_),
+        keys=np.array(list(parsed.keys), np.str_),
+    )
+
+
+def _blocks(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Pieces of a file, and an empty one at its end."""
+    try:
+        while block := file.read(BLOCK):
+            yield block
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable file; copy or download it again ({error})") from error
+    yield b""
+
+
+def _read_lines(
+    lines: list[bytes],
+    first: int,
+    last: bool,
+    path: Path,
+    energy: str,
+    molecule: str | None,
+    parsed: _Parsed,
+) -> int:
+    """Parse the structures that some lines hold whole; their number of lines.
+
+    Parameters
+    ----------
+    first : the number of the first line in the file, from 1
+    last : whether the file ends with them
+    """
+    at, run = 0, _Run(b"", "")
+    end = len(lines) if last else len(lines) - 1  # the last line may go on
+    while at < end:
+        word = lines[at].strip()
+        if not word:
+            at += 1
+            continue
+        if not word.isdigit() or len(word) > 9 or int(word) == 0:
+            raise DataError(
+                f"{path}, line {first + at}: a number of atoms is due here, then a comment and the atoms "
+                f"(got {_shown(word)})"
+            )
+        count = int(word)
+        begin, after = at + 2, at + 2 + count
+        if after > end:
+            if last:
+                raise DataError(
+                    f"{path}, line {first + at}: {count} atoms are due, and the file ends before; is it "
+                    "whole?"
+                )
+            break
+        items = dict(_ITEM.findall(lines[at + 1]))
+        properties = items.get(b"Properties", PLAIN)
+        if properties != run.properties:
+            _flush(run, parsed)
+            run = _Run(properties, f"{path}, line")
+        run.lines += lines[begin:after]
+        run.at.append(first + begin)
+        run.counts.append(count)
+        _note(items, f"{path}, line {first + at + 1}", energy, molecule, parsed)
+        at = after
+    _flush(run, parsed)
+    return at
+
+
+def _note(items: dict[bytes, bytes], place: str, energy: str, molecule: str | None, parsed: _Parsed) -> None:
+    """Keep what the comment of a structure says."""
+    value = items.get(energy.encode())
+    if value is None:
+        parsed.energies.append(np.nan)
+        for key in items:
+            parsed.keys.setdefault(printable(key.decode("utf-8", "replace")))
+    else:
+        parsed.energies.append(_number(value, energy, place))
+    if b"pbc" in items:
+        parsed.periodic.append(re.search(rb"\b(T|True|true|1)\b", items[b"pbc"]) is not None)
+    else:
+        parsed.periodic.append(b"Lattice" in items)
+    parsed.charged.append(_differs(items, CHARGES, place))
+    parsed.open_shell.append(_differs(items, SPINS, place))
+    if molecule is not None:
+        if molecule.encode() not in items:
+            raise DataError(f"{place}: there is no key '{molecule}', which data.molecule names; add it")
+        parsed.molecules.append(_bare(items[molecule.encode()]).decode("utf-8", "replace"))
+
+
+def _differs(items: dict[bytes, bytes], keys: Mapping[str, tuple[float, ...]], place: str) -> bool:
+    return any(
+        _number(items[key.encode()], key, place) not in fine
+        for key, fine in keys.items()
+        if key.encode() in items
+    )
+
+
+def _number(value: bytes, key: str, place: str) -> float:
+    try:
+        return float(_bare(value))
+    except ValueError:
+        raise DataError(f"{place}: {key}={_shown(value)[1:-1]} is not a number; correct it") from None
+
+
+def _bare(value: bytes) -> bytes:
+    return value[1:-1] if value[:1] in (b'"', b"'") and len(value) > 1 else value
+
+
+def _flush(run: _Run, parsed: _Parsed) -> None:
+    """Parse the atoms of a run."""
+    if not run.lines:
+        return
+    columns = _columns(run.properties)
+    if columns is None:
+        raise DataError(
+            f"{run.place} {run.at[0] - 1}: Properties={_shown(run.properties)[1:-1]} does not name the "
+            "columns of atoms, as species:S:1:pos:R:3 does"
+        )
+    tokens = b"\n".join(run.lines).split()
+    width, left = divmod(len(tokens), len(run.lines))
+    if left or width < columns.width or len(run.lines[0].split()) != width:
+        width, tokens = columns.width, _cut(run, columns.width)
+    try:
+        positions = np.empty((len(run.lines), 3))
+        for axis in range(3):
+            positions[:, axis] = list(map(float, tokens[columns.positions + axis :: width]))
+        if columns.symbols is not None:
+            kinds = [
+                _NUMBERS.get(s) or _NUMBERS.get(s.capitalize(), 0) for s in tokens[columns.symbols :: width]
+            ]
+        else:
+            kinds = list(map(int, tokens[columns.numbers :: width]))
+        numbers = np.array(kinds, np.int64)
+        if numbers.min() < 1 or numbers.max() > len(SYMBOLS):
+            raise ValueError
+        for column, found in ((columns.charges, parsed.charged), (columns.moments, parsed.open_shell)):
+            if column is not None:
+                values = np.array(list(map(float, tokens[column::width])))
+                sums = np.add.reduceat(values, np.cumsum([0, *run.counts[:-1]]))
+                found[-len(sums) :] = (np.array(found[-len(sums) :]) | (np.abs(sums) > UNPAIRED)).tolist()
+    except ValueError:
+        raise _wrong_atom(run, columns) from None
+    parsed.numbers.append(numbers.astype(np.uint8))
+    parsed.coordinates.append(positions)
+    parsed.atoms += run.counts
+
+
+def _numbered(run: _Run) -> Iterator[tuple[int, list[bytes]]]:
+    """The number of each line of a run in the file, and its words."""
+    begin = 0
+    for at, count in zip(run.at, run.counts, strict=True):
+        for index in range(count):
+            yield at + index, run.lines[begin + index].split()
+        begin += count
+
+
+def _cut(run: _Run, width: int) -> list[bytes]:
+    """The words of all atoms without those beyond the columns."""
+    found: list[bytes] = []
+    for number, words in _numbered(run):
+        if len(words) < width:
+            raise DataError(
+                f"{run.place} {number}: an atom has {width} columns here "
+                f"({printable(run.properties.decode('utf-8', 'replace'))}), and this line has {len(words)}"
+            )
+        found += words[:width]
+    return found
+
+
+def _wrong_atom(run: _Run, columns: _Columns) -> DataError:
+    for number, words in _numbered(run):
+        kind = words[columns.symbols if columns.symbols is not None else columns.numbers or 0]
+        known = (
+            kind.capitalize() in _NUMBERS
+            if columns.symbols is not None
+            else kind.isdigit() and 0 < int(kind) <= len(SYMBOLS)
+        )
+        if not known:
+            return DataError(
+                f"{run.place} {number}: {_shown(kind)} is no element; use symbols such as H, C, N, O"
+            )
+        for word in words[columns.positions : columns.positions + 3]:
+            try:
+                float(word)
+            except ValueError:
+                return DataError(f"{run.place} {number}: {_shown(word)} is no coordinate; correct that line")
+    return DataError(f"{run.place} {run.at[0]}: an atom after this line cannot be read; correct it")
+
+
+@cache
+def _columns(properties: bytes) -> _Columns | None:
+    """The columns that a comment names, as name:type:number:...; None: not those of atoms in space."""
+    words = _bare(properties).decode("utf-8", "replace").split(":")
+    starts, width = dict[str, int](), 0
+    for name, kind, count in zip(words[::3], words[1::3], words[2::3], strict=False):
+        if not re.fullmatch("[1-9][0-9]{0,3}", count) or (name == "pos" and (kind, count) != ("R", "3")):
+            return None
+        starts[name] = width
+        width += int(count)
+    if len(words) % 3 or "pos" not in starts or not starts.keys() & {"species", "Z"}:
+        return None
+    sums = (starts.get("initial_charges"), starts.get("initial_magmoms"))
+    return _Columns(starts.get("species"), starts.get("Z"), starts["pos"], width, *sums)
+
+
+def _shown(word: bytes) -> str:
+    text = printable(word.decode("utf-8", "replace"))
+    return f"'{text[:40]}...'" if len(text) > 43 else f"'{text}'"
