@@ -308,7 +308,7 @@ class Relay:
         files = {}
         for artifact in (row.message for row in batch):
             assert isinstance(artifact, ArtifactMessage), "a batch holds messages of one kind"
-            if latest.get(artifact.path) == artifact.digest:
+            if latest.get(artifact.path, artifact.digest) == artifact.digest:
                 files[artifact.path] = stack.enter_context(self._blobs.lend(artifact.digest))
         return files
 

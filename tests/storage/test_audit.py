@@ -18,6 +18,7 @@ from storage.audit import verify
 from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
 from storage.errors import LeaseLostError, RelayBusyError
+from storage.garbage import find_garbage, remove
 from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
 from storage.repair import repair
 from storage.settings import Settings
@@ -207,6 +208,23 @@ def test_a_paused_trial_is_said_to_be_paused_until_it_goes_on(place: Place) -> N
     sync(place.study, write_note)
     assert place.client.get_run(place.run(RUNNING)).info.status == "FINISHED"
     assert listed(place) == []
+
+
+def test_files_of_before_a_pause_are_not_missed_when_all_is_told_again(place: Place) -> None:
+    file = place.db.settings.home / "made-by-worker"
+    for content in ("before the pause", "of the whole training"):
+        file.write_text(content)
+        place.running.record_artifacts({"plots/loss.png": file})
+        sync(place.study, write_note)
+    place.running.finish("complete", 1.5)
+    sync(place.study, write_note)
+    garbage = find_garbage(place.db, "checkpoint")
+    assert [each.kind for each in garbage] == ["artifact"]
+    assert len(list(remove(place.db, garbage))) == 1
+    place.client.set_tag(place.run(RUNNING), "optuna.state", "FAIL")
+    repair(place.study, write_note)
+    assert listed(place) == []
+    assert place.client.get_run(place.run(RUNNING)).info.status == "FINISHED"
 
 
 Damage = Callable[[Place], object]
