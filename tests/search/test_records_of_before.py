@@ -108,7 +108,7 @@ def test_the_file_of_an_older_study_is_still_its_file(folder: Path) -> None:
     older = make_older()
     result = anitune("study", "create", "study.yaml")
     assert result.exit_code == 0
-    assert 'earlier version, and keeps data.duplicates: "keep", split.molecules: "names"' in result.stderr
+    assert 'earlier version, and keeps data.duplicates: "keep", data.unusual: "keep",' in result.stderr
     assert record() == older
     changed = STUDY.replace("molecule", "structure, seed: 5")
     (folder / "study.yaml").write_text(changed)
