@@ -164,7 +164,8 @@ def propose(
         return dataclasses.replace(_proposal(trial), used_up=True)
     drawn = trial.params
     differing = [sum(drawn[name] != value for name, value in point.items()) for point in untried]
-    nearest = [point for point, n in zip(untried, differing, strict=True) if n == min(differing)]
+    least = min(differing)
+    nearest = [point for point, n in zip(untried, differing, strict=True) if n == least]
     chosen = np.random.default_rng(sampler_seed(config.seed, number)).integers(len(nearest))
     return _proposal(draw(nearest[chosen]))
 
