@@ -66,7 +66,7 @@ test-compose: install-dev ## a team's server in containers (needs docker.io dock
 	ANITUNE_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -m "compose"
 
 chaos: install-dev ## kill workers and servers of a real study for ten minutes, and report what was lost
-	$(BIN)/anitune chaos $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 # Not in the virtual environment: the machine may have a torch of its own for its GPU.
 gpu-proof: ## what an NVIDIA GPU does with anitune, measured in 9 minutes (GPU_PROOF_ARGS=--help)

@@ -25,7 +25,6 @@ from sqlalchemy import func, select
 
 from benchmarks.figures import Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.plan import Plan
-from search.chaos.servers import PostgreSQL
 from search.propose.samplers import SAMPLERS, propose
 from search.propose.space import distributions
 from search.study import StudyConfig, study_from_values
@@ -35,6 +34,7 @@ from storage.database import Database, open_database
 from storage.records.tables import attempts, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, open_study
+from tests.chaos.servers import PostgreSQL
 from trainer.config import TrainConfig
 from trainer.progress import no_progress
 from trainer.run import TrainingResult

@@ -14,7 +14,6 @@ from typer.main import get_command
 
 from dashboards.errors import AddressError, DashboardError
 from search.cli.audit import repair, verify
-from search.cli.chaos import chaos
 from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.export import export
@@ -122,7 +121,6 @@ app.command()(up)
 app.command()(down)
 app.command()(migrate)
 app.command(hidden=True)(relay)
-app.command(hidden=True)(chaos)
 
 
 @app.callback()

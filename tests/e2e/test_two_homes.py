@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from search.chaos.repeat import differing
 from search.work.repeat import recorded_trial
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
@@ -25,6 +24,7 @@ from storage.settings import Settings
 from storage.studies import open_study
 from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.views import trial_rows
+from tests.chaos.repeat import differing
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")

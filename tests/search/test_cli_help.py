@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,12 +47,13 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert answer.stderr.strip() == "[]"
 
 
-def test_help_answers_within_a_second() -> None:
-    # The best of some, because other tests may run beside this one.
+def test_help_takes_less_than_a_second() -> None:
+    # Processor time, because a busy machine makes the command wait; and the best of some runs.
     def seconds() -> float:
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert anitune("--help").returncode == 0
-        return time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert any(seconds() < 1.0 for _ in range(5))
 

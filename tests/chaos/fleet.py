@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, select
 
-from search.chaos.plan import Kind
 from storage.records.tables import attempts
 from storage.studies import Study
+from tests.chaos.plan import Kind
 
 FULL_AT = 4_096
 """Bytes that a file may have on the full disk: less than a checkpoint has."""

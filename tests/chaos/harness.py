@@ -20,12 +20,6 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
-from search.chaos.fleet import Fleet
-from search.chaos.plan import WORDS, Kind, Plan
-from search.chaos.repeat import differing
-from search.chaos.report import Report
-from search.chaos.servers import MlflowCommand, MlflowServer, PostgreSQL, Wire
-from search.chaos.sleepers import Sleepers
 from search.errors import SearchError
 from search.work.repeat import recorded_trial
 from storage.database import open_database
@@ -36,6 +30,12 @@ from storage.settings import Settings
 from storage.studies import Study, StudyState, open_study
 from storage.tokens import make_token
 from storage.trials.views import TrialRow, metric_history, trial_rows
+from tests.chaos.fleet import Fleet
+from tests.chaos.plan import WORDS, Kind, Plan
+from tests.chaos.repeat import differing
+from tests.chaos.report import Report
+from tests.chaos.servers import MlflowServer, PostgreSQL, Wire
+from tests.chaos.sleepers import Sleepers
 
 logger = logging.getLogger("anitune")
 
@@ -65,7 +65,7 @@ PATIENCE = 1800.0
 """Until a study that does not come to its end is given up, s."""
 
 
-def run_chaos(plan: Plan, mlflow_command: MlflowCommand) -> Report:
+def run_chaos(plan: Plan) -> Report:
     """Run the plan, in a folder that is gone afterwards."""
     # Not below a folder of root's: PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="anitune-chaos-") as name, contextlib.ExitStack() as stack:
@@ -74,7 +74,7 @@ def run_chaos(plan: Plan, mlflow_command: MlflowCommand) -> Report:
         (folder / "postgresql").mkdir()
         postgresql = PostgreSQL(folder / "postgresql")
         stack.callback(postgresql.stop)
-        mlflow = MlflowServer(folder / "mlflow", mlflow_command, folder / "home")
+        mlflow = MlflowServer(folder / "mlflow", folder / "home")
         stack.callback(mlflow.kill)
         wire = Wire(mlflow.url)
         stack.callback(wire.close)

@@ -10,9 +10,9 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
-from search.chaos.fleet import Fleet
 from storage.records.tables import artifacts, attempts, checkpoints, metrics
 from storage.studies import Study
+from tests.chaos.fleet import Fleet
 
 LONGEST_SLEEP: Final = 90.0
 """A worker is woken by then also if nobody was free to take its trial, s. That counts nothing."""

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from dashboards import mlflow_server
 from search.errors import SearchError
 from storage.tokens import token_file
 
@@ -59,10 +60,6 @@ class PostgreSQL:
         pgexec("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
 
 
-MlflowCommand = Callable[[str, int, Path], Sequence[str]]
-"""Module and arguments of an MLflow server, by its host, its port and the file with its secret."""
-
-
 class MlflowServer:
     """A tracking server that keeps artifacts itself, always at the same address.
 
@@ -70,19 +67,17 @@ class MlflowServer:
     ----------
     folder
         Of all that it keeps.
-    command
-        How it is started.
     home
         The home folder of those who use it; its secret is there.
     """
 
-    def __init__(self, folder: Path, command: MlflowCommand, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path) -> None:
         self._folder = folder
         folder.mkdir()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = command("127.0.0.1", self.port, token_file(home, self.port))
+        self._command = mlflow_server.command("127.0.0.1", self.port, token_file(home, self.port))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search.chaos.plan import WORDS, long_plan
+from tests.chaos.plan import WORDS, long_plan
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_nothing_is_lost_whatever_breaks(
 ) -> None:
     file = tmp_path / "report.json"
     answer = subprocess.run(
-        [sys.executable, "-m", "search.cli.main", "chaos", "--short", "--seed", "1", "--json", str(file)],
+        [sys.executable, "-m", "tests.chaos", "--short", "--seed", "1", "--json", str(file)],
         capture_output=True,
         text=True,
         timeout=1_100,

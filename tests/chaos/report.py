@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search.chaos.plan import WORDS, Kind
+from tests.chaos.plan import WORDS, Kind
 
 
 @dataclass(frozen=True)

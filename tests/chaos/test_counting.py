@@ -14,10 +14,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from search.chaos.fleet import MET_FULL_DISK, Fleet
-from search.chaos.plan import Kind, short_plan
-from search.chaos.report import Report
-from search.chaos.sleepers import LONGEST_SLEEP, SETTLED, Sleepers
 from storage.database import Database, open_database
 from storage.records.tables import attempts
 from storage.settings import Settings
@@ -25,6 +21,10 @@ from storage.studies import Budget, Study, create_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
+from tests.chaos.fleet import MET_FULL_DISK, Fleet
+from tests.chaos.plan import Kind, short_plan
+from tests.chaos.report import Report
+from tests.chaos.sleepers import LONGEST_SLEEP, SETTLED, Sleepers
 
 #: A worker that does nothing, until a word ends it as a real one ends.
 IDLE_WORKER = """#!/bin/sh
@@ -119,7 +119,7 @@ def test_a_full_disk_counts_when_a_checkpoint_met_it(study: Study, tmp_path: Pat
 def sleeper(
     study: Study, tmp_path: Path, executable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Fleet, Sleepers, int]]:
-    monkeypatch.setattr("search.chaos.sleepers.SETTLED", 0.05)
+    monkeypatch.setattr("tests.chaos.sleepers.SETTLED", 0.05)
     fleet, pid = one_worker(study, tmp_path)
     yield fleet, Sleepers(study, fleet), pid
     fleet.end()
@@ -173,7 +173,7 @@ def test_a_sleeper_whose_trial_had_ended_counts_nothing(
 def test_a_sleeper_that_nobody_relieves_is_woken_and_counts_nothing(
     study: Study, sleeper: tuple[Fleet, Sleepers, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.chaos.sleepers.LONGEST_SLEEP", 0.05)
+    monkeypatch.setattr("tests.chaos.sleepers.LONGEST_SLEEP", 0.05)
     _, sleepers, pid = sleeper
     claim(study, pid)
     sleepers.stop(pid)
