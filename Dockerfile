@@ -1,13 +1,13 @@
 # One image for workers, the MLflow server and the Optuna dashboard.
-# PIP_OPTIONS: where pip finds packages, such as another build of torch: --extra-index-url URL. A folder wheels beside
-# this file is in the build, for machines without a package index: --no-index --find-links wheels.
+# PIP_OPTIONS tells pip where to find packages, for example another build of torch: --extra-index-url URL. The build includes a
+# folder wheels beside this file, for machines without a package index: --no-index --find-links wheels.
 ARG BASE=python:3.11.14-slim-bookworm
 FROM ${BASE} AS build
 
 ARG PIP_OPTIONS=""
 WORKDIR /build
 RUN python3 -m venv /opt/anitune
-# What we stand on comes before our own files: a change of those does not install torch again.
+# Install the dependencies before copying our own files, so that a change in our files does not install torch again.
 COPY requirements.lock pyproject.toml wheel[s] wheels/
 RUN python3 -c 'import tomllib; p = tomllib.load(open("wheels/pyproject.toml", "rb"))["project"]; \
         print(*p["dependencies"], *p["optional-dependencies"]["postgres"], sep="\n")' >wanted \
@@ -23,7 +23,7 @@ FROM ${BASE}
 
 COPY --from=build /opt/anitune /opt/anitune
 COPY deploy/with-passwords /usr/local/bin/with-passwords
-# A volume takes its owner from the image.
+# A new volume takes its owner from the image.
 RUN chmod 755 /usr/local/bin/with-passwords && useradd --create-home --uid 10001 anitune \
     && mkdir /data /mlflow-artifacts && chown anitune:anitune /data /mlflow-artifacts
 USER 10001:10001

@@ -1,5 +1,5 @@
--- Run by psql when the server is first started: two databases, each with a user who may enter no other one.
--- Passwords are read from their files; should a statement fail, it is not logged, since it would show one.
+-- psql runs this file when the server first starts. It creates two databases, each with a user who may enter no other one.
+-- Passwords are read from files. A statement that fails is not logged, because the log would show a password.
 SET log_min_error_statement = panic;
 
 REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC;

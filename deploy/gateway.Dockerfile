@@ -1,8 +1,8 @@
-# Caddy with our configuration, as a user without rights.
+# Caddy with our configuration, run by an unprivileged user.
 ARG BASE=caddy:2.10.2
 FROM ${BASE}
 
-# A volume takes its owner from the image.
+# A new volume takes its owner from the image.
 COPY deploy/Caddyfile /etc/caddy/Caddyfile
 COPY deploy/gateway /usr/local/bin/gateway
 RUN mkdir -p /data && chown 10001:10001 /data \

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.5, help="femtoseconds")
     options = parser.parse_args()
     torch.set_num_threads(1)  # operations on so few atoms are too small to be divided
-    atoms = read(options.molecule)
+    atoms = read(options.molecule, index=0)
     atoms.calc = AnituneCalculator(options.model)
     reached = relax(atoms)
     atoms.calc.get_property("energy", atoms)
