@@ -7,11 +7,12 @@ the same, and a study with one worker can be repeated.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,14 @@ SAMPLERS: dict[str, Callable[[StudyConfig, int], BaseSampler]] = {
 }
 
 
-def make_sampler(config: StudyConfig, number: int, draw: int = 0) -> BaseSampler:
-    """The sampler that proposes the trial of this number; with another seed for each draw."""
+def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
+    """The sampler that proposes the trial of this number."""
     if config.rows is not None:
         return PointsSampler([row_params(config, row) for row in config.rows])
     assert config.sampler is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # qmc, since Optuna 3.0
-        return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number, draw))
+        return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number))
 
 
 def trial_limit(config: StudyConfig) -> int | None:
@@ -144,7 +145,7 @@ def propose(
     """
     study_id = storage.get_study_id_from_name(config.name)
     trials = cache(lambda: storage.get_all_trials(study_id, deepcopy=False))  # read only where it is needed
-    draw = partial(_draw, storage, config, number, trials)
+    draw = _drawing(storage, config, number, trials)
     trial = draw(asked_for or {})
     if asked_for or config.repeats != "take" or _has_points(config) or not is_finite(config):
         return _proposal(trial)
@@ -152,10 +153,10 @@ def propose(
     tried = {
         _point(other.params) for other in trials() if other.number != number and is_of_space(other, space)
     }
-    for again in range(1, DRAWS):
+    for _ in range(1, DRAWS):
         if _point(trial.params) not in tried:
             return _proposal(trial)
-        trial = draw({}, again)
+        trial = draw({})
     points = finite_points(config)
     if _point(trial.params) not in tried or points is None:
         return _proposal(trial)
@@ -170,16 +171,15 @@ def propose(
     return _proposal(draw(nearest[chosen]))
 
 
-def _draw(
-    storage: BaseStorage,
-    config: StudyConfig,
-    number: int,
-    trials: Callable[[], Sequence[FrozenTrial]],
-    wanted: Mapping[str, Any],
-    draw: int = 0,
-) -> FrozenTrial:
-    """A trial with the parameters that the sampler chooses beside those that are wanted."""
-    sampler = make_sampler(config, number, draw)
+def _drawing(
+    storage: BaseStorage, config: StudyConfig, number: int, trials: Callable[[], Sequence[FrozenTrial]]
+) -> Callable[[Mapping[str, Any]], FrozenTrial]:
+    """A function that draws the parameters of a trial.
+
+    It is given those that are wanted, and the sampler chooses the others. The trials of the study are
+    prepared for the sampler once, however often it draws.
+    """
+    sampler = make_sampler(config, number)
     points = sampler.points if isinstance(sampler, PointsSampler) else None
     if points is not None and number >= len(points):
         raise ConfigError(
@@ -188,23 +188,29 @@ def _draw(
         )
     space = distributions(config)
     study = ShownStudy(config.name, storage, sampler, number, space, trials)
-    trial = create_trial(state=TrialState.RUNNING)
-    trial.number = number
-    sampler.before_trial(study, trial)
-    joint = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
-    for name in points[number] if points is not None else space:
-        distribution = space[name]
-        if name in wanted:
-            value = wanted[name]
-        elif distribution.single():
-            value = _only_value(distribution)
-        elif name in joint:
-            value = joint[name]
-        else:
-            value = sampler.sample_independent(study, trial, name, distribution)
-        trial.params[name] = value
-        trial.distributions[name] = distribution
-    return trial
+    new = create_trial(state=TrialState.RUNNING)
+    new.number = number
+    sampler.before_trial(study, new)
+    joint_space = sampler.infer_relative_search_space(study, new)
+
+    def draw(wanted: Mapping[str, Any]) -> FrozenTrial:
+        trial = copy.deepcopy(new)
+        joint = sampler.sample_relative(study, trial, joint_space)
+        for name in points[number] if points is not None else space:
+            distribution = space[name]
+            if name in wanted:
+                value = wanted[name]
+            elif distribution.single():
+                value = _only_value(distribution)
+            elif name in joint:
+                value = joint[name]
+            else:
+                value = sampler.sample_independent(study, trial, name, distribution)
+            trial.params[name] = value
+            trial.distributions[name] = distribution
+        return trial
+
+    return draw
 
 
 def _proposal(trial: FrozenTrial) -> Proposal:

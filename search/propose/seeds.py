@@ -10,9 +10,9 @@ def training_seed(study_seed: int, number: int) -> int:
     return _seed(study_seed, number, 0)
 
 
-def sampler_seed(study_seed: int, number: int, draw: int = 0) -> int:
-    """For the sampler that proposes the trial; each draw gets another one."""
-    return _seed(study_seed, number, 1, *([draw] if draw else []))
+def sampler_seed(study_seed: int, number: int) -> int:
+    """For the sampler that proposes the trial."""
+    return _seed(study_seed, number, 1)
 
 
 def fold_seed(study_seed: int, number: int) -> int:
