@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dashboards import links
+from dashboards.formatting import markdown_code as _code
+from dashboards.formatting import markdown_text as _text
+from dashboards.formatting import trained_on
 from dashboards.ranking import FEW_COMPLETE
-from dashboards.words import markdown_code as _code
-from dashboards.words import markdown_text as _text
-from dashboards.words import trained_on
 from storage.studies import StudySummary
 from storage.trials.views import TrialRow
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError
-from storage.openings import Opening, openings
+from storage.evaluations import Opening, openings
 from storage.promotions import Promotion, PromotionTraining, promotions, trainings
 from storage.studies import StudySummary, open_study, summarize_study
 from storage.trials.views import TrialRow, metric_curves, trial_rows

@@ -22,8 +22,8 @@ from dashboards import links
 from dashboards.access import ANY_ADDRESS, HEALTH, with_token
 from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
-from dashboards.lifeline import GRACE_SECONDS
 from dashboards.listening import arguments_for, listen_for, port_of
+from dashboards.parent_watchdog import GRACE_SECONDS
 from storage.settings import Settings
 from storage.tokens import is_loopback, make_token, read_token, remove_token, token_file, write_private
 from storage.tracking.mlflow_runs import alone_with
@@ -250,8 +250,8 @@ def _server(
         start = output.tell()
         process = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [sys.executable, "-P", "-m", "dashboards.lifeline", module, *arguments],
-            stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
+            [sys.executable, "-P", "-m", "dashboards.parent_watchdog", module, *arguments],
+            stdin=subprocess.PIPE,  # held open by us alone, see dashboards.parent_watchdog
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(environment),

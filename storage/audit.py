@@ -23,7 +23,7 @@ from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.mlflow_runs import FoundRun, MlflowRuns, open_runs
 from storage.tracking.outbox import TrialEndMessage
-from storage.trials.endings import OPTUNA_STATES
+from storage.trials.finalize import OPTUNA_STATES
 from storage.trials.optuna_rows import OptunaTrial, all_trials
 
 Mend = Literal[
@@ -104,7 +104,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Record:
-    """What SQL has, in one state. ``told`` are the runs that MLflow was told something about meanwhile."""
+    """What SQL has, in one state. ``changing_runs`` are the runs that MLflow got more about meanwhile."""
 
     study: Row[Any]
     trials: list[Row[Any]]
@@ -112,7 +112,7 @@ class _Record:
     digests: Mapping[int, dict[str, str]]
     optuna: dict[int, OptunaTrial]
     undelivered: dict[int | None, Row[Any]]
-    told: frozenset[int | None]
+    changing_runs: frozenset[int | None]
 
 
 def verify(study: Study) -> Audit:
@@ -209,7 +209,9 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
         .where(outbox.c.study_id == study.id, outbox.c.delivered_at.is_(None))
         .group_by(outbox.c.number)
     )
-    told = select(outbox.c.number).where(outbox.c.study_id == study.id, outbox.c.delivered_at >= began)
+    changing_runs = select(outbox.c.number).where(
+        outbox.c.study_id == study.id, outbox.c.delivered_at >= began
+    )
     return _Record(
         study=connection.execute(select(studies).where(studies.c.id == study.id)).one(),
         trials=list(connection.execute(latest)),
@@ -217,7 +219,7 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
         digests=digests,
         optuna=all_trials(connection, study.optuna_study_id),
         undelivered={row.number: row for row in connection.execute(undelivered)},
-        told=frozenset(connection.scalars(told.distinct())),
+        changing_runs=frozenset(connection.scalars(changing_runs.distinct())),
     )
 
 
@@ -288,7 +290,7 @@ class _Comparison:
                 yield from self._of_trial(trial)
         for key in self._active.keys() - expected:
             number = int(key.rpartition("/")[2])
-            for run in self._active[key] if number not in self._record.told else ():
+            for run in self._active[key] if number not in self._record.changing_runs else ():
                 text = f"MLflow has run {run.id} of it, the record does not have it"
                 yield Difference(number, text, "delete run", run.id)
 
@@ -330,7 +332,7 @@ class _Comparison:
         self, number: int | None, key: str, recorded: str | None
     ) -> tuple[FoundRun | None, list[Difference]]:
         """The run to be compared, if one can be now; and what is wrong with the runs there are."""
-        if number in self._record.told:
+        if number in self._record.changing_runs:
             self.changing += 1
             return None, []
         active = self._active[key]

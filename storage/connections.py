@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from storage.faults import has_no_free_connection
+from storage.database_errors import has_no_free_connection
 
 KEPT_SECONDS: Final = 0.2
 """How long a connection is kept that nobody uses: longer than a worker takes between two transactions."""

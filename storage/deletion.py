@@ -17,8 +17,8 @@ from storage.confined import child, remove_child
 from storage.database import Database
 from storage.errors import OutsideFolderError, StudyStateError
 from storage.garbage import remove_blobs, remove_images
-from storage.life import CLOSED, live_workers, locked_row
-from storage.marks import foreign_folders
+from storage.lifecycle import CLOSED, live_workers, locked_row
+from storage.ownership import foreign_folders
 from storage.records.tables import (
     artifacts,
     attempts,

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, Table, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
-from storage.life import locked_row
+from storage.lifecycle import locked_row
 from storage.records.tables import now, promotion_failures, promotion_trainings
 from storage.records.tables import promotions as table
 from storage.studies import Study

@@ -29,7 +29,7 @@ from storage.tracking.lease import RelayLease, wait_for_lease
 from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 from storage.tracking.process import sync
 from storage.tracking.relay import NoteWriter
-from storage.trials import endings
+from storage.trials import finalize
 from storage.trials.optuna_rows import set_state
 
 ROUNDS = 3
@@ -86,10 +86,10 @@ class _Mender:
         self._runs: MlflowRuns = open_runs(self._db.settings)
         self._ways: Mapping[Mend, Callable[[Difference], None]] = {
             "end attempt": self._end_attempt,
-            "settle": self._settle,
+            "settle": self._finalize,
             "fail": self._fail,
             "deliver": lambda difference: None,  # follows in any case
-            "tell again": self._tell_again,
+            "tell again": self._redeliver,
             "make anew": self._make_anew,
             "delete run": lambda difference: self._runs.delete(difference.subject),
             "restore run": lambda difference: self._runs.restore(difference.subject),
@@ -121,7 +121,7 @@ class _Mender:
                 .values(ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker fell silent")
             )
 
-    def _settle(self, difference: Difference) -> None:
+    def _finalize(self, difference: Difference) -> None:
         """Give Optuna the record's state: open the trial again, then end it as any other."""
         assert difference.number is not None
         this = (trials.c.study_id == self._study.id, trials.c.number == difference.number)
@@ -129,15 +129,15 @@ class _Mender:
             trial = connection.execute(select(trials).where(*this).with_for_update()).one()
             set_state(connection, trial.optuna_trial_id, TrialState.RUNNING)
             connection.execute(update(trials).where(*this).values(told=False))
-        if trial.state in endings.OPTUNA_STATES:
-            endings.settle(self._db, self._study, difference.number)
+        if trial.state in finalize.OPTUNA_STATES:
+            finalize.sync_to_optuna(self._db, self._study, difference.number)
 
     def _fail(self, difference: Difference) -> None:
         """Let a trial that is none of ours count for nothing: Optuna cannot delete it."""
         with self._db.writing() as connection:
             set_state(connection, int(difference.subject), TrialState.FAIL)
 
-    def _tell_again(self, difference: Difference) -> None:
+    def _redeliver(self, difference: Difference) -> None:
         """Deliver all about a run once more: what MLflow has already does not change."""
         with self._lease.writing() as connection:
             connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))

@@ -8,6 +8,7 @@ from typing import Final
 
 from dashboards import figures
 from dashboards.chart import Chart
+from dashboards.formatting import duration, format_budget, format_noise, format_number
 from dashboards.parallel import parallel
 from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
 from dashboards.record import StudyRecord, architecture_of, error_of, name_of
@@ -15,7 +16,6 @@ from dashboards.report.data import StudyData
 from dashboards.report.machines import machines_table, versions_words
 from dashboards.report.reproduce import commands, study_file
 from dashboards.winner import promoted_words, smoothness_words
-from dashboards.words import budget_words, duration, noise_words, number_words
 
 PLACES: Final = 40
 """Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
@@ -167,7 +167,7 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
     if (rough := smoothness_words(record)) is not None:
         text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
-    text.append(noise_words(board))
+    text.append(format_noise(board))
     if len(tied) > 1:
         cheapest = min(tied, key=lambda place: place.trial.summary.get("parameters", float("inf")))
         text.append(
@@ -265,15 +265,15 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
             str(place.rank or ""),
             name_of(place.trial).removeprefix("trial "),
             architecture_of(place.trial) + (" ≈" if place.in_noise and place.rank != 1 else ""),
-            number_words(place.trial.value, 3),
+            format_number(place.trial.value, 3),
             f"{error_of(place.trial) - place.interval:.3f} to {error_of(place.trial) + place.interval:.3f}"
             if place.interval is not None
             else "",
             f"{place.spread.mean:.3f} ± {place.spread.deviation:.3f} ({place.spread.count})"
             if place.spread is not None
             else "",
-            number_words(place.trial.summary.get("parameters")),
-            number_words(place.trial.summary.get("structures_per_second")),
+            format_number(place.trial.summary.get("parameters")),
+            format_number(place.trial.summary.get("structures_per_second")),
             f"{place.trial.epochs:,}",
             f"{place.trial.seconds:,.0f}",
             place.trial.state,
@@ -349,7 +349,7 @@ def _machines(record: StudyRecord) -> Section:
         "Machines",
         (
             f"{duration(record.summary.seconds)} were worked on trials, of all workers together, and"
-            f" {record.summary.epochs:,} epochs trained. Limits: {budget_words(record.summary.budget)}.",
+            f" {record.summary.epochs:,} epochs trained. Limits: {format_budget(record.summary.budget)}.",
             *versions_words(record),
         ),
         Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4, 5}), values={5: seconds}),
@@ -384,7 +384,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
                 record.name,
                 architecture_of(best.trial) if best is not None else "–",
                 f"{error_of(best.trial):.3f}{_interval(best)}" if best is not None else "–",
-                number_words(best.trial.summary.get("parameters")) if best is not None else "–",
+                format_number(best.trial.summary.get("parameters")) if best is not None else "–",
                 str(len(front)),
                 f"{sum(record.summary.trials.values()):,}",
                 duration(record.summary.seconds),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from dashboards.formatting import duration
 from dashboards.record import StudyRecord
-from dashboards.words import duration
 from storage.trials.views import TrialRow
 
 

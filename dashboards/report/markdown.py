@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dashboards.drawing import png
+from dashboards.formatting import markdown_block, markdown_text
 from dashboards.report.contents import Report, Section, Table
-from dashboards.words import markdown_block, markdown_text
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from dashboards.record import StudyRecord
 from dashboards.report.contents import Section, Table
 from storage.database import Database
-from storage.openings import Opening, openings
+from storage.evaluations import Opening, openings
 from storage.promotions import Promotion, promotions
 from storage.studies import open_study
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dashboards.formatting import trained_on
 from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of
-from dashboards.words import trained_on
 from storage.trials.views import TrialRow
 from trainer.csv_text import csv_text
 

@@ -27,10 +27,10 @@ from search.chaos.report import Report
 from search.chaos.servers import MlflowCommand, MlflowServer, PostgreSQL, Wire
 from search.chaos.sleepers import Sleepers
 from search.errors import SearchError
-from search.work.repeat import recorded_trial
+from search.work.reproduce import recorded_trial
 from storage.database import open_database
 from storage.errors import DatabaseError
-from storage.life import change_state
+from storage.lifecycle import change_state
 from storage.records.tables import attempts, relays
 from storage.settings import Settings
 from storage.studies import Study, StudyState, open_study

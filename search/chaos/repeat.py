@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from search.work.repeat import Recorded, repeat_trial
+from search.work.reproduce import Recorded, repeat_trial
 
 
 def differing(study: dict[str, Any], features: Path, trials: Sequence[Recorded], processes: int) -> list[int]:

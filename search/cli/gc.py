@@ -24,7 +24,7 @@ def gc(
 
     total = 0
 
-    def tell(kind: str, path: object, size: int) -> None:
+    def report_deleted(kind: str, path: object, size: int) -> None:
         nonlocal total
         total += size
         echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {bytes_words(size):>9}  {path}")
@@ -33,10 +33,10 @@ def gc(
         garbage = find_garbage(database, CHECKPOINT)
         stores = unneeded_stores(database.settings.features, _needed_features(database))
         for each in garbage if dry_run else remove(database, garbage):
-            tell(each.kind, each.path, each.bytes)
+            report_deleted(each.kind, each.path, each.bytes)
         for store in stores:
             if dry_run or remove_store(store):
-                tell("features", store.path, store.bytes)
+                report_deleted("features", store.path, store.bytes)
     echo(f"{bytes_words(total)} {'can be freed' if dry_run else 'freed'}")
 
 

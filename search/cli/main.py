@@ -20,7 +20,7 @@ from search.cli.data import data_app
 from search.cli.export import export
 from search.cli.gc import gc
 from search.cli.launch import launch
-from search.cli.life import life_commands
+from search.cli.lifecycle import lifecycle_commands
 from search.cli.migrate import migrate
 from search.cli.predict import predict
 from search.cli.promote import promote
@@ -104,7 +104,7 @@ app = typer.Typer(
 study_app.command()(verify)
 study_app.command()(repair)
 app.add_typer(data_app, name="data")
-life_commands(study_app)
+lifecycle_commands(study_app)
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(predict)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dashboards.words import duration
+from dashboards.formatting import duration
 from search.cli.output import make_console
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from search.promote.plan import Plan
     from search.promote.promotion import Promoter
-    from storage.openings import Opening
+    from storage.evaluations import Opening
     from storage.promotions import Promotion
 
 
@@ -49,7 +49,7 @@ def promote(
     from search.recorded import recorded_config
     from search.work.stopping import stop_on_signals
     from storage.database import open_database
-    from storage.openings import openings
+    from storage.evaluations import openings
     from storage.settings import load_settings
     from storage.studies import open_study
     from trainer.task import prepare_task

@@ -12,7 +12,7 @@ from search.cli.progress import progress_bar
 from search.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from search.work.repeat import Place, Recorded, Repeat
+    from search.work.reproduce import Place, Recorded, Repeat
 
 DIFFERENT = 1
 """Exit code."""
@@ -37,7 +37,7 @@ def reproduce(
     It exits with 1 if they differ.
     """
     from search.recorded import recorded_config
-    from search.work.repeat import default_tolerance, recorded_trial, repeat_trial
+    from search.work.reproduce import default_tolerance, recorded_trial, repeat_trial
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
@@ -69,10 +69,10 @@ def reproduce(
 def _lines(
     study: str, trial: int, recorded: Recorded, repeated: Repeat, tolerance: float, alike: bool
 ) -> list[str]:
-    twin = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
+    reused = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
     allowed = f"within a relative {tolerance:g}" if tolerance else "bit for bit"
     lines = [
-        f"{study}: trial {trial}{twin}: {repeated.epochs} epochs trained again on {_place(repeated.place)},"
+        f"{study}: trial {trial}{reused}: {repeated.epochs} epochs trained again on {_place(repeated.place)},"
         f" recorded on {', then '.join(map(_place, recorded.places))}"
     ]
     if recorded.places != (repeated.place,):

@@ -15,7 +15,7 @@ from search.cli.output import make_console, working
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dashboards.standing import Standing
+    from dashboards.local_servers import Standing
 
 logger = logging.getLogger("anitune")
 
@@ -36,7 +36,7 @@ def up(
     They run until `anitune down`. Where they run already, this shows their addresses. The link to MLflow
     holds the secret of its start, which nobody is let in without.
     """
-    from dashboards.standing import start_servers
+    from dashboards.local_servers import start_servers
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, home_folder, read_addresses
 
     home = home_folder()
@@ -51,12 +51,12 @@ def up(
         if os.environ.get(variable):
             logger.warning("%s is set, and goes before these servers: unset it to use them", variable)
     if first:
-        _tell_of_sqlite(home)
+        _explain_sqlite(home)
 
 
 def down() -> None:
     """Stop the servers of `anitune up`; their data stays, and the next `anitune up` goes on with it."""
-    from dashboards.standing import stop_servers
+    from dashboards.local_servers import stop_servers
     from storage.settings import home_folder
 
     with working("stopping MLflow and PostgreSQL"):
@@ -97,7 +97,7 @@ def _print(home: Path, standing: Standing, began: bool) -> None:
     )
 
 
-def _tell_of_sqlite(home: Path) -> None:
+def _explain_sqlite(home: Path) -> None:
     from storage.database import open_database
     from storage.errors import StorageError
     from storage.settings import embedded

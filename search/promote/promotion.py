@@ -40,7 +40,7 @@ from search.work.stopping import StopRequest
 from search.work.worker import patiently
 from storage.database import Database
 from storage.errors import AlreadyOpenedError, PromotionBusyError
-from storage.openings import (
+from storage.evaluations import (
     Opening,
     open_test_part,
     openings,

@@ -122,7 +122,7 @@ class _Course(SilentReporter):
                 self,
                 rungs=(),
                 warm_start=None,
-                progress=lambda stage, done, total: self._tell(planned, done),
+                progress=lambda stage, done, total: self._report_progress(planned, done),
             )
         except TrainingCutOff:
             raise  # it says nothing of the candidate
@@ -132,9 +132,9 @@ class _Course(SilentReporter):
             return
         with self._lock:
             self._ended(planned, outcome)
-        self._tell(planned, planned.config.epochs)
+        self._report_progress(planned, planned.config.epochs)
 
-    def _tell(self, planned: PlannedTraining, done: int) -> None:
+    def _report_progress(self, planned: PlannedTraining, done: int) -> None:
         with self._lock:
             self._epochs[planned.key] = done
             self._progress("training", sum(self._epochs.values()), self._total)

@@ -40,15 +40,15 @@ from storage.errors import (
     StorageError,
     TrialClosedError,
 )
-from storage.life import CLOSED, limit_to_begun, study_state, wrong_state
-from storage.marks import own_study_folder
+from storage.lifecycle import CLOSED, limit_to_begun, study_state, wrong_state
+from storage.ownership import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
+from storage.trials.duplicate_configs import OriginalTrial
+from storage.trials.heartbeat import Heartbeat
 from storage.trials.paused import rung_results
 from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
-from storage.trials.renewal import LeaseKeeper
-from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
@@ -98,7 +98,7 @@ class TrialNews:
     epochs: int = 0
     value: float | None = None
     reason: str | None = None
-    twin: int | None = None
+    original: int | None = None
     """Number of the trial whose result it takes."""
 
 
@@ -182,7 +182,7 @@ class Worker:
         self._known: StudyProgress | None = None
         self._claiming = Lock()
         self._proposing = Lock()
-        self._telling = Lock()
+        self._report_lock = Lock()
 
     def work(self) -> int:
         """Train until no trial is left, here or elsewhere, or until asked to stop or leave.
@@ -300,16 +300,16 @@ class Worker:
     def _train(self, claim: Claim, train: Train) -> None:
         attempt = Attempt(self._database, self._study, claim)
         try:
-            with LeaseKeeper(attempt) as keeper:
-                news = self._run(attempt, keeper, train)
+            with Heartbeat(attempt) as heartbeat:
+                news = self._run(attempt, heartbeat, train)
         except LeaseLostError as error:
             news = replace(self._news(claim), state="lost", reason=str(error))
         finally:
             del self._in_hand[claim.number]
         if news is not None:
-            self._tell_ended(news)
+            self._report_ended(news)
 
-    def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
+    def _run(self, attempt: Attempt, heartbeat: Heartbeat, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
         news = self._news(attempt.claim)
         try:
@@ -321,8 +321,8 @@ class Worker:
                 architecture=architecture(config, self._task.features.length),
                 planned_epochs=config.epochs,
             )
-            if (twin := attempt.find_twin()) is not None:
-                return self._take_result(attempt, twin, news)
+            if (original := attempt.find_original()) is not None:
+                return self._reuse_result(attempt, original, news)
             warm_start = self._warm_start(attempt.claim)
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
@@ -331,7 +331,7 @@ class Worker:
             log = TrialLog(folder)
             checkpoint = folder / CHECKPOINT
             fetched = attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint))
-            self._tell_begun(news)
+            self._report_begun(news)
             recorded = self._recorded_epochs(attempt.claim)
             log.begin(attempt.claim.attempt, asdict(info), dump_config(config), max(recorded, default=0))
             if (said := other_precision(attempt.claim, info)) is not None:
@@ -342,7 +342,7 @@ class Worker:
                 attempt,
                 recorded,
                 self._stops_at_rung,
-                lambda: self._must_stop(keeper),
+                lambda: self._must_stop(heartbeat),
                 log,
                 checkpoint if self._database.settings.artifacts_elsewhere else None,
             )
@@ -383,11 +383,11 @@ class Worker:
             self._config, self._database.optuna, trial, lambda: rung_results(self._database, self._study)
         )
 
-    def _must_stop(self, keeper: LeaseKeeper) -> bool:
+    def _must_stop(self, heartbeat: Heartbeat) -> bool:
         """Whether to hand the trial back. One that was lost ends here: its checkpoint is the taker's."""
-        if keeper.lost.is_set():
+        if heartbeat.lost.is_set():
             raise LeaseLostError
-        return self._stop.asked or keeper.unwanted.is_set()
+        return self._stop.asked or heartbeat.unwanted.is_set()
 
     def _settings(self, attempt: Attempt) -> tuple[TrainConfig, WorkerInfo]:
         """The configuration of the trial, as an earlier attempt recorded it or proposed now, for its device.
@@ -452,12 +452,14 @@ class Worker:
             del compared["seed"]
         return digest_of(compared | {"start_from": self._starts.get(number)})
 
-    def _take_result(self, attempt: Attempt, twin: Twin, news: TrialNews) -> TrialNews:
-        if twin.state == "running":
-            raise _TooEarly(f"waits for trial {twin.number}, which has the same settings")
-        if not attempt.take_result(twin):
-            raise _TooEarly(f"waits for trial {twin.number}, which goes on")
-        return replace(news, state=twin.state, epochs=twin.epochs, value=twin.value, twin=twin.number)
+    def _reuse_result(self, attempt: Attempt, original: OriginalTrial, news: TrialNews) -> TrialNews:
+        if original.state == "running":
+            raise _TooEarly(f"waits for trial {original.number}, which has the same settings")
+        if not attempt.reuse_result(original):
+            raise _TooEarly(f"waits for trial {original.number}, which goes on")
+        return replace(
+            news, state=original.state, epochs=original.epochs, value=original.value, original=original.number
+        )
 
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
         value = result.best_val_mae if result.epochs > 0 else None
@@ -541,13 +543,13 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
-    def _tell_begun(self, news: TrialNews) -> None:
-        with self._telling:
+    def _report_begun(self, news: TrialNews) -> None:
+        with self._report_lock:
             self._known = self._known or self._progress()  # a beginning changes nothing that is shown
             self._watcher.begun(news, self._known)
 
-    def _tell_ended(self, news: TrialNews) -> None:
-        with self._telling:  # so that the trials that have ended are counted upwards
+    def _report_ended(self, news: TrialNews) -> None:
+        with self._report_lock:  # so that the trials that have ended are counted upwards
             self._known = self._progress()
             self._watcher.ended(news, self._known)
 

@@ -19,7 +19,7 @@ from storage.blobs.needed import needed_digests
 from storage.blobs.store import BlobStore
 from storage.database import Database, opening_lock
 from storage.errors import BlobMissingError, FolderTakenError, SettingsError
-from storage.marks import mark_of, read_mark, write_mark
+from storage.ownership import mark_of, read_mark, write_mark
 from storage.records.tables import artifact_place, artifacts
 from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, STORAGE_VARIABLE, Settings
 

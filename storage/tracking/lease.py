@@ -103,7 +103,7 @@ class Holder:
         return f"process {self.pid} on {self.host}" + (f", to {self.address}" if self.address else "")
 
     @property
-    def ending(self) -> str:
+    def stop_command(self) -> str:
         """The command that ends it."""
         return f"`kill {self.pid}`" + (f" on {self.host}" if self.host != socket.gethostname() else "")
 
@@ -181,7 +181,7 @@ def wait_for_lease(study: Study) -> RelayLease:
         if holder is not None and time.monotonic() > deadline:
             raise RelayBusyError(
                 f"{study.name}: a relay delivers it to MLflow now, {holder}; stop its workers, or end it with"
-                f" {holder.ending}, and try again"
+                f" {holder.stop_command}, and try again"
             )
         time.sleep(0.5)
     return lease

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from dashboards.record import StudyRecord
 from search.study import study_from_values
 from storage.database import Database, open_database
-from storage.openings import open_test_part, record_test_error
+from storage.evaluations import open_test_part, record_test_error
 from storage.promotions import (
     PromotionTraining,
     begin_promotion,

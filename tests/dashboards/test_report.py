@@ -24,7 +24,7 @@ from dashboards.report.write import write_report
 from search.study import load_study
 from storage.database import Database
 from storage.errors import StudyNotFoundError
-from storage.openings import open_test_part, record_test_error
+from storage.evaluations import open_test_part, record_test_error
 from storage.promotions import begin_promotion, end_promotion, record_choice, record_test
 from storage.studies import Study, create_study
 from storage.trials.queue import WorkerInfo

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select, update
 
 from search.chaos.repeat import differing
-from search.work.repeat import recorded_trial
+from search.work.reproduce import recorded_trial
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.records.tables import attempts, checkpoints, metrics, relays

@@ -37,7 +37,7 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
-from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
+from storage.trials.queue import CRASHES_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import trial_rows
 from trainer.config import TrainConfig, dump_config
 from trainer.errors import DeviceError
@@ -164,7 +164,7 @@ def test_a_trial_that_fails_the_device_each_time_is_given_up_and_no_other(
         return train(task, config, folder, *args, **options)
 
     monkeypatch.setattr(module, "run_training", crash)
-    for _ in range(DEATHS_ALLOWED):
+    for _ in range(CRASHES_ALLOWED):
         with pytest.raises(DeviceError):
             worker(database, config, task, slots).work()
     worker(database, config, task, slots).work()
@@ -185,7 +185,7 @@ def test_those_beside_it_are_trained_alone_before_they_are_given_up(
         assert claim is not None
         return Attempt(database, study, claim)
 
-    for _ in range(DEATHS_ALLOWED - 1):
+    for _ in range(CRASHES_ALLOWED - 1):
         one, other = take(), take(in_hand=[0])
         for each in (one, other):
             each.hand_back("cuda:0 has failed", crashed=True)
@@ -202,7 +202,7 @@ def test_a_card_that_fails_two_workers_at_once_says_nothing_of_their_trials(
     database: Database, config: StudyConfig
 ) -> None:
     study = begin(database, config)
-    for _ in range(DEATHS_ALLOWED):
+    for _ in range(CRASHES_ALLOWED):
         taken = []
         for pid in (1, 2):
             claim = claim_trial(database, study, WorkerInfo(f"w{pid}", "here", pid, "cuda:0", {}))

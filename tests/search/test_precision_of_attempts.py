@@ -12,11 +12,11 @@ import torch
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
-from dashboards.words import trained_on
+from dashboards.formatting import trained_on
 from search.cli import main
 from search.propose.samplers import trial_limit
 from search.study import StudyConfig, study_from_values
-from search.work.repeat import (
+from search.work.reproduce import (
     GPU_TOLERANCE,
     MIXED_TOLERANCE,
     default_tolerance,

@@ -38,7 +38,7 @@ from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
 from storage.database import Database, open_database
 from storage.errors import AlreadyOpenedError, TrackingUnavailableError
-from storage.openings import openings
+from storage.evaluations import openings
 from storage.promotions import Promotion, failures, promotions, trainings
 from storage.records.tables import metrics
 from storage.records.tables import promotion_trainings as training_rows

@@ -16,7 +16,7 @@ from search.work.stopping import StopRequest
 from search.work.worker import TrialNews
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachableError
-from storage.marks import MARK, write_mark
+from storage.ownership import MARK, write_mark
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.trials.queue import next_study

@@ -31,13 +31,13 @@ from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
 from storage.garbage import find_garbage
-from storage.life import change_state
+from storage.lifecycle import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
-from storage.trials import renewal
+from storage.trials import heartbeat
 from storage.trials.attempts import Attempt
-from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
+from storage.trials.queue import CRASHES_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
@@ -261,7 +261,7 @@ def test_a_trial_that_is_stopped_within_its_first_epoch_is_handed_back(
 ) -> None:
     monkeypatch.setattr(pack, "LONG_EPOCH", 0.0)
 
-    for attempt in range(1, DEATHS_ALLOWED + 2):  # as often as it likes: this is no crash
+    for attempt in range(1, CRASHES_ALLOWED + 2):  # as often as it likes: this is no crash
         stop = StopRequest()
         watching = Watching(lambda number, epoch, stop=stop: stop.ask(signal.SIGTERM))
         trials = work(database, config, task, watching, stop)
@@ -295,22 +295,22 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
 def test_a_worker_that_knows_that_it_lost_its_trial_leaves_the_files_to_the_taker(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
+    monkeypatch.setattr(heartbeat, "HEARTBEATS_PER_LEASE", 600)  # each 0.1 s
     config = replace(config, limits=replace(config.limits, trials=1))  # none other is claimed
     study, stop = begin(database, config), StopRequest()
     other = WorkerInfo("other", "elsewhere", 1, "cpu", {})
 
     def be_taken_over(number: int, epoch: int) -> None:
         if epoch == 2:
-            (keeper,) = (thread for thread in threading.enumerate() if thread.name == "lease")
+            (thread,) = (thread for thread in threading.enumerate() if thread.name == "lease")
             taken, deadline = None, time.monotonic() + 60
             while taken is None:  # a renewal may have come between
                 assert time.monotonic() < deadline, "the lease is renewed each time before it is taken"
                 expire_leases(database)
                 taken = claim_trial(database, study, other)
             take_folder(database.settings.attempt_folder(study.name, number, taken.attempt))
-            keeper.join(60)
-            assert not keeper.is_alive(), "it does not end although it is refused"
+            thread.join(60)
+            assert not thread.is_alive(), "it does not end although it is refused"
             stop.ask(signal.SIGTERM)
 
     watching = Watching(be_taken_over)
@@ -325,7 +325,7 @@ def test_a_worker_that_knows_that_it_lost_its_trial_leaves_the_files_to_the_take
 def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
+    monkeypatch.setattr(heartbeat, "HEARTBEATS_PER_LEASE", 600)  # each 0.1 s
     config = replace(config, training={**config.training, "epochs": 100_000})
     study = begin(database, config)
     meeting = Meeting(slots)
@@ -463,7 +463,7 @@ def test_equal_settings_are_trained_once_and_count(
     assert sorted(t.trained_epochs for t in trials) == [0] * 4 + [EPOCHS] * 2
     assert [t.trained_epochs for t in trained] == [EPOCHS] * 2
     assert {t.epochs for t in trials} == {EPOCHS}
-    told = {news.number: news.twin for news in watching.news}
+    told = {news.number: news.original for news in watching.news}
     for trial in trials:
         assert trial.tags.get("same_as") == (
             f"trial {told[trial.number]}" if told[trial.number] is not None else None
@@ -787,7 +787,7 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
     study, other = begin(database, config), WorkerInfo("other", "here", 1, "cpu", {})
-    for _ in range(DEATHS_ALLOWED - 1):
+    for _ in range(CRASHES_ALLOWED - 1):
         claims = [claim_trial(database, study, other) for _ in range(2)]
         harmless = claims[1 - deadly]
         assert harmless is not None

@@ -12,7 +12,7 @@ import pytest
 import storage.files
 import trainer.files
 from storage.blobs.folder import FolderBlobs
-from storage.marks import write_mark
+from storage.ownership import write_mark
 from storage.settings import Addresses, write_addresses
 from trainer.data.fetch import fetch_ani1
 from trainer.errors import OutputError

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from dashboards import figures, links
 from dashboards.chart import figure_json
 from dashboards.drawing import png
+from dashboards.formatting import markdown_block, markdown_code, markdown_text
 from dashboards.notes import (
     OptunaImage,
     mlflow_study_note,
@@ -30,7 +31,6 @@ from dashboards.report.data import StudyData
 from dashboards.report.html import report_html
 from dashboards.report.markdown import report_markdown
 from dashboards.report.reproduce import commands, shell_word, study_file
-from dashboards.words import markdown_block, markdown_code, markdown_text
 from search.study import study_from_values
 from storage.studies import Budget, StudySummary
 from storage.trials.queue import WorkerInfo

@@ -18,7 +18,7 @@ from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
 from storage.garbage import find_garbage, remove
-from storage.marks import mark_of, write_mark
+from storage.ownership import mark_of, write_mark
 from storage.records.tables import attempts, blobs, checkpoints, metrics
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, create_engine, inspect
 
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
-from storage.marks import mark_of
-from storage.openings import open_test_part, openings
+from storage.evaluations import open_test_part, openings
+from storage.ownership import mark_of
 from storage.promotions import begin_promotion
 from storage.records import schema
 from storage.records.tables import VERSION_TABLE, metadata

@@ -9,7 +9,7 @@ import pytest
 from storage.database import Database
 from storage.deletion import delete_study
 from storage.errors import AlreadyOpenedError
-from storage.openings import Opening, open_test_part, openings, record_test_error
+from storage.evaluations import Opening, open_test_part, openings, record_test_error
 from storage.promotions import (
     PromotionTraining,
     begin_promotion,

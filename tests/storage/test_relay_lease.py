@@ -83,12 +83,12 @@ def test_a_relay_is_named_with_its_address_and_the_command_that_ends_it(
     assert str(holder) == (
         f"process {os.getpid()} on {socket.gethostname()}, to {study.database.settings.tracking_uri}"
     )
-    assert holder.ending == f"`kill {os.getpid()}`"
+    assert holder.stop_command == f"`kill {os.getpid()}`"
     with lease.writing(host="elsewhere", pid=7):
         pass
     holder = living_relay(study)
     assert holder is not None
-    assert holder.ending == "`kill 7` on elsewhere"
+    assert holder.stop_command == "`kill 7` on elsewhere"
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_who_waits_for_a_relay_outlasts_a_trouble_that_passes(
         lease.record_error(None)
         with lease.writing() as connection:
             connection.execute(update(outbox).values(delivered_at=now()))
-        assert waiting.result(30) == SyncResult(delivered=1, parked=0)
+        assert waiting.result(30) == SyncResult(delivered=1, rejected=0)
     assert f"waiting for its relay, process {os.getpid()} on {socket.gethostname()}" in caplog.text
 
 

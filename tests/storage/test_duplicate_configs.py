@@ -15,8 +15,8 @@ from storage.records.tables import outbox, rungs
 from storage.studies import Study, summarize_study
 from storage.tracking.outbox import MetricRow, read_message
 from storage.trials.attempts import Attempt
+from storage.trials.duplicate_configs import OriginalTrial
 from storage.trials.queue import WorkerInfo, claim_trial
-from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 
 MakeStudy = Callable[..., Study]
@@ -64,15 +64,15 @@ def test_the_second_ends_as_the_first_has_ended(
     database: Database, study: Study, begin: Callable[..., Attempt], tmp_path: Path, state: Any
 ) -> None:
     first = begin()
-    assert first.find_twin() is None
+    assert first.find_original() is None
     train(first, tmp_path)
     reason = "others were better" if state == "pruned" else None
     first.finish(state, value=0.75, reason=reason, summary={"parameters": 98.0}, tags={"arch": "8-1"})
     second = begin()
-    twin = second.find_twin()
-    assert twin == Twin(0, state, 0.75, 3)
+    original = second.find_original()
+    assert original == OriginalTrial(0, state, 0.75, 3)
     for _ in range(2):  # the acknowledgement of the first was lost
-        second.take_result(twin)
+        second.reuse_result(original)
 
     one, other = trial_rows(database, study)
     assert (other.state, other.value, other.reason) == (one.state, one.value, one.reason)
@@ -101,8 +101,8 @@ def test_the_second_waits_without_a_lease_until_the_first_has_ended(
     database: Database, begin: Callable[..., Attempt], study: Study, worker: WorkerInfo
 ) -> None:
     first, second = begin(), begin()
-    assert first.find_twin() == Twin(1, "running", None, 0)  # who asks first waits
-    assert second.find_twin() is None
+    assert first.find_original() == OriginalTrial(1, "running", None, 0)  # who asks first waits
+    assert second.find_original() is None
     first.hand_back("waits")
     third = begin("other")
     assert third.claim.number == 2
@@ -111,21 +111,21 @@ def test_the_second_waits_without_a_lease_until_the_first_has_ended(
     second.finish("complete", value=1.0)
     again = begin()
     assert (again.claim.number, again.claim.attempt) == (0, 2)
-    assert again.find_twin() == Twin(1, "complete", 1.0, 0)
+    assert again.find_original() == OriginalTrial(1, "complete", 1.0, 0)
 
 
 def test_a_first_that_fails_leaves_the_training_to_the_next_that_asks(begin: Callable[..., Attempt]) -> None:
     first, second, third = begin(), begin(), begin()
-    assert second.find_twin() is not None
-    assert third.find_twin() is not None
-    assert first.find_twin() is None
+    assert second.find_original() is not None
+    assert third.find_original() is not None
+    assert first.find_original() is None
     second.hand_back("waits")
     third.hand_back("waits")
     first.finish("failed", reason="the loss was not finite")
     second = begin()
-    assert second.find_twin() is None
+    assert second.find_original() is None
     third = begin()
-    assert third.find_twin() == Twin(1, "running", None, 0)
+    assert third.find_original() == OriginalTrial(1, "running", None, 0)
 
 
 def test_a_trial_that_has_epochs_is_trained_to_its_end(begin: Callable[..., Attempt]) -> None:
@@ -135,13 +135,13 @@ def test_a_trial_that_has_epochs_is_trained_to_its_end(begin: Callable[..., Atte
     first.hand_back("stopped")
     again = begin()
     assert (again.claim.number, again.claim.attempt) == (0, 2)
-    assert again.find_twin() is None
+    assert again.find_original() is None
 
 
 def test_trials_that_are_not_compared_have_no_twins(begin: Callable[..., Attempt]) -> None:
     begin(None).finish("complete", value=1.0)
-    assert begin(None).find_twin() is None
-    assert begin().find_twin() is None
+    assert begin(None).find_original() is None
+    assert begin().find_original() is None
 
 
 def test_a_worker_that_lost_its_lease_takes_no_result(
@@ -149,11 +149,11 @@ def test_a_worker_that_lost_its_lease_takes_no_result(
 ) -> None:
     begin().finish("complete", value=1.0)
     second = begin()
-    twin = second.find_twin()
-    assert twin is not None
+    original = second.find_original()
+    assert original is not None
     second.hand_back("stopped")
     begin()
-    for write in (second.find_twin, lambda: second.take_result(twin)):
+    for write in (second.find_original, lambda: second.reuse_result(original)):
         with pytest.raises(LeaseLostError):
             write()
     assert trial_rows(database, study)[1].state == "running"

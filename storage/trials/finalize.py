@@ -35,7 +35,7 @@ OPTUNA_STATES = {
 
 
 @dataclass(frozen=True)
-class Ending:
+class TrialResult:
     """What became of a trial.
 
     Attributes
@@ -55,34 +55,34 @@ class Ending:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def record(connection: Connection, trial: Row[Any], ending: Ending) -> None:
+def record(connection: Connection, trial: Row[Any], result: TrialResult) -> None:
     """Write the end of a trial (a row of ``anitune_trials``) in the open transaction."""
     values = {
-        "state": ending.state,
-        "value": ending.value,
-        "reason": ending.reason,
-        "summary": dict(ending.summary),
-        "tags": {**trial.tags, **ending.tags},
+        "state": result.state,
+        "value": result.value,
+        "reason": result.reason,
+        "summary": dict(result.summary),
+        "tags": {**trial.tags, **result.tags},
     }
     connection.execute(_ENDED, trial_key(trial.study_id, trial.number) | values)
     end = TrialEndMessage(
-        state=ending.state,
-        value=ending.value,
-        reason=ending.reason,
-        summary=dict(ending.summary),
-        tags=dict(ending.tags),
+        state=result.state,
+        value=result.value,
+        reason=result.reason,
+        summary=dict(result.summary),
+        tags=dict(result.tags),
     )
     # A trial can fail before a configuration was proposed for it.
     start = [TrialStartMessage(params={}, tags={})] if trial.config is None else []
     enqueue(connection, trial.study_id, trial.number, [*start, end])
 
 
-def untold(connection: Connection, study: Study, leave: Collection[int] = ()) -> Sequence[int]:
+def pending_sync(connection: Connection, study: Study, leave: Collection[int] = ()) -> Sequence[int]:
     """The trials of whose end Optuna is to be told, but for those to ``leave`` alone."""
-    return connection.execute(_UNTOLD, study_key(study.id) | {"leave": list(leave)}).scalars().all()
+    return connection.execute(_PENDING_SYNC, study_key(study.id) | {"leave": list(leave)}).scalars().all()
 
 
-def settle(database: Database, study: Study, number: int) -> None:
+def sync_to_optuna(database: Database, study: Study, number: int) -> None:
     """Give Optuna the attributes and images of a trial that has ended, then tell it.
 
     Two processes may do this at once: they write the same.
@@ -136,7 +136,7 @@ _TRIAL: Final = select(trials).where(of_trial(trials))
 _LOCKED: Final = select(trials.c.number).where(of_trial(trials)).with_for_update()
 _UPDATED: Final = update(trials).where(of_trial(trials))
 _ENDED: Final = _UPDATED.values(ended_at=now())
-_UNTOLD: Final = (
+_PENDING_SYNC: Final = (
     select(trials.c.number)
     .where(
         of_study(trials.c.study_id),

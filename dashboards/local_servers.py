@@ -27,8 +27,8 @@ from pydantic import TypeAdapter
 from dashboards.access import HEALTH, with_token
 from dashboards.environment import mlflow_environment
 from dashboards.errors import AddressError, ServerEndedError
-from dashboards.lifeline import GRACE_SECONDS
 from dashboards.listening import arguments_for, listen_for, port_of
+from dashboards.parent_watchdog import GRACE_SECONDS
 from dashboards.servers import POLL_SECONDS, START_SECONDS, answers
 from storage.database import open_database
 from storage.errors import SchemaTooOldError, ServerError

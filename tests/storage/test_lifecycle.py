@@ -8,13 +8,13 @@ from sqlalchemy import delete, update
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError, StudyStateError
-from storage.life import change_state, extend_budget, live_workers, study_state
+from storage.lifecycle import change_state, extend_budget, live_workers, study_state
 from storage.records.tables import attempts, outbox, studies
 from storage.studies import Budget, Study, StudyState, list_studies
-from storage.trials import renewal
+from storage.trials import heartbeat
 from storage.trials.attempts import Attempt
+from storage.trials.heartbeat import Heartbeat
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
-from storage.trials.renewal import LeaseKeeper
 
 MakeStudy = Callable[..., Study]
 ANY: tuple[StudyState, ...] = ("open", "paused", "stopped", "archived")
@@ -51,13 +51,13 @@ def test_a_worker_learns_that_its_study_was_stopped_when_it_renews_its_lease(
     state: StudyState,
     unwanted: bool,
 ) -> None:
-    monkeypatch.setattr(renewal, "RENEWALS", 1200)  # each 0.05 s
+    monkeypatch.setattr(heartbeat, "HEARTBEATS_PER_LEASE", 1200)  # each 0.05 s
     study = make_study()
     attempt = Attempt(database, study, claimed(database, study, worker))
-    with LeaseKeeper(attempt) as keeper:
+    with Heartbeat(attempt) as beating:
         change_state(database, study, state, of=ANY)
-        assert keeper.unwanted.wait(10.0 if unwanted else 0.5) is unwanted
-        assert not keeper.lost.is_set()
+        assert beating.unwanted.wait(10.0 if unwanted else 0.5) is unwanted
+        assert not beating.lost.is_set()
     attempt.hand_back("the study was stopped")
     assert live_workers_of(database, study) == []
 

@@ -9,7 +9,7 @@ from storage.tracking.lease import LEASE_SECONDS, RelayLease
 
 
 @dataclass
-class Vitals:
+class RelayHealth:
     """Told by a relay as it goes on; read from another thread. Times by ``time.monotonic()``.
 
     Attributes

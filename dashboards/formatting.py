@@ -53,12 +53,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def number_words(value: float | None, digits: int = 0) -> str:
+def format_number(value: float | None, digits: int = 0) -> str:
     """A number with thousands apart; nothing for None."""
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-def budget_words(budget: Budget) -> str:
+def format_budget(budget: Budget) -> str:
     """The limits of a study."""
     limits = [f"{budget.trials:,} trials"] if budget.trials is not None else []
     limits += [duration(budget.seconds)] if budget.seconds is not None else []
@@ -66,7 +66,7 @@ def budget_words(budget: Budget) -> str:
     return ", ".join(limits) or "none"
 
 
-def standing_words(summary: StudySummary) -> str:
+def study_state_line(summary: StudySummary) -> str:
     """What a study is at, in a word or two."""
     if summary.state != "open":
         return summary.state
@@ -88,7 +88,7 @@ def _is_spent(summary: StudySummary) -> bool:
     return any(limit is not None and amount >= limit for amount, limit in spent)
 
 
-def noise_words(board: Leaderboard) -> str:
+def format_noise(board: Leaderboard) -> str:
     """What two trials must differ by, and how that is known."""
     if not board.by_molecule:
         return _noise(board.noise)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
 
 
-def life_commands(study_app: typer.Typer) -> None:
+def lifecycle_commands(study_app: typer.Typer) -> None:
     """Add the commands of this file to ``anitune study``."""
     for command in (enqueue, extend, pause, resume, stop, archive, delete):
         study_app.command()(command)
@@ -72,11 +72,11 @@ def extend(
 
     `study run FILE` keeps that, until somebody edits a limit in the file.
     """
-    from dashboards.words import budget_words
+    from dashboards.formatting import format_budget
     from search.propose.samplers import trial_limit
     from search.study import study_from_record
     from storage.database import open_database
-    from storage.life import extend_budget
+    from storage.lifecycle import extend_budget
     from storage.settings import load_settings
     from storage.studies import Budget, open_study
     from trainer.errors import ConfigError
@@ -91,7 +91,7 @@ def extend(
         if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
             raise ConfigError(f"--trials: study {name!r} has no more than {most} trials: each is another one")
         budget = extend_budget(database, study, more)
-    echo(f"{name}: the limit is {budget_words(budget)} now")
+    echo(f"{name}: the limit is {format_budget(budget)} now")
 
 
 def pause(name: Name) -> None:
@@ -161,7 +161,7 @@ def _with_rows(database: Database, name: str) -> list[Study]:
 def _change(name: str, to: StudyState, *, of: Collection[StudyState]) -> None:
     """Change the state of a study and of the rows that are trained beside it."""
     from storage.database import open_database
-    from storage.life import change_state
+    from storage.lifecycle import change_state
     from storage.settings import load_settings
 
     with open_database(load_settings()) as database:

@@ -10,8 +10,8 @@ from storage.errors import RelayBusyError
 from storage.records.tables import now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking.lease import take_lease
+from storage.tracking.redelivery import reset_deliveries
 from storage.tracking.relay import undelivered
-from storage.tracking.retelling import forget_deliveries
 from storage.trials.queue import WorkerInfo, claim_trial
 
 
@@ -29,7 +29,7 @@ def told(database: Database, make_study: Callable[..., Study], worker: WorkerInf
 
 def test_nothing_counts_as_told_any_more(told: Study, database: Database) -> None:
     assert undelivered(told) == 0
-    forget_deliveries(told)
+    reset_deliveries(told)
     with database.reading() as connection:
         rows = connection.execute(select(outbox.c.delivered_at, outbox.c.parked)).all()
         study = connection.execute(select(studies.c.mlflow_experiment_id, studies.c.mlflow_run_id)).one()
@@ -43,7 +43,7 @@ def test_nothing_counts_as_told_any_more(told: Study, database: Database) -> Non
 def test_another_study_is_left_alone(
     told: Study, database: Database, make_study: Callable[..., Study]
 ) -> None:
-    forget_deliveries(make_study("other"))
+    reset_deliveries(make_study("other"))
     assert undelivered(told) == 0
 
 
@@ -51,7 +51,7 @@ def test_a_relay_at_work_is_not_disturbed(told: Study, monkeypatch: pytest.Monke
     monkeypatch.setattr("storage.tracking.lease.RELAY_PATIENCE", 0.0)
     lease = take_lease(told)
     with pytest.raises(RelayBusyError, match="a relay delivers it"):
-        forget_deliveries(told)
+        reset_deliveries(told)
     assert undelivered(told) == 0
     assert lease is not None
     lease.release()

@@ -12,14 +12,14 @@ from storage.records.keys import of_study, trial_key
 from storage.records.tables import artifacts, attempts, metrics, rungs, trials
 from storage.tracking.outbox import ArtifactMessage, MetricRow, TrialEnd
 from storage.trials import optuna_rows
-from storage.trials.endings import Ending
+from storage.trials.finalize import TrialResult
 
-TWIN_TAG = "same_as"
+DUPLICATE_TAG = "same_as"
 """Says of which trial a result is."""
 
 
 @dataclass(frozen=True)
-class Twin:
+class OriginalTrial:
     """The trial of equal settings that is trained.
 
     Attributes
@@ -38,7 +38,7 @@ class Twin:
     epochs: int
 
 
-def find(connection: Connection, trial: Row[Any]) -> Twin | None:
+def find(connection: Connection, trial: Row[Any]) -> OriginalTrial | None:
     """The trial whose result this one (a row of ``anitune_trials``) is to take, if there is one."""
     if trial.settings is None or _epochs(connection, trial.study_id, trial.number):
         return None  # it is trained itself
@@ -58,7 +58,7 @@ def find(connection: Connection, trial: Row[Any]) -> Twin | None:
     if found is None:
         return None
     state: Any = "pruned" if found.state == "paused" else found.state
-    return Twin(found.number, state, found.value, _epochs(connection, trial.study_id, found.number))
+    return OriginalTrial(found.number, state, found.value, _epochs(connection, trial.study_id, found.number))
 
 
 def exists(connection: Connection, trial: Row[Any]) -> bool:
@@ -81,10 +81,10 @@ def history(connection: Connection, study_id: int, number: int) -> list[MetricRo
 
 
 def copy_files_and_rungs(
-    connection: Connection, trial: Row[Any], twin: Twin, attempt: int
+    connection: Connection, trial: Row[Any], original: OriginalTrial, attempt: int
 ) -> list[ArtifactMessage]:
-    """Give a trial the rungs and artifacts of its twin; answers what the tracking server must be told."""
-    source = _trial(connection, trial.study_id, twin.number)
+    """Give a trial the rungs and artifacts of its original; answers what the tracking server must be told."""
+    source = _trial(connection, trial.study_id, original.number)
     optuna_rows.copy_reports(connection, source.optuna_trial_id, trial.optuna_trial_id)
     for table, columns, changed in (
         (rungs, ("step", "value", "stop"), {"earlier_marks": []}),
@@ -100,15 +100,15 @@ def copy_files_and_rungs(
     return [ArtifactMessage(row.path, row.digest, row.size) for row in connection.execute(query)]
 
 
-def ending(connection: Connection, trial: Row[Any], twin: Twin) -> Ending:
-    """What a trial ends with: as its twin has ended, and a tag that says so."""
-    source = _trial(connection, trial.study_id, twin.number)
-    return Ending(
-        cast(TrialEnd, twin.state),
+def result(connection: Connection, trial: Row[Any], original: OriginalTrial) -> TrialResult:
+    """What a trial ends with: as its original has ended, and a tag that says so."""
+    source = _trial(connection, trial.study_id, original.number)
+    return TrialResult(
+        cast(TrialEnd, original.state),
         source.value,
         source.reason,
         source.summary,
-        {TWIN_TAG: f"trial {twin.number}"},
+        {DUPLICATE_TAG: f"trial {original.number}"},
     )
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sqlalchemy import create_engine
 
-from dashboards.standing import start_servers, stop_servers, with_postgresql
+from dashboards.local_servers import start_servers, stop_servers, with_postgresql
 from storage.errors import ServerError
 from storage.postgresql import DATABASE, PostgreSQL
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Addresses, read_addresses, write_addresses

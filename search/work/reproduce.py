@@ -17,7 +17,7 @@ from search.errors import SearchError
 from storage.blobs.place import open_blobs
 from storage.database import Database
 from storage.studies import Study
-from storage.trials.twins import TWIN_TAG
+from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow, device_kind, metric_history
 from trainer.config import TrainConfig, load_config
 from trainer.fitting.devices import find_device, resolve_precision
@@ -140,8 +140,8 @@ def recorded_trial(database: Database, study: Study, trials: Sequence[TrialRow],
     if number not in by_number:
         raise SearchError(f"{study.name}: there is no trial {number}; see: anitune study show {study.name}")
     trial = by_number[number]
-    if TWIN_TAG in trial.tags:
-        return recorded_trial(database, study, trials, int(trial.tags[TWIN_TAG].removeprefix("trial ")))
+    if DUPLICATE_TAG in trial.tags:
+        return recorded_trial(database, study, trials, int(trial.tags[DUPLICATE_TAG].removeprefix("trial ")))
     if trial.config is None or trial.state not in ("complete", "pruned"):
         raise SearchError(
             f"{study.name}: trial {number} is {trial.state}: only complete and pruned ones can be repeated"

@@ -17,33 +17,33 @@ from storage.tracking.relay import backlog
 
 if TYPE_CHECKING:
     from storage.studies import Study
-    from storage.tracking.vitals import Vitals
+    from storage.tracking.health import RelayHealth
 
 
-class _Deliveries(Collector):
+class _RelayMetrics(Collector):
     """Asks the relay, and the database, each time that a monitor does."""
 
-    def __init__(self, study: Study, vitals: Vitals) -> None:
+    def __init__(self, study: Study, health: RelayHealth) -> None:
         self._study = study
-        self._vitals = vitals
+        self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        vitals, now = self._vitals, time.monotonic()
-        yield self._counter("delivered_rows", "Rows of the outbox that MLflow has taken.", vitals.delivered)
-        yield self._counter("errors", "Passes that did not come to their end.", vitals.errors)
-        yield self._gauge("pass_seconds", "Since the last pass over the outbox.", now - vitals.last_pass)
-        if vitals.last_delivery is not None:
-            age = now - vitals.last_delivery
+        health, now = self._health, time.monotonic()
+        yield self._counter("delivered_rows", "Rows of the outbox that MLflow has taken.", health.delivered)
+        yield self._counter("errors", "Passes that did not come to their end.", health.errors)
+        yield self._gauge("pass_seconds", "Since the last pass over the outbox.", now - health.last_pass)
+        if health.last_delivery is not None:
+            age = now - health.last_delivery
             yield self._gauge("delivery_seconds", "Since MLflow took something last.", age)
-        if vitals.lease is not None:
-            age = now - vitals.lease.renewed
+        if health.lease is not None:
+            age = now - health.lease.renewed
             yield self._gauge("lease_seconds", "Since the lease was renewed last.", age)
         try:
             left = backlog(self._study)
         except DatabaseError:
             return  # the other numbers tell of it
         yield self._gauge("waiting_rows", "Rows of the outbox that will be delivered.", left.waiting)
-        yield self._gauge("parked_rows", "Rows of the outbox that MLflow refused.", left.parked)
+        yield self._gauge("parked_rows", "Rows of the outbox that MLflow refused.", left.rejected)
 
     def _counter(self, name: str, words: str, value: float) -> Metric:
         family = CounterMetricFamily(f"anitune_relay_{name}", words, labels=["study"])
@@ -57,7 +57,7 @@ class _Deliveries(Collector):
 
 
 @contextmanager
-def serve_deliveries(host: str, port: int, study: Study, vitals: Vitals) -> Iterator[None]:
+def serve_relay_metrics(host: str, port: int, study: Study, health: RelayHealth) -> Iterator[None]:
     """Serve what the relay in the block does; ``/health`` answers 503 when its lease has run out.
 
     Raises
@@ -66,14 +66,14 @@ def serve_deliveries(host: str, port: int, study: Study, vitals: Vitals) -> Iter
         if the port is taken.
     """
     registry = CollectorRegistry()
-    registry.register(_Deliveries(study, vitals))
+    registry.register(_RelayMetrics(study, health))
 
-    def health() -> Health:
+    def report() -> Health:
         now = time.monotonic()
-        seconds = {"pass_seconds": now - vitals.last_pass}
-        if vitals.lease is not None:
-            seconds["lease_seconds"] = now - vitals.lease.renewed
-        return Health(vitals.well, seconds)
+        seconds = {"pass_seconds": now - health.last_pass}
+        if health.lease is not None:
+            seconds["lease_seconds"] = now - health.lease.renewed
+        return Health(health.well, seconds)
 
-    with serve(host, port, registry, health):
+    with serve(host, port, registry, report):
         yield

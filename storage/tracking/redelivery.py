@@ -9,7 +9,7 @@ from storage.studies import Study
 from storage.tracking.lease import wait_for_lease
 
 
-def forget_deliveries(study: Study) -> None:
+def reset_deliveries(study: Study) -> None:
     """Take nothing for delivered any more, nor any run of MLflow for known.
 
     What MLflow has of the study stays as it is: its runs are found again by what they stand for.

@@ -13,14 +13,14 @@ from tenacity import (
 )
 
 from storage.errors import DatabaseError, LeaseLostError
-from storage.life import CLOSED
+from storage.lifecycle import CLOSED
 from storage.trials.attempts import Attempt
 
-RENEWALS = 12
+HEARTBEATS_PER_LEASE = 12
 """Of a lease, while it lasts: with each a worker learns whether its study was stopped."""
 
 
-class LeaseKeeper:
+class Heartbeat:
     """Renews the lease of an attempt in a thread of its own, for as long as the block lasts.
 
     Attributes
@@ -39,7 +39,7 @@ class LeaseKeeper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
-    def __enter__(self) -> LeaseKeeper:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
@@ -48,7 +48,7 @@ class LeaseKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        interval = self._attempt.claim.lease_seconds / RENEWALS
+        interval = self._attempt.claim.lease_seconds / HEARTBEATS_PER_LEASE
         retrying = Retrying(
             retry=retry_if_exception_type(DatabaseError),
             wait=wait_random_exponential(multiplier=0.2, max=interval),

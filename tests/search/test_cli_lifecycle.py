@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from search.cli.main import app
 from search.work.worker import Worker
-from storage import life
+from storage import lifecycle
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachableError
-from storage.marks import own_study_folder
+from storage.ownership import own_study_folder
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings
 from storage.studies import Study
 from storage.trials.queue import next_study
-from storage.workers import SignOfLife
+from storage.workers import WorkerHeartbeat
 
 STUDY = """
 name: tiny
@@ -160,10 +160,10 @@ def test_a_worker_of_all_studies_leaves_when_there_is_nothing(anitune: Anitune) 
 
 def test_a_worker_starts_once_the_database_is_back(anitune: Anitune, monkeypatch: pytest.MonkeyPatch) -> None:
     away = [
-        (life, "study_state"),
-        (SignOfLife, "__enter__"),
+        (lifecycle, "study_state"),
+        (WorkerHeartbeat, "__enter__"),
         (Study, "set_facts"),
-        (SignOfLife, "set_structures"),
+        (WorkerHeartbeat, "set_structures"),
     ]
     failed = []
 
