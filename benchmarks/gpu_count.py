@@ -18,7 +18,7 @@ import torch
 from benchmarks.figures import Figure, Goal
 from benchmarks.gpu_traffic import TRAFFIC
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from benchmarks.training import CONFIG, EPOCH_STRUCTURES
 from benchmarks.trial_networks import trial_network
@@ -66,7 +66,7 @@ class Count:
     floor: float
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Count a step and an epoch of each kind, and compare packs with one network."""
     figures = []
     for batch_size in BATCH_SIZES:

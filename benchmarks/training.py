@@ -20,7 +20,7 @@ import torch
 from benchmarks import reference_loop
 from benchmarks.figures import RATIO, Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.errors import ConfigError
@@ -98,7 +98,7 @@ class Products:
     weight_gradient: float
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Compare every precision with the reference loop, and the float32 step with the machine."""
     file = made_set(folder, plan.train_structures)
     reference_file = made_set(folder, min(plan.train_structures, REFERENCE_STRUCTURES))
@@ -344,7 +344,11 @@ def _seconds_a_call(call: Callable[[], object], device: str) -> float:
 
 
 def _precision_figures(
-    precision: Precision, fits: list[FitTimes | str], reference: Samples, config: TrainConfig, plan: Plan
+    precision: Precision,
+    fits: list[FitTimes | str],
+    reference: Samples,
+    config: TrainConfig,
+    plan: BenchmarkPlan,
 ) -> list[Figure]:
     """The ratio of a precision, and on a GPU the time of an epoch."""
     on_gpu = _on_gpu(plan.device)

@@ -34,7 +34,7 @@ from storage.database import open_database
 from storage.errors import SchemaTooOldError, ServerError
 from storage.files import replacing
 from storage.postgresql import DATABASE, MLFLOW_DATABASE, PostgreSQL
-from storage.settings import Addresses, Settings, read_addresses, write_addresses
+from storage.settings import ServerAddresses, Settings, read_addresses, write_addresses
 from storage.tokens import make_token, read_token, remove_token, token_file
 from storage.tracking.mlflow_tables import check_tables
 
@@ -62,7 +62,7 @@ class _Mlflow:
 
 
 @dataclass(frozen=True)
-class Standing:
+class LocalServers:
     """The servers as they stand.
 
     Attributes
@@ -79,7 +79,7 @@ class Standing:
         To its pages; it signs in.
     """
 
-    addresses: Addresses
+    addresses: ServerAddresses
     postgresql: int | None
     mlflow: int
     tools: Path
@@ -87,7 +87,7 @@ class Standing:
     link: str
 
 
-def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing, bool]:
+def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[LocalServers, bool]:
     """Start what does not run, and wait until it answers; also whether anything was started.
 
     A start that fails, or is interrupted, stops again what it started.
@@ -139,12 +139,12 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[Standing,
                 " `anitune down`"
             )
         _wait_for_mlflow(home, mlflow)
-        addresses = Addresses(postgresql.url(DATABASE), mlflow.url, socket.gethostname())
+        addresses = ServerAddresses(postgresql.url(DATABASE), mlflow.url, socket.gethostname())
         write_addresses(servers, addresses)
         undo.pop_all()
     secret = token_file(home, mlflow.port)
     link = with_token(mlflow.url, token)
-    return Standing(addresses, postgresql.pid(), mlflow.pid, postgresql.tools, secret, link), began
+    return LocalServers(addresses, postgresql.pid(), mlflow.pid, postgresql.tools, secret, link), began
 
 
 def stop_servers(home: Path) -> bool:
@@ -211,7 +211,7 @@ def _alone(home: Path) -> Iterator[Path]:
         ) from None
 
 
-def _known(home: Path) -> Addresses | None:
+def _known(home: Path) -> ServerAddresses | None:
     """The addresses of the last time; of servers of another folder, which this one was copied from, none."""
     servers = home / "servers"
     known = read_addresses(servers)

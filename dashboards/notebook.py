@@ -61,7 +61,7 @@ class NotebookStudy:
         """
         import pandas as pd
 
-        from dashboards.report.tables import trials_table
+        from dashboards.report.trial_table import trials_table
 
         return pd.DataFrame(trials_table([self.record()], reference)).set_index("trial")
 

@@ -38,7 +38,7 @@ POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class Addresses:
+class DashboardAddresses:
     """Where they answer, our page beside the Optuna dashboard; no slash at the end.
 
     Attributes
@@ -106,7 +106,7 @@ class _Server:
 class Dashboards:
     """The running servers; made by :func:`run_dashboards`."""
 
-    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...], opener: Path) -> None:
+    def __init__(self, addresses: DashboardAddresses, servers: tuple[_Server, ...], opener: Path) -> None:
         self.addresses = addresses
         self._servers = servers
         self._opener = opener
@@ -210,7 +210,7 @@ def run_dashboards(
                 start("MLflow", "dashboards.mlflow_server", own, "mlflow.log", variables),
             ]
         _wait_foranswers(servers)
-        addresses = Addresses(mlflow, f"http://{shown}:{port}", mlflow_token, token)
+        addresses = DashboardAddresses(mlflow, f"http://{shown}:{port}", mlflow_token, token)
         opener = token_file(settings.home, port).with_suffix(".html")
         running.callback(opener.unlink, missing_ok=True)
         yield Dashboards(addresses, tuple(servers), opener)

@@ -28,7 +28,7 @@ def promoted_words(record: StudyRecord) -> str | None:
     )
     if (test := promotion.test) is None:
         return words
-    opened = next(opening for opening in record.openings if opening.promotion == promotion.id)
-    again = "" if opened == record.openings[0] else ", not for the first time"
+    opened = next(evaluation for evaluation in record.evaluations if evaluation.promotion == promotion.id)
+    again = "" if opened == record.evaluations[0] else ", not for the first time"
     day = time.strftime("%Y-%m-%d", time.gmtime(opened.opened_at))
     return f"{words}. On the test part, opened on {day}{again}: MAE {test['mae_kcalmol']:.3f} kcal/mol"

@@ -130,7 +130,7 @@ def verify(study: Study) -> Audit:
                 studies.c.id == study.id
             )
         ).one()
-    key = projection.study_key(study.name, created)
+    key = projection.study_run_key(study.name, created)
     shown = _read_mlflow(runs, experiment, study.name, key)
     with study.database.reading() as connection:
         record = _read_record(connection, study, began)

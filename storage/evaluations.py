@@ -1,7 +1,7 @@
 """Who looked at a test part, when, and for which trial: each time is recorded for good.
 
-Studies with the same data and split have the same test part. An opening is one of all of them, and outlasts
-its own study.
+Studies with the same data and split have the same test part. An evaluation is one of all of them, and
+outlasts its own study.
 
 The number that a first look gives is an honest one, since nothing was chosen by it. A second look can be a
 choice: so it needs a word of its own, and whoever reads a report is shown both.
@@ -20,14 +20,14 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, text, update
 
 from storage.database import Database
-from storage.errors import AlreadyOpenedError
+from storage.errors import AlreadyEvaluatedError
+from storage.records.tables import evaluations as table
 from storage.records.tables import now
-from storage.records.tables import openings as table
 from storage.studies import Study
 
 
 @dataclass(frozen=True)
-class Opening:
+class EvaluationOnTestSet:
     """One look at the test part.
 
     Attributes
@@ -63,29 +63,29 @@ class Opening:
         return f"{day} UTC by {self.opened_by} for trial {self.number} of {self.study}{mae}"
 
 
-def openings(database: Database, study: Study) -> list[Opening]:
-    """All openings of the study's test part, also for other studies, the first one first."""
+def evaluations_on_test_set(database: Database, study: Study) -> list[EvaluationOnTestSet]:
+    """All evaluations on the study's test set, also for other studies, the first one first."""
     with database.reading() as connection:
-        return _openings(connection, study.facts_in(connection))
+        return _evaluations(connection, study.facts_in(connection))
 
 
-def refuse_another_opening(study: Study, known: list[Opening]) -> None:
+def refuse_another_evaluation(study: Study, known: list[EvaluationOnTestSet]) -> None:
     """Say that the test part was opened before, if it was.
 
     Raises
     ------
-    AlreadyOpenedError
+    AlreadyEvaluatedError
         with who opened it, and what to do.
     """
     if known:
         others = f", and {len(known) - 1} more times" if len(known) > 1 else ""
-        raise AlreadyOpenedError(
+        raise AlreadyEvaluatedError(
             f"study {study.name!r}: its test part was opened on {known[0]}{others}; another look makes its"
             " error less honest, and will be shown in every report: if you mean it, give --again"
         )
 
 
-def refuse_another_ensemble(study: Study, opening: Opening, ensemble: str | None) -> None:
+def refuse_another_ensemble(study: Study, evaluation: EvaluationOnTestSet, ensemble: str | None) -> None:
     """Make sure that what a promotion goes on with is what it opened the test part for.
 
     Parameters
@@ -95,18 +95,18 @@ def refuse_another_ensemble(study: Study, opening: Opening, ensemble: str | None
 
     Raises
     ------
-    AlreadyOpenedError
+    AlreadyEvaluatedError
         if it is not, with what to do.
     """
-    if ensemble is None or ensemble != opening.ensemble:
-        raise AlreadyOpenedError(
-            f"study {study.name!r}: its test part was opened on {opening}, for an ensemble whose files are"
+    if ensemble is None or ensemble != evaluation.ensemble:
+        raise AlreadyEvaluatedError(
+            f"study {study.name!r}: its test part was opened on {evaluation}, for an ensemble whose files are"
             " not here, or have changed; to make another one and look again, which will be shown in every"
             " report, give --again"
         )
 
 
-def open_test_part(
+def record_evaluation(
     database: Database,
     study: Study,
     promotion: int,
@@ -115,10 +115,10 @@ def open_test_part(
     ensemble: str,
     *,
     again: bool,
-) -> Opening:
+) -> EvaluationOnTestSet:
     """Record that the test part is opened now; what follows may look at it.
 
-    A promotion opens it once: where it did, this gives that opening.
+    A promotion opens it once: where it did, this gives that evaluation.
 
     Parameters
     ----------
@@ -131,19 +131,19 @@ def open_test_part(
 
     Raises
     ------
-    AlreadyOpenedError
+    AlreadyEvaluatedError
         if it was opened before, and must not be again; or by this promotion, for another ensemble.
     """
     with database.writing() as connection:
         if connection.dialect.name == "postgresql":  # of two that open at once one is the first
             connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
         facts = study.facts_in(connection)
-        known = _openings(connection, facts)
-        if own := [opening for opening in known if opening.promotion == promotion]:
+        known = _evaluations(connection, facts)
+        if own := [evaluation for evaluation in known if evaluation.promotion == promotion]:
             refuse_another_ensemble(study, own[0], ensemble)
             return own[0]
         if not again:
-            refuse_another_opening(study, known)
+            refuse_another_evaluation(study, known)
         values = {
             "study_id": study.id,
             "promotion_id": promotion,
@@ -156,7 +156,7 @@ def open_test_part(
             "opened_by": f"{_user()}@{socket.gethostname()}",
             "opened_at": now(),
         }
-        return _opening(connection.execute(insert(table).values(values).returning(table)).one())
+        return _evaluation(connection.execute(insert(table).values(values).returning(table)).one())
 
 
 def record_test_error(database: Database, study: Study, promotion: int, test_mae: float) -> None:
@@ -170,16 +170,16 @@ def record_test_error(database: Database, study: Study, promotion: int, test_mae
         connection.execute(update(table).where(*this).values(test_mae=test_mae))
 
 
-def _openings(connection: Connection, facts: Mapping[str, str]) -> list[Opening]:
+def _evaluations(connection: Connection, facts: Mapping[str, str]) -> list[EvaluationOnTestSet]:
     if not {"data", "split"} <= facts.keys():
         return []  # nobody knows its test part yet
     same = (table.c.data == facts["data"], table.c.split == facts["split"])
     query = select(table).where(*same).order_by(table.c.id)
-    return [_opening(row) for row in connection.execute(query)]
+    return [_evaluation(row) for row in connection.execute(query)]
 
 
-def _opening(row: Row[Any]) -> Opening:
-    return Opening(
+def _evaluation(row: Row[Any]) -> EvaluationOnTestSet:
+    return EvaluationOnTestSet(
         study=row.study,
         promotion=row.promotion_id,
         number=row.number,

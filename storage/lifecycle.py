@@ -122,7 +122,7 @@ def limit_to_begun(database: Database, study: Study) -> None:
         connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun))
 
 
-def live_workers(connection: Connection, study: Study) -> list[str]:
+def lease_holders(connection: Connection, study: Study) -> list[str]:
     """Names of the workers that hold a lease of a trial now."""
     query = select(attempts.c.worker).where(
         attempts.c.study_id == study.id, attempts.c.ended_at.is_(None), attempts.c.lease_until > now()

@@ -28,7 +28,7 @@ class Promotion:
     ----------
     plan
         Candidates (numbers of trials), runs by kind of folds and members of the ensemble, as
-        :class:`search.promote.plan.Plan` writes them.
+        :class:`search.promote.plan.PromotionPlan` writes them.
     worker
         What it ran on.
     started, ended

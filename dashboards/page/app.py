@@ -126,7 +126,7 @@ def _study(database: Database, name: str) -> str:
         "study.html",
         record=record,
         summary=record.summary,
-        standing=study_state_line(record.summary),
+        state_line=study_state_line(record.summary),
         budget=format_budget(record.summary.budget),
         board=board,
         noise=format_noise(board),

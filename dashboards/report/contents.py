@@ -66,7 +66,7 @@ class Source:
     curves
         Validation MAE over the epochs, kcal/mol, by number of a trial.
     notes
-        Further sections, such as of promotions and of openings of the test part.
+        Further sections, such as of promotions and of evaluations on the test set.
     """
 
     record: StudyRecord
@@ -76,7 +76,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """A title, a line below it, and sections."""
 
     title: str
@@ -84,7 +84,7 @@ class Report:
     sections: tuple[Section, ...]
 
 
-def make_report(sources: Sequence[Source], made: str) -> Report:
+def make_report(sources: Sequence[Source], made: str) -> StudyReport:
     """The report of one study, or of several beside each other.
 
     Parameters
@@ -94,12 +94,12 @@ def make_report(sources: Sequence[Source], made: str) -> Report:
     """
     names = [source.record.name for source in sources]
     if len(sources) == 1:
-        return Report(names[0], f"Report of a study by anitune, made {made}", tuple(_study(sources[0])))
+        return StudyReport(names[0], f"Report of a study by anitune, made {made}", tuple(_study(sources[0])))
     sections = [_comparison(sources)]
     for source in sources:
         sections.append(Section(source.record.name))
         sections += [replace(part, level=3) for part in _study(source)]
-    return Report(" and ".join(names), f"Report of studies by anitune, made {made}", tuple(sections))
+    return StudyReport(" and ".join(names), f"Report of studies by anitune, made {made}", tuple(sections))
 
 
 def _study(source: Source) -> list[Section]:

@@ -21,11 +21,11 @@ from typing import TypeVar
 from sqlalchemy import select
 
 from search.chaos.fleet import Fleet
-from search.chaos.plan import WORDS, Kind, Plan
-from search.chaos.repeat import differing
-from search.chaos.report import Report
+from search.chaos.paused_workers import PausedWorkers
+from search.chaos.plan import WORDS, FaultPlan, Kind
+from search.chaos.report import ChaosReport
+from search.chaos.reproduce import differing
 from search.chaos.servers import MlflowCommand, MlflowServer, PostgreSQL, Wire
-from search.chaos.sleepers import Sleepers
 from search.errors import SearchError
 from search.work.reproduce import recorded_trial
 from storage.database import open_database
@@ -65,7 +65,7 @@ PATIENCE = 1800.0
 """Until a study that does not come to its end is given up, s."""
 
 
-def run_chaos(plan: Plan, mlflow_command: MlflowCommand) -> Report:
+def run_chaos(plan: FaultPlan, mlflow_command: MlflowCommand) -> ChaosReport:
     """Run the plan, in a folder that is gone afterwards."""
     # Not below a folder of root's: PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="anitune-chaos-") as name, contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ def run_chaos(plan: Plan, mlflow_command: MlflowCommand) -> Report:
 class _Chaos:
     def __init__(
         self,
-        plan: Plan,
+        plan: FaultPlan,
         study: Study,
         fleet: Fleet,
         postgresql: PostgreSQL,
@@ -117,14 +117,14 @@ class _Chaos:
         self._chance = random.Random(plan.seed)
         self._injected: Counter[Kind] = Counter()
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._sleepers = Sleepers(study, fleet)
+        self._paused_workers = PausedWorkers(study, fleet)
         self._missed_relays: list[Kind] = []
         self._repeated: Counter[Kind] = Counter()
         self._mlflow_away = False
         self._last_of_server: Kind | None = None
         self._paused = False
 
-    def run(self) -> Report:
+    def run(self) -> ChaosReport:
         began = time.monotonic()
         faults = self._plan.faults()
         waiting: list[Kind] = []
@@ -133,7 +133,7 @@ class _Chaos:
             if time.monotonic() - began > PATIENCE:
                 raise SearchError(f"the study did not end within {PATIENCE:.0f} s: {self._shown()}")
             self._do_what_is_due()
-            _patiently(self._sleepers.wake)
+            _patiently(self._paused_workers.wake)
             trials = self._trials()
             ended = self._have_ended(trials)
             if not ended:
@@ -141,7 +141,7 @@ class _Chaos:
                 self._fleet.fill()
             else:
                 self._fleet.reap()
-                if self._fleet.size == 0 and not (self._later or self._sleepers):
+                if self._fleet.size == 0 and not (self._later or self._paused_workers):
                     break
             if due is None and any(trial.epochs > 0 for trial in trials):
                 due = time.monotonic()  # the first fault does not wait for what the workers import
@@ -187,7 +187,7 @@ class _Chaos:
                     return False
                 logger.info("chaos: %s", WORDS[kind])
                 if kind == "stop":
-                    self._sleepers.stop(pid)
+                    self._paused_workers.stop(pid)
                 else:
                     self._fleet.hurt(kind, pid)
                 return True  # counted when it has had its effect
@@ -198,13 +198,13 @@ class _Chaos:
     def _missed(self) -> list[Kind]:
         """Faults, since last asked, that had no effect: they come once more."""
         missed = self._fleet.take_missed()
-        missed += ["stop"] * self._sleepers.take_missed()
+        missed += ["stop"] * self._paused_workers.take_missed()
         while self._missed_relays:  # another thread adds to them
             missed.append(self._missed_relays.pop())
         return missed
 
     def _reached(self) -> Counter[Kind]:
-        return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._sleepers.overtaken})
+        return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._paused_workers.overtaken})
 
     def _mlflow_serves(self) -> bool:
         return not self._mlflow_away and self._mlflow.answers()
@@ -270,7 +270,7 @@ class _Chaos:
         faults = ", ".join(f"{kind} {self._reached()[kind]} of {n}" for kind, n in self._plan.counts.items())
         return f"{Counter(trial.state for trial in self._trials())}; {faults}"
 
-    def _measure(self, began: float) -> Report:
+    def _measure(self, began: float) -> ChaosReport:
         self._wire.kill_at_next_delivery(None)
         while not self._mlflow.answers():
             time.sleep(0.5)
@@ -307,7 +307,7 @@ class _Chaos:
             for trial in trials
         }
         keys = max((len(rows) for rows in history.values()), default=0)
-        return Report(
+        return ChaosReport(
             seed=self._plan.seed,
             seconds=time.monotonic() - began,
             faults={kind: faults[kind] for kind in WORDS},
@@ -338,7 +338,7 @@ class _Chaos:
                 for trial in trials
                 for folder in folders[trial.number].parent.iterdir()
             ),
-            woken_wrote=self._sleepers.written_since(),
+            woken_wrote=self._paused_workers.written_since(),
             differences=[
                 f"{'study' if line['trial'] is None else line['trial']}: {line['difference']}"
                 for line in verified["differences"]

@@ -8,7 +8,7 @@ from search.chaos.plan import WORDS, Kind
 
 
 @dataclass(frozen=True)
-class Report:
+class ChaosReport:
     """What was broken, and what came of it.
 
     Attributes

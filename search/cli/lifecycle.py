@@ -35,7 +35,7 @@ def enqueue(
 ) -> None:
     """Let a configuration of yours be the next trial that begins; what it leaves open is proposed."""
     from search.documents import read_document
-    from search.propose.wishes import setting_value, wish, wished_params
+    from search.propose.enqueued import enqueued, params_from_settings, setting_value
     from search.study import study_from_record
     from storage.database import open_database
     from storage.settings import load_settings
@@ -52,8 +52,8 @@ def enqueue(
         study = open_study(database, name)
         config = study_from_record(study.config, name)
         lines = document.lines if document is not None else None
-        params = wished_params(config, values, str(file or "--set"), lines)
-        wish(study, params)
+        params = params_from_settings(config, values, str(file or "--set"), lines)
+        enqueued(study, params)
         summary = summarize_study(database, study)
     echo(f"{name}: enqueued {', '.join(f'{key} {value}' for key, value in params.items())}")
     if summary.budget.trials is not None and sum(summary.trials.values()) >= summary.budget.trials:

@@ -36,7 +36,7 @@ from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
 from storage.addresses import LOOPBACK, WithoutSecrets, has_password, without_secrets
 from storage.errors import (
-    AlreadyOpenedError,
+    AlreadyEvaluatedError,
     FactsChangedError,
     ModelNotFoundError,
     SettingsError,
@@ -61,7 +61,7 @@ _CAUSED_BY_INPUT = (
     StudyNotFoundError,
     StudyStateError,
     FactsChangedError,
-    AlreadyOpenedError,
+    AlreadyEvaluatedError,
     ModelNotFoundError,
     AddressError,
 )

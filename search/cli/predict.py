@@ -109,7 +109,7 @@ def _predict(
         spread=all_of(some.spread),
         members=all_of(some.members),
         novelty=all_of(some.novelty),
-        strangest=all_of(some.strangest, 0),
+        largest_novelty_atom=all_of(some.largest_novelty_atom, 0),
     )
 
 
@@ -155,7 +155,7 @@ class _Table:
                     f" {p.novelty[s]:.2g} times as far as any that the model was judged on)",
                 )
                 for s in p.far.nonzero()[0].tolist()
-                for atom in [int(p.strangest[s])]
+                for atom in [int(p.largest_novelty_atom[s])]
             ],
             "are far from the training data",
         )

@@ -52,10 +52,10 @@ def create(file: File) -> None:
 @study_app.command()
 def run(file: File, pack: Pack = None) -> None:
     """Create a study, or go on with it, train all its trials here, and report."""
-    from search.work.forks import start_imports
+    from search.work.forkserver import start_forkserver
 
     if pack != 1:
-        start_imports()
+        start_forkserver()
     from search.cli.output import make_console
     from search.study import load_study
     from storage.database import open_database

@@ -84,10 +84,10 @@ def worker(
     """
     if study is not None and idle_timeout is not None:
         raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
-    from search.work.forks import start_imports
+    from search.work.forkserver import start_forkserver
 
     if pack != 1:
-        start_imports()
+        start_forkserver()
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study

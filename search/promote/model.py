@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from search.promote.model_signature import INPUTS, OUTPUTS
 from search.promote.plan import Candidate
-from search.promote.tables import INPUTS, OUTPUTS
 from storage.promotions import Promotion
 from storage.studies import Study
 from storage.tracking.registry import ModelFiles
@@ -60,12 +60,12 @@ def metrics(test: Mapping[str, Any]) -> dict[str, float]:
     return {f"test/{name}": float(value) for name, value in test.items() if isinstance(value, int | float)}
 
 
-def description(study: Study, promotion: Promotion, chosen: Candidate, openings: int) -> str:
+def description(study: Study, promotion: Promotion, chosen: Candidate, evaluations: int) -> str:
     """What people read first in the registry; Markdown."""
     test = promotion.test or {}
     kinks = kink_words([chosen.config.activation])
     network = " ".join(chosen.architecture.replace("`", "").split())  # code, and no more
-    looks = "opened for it alone" if openings == 1 else f"opened {openings} times by now"
+    looks = "opened for it alone" if evaluations == 1 else f"opened {evaluations} times by now"
     return (
         f"Ensemble of {promotion.plan['ensemble']} networks `{network}`, the settings of trial"
         f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"

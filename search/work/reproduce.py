@@ -45,7 +45,7 @@ Point = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedTrial:
     """What the record has of a trial: with what it was trained, and what came of it.
 
     Attributes
@@ -76,27 +76,27 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Difference:
+class MetricDifference:
     """A number that came out otherwise; None: there is none on that side."""
 
     metric: str
     epoch: int
     recorded: float | None
-    repeated: float | None
+    reproduced: float | None
 
     @property
     def relative(self) -> float:
         """Size of the difference over that of the recorded number."""
-        if self.recorded is None or self.repeated is None:
+        if self.recorded is None or self.reproduced is None:
             return math.inf
-        if self.recorded == self.repeated:
+        if self.recorded == self.reproduced:
             return 0.0
-        difference = abs(self.repeated - self.recorded) / abs(self.recorded) if self.recorded else math.inf
+        difference = abs(self.reproduced - self.recorded) / abs(self.recorded) if self.recorded else math.inf
         return difference if math.isfinite(difference) else math.inf
 
 
 @dataclass(frozen=True)
-class Repeat:
+class Reproduction:
     """A trial beside its repetition.
 
     Attributes
@@ -112,7 +112,7 @@ class Repeat:
     place: Place
     epochs: int
     compared: int
-    differences: tuple[Difference, ...]
+    differences: tuple[MetricDifference, ...]
     same_model: bool | None
 
     def alike(self, tolerance: float) -> bool:
@@ -122,7 +122,9 @@ class Repeat:
         return all(each.relative <= tolerance for each in self.differences)
 
 
-def recorded_trial(database: Database, study: Study, trials: Sequence[TrialRow], number: int) -> Recorded:
+def recorded_trial(
+    database: Database, study: Study, trials: Sequence[TrialRow], number: int
+) -> RecordedTrial:
     """What is recorded of a trial; where it took the result of an equal one, what is recorded of that.
 
     Parameters
@@ -146,10 +148,12 @@ def recorded_trial(database: Database, study: Study, trials: Sequence[TrialRow],
         raise SearchError(
             f"{study.name}: trial {number} is {trial.state}: only complete and pruned ones can be repeated"
         )
-    return _recorded(database, study, trial, trials)
+    return _read_trial(database, study, trial, trials)
 
 
-def _recorded(database: Database, study: Study, trial: TrialRow, trials: Sequence[TrialRow]) -> Recorded:
+def _read_trial(
+    database: Database, study: Study, trial: TrialRow, trials: Sequence[TrialRow]
+) -> RecordedTrial:
     assert trial.config is not None
     digests = _digests(trial)
     blobs = open_blobs(database)
@@ -162,7 +166,7 @@ def _recorded(database: Database, study: Study, trial: TrialRow, trials: Sequenc
     in_config = trial.config["precision"]
     places = [(device_kind(each.device), each.precision or in_config) for each in trial.attempts]
     places = places or [(device_kind(trial.worker.device), trial.worker.precision or in_config)]
-    return Recorded(
+    return RecordedTrial(
         number=trial.number,
         state=trial.state,
         config={**trial.config, "precision": places[-1][1]},
@@ -184,7 +188,7 @@ def _orders(file: Path) -> tuple[int, ...]:
         return tuple(int(row["order"]) for row in csv.DictReader(rows))
 
 
-def repeat_trial(task: Task, trial: Recorded, progress: Progress = no_progress) -> Repeat:
+def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_progress) -> Reproduction:
     """Train a trial once more, with the same settings, orders of the data and end, and compare.
 
     It is trained on the kind of device that its last attempt was trained on, and in the same precision, if
@@ -215,7 +219,7 @@ def repeat_trial(task: Task, trial: Recorded, progress: Progress = no_progress) 
         for key, value in epoch_metrics(record).items()
     }
     differences = _differences(trial.values, values)
-    return Repeat(
+    return Reproduction(
         number=trial.number,
         place=_place(config),
         epochs=result.epochs,
@@ -225,11 +229,11 @@ def repeat_trial(task: Task, trial: Recorded, progress: Progress = no_progress) 
     )
 
 
-def default_tolerance(trial: Recorded, repeated: Repeat) -> float:
+def default_tolerance(trial: RecordedTrial, reproduced: Reproduction) -> float:
     """The relative difference that a repetition may make; 0: none, bit for bit."""
-    if trial.places != (repeated.place,):
+    if trial.places != (reproduced.place,):
         return MIXED_TOLERANCE
-    return GPU_TOLERANCE if repeated.place[0] == "cuda" else 0.0
+    return GPU_TOLERANCE if reproduced.place[0] == "cuda" else 0.0
 
 
 def _place(config: TrainConfig) -> Place:
@@ -239,14 +243,14 @@ def _place(config: TrainConfig) -> Place:
 class _UpToTheEnd(SilentReporter):
     """Stops where the trial stopped, in the same way."""
 
-    def __init__(self, trial: Recorded) -> None:
+    def __init__(self, trial: RecordedTrial) -> None:
         self._trial = trial
 
     def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
         return epoch == self._trial.epochs and self._trial.state == "pruned"
 
 
-def _on_same_kind_of_device(trial: Recorded) -> tuple[TrainConfig, bool]:
+def _on_same_kind_of_device(trial: RecordedTrial) -> tuple[TrainConfig, bool]:
     """The settings, and whether they are those that were recorded."""
     config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
     has_gpu = find_device("auto").type == "cuda"
@@ -257,10 +261,12 @@ def _on_same_kind_of_device(trial: Recorded) -> tuple[TrainConfig, bool]:
     return config, True
 
 
-def _differences(recorded: Mapping[Point, float], repeated: Mapping[Point, float]) -> tuple[Difference, ...]:
-    there, here = _results(recorded), _results(repeated)
+def _differences(
+    recorded: Mapping[Point, float], reproduced: Mapping[Point, float]
+) -> tuple[MetricDifference, ...]:
+    there, here = _results(recorded), _results(reproduced)
     return tuple(
-        Difference(metric, epoch, there.get((metric, epoch)), here.get((metric, epoch)))
+        MetricDifference(metric, epoch, there.get((metric, epoch)), here.get((metric, epoch)))
         for metric, epoch in sorted(there.keys() | here.keys(), key=lambda point: (point[1], point[0]))
         if _bits(there.get((metric, epoch))) != _bits(here.get((metric, epoch)))
     )

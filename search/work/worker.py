@@ -14,23 +14,23 @@ from typing import Literal, Protocol, TypeVar
 from optuna.trial import FrozenTrial
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from search.propose.enqueued import params_from_queue
 from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
-from search.propose.wishes import queued_params
 from search.study import StudyConfig
 from search.work.card_memory import CardMemory, shared_memory_of
+from search.work.concurrent import run_concurrently
 from search.work.environment import describe_worker, other_precision, resolve_attempt
 from search.work.folders import from_checkpoint, take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
-from search.work.sizing import announce_slots, automatic_slots
-from search.work.slots import work_in_slots
+from search.work.sizing import announce_concurrent_trials, choose_concurrent_trials
 from search.work.stopping import StopRequest
 from search.work.trial_log import TrialLog
-from storage.blobs.place import open_blobs, settle_place
+from storage.blobs.place import open_blobs, resolve_artifact_location
 from storage.database import Database
 from storage.errors import (
     DatabaseBusyError,
@@ -135,7 +135,7 @@ class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for
 class Worker:
     """Trains the trials of one study in this process.
 
-    A slot is what works on one trial at a time: the main thread, or one of several threads that do the same
+    One trial at a time is trained by the main thread, or by each of several threads that do the same
     side by side. All of them are one worker in the records.
 
     Parameters
@@ -144,7 +144,7 @@ class Worker:
     task : what all its trials are trained on
     start_relay : called when a trial begins: sees to it that the tracking server will hear of it
     name : what people call the worker; by default host and process id
-    slots : trials that are trained at once; None: as many as suit the machine
+    concurrent_trials : trials that are trained at once; None: as many as suit the machine
     leave : whether to begin no more trials, and to wait for none: asked before each; None: never
     """
 
@@ -158,7 +158,7 @@ class Worker:
         stop: StopRequest,
         start_relay: Callable[[Study], object],
         name: str | None = None,
-        slots: int | None = 1,
+        concurrent_trials: int | None = 1,
         leave: Callable[[], bool] | None = None,
     ) -> None:
         self._database = database
@@ -172,9 +172,9 @@ class Worker:
         self._promotion = promotion(config)
         self._device = find_device(config.training.get("device", TrainConfig.device))
         self._info = describe_worker(name, self._device)
-        # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
+        # On a GPU the trainings share batches; on the CPU each has a process and a core of its own.
         self._scheduler = PackScheduler() if self._device.type == "cuda" else None
-        self._slots = slots
+        self._concurrent_trials = concurrent_trials
         self._leave = leave
         self._claims = 0
         self._in_hand: dict[int, Claim] = {}
@@ -198,32 +198,32 @@ class Worker:
             trial alone fails that trial, and the next one begins. After a DeviceError this process can
             train nothing more.
         """
-        patiently(lambda: settle_place(self._database))
+        patiently(lambda: resolve_artifact_location(self._database))
         patiently(lambda: own_study_folder(self._database, self._study.name))
         with (
             device_errors_explained(self._device),
             current_device(self._device),
             shared_memory_of(self._device, self._database.settings.cards) as memory,
         ):
-            slots = self._slots_needed(memory)
-            if slots > 1:
+            concurrent_trials = self._concurrent_trials_needed(memory)
+            if concurrent_trials > 1:
                 # On the CPU threads of one process would hold each other up; on a GPU they share batches.
-                work = self._work_in_process if self._scheduler is None else self._work_in_slot
-                work_in_slots(slots, work, self._stop)
+                work = self._work_in_process if self._scheduler is None else self._work_in_thread
+                run_concurrently(concurrent_trials, work, self._stop)
             else:
-                self._work_in_slot()
+                self._work_in_thread()
         return self._claims
 
-    def _slots_needed(self, memory: CardMemory | None) -> int:
+    def _concurrent_trials_needed(self, memory: CardMemory | None) -> int:
         left = self._trials_left()
-        if self._slots is None and left > 1:
-            return automatic_slots(self._config, self._task, self._device, left, memory)
-        slots = max(1, min(self._slots or 1, left))
-        if slots > 1:
-            logger.info("%s: %d trials at once", self._study.name, slots)
+        if self._concurrent_trials is None and left > 1:
+            return choose_concurrent_trials(self._config, self._task, self._device, left, memory)
+        concurrent_trials = max(1, min(self._concurrent_trials or 1, left))
+        if concurrent_trials > 1:
+            logger.info("%s: %d trials at once", self._study.name, concurrent_trials)
         if memory is not None and left > 0:
-            announce_slots(self._config, self._task, self._device, slots, memory)
-        return slots
+            announce_concurrent_trials(self._config, self._task, self._device, concurrent_trials, memory)
+        return concurrent_trials
 
     def _trials_left(self) -> int:
         progress = self._progress()
@@ -233,7 +233,7 @@ class Worker:
             progress.trials[state] for state in ("complete", "pruned", "failed")
         )
 
-    def _work_in_slot(self) -> None:
+    def _work_in_thread(self) -> None:
         with current_device(self._device):  # each thread has its own
             self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
 
@@ -402,7 +402,7 @@ class Worker:
             attempt.record_device(info.device, config.precision)
             return config, info
 
-        asked_for = queued_params(self._config, claim.asked_for)
+        asked_for = params_from_queue(self._config, claim.asked_for)
 
         def choose() -> Proposal:
             with self._database.plain_errors():

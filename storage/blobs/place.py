@@ -44,7 +44,7 @@ def open_blobs(database: Database) -> BlobStore:
     return _store(database)
 
 
-def settle_place(database: Database) -> None:
+def resolve_artifact_location(database: Database) -> None:
     """Agree with the other workers on where blobs are; to be called before trials are claimed.
 
     Raises

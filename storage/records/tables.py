@@ -336,7 +336,7 @@ promotion_failures = Table(
     Column("reason", Text, nullable=False),
 )
 
-openings = Table(
+evaluations = Table(
     "anitune_test_openings",
     metadata,
     Column("id", _RowId, primary_key=True),

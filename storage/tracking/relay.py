@@ -121,8 +121,8 @@ class Relay:
         return open_runs(self._db.settings)
 
     @cached_property
-    def _key(self) -> str:
-        return study_key(self.study)
+    def _run_key(self) -> str:
+        return study_run_key(self.study)
 
     def deliver(self) -> int:
         """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
@@ -323,7 +323,7 @@ class Relay:
                     f"{refusal} and `anitune sync {self.study.name}`, or give it another one with"
                     f" `anitune study repair {self.study.name}`"
                 ) from None
-            run = self._runs.find_or_create(experiment, self._key, self.study.name, time_ms, tags)
+            run = self._runs.find_or_create(experiment, self._run_key, self.study.name, time_ms, tags)
             with self.lease.writing() as connection:
                 connection.execute(
                     update(studies)
@@ -347,7 +347,7 @@ class Relay:
         run = self._run_id(number)
         if run is None:
             run = self._runs.find_or_create(
-                self._experiment(), self._trial_key(number), projection.run_name(number), time_ms, tags
+                self._experiment(), self._trial_run_key(number), projection.run_name(number), time_ms, tags
             )
             with self.lease.writing() as connection:
                 connection.execute(
@@ -365,7 +365,7 @@ class Relay:
         tags = {**projection.end_tags(message), projection.NOTE_TAG: self._write_note(number)}
         self._runs.log(run, projection.end_metrics(message, time_ms), tags=tags)
         self._runs.set_status(run, projection.end_status(message), time_ms)
-        self._runs.delete_doubles(self._experiment(), self._trial_key(number), keep=run)
+        self._runs.delete_doubles(self._experiment(), self._trial_run_key(number), keep=run)
         self._study_changed = True
 
     def _acknowledge(self, batch: Iterable[_Row]) -> None:
@@ -379,8 +379,8 @@ class Relay:
         with self.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
 
-    def _trial_key(self, number: int) -> str:
-        return f"{self._key}/{number}"
+    def _trial_run_key(self, number: int) -> str:
+        return f"{self._run_key}/{number}"
 
     def _experiment(self) -> str:
         with self._db.reading() as connection:
@@ -407,12 +407,12 @@ class Relay:
         return run
 
 
-def study_key(study: Study) -> str:
+def study_run_key(study: Study) -> str:
     """Names the study in MLflow for good: another home folder may have a study of the same name."""
     with study.database.reading() as connection:
         query = select(studies.c.created_at).where(studies.c.id == study.id)
         created = connection.execute(query).scalar_one()
-    return projection.study_key(study.name, created)
+    return projection.study_run_key(study.name, created)
 
 
 def retry_rejected(study: Study) -> None:

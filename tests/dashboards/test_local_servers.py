@@ -17,7 +17,13 @@ from sqlalchemy import create_engine
 from dashboards.local_servers import start_servers, stop_servers, with_postgresql
 from storage.errors import ServerError
 from storage.postgresql import DATABASE, PostgreSQL
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Addresses, read_addresses, write_addresses
+from storage.settings import (
+    STORAGE_VARIABLE,
+    TRACKING_VARIABLE,
+    ServerAddresses,
+    read_addresses,
+    write_addresses,
+)
 
 
 @pytest.fixture
@@ -82,7 +88,7 @@ def test_the_servers_of_a_home_are_not_those_of_its_copy(
     home: Path, process: subprocess.Popen[bytes]
 ) -> None:
     record_mlflow(home, process)
-    addresses = Addresses(postgresql(home).url(DATABASE), "http://127.0.0.1:1", socket.gethostname())
+    addresses = ServerAddresses(postgresql(home).url(DATABASE), "http://127.0.0.1:1", socket.gethostname())
     write_addresses(home / "servers", addresses)
     copy = home.with_name(f"{home.name}-copy")
     shutil.copytree(home, copy)
@@ -114,7 +120,7 @@ def test_a_home_without_servers_has_nothing_to_stop(home: Path) -> None:
 
 
 def test_servers_of_another_machine_are_left_alone(home: Path) -> None:
-    addresses = Addresses(postgresql(home).url(DATABASE), "http://127.0.0.1:1", "another-machine")
+    addresses = ServerAddresses(postgresql(home).url(DATABASE), "http://127.0.0.1:1", "another-machine")
     write_addresses(home / "servers", addresses)
     data = home / "servers" / "postgresql"
     data.mkdir()
@@ -132,7 +138,7 @@ def test_the_tables_of_a_home_are_migrated_while_its_servers_are_down(
     server = postgresql(home)
     with socket.create_server(("127.0.0.1", 0)) as free:
         tracking_uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    addresses = Addresses(server.url(DATABASE), tracking_uri, socket.gethostname())
+    addresses = ServerAddresses(server.url(DATABASE), tracking_uri, socket.gethostname())
     write_addresses(home / "servers", addresses)
 
     answer = anitune("migrate", "--json")

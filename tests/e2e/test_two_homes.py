@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from search.chaos.repeat import differing
+from search.chaos.reproduce import differing
 from search.work.reproduce import recorded_trial
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database

@@ -109,14 +109,14 @@ def test_a_study_file_undoes_no_extension_unless_it_was_edited(anitune: Anitune,
 
 
 def test_enqueue(anitune: Anitune, tmp_path: Path) -> None:
-    wish = tmp_path / "wish.yaml"
-    wish.write_text("learning_rate: 1e-3\nactivation: silu\n")
-    answer = anitune("study", "enqueue", "tiny", str(wish), "--set", "activation=celu")
+    enqueued = tmp_path / "wish.yaml"
+    enqueued.write_text("learning_rate: 1e-3\nactivation: silu\n")
+    answer = anitune("study", "enqueue", "tiny", str(enqueued), "--set", "activation=celu")
     assert answer.stdout == "tiny: enqueued activation celu, learning_rate 0.001\n"
-    wish.write_text("learning_rate: 1e-3\nactivation: silly\n")
-    refused = anitune("study", "enqueue", "tiny", str(wish))
+    enqueued.write_text("learning_rate: 1e-3\nactivation: silly\n")
+    refused = anitune("study", "enqueue", "tiny", str(enqueued))
     assert refused.exit_code == 2
-    assert refused.stderr.startswith(f"anitune: {wish}: activation (line 2): ")
+    assert refused.stderr.startswith(f"anitune: {enqueued}: activation (line 2): ")
     assert anitune("study", "enqueue", "tiny", "--set", "activation").exit_code == 2
     # One width is a list of one: it is refused for what it is, not for its missing brackets.
     width = anitune("study", "enqueue", "tiny", "--set", "hidden=20")

@@ -10,7 +10,7 @@ import yaml
 from search.dimensions import Choices, Range
 from search.documents import read_document, read_value, resolve_path, write_document
 from search.errors import StudyFileError
-from search.propose.wishes import setting_value
+from search.propose.enqueued import setting_value
 from search.study import StudyConfig, load_study, study_from_values
 from trainer.errors import ConfigError
 

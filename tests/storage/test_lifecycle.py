@@ -8,7 +8,7 @@ from sqlalchemy import delete, update
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError, StudyStateError
-from storage.lifecycle import change_state, extend_budget, live_workers, study_state
+from storage.lifecycle import change_state, extend_budget, lease_holders, study_state
 from storage.records.tables import attempts, outbox, studies
 from storage.studies import Budget, Study, StudyState, list_studies
 from storage.trials import heartbeat
@@ -59,15 +59,15 @@ def test_a_worker_learns_that_its_study_was_stopped_when_it_renews_its_lease(
         assert beating.unwanted.wait(10.0 if unwanted else 0.5) is unwanted
         assert not beating.lost.is_set()
     attempt.hand_back("the study was stopped")
-    assert live_workers_of(database, study) == []
+    assert lease_holders_of(database, study) == []
 
 
-def live_workers_of(database: Database, study: Study) -> list[str]:
+def lease_holders_of(database: Database, study: Study) -> list[str]:
     with database.reading() as connection:
-        return live_workers(connection, study)
+        return lease_holders(connection, study)
 
 
-def test_live_workers_are_those_that_hold_a_lease(
+def test_lease_holders_are_those_that_hold_a_lease(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
     study = make_study()
@@ -80,7 +80,7 @@ def test_live_workers_are_those_that_hold_a_lease(
     claimed(database, other, replace(worker, name="elsewhere"))
     claimed(database, study, worker)
     claimed(database, study, worker)
-    assert live_workers_of(database, study) == ["w1"]
+    assert lease_holders_of(database, study) == ["w1"]
 
 
 def test_a_change_that_a_state_does_not_allow_says_the_way_out(

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, create_engine, inspect
 
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
-from storage.evaluations import open_test_part, openings
+from storage.evaluations import evaluations_on_test_set, record_evaluation
 from storage.ownership import mark_of
 from storage.promotions import begin_promotion
 from storage.records import schema
@@ -90,12 +90,12 @@ def test_openings_stay_and_learn_of_which_test_part_they_are(
     study = make_study()
     study.set_facts({"data": "d", "split": "s"})
     promotion = begin_promotion(database, study, {}, worker).id
-    before = open_test_part(database, study, promotion, 3, {"hidden": [8]}, "e", again=False)
+    before = record_evaluation(database, study, promotion, 3, {"hidden": [8]}, "e", again=False)
     with database.writing() as connection:
         command.downgrade(schema._config(connection), "0010")
         assert connection.exec_driver_sql("SELECT number FROM anitune_openings").scalars().all() == [3]
         schema.upgrade(connection)
-    assert openings(database, study) == [replace(before, ensemble=None)]
+    assert evaluations_on_test_set(database, study) == [replace(before, ensemble=None)]
 
 
 def test_each_database_has_a_mark_of_its_own(settings: Settings, tmp_path: Path) -> None:

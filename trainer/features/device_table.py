@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.features.aev_store import StoreTables
 from trainer.features.static_batches import (
     BatchShape,
     DeviceFeatures,
@@ -18,7 +19,6 @@ from trainer.features.static_batches import (
     Positions,
     StaticBatches,
 )
-from trainer.features.tables import StoreTables
 
 #: Rows that are copied at once.
 COPIED_ROWS: Final = 2**16

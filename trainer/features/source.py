@@ -19,6 +19,7 @@ from torch import Tensor
 from trainer.config import AEVConfig, FeatureConfig
 from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
+from trainer.features.aev_store import StoreTables, open_tables, store_bytes
 from trainer.features.batches import BatchLayout, Layouts
 from trainer.features.compositions import Compositions, atom_counts, find_compositions
 from trainer.features.computed import Computed
@@ -26,7 +27,6 @@ from trainer.features.device_table import COPIED_ROWS, DeviceTable, StoredPart, 
 from trainer.features.parts import Group, GroupedPart, PartFeatures, WholePart, WriteAEVs, rows_of_runs
 from trainer.features.static_batches import DeviceFeatures
 from trainer.features.streaming import Streamed
-from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.fitting.devices import release_memory
 from trainer.progress import Progress
 

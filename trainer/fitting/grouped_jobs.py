@@ -101,7 +101,7 @@ class SumJob(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """All jobs of networks side by side.
 
     Attributes
@@ -126,7 +126,7 @@ class Plan:
 
 def make_plan(
     models: Sequence[ElementNetworks], capacities: Sequence[int], device: torch.device, training: bool
-) -> Plan:
+) -> KernelPlan:
     """Jobs for the models, whose elements have so many rows each.
 
     How rows are divided depends on the capacities and on the network itself, never on its companions: so do
@@ -189,7 +189,7 @@ def make_plan(
                 )
                 (outputs if is_output else layers[depth]).append(job)
         column = columns[-1]
-    return Plan(
+    return KernelPlan(
         depths=tuple(tuple(jobs) for jobs in layers),
         outputs=tuple(outputs),
         sums=tuple(sums),

@@ -69,14 +69,14 @@ class Predictions:
     members : (M, S) float64, hartree
     novelty : (S,) float64: of the environment that is farthest from the training data, see
         :class:`trainer.inference.domain.TrainingDomain`; above 1 it is far; NaN if no domain is stored
-    strangest : (S,) int64: the atom of that environment, from 0 in the structure's order
+    largest_novelty_atom : (S,) int64: the atom of that environment, from 0 in the structure's order
     """
 
     energies: npt.NDArray[np.float64]
     spread: npt.NDArray[np.float64]
     members: npt.NDArray[np.float64]
     novelty: npt.NDArray[np.float64]
-    strangest: npt.NDArray[np.int64]
+    largest_novelty_atom: npt.NDArray[np.int64]
 
     @property
     def far(self) -> npt.NDArray[np.bool_]:
@@ -212,7 +212,7 @@ class Ensemble:
         self.refuse_unknown(structures, any_composition)
         members = np.empty((len(self.members), len(structures)))
         novelty = np.full(len(structures), np.nan)
-        strangest = np.zeros(len(structures), np.int64)
+        largest_novelty_atom = np.zeros(len(structures), np.int64)
         done = 0
         for alike in group_alike(structures, self.aev.elements):
             molecule = alike.molecule
@@ -224,11 +224,11 @@ class Ensemble:
                 if self.domain is not None:
                     most, atom = self._novelties(by_element, len(places)).max(dim=1)
                     novelty[places] = most.numpy()
-                    strangest[places] = orders[np.arange(len(places)), atom.numpy()]
+                    largest_novelty_atom[places] = orders[np.arange(len(places)), atom.numpy()]
                 done += len(places)
                 progress("structures", done, len(structures))
         spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)
-        return Predictions(members.mean(axis=0), spread, members, novelty, strangest)
+        return Predictions(members.mean(axis=0), spread, members, novelty, largest_novelty_atom)
 
     def unknown_elements(self, structure: Structure) -> list[str]:
         """The elements of a structure that were not in the training data."""

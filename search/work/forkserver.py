@@ -11,15 +11,15 @@ from typing import Final
 NVIDIA: Final = Path("/proc/driver/nvidia/version")
 
 
-def fork_context() -> ForkServerContext:
+def forkserver_context() -> ForkServerContext:
     """How processes that train are started."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["search.work.preloaded"])
+    context.set_forkserver_preload(["search.work.forkserver_preload"])
     return context
 
 
-def start_imports() -> None:
+def start_forkserver() -> None:
     """Start the server, which imports torch and the trainer beside this process while it sets up."""
     if not NVIDIA.exists():
-        fork_context()
+        forkserver_context()
         forkserver.ensure_running()

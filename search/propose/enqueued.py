@@ -19,7 +19,7 @@ from trainer.config_faults import KeyPath
 from trainer.errors import ConfigError
 
 
-def wished_params(
+def params_from_settings(
     config: StudyConfig,
     values: Mapping[str, Any],
     where: str,
@@ -49,7 +49,7 @@ def wished_params(
     return _in_space(config, {name: flat[name] for name in flat if name in named}, where)
 
 
-def queued_params(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
+def params_from_queue(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
     """The parameters that somebody has asked for in Optuna's queue, by whatever program.
 
     Parameters
@@ -59,7 +59,7 @@ def queued_params(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        if no trial of this study can have them, as :func:`wished_params` tells it.
+        if no trial of this study can have them, as :func:`params_from_settings` tells it.
     """
     where = "Optuna's queue"
     if not isinstance(asked_for, Mapping):
@@ -107,7 +107,7 @@ def setting_value(name: str, text: str) -> Any:
     return read_value(f"[{text}]" if is_list and not text.lstrip().startswith("[") else text)
 
 
-def wish(study: Study, params: Mapping[str, Any]) -> None:
+def enqueued(study: Study, params: Mapping[str, Any]) -> None:
     """Put a trial with these parameters into the queue of the study; it counts like any other."""
     with study.database.plain_errors():
         study.optuna.enqueue_trial(dict(params))

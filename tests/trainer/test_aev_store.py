@@ -20,9 +20,9 @@ from trainer.config import AEVConfig
 from trainer.data.dataset import Dataset
 from trainer.data.readers import read_dataset
 from trainer.errors import FeatureStoreError
-from trainer.features import tables as tables_module
+from trainer.features import aev_store
 from trainer.features.aev import MoleculeFeatures
-from trainer.features.tables import CHECKED, MANIFEST, open_tables, store_bytes
+from trainer.features.aev_store import CHECKED, MANIFEST, open_tables, store_bytes
 from trainer.progress import no_progress
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 from trainer.config import AEVConfig
 from trainer.data.readers import read_dataset
-from trainer.features.tables import open_tables
+from trainer.features.aev_store import open_tables
 
 def wait(stage, done, total):
     if 0 < done < total:
@@ -127,7 +127,7 @@ def test_the_size_is_known_before(dataset: Dataset, built: Path) -> None:
 def test_threads_and_pieces_change_no_byte(
     dataset: Dataset, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables_module, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(aev_store, "PIECE_BYTES", 20_000)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -219,8 +219,8 @@ def test_a_damaged_store_is_noticed_and_built_anew(
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files whose digests were computed so far."""
     names: list[str] = []
-    digest = tables_module._sha256
-    monkeypatch.setattr(tables_module, "_sha256", lambda path: names.append(path.stem) or digest(path))
+    digest = aev_store._sha256
+    monkeypatch.setattr(aev_store, "_sha256", lambda path: names.append(path.stem) or digest(path))
     return names
 
 
@@ -238,7 +238,7 @@ def test_after_a_start_of_the_system_they_are_read_once(
     dataset: Dataset, tmp_path: Path, digests: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (boot := tmp_path / "boot_id").write_text("one\n")
-    monkeypatch.setattr(tables_module, "BOOT_ID", boot)
+    monkeypatch.setattr(aev_store, "BOOT_ID", boot)
     open_tables(dataset, CONFIG, tmp_path, no_progress)
     boot.write_text("another\n")
     for _ in range(3):
@@ -249,7 +249,7 @@ def test_after_a_start_of_the_system_they_are_read_once(
 def test_where_starts_of_the_system_have_no_name_they_are_always_read(
     dataset: Dataset, tmp_path: Path, digests: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables_module, "BOOT_ID", tmp_path / "nothing")
+    monkeypatch.setattr(aev_store, "BOOT_ID", tmp_path / "nothing")
     open_tables(dataset, CONFIG, tmp_path, no_progress)
     for _ in range(3):
         open_tables(dataset, CONFIG, tmp_path, no_computation)
@@ -283,7 +283,7 @@ def test_rot_that_changes_no_time_is_found_by_a_full_check(
 ) -> None:
     open_tables(dataset, CONFIG, tmp_path, no_progress)
     flip_a_bit(folder := store_of(tmp_path))
-    state = tables_module._state(sorted(folder.glob("*.npy")))
+    state = aev_store._state(sorted(folder.glob("*.npy")))
     (folder / CHECKED).write_text(json.dumps(state))
     open_tables(dataset, CONFIG, tmp_path, no_computation)
     assert not caplog.records
@@ -370,7 +370,7 @@ import numpy as np, torch
 from trainer.config import AEVConfig
 from trainer.data.dataset import Dataset
 from trainer.data.readers import read_dataset
-from trainer.features.tables import open_tables, store_bytes
+from trainer.features.aev_store import open_tables, store_bytes
 from trainer.progress import no_progress
 
 def peak():

@@ -1,4 +1,4 @@
-"""Imported once by the server of :mod:`search.work.forks`, so that the processes forked from it need not."""
+"""Imported once by the fork server, so that the processes forked from it need not (see ``forkserver.py``)."""
 
 from __future__ import annotations
 

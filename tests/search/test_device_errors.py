@@ -113,32 +113,39 @@ def begin(database: Database, config: StudyConfig) -> Study:
     return create_study(database, config.name, dump_config(config), Budget(trials=trial_limit(config)))
 
 
-def worker(database: Database, config: StudyConfig, task: Task, slots: int) -> Worker:
+def worker(database: Database, config: StudyConfig, task: Task, concurrent_trials: int) -> Worker:
     study = begin(database, config)
     made = Worker(
-        database, study, config, task, Silent(), StopRequest(), start_relay=lambda _: None, slots=slots
+        database,
+        study,
+        config,
+        task,
+        Silent(),
+        StopRequest(),
+        start_relay=lambda _: None,
+        concurrent_trials=concurrent_trials,
     )
     made._scheduler = PackScheduler()  # as on a GPU: the trials of a worker share its process
     return made
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("concurrent_trials", [1, 2])
 def test_all_trials_in_hand_are_handed_back(
     database: Database,
     config: StudyConfig,
     task: Task,
     failing: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
-    slots: int,
+    concurrent_trials: int,
 ) -> None:
     failing(6)
     with pytest.raises(DeviceError, match=f"^cpu has failed: {FAULT}$"):
-        worker(database, config, task, slots).work()
+        worker(database, config, task, concurrent_trials).work()
     study = begin(database, config)
     assert {trial.state for trial in trial_rows(database, study)} == {"interrupted"}
     with database.reading() as connection:
         ended = connection.execute(select(attempts.c.outcome, attempts.c.reason)).all()
-    assert len(ended) == slots
+    assert len(ended) == concurrent_trials
     assert {row.outcome for row in ended} == {"crashed"}
     assert any(FAULT in row.reason for row in ended)
     monkeypatch.undo()
@@ -146,13 +153,13 @@ def test_all_trials_in_hand_are_handed_back(
     assert [trial.state for trial in trial_rows(database, study)] == ["complete"] * 3
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("concurrent_trials", [1, 2])
 def test_a_trial_that_fails_the_device_each_time_is_given_up_and_no_other(
     database: Database,
     config: StudyConfig,
     task: Task,
     monkeypatch: pytest.MonkeyPatch,
-    slots: int,
+    concurrent_trials: int,
 ) -> None:
     import search.work.worker as module
 
@@ -166,8 +173,8 @@ def test_a_trial_that_fails_the_device_each_time_is_given_up_and_no_other(
     monkeypatch.setattr(module, "run_training", crash)
     for _ in range(CRASHES_ALLOWED):
         with pytest.raises(DeviceError):
-            worker(database, config, task, slots).work()
-    worker(database, config, task, slots).work()
+            worker(database, config, task, concurrent_trials).work()
+    worker(database, config, task, concurrent_trials).work()
     first, *others = trial_rows(database, begin(database, config))
     assert first.state == "failed"
     assert str(first.reason).startswith(f"cpu has failed: {FAULT} (3 workers in a row died")

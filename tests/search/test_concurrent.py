@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from search.work.slots import work_in_slots
+from search.work.concurrent import run_concurrently
 from search.work.stopping import StopRequest
 
 
@@ -18,7 +18,7 @@ def test_the_first_error_stops_all_and_is_raised_when_they_have_stopped() -> Non
         raise ValueError("other")
 
     with pytest.raises(ValueError, match="first"):
-        work_in_slots(3, work, stop)
+        run_concurrently(3, work, stop)
     assert ended == ["first", "other", "other"]
     assert stop.asked
     assert stop.signal is None

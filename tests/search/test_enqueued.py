@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from search.propose.enqueued import enqueued, params_from_settings
 from search.propose.samplers import propose
-from search.propose.wishes import wish, wished_params
 from search.study import StudyConfig, study_from_values
 from storage.database import Database, open_database
 from storage.settings import Settings
@@ -37,9 +37,9 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def test_the_next_trial_is_the_one_that_was_wished_for(database: Database) -> None:
     config = study_config()
     study = create_study(database, "tiny", dump_config(config), Budget())
-    params = wished_params(config, {"hidden": [64, 32], "learning_rate": 1e-3}, "test")
+    params = params_from_settings(config, {"hidden": [64, 32], "learning_rate": 1e-3}, "test")
     assert params == {"layers": 2, "width_1": 64, "width_2": 32, "learning_rate": 1e-3}
-    wish(study, params)
+    enqueued(study, params)
     worker = WorkerInfo("w1", "here", 1, "cpu", {})
     proposed = []
     for number in (0, 1):
@@ -53,7 +53,7 @@ def test_the_next_trial_is_the_one_that_was_wished_for(database: Database) -> No
 
 
 def test_a_setting_that_all_trials_share_may_be_repeated() -> None:
-    assert wished_params(study_config(), {"optimizer": "adam", "activation": "silu"}, "test") == {
+    assert params_from_settings(study_config(), {"optimizer": "adam", "activation": "silu"}, "test") == {
         "activation": "silu"
     }
 
@@ -74,7 +74,7 @@ def test_a_setting_that_all_trials_share_may_be_repeated() -> None:
 )
 def test_what_no_trial_of_the_study_can_be_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        wished_params(study_config(), values, "wish.yaml")
+        params_from_settings(study_config(), values, "wish.yaml")
     assert str(raised.value).startswith(f"wish.yaml: {said}")
 
 
@@ -87,11 +87,11 @@ def test_rows_and_grids_take_no_wishes() -> None:
     rows = study_from_values({"name": "tiny", "rows": [{"label": "one"}]}, "test")
     for config, what in ((grid, "points of a grid"), (rows, "rows")):
         with pytest.raises(ConfigError, match=what):
-            wished_params(config, {"activation": "silu"}, "test")
+            params_from_settings(config, {"activation": "silu"}, "test")
 
 
 def test_a_listed_architecture_can_be_wished_for() -> None:
     config = study_config(space={"hidden": {"choices": [[64, 32], [128]]}})
-    assert wished_params(config, {"hidden": [64, 32]}, "test") == {"hidden": "64-32"}
+    assert params_from_settings(config, {"hidden": [64, 32]}, "test") == {"hidden": "64-32"}
     with pytest.raises(ConfigError, match=r"hidden: the study searches 64-32, 128 \(got '16'\)"):
-        wished_params(config, {"hidden": [16]}, "test")
+        params_from_settings(config, {"hidden": [16]}, "test")

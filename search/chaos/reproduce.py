@@ -8,10 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from search.work.reproduce import Recorded, repeat_trial
+from search.work.reproduce import RecordedTrial, reproduce_trial
 
 
-def differing(study: dict[str, Any], features: Path, trials: Sequence[Recorded], processes: int) -> list[int]:
+def differing(
+    study: dict[str, Any], features: Path, trials: Sequence[RecordedTrial], processes: int
+) -> list[int]:
     """The numbers of the trials that do not come out bit for bit as they were recorded.
 
     Parameters
@@ -41,5 +43,5 @@ def _prepare(study: dict[str, Any], features: Path) -> None:
     _task = prepare_task(config.data, config.split, config.features, features, no_progress)
 
 
-def _comes_out_alike(trial: Recorded) -> bool:
-    return repeat_trial(_task, trial).alike(tolerance=0)
+def _comes_out_alike(trial: RecordedTrial) -> bool:
+    return reproduce_trial(_task, trial).alike(tolerance=0)

@@ -14,10 +14,10 @@ from search.chaos.fleet import Fleet
 from storage.records.tables import artifacts, attempts, checkpoints, metrics
 from storage.studies import Study
 
-LONGEST_SLEEP: Final = 90.0
+LONGEST_PAUSE: Final = 90.0
 """A worker is woken by then also if nobody was free to take its trial, s. That counts nothing."""
 
-SETTLED: Final = 1.0
+DRAIN_SECONDS: Final = 1.0
 """By then what a worker had asked of the database when it was stopped is done, s."""
 
 EXPIRED: Final = "expired"
@@ -33,13 +33,13 @@ class _Hold:
 
 
 @dataclass
-class _Sleeper:
+class _PausedWorker:
     pid: int
     since: float
     hold: _Hold | None = None  # what it sleeps on, once that is known
 
 
-class Sleepers:
+class PausedWorkers:
     """Stops workers, and counts those that were woken after their trial had been taken over.
 
     Attributes
@@ -51,34 +51,34 @@ class Sleepers:
         self.overtaken = 0
         self._study = study
         self._fleet = fleet
-        self._asleep: list[_Sleeper] = []
+        self._paused: list[_PausedWorker] = []
         self._missed = 0
         self._written: dict[_Hold, frozenset[object]] = {}
 
     def __len__(self) -> int:
-        return len(self._asleep)
+        return len(self._paused)
 
     def stop(self, pid: int) -> None:
         """Let a worker sleep."""
         self._fleet.send(pid, signal.SIGSTOP)
-        self._asleep.append(_Sleeper(pid, time.monotonic()))
+        self._paused.append(_PausedWorker(pid, time.monotonic()))
 
     def wake(self) -> None:
         """Wake those whose trial another worker has by now. It can be repeated if the database is away."""
-        for sleeper in list(self._asleep):
-            slept = time.monotonic() - sleeper.since
-            if slept < SETTLED:
+        for paused in list(self._paused):
+            slept = time.monotonic() - paused.since
+            if slept < DRAIN_SECONDS:
                 continue
             outcome: str | None = "not asleep"
-            if _is_stopped(sleeper.pid):
+            if _is_stopped(paused.pid):
                 with self._study.database.reading() as connection:
-                    outcome = self._outcome(connection, sleeper)
-                    if sleeper.hold is not None and outcome == EXPIRED:
-                        self._written[sleeper.hold] = self._rows(connection, sleeper.hold)
-            if outcome is None and slept < LONGEST_SLEEP:
+                    outcome = self._outcome(connection, paused)
+                    if paused.hold is not None and outcome == EXPIRED:
+                        self._written[paused.hold] = self._rows(connection, paused.hold)
+            if outcome is None and slept < LONGEST_PAUSE:
                 continue
-            self._asleep.remove(sleeper)
-            self._fleet.send(sleeper.pid, signal.SIGCONT)
+            self._paused.remove(paused)
+            self._fleet.send(paused.pid, signal.SIGCONT)
             self.overtaken += outcome == EXPIRED
             self._missed += outcome != EXPIRED
 
@@ -92,9 +92,9 @@ class Sleepers:
         with self._study.database.reading() as connection:
             return sum(len(self._rows(connection, hold) - before) for hold, before in self._written.items())
 
-    def _outcome(self, connection: Connection, sleeper: _Sleeper) -> str | None:
+    def _outcome(self, connection: Connection, paused: _PausedWorker) -> str | None:
         """What has become of the attempt that a worker sleeps on; None: it lasts."""
-        if sleeper.hold is None:
+        if paused.hold is None:
             query = (
                 select(attempts.c.number, attempts.c.attempt, attempts.c.worker)
                 .where(attempts.c.study_id == self._study.id, attempts.c.ended_at.is_(None))
@@ -103,16 +103,16 @@ class Sleepers:
             held = [
                 _Hold(row.number, row.attempt)
                 for row in connection.execute(query)
-                if row.worker["pid"] == sleeper.pid
+                if row.worker["pid"] == paused.pid
             ]
             if not held:
                 return "none"  # it fell asleep between two trials
-            sleeper.hold = held[-1]
+            paused.hold = held[-1]
         outcome: str | None = connection.execute(
             select(attempts.c.outcome).where(
                 attempts.c.study_id == self._study.id,
-                attempts.c.number == sleeper.hold.number,
-                attempts.c.attempt == sleeper.hold.attempt,
+                attempts.c.number == paused.hold.number,
+                attempts.c.attempt == paused.hold.attempt,
             )
         ).scalar_one()
         return outcome

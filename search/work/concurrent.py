@@ -1,4 +1,4 @@
-"""Slots: the threads in which a worker trains several trials at once."""
+"""The threads in which a worker trains several trials at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from threading import Thread
 from search.work.stopping import StopRequest
 
 
-def work_in_slots(count: int, work: Callable[[], None], stop: StopRequest) -> None:
+def run_concurrently(count: int, work: Callable[[], None], stop: StopRequest) -> None:
     """Call ``work`` in ``count`` threads at once, and wait until it has returned in all of them.
 
     The first error asks all to stop, and is raised when they have. A KeyboardInterrupt, which only the
@@ -27,29 +27,29 @@ def work_in_slots(count: int, work: Callable[[], None], stop: StopRequest) -> No
             stop.ask()
         ended.put(fault)
 
-    slots = [Thread(target=guarded, name=f"slot-{number}") for number in range(1, count + 1)]
+    threads = [Thread(target=guarded, name=f"slot-{number}") for number in range(1, count + 1)]
     try:
-        for slot in slots:
-            slot.start()
+        for thread in threads:
+            thread.start()
         # Not by join: Python 3.11 takes a thread for ended when a signal interrupts that.
-        faults = [ended.get() for _ in slots]
+        faults = [ended.get() for _ in threads]
     except BaseException as error:
         stop.ask()
-        begun = [slot for slot in slots if slot.ident is not None]
+        begun = [thread for thread in threads if thread.ident is not None]
         if isinstance(error, KeyboardInterrupt):
-            for slot in begun:
-                _interrupt(slot)
-        for slot in begun:
-            slot.join()
+            for thread in begun:
+                _interrupt(thread)
+        for thread in begun:
+            thread.join()
         raise
-    for slot in slots:
-        slot.join()
+    for thread in threads:
+        thread.join()
     if found := [fault for fault in faults if fault is not None]:
         raise found[0]
 
 
-def _interrupt(slot: Thread) -> None:
+def _interrupt(thread: Thread) -> None:
     """Raise a KeyboardInterrupt in a thread, as soon as it is not within a call of a library."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(slot.ident or 0), ctypes.py_object(KeyboardInterrupt)
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
     )
