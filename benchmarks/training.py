@@ -209,7 +209,7 @@ def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> Fit
         DataConfig(files=(str(file),)), SplitConfig(), FeatureConfig(), folder / "features", no_progress
     )
     assert isinstance(task.features, StoredFeatures)
-    needed = task.features.stored_part(task.split.train).atoms * task.features.length * 4 / 2**30
+    needed = task.features.stored_subset(task.split.train).atoms * task.features.length * 4 / 2**30
     if needed <= GPU_SHARE * gib:
         return f"the features of the training part, {needed:.3g} GiB, fit into {gib:.3g} GiB"
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -317,12 +317,12 @@ def product_rates(device: str, width: int) -> Products:
     for rows in PRODUCT_ROWS:
         x = torch.randn(rows, inputs, device=device)
         weight = torch.randn(width, inputs, device=device)
-        slope = torch.randn(rows, width, device=device)
+        grad_output = torch.randn(rows, width, device=device)
         operations = 2 * x.numel() * width
-        y, gradient = torch.empty_like(slope), torch.empty_like(weight)
+        y, gradient = torch.empty_like(grad_output), torch.empty_like(weight)
         forward.append(operations / _seconds_a_call(partial(torch.mm, x, weight.T, out=y), device))
         weight_gradient.append(
-            operations / _seconds_a_call(partial(torch.mm, slope.T, x, out=gradient), device)
+            operations / _seconds_a_call(partial(torch.mm, grad_output.T, x, out=gradient), device)
         )
     return Products(forward=max(forward), weight_gradient=max(weight_gradient))
 
@@ -381,8 +381,8 @@ def _streamed_figure(streamed: list[FitTimes | str], fits: list[FitTimes], gib: 
     times = [some.epoch_seconds * 1000 for some in streamed if isinstance(some, FitTimes)]
     if len(times) < len(streamed):
         return Figure(TOPIC, name, None, "ms", note=next(some for some in streamed if isinstance(some, str)))
-    resident = statistics.median(some.epoch_seconds * 1000 for some in fits)
-    note = f"{statistics.median(times) / resident:.3g} times that with all features on the GPU"
+    table_milliseconds = statistics.median(some.epoch_seconds * 1000 for some in fits)
+    note = f"{statistics.median(times) / table_milliseconds:.3g} times that with all features on the GPU"
     return plain(TOPIC, name, "ms", times, note=note)
 
 

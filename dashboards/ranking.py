@@ -33,7 +33,7 @@ FEW_COMPLETE: Final = 30
 #: Settings that do not make another configuration: seeds, and where and how it is computed.
 _NOT_COMPARED: Final = ("seed", "checkpoint_seconds", "device", "threads")
 
-_ORDER: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
+_PERMUTATION: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
         )
 
     trials = sorted(
-        [*record.trials, *record.rows], key=lambda trial: (_ORDER.index(trial.state), error_of(trial))
+        [*record.trials, *record.rows], key=lambda trial: (_PERMUTATION.index(trial.state), error_of(trial))
     )
     return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
 

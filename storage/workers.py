@@ -19,7 +19,7 @@ from storage.trials.queue import LEASE_SECONDS, WorkerInfo
 EPOCH_SECONDS = "train/epoch_seconds"
 """The metric that tells how long an epoch took."""
 
-KEPT_SECONDS = 86_400.0
+RETENTION_SECONDS = 86_400.0
 """How long the row of a worker that fell silent stays."""
 
 
@@ -89,7 +89,7 @@ class WorkerHeartbeat:
 
     def __enter__(self) -> WorkerHeartbeat:
         with self._database.writing() as connection:
-            connection.execute(delete(workers).where(workers.c.renewed_at < now() - KEPT_SECONDS))
+            connection.execute(delete(workers).where(workers.c.renewed_at < now() - RETENTION_SECONDS))
             connection.execute(
                 insert(workers).values(
                     token=self._token,

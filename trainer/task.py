@@ -116,19 +116,19 @@ def prepare_data(
         refuse_other_elements(dataset, features.aev)
     except DataError as error:
         raise DataError(f"{files}: {error}") from error
-    parts = split_dataset(dataset, split)
+    labels = split_dataset(dataset, split)
     settings = {"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)}
     if fold is not None:
-        parts = split_fold(dataset, parts, fold)
+        labels = split_fold(dataset, labels, fold)
         settings["fold"] = dump_config(fold)
-    if not len(parts.train) or not len(parts.validation):
-        empty = "validation" if len(parts.train) else "training"
+    if not len(labels.train) or not len(labels.validation):
+        empty = "validation" if len(labels.train) else "training"
         raise DataError(
             f"{files}: the {empty} part of the {dataset.structures} structures is empty: "
             "change split.fractions"
         )
-    self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
-    trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(parts.train))]
+    self_energies = data.self_energies or fit_self_energies(dataset, labels, features.aev.elements)
+    trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(labels.train))]
     # Also where energies of single atoms are given: networks divide what is left among the atoms as freely.
     known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
     if known:
@@ -142,13 +142,13 @@ def prepare_data(
     return TaskData(
         settings=settings,
         dataset=dataset,
-        split=parts,
+        split=labels,
         aev=features.aev,
         self_energies=self_energies,
         energies=subtract(dataset, self_energies),
         fingerprints={
             "data": dataset.fingerprint,
-            "split": parts.fingerprint,
+            "split": labels.fingerprint,
             # Those that are fitted follow from data and split; their last bits depend on the machine.
             "self_energies": digest_of(data.self_energies) if data.self_energies else "fitted",
             "features": digest_of(dump_config(features.aev)),

@@ -214,8 +214,8 @@ def _folds(task: Task, kind: FoldKind, wanted: int) -> int:
     if number < 2:
         raise DataError(f"one {kind} only")
     for fold in range(number):
-        parts = split_fold(task.dataset, task.split, _fold_config(task, kind, number, fold))
-        fit_self_energies(task.dataset, parts, task.aev.elements)
+        labels = split_fold(task.dataset, task.split, _fold_config(task, kind, number, fold))
+        fit_self_energies(task.dataset, labels, task.aev.elements)
     return number
 
 

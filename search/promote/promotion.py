@@ -19,8 +19,8 @@ from search.promote.choice import Choice, FoldKind, Result, choose, fold_errors
 from search.promote.ensemble import (
     build_ensemble,
     ensemble_digest,
-    measure_on_test_part,
-    structures_of_test_part,
+    measure_on_test_set,
+    structures_of_test_set,
 )
 from search.promote.model import description, lineage, metrics, model_files
 from search.promote.plan import (
@@ -326,14 +326,14 @@ class Promoter:
     def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
         """Open the test part for the ensemble in a folder, and keep its errors there."""
         database, study = self._database, self._study
-        ensemble, structures = Ensemble.open(folder), structures_of_test_part(self._task)
+        ensemble, structures = Ensemble.open(folder), structures_of_test_set(self._task)
         digest = ensemble_digest(folder)
         assert digest is not None
         evaluation = record_evaluation(
             database, study, promotion, chosen.trial, dump_config(chosen.config), digest, again=self._again
         )
         logger.info("%s: test part opened on %s", study.name, evaluation)
-        errors = measure_on_test_part(ensemble, structures, self._task)
+        errors = measure_on_test_set(ensemble, structures, self._task)
         record_test_error(database, study, promotion, errors.mae_kcalmol)
         record_test(database, promotion, asdict(errors))
 

@@ -21,7 +21,7 @@ from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow, device_kind, metric_history
 from trainer.config import TrainConfig, load_config
 from trainer.fitting.devices import find_device, resolve_precision
-from trainer.fitting.scheduler import RecordedOrders
+from trainer.fitting.scheduler import GivenPermutations
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
 from trainer.run import HISTORY, MODEL, run_training
@@ -53,7 +53,7 @@ class RecordedTrial:
     config : all its settings, as plain values, with the precision of its last attempt
     places : where its attempts trained, one after the other: each once
     epochs : trained
-    orders : number of the order of the data in each epoch; None: those of a training alone
+    permutations : number of the order of the data in each epoch; None: those of a training alone
     warm_start : the model file that it began with
     values : by metric and epoch
     model : SHA-256 of its model file
@@ -64,7 +64,7 @@ class RecordedTrial:
     config: dict[str, Any]
     places: tuple[Place, ...]
     epochs: int
-    orders: tuple[int, ...] | None
+    permutations: tuple[int, ...] | None
     warm_start: Path | None
     values: dict[Point, float]
     model: str | None
@@ -172,7 +172,7 @@ def _read_trial(
         config={**trial.config, "precision": places[-1][1]},
         places=tuple(dict.fromkeys(places)),
         epochs=trial.epochs,
-        orders=_orders(blobs.path(digests[HISTORY])) if HISTORY in digests else None,
+        permutations=_permutations(blobs.path(digests[HISTORY])) if HISTORY in digests else None,
         warm_start=warm_start,
         values={(row.key, row.step): row.value for rows in history.values() for row in rows},
         model=digests.get(MODEL),
@@ -183,7 +183,7 @@ def _digests(trial: TrialRow) -> dict[str, str]:
     return {file.path: file.digest for file in trial.artifacts}
 
 
-def _orders(file: Path) -> tuple[int, ...]:
+def _permutations(file: Path) -> tuple[int, ...]:
     with file.open(newline="") as rows:
         return tuple(int(row["order"]) for row in csv.DictReader(rows))
 
@@ -209,7 +209,7 @@ def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_pr
             _UpToTheEnd(trial),
             rungs=(trial.epochs,) if pruned else (),
             warm_start=trial.warm_start,
-            scheduler=RecordedOrders(trial.orders) if trial.orders is not None else None,
+            scheduler=GivenPermutations(trial.permutations) if trial.permutations is not None else None,
             progress=progress,
         )
         model = hashlib.sha256((Path(folder) / MODEL).read_bytes()).hexdigest()

@@ -21,7 +21,7 @@ from search.work.machine import free_gib, usable_cores
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.errors import MemoryTakenError
-from trainer.features.parts import WHOLE
+from trainer.features.micro_batches import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import (
@@ -33,7 +33,7 @@ from trainer.fitting.devices import (
     release_memory,
     resolve_precision,
 )
-from trainer.fitting.gradients import FACTOR_DTYPES
+from trainer.fitting.gradients import OPERAND_DTYPES
 from trainer.fitting.scheduler import make_packs
 from trainer.fitting.training import Training
 from trainer.networks.model import WEIGHT_DTYPES
@@ -286,14 +286,14 @@ def _epoch_seconds(task: Task, configs: Sequence[TrainConfig]) -> float:
 
 def _little(task: Task, structures: int) -> Task:
     """The task with so many of its training structures, and an eighth of that to validate."""
-    parts = np.full_like(task.split.parts, TEST)
+    labels = np.full_like(task.split.labels, TEST)
     random = np.random.default_rng(0)
     for label, indices, count in (
         (TRAINING, task.split.train, structures),
         (VALIDATION, task.split.validation, math.ceil(structures / 8)),
     ):
-        parts[random.permutation(indices)[:count]] = label
-    return replace(task, split=Split(parts))
+        labels[random.permutation(indices)[:count]] = label
+    return replace(task, split=Split(labels))
 
 
 def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float:
@@ -313,6 +313,6 @@ def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float
 
 def _dense_gib(task: Task, config: TrainConfig, atoms: float) -> float:
     """The training part's AEVs with all their columns, GiB, where a process on the CPU copies them."""
-    dtype = FACTOR_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
+    dtype = OPERAND_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
     gib = len(task.split.train) * atoms * task.features.length * dtype.itemsize / 2**30
     return gib if config.batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB else 0.0

@@ -28,7 +28,7 @@ from search.promote import ensemble as promotion_ensemble
 from search.promote import plan as promotion_plan
 from search.promote import promotion as promotion_steps
 from search.promote import trainings as promotion_trainings
-from search.promote.ensemble import structures_of_test_part
+from search.promote.ensemble import structures_of_test_set
 from search.promote.model import description
 from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
 from search.promote.promotion import Promoter
@@ -377,7 +377,7 @@ def test_once_the_test_part_is_open_nothing_else_is_registered(
 ) -> None:
     database = alone.database
     with monkeypatch.context() as patched:
-        patched.setattr(promotion_steps, "structures_of_test_part", refuse(DataError("damaged")))
+        patched.setattr(promotion_steps, "structures_of_test_set", refuse(DataError("damaged")))
         with pytest.raises(DataError):
             promote()
     assert evaluations_on_test_set(database, alone) == []
@@ -468,7 +468,7 @@ def test_only_the_structures_of_the_test_part_are_made(
 
     monkeypatch.setattr(promotion_ensemble, "structure_of", counted)
     everything = read_structures(place.data)
-    for got, number in zip(structures_of_test_part(task), task.split.test, strict=True):
+    for got, number in zip(structures_of_test_set(task), task.split.test, strict=True):
         assert got.symbols == everything[number].symbols
         np.testing.assert_array_equal(got.coordinates, everything[number].coordinates)
     assert len(made) == len(task.split.test)

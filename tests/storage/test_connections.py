@@ -76,7 +76,7 @@ def test_what_comes_at_once_takes_one_connection(database: Database) -> None:
 
     first = backend()
     assert [backend() for _ in range(20)] == [first] * 20
-    time.sleep(3 * connections.KEPT_SECONDS)
+    time.sleep(3 * connections.IDLE_SECONDS)
     assert backend() != first
 
 

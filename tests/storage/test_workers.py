@@ -15,7 +15,7 @@ from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
-from storage.workers import EPOCH_SECONDS, KEPT_SECONDS, TrialInHand, WorkerHeartbeat, live_workers
+from storage.workers import EPOCH_SECONDS, RETENTION_SECONDS, TrialInHand, WorkerHeartbeat, live_workers
 
 
 def train(database: Database, study: Study, worker: WorkerInfo, epochs: int) -> Attempt:
@@ -82,7 +82,7 @@ def test_a_silent_worker_is_not_shown_and_forgotten_in_time(database: Database, 
     killed = WorkerHeartbeat(database, worker, "widths")
     killed.__enter__()
     with database.writing() as connection:
-        renewed = workers.c.renewed_at - KEPT_SECONDS - 1
+        renewed = workers.c.renewed_at - RETENTION_SECONDS - 1
         connection.execute(update(workers).values(lease_until=renewed, renewed_at=renewed))
     assert live_workers(database) == []
     with WorkerHeartbeat(database, worker, "widths"), database.reading() as connection:

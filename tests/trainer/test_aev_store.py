@@ -127,7 +127,7 @@ def test_the_size_is_known_before(dataset: Dataset, built: Path) -> None:
 def test_threads_and_pieces_change_no_byte(
     dataset: Dataset, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aev_store, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(aev_store, "CHUNK_BYTES", 20_000)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

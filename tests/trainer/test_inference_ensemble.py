@@ -47,7 +47,7 @@ def ensemble(task: Task) -> Ensemble:
 def test_energies_are_those_of_the_training_code_and_the_self_energies(task: Task) -> None:
     chosen = np.array([119, 0, 60, 1, 90])  # of all molecules, mixed
     saved = member(task)
-    learned = predict(saved.model, task.features.part(chosen, *_dtype(saved), 8), 5, Threads(1))
+    learned = predict(saved.model, task.features.subset(chosen, *_dtype(saved), 8), 5, Threads(1))
     shifts = task.dataset.energies()[chosen] - task.energies[chosen]
     predictions = Ensemble([saved]).predict(structures_of(task, chosen))
     np.testing.assert_allclose(predictions.energies, learned.double().numpy() + shifts, rtol=0, atol=2e-7)

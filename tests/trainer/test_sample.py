@@ -134,7 +134,7 @@ def test_the_plan_of_the_shipped_sample() -> None:
 
 def test_the_pieces_hold_every_structure_once() -> None:
     plan = sample_plan({1: 23, 2: 10}, 0)
-    found = [(molecule, i) for molecule, first, end in plan.pieces() for i in range(first, end)]
+    found = [(molecule, i) for molecule, first, end in plan.tasks() for i in range(first, end)]
     assert sorted(found) == [(m, i) for m, count in enumerate(plan.structures) for i in range(count)]
 
 

@@ -88,7 +88,7 @@ def test_groups_of_one_molecule_stay_together(labels: list[str], with_smiles: bo
         Dataset(tuple(groups), told_apart_by="names"), SplitConfig(by="molecule", seed=seed)
     )
     of_label: dict[str, set[int]] = {}
-    for label, values in zip(labels, split.parts.reshape(-1, 3), strict=True):
+    for label, values in zip(labels, split.labels.reshape(-1, 3), strict=True):
         of_label.setdefault(label, set()).update(values.tolist())
     assert all(len(values) == 1 for values in of_label.values())
 
@@ -130,7 +130,7 @@ def test_the_seed_decides(by: str, seed: int) -> None:
     one = split_dataset(data, SplitConfig(by=by, seed=seed))
     again = split_dataset(data, SplitConfig(by=by, seed=seed))
     other = split_dataset(data, SplitConfig(by=by, seed=(seed + 1) % 2**32))
-    np.testing.assert_array_equal(one.parts, again.parts)
+    np.testing.assert_array_equal(one.labels, again.parts)
     assert one.fingerprint == again.fingerprint
     assert one.fingerprint != other.fingerprint
 
@@ -138,7 +138,7 @@ def test_the_seed_decides(by: str, seed: int) -> None:
 def test_a_seed_means_the_same_split_for_ever() -> None:
     """A study that goes on with another version of NumPy must not meet another split."""
     split = split_dataset(dataset(10), SplitConfig(fractions=(0.6, 0.2, 0.2), seed=7))
-    assert split.parts.tolist() == [0, 0, 0, 2, 1, 0, 2, 0, 0, 1]
+    assert split.labels.tolist() == [0, 0, 0, 2, 1, 0, 2, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from trainer.files import cannot_be_written, put_in_place, replacing, write_by_r
 from trainer.progress import Progress
 
 HIGH_ENERGY_KCALMOL = 275.0
-STRUCTURES_A_PIECE = 10
+STRUCTURES_PER_TASK = 10
 
 #: Closed-shell molecules of C, N and O (SMILES) by number of heavy atoms.
 MOLECULES: dict[int, tuple[str, ...]] = {
@@ -59,11 +59,11 @@ class SamplePlan:
     heavy_atoms: tuple[int, ...]
     seed: int
 
-    def pieces(self) -> Iterator[tuple[int, int, int]]:
+    def tasks(self) -> Iterator[tuple[int, int, int]]:
         """(molecule, first structure, end) of every piece, cheap molecules first."""
         for molecule, count in enumerate(self.structures):
-            for first in range(0, count, STRUCTURES_A_PIECE):
-                yield molecule, first, min(first + STRUCTURES_A_PIECE, count)
+            for first in range(0, count, STRUCTURES_PER_TASK):
+                yield molecule, first, min(first + STRUCTURES_PER_TASK, count)
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def _generate(
                 pool.submit(_prepare_molecule, work, i, smiles) for i, smiles in enumerate(plan.molecules)
             }
             _drain(geometries, "geometries", progress)
-            pieces = {pool.submit(_compute_piece, work, plan, *piece) for piece in plan.pieces()}
-            _drain(pieces, "energies", progress)
+            tasks = {pool.submit(_compute_task, work, plan, *task) for task in plan.tasks()}
+            _drain(tasks, "energies", progress)
         except BaseException as error:
             held.close()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -249,7 +249,7 @@ def _prepare_molecule(work: Path, index: int, smiles: str) -> None:
     )
 
 
-def _compute_piece(work: Path, plan: SamplePlan, molecule: int, first: int, end: int) -> None:
+def _compute_task(work: Path, plan: SamplePlan, molecule: int, first: int, end: int) -> None:
     path = work / f"energies-{molecule}-{first}.npz"
     if path.exists():
         return
@@ -286,10 +286,10 @@ def _assemble(
     with h5py.File(content, "w") as file:
         for i, smiles in enumerate(plan.molecules):
             prepared = _arrays(work / f"molecule-{i}.npz")
-            pieces = [_arrays(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.pieces() if m == i]
-            coordinates = np.concatenate([p["coordinates"] for p in pieces])
-            energies = np.concatenate([p["energies"] for p in pieces])
-            temperatures = np.concatenate([p["temperatures"] for p in pieces])
+            tasks = [_arrays(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.tasks() if m == i]
+            coordinates = np.concatenate([p["coordinates"] for p in tasks])
+            energies = np.concatenate([p["energies"] for p in tasks])
+            temperatures = np.concatenate([p["temperatures"] for p in tasks])
             converged = np.isfinite(energies)
             # A NaN compares false, so that an unconverged structure is in neither part.
             high = (energies - float(prepared["energy"])) * HARTREE_TO_KCALMOL > HIGH_ENERGY_KCALMOL

@@ -57,7 +57,7 @@ CHECKED: Final = "checked.json"
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 #: AEVs that a thread computes at a time, and all the memory that it takes to compute and to hand them over.
-PIECE_BYTES: Final = 4 * 2**20
+CHUNK_BYTES: Final = 4 * 2**20
 THREAD_BYTES: Final = 64 * 2**20
 
 
@@ -264,11 +264,11 @@ def _write_tables(
         }
         done = 0
         progress("computing features", done, dataset.structures)
-        pieces = stack.enter_context(closing(_computed(dataset, config, compositions, memory)))
-        for piece in pieces:
-            for e, aevs in piece.aevs.items():
+        chunks = stack.enter_context(closing(_computed(dataset, config, compositions, memory)))
+        for chunk in chunks:
+            for e, aevs in chunk.aevs.items():
                 tables[e].write(aevs.data)
-            done += piece.structures
+            done += chunk.structures
             progress("computing features", done, dataset.structures)
     return {
         table.path.name: {"bytes": table.bytes, "sha256": table.digest.hexdigest()}
@@ -277,7 +277,7 @@ def _write_tables(
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
+class _Chunk:
     """Some structures of a molecule: for each of its elements, (n, c, F_e) float32."""
 
     structures: int
@@ -286,14 +286,14 @@ class _Piece:
 
 def _computed(
     dataset: Dataset, config: AEVConfig, compositions: Compositions, memory: int
-) -> Generator[_Piece]:
+) -> Generator[_Chunk]:
     """All structures, by composition, computed some pieces ahead."""
     features = MoleculeFeatures(config, torch.device("cpu"))
 
-    def compute(m: int, begin: int, end: int) -> _Piece:
+    def compute(m: int, begin: int, end: int) -> _Chunk:
         composition = compositions.each[compositions.of_molecule[m]]
         some = features.of_columns(dataset.molecules[m], slice(begin, end), composition.columns)
-        return _Piece(
+        return _Chunk(
             len(some[0]),
             {e: aevs.numpy() for e, aevs in zip(composition.elements, some, strict=True)},
         )
@@ -302,11 +302,11 @@ def _computed(
     threads = max(1, min(torch.get_num_threads(), memory // THREAD_BYTES))
     # Each piece in a thread of its own: that scales better than to divide each of many small operations.
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        ahead: deque[Future[_Piece]] = deque()
+        ahead: deque[Future[_Chunk]] = deque()
         for m in np.argsort(compositions.of_molecule, kind="stable").tolist():
             molecule = dataset.molecules[m]
             length = len(columns_of_set(config, compositions.each[compositions.of_molecule[m]].elements))
-            size = max(1, PIECE_BYTES // (molecule.atoms * length * 4))
+            size = max(1, CHUNK_BYTES // (molecule.atoms * length * 4))
             for begin in range(0, molecule.structures, size):
                 if len(ahead) == 2 * threads:
                     yield ahead.popleft().result()

@@ -217,14 +217,14 @@ class Ensemble:
         for alike in group_alike(structures, self.aev.elements):
             molecule = alike.molecule
             for some, aevs in self._environments(molecule):
-                places, orders = alike.places[some], alike.orders[some]
+                places, permutations = alike.places[some], alike.permutations[some]
                 by_element = self._by_element(molecule, aevs)
                 for number, each in enumerate(self.members):
                     members[number, places] = _energies(each, molecule, by_element)
                 if self.domain is not None:
                     most, atom = self._novelties(by_element, len(places)).max(dim=1)
                     novelty[places] = most.numpy()
-                    largest_novelty_atom[places] = orders[np.arange(len(places)), atom.numpy()]
+                    largest_novelty_atom[places] = permutations[np.arange(len(places)), atom.numpy()]
                 done += len(places)
                 progress("structures", done, len(structures))
         spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)

@@ -23,7 +23,7 @@ from trainer.features.batches import (
 from trainer.features.compositions import Composition
 
 #: Bytes of the AEVs that are worked on at once: they stay in the cache of a core.
-PIECE_BYTES: Final = 4 * 2**20
+MICRO_BATCH_BYTES: Final = 4 * 2**20
 
 #: Structures that small batches are laid out for at once, and that are worked on at once.
 LAID_OUT: Final = 4096
@@ -33,11 +33,11 @@ Load = Callable[[], AtomBatch]
 """Gathers some structures of a batch."""
 
 
-class PartFeatures(Protocol):
+class SubsetFeatures(Protocol):
     """AEVs of some structures, ready for a training."""
 
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
-        """Go through the structures in the ``order`` (n,) of their positions in the part, int64 on the CPU.
+    def steps(self, permutation: Tensor, batch_size: int) -> Iterator[list[Load]]:
+        """Go through the structures in a ``permutation`` (n,) of their positions, int64 on the CPU.
 
         Yields
         ------
@@ -138,7 +138,7 @@ class Group:
                 some.zero_().index_copy_(1, places, there)
 
 
-class GroupedPart:
+class GroupedSubset:
     """A part in several groups, whose batches are cut into pieces that fit a cache.
 
     Parameters
@@ -149,7 +149,7 @@ class GroupedPart:
 
     def __init__(self, groups: Sequence[Group], itemsize: int) -> None:
         self._groups = groups
-        self._largest = [max(1, PIECE_BYTES // (group.largest_row * itemsize or 1)) for group in groups]
+        self._largest = [max(1, MICRO_BATCH_BYTES // (group.largest_row * itemsize or 1)) for group in groups]
         lengths = torch.tensor([len(group.members) for group in groups])
         self._ends = lengths.cumsum(0)
         self._begins = (self._ends - lengths).tolist()
@@ -157,12 +157,12 @@ class GroupedPart:
         self._number = torch.empty(int(lengths.sum()), dtype=torch.int64)
         self._number[torch.cat([group.members for group in groups])] = torch.arange(len(self._number))
 
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
-        """See :class:`PartFeatures`."""
-        for positions in torch.split(order, batch_size):
+    def steps(self, permutation: Tensor, batch_size: int) -> Iterator[list[Load]]:
+        """See :class:`SubsetFeatures`."""
+        for positions in torch.split(permutation, batch_size):
             numbers = self._number[positions].sort().values
             ends = torch.searchsorted(numbers, self._ends).tolist()
-            pieces: list[tuple[int, Load]] = []
+            micro_batches: list[tuple[int, Load]] = []
             begin = 0
             for group, first, largest, end in zip(
                 self._groups, self._begins, self._largest, ends, strict=True
@@ -170,14 +170,14 @@ class GroupedPart:
                 if begin < end:
                     chosen = numbers[begin:end] - first
                     for some in torch.tensor_split(chosen, -(-(end - begin) // largest)):
-                        pieces.append((group.largest_row * len(some), partial(group.load, some)))
+                        micro_batches.append((group.largest_row * len(some), partial(group.load, some)))
                 begin = end
             # Threads take them in turn: so each has about as much to do.
-            pieces.sort(key=lambda piece: piece[0], reverse=True)
-            yield [load for _, load in pieces]
+            micro_batches.sort(key=lambda micro_batch: micro_batch[0], reverse=True)
+            yield [load for _, load in micro_batches]
 
 
-class WholePart:
+class WholeSubset:
     """A part of whose batches all structures are worked on by element, with all columns.
 
     Parameters
@@ -193,14 +193,14 @@ class WholePart:
         self._dtype = dtype
         self._elements = tuple(range(layouts.elements))
 
-    def steps(self, order: Tensor, batch_size: int) -> Iterator[list[Load]]:
-        """See :class:`PartFeatures`."""
-        full = len(order) // batch_size * batch_size if batch_size <= WHOLE else 0
-        for some in torch.split(order[:full].view(-1, batch_size), max(1, LAID_OUT // batch_size)):
+    def steps(self, permutation: Tensor, batch_size: int) -> Iterator[list[Load]]:
+        """See :class:`SubsetFeatures`."""
+        full = len(permutation) // batch_size * batch_size if batch_size <= WHOLE else 0
+        for some in torch.split(permutation[:full].view(-1, batch_size), max(1, LAID_OUT // batch_size)):
             if some.numel():
                 for layout in self._layouts.lay_out(some):
                     yield [partial(self._load, layout)]
-        for batch in torch.split(order[full:], batch_size):
+        for batch in torch.split(permutation[full:], batch_size):
             if len(batch):
                 yield [partial(self._lay_out_and_load, some) for some in torch.split(batch, WHOLE)]
 
