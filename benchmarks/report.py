@@ -45,7 +45,7 @@ def print_table(report: BenchmarkReport) -> None:
     for figure in report.figures:
         table.add_row(*(escape(cell) for cell in _cells(figure)))
     console.print(table)
-    console.print(_machine_words(report), highlight=False)
+    console.print(_format_machine(report), highlight=False)
 
 
 def write_json(report: BenchmarkReport, path: Path) -> None:
@@ -65,7 +65,7 @@ def write_page(report: BenchmarkReport, name: str, page: Path = PAGE) -> None:
     name : tells the tables of the page from each other
     """
     rows = [_page_cells(figure) for figure in report.figures]
-    put_part(page, f"the table: {name}", [_machine_words(report), "", *markdown_table(HEADINGS, rows)])
+    put_part(page, f"the table: {name}", [_format_machine(report), "", *markdown_table(HEADINGS, rows)])
 
 
 def put_part(page: Path, name: str, lines: Sequence[str]) -> None:
@@ -117,7 +117,7 @@ def _side(samples: Samples | None) -> str:
     return "" if samples is None else quantity(samples.median, samples.unit)
 
 
-def _machine_words(report: BenchmarkReport) -> str:
+def _format_machine(report: BenchmarkReport) -> str:
     machine, plan = report.machine, report.plan
     parts = [
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB",

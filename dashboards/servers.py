@@ -91,11 +91,11 @@ class _Server:
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 self.process.poll()
-                if not self._group_lives():
+                if not self._group_is_running():
                     return
                 time.sleep(0.05)
 
-    def _group_lives(self) -> bool:
+    def _group_is_running(self) -> bool:
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:

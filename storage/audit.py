@@ -26,7 +26,7 @@ from storage.tracking.outbox import TrialEndMessage
 from storage.trials.finalize import OPTUNA_STATES
 from storage.trials.optuna_rows import OptunaTrial, all_trials
 
-Mend = Literal[
+RepairAction = Literal[
     "end attempt",
     "settle",
     "fail",
@@ -53,7 +53,7 @@ class Difference:
     ----------
     number
         Of the trial; None: of the study.
-    mend
+    action
         What mends it; None: nothing can.
     subject
         What must be mended, where the trial does not say it: a run's id, an artifact's path.
@@ -61,7 +61,7 @@ class Difference:
 
     number: int | None
     text: str
-    mend: Mend | None
+    action: RepairAction | None
     subject: str = ""
 
     def __str__(self) -> str:
@@ -314,7 +314,7 @@ class _Comparison:
         contents = [*_of_params(number, run.params, params), *_of_metrics(number, history, values)]
         if number in self._record.undelivered:
             # What is not there is still to come. But what contradicts the record would be refused for ever.
-            yield from (found for found in contents if found.mend == "make anew")
+            yield from (found for found in contents if found.action == "make anew")
             return
         self.runs += 1
         self.metrics += len(values)

@@ -17,17 +17,17 @@ from storage.files import replacing
 from storage.records.tables import identity, studies, trials
 from storage.settings import HOME_VARIABLE, STORAGE_VARIABLE
 
-MARK: Final = ".anitune-study"
+STUDY_MARKER: Final = ".anitune-study"
 """A file in the folder of a study's trials, whose content is the mark of its database."""
 
 
-def mark_of(connection: Connection) -> str:
+def ownership_marker(connection: Connection) -> str:
     """The mark of a database: random, made with its tables, and the same in a copy or backup of it."""
-    mark: str = connection.execute(select(identity.c.mark)).scalar_one()
-    return mark
+    marker: str = connection.execute(select(identity.c.mark)).scalar_one()
+    return marker
 
 
-def read_mark(file: Path) -> str | None:
+def read_marker(file: Path) -> str | None:
     """The mark in a file; None if there is none."""
     try:
         return file.read_text().strip() or None
@@ -35,11 +35,11 @@ def read_mark(file: Path) -> str | None:
         return None
 
 
-def write_mark(file: Path, mark: str) -> None:
+def write_marker(file: Path, marker: str) -> None:
     """Make the folder of a file the one of the database with this mark."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as new:
-        new.write(f"{mark}\n".encode())
+        new.write(f"{marker}\n".encode())
 
 
 def own_study_folder(database: Database, study: str) -> None:
@@ -53,10 +53,10 @@ def own_study_folder(database: Database, study: str) -> None:
     folder = database.settings.study_folder(study)
     if folder in foreign_folders(database):
         raise taken(database, folder)
-    if read_mark(folder / MARK) is None:
+    if read_marker(folder / STUDY_MARKER) is None:
         with database.reading() as connection:
-            mark = mark_of(connection)
-        write_mark(folder / MARK, mark)
+            marker = ownership_marker(connection)
+        write_marker(folder / STUDY_MARKER, marker)
 
 
 def foreign_folders(database: Database) -> list[Path]:
@@ -66,12 +66,12 @@ def foreign_folders(database: Database) -> list[Path]:
     """
     folders = sorted((database.settings.home / "trials").glob("*/"))
     with database.reading() as connection:
-        mark = mark_of(connection)
+        marker = ownership_marker(connection)
         names = set(connection.execute(select(studies.c.name).join(trials).distinct()).scalars())
 
     def is_foreign(folder: Path) -> bool:
-        if (found := read_mark(folder / MARK)) is not None:
-            return found != mark
+        if (found := read_marker(folder / STUDY_MARKER)) is not None:
+            return found != marker
         return folder.name not in names and any(map(is_trial, folder.iterdir()))
 
     return list(filter(is_foreign, folders))

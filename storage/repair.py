@@ -15,7 +15,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, select, update
 
-from storage.audit import Difference, Mend, verify
+from storage.audit import Difference, RepairAction, verify
 from storage.blobs.folder import FolderBlobs
 from storage.blobs.place import open_blobs
 from storage.errors import (
@@ -40,7 +40,7 @@ ROUNDS = 3
 class Repair:
     """What came of a repair: what was mended, and what could not be, each with the reason if it is known."""
 
-    mended: tuple[Difference, ...]
+    repaired: tuple[Difference, ...]
     left: Mapping[Difference, str]
 
 
@@ -59,32 +59,32 @@ def repair(study: Study, write_note: NoteWriter) -> Repair:
     left = verify(study).differences
     for _ in range(ROUNDS):
         found |= dict.fromkeys(left)
-        wrong = [difference for difference in left if difference.mend is not None]
+        wrong = [difference for difference in left if difference.action is not None]
         if not wrong:
             break
         lease = wait_for_lease(study)
         try:
-            mender = _Mender(study, lease)
+            repairer = _Repairer(study, lease)
             for difference in wrong:
-                if (reason := mender.mend(difference)) is not None:
+                if (reason := repairer.repair(difference)) is not None:
                     reasons[difference] = reason
         finally:
             lease.release()
         sync(study, write_note)
         left = verify(study).differences
     return Repair(
-        mended=tuple(difference for difference in found if difference not in left),
+        repaired=tuple(difference for difference in found if difference not in left),
         left={difference: reasons.get(difference, "") for difference in left},
     )
 
 
-class _Mender:
+class _Repairer:
     def __init__(self, study: Study, lease: RelayLease) -> None:
         self._study = study
         self._lease = lease
         self._db = study.database
         self._runs: MlflowRuns = open_runs(self._db.settings)
-        self._ways: Mapping[Mend, Callable[[Difference], None]] = {
+        self._ways: Mapping[RepairAction, Callable[[Difference], None]] = {
             "end attempt": self._end_attempt,
             "settle": self._finalize,
             "fail": self._fail,
@@ -98,11 +98,11 @@ class _Mender:
             "fetch": self._fetch,
         }
 
-    def mend(self, difference: Difference) -> str | None:
-        """Mend one difference, or say why not."""
-        assert difference.mend is not None
+    def repair(self, difference: Difference) -> str | None:
+        """Repair one difference, or say why not."""
+        assert difference.action is not None
         try:
-            self._ways[difference.mend](difference)
+            self._ways[difference.action](difference)
         except (TrackingRefusedError, BlobMissingError, BlobWriteError) as error:
             return str(error)
         return None

@@ -15,7 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.readers import read_data
 from trainer.data.self_energies import fit_self_energies, subtract
 from trainer.data.splits import Split, split_dataset, split_fold
-from trainer.data.stoichiometry import Balance, balances, in_words
+from trainer.data.stoichiometry import Balance, balance_text, balances
 from trainer.errors import DataError
 from trainer.features.aev import refuse_other_elements
 from trainer.features.source import FeatureSource, open_features
@@ -137,7 +137,7 @@ def prepare_data(
             "apart, and no other "
             "composition can be predicted; add molecules of other compositions",
             files,
-            " and ".join(map(in_words, known)),
+            " and ".join(map(balance_text, known)),
         )
     return TaskData(
         settings=settings,

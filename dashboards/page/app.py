@@ -23,7 +23,7 @@ from dashboards.formatting import duration, format_budget, format_noise, format_
 from dashboards.page.coalescing import Coalescing
 from dashboards.ranking import Leaderboard, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of, read_study
-from dashboards.winner import smoothness_words
+from dashboards.winner import smoothness_warning
 from storage.database import Database
 from storage.errors import DatabaseError, StudyNotFoundError
 from storage.studies import StudySummary, list_studies
@@ -130,7 +130,7 @@ def _study(database: Database, name: str) -> str:
         budget=format_budget(record.summary.budget),
         board=board,
         noise=format_noise(board),
-        rough=smoothness_words(record),
+        rough=smoothness_warning(record),
         tied=_tied(board),
         charts=charts(record),
         workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],

@@ -13,9 +13,9 @@ from dashboards.parallel import parallel
 from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
 from dashboards.record import StudyRecord, architecture_of, error_of, name_of
 from dashboards.report.data import StudyData
-from dashboards.report.machines import machines_table, versions_words
+from dashboards.report.machines import format_versions, machines_table
 from dashboards.report.reproduce import commands, study_file
-from dashboards.winner import promoted_words, smoothness_words
+from dashboards.winner import format_promoted, smoothness_warning
 
 PLACES: Final = 40
 """Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
@@ -147,7 +147,7 @@ def _study(source: Source) -> list[Section]:
 
 def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Section:
     summary = record.summary
-    what = _data_words(record, data)
+    what = _format_data(record, data)
     text = [
         f"Question: which network of the ANI kind predicts the energies of {what} best, and at what cost?"
     ]
@@ -155,7 +155,7 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
     best = _first(board)
     head = "Answer"
-    if (promoted := promoted_words(record)) is not None:
+    if (promoted := format_promoted(record)) is not None:
         text.append(f"Answer: {promoted}.")
         head = "Best of the search"
     text.append(
@@ -164,7 +164,7 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
         f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
-    if (rough := smoothness_words(record)) is not None:
+    if (rough := smoothness_warning(record)) is not None:
         text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
     text.append(format_noise(board))
@@ -350,7 +350,7 @@ def _machines(record: StudyRecord) -> Section:
         (
             f"{duration(record.summary.seconds)} were worked on trials, of all workers together, and"
             f" {record.summary.epochs:,} epochs trained. Limits: {format_budget(record.summary.budget)}.",
-            *versions_words(record),
+            *format_versions(record),
         ),
         Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4, 5}), values={5: seconds}),
     )
@@ -412,7 +412,7 @@ def _interval(place: Place) -> str:
     return f" ± {place.interval:.3f}" if place.interval is not None else ""
 
 
-def _data_words(record: StudyRecord, data: StudyData) -> str:
+def _format_data(record: StudyRecord, data: StudyData) -> str:
     files = ", ".join(file.rpartition("/")[2] for file in record.config["data"]["files"])
     if data.summary is None:
         return f"the structures in {files}"

@@ -22,7 +22,7 @@ from sqlalchemy import select
 
 from search.chaos.fleet import Fleet
 from search.chaos.paused_workers import PausedWorkers
-from search.chaos.plan import WORDS, FaultPlan, Kind
+from search.chaos.plan import DESCRIPTIONS, FaultPlan, Kind
 from search.chaos.report import ChaosReport
 from search.chaos.reproduce import differing
 from search.chaos.servers import MlflowCommand, MlflowServer, PostgreSQL, Wire
@@ -185,14 +185,14 @@ class _Chaos:
                 pid = _patiently(lambda: self._fleet.choose(self._chance))
                 if pid is None:
                     return False
-                logger.info("chaos: %s", WORDS[kind])
+                logger.info("chaos: %s", DESCRIPTIONS[kind])
                 if kind == "stop":
                     self._paused_workers.stop(pid)
                 else:
                     self._fleet.hurt(kind, pid)
                 return True  # counted when it has had its effect
         self._injected[kind] += 1
-        logger.info("chaos: %s", WORDS[kind])
+        logger.info("chaos: %s", DESCRIPTIONS[kind])
         return True
 
     def _missed(self) -> list[Kind]:
@@ -227,7 +227,7 @@ class _Chaos:
             self._missed_relays.append("relay")
             return
         self._injected["relay"] += 1
-        logger.info("chaos: %s", WORDS["relay"])
+        logger.info("chaos: %s", DESCRIPTIONS["relay"])
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._later.append((time.monotonic() + seconds, action))
@@ -310,9 +310,9 @@ class _Chaos:
         return ChaosReport(
             seed=self._plan.seed,
             seconds=time.monotonic() - began,
-            faults={kind: faults[kind] for kind in WORDS},
-            required={kind: self._plan.counts.get(kind, 0) for kind in WORDS},
-            repeated={kind: self._repeated[kind] for kind in WORDS if self._repeated[kind]},
+            faults={kind: faults[kind] for kind in DESCRIPTIONS},
+            required={kind: self._plan.counts.get(kind, 0) for kind in DESCRIPTIONS},
+            repeated={kind: self._repeated[kind] for kind in DESCRIPTIONS if self._repeated[kind]},
             worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
             last_words=self._fleet.last_words,
             trials=dict(Counter(trial.state for trial in trials)),

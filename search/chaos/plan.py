@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 Kind = Literal["kill", "terminate", "stop", "full disk", "postgresql", "mlflow", "relay"]
 
-WORDS: Final[Mapping[Kind, str]] = {
+DESCRIPTIONS: Final[Mapping[Kind, str]] = {
     "kill": "workers killed (SIGKILL)",
     "terminate": "workers told to end (SIGTERM)",
     "stop": "workers stopped, and woken once another one had their trial (SIGSTOP, SIGCONT)",
@@ -66,5 +66,5 @@ def long_plan(seed: int) -> FaultPlan:
 
 def short_plan(seed: int) -> FaultPlan:
     """Each kind of fault once."""
-    counts: Mapping[Kind, int] = dict.fromkeys(WORDS, 1)
+    counts: Mapping[Kind, int] = dict.fromkeys(DESCRIPTIONS, 1)
     return FaultPlan(seed, 8, 2, 20, counts, gap=3.0, away=3.0, lease=6.0)

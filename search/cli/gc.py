@@ -27,7 +27,7 @@ def gc(
     def report_deleted(kind: str, path: object, size: int) -> None:
         nonlocal total
         total += size
-        echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {bytes_words(size):>9}  {path}")
+        echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {format_bytes(size):>9}  {path}")
 
     with open_database(load_settings()) as database:
         garbage = find_garbage(database, CHECKPOINT)
@@ -37,7 +37,7 @@ def gc(
         for store in stores:
             if dry_run or remove_store(store):
                 report_deleted("features", store.path, store.bytes)
-    echo(f"{bytes_words(total)} {'can be freed' if dry_run else 'freed'}")
+    echo(f"{format_bytes(total)} {'can be freed' if dry_run else 'freed'}")
 
 
 def _needed_features(database: Database) -> set[tuple[str, str]]:
@@ -47,7 +47,7 @@ def _needed_features(database: Database) -> set[tuple[str, str]]:
     return {(each["data"], each["features"]) for each in facts if {"data", "features"} <= each.keys()}
 
 
-def bytes_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A size in the unit that says most."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

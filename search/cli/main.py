@@ -83,11 +83,11 @@ class _Commands(TyperGroup):
         except (*_OURS, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            echo(f"anitune: {_in_words(error)}", err=True)
+            echo(f"anitune: {_error_text(error)}", err=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, _CAUSED_BY_INPUT) else FAILED) from None
 
 
-def _in_words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
     return without_secrets(str(error))

@@ -31,7 +31,7 @@ class Unit(StrEnum):
     EV = "eV"
 
 
-_WORDS = {Unit.HARTREE: "hartree", Unit.KCALMOL: "kcalmol", Unit.EV: "eV"}
+_UNIT_NAMES = {Unit.HARTREE: "hartree", Unit.KCALMOL: "kcalmol", Unit.EV: "eV"}
 """Units in the names of columns."""
 
 SHOWN = 20
@@ -216,13 +216,16 @@ class _Table:
         """Energies with all their digits; their columns name the unit."""
         from trainer.csv_text import csv_text
 
-        renamed = {"energy": f"energy_{_WORDS[self.unit]}", "uncertainty": f"uncertainty_{_WORDS[self.unit]}"}
+        renamed = {
+            "energy": f"energy_{_UNIT_NAMES[self.unit]}",
+            "uncertainty": f"uncertainty_{_UNIT_NAMES[self.unit]}",
+        }
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
         return csv_text(rows)
 
     def extxyz(self) -> str:
         """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""
-        suffix = "" if self.unit is Unit.EV else f"_{_WORDS[self.unit]}"
+        suffix = "" if self.unit is Unit.EV else f"_{_UNIT_NAMES[self.unit]}"
         lines = []
         for structure, row in zip(self.structures, self.rows(), strict=True):
             facts = {

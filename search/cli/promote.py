@@ -157,7 +157,7 @@ def _result_lines(
 
     from storage.addresses import redacted
     from storage.tracking.registry import CHAMPION
-    from trainer.networks.smoothness import kink_words
+    from trainer.networks.smoothness import kink_warning
 
     test = promotion.test or {}
     name, version = escape(str(promotion.model_name)), escape(str(promotion.model_version))
@@ -180,7 +180,7 @@ def _result_lines(
         lines.insert(
             3, "            Only the error of the first opening is that of a choice made without it."
         )
-    if (kinks := kink_words([activation])) is not None:
+    if (kinks := kink_warning([activation])) is not None:
         lines.append(f"[yellow]Dynamics[/]    this model has {kinks}")
     return lines
 

@@ -13,7 +13,7 @@ from storage.promotions import Promotion
 from storage.studies import Study
 from storage.tracking.registry import ModelFiles
 from trainer.data.elements import SYMBOLS
-from trainer.networks.smoothness import kink_words
+from trainer.networks.smoothness import kink_warning
 from trainer.task import TaskData
 
 #: What the model needs where it is loaded. The others that it uses come with these.
@@ -63,7 +63,7 @@ def metrics(test: Mapping[str, Any]) -> dict[str, float]:
 def description(study: Study, promotion: Promotion, chosen: Candidate, evaluations: int) -> str:
     """What people read first in the registry; Markdown."""
     test = promotion.test or {}
-    kinks = kink_words([chosen.config.activation])
+    kinks = kink_warning([chosen.config.activation])
     network = " ".join(chosen.architecture.replace("`", "").split())  # code, and no more
     looks = "opened for it alone" if evaluations == 1 else f"opened {evaluations} times by now"
     return (

@@ -274,7 +274,7 @@ class Promoter:
         def end(training: PlannedTraining, outcome: Outcome) -> None:
             nonlocal ended
             ended += 1
-            what = f"{self._study.name} {ended}/{len(planned)}  {_words(training)}"
+            what = f"{self._study.name} {ended}/{len(planned)}  {_describe(training)}"
             if isinstance(outcome, TrainingFailed):
                 if training.fold is None:
                     raise SearchError(f"{what}: {outcome}")
@@ -377,7 +377,7 @@ class Promoter:
             lock.release()
 
 
-def _words(planned: PlannedTraining) -> str:
+def _describe(planned: PlannedTraining) -> str:
     if planned.fold is None:
         return f"trial {planned.trial}, member {planned.run + 1} of the ensemble"
     where = f"{planned.kind} fold {planned.fold.fold + 1} of {planned.fold.folds}"

@@ -84,7 +84,7 @@ def _in_space(config: StudyConfig, flat: Mapping[str, Any], where: str) -> dict[
         got = f"(got {reprlib.repr(value)})"
         if name in space:
             if (held := _held(space[name], value)) is None:
-                raise ConfigError(f"{where}: {name}: the study searches {_words(space[name])} {got}")
+                raise ConfigError(f"{where}: {name}: the study searches {_describe_range(space[name])} {got}")
             params[name] = held
         elif name == "seed" or name not in fixed:
             raise ConfigError(f"{where}: {name[:100]}: is no parameter of study {config.name!r}")
@@ -135,7 +135,7 @@ def _equal(known: Any, value: Any) -> bool:
     return same_kind and bool(known == value)
 
 
-def _words(distribution: BaseDistribution) -> str:
+def _describe_range(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
     assert isinstance(distribution, IntDistribution | FloatDistribution)

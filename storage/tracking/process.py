@@ -41,9 +41,9 @@ from storage.studies import Study
 from storage.tracking.health import RelayHealth
 from storage.tracking.lease import (
     RelayLease,
+    is_relay_running,
     last_error,
-    living_relay,
-    relay_lives,
+    running_relay,
     seize_lease,
     take_lease,
 )
@@ -105,7 +105,7 @@ def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     folder. Where one lives this costs one query: call it whenever a worker takes a trial.
     """
     _forget_ended()
-    if relay_lives(study):
+    if is_relay_running(study):
         return None
     settings = study.database.settings
     settings.logs.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
     began = well = time.monotonic()
     taken_over, notified = None, False
     while (lease := take_lease(study)) is None:
-        if (holder := living_relay(study)) is not None and holder.delivers_elsewhere(study):
+        if (holder := running_relay(study)) is not None and holder.delivers_elsewhere(study):
             log.info("%s: taking over from the relay of %s", study.name, holder)
             taken_over, lease = holder, seize_lease(study)
             break

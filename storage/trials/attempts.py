@@ -39,8 +39,16 @@ from storage.tracking.outbox import (
     TrialTagsMessage,
     enqueue,
 )
-from storage.trials import checkpoints, duplicate_configs, fencing, finalize, kept_files, optuna_rows, paused
-from storage.trials.checkpoints import KeptCheckpoint, SavedCheckpoint
+from storage.trials import (
+    checkpoints,
+    duplicate_configs,
+    fencing,
+    finalize,
+    optuna_rows,
+    paused,
+    trial_artifacts,
+)
+from storage.trials.checkpoints import SavedCheckpoint, StoredCheckpoint
 from storage.trials.duplicate_configs import OriginalTrial
 from storage.trials.finalize import TrialResult
 from storage.trials.queue import Claim, WorkerInfo, worker_tags
@@ -234,7 +242,7 @@ class Attempt:
         checkpoint
             That was saved after these epochs, where it is to be kept for workers on other machines.
         """
-        with KeptCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
+        with StoredCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
             attempt = fencing.hold(connection, self._lease)
             self._record_metrics(connection, attempt, rows)
             kept.record(connection, attempt)
@@ -303,9 +311,9 @@ class Attempt:
         """
         if not files:
             return
-        with kept_files.stored(self._database, files) as kept, self._database.writing() as connection:
+        with trial_artifacts.stored(self._database, files) as kept, self._database.writing() as connection:
             fencing.hold(connection, self._lease)
-            kept_files.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
+            trial_artifacts.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
 
     @_patient
     def finish(
@@ -394,7 +402,7 @@ class Attempt:
         self, step: int, value: float, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None
     ) -> bool | None:
         """Keep the metrics, the checkpoint and the rung; its decision, if one was recorded."""
-        with KeptCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
+        with StoredCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
             attempt = fencing.hold(connection, self._lease)
             self._record_metrics(connection, attempt, rows)
             kept.record(connection, attempt)
@@ -407,14 +415,14 @@ class Attempt:
                         number=self.claim.number,
                         step=step,
                         value=value,
-                        earlier_marks=optuna_rows.pruner_marks(connection, trial_id),
+                        earlier_marks=optuna_rows.pruner_attributes(connection, trial_id),
                     )
                 )
                 return None
             if rung.stop is None:
                 # asha and hyperband mark a rung as passed before they answer: asked again, they would
                 # let the trial pass.
-                optuna_rows.drop_pruner_marks(connection, trial_id, keep=rung.earlier_marks)
+                optuna_rows.drop_pruner_attributes(connection, trial_id, keep=rung.earlier_marks)
             decision: bool | None = rung.stop
             return decision
 

@@ -21,7 +21,7 @@ from storage.records.tables import artifacts, attempts, now, seconds_spent, tria
 from storage.settings import attempt_logs
 from storage.studies import Study
 from storage.tracking.outbox import TrialEnd, TrialEndMessage, TrialStartMessage, enqueue
-from storage.trials import checkpoints, kept_files, optuna_rows
+from storage.trials import checkpoints, optuna_rows, trial_artifacts
 from storage.trials.images import is_image, show_image
 
 log = logging.getLogger("anitune")
@@ -96,10 +96,10 @@ def sync_to_optuna(database: Database, study: Study, number: int) -> None:
     value = None if trial.state == "failed" else trial.value
     # Here, since also a trial ends whose last worker died, and did not come to it.
     logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
-    with kept_files.stored(database, logs) as kept, database.writing() as connection:
+    with trial_artifacts.stored(database, logs) as kept, database.writing() as connection:
         # One after the other: the second finds what the first has written.
         connection.execute(_LOCKED, this)
-        kept_files.record(connection, study.id, number, trial.attempt, kept)
+        trial_artifacts.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
             connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images
         )

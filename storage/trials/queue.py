@@ -324,7 +324,7 @@ def _take_over(
         trial := connection.execute(_FIRST_ABANDONED, {**study_key(study.id), "leave": list(leave)}).first()
     ) is not None:
         if trial.attempt_ended_at is None:
-            _end_silent_attempt(connection, trial)
+            _end_expired_attempt(connection, trial)
         crashes = _crashes(connection, trial)
         crashed = sum(not _lost_with_its_machine(connection, row) for row in crashes)
         lost_heartbeats = len(crashes)
@@ -418,7 +418,7 @@ def _begin_attempt(
     return token
 
 
-def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
+def _end_expired_attempt(connection: Connection, trial: Row[Any]) -> None:
     connection.execute(
         update(attempts)
         .where(

@@ -12,7 +12,7 @@ import pytest
 import storage.files
 import trainer.files
 from storage.blobs.folder import FolderBlobs
-from storage.ownership import write_mark
+from storage.ownership import write_marker
 from storage.settings import ServerAddresses, write_addresses
 from trainer.data.fetch import fetch_ani1
 from trainer.errors import OutputError
@@ -31,7 +31,7 @@ def by_blobs(path: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "trainer": lambda path: trainer.files.write_by_rename(path, b"new"),
     "blobs": by_blobs,
-    "mark": lambda path: write_mark(path, "new"),
+    "mark": lambda path: write_marker(path, "new"),
     "addresses.json": lambda path: write_addresses(path.parent, ServerAddresses("", "", "")),
 }
 

@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import func, select, update
 
 from dashboards.optuna_images import TrialImages
-from storage.blobs.place import MARK, open_blobs, resolve_artifact_location
+from storage.blobs.place import ARTIFACTS_MARKER, open_blobs, resolve_artifact_location
 from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
 from storage.garbage import find_garbage, remove
-from storage.ownership import mark_of, write_mark
+from storage.ownership import ownership_marker, write_marker
 from storage.records.tables import attempts, blobs, checkpoints, metrics
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
@@ -283,7 +283,7 @@ def test_the_first_worker_brings_what_its_home_has(
 def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    (shared / MARK).write_text("0123\n")
+    (shared / ARTIFACTS_MARKER).write_text("0123\n")
     with open_database(replace(plain, artifacts_in=shared)) as database:
         for use in (resolve_artifact_location, open_blobs, partial(find_garbage, checkpoint="checkpoint")):
             with pytest.raises(FolderTakenError, match="holds the artifacts of another database"):
@@ -293,7 +293,7 @@ def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path
 def test_a_folder_that_was_marked_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
     with open_database(replace(plain, artifacts_in=tmp_path / "shared")) as database:
         with database.reading() as connection:
-            write_mark(tmp_path / "shared" / MARK, mark_of(connection))
+            write_marker(tmp_path / "shared" / ARTIFACTS_MARKER, ownership_marker(connection))
         resolve_artifact_location(database)
         assert open_blobs(database).stored() == []
 

@@ -134,7 +134,7 @@ def place(tmp_path: Path, mlflow_template: Path) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def mended_place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
+def damaged_place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
     """One that all damages are done to, since each is mended."""
     with make_place(embedded(tmp_path_factory.mktemp("home")), mlflow_template) as place:
         yield place
@@ -163,7 +163,7 @@ def test_stores_that_agree_are_counted(place: Place) -> None:
     # Three epochs of each; of a complete trial its final error and its cost, of a pruned one its cost.
     assert (audit.budget, audit.runs, audit.metrics, audit.artifacts) == (10, 4, 4 * 3 + 2 + 1, 2)
     assert audit.changing == 0
-    assert repair(place.study, write_note).mended == ()
+    assert repair(place.study, write_note).repaired == ()
 
 
 def pause(attempt: Attempt, step: int) -> None:
@@ -352,8 +352,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_was_damaged_is_listed_mended_and_gone(mended_place: Place, damage: str) -> None:
-    place = mended_place
+def test_what_was_damaged_is_listed_mended_and_gone(damaged_place: Place, damage: str) -> None:
+    place = damaged_place
     act, expected = DAMAGES[damage]
     act(place)
     found = listed(place)
@@ -361,7 +361,7 @@ def test_what_was_damaged_is_listed_mended_and_gone(mended_place: Place, damage:
 
     result = repair(place.study, write_note)
     assert result.left == {}
-    assert any(str(difference).startswith(expected) for difference in result.mended)
+    assert any(str(difference).startswith(expected) for difference in result.repaired)
     assert listed(place) == []
 
 

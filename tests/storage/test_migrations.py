@@ -13,7 +13,7 @@ from sqlalchemy import Connection, create_engine, inspect
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
 from storage.evaluations import evaluations_on_test_set, record_evaluation
-from storage.ownership import mark_of
+from storage.ownership import ownership_marker
 from storage.promotions import begin_promotion
 from storage.records import schema
 from storage.records.tables import VERSION_TABLE, metadata
@@ -80,7 +80,7 @@ def test_a_folder_of_artifacts_stays_known(settings: Settings) -> None:
             "INSERT INTO anitune_artifact_place VALUES (1, 'folder', '/shared', '0123')"
         )
         schema.upgrade(connection)
-        assert mark_of(connection) == "0123"
+        assert ownership_marker(connection) == "0123"
     engine.dispose()
 
 
@@ -105,4 +105,4 @@ def test_each_database_has_a_mark_of_its_own(settings: Settings, tmp_path: Path)
         one.reading() as here,
         other.reading() as there,
     ):
-        assert mark_of(here) != mark_of(there)
+        assert ownership_marker(here) != ownership_marker(there)

@@ -38,8 +38,8 @@ from storage.tracking.lease import (
     LEASE_SECONDS,
     RELAY_PATIENCE,
     RelayLease,
+    is_relay_running,
     last_error,
-    relay_lives,
     take_lease,
 )
 from storage.tracking.mlflow_runs import KEY_TAG
@@ -514,7 +514,7 @@ def test_a_repair_frees_the_name_that_a_deleted_experiment_keeps(
 
     result = repair(recorder.study, write_note)
     assert result.left == {}
-    assert f"MLflow keeps its name for a deleted experiment, {deleted}" in "".join(map(str, result.mended))
+    assert f"MLflow keeps its name for a deleted experiment, {deleted}" in "".join(map(str, result.repaired))
     assert recorder.undelivered() == 0
     assert shown.client.get_experiment_by_name(STUDY).experiment_id != deleted
     assert shown.client.get_experiment(deleted).lifecycle_stage == "deleted"
@@ -594,7 +594,7 @@ def test_sync_tells_how_the_study_stands_also_where_a_relay_lives(
     relay.deliver()  # tells of the study, and does so not again for some seconds
     end(attempt, COMPLETE)
     relay.deliver()
-    assert relay_lives(recorder.study)
+    assert is_relay_running(recorder.study)
     assert shown.runs()[STUDY].info.status == "RUNNING"
 
     assert sync(recorder.study, write_note) == SyncResult(delivered=0, rejected=0)

@@ -142,12 +142,12 @@ def _generate(
     _claim_work_folder(work, plan, level)
 
     context = multiprocessing.get_context("spawn")
-    lifeline, held = context.Pipe(duplex=False)
+    parent_pipe, held = context.Pipe(duplex=False)
     with (
-        lifeline,
+        parent_pipe,
         held,
         _one_thread_a_process(),
-        ProcessPoolExecutor(workers, context, _live_on, (lifeline,)) as pool,
+        ProcessPoolExecutor(workers, context, _exit_with_parent, (parent_pipe,)) as pool,
     ):
         try:
             geometries = {
@@ -182,7 +182,7 @@ def _one_thread_a_process() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _live_on(lifeline: Connection) -> None:
+def _exit_with_parent(parent_pipe: Connection) -> None:
     """Make a worker end with the generator, however that ends: a pool's own workers would wait for ever.
 
     Nobody writes to the pipe. It is at its end when the generator has closed its side, or is gone.
@@ -191,7 +191,7 @@ def _live_on(lifeline: Connection) -> None:
 
     def watch() -> None:
         with contextlib.suppress(EOFError):
-            lifeline.recv_bytes()
+            parent_pipe.recv_bytes()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -129,7 +129,7 @@ def make_plan(
 ) -> KernelPlan:
     """Jobs for the models, whose elements have so many rows each.
 
-    How rows are divided depends on the capacities and on the network itself, never on the others of its pack: so do
+    How rows are divided depends on the capacities and on the network itself, never on its pack: so do
     its numbers.
     """
     layouts = [parameter_offsets(model, device) for model in models]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.config import STRICT, load_config
 from trainer.data.dataset import Molecule, formula_of
-from trainer.data.stoichiometry import broken, in_words
+from trainer.data.stoichiometry import balance_text, broken
 from trainer.errors import ConfigError, DataError, ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
 from trainer.features.batches import AtomBatch, EqualStructures
@@ -248,7 +248,7 @@ class Ensemble:
         known = [balance for member in self.members for balance in member.balances]
         if not any_composition and (balance := broken(known, counts)) is not None:
             return (
-                f"{formula_of(counts)} cannot be told from the training data, where {in_words(balance)}"
+                f"{formula_of(counts)} cannot be told from the training data, where {balance_text(balance)}"
                 " in all molecules"
             )
         return None

@@ -16,12 +16,12 @@ from storage.records.keys import of_trial, trial_key
 from storage.records.tables import artifacts
 from storage.tracking.outbox import ArtifactMessage, enqueue
 
-Kept = Mapping[str, tuple[str, int]]
+StoredArtifacts = Mapping[str, tuple[str, int]]
 """Digest and size (bytes) of files by their paths within the run, as ``plots/loss.png``."""
 
 
 @contextmanager
-def stored(database: Database, files: Mapping[str, Path]) -> Iterator[Kept]:
+def stored(database: Database, files: Mapping[str, Path]) -> Iterator[StoredArtifacts]:
     """Keep the bytes of files; the block writes the rows that name them, and commits.
 
     Raises
@@ -44,7 +44,7 @@ def stored(database: Database, files: Mapping[str, Path]) -> Iterator[Kept]:
             blobs.put(files[path])
 
 
-def record(connection: Connection, study_id: int, number: int, attempt: int, kept: Kept) -> None:
+def record(connection: Connection, study_id: int, number: int, attempt: int, kept: StoredArtifacts) -> None:
     """Write the rows of files, and tell of those that are new or have changed; the last ones stay."""
     ours = trial_key(study_id, number)
     known = {row.path: row.digest for row in connection.execute(_KNOWN, ours)}
