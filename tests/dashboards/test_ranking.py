@@ -126,7 +126,7 @@ def test_a_result_that_was_taken_over_says_nothing_of_seeds(
     assert all(place.spread is None for place in board.places)
 
 
-def test_without_replicates_the_size_of_the_validation_part_limits_what_can_be_said(
+def test_without_replicates_the_size_of_the_validation_set_limits_what_can_be_said(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     record = make_record(

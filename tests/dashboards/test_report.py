@@ -182,7 +182,7 @@ def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecor
     assert text.count('data-sort="num">time<') == 3
 
 
-def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Database, study: Study) -> None:
+def test_promotions_and_every_evaluation_on_the_test_set_are_shown(database: Database, study: Study) -> None:
     text, page = read(write_report(database, ["widths"]))
     assert "Openings of the test part" not in page.headings
     folds = {"values": [0.9, 1.1], "mean": 1.0, "spread": 0.141, "difference": None, "told_apart": False}
@@ -228,7 +228,7 @@ def test_after_a_promotion_the_answer_is_the_registered_model(database: Database
     assert text.index(answer) < text.index(best)
 
 
-def test_a_second_look_at_the_test_part_is_told_in_the_answer(database: Database, promoted: Study) -> None:
+def test_a_second_look_at_the_test_set_is_told_in_the_answer(database: Database, promoted: Study) -> None:
     again = begin_promotion(database, promoted, {"ensemble": 3}, WORKER).id
     record_choice(database, again, [], 1, "it was wanted")
     record_evaluation(database, promoted, again, 1, {}, "e2", again=True)

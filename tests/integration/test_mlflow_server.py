@@ -330,7 +330,7 @@ def test_telling_all_again_changes_nothing(study: Study, server: str) -> None:
     assert everything(study, server) == before
 
 
-def test_a_relay_outlasts_a_server_that_is_away_and_ends_when_told(
+def test_a_relay_outlasts_a_server_that_is_away_and_ends_on_request(
     study: Study, server: str, wire: Wire
 ) -> None:
     wire.cut = True

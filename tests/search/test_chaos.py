@@ -129,7 +129,7 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_sleeper_is_woken_and_counted_once_its_trial_was_taken_over(
+def test_a_paused_worker_is_resumed_and_counted_once_its_trial_was_taken_over(
     study: Study, paused: tuple[Fleet, PausedWorkers, int]
 ) -> None:
     _, paused_workers, pid = paused
@@ -157,7 +157,7 @@ def test_a_sleeper_is_woken_and_counted_once_its_trial_was_taken_over(
     assert paused_workers.written_since() == 1
 
 
-def test_a_sleeper_whose_trial_had_ended_counts_nothing(
+def test_a_paused_worker_whose_trial_had_ended_counts_nothing(
     study: Study, paused: tuple[Fleet, PausedWorkers, int]
 ) -> None:
     _, paused_workers, pid = paused
@@ -170,7 +170,7 @@ def test_a_sleeper_whose_trial_had_ended_counts_nothing(
     assert state(pid) != "T"
 
 
-def test_a_sleeper_that_nobody_relieves_is_woken_and_counts_nothing(
+def test_a_paused_worker_that_nobody_relieves_is_resumed_and_counts_nothing(
     study: Study, paused: tuple[Fleet, PausedWorkers, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("search.chaos.paused_workers.LONGEST_PAUSE", 0.05)
@@ -183,7 +183,7 @@ def test_a_sleeper_that_nobody_relieves_is_woken_and_counts_nothing(
     assert LONGEST_PAUSE > DRAIN_SECONDS
 
 
-def test_a_worker_that_had_ended_was_not_asleep(
+def test_a_worker_that_had_ended_was_not_paused(
     study: Study, paused: tuple[Fleet, PausedWorkers, int]
 ) -> None:
     _, paused_workers, pid = paused

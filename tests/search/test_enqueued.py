@@ -34,7 +34,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
         yield opened
 
 
-def test_the_next_trial_is_the_one_that_was_wished_for(database: Database) -> None:
+def test_the_next_trial_is_the_one_that_was_enqueued(database: Database) -> None:
     config = study_config()
     study = create_study(database, "tiny", dump_config(config), Budget())
     params = params_from_settings(config, {"hidden": [64, 32], "learning_rate": 1e-3}, "test")
@@ -78,7 +78,7 @@ def test_what_no_trial_of_the_study_can_be_is_refused(values: dict[str, Any], sa
     assert str(raised.value).startswith(f"wish.yaml: {said}")
 
 
-def test_rows_and_grids_take_no_wishes() -> None:
+def test_rows_and_grids_take_no_enqueued_configurations() -> None:
     space = {
         "activation": {"choices": ["silu", "celu"]},
         **{name: {"choices": [0.01]} for name in ("dropout", "learning_rate", "weight_decay")},
@@ -90,7 +90,7 @@ def test_rows_and_grids_take_no_wishes() -> None:
             params_from_settings(config, {"activation": "silu"}, "test")
 
 
-def test_a_listed_architecture_can_be_wished_for() -> None:
+def test_a_listed_architecture_can_be_enqueued() -> None:
     config = study_config(space={"hidden": {"choices": [[64, 32], [128]]}})
     assert params_from_settings(config, {"hidden": [64, 32]}, "test") == {"hidden": "64-32"}
     with pytest.raises(ConfigError, match=r"hidden: the study searches 64-32, 128 \(got '16'\)"):

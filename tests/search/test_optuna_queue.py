@@ -229,7 +229,7 @@ def test_a_trial_that_was_set_back_by_hand_is_not_begun_twice(
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL])
-def test_a_trial_that_is_told_by_hand_before_it_begins_is_none_of_ours(
+def test_a_trial_that_is_ended_by_hand_before_it_begins_is_none_of_ours(
     database: Database, config: StudyConfig, task: Task, state: TrialState
 ) -> None:
     study = begin(database, config)
@@ -241,7 +241,7 @@ def test_a_trial_that_is_told_by_hand_before_it_begins_is_none_of_ours(
     assert [(t.number, t.state) for t in trials] == [(1, "complete"), (2, "complete"), (3, "complete")]
 
 
-def test_one_that_is_told_while_it_is_trained_fails_alone(
+def test_one_that_is_ended_while_it_is_trained_fails_alone(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = begin(database, config)

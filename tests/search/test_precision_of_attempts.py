@@ -190,7 +190,7 @@ def test_a_record_of_an_older_version_goes_on_where_its_precision_is_not(
     assert recorded_trial(database, study, [trial], 0).places == (("cuda", "tf32"), ("cpu", "float32"))
 
 
-def test_a_precision_that_was_asked_for_and_is_not_here_is_told(
+def test_a_precision_that_was_asked_for_and_is_not_here_is_reported(
     database: Database, config: StudyConfig, task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = replace(config, training={**config.training, "precision": "tf32"})

@@ -372,7 +372,7 @@ def refuse(error: Exception) -> Callable[..., Any]:
     return refused
 
 
-def test_once_the_test_part_is_open_nothing_else_is_registered(
+def test_once_the_test_set_was_evaluated_nothing_else_is_registered(
     alone: Study, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = alone.database
@@ -454,7 +454,7 @@ def test_only_its_own_failure_excludes_a_candidate_and_is_remembered(
     assert {result["failed"] for result in ended.results or []} == {None, "the loss is nan"}
 
 
-def test_only_the_structures_of_the_test_part_are_made(
+def test_only_the_structures_of_the_test_set_are_made(
     place: Place, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from_values(study.config, "test")
@@ -527,7 +527,7 @@ def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Da
         find_candidates([], 5)
 
 
-def test_a_study_without_a_test_part_is_not_promoted(place: Place) -> None:
+def test_a_study_without_a_test_set_is_not_promoted(place: Place) -> None:
     with open_database(embedded(place.home)) as database:
         values = {**SEARCH, "name": "untested", "split": {"fractions": [0.9, 0.1, 0.0]}}
         train(database, values, place.data, place.home / "features", trials=1)

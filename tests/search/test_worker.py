@@ -503,7 +503,7 @@ def test_rows_that_differ_in_their_seeds_are_all_trained(
     assert trials[0].value != trials[2].value
 
 
-def test_a_trial_whose_twin_failed_is_trained_itself(
+def test_a_trial_whose_original_failed_is_trained_itself(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = iter([TrainingFailed("out of memory")])
@@ -599,7 +599,7 @@ def test_a_trial_beside_another_gives_the_numbers_that_it_gives_alone(
         assert numbers(database, rows, beside) == numbers(other, rows, work(other, rows, task))
 
 
-def test_slots_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
+def test_threads_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slot that has nothing to do would find out after this time only.
@@ -612,7 +612,7 @@ def test_slots_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
     assert sorted(news.number for news in watching.news) == list(range(5))
 
 
-def test_a_worker_that_is_not_told_asks_how_many_trials_suit_those_left(
+def test_a_worker_without_a_number_asks_how_many_trials_suit_those_left(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
@@ -630,7 +630,7 @@ def test_a_worker_that_is_not_told_asks_how_many_trials_suit_those_left(
         assert asked == news
 
 
-def test_no_more_slots_than_trials_are_left(database: Database, config: StudyConfig, task: Task) -> None:
+def test_no_more_concurrent_trials_than_are_left(database: Database, config: StudyConfig, task: Task) -> None:
     threads = set()
     watching = Watching(lambda number, epoch: threads.add(threading.current_thread()))
     work(database, replace(config, limits=Limits(trials=1)), task, watching, concurrent_trials=4)
@@ -659,7 +659,7 @@ def test_trials_that_were_stopped_side_by_side_go_on_to_the_same_numbers(
         assert numbers(database, rows, after) == numbers(untouched, rows, work(untouched, rows, task))
 
 
-def test_a_second_signal_hands_the_trials_of_all_slots_back_at_once(
+def test_a_second_signal_hands_all_concurrent_trials_back_at_once(
     database: Database, config: StudyConfig, task: Task
 ) -> None:
     meeting = Meeting()
@@ -688,7 +688,7 @@ def test_a_second_signal_hands_the_trials_of_all_slots_back_at_once(
         (ZeroDivisionError("a bug"), "failed", "ZeroDivisionError: a bug"),
     ],
 )
-def test_a_fault_in_one_slot_ends_all_and_is_raised_once(
+def test_an_error_in_one_thread_ends_all_and_is_raised_once(
     database: Database, config: StudyConfig, task: Task, error: Exception, state: str, reason: str | None
 ) -> None:
     meeting = Meeting()
@@ -717,7 +717,7 @@ def expire_leases(database: Database) -> None:
         connection.execute(update(attempts).where(attempts.c.ended_at.is_(None)).values(lease_until=0.0))
 
 
-def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
+def test_a_row_that_waits_for_a_sibling_keeps_no_thread_from_other_rows(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
@@ -766,7 +766,7 @@ def test_trials_are_proposed_one_after_the_other(
     assert len({t.config["learning_rate"] for t in trials if t.config is not None}) == 3
 
 
-def test_slots_start_one_relay(database: Database, config: StudyConfig, task: Task) -> None:
+def test_concurrent_trials_start_one_relay(database: Database, config: StudyConfig, task: Task) -> None:
     crowd = Crowd()
 
     def start(study: Study) -> None:

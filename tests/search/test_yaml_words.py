@@ -65,7 +65,7 @@ def refused(folder: Path, text: str) -> str:
         ('"\\ud83d\\ude00"', "\N{GRINNING FACE}"),  # as JSON has it
     ],
 )
-def test_plain_words(text: str, value: object) -> None:
+def test_plain_values(text: str, value: object) -> None:
     found = read_value(text)
     assert found == value
     assert type(found) is type(value)
@@ -200,7 +200,7 @@ def test_the_line_says_what_to_write(fault: str, tmp_path: Path) -> None:
     assert len(message) < 1000
 
 
-def test_one_fault_is_told_once(tmp_path: Path) -> None:
+def test_one_fault_is_reported_once(tmp_path: Path) -> None:
     assert refused(tmp_path, "name: r\nrows: [a]\n").count("rows") == 1
 
 

@@ -290,7 +290,7 @@ def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path
                 use(database)
 
 
-def test_a_folder_that_was_marked_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
+def test_a_folder_whose_marker_was_written_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
     with open_database(replace(plain, artifacts_in=tmp_path / "shared")) as database:
         with database.reading() as connection:
             write_marker(tmp_path / "shared" / ARTIFACTS_MARKER, ownership_marker(connection))

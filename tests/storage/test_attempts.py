@@ -90,7 +90,9 @@ def contents(database: Database) -> dict[str, list[Any]]:
         }
 
 
-def test_what_was_proposed_is_kept_and_told_once(database: Database, study: Study, attempt: Attempt) -> None:
+def test_what_was_proposed_is_kept_and_delivered_once(
+    database: Database, study: Study, attempt: Attempt
+) -> None:
     study.set_facts({"data fingerprint": "abc"})
     for _ in range(2):
         attempt.record_config(
@@ -113,7 +115,7 @@ def test_what_was_proposed_is_kept_and_told_once(database: Database, study: Stud
     ]
 
 
-def test_of_a_metric_told_twice_the_first_value_stays_and_is_delivered_once(
+def test_of_a_metric_recorded_twice_the_first_value_stays_and_is_delivered_once(
     database: Database, study: Study, worker: WorkerInfo, claim: Claim, attempt: Attempt
 ) -> None:
     attempt.record_metrics(losses(1, 2))
@@ -266,7 +268,7 @@ def test_a_trial_that_a_person_closed_in_the_dashboard_is_said_so(
         assert connection.execute(select(trials.c.state, trials.c.told)).one() == ("failed", True)
 
 
-def test_optuna_is_told_the_end_with_what_is_worth_a_column_and_the_images(
+def test_optuna_gets_the_end_with_what_is_worth_a_column_and_the_images(
     settings: Settings, study: Study, attempt: Attempt, plot: Path, tmp_path: Path
 ) -> None:
     parity = tmp_path / "parity.png"
@@ -440,7 +442,7 @@ def test_a_worker_may_die_between_any_two_writes(
     assert crashes > 8
 
 
-def test_an_end_whose_acknowledgement_was_lost_can_be_told_again(
+def test_an_end_whose_acknowledgement_was_lost_can_be_finished_again(
     database: Database, study: Study, attempt: Attempt
 ) -> None:
     for _ in range(2):
@@ -554,7 +556,7 @@ def test_an_image_that_the_dashboard_cannot_get_is_told_and_given_later(
     assert study.optuna.get_trials()[0].value == 1.25
 
 
-def test_two_processes_may_tell_of_an_end_at_once(
+def test_two_processes_may_sync_an_end_at_once(
     database: Database, settings: Settings, study: Study, attempt: Attempt, claim: Claim
 ) -> None:
     folder = settings.attempt_folder(study.name, claim.number, claim.attempt)

@@ -83,7 +83,7 @@ def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("far_east")
-def test_times_are_told_as_optuna_tells_them(
+def test_times_are_written_as_optuna_writes_them(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study()
@@ -196,7 +196,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     assert "died" in told.user_attrs["fail_reason"]
 
 
-def test_a_preemption_neither_counts_as_a_death_nor_hides_those_before(
+def test_a_preemption_neither_counts_as_a_crash_nor_hides_those_before(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
@@ -214,7 +214,7 @@ def test_a_preemption_neither_counts_as_a_death_nor_hides_those_before(
     assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
 
 
-def test_a_lost_machine_is_not_the_fault_of_the_trials_on_it(
+def test_a_lost_machine_does_not_count_against_the_trials_on_it(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study, other = make_study(trials=1), make_study("other")
@@ -363,7 +363,7 @@ def test_a_budget_may_be_raised(make_study: MakeStudy, database: Database, worke
     assert claim.number == 1
 
 
-def test_the_end_of_a_trial_that_optuna_was_never_told_is_told_at_the_next_claim(
+def test_the_end_of_a_trial_that_is_pending_sync_reaches_optuna_at_the_next_claim(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
@@ -437,7 +437,7 @@ def test_the_next_study_is_the_first_by_priority_and_age_that_has_a_trial(
     assert next_study(database) == "spare"
 
 
-def test_a_trial_that_waits_for_its_twin_is_nothing_to_come_for(
+def test_a_trial_that_waits_for_its_original_is_nothing_to_come_for(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=2)

@@ -138,7 +138,7 @@ def test_a_trial_that_has_epochs_is_trained_to_its_end(begin: Callable[..., Atte
     assert again.find_original() is None
 
 
-def test_trials_that_are_not_compared_have_no_twins(begin: Callable[..., Attempt]) -> None:
+def test_trials_that_are_not_compared_are_no_duplicates(begin: Callable[..., Attempt]) -> None:
     begin(None).finish("complete", value=1.0)
     assert begin(None).find_original() is None
     assert begin().find_original() is None

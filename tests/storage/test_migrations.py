@@ -84,7 +84,7 @@ def test_a_folder_of_artifacts_stays_known(settings: Settings) -> None:
     engine.dispose()
 
 
-def test_openings_stay_and_learn_of_which_test_part_they_are(
+def test_evaluations_stay_and_learn_of_which_test_set_they_are(
     database: Database, make_study: Callable[..., Study], worker: WorkerInfo
 ) -> None:
     study = make_study()
@@ -98,7 +98,7 @@ def test_openings_stay_and_learn_of_which_test_part_they_are(
     assert evaluations_on_test_set(database, study) == [replace(before, ensemble=None)]
 
 
-def test_each_database_has_a_mark_of_its_own(settings: Settings, tmp_path: Path) -> None:
+def test_each_database_has_a_marker_of_its_own(settings: Settings, tmp_path: Path) -> None:
     with (
         open_database(settings) as one,
         open_database(replace(settings, storage_url=f"sqlite:///{tmp_path}/other.db")) as other,

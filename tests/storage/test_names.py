@@ -127,7 +127,7 @@ def test_an_artifact_with_such_a_name_is_not_recorded(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_one_that_somebody_wrote_into_the_outbox_is_parked_and_leaves_nothing_outside(
+def test_one_that_somebody_wrote_into_the_outbox_is_rejected_and_leaves_nothing_outside(
     database: Database,
     settings: Settings,
     attempt: Attempt,

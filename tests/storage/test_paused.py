@@ -126,7 +126,7 @@ def test_the_least_promising_of_too_many_end_as_pruned(
     assert len(rung_results(database, study)) == 3, "it still counts at its rung"
 
 
-def test_a_slot_takes_no_trial_that_another_slot_of_its_worker_has_just_paused(
+def test_a_thread_takes_no_trial_that_another_thread_of_its_worker_has_just_paused(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)

@@ -91,7 +91,7 @@ def test_trainings_are_kept_once_and_by_study(database: Database, make_study: Ma
     assert failures(database, other) == {}
 
 
-def test_a_second_opening_is_refused_unless_it_is_meant_and_all_are_listed(
+def test_a_second_evaluation_is_refused_unless_it_is_meant_and_all_are_listed(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
     study, other = with_facts(make_study()), with_facts(make_study("other"), split="o" * 64)
@@ -140,7 +140,7 @@ def test_of_two_that_open_at_once_one_is_refused(
     assert len(refused) == len(ids) - 1
 
 
-def test_an_opening_is_known_to_every_study_of_the_test_part(
+def test_an_evaluation_is_known_to_every_study_of_the_test_set(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
     study, same = with_facts(make_study()), with_facts(make_study("same"))
@@ -156,7 +156,7 @@ def test_an_opening_is_known_to_every_study_of_the_test_part(
         look(new, begin(new, worker))
 
 
-def test_a_user_without_a_name_can_open_a_test_part(
+def test_a_user_without_a_name_can_evaluate_on_a_test_set(
     make_study: MakeStudy, worker: WorkerInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown() -> str:

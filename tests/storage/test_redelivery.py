@@ -27,7 +27,7 @@ def told(database: Database, make_study: Callable[..., Study], worker: WorkerInf
     return study
 
 
-def test_nothing_counts_as_told_any_more(told: Study, database: Database) -> None:
+def test_nothing_counts_as_delivered_any_more(told: Study, database: Database) -> None:
     assert undelivered(told) == 0
     reset_deliveries(told)
     with database.reading() as connection:

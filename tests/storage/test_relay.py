@@ -569,7 +569,7 @@ def test_a_relay_that_was_replaced_records_nothing(
     assert recorder.run_id(None) is None
 
 
-def test_a_relay_told_to_stop_keeps_what_it_has_not_delivered(recorder: Recorder, lease: RelayLease) -> None:
+def test_a_relay_asked_to_stop_keeps_what_it_has_not_delivered(recorder: Recorder, lease: RelayLease) -> None:
     recorder.whole_trial()
     stopping = Event()
     relay = Relay(lease, write_note, stopping)
@@ -587,7 +587,7 @@ def test_sync_counts_what_it_delivered(recorder: Recorder, shown: Shown) -> None
     assert shown.runs()[STUDY].info.status == "FINISHED"
 
 
-def test_sync_tells_how_the_study_stands_also_where_a_relay_lives(
+def test_sync_brings_the_study_up_to_date_also_where_a_relay_runs(
     recorder: Recorder, relay: Relay, shown: Shown
 ) -> None:
     attempt = recorder.start()
@@ -601,7 +601,7 @@ def test_sync_tells_how_the_study_stands_also_where_a_relay_lives(
     assert shown.runs()[STUDY].info.status == "FINISHED"
 
 
-def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_told(
+def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, shown: Shown
 ) -> None:
     monkeypatch.setattr("storage.tracking.process.SYNC_TRIES", 1)

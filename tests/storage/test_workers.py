@@ -28,7 +28,7 @@ def train(database: Database, study: Study, worker: WorkerInfo, epochs: int) -> 
     return attempt
 
 
-def test_a_worker_is_seen_while_it_lives(database: Database, worker: WorkerInfo) -> None:
+def test_a_worker_is_seen_while_it_runs(database: Database, worker: WorkerInfo) -> None:
     with WorkerHeartbeat(database, worker, "widths", gpu="3"):
         (seen,) = live_workers(database)
         assert (seen.name, seen.host, seen.pid, seen.device) == ("w1", "alpha", 17, "cpu")
@@ -75,7 +75,9 @@ def test_a_trial_whose_lease_has_lapsed_is_in_nobodys_hand(
         assert live_workers(database)[0].trials == ()
 
 
-def test_a_silent_worker_is_not_shown_and_forgotten_in_time(database: Database, worker: WorkerInfo) -> None:
+def test_a_worker_without_heartbeats_is_not_shown_and_forgotten_in_time(
+    database: Database, worker: WorkerInfo
+) -> None:
     def count(connection: Connection) -> int:
         return connection.execute(select(func.count()).select_from(workers)).scalar_one()
 
@@ -90,7 +92,7 @@ def test_a_silent_worker_is_not_shown_and_forgotten_in_time(database: Database, 
     killed.__exit__()
 
 
-def test_a_sign_of_life_is_renewed_also_after_the_database_was_away(
+def test_a_heartbeat_is_renewed_also_after_the_database_was_away(
     database: Database, worker: WorkerInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager

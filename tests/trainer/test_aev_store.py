@@ -124,7 +124,7 @@ def test_the_size_is_known_before(dataset: Dataset, built: Path) -> None:
     assert store_bytes(dataset, CONFIG) == 40 * (of_water + of_methane + of_methanol) * 4
 
 
-def test_threads_and_pieces_change_no_byte(
+def test_threads_and_chunks_change_no_byte(
     dataset: Dataset, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aev_store, "CHUNK_BYTES", 20_000)
@@ -342,7 +342,7 @@ def test_an_interrupted_build_leaves_nothing(dataset: Dataset, tmp_path: Path) -
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_a_line_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:
     # A limit on the size of files fails as a full disk does: in the middle of a write.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
@@ -356,7 +356,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(dataset: Dataset, tmp_
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_root_that_is_no_folder_is_told(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_root_that_is_no_folder_is_reported(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FeatureStoreError, match="Not a directory"):
         open_tables(dataset, CONFIG, tmp_path / "file" / "features", no_progress)

@@ -96,7 +96,7 @@ def test_bonds_and_smiles_of_the_shipped_data_agree() -> None:
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the file of the ANI-1 release is not here")
-def test_two_releases_of_one_molecule_are_in_one_part() -> None:
+def test_two_releases_of_one_molecule_are_in_one_subset() -> None:
     real = read_dataset([REAL]).molecules
     older = [
         Molecule(

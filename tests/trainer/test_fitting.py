@@ -197,7 +197,7 @@ class WatchedSubset:
         return batch
 
 
-def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_path: Path) -> None:
+def test_the_test_set_is_not_touched(task: Task, undisturbed: FitResult, tmp_path: Path) -> None:
     features = WatchedFeatures(task.features)
     spoilt = np.where(task.split.labels == TEST, np.nan, task.energies)
     result = fit(
@@ -207,7 +207,7 @@ def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_pa
     assert set(features.structures) == {*task.split.train.tolist(), *task.split.validation.tolist()}
 
 
-def test_every_epoch_goes_through_the_training_part_once_in_an_order_of_its_own(
+def test_every_epoch_goes_through_the_training_set_once_in_a_permutation_of_its_own(
     task: Task, tmp_path: Path
 ) -> None:
     features = WatchedFeatures(task.features)
@@ -229,7 +229,7 @@ def test_every_epoch_drops_other_neurons(task: Task, tmp_path: Path) -> None:
     assert all(later > earlier * 1.0001 for earlier, later in itertools.pairwise(losses))
 
 
-def test_each_epoch_has_an_order_of_its_own_that_seeds_and_epoch_decide() -> None:
+def test_each_epoch_has_a_permutation_of_its_own_that_seeds_and_epoch_decide() -> None:
     numbers = [first_permutation(seed) + epoch for seed in (0, 1) for epoch in (0, 1, 2)]
     permutations = {number: data_permutation(1000, 7, number) for number in numbers}
     for order in permutations.values():
@@ -273,7 +273,7 @@ def test_patience_ends_a_training_that_gets_no_better(task: Task, tmp_path: Path
     assert len(result.history) == result.best.epoch + 4 < 200
 
 
-def test_a_batch_may_be_larger_than_the_training_part(task: Task, tmp_path: Path) -> None:
+def test_a_batch_may_be_larger_than_the_training_set(task: Task, tmp_path: Path) -> None:
     config = TrainConfig(hidden=(8,), batch_size=8192, epochs=2, device="cpu")
     assert len(fit(task, config, tmp_path, SilentReporter()).history) == 2
 

@@ -45,7 +45,7 @@ def all_folds(data: Dataset, split: Split, by: str, folds: int, seed: int = 0) -
     folds=st.integers(2, 4),
     seed=st.integers(0, 99),
 )
-def test_the_test_part_is_in_no_fold_and_all_else_validates_once(
+def test_the_test_set_is_in_no_fold_and_all_else_validates_once(
     structures: list[int], by: str, split_by: str, folds: int, seed: int
 ) -> None:
     data = dataset(structures)

@@ -145,7 +145,7 @@ def test_environments_unlike_the_training_data_are_far(task: Task, ensemble: Ens
     assert away.largest_novelty_atom[0] in (0, 1)
 
 
-def test_the_validation_part_is_not_far(task: Task, ensemble: Ensemble) -> None:
+def test_the_validation_set_is_not_far(task: Task, ensemble: Ensemble) -> None:
     assert not ensemble.predict(structures_of(task, task.split.validation)).far.any()
     assert not ensemble.predict(structures_of(task, task.split.train)).far.any()
 

@@ -73,7 +73,7 @@ def test_trainings_share_epochs_and_keep_what_is_their_own(task: Task, tmp_path:
         assert losses(result.history) == losses(alone(task, config, permutations))
 
 
-def test_a_training_alone_repeats_without_its_orders(task: Task, tmp_path: Path) -> None:
+def test_a_training_alone_is_reproduced_without_its_permutations(task: Task, tmp_path: Path) -> None:
     result = fit(task, CONFIG, tmp_path, SilentReporter())
     permutations = [record.order for record in result.history]
     assert losses(result.history) == losses(alone(task, CONFIG, permutations))

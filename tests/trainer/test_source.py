@@ -145,7 +145,7 @@ def test_precision_is_that_of_the_training(dataset: Dataset, root: Path, batch_s
             assert torch.equal(aevs, rounded.double())
 
 
-def test_trainings_on_the_same_part_share_its_memory(dataset: Dataset, root: Path) -> None:
+def test_trainings_on_the_same_subset_share_its_memory(dataset: Dataset, root: Path) -> None:
     opened = open_features(dataset, FeatureConfig(), root, no_progress)
     some = np.arange(50)
     part = opened.subset(some, torch.float32, 16)
@@ -227,7 +227,7 @@ def test_energies_do_not_depend_on_how_structures_are_grouped(
     assert energies[0].unique().numel() > 6 * len(MANY)
 
 
-def test_a_large_batch_of_rounded_features_is_worked_on_in_pieces(
+def test_a_large_batch_of_rounded_features_is_worked_on_in_micro_batches(
     dataset: Dataset, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(micro_batches, "WHOLE", 30)
