@@ -41,9 +41,10 @@ install-dev: $(VENV)/.installed-dev ## install with what the tests need
 run: install ## the quickstart study: search on the shipped sample, with leaderboard
 	$(BIN)/anitune study run examples/quickstart.yaml
 
-check: install-dev ## lint, types and import contracts
+check: install-dev ## lint, names, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.check_names
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

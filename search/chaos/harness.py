@@ -246,7 +246,7 @@ class _Chaos:
 
     def _is_late(self, faults: Sequence[object], trials: list[TrialRow]) -> bool:
         """Whether the study would end before these faults have come."""
-        return 1 - len(faults) / sum(self._plan.counts.values()) < self._ended_part(trials)
+        return 1 - len(faults) / sum(self._plan.counts.values()) < self._ended_fraction(trials)
 
     def _pace(self, trials: list[TrialRow]) -> None:
         """Let no trial begin while MLflow is away, where the study would end before it was away often enough.
@@ -254,14 +254,14 @@ class _Chaos:
         Else a fast machine is through with the trials before the server has come back for the first time.
         """
         reached = self._reached()
-        next_part = min((reached[kind] + 1) / count for kind, count in self._plan.counts.items())
-        pause = next_part < self._ended_part(trials) and not self._mlflow_serves()
+        next_fraction = min((reached[kind] + 1) / count for kind, count in self._plan.counts.items())
+        pause = next_fraction < self._ended_fraction(trials) and not self._mlflow_serves()
         if pause != self._paused:
             to: StudyState = "paused" if pause else "open"
             _patiently(lambda: change_state(self._study.database, self._study, to, of=("open", "paused")))
             self._paused = pause
 
-    def _ended_part(self, trials: list[TrialRow]) -> float:
+    def _ended_fraction(self, trials: list[TrialRow]) -> float:
         # Most paused trials never go on.
         done = sum(trial.ended is not None or trial.state == "paused" for trial in trials)
         return done / (HASTE * self._plan.trials)

@@ -130,17 +130,17 @@ def _address(study: Study) -> str:
 
 def take_lease(study: Study) -> RelayLease | None:
     """The lease of a study, or ``None`` while another relay holds it."""
-    return _take(study, from_living=False)
+    return _take(study, from_running=False)
 
 
 def seize_lease(study: Study) -> RelayLease:
     """Take the lease from whoever holds it, for good: that relay ends before it writes again."""
-    lease = _take(study, from_living=True)
+    lease = _take(study, from_running=True)
     assert lease is not None, "nobody is spared"
     return lease
 
 
-def _take(study: Study, *, from_living: bool) -> RelayLease | None:
+def _take(study: Study, *, from_running: bool) -> RelayLease | None:
     token = uuid.uuid4().hex
     values = {
         "token": token,
@@ -158,7 +158,7 @@ def _take(study: Study, *, from_living: bool) -> RelayLease | None:
         holder = _holder(connection, study)
         if holder is None:
             connection.execute(insert(relays).values(study_id=study.id, **values))
-        elif _is_running(holder) and not from_living:
+        elif _is_running(holder) and not from_running:
             return None
         else:
             connection.execute(update(relays).where(relays.c.study_id == study.id).values(**values))
