@@ -10,7 +10,7 @@ from typing import Final
 from benchmarks.figures import Figure, Goal, Samples, cost_ratio
 from benchmarks.made_sets import made_set
 from benchmarks.plan import BenchmarkPlan
-from benchmarks.reference_loop import load_parts
+from benchmarks.reference_loop import load_subsets
 from benchmarks.sides import take_turns
 from trainer.config import AEVConfig, SplitConfig
 from trainer.data.readers import read_dataset
@@ -51,5 +51,5 @@ def load_ours(file: Path) -> float:
 def load_reference(file: Path) -> float:
     """Seconds of torchani's chain."""
     started = time.perf_counter()
-    load_parts(file)
+    load_subsets(file)
     return time.perf_counter() - started

@@ -285,7 +285,7 @@ def time_reference(
     """Train with the reference loop, after one step that warms the process up."""
     training, validation = (
         reference_loop.make_batches(part, batch_size, find_device(device))
-        for part in reference_loop.load_parts(file)
+        for part in reference_loop.load_subsets(file)
     )
     torch.manual_seed(0)
     model = reference_loop.Potential(CONFIG.hidden).to(device)
