@@ -41,9 +41,10 @@ install-dev: $(VENV)/.installed-dev ## install with the packages that the tests 
 run: install ## run the quickstart study: search on the shipped sample, then print a leaderboard
 	$(BIN)/anitune study run examples/quickstart.yaml
 
-check: install-dev ## check lint, types and import contracts
+check: install-dev ## check lint, names, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.check_names
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -31,11 +31,11 @@ from benchmarks import (
 )
 from benchmarks.figures import RATIO, Figure
 from benchmarks.machine import describe_machine
-from benchmarks.plan import Plan
-from benchmarks.report import PAGE, Report, print_table, write_json, write_page
+from benchmarks.plan import BenchmarkPlan
+from benchmarks.report import PAGE, BenchmarkReport, print_table, write_json, write_page
 
 #: What is measured, and in which order.
-TOPICS: Final[Mapping[str, Callable[[Plan, Path], list[Figure]]]] = {
+TOPICS: Final[Mapping[str, Callable[[BenchmarkPlan, Path], list[Figure]]]] = {
     training.TOPIC: training.measure,
     precision.TOPIC: precision.measure,
     packs.TOPIC: packs.measure,
@@ -62,7 +62,7 @@ ON_REQUEST: Final = (
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure anitune beside its references.")
-    for field in dataclasses.fields(Plan):
+    for field in dataclasses.fields(BenchmarkPlan):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=type(field.default),
@@ -82,7 +82,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep made sets and feature stores here for the next run")
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
     options = parser.parse_args()
-    plan = Plan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)})
+    plan = BenchmarkPlan(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(BenchmarkPlan)}
+    )
 
     report = _measure(plan, options.topics, options.folder)
     print_table(report)
@@ -93,7 +95,7 @@ def main() -> None:
         write_page(report, ", ".join([*asked_for, plan.device]))
 
 
-def _measure(plan: Plan, topics: list[str], folder: Path | None) -> Report:
+def _measure(plan: BenchmarkPlan, topics: list[str], folder: Path | None) -> BenchmarkReport:
     started = time.perf_counter()
     measured_at = datetime.now(UTC).isoformat(timespec="minutes")
     figures: list[Figure] = []
@@ -105,7 +107,7 @@ def _measure(plan: Plan, topics: list[str], folder: Path | None) -> Report:
             figures += TOPICS[topic](plan, place)
     seconds = time.perf_counter() - started
     figures.sort(key=lambda figure: figure.unit != RATIO)
-    return Report(measured_at, seconds, describe_machine(plan.device), plan, figures)
+    return BenchmarkReport(measured_at, seconds, describe_machine(plan.device), plan, figures)
 
 
 if __name__ == "__main__":

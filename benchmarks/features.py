@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.figures import Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import peak_memory, take_turns
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, SplitConfig
 from trainer.data.dataset import Dataset
@@ -55,7 +55,7 @@ class Build:
     size: int
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Compare building our store with computing the same AEVs in padded batches, which keeps none of them."""
     file = made_set(folder, plan.feature_structures)
     results = take_turns(

@@ -13,7 +13,7 @@ from typing import Final
 from benchmarks import training
 from benchmarks.figures import Figure, Goal, plain
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import peak_memory, take_turns
 from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
 from trainer.fitting.loop import fit
@@ -57,7 +57,7 @@ class FullRun:
     swapped_out: int | None
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Build the features of the set and train on it, once, in one process, as a person would."""
     file = made_set(folder, plan.full_structures)
     config = replace(

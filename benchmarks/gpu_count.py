@@ -18,14 +18,14 @@ import torch
 from benchmarks.figures import Figure, Goal
 from benchmarks.gpu_traffic import TRAFFIC
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from benchmarks.training import CONFIG, EPOCH_STRUCTURES
 from benchmarks.trial_networks import trial_network
 from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.fitting.device_epochs import DeviceEpochs
 from trainer.fitting.device_predictions import BATCH
-from trainer.fitting.gradients import FACTOR_DTYPES
+from trainer.fitting.gradients import OPERAND_DTYPES
 from trainer.fitting.training import Training
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
@@ -66,7 +66,7 @@ class Count:
     floor: float
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Count a step and an epoch of each kind, and compare packs with one network."""
     figures = []
     for batch_size in BATCH_SIZES:
@@ -156,7 +156,7 @@ def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
     validation = len(trainings[0].validation)
     atoms = sum(m.atoms * m.structures for m in task.dataset.molecules) / task.dataset.structures
     length = task.features.length
-    itemsize = FACTOR_DTYPES.get(configs[0].precision, torch.float32).itemsize
+    itemsize = OPERAND_DTYPES.get(configs[0].precision, torch.float32).itemsize
     return Count(
         operations=step.operations,
         moved=step.moved,

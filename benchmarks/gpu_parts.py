@@ -64,7 +64,7 @@ SMALL_BATCH: Final = 24
 PRODUCT_ROWS: Final = (40_960, 120)
 
 #: Calls that are recorded into one graph, so that the host's part of a call does not count.
-RECORDED_CALLS: Final = 20
+GRAPHED_CALLS: Final = 20
 
 TESTS_OUTPUT: Final = "tests.txt"
 
@@ -289,7 +289,7 @@ def measure_ceilings(bench: Bench) -> Iterator[Figure]:
     source, target = (torch.zeros(numbers + 1, device="cuda") for _ in range(2))
     for place, begin in (("aligned", 0), ("4 bytes off", 1)):
         some, there = (tensor[begin : begin + numbers] for tensor in (source, target))
-        seconds = _recorded_seconds(bench, partial(there.copy_, some))
+        seconds = _graphed_seconds(bench, partial(there.copy_, some))
         rates = [2 * 4 * numbers / s / 1e9 for s in seconds]
         yield _figure(f"copy of {4 * numbers:,} bytes, {place}", "GB/s", rates, note="read and written")
     del source, target
@@ -308,7 +308,7 @@ def measure_ceilings(bench: Bench) -> Iterator[Figure]:
                 }
                 for shapes, call in calls.items():
                     with matrix_products(precision):
-                        seconds = _recorded_seconds(bench, call)
+                        seconds = _graphed_seconds(bench, call)
                     rates = [2 * rows * inputs * width / s / 1e12 for s in seconds]
                     note = f"{statistics.median(seconds) * 1e6:.3g} us"
                     name = f"product {shapes}, {precision}, weights {place}"
@@ -372,7 +372,7 @@ def measure_pack(size: int, bench: Bench) -> Iterator[Figure]:
     if size > 1 and bench.trial_rate is not None:
         aim = PACK_AIM if size == PACK_SIZES[-1] else None
         yield _figure(f"trials/h, {size} at once to one at a time", RATIO, [rate / bench.trial_rate], aim)
-    # The same without starts, ends and companions that are late.
+    # The same without starts, ends and pack members that are late.
     rates = []
     for group in groups:
         epochs = Epochs(task, group)
@@ -430,9 +430,9 @@ def measure_streaming(bench: Bench) -> Iterator[Figure]:
         seconds = bench.seconds_of(epochs.train, 3)
         name = f"an epoch of {epochs.structures:,} structures with {cap}"
         yield _figure(name, "ms", [1000 * s for s in seconds], note=note)
-        resident = bench.epoch_rates.get("tf32")
-        if resident is not None:
-            ratio = resident * statistics.median(seconds) / epochs.structures
+        table_rate = bench.epoch_rates.get("tf32")
+        if table_rate is not None:
+            ratio = table_rate * statistics.median(seconds) / epochs.structures
             yield _figure("time to that of an epoch with all features on the card", RATIO, [ratio])
         del epochs, task
         bench.forget_tasks()
@@ -546,7 +546,7 @@ def _top_kernels(call: Callable[[], object], count: int = 10) -> Iterator[Figure
         yield _figure(f"kernel {place}", "ms", [microseconds / 1000], note=note)
 
 
-def _recorded_seconds(bench: Bench, call: Callable[[], object]) -> list[float]:
+def _graphed_seconds(bench: Bench, call: Callable[[], object]) -> list[float]:
     """Of one of several calls in a CUDA graph, so that what the host does for a call is not counted."""
     stream = torch.cuda.Stream(find_device("cuda"))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(find_device("cuda"))
@@ -555,11 +555,11 @@ def _recorded_seconds(bench: Bench, call: Callable[[], object]) -> list[float]:
     torch.cuda.synchronize(find_device("cuda"))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for _ in range(RECORDED_CALLS):
+        for _ in range(GRAPHED_CALLS):
             call()
     graph.replay()
     torch.cuda.synchronize(find_device("cuda"))
-    return [s / RECORDED_CALLS for s in bench.seconds_of(graph.replay, bench.sizes.epochs)]
+    return [s / GRAPHED_CALLS for s in bench.seconds_of(graph.replay, bench.sizes.epochs)]
 
 
 def _seconds(call: Callable[[], object]) -> float:

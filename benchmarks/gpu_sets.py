@@ -21,7 +21,7 @@ import torch
 from benchmarks.gpu_report import write_whole
 from benchmarks.made_sets import made_set
 from trainer.config import DataConfig, FeatureConfig, SplitConfig
-from trainer.features.tables import store_bytes
+from trainer.features.aev_store import store_bytes
 from trainer.progress import no_progress
 from trainer.task import add_features, prepare_data
 

@@ -45,18 +45,18 @@ def _atomic_energies(
 
 def _output_gradient(
     hidden_gradient: Tensor,
-    parts: Tensor,
+    partials: Tensor,
     hidden: Tensor,
     noise: Tensor | None,
-    slopes: Tensor,
+    grad_outputs: Tensor,
     vectors: Sequence[Tensor],
     jobs: Sequence[int],
     *_: object,
 ) -> int:
     return sum(
         _hidden_input(job, hidden)
-        + job.rows * (slopes.element_size() + job.inputs * hidden_gradient.element_size())
-        + _weights(job, parts) * (1 + job.splits * job.trained)
+        + job.rows * (grad_outputs.element_size() + job.inputs * hidden_gradient.element_size())
+        + _weights(job, partials) * (1 + job.splits * job.trained)
         for job in layer_jobs(jobs)
     )
 
@@ -77,8 +77,8 @@ def _input_gradient(
     )
 
 
-def _weight_gradient_parts(
-    parts: Tensor,
+def _weight_gradient_partials(
+    partials: Tensor,
     hidden_gradient: Tensor,
     hidden: Tensor,
     source: Tensor,
@@ -88,13 +88,15 @@ def _weight_gradient_parts(
     *_: object,
 ) -> int:
     return _aevs(hidden, source, rows) + sum(
-        _hidden_input(job, hidden) + _hidden_output(job, hidden_gradient) + _weights(job, parts) * job.splits
+        _hidden_input(job, hidden)
+        + _hidden_output(job, hidden_gradient)
+        + _weights(job, partials) * job.splits
         for job in layer_jobs(jobs)
     )
 
 
-def _sum_parts(parts: Tensor, jobs: Sequence[int], *_: object) -> int:
-    return sum(length * (splits + 1) for _, _, length, splits in sum_jobs(jobs)) * parts.element_size()
+def _sum_partials(partials: Tensor, jobs: Sequence[int], *_: object) -> int:
+    return sum(length * (splits + 1) for _, _, length, splits in sum_jobs(jobs)) * partials.element_size()
 
 
 def _aevs(hidden: Tensor, source: Tensor | None, rows: Tensor | None) -> int:
@@ -126,6 +128,6 @@ TRAFFIC: Final[Mapping[str, Callable[..., int]]] = {
     "anitune::atomic_energies": _atomic_energies,
     "anitune::output_gradient": _output_gradient,
     "anitune::input_gradient": _input_gradient,
-    "anitune::weight_gradient_parts": _weight_gradient_parts,
-    "anitune::sum_parts": _sum_parts,
+    "anitune::weight_gradient_partials": _weight_gradient_partials,
+    "anitune::sum_partials": _sum_partials,
 }

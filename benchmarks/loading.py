@@ -9,8 +9,8 @@ from typing import Final
 
 from benchmarks.figures import Figure, Goal, Samples, cost_ratio
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
-from benchmarks.reference_loop import load_parts
+from benchmarks.plan import BenchmarkPlan
+from benchmarks.reference_loop import load_subsets
 from benchmarks.sides import take_turns
 from trainer.config import AEVConfig, SplitConfig
 from trainer.data.readers import read_dataset
@@ -22,7 +22,7 @@ TOPIC: Final = "loading"
 GOAL: Final = Goal("at least", 5)
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Read a made set, fit and subtract self-energies, and divide it into parts."""
     file = made_set(folder, plan.load_structures)
     sides = {"ours": partial(load_ours, file), "reference": partial(load_reference, file)}
@@ -51,5 +51,5 @@ def load_ours(file: Path) -> float:
 def load_reference(file: Path) -> float:
     """Seconds of torchani's chain."""
     started = time.perf_counter()
-    load_parts(file)
+    load_subsets(file)
     return time.perf_counter() - started

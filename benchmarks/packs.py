@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from benchmarks.figures import Figure, Goal, Samples, cost_ratio
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from benchmarks.trial_networks import trial_network
 from search.work.processes import TrainingProcess
@@ -34,7 +34,7 @@ GPU_GOAL: Final = Goal("at least", 5)
 BATCH_SIZES: Final = (64, 1024)
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Train the same networks on the shipped sample in both ways."""
     figures = []
     for batch_size in BATCH_SIZES:

@@ -8,7 +8,7 @@ from benchmarks.make_big import FULL_SIZE
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """The sizes of a benchmark; each field is an option of the command line, with its metadata as help."""
 
     repeats: int = field(default=2, metadata={"help": "turns of both sides of each comparison but the study"})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.figures import Figure, Goal, Samples, plain
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import take_turns
 from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.fitting.devices import resolve_precision
@@ -27,7 +27,7 @@ CONFIG: Final = TrainConfig(
 )
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Train with the same seeds in both precisions, on the shipped sample."""
     base = replace(CONFIG, epochs=plan.precision_epochs, device=plan.device)
     chosen = resolve_precision(replace(base, precision="auto")).precision

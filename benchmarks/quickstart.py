@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks import study
 from benchmarks.figures import Figure, Samples, cost_ratio
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.tracker_time import home_settings
 from storage.database import open_database
 from storage.studies import open_study
@@ -20,7 +20,7 @@ from storage.trials.views import trial_rows
 TOPIC: Final = "quickstart"
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Run our search, then give its trials, each as long as it was trained, to the naive program."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
         file, home, rows = (Path(place) / name for name in ("study.yaml", "home", "rows.yaml"))

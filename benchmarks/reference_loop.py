@@ -3,7 +3,7 @@
 This is the loop of the notebook that the project grew out of, written for torchani 2.9 and without its
 faults of speed or substance: structures are padded to batches once and kept on the device, a batch's AEVs
 come from ``AEVComputer.like_1x()``, each element's network runs once on the atoms that its mask selects,
-Adam adds L2 to the gradient, the validation part is evaluated and the best weights are saved after each
+Adam adds L2 to the gradient, the validation set is evaluated and the best weights are saved after each
 epoch, and the device is waited for once an epoch.
 
     python -m benchmarks.reference_loop FILE.h5 --epochs 30
@@ -35,9 +35,9 @@ with warnings.catch_warnings():
 ELEMENTS: Final = ("H", "C", "N", "O")
 HARTREE_TO_KCALMOL: Final = 627.5094738898777
 SHARES: Final = (0.8, 0.1)
-"""Of the structures, for training and for validation; the rest is the test part."""
+"""Of the structures, for training and for validation; the rest is the test set."""
 
-Part = Any
+Subset = Any
 """torchani's iterable of structures in memory, one dictionary each."""
 
 
@@ -84,8 +84,8 @@ class Potential(nn.Module):
         return energies
 
 
-def load_parts(path: Path, seed: int = 0) -> tuple[Part, Part]:
-    """Training and validation part of a file in the layout of ANI-1, self-energies fitted and subtracted."""
+def load_subsets(path: Path, seed: int = 0) -> tuple[Subset, Subset]:
+    """Training and validation set of a file in the layout of ANI-1, self-energies fitted and subtracted."""
     legacy_data.verbose = False
     random.seed(seed)
     training, validation, _ = (
@@ -98,15 +98,15 @@ def load_parts(path: Path, seed: int = 0) -> tuple[Part, Part]:
     return training, validation
 
 
-def make_batches(part: Part, batch_size: int, device: torch.device) -> list[Batch]:
-    """Pad the structures of a part, batch by batch in their order."""
+def make_batches(subset: Subset, batch_size: int, device: torch.device) -> list[Batch]:
+    """Pad the structures of a subset, batch by batch in their order."""
     return [
         Batch(
             batch["species"].to(device),
             batch["coordinates"].to(device),
             batch["energies"].to(device, torch.float32),
         )
-        for batch in part.collate(batch_size)
+        for batch in subset.collate(batch_size)
     ]
 
 
@@ -167,7 +167,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     training, validation = (
-        make_batches(part, options.batch_size, device) for part in load_parts(options.file, options.seed)
+        make_batches(subset, options.batch_size, device)
+        for subset in load_subsets(options.file, options.seed)
     )
     history = train(
         Potential(options.hidden).to(device),

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, Samples, quantity
 from benchmarks.machine import Machine
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
@@ -23,17 +23,17 @@ HEADINGS: Final = ("", "figure", "goal", "reached", "ours", "reference", "repeat
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchmarkReport:
     """One run of the benchmark; ``measured_at`` is a date and time, UTC, in ISO 8601."""
 
     measured_at: str
     seconds: float
     machine: Machine
-    plan: Plan
+    plan: BenchmarkPlan
     figures: Sequence[Figure]
 
 
-def print_table(report: Report) -> None:
+def print_table(report: BenchmarkReport) -> None:
     """Show all figures."""
     console = Console()
     if not console.is_terminal:
@@ -45,10 +45,10 @@ def print_table(report: Report) -> None:
     for figure in report.figures:
         table.add_row(*(escape(cell) for cell in _cells(figure)))
     console.print(table)
-    console.print(_machine_words(report), highlight=False)
+    console.print(_format_machine(report), highlight=False)
 
 
-def write_json(report: Report, path: Path) -> None:
+def write_json(report: BenchmarkReport, path: Path) -> None:
     """Write all figures with all samples, ratios first."""
     values: dict[str, Any] = {
         "figures": [_plain(figure) for figure in report.figures],
@@ -57,7 +57,7 @@ def write_json(report: Report, path: Path) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_page(report: Report, name: str, page: Path = PAGE) -> None:
+def write_page(report: BenchmarkReport, name: str, page: Path = PAGE) -> None:
     """Put the table into the page, in the place of the one of this name.
 
     Parameters
@@ -65,7 +65,7 @@ def write_page(report: Report, name: str, page: Path = PAGE) -> None:
     name : tells the tables of the page from each other
     """
     rows = [_page_cells(figure) for figure in report.figures]
-    put_part(page, f"the table: {name}", [_machine_words(report), "", *markdown_table(HEADINGS, rows)])
+    put_part(page, f"the table: {name}", [_format_machine(report), "", *markdown_table(HEADINGS, rows)])
 
 
 def put_part(page: Path, name: str, lines: Sequence[str]) -> None:
@@ -117,7 +117,7 @@ def _side(samples: Samples | None) -> str:
     return "" if samples is None else quantity(samples.median, samples.unit)
 
 
-def _machine_words(report: Report) -> str:
+def _format_machine(report: BenchmarkReport) -> str:
     machine, plan = report.machine, report.plan
     parts = [
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB",
@@ -142,5 +142,5 @@ def _plain(figure: Figure) -> dict[str, Any]:
     return values
 
 
-def _but_figures(report: Report) -> dict[str, Any]:
+def _but_figures(report: BenchmarkReport) -> dict[str, Any]:
     return {name: value for name, value in asdict(report).items() if name != "figures"}

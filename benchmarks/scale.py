@@ -24,7 +24,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import func, select
 
 from benchmarks.figures import Figure, Goal, Samples, plain, rate_ratio
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from search.propose.samplers import SAMPLERS, propose
 from search.propose.space import distributions
 from search.study import StudyConfig, study_from_values
@@ -73,13 +73,13 @@ def topic_of(sampler: str) -> str:
     return f"scale-{sampler}"
 
 
-def measure_rates(sampler: str, plan: Plan, folder: Path) -> list[Figure]:
+def measure_rates(sampler: str, plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Run both sides with a sampler, a thousand trials each in turns."""
     with _postgresql() as server:
         return _compare(plan, server, sampler, folder)
 
 
-def measure_latency(plan: Plan, folder: Path) -> list[Figure]:
+def measure_latency(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Ask each sampler alone, in studies of different lengths."""
     return [figure for kind in SAMPLERS for figure in _latency(kind)]
 
@@ -125,7 +125,7 @@ class _Gate:
             self.ended.value += 1
 
 
-def _compare(plan: Plan, server: PostgreSQL, sampler: str, folder: Path) -> list[Figure]:
+def _compare(plan: BenchmarkPlan, server: PostgreSQL, sampler: str, folder: Path) -> list[Figure]:
     each = plan.scale_trials // plan.scale_processes
     asked_for = each * plan.scale_processes
     config = study_from_values(_study(sampler, asked_for), "benchmark")
@@ -201,7 +201,7 @@ def _task(config: StudyConfig, settings: Settings) -> Task:
 
 
 def _start(
-    stack: contextlib.ExitStack, context: ForkServerContext, plan: Plan, work: Callable[[], None]
+    stack: contextlib.ExitStack, context: ForkServerContext, plan: BenchmarkPlan, work: Callable[[], None]
 ) -> list[ForkServerProcess]:
     workers = [context.Process(target=work) for _ in range(plan.scale_processes)]
     for worker in workers:
@@ -248,7 +248,7 @@ def _counts(database: Database, study: Study) -> tuple[int, int]:
 class _Untrained(Worker):
     """A worker whose trainings are over at once."""
 
-    def _work_in_slot(self) -> None:
+    def _work_in_thread(self) -> None:
         self._train_claims(_train_nothing)
 
 

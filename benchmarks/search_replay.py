@@ -299,7 +299,7 @@ class _Replaying(Worker):
         self._replay = partial(_replay, clock, course)
         return self.work
 
-    def _work_in_slot(self) -> None:
+    def _work_in_thread(self) -> None:
         self._train_claims(self._replay)
 
 

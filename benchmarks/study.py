@@ -15,7 +15,7 @@ from typing import Any, Final
 import yaml
 
 from benchmarks.figures import Figure, Goal, Samples, cost_ratio, plain
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.tracker_time import RESULT, TrackerTime, home_settings
 
 TOPIC: Final = "study"
@@ -53,7 +53,7 @@ class StudyTimes:
         return self.whole - self.trials - self.end
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Run both programs, and ours once more with its tracker apart."""
     # The relay of ours ends by itself, some time after the study.
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:

@@ -20,7 +20,7 @@ import torch
 from benchmarks import reference_loop
 from benchmarks.figures import RATIO, Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
 from trainer.errors import ConfigError
@@ -98,7 +98,7 @@ class Products:
     weight_gradient: float
 
 
-def measure(plan: Plan, folder: Path) -> list[Figure]:
+def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     """Compare every precision with the reference loop, and the float32 step with the machine."""
     file = made_set(folder, plan.train_structures)
     reference_file = made_set(folder, min(plan.train_structures, REFERENCE_STRUCTURES))
@@ -209,7 +209,7 @@ def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> Fit
         DataConfig(files=(str(file),)), SplitConfig(), FeatureConfig(), folder / "features", no_progress
     )
     assert isinstance(task.features, StoredFeatures)
-    needed = task.features.stored_part(task.split.train).atoms * task.features.length * 4 / 2**30
+    needed = task.features.stored_subset(task.split.train).atoms * task.features.length * 4 / 2**30
     if needed <= GPU_SHARE * gib:
         return f"the features of the training part, {needed:.3g} GiB, fit into {gib:.3g} GiB"
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -285,7 +285,7 @@ def time_reference(
     """Train with the reference loop, after one step that warms the process up."""
     training, validation = (
         reference_loop.make_batches(part, batch_size, find_device(device))
-        for part in reference_loop.load_parts(file)
+        for part in reference_loop.load_subsets(file)
     )
     torch.manual_seed(0)
     model = reference_loop.Potential(CONFIG.hidden).to(device)
@@ -317,12 +317,12 @@ def product_rates(device: str, width: int) -> Products:
     for rows in PRODUCT_ROWS:
         x = torch.randn(rows, inputs, device=device)
         weight = torch.randn(width, inputs, device=device)
-        slope = torch.randn(rows, width, device=device)
+        grad_output = torch.randn(rows, width, device=device)
         operations = 2 * x.numel() * width
-        y, gradient = torch.empty_like(slope), torch.empty_like(weight)
+        y, gradient = torch.empty_like(grad_output), torch.empty_like(weight)
         forward.append(operations / _seconds_a_call(partial(torch.mm, x, weight.T, out=y), device))
         weight_gradient.append(
-            operations / _seconds_a_call(partial(torch.mm, slope.T, x, out=gradient), device)
+            operations / _seconds_a_call(partial(torch.mm, grad_output.T, x, out=gradient), device)
         )
     return Products(forward=max(forward), weight_gradient=max(weight_gradient))
 
@@ -344,7 +344,11 @@ def _seconds_a_call(call: Callable[[], object], device: str) -> float:
 
 
 def _precision_figures(
-    precision: Precision, fits: list[FitTimes | str], reference: Samples, config: TrainConfig, plan: Plan
+    precision: Precision,
+    fits: list[FitTimes | str],
+    reference: Samples,
+    config: TrainConfig,
+    plan: BenchmarkPlan,
 ) -> list[Figure]:
     """The ratio of a precision, and on a GPU the time of an epoch."""
     on_gpu = _on_gpu(plan.device)
@@ -377,8 +381,8 @@ def _streamed_figure(streamed: list[FitTimes | str], fits: list[FitTimes], gib: 
     times = [some.epoch_seconds * 1000 for some in streamed if isinstance(some, FitTimes)]
     if len(times) < len(streamed):
         return Figure(TOPIC, name, None, "ms", note=next(some for some in streamed if isinstance(some, str)))
-    resident = statistics.median(some.epoch_seconds * 1000 for some in fits)
-    note = f"{statistics.median(times) / resident:.3g} times that with all features on the GPU"
+    table_milliseconds = statistics.median(some.epoch_seconds * 1000 for some in fits)
+    note = f"{statistics.median(times) / table_milliseconds:.3g} times that with all features on the GPU"
     return plain(TOPIC, name, "ms", times, note=note)
 
 

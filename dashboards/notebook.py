@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashboards.errors import DashboardError
+from dashboards.formatting import format_noise
 from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of, read_curves, read_study
-from dashboards.words import noise_words
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.settings import load_settings
@@ -61,13 +61,13 @@ class NotebookStudy:
         """
         import pandas as pd
 
-        from dashboards.report.tables import trials_table
+        from dashboards.report.trial_table import trials_table
 
         return pd.DataFrame(trials_table([self.record()], reference)).set_index("trial")
 
     def noise(self) -> str:
         """What two trials must differ by to be told apart, and how that is known, in words."""
-        return noise_words(leaderboard(self.record()))
+        return format_noise(leaderboard(self.record()))
 
     def best(self) -> dict[str, Any]:
         """The complete trial of the least validation MAE: number, architecture, error, settings, metrics.

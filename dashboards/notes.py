@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dashboards import links
+from dashboards.formatting import markdown_code as _code
+from dashboards.formatting import markdown_text as _text
+from dashboards.formatting import trained_on
 from dashboards.ranking import FEW_COMPLETE
-from dashboards.words import markdown_code as _code
-from dashboards.words import markdown_text as _text
-from dashboards.words import trained_on
 from storage.studies import StudySummary
 from storage.trials.views import TrialRow
 
@@ -68,7 +68,7 @@ def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow], back: s
 
     leaderboard = f" · [leaderboard]({back})" if back is not None else ""
     best = f"{_best(summary, trials)}{leaderboard}"
-    return _joined([best, "", _standing(summary), "", *_ranked(trials, link)])
+    return _joined([best, "", _state_line(summary), "", *_ranked(trials, link)])
 
 
 def optuna_trial_note(
@@ -112,7 +112,7 @@ def optuna_study_note(study: int, summary: StudySummary, trials: Sequence[TrialR
         )
         pages["Loss curves of the best"] = links.mlflow_curves(links.MLFLOW_VIA_OPTUNA, experiment)
     note += [", ".join(f"[{title}]({url})" for title, url in pages.items()), ""]
-    note += [_best(summary, trials), "", _standing(summary), ""]
+    note += [_best(summary, trials), "", _state_line(summary), ""]
     note += _ranked(trials, lambda trial: links.optuna_trial("", study, trial.number))
     if (count := summary.trials["complete"]) < FEW_COMPLETE:
         note += [f"With {count} complete trials only, much of what the importance plot shows is chance."]
@@ -126,7 +126,7 @@ def _best(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
     return f"Best: {_name(best)}, validation MAE **{best.value:.3f} kcal/mol** (trial {best.number})"
 
 
-def _standing(summary: StudySummary) -> str:
+def _state_line(summary: StudySummary) -> str:
     states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count)
     limit = f" of {summary.budget.trials}" if summary.budget.trials is not None else ""
     return (

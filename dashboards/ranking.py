@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from dashboards.record import StudyRecord, error_of
-from storage.trials.twins import TWIN_TAG
+from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow
 
 CONFIDENCE: Final = 1.96
@@ -33,7 +33,7 @@ FEW_COMPLETE: Final = 30
 #: Settings that do not make another configuration: seeds, and where and how it is computed.
 _NOT_COMPARED: Final = ("seed", "checkpoint_seconds", "device", "threads")
 
-_ORDER: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
+_PERMUTATION: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
         )
 
     trials = sorted(
-        [*record.trials, *record.rows], key=lambda trial: (_ORDER.index(trial.state), error_of(trial))
+        [*record.trials, *record.rows], key=lambda trial: (_PERMUTATION.index(trial.state), error_of(trial))
     )
     return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
 
@@ -202,7 +202,7 @@ def _spreads(record: StudyRecord) -> dict[str, Spread]:
     for home in filter(None, (record, record.reference)):
         for trial in home.trials:
             # What took another's result was not trained, and says nothing of seeds.
-            if trial.state == "complete" and trial.value is not None and TWIN_TAG not in trial.tags:
+            if trial.state == "complete" and trial.value is not None and DUPLICATE_TAG not in trial.tags:
                 values[_settings(trial)].append(trial.value)
         by_number = {trial.number: trial for trial in home.trials}
         for member in home.members:

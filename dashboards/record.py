@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError
-from storage.openings import Opening, openings
+from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
 from storage.promotions import Promotion, PromotionTraining, promotions, trainings
 from storage.studies import StudySummary, open_study, summarize_study
 from storage.trials.views import TrialRow, metric_curves, trial_rows
@@ -33,7 +33,7 @@ class StudyRecord:
         Fingerprints of what it was trained on.
     trials
         By number.
-    promotions, openings
+    promotions, evaluations
         Of the study, and of its test part; the first one first.
     members
         Trainings of ensembles: settings of a trial with other seeds, on the parts that the study has.
@@ -48,7 +48,7 @@ class StudyRecord:
     summary: StudySummary
     trials: tuple[TrialRow, ...]
     promotions: tuple[Promotion, ...]
-    openings: tuple[Opening, ...]
+    evaluations: tuple[EvaluationOnTestSet, ...]
     members: tuple[PromotionTraining, ...]
     reference: StudyRecord | None
 
@@ -96,7 +96,7 @@ def read_study(database: Database, name: str) -> StudyRecord:
         summary=summarize_study(database, study),
         trials=tuple(trial_rows(database, study)),
         promotions=tuple(promotions(database, study)),
-        openings=tuple(openings(database, study)),
+        evaluations=tuple(evaluations_on_test_set(database, study)),
         members=tuple(each for each in trainings(database, study).values() if each.kind == "member"),
         reference=_read_reference(database, reference["name"]) if reference else None,
     )

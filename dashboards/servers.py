@@ -22,8 +22,8 @@ from dashboards import links
 from dashboards.access import ANY_ADDRESS, HEALTH, with_token
 from dashboards.environment import mlflow_environment, optuna_environment
 from dashboards.errors import AddressError, ServerEndedError
-from dashboards.lifeline import GRACE_SECONDS
 from dashboards.listening import arguments_for, listen_for, port_of
+from dashboards.parent_watchdog import GRACE_SECONDS
 from storage.settings import Settings
 from storage.tokens import is_loopback, make_token, read_token, remove_token, token_file, write_private
 from storage.tracking.mlflow_runs import alone_with
@@ -38,7 +38,7 @@ POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class Addresses:
+class DashboardAddresses:
     """Where they answer, our page beside the Optuna dashboard; no slash at the end.
 
     Attributes
@@ -91,11 +91,11 @@ class _Server:
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 self.process.poll()
-                if not self._group_lives():
+                if not self._group_is_running():
                     return
                 time.sleep(0.05)
 
-    def _group_lives(self) -> bool:
+    def _group_is_running(self) -> bool:
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
@@ -106,7 +106,7 @@ class _Server:
 class Dashboards:
     """The running servers; made by :func:`run_dashboards`."""
 
-    def __init__(self, addresses: Addresses, servers: tuple[_Server, ...], opener: Path) -> None:
+    def __init__(self, addresses: DashboardAddresses, servers: tuple[_Server, ...], opener: Path) -> None:
         self.addresses = addresses
         self._servers = servers
         self._opener = opener
@@ -210,7 +210,7 @@ def run_dashboards(
                 start("MLflow", "dashboards.mlflow_server", own, "mlflow.log", variables),
             ]
         _wait_foranswers(servers)
-        addresses = Addresses(mlflow, f"http://{shown}:{port}", mlflow_token, token)
+        addresses = DashboardAddresses(mlflow, f"http://{shown}:{port}", mlflow_token, token)
         opener = token_file(settings.home, port).with_suffix(".html")
         running.callback(opener.unlink, missing_ok=True)
         yield Dashboards(addresses, tuple(servers), opener)
@@ -250,8 +250,8 @@ def _server(
         start = output.tell()
         process = subprocess.Popen(
             # -P: what lies in the current folder is never imported.
-            [sys.executable, "-P", "-m", "dashboards.lifeline", module, *arguments],
-            stdin=subprocess.PIPE,  # held open by us alone, see dashboards.lifeline
+            [sys.executable, "-P", "-m", "dashboards.parent_watchdog", module, *arguments],
+            stdin=subprocess.PIPE,  # held open by us alone, see dashboards.parent_watchdog
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(environment),

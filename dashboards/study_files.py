@@ -16,7 +16,7 @@ def study_files(record: StudyRecord) -> dict[str, bytes]:
     """Leaderboard and plots by their paths; the plots once there is a complete trial."""
     from dashboards import figures
     from dashboards.drawing import png
-    from dashboards.report.tables import trials_csv
+    from dashboards.report.trial_table import trials_csv
 
     files = {LEADERBOARD: trials_csv([record]).encode()}
     if record.complete:

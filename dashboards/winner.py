@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 
 from dashboards.record import StudyRecord, architecture_of, name_of
-from trainer.networks.smoothness import kink_words
+from trainer.networks.smoothness import kink_warning
 
 
-def smoothness_words(record: StudyRecord) -> str | None:
+def smoothness_warning(record: StudyRecord) -> str | None:
     """That the winner is nothing for molecular dynamics, if so."""
     winner = record.winner
     if winner is None or winner.config is None:
         return None
-    kinks = kink_words([winner.config["activation"]])
+    kinks = kink_warning([winner.config["activation"]])
     return f"Not for molecular dynamics: {name_of(winner)} has {kinks}." if kinks is not None else None
 
 
-def promoted_words(record: StudyRecord) -> str | None:
+def format_promoted(record: StudyRecord) -> str | None:
     """The registered model of a study, and what it reached on the test part; None: nothing was promoted."""
     promotion, trial = record.promoted, record.winner
     if promotion is None or trial is None:
@@ -28,7 +28,7 @@ def promoted_words(record: StudyRecord) -> str | None:
     )
     if (test := promotion.test) is None:
         return words
-    opened = next(opening for opening in record.openings if opening.promotion == promotion.id)
-    again = "" if opened == record.openings[0] else ", not for the first time"
+    opened = next(evaluation for evaluation in record.evaluations if evaluation.promotion == promotion.id)
+    again = "" if opened == record.evaluations[0] else ", not for the first time"
     day = time.strftime("%Y-%m-%d", time.gmtime(opened.opened_at))
     return f"{words}. On the test part, opened on {day}{again}: MAE {test['mae_kcalmol']:.3f} kcal/mol"

@@ -183,7 +183,7 @@ _TAG: Final = "tag:yaml.org,2002:"
 _MERGE: Final = f"{_TAG}merge"
 
 #: YAML 1.2.2, section 10.3.2, and the merge key of 1.1, which is in use.
-_WORDS: Final = {
+_SCALARS: Final = {
     f"{_TAG}null": r"null|Null|NULL|~|",
     f"{_TAG}bool": r"true|True|TRUE|false|False|FALSE",
     f"{_TAG}int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
@@ -198,9 +198,9 @@ class _Dumper(yaml.SafeDumper):
     """Puts texts into quotes that are other values in either version."""
 
 
-for _tag, _words in _WORDS.items():
+for _tag, _scalar_pattern in _SCALARS.items():
     for _kind in (_Loader, _Dumper):
-        _kind.add_implicit_resolver(_tag, re.compile(rf"(?:{_words})\Z"), None)
+        _kind.add_implicit_resolver(_tag, re.compile(rf"(?:{_scalar_pattern})\Z"), None)
 
 
 @dataclass
@@ -263,9 +263,9 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     text, kind = str(node.value), node.tag
     if kind in (f"{_TAG}str", _MERGE):
         return _text(node)
-    if kind not in _WORDS:
+    if kind not in _SCALARS:
         raise _unknown(node)
-    if not re.fullmatch(_WORDS[kind], text):  # as of !!int abc
+    if not re.fullmatch(_SCALARS[kind], text):  # as of !!int abc
         raise _Fault(f"{text[:80]!r} is no {kind.removeprefix(_TAG)}", node.start_mark.line + 1)
     if kind == f"{_TAG}null":
         return None

@@ -23,10 +23,10 @@ from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.mlflow_runs import FoundRun, MlflowRuns, open_runs
 from storage.tracking.outbox import TrialEndMessage
-from storage.trials.endings import OPTUNA_STATES
+from storage.trials.finalize import OPTUNA_STATES
 from storage.trials.optuna_rows import OptunaTrial, all_trials
 
-Mend = Literal[
+RepairAction = Literal[
     "end attempt",
     "settle",
     "fail",
@@ -53,7 +53,7 @@ class Difference:
     ----------
     number
         Of the trial; None: of the study.
-    mend
+    action
         What mends it; None: nothing can.
     subject
         What must be mended, where the trial does not say it: a run's id, an artifact's path.
@@ -61,7 +61,7 @@ class Difference:
 
     number: int | None
     text: str
-    mend: Mend | None
+    action: RepairAction | None
     subject: str = ""
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Record:
-    """What SQL has, in one state. ``told`` are the runs that MLflow was told something about meanwhile."""
+    """What SQL has, in one state. ``changing_runs`` are the runs that MLflow got more about meanwhile."""
 
     study: Row[Any]
     trials: list[Row[Any]]
@@ -112,7 +112,7 @@ class _Record:
     digests: Mapping[int, dict[str, str]]
     optuna: dict[int, OptunaTrial]
     undelivered: dict[int | None, Row[Any]]
-    told: frozenset[int | None]
+    changing_runs: frozenset[int | None]
 
 
 def verify(study: Study) -> Audit:
@@ -130,7 +130,7 @@ def verify(study: Study) -> Audit:
                 studies.c.id == study.id
             )
         ).one()
-    key = projection.study_key(study.name, created)
+    key = projection.study_run_key(study.name, created)
     shown = _read_mlflow(runs, experiment, study.name, key)
     with study.database.reading() as connection:
         record = _read_record(connection, study, began)
@@ -209,7 +209,9 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
         .where(outbox.c.study_id == study.id, outbox.c.delivered_at.is_(None))
         .group_by(outbox.c.number)
     )
-    told = select(outbox.c.number).where(outbox.c.study_id == study.id, outbox.c.delivered_at >= began)
+    changing_runs = select(outbox.c.number).where(
+        outbox.c.study_id == study.id, outbox.c.delivered_at >= began
+    )
     return _Record(
         study=connection.execute(select(studies).where(studies.c.id == study.id)).one(),
         trials=list(connection.execute(latest)),
@@ -217,7 +219,7 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
         digests=digests,
         optuna=all_trials(connection, study.optuna_study_id),
         undelivered={row.number: row for row in connection.execute(undelivered)},
-        told=frozenset(connection.scalars(told.distinct())),
+        changing_runs=frozenset(connection.scalars(changing_runs.distinct())),
     )
 
 
@@ -288,7 +290,7 @@ class _Comparison:
                 yield from self._of_trial(trial)
         for key in self._active.keys() - expected:
             number = int(key.rpartition("/")[2])
-            for run in self._active[key] if number not in self._record.told else ():
+            for run in self._active[key] if number not in self._record.changing_runs else ():
                 text = f"MLflow has run {run.id} of it, the record does not have it"
                 yield Difference(number, text, "delete run", run.id)
 
@@ -312,7 +314,7 @@ class _Comparison:
         contents = [*_of_params(number, run.params, params), *_of_metrics(number, history, values)]
         if number in self._record.undelivered:
             # What is not there is still to come. But what contradicts the record would be refused for ever.
-            yield from (found for found in contents if found.mend == "make anew")
+            yield from (found for found in contents if found.action == "make anew")
             return
         self.runs += 1
         self.metrics += len(values)
@@ -330,7 +332,7 @@ class _Comparison:
         self, number: int | None, key: str, recorded: str | None
     ) -> tuple[FoundRun | None, list[Difference]]:
         """The run to be compared, if one can be now; and what is wrong with the runs there are."""
-        if number in self._record.told:
+        if number in self._record.changing_runs:
             self.changing += 1
             return None, []
         active = self._active[key]

@@ -13,9 +13,9 @@ from typing import Any, Final
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from storage.faults import has_no_free_connection
+from storage.database_errors import has_no_free_connection
 
-KEPT_SECONDS: Final = 0.2
+IDLE_SECONDS: Final = 0.2
 """How long a connection is kept that nobody uses: longer than a worker takes between two transactions."""
 
 LONGEST_SECONDS: Final = 2.0
@@ -68,9 +68,9 @@ class MomentaryPool(NullPool):
     def _close_idle(self) -> None:
         """Close what is kept once nobody has used it for long; ends then, or where nothing is kept."""
         while True:
-            time.sleep(KEPT_SECONDS)
+            time.sleep(IDLE_SECONDS)
             with self._guard:
-                if self._kept is not None and time.monotonic() - self._since < KEPT_SECONDS:
+                if self._kept is not None and time.monotonic() - self._since < IDLE_SECONDS:
                     continue
                 idle, self._kept, self._watched = self._kept, None, False
             if idle is not None:

@@ -26,6 +26,7 @@ from tenacity import (
 
 from storage.addresses import redacted
 from storage.connections import MomentaryPool
+from storage.database_errors import SQLITE_PATIENCE, plain_errors
 from storage.errors import (
     DatabaseBusyError,
     DatabaseStartingError,
@@ -34,7 +35,6 @@ from storage.errors import (
     SchemaTooOldError,
     SettingsError,
 )
-from storage.faults import SQLITE_PATIENCE, plain_errors
 from storage.postgresql import check_socket_folder
 from storage.records import schema
 from storage.settings import Settings

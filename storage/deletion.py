@@ -17,14 +17,14 @@ from storage.confined import child, remove_child
 from storage.database import Database
 from storage.errors import OutsideFolderError, StudyStateError
 from storage.garbage import remove_blobs, remove_images
-from storage.life import CLOSED, live_workers, locked_row
-from storage.marks import foreign_folders
+from storage.lifecycle import CLOSED, lease_holders, locked_row
+from storage.ownership import foreign_folders
 from storage.records.tables import (
     artifacts,
     attempts,
     checkpoints,
+    evaluations,
     metrics,
-    openings,
     outbox,
     promotion_failures,
     promotion_trainings,
@@ -37,7 +37,7 @@ from storage.records.tables import (
 from storage.studies import Study
 from storage.tracking.lease import seize_lease
 from storage.tracking.mlflow_runs import open_runs
-from storage.tracking.relay import study_key
+from storage.tracking.relay import study_run_key
 
 log = logging.getLogger("anitune")
 
@@ -95,7 +95,7 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
             query = select(naming.c.digest).where(naming.c.study_id == study.id)
             digests |= set(connection.execute(query).scalars())
         # Who opened a test part stays known: it is that of other studies too, or of the next one.
-        forgotten = update(openings).where(openings.c.study_id == study.id)
+        forgotten = update(evaluations).where(evaluations.c.study_id == study.id)
         connection.execute(forgotten.values(study_id=None, promotion_id=None))
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
@@ -112,7 +112,7 @@ def _close(database: Database, study: Study) -> None:
         row = locked_row(connection, study)
         if row.state in CLOSED:
             return
-        if live := live_workers(connection, study):
+        if live := lease_holders(connection, study):
             raise StudyStateError(
                 f"study {study.name!r} is worked on by {', '.join(live)}:"
                 f" first `anitune study stop {study.name}`"
@@ -124,7 +124,7 @@ def _await_workers(database: Database, study: Study, patience: float) -> None:
     until = time.monotonic() + patience
     while True:
         with database.reading() as connection:
-            live = live_workers(connection, study)
+            live = lease_holders(connection, study)
         if not live:
             return
         if time.monotonic() > until:
@@ -143,7 +143,7 @@ def _delete_in_mlflow(database: Database, study: Study) -> None:
         recorded = [run, *connection.execute(of_trials).scalars()]
     if experiment is None:
         return  # MLflow was never told of it
-    open_runs(database.settings).forget(experiment, study_key(study))
+    open_runs(database.settings).forget(experiment, study_run_key(study))
     _remove_files_of_runs(database, study, [each for each in recorded if each is not None])
 
 

@@ -54,7 +54,7 @@ class StudyStateError(StorageError):
     """The study is in no state for this."""
 
 
-class AlreadyOpenedError(StorageError):
+class AlreadyEvaluatedError(StorageError):
     """The test part was opened before: its error for another choice would be no honest one."""
 
 

@@ -28,7 +28,7 @@ from storage.blobs.store import StoredBlob
 from storage.confined import remove_child
 from storage.database import Database
 from storage.files import PARTIAL
-from storage.marks import foreign_folders, is_trial, taken
+from storage.ownership import foreign_folders, is_trial, taken
 from storage.records.tables import artifacts, studies, trials
 from storage.trials.images import IMAGE
 

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, Table, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database
-from storage.life import locked_row
+from storage.lifecycle import locked_row
 from storage.records.tables import now, promotion_failures, promotion_trainings
 from storage.records.tables import promotions as table
 from storage.studies import Study
@@ -28,7 +28,7 @@ class Promotion:
     ----------
     plan
         Candidates (numbers of trials), runs by kind of folds and members of the ensemble, as
-        :class:`search.promote.plan.Plan` writes them.
+        :class:`search.promote.plan.PromotionPlan` writes them.
     worker
         What it ran on.
     started, ended

@@ -15,7 +15,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, select, update
 
-from storage.audit import Difference, Mend, verify
+from storage.audit import Difference, RepairAction, verify
 from storage.blobs.folder import FolderBlobs
 from storage.blobs.place import open_blobs
 from storage.errors import (
@@ -29,7 +29,7 @@ from storage.tracking.lease import RelayLease, wait_for_lease
 from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 from storage.tracking.process import sync
 from storage.tracking.relay import NoteWriter
-from storage.trials import endings
+from storage.trials import finalize
 from storage.trials.optuna_rows import set_state
 
 ROUNDS = 3
@@ -40,7 +40,7 @@ ROUNDS = 3
 class Repair:
     """What came of a repair: what was mended, and what could not be, each with the reason if it is known."""
 
-    mended: tuple[Difference, ...]
+    repaired: tuple[Difference, ...]
     left: Mapping[Difference, str]
 
 
@@ -59,37 +59,37 @@ def repair(study: Study, write_note: NoteWriter) -> Repair:
     left = verify(study).differences
     for _ in range(ROUNDS):
         found |= dict.fromkeys(left)
-        wrong = [difference for difference in left if difference.mend is not None]
+        wrong = [difference for difference in left if difference.action is not None]
         if not wrong:
             break
         lease = wait_for_lease(study)
         try:
-            mender = _Mender(study, lease)
+            repairer = _Repairer(study, lease)
             for difference in wrong:
-                if (reason := mender.mend(difference)) is not None:
+                if (reason := repairer.repair(difference)) is not None:
                     reasons[difference] = reason
         finally:
             lease.release()
         sync(study, write_note)
         left = verify(study).differences
     return Repair(
-        mended=tuple(difference for difference in found if difference not in left),
+        repaired=tuple(difference for difference in found if difference not in left),
         left={difference: reasons.get(difference, "") for difference in left},
     )
 
 
-class _Mender:
+class _Repairer:
     def __init__(self, study: Study, lease: RelayLease) -> None:
         self._study = study
         self._lease = lease
         self._db = study.database
         self._runs: MlflowRuns = open_runs(self._db.settings)
-        self._ways: Mapping[Mend, Callable[[Difference], None]] = {
+        self._ways: Mapping[RepairAction, Callable[[Difference], None]] = {
             "end attempt": self._end_attempt,
-            "settle": self._settle,
+            "settle": self._finalize,
             "fail": self._fail,
             "deliver": lambda difference: None,  # follows in any case
-            "tell again": self._tell_again,
+            "tell again": self._redeliver,
             "make anew": self._make_anew,
             "delete run": lambda difference: self._runs.delete(difference.subject),
             "restore run": lambda difference: self._runs.restore(difference.subject),
@@ -98,11 +98,11 @@ class _Mender:
             "fetch": self._fetch,
         }
 
-    def mend(self, difference: Difference) -> str | None:
-        """Mend one difference, or say why not."""
-        assert difference.mend is not None
+    def repair(self, difference: Difference) -> str | None:
+        """Repair one difference, or say why not."""
+        assert difference.action is not None
         try:
-            self._ways[difference.mend](difference)
+            self._ways[difference.action](difference)
         except (TrackingRefusedError, BlobMissingError, BlobWriteError) as error:
             return str(error)
         return None
@@ -121,7 +121,7 @@ class _Mender:
                 .values(ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker fell silent")
             )
 
-    def _settle(self, difference: Difference) -> None:
+    def _finalize(self, difference: Difference) -> None:
         """Give Optuna the record's state: open the trial again, then end it as any other."""
         assert difference.number is not None
         this = (trials.c.study_id == self._study.id, trials.c.number == difference.number)
@@ -129,15 +129,15 @@ class _Mender:
             trial = connection.execute(select(trials).where(*this).with_for_update()).one()
             set_state(connection, trial.optuna_trial_id, TrialState.RUNNING)
             connection.execute(update(trials).where(*this).values(told=False))
-        if trial.state in endings.OPTUNA_STATES:
-            endings.settle(self._db, self._study, difference.number)
+        if trial.state in finalize.OPTUNA_STATES:
+            finalize.sync_to_optuna(self._db, self._study, difference.number)
 
     def _fail(self, difference: Difference) -> None:
         """Let a trial that is none of ours count for nothing: Optuna cannot delete it."""
         with self._db.writing() as connection:
             set_state(connection, int(difference.subject), TrialState.FAIL)
 
-    def _tell_again(self, difference: Difference) -> None:
+    def _redeliver(self, difference: Difference) -> None:
         """Deliver all about a run once more: what MLflow has already does not change."""
         with self._lease.writing() as connection:
             connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))

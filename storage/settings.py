@@ -146,7 +146,7 @@ def attempt_logs(folder: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Addresses:
+class ServerAddresses:
     """Where the servers of ``anitune up`` are, for every later command; also while they are down.
 
     Attributes
@@ -166,7 +166,7 @@ class Addresses:
         return self.storage_url == PostgreSQL.of(home).url(DATABASE)
 
 
-def read_addresses(servers: Path) -> Addresses | None:
+def read_addresses(servers: Path) -> ServerAddresses | None:
     """What :func:`write_addresses` wrote, if it did.
 
     Raises
@@ -176,14 +176,14 @@ def read_addresses(servers: Path) -> Addresses | None:
     """
     file = servers / _ADDRESSES
     try:
-        return TypeAdapter(Addresses).validate_json(file.read_bytes())
+        return TypeAdapter(ServerAddresses).validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise SettingsError(f"{file}: damaged; remove it, and run `anitune up` again") from None
 
 
-def write_addresses(servers: Path, addresses: Addresses) -> None:
+def write_addresses(servers: Path, addresses: ServerAddresses) -> None:
     """Let every later command of this home find the servers."""
     with replacing(servers / _ADDRESSES) as new:
         new.write((json.dumps(asdict(addresses), indent=2) + "\n").encode())
@@ -223,7 +223,7 @@ def load_settings(storage_url: str | None = None, tracking_uri: str | None = Non
     )
 
 
-def _servers_of(home: Path) -> Addresses | None:
+def _servers_of(home: Path) -> ServerAddresses | None:
     addresses = read_addresses(home / "servers")
     if addresses is not None and not addresses.are_of(home):
         raise SettingsError(

@@ -30,7 +30,7 @@ METRIC_NAME = "val MAE, kcal/mol"
 """What Optuna calls the objective of every study; smaller is better."""
 
 StudyState = Literal["open", "paused", "stopped", "archived"]
-"""Whether workers begin trials of a study: see :mod:`storage.life`."""
+"""Whether workers begin trials of a study: see :mod:`storage.lifecycle`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

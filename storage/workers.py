@@ -19,7 +19,7 @@ from storage.trials.queue import LEASE_SECONDS, WorkerInfo
 EPOCH_SECONDS = "train/epoch_seconds"
 """The metric that tells how long an epoch took."""
 
-KEPT_SECONDS = 86_400.0
+RETENTION_SECONDS = 86_400.0
 """How long the row of a worker that fell silent stays."""
 
 
@@ -65,7 +65,7 @@ class LiveWorker:
     structures_per_second: float | None
 
 
-class SignOfLife:
+class WorkerHeartbeat:
     """Shows for as long as the block lasts, from a thread of its own, that a worker lives.
 
     A database that is away does not disturb the work.
@@ -83,13 +83,13 @@ class SignOfLife:
         self._values = {"worker": asdict(worker), "study": study, "gpu": gpu}
         self._seconds = seconds
         self._token = uuid.uuid4().hex
-        self._told = time.monotonic()
+        self._renewed = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="sign-of-life", daemon=True)
 
-    def __enter__(self) -> SignOfLife:
+    def __enter__(self) -> WorkerHeartbeat:
         with self._database.writing() as connection:
-            connection.execute(delete(workers).where(workers.c.renewed_at < now() - KEPT_SECONDS))
+            connection.execute(delete(workers).where(workers.c.renewed_at < now() - RETENTION_SECONDS))
             connection.execute(
                 insert(workers).values(
                     token=self._token,
@@ -114,7 +114,7 @@ class SignOfLife:
     @property
     def silent(self) -> float:
         """Seconds since the last sign of life that the database has."""
-        return time.monotonic() - self._told
+        return time.monotonic() - self._renewed
 
     def set_structures(self, count: int) -> None:
         """Say how many structures an epoch has."""
@@ -131,7 +131,7 @@ class SignOfLife:
         row = update(workers).where(workers.c.token == self._token)
         with self._database.writing() as connection:
             connection.execute(row.values(renewed_at=now(), lease_until=now() + self._seconds, **values))
-        self._told = time.monotonic()
+        self._renewed = time.monotonic()
 
 
 def live_workers(database: Database) -> list[LiveWorker]:

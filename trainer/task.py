@@ -15,7 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.readers import read_data
 from trainer.data.self_energies import fit_self_energies, subtract
 from trainer.data.splits import Split, split_dataset, split_fold
-from trainer.data.stoichiometry import Balance, balances, in_words
+from trainer.data.stoichiometry import Balance, balance_text, balances
 from trainer.errors import DataError
 from trainer.features.aev import refuse_other_elements
 from trainer.features.source import FeatureSource, open_features
@@ -116,19 +116,19 @@ def prepare_data(
         refuse_other_elements(dataset, features.aev)
     except DataError as error:
         raise DataError(f"{files}: {error}") from error
-    parts = split_dataset(dataset, split)
+    labels = split_dataset(dataset, split)
     settings = {"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)}
     if fold is not None:
-        parts = split_fold(dataset, parts, fold)
+        labels = split_fold(dataset, labels, fold)
         settings["fold"] = dump_config(fold)
-    if not len(parts.train) or not len(parts.validation):
-        empty = "validation" if len(parts.train) else "training"
+    if not len(labels.train) or not len(labels.validation):
+        empty = "validation" if len(labels.train) else "training"
         raise DataError(
             f"{files}: the {empty} part of the {dataset.structures} structures is empty: "
             "change split.fractions"
         )
-    self_energies = data.self_energies or fit_self_energies(dataset, parts, features.aev.elements)
-    trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(parts.train))]
+    self_energies = data.self_energies or fit_self_energies(dataset, labels, features.aev.elements)
+    trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(labels.train))]
     # Also where energies of single atoms are given: networks divide what is left among the atoms as freely.
     known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
     if known:
@@ -137,18 +137,18 @@ def prepare_data(
             "apart, and no other "
             "composition can be predicted; add molecules of other compositions",
             files,
-            " and ".join(map(in_words, known)),
+            " and ".join(map(balance_text, known)),
         )
     return TaskData(
         settings=settings,
         dataset=dataset,
-        split=parts,
+        split=labels,
         aev=features.aev,
         self_energies=self_energies,
         energies=subtract(dataset, self_energies),
         fingerprints={
             "data": dataset.fingerprint,
-            "split": parts.fingerprint,
+            "split": labels.fingerprint,
             # Those that are fitted follow from data and split; their last bits depend on the machine.
             "self_energies": digest_of(data.self_energies) if data.self_energies else "fitted",
             "features": digest_of(dump_config(features.aev)),

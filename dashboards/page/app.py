@@ -19,11 +19,11 @@ from flask import Flask, Response, render_template, request
 
 from dashboards import figures, links
 from dashboards.chart import Chart, figure_json
+from dashboards.formatting import duration, format_budget, format_noise, format_number, study_state_line
 from dashboards.page.coalescing import Coalescing
 from dashboards.ranking import Leaderboard, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of, read_study
-from dashboards.winner import smoothness_words
-from dashboards.words import budget_words, duration, noise_words, number_words, standing_words
+from dashboards.winner import smoothness_warning
 from storage.database import Database
 from storage.errors import DatabaseError, StudyNotFoundError
 from storage.studies import StudySummary, list_studies
@@ -63,7 +63,7 @@ def make_app(database: Database) -> Flask:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters |= {
         "duration": duration,
-        "number": number_words,
+        "number": format_number,
         "arch": architecture_of,
         "name": name_of,
         "figure": figure_json,
@@ -114,7 +114,7 @@ def make_app(database: Database) -> Flask:
 def _studies(database: Database) -> str:
     return render_template(
         "studies.html",
-        studies=[(summary, standing_words(summary)) for summary in reversed(list_studies(database))],
+        studies=[(summary, study_state_line(summary)) for summary in reversed(list_studies(database))],
         workers=live_workers(database),
     )
 
@@ -126,11 +126,11 @@ def _study(database: Database, name: str) -> str:
         "study.html",
         record=record,
         summary=record.summary,
-        standing=standing_words(record.summary),
-        budget=budget_words(record.summary.budget),
+        state_line=study_state_line(record.summary),
+        budget=format_budget(record.summary.budget),
         board=board,
-        noise=noise_words(board),
-        rough=smoothness_words(record),
+        noise=format_noise(board),
+        rough=smoothness_warning(record),
         tied=_tied(board),
         charts=charts(record),
         workers=[worker for worker in live_workers(database) if _serves(worker, record.summary)],

@@ -8,14 +8,14 @@ from typing import Final
 
 from dashboards import figures
 from dashboards.chart import Chart
+from dashboards.formatting import duration, format_budget, format_noise, format_number
 from dashboards.parallel import parallel
 from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
 from dashboards.record import StudyRecord, architecture_of, error_of, name_of
 from dashboards.report.data import StudyData
-from dashboards.report.machines import machines_table, versions_words
+from dashboards.report.machines import format_versions, machines_table
 from dashboards.report.reproduce import commands, study_file
-from dashboards.winner import promoted_words, smoothness_words
-from dashboards.words import budget_words, duration, noise_words, number_words
+from dashboards.winner import format_promoted, smoothness_warning
 
 PLACES: Final = 40
 """Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
@@ -66,7 +66,7 @@ class Source:
     curves
         Validation MAE over the epochs, kcal/mol, by number of a trial.
     notes
-        Further sections, such as of promotions and of openings of the test part.
+        Further sections, such as of promotions and of evaluations on the test set.
     """
 
     record: StudyRecord
@@ -76,7 +76,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """A title, a line below it, and sections."""
 
     title: str
@@ -84,7 +84,7 @@ class Report:
     sections: tuple[Section, ...]
 
 
-def make_report(sources: Sequence[Source], made: str) -> Report:
+def make_report(sources: Sequence[Source], made: str) -> StudyReport:
     """The report of one study, or of several beside each other.
 
     Parameters
@@ -94,12 +94,12 @@ def make_report(sources: Sequence[Source], made: str) -> Report:
     """
     names = [source.record.name for source in sources]
     if len(sources) == 1:
-        return Report(names[0], f"Report of a study by anitune, made {made}", tuple(_study(sources[0])))
+        return StudyReport(names[0], f"Report of a study by anitune, made {made}", tuple(_study(sources[0])))
     sections = [_comparison(sources)]
     for source in sources:
         sections.append(Section(source.record.name))
         sections += [replace(part, level=3) for part in _study(source)]
-    return Report(" and ".join(names), f"Report of studies by anitune, made {made}", tuple(sections))
+    return StudyReport(" and ".join(names), f"Report of studies by anitune, made {made}", tuple(sections))
 
 
 def _study(source: Source) -> list[Section]:
@@ -147,7 +147,7 @@ def _study(source: Source) -> list[Section]:
 
 def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Section:
     summary = record.summary
-    what = _data_words(record, data)
+    what = _format_data(record, data)
     text = [
         f"Question: which network of the ANI kind predicts the energies of {what} best, and at what cost?"
     ]
@@ -155,7 +155,7 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
     best = _first(board)
     head = "Answer"
-    if (promoted := promoted_words(record)) is not None:
+    if (promoted := format_promoted(record)) is not None:
         text.append(f"Answer: {promoted}.")
         head = "Best of the search"
     text.append(
@@ -164,10 +164,10 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
         f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
-    if (rough := smoothness_words(record)) is not None:
+    if (rough := smoothness_warning(record)) is not None:
         text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
-    text.append(noise_words(board))
+    text.append(format_noise(board))
     if len(tied) > 1:
         cheapest = min(tied, key=lambda place: place.trial.summary.get("parameters", float("inf")))
         text.append(
@@ -265,15 +265,15 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
             str(place.rank or ""),
             name_of(place.trial).removeprefix("trial "),
             architecture_of(place.trial) + (" ≈" if place.in_noise and place.rank != 1 else ""),
-            number_words(place.trial.value, 3),
+            format_number(place.trial.value, 3),
             f"{error_of(place.trial) - place.interval:.3f} to {error_of(place.trial) + place.interval:.3f}"
             if place.interval is not None
             else "",
             f"{place.spread.mean:.3f} ± {place.spread.deviation:.3f} ({place.spread.count})"
             if place.spread is not None
             else "",
-            number_words(place.trial.summary.get("parameters")),
-            number_words(place.trial.summary.get("structures_per_second")),
+            format_number(place.trial.summary.get("parameters")),
+            format_number(place.trial.summary.get("structures_per_second")),
             f"{place.trial.epochs:,}",
             f"{place.trial.seconds:,.0f}",
             place.trial.state,
@@ -349,8 +349,8 @@ def _machines(record: StudyRecord) -> Section:
         "Machines",
         (
             f"{duration(record.summary.seconds)} were worked on trials, of all workers together, and"
-            f" {record.summary.epochs:,} epochs trained. Limits: {budget_words(record.summary.budget)}.",
-            *versions_words(record),
+            f" {record.summary.epochs:,} epochs trained. Limits: {format_budget(record.summary.budget)}.",
+            *format_versions(record),
         ),
         Table(f"machines-{record.name}", headings, rows, frozenset({2, 3, 4, 5}), values={5: seconds}),
     )
@@ -384,7 +384,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
                 record.name,
                 architecture_of(best.trial) if best is not None else "–",
                 f"{error_of(best.trial):.3f}{_interval(best)}" if best is not None else "–",
-                number_words(best.trial.summary.get("parameters")) if best is not None else "–",
+                format_number(best.trial.summary.get("parameters")) if best is not None else "–",
                 str(len(front)),
                 f"{sum(record.summary.trials.values()):,}",
                 duration(record.summary.seconds),
@@ -412,7 +412,7 @@ def _interval(place: Place) -> str:
     return f" ± {place.interval:.3f}" if place.interval is not None else ""
 
 
-def _data_words(record: StudyRecord, data: StudyData) -> str:
+def _format_data(record: StudyRecord, data: StudyData) -> str:
     files = ", ".join(file.rpartition("/")[2] for file in record.config["data"]["files"])
     if data.summary is None:
         return f"the structures in {files}"

@@ -10,7 +10,7 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from dashboards.chart import figure_json
-from dashboards.report.contents import Report
+from dashboards.report.contents import StudyReport
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -18,7 +18,7 @@ _POLICY: Final = (
 """All that the page needs is in it: a browser is told to fetch nothing."""
 
 
-def report_html(report: Report) -> str:
+def report_html(report: StudyReport) -> str:
     """The page, with plotly in it once."""
     template = _environment().get_template("report.html")
     return template.render(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from dashboards.formatting import duration
 from dashboards.record import StudyRecord
-from dashboards.words import duration
 from storage.trials.views import TrialRow
 
 
@@ -30,7 +30,7 @@ def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[st
     return ("machine", "device", "workers", "trials", "epochs", "time"), rows, seconds
 
 
-def versions_words(record: StudyRecord) -> list[str]:
+def format_versions(record: StudyRecord) -> list[str]:
     """Which versions of which programs the workers had."""
     kinds = {tuple(sorted(trial.worker.versions.items())) for trial in record.trials}
     several = "" if len(kinds) < 2 else f"The workers had {len(kinds)} different sets of versions. "

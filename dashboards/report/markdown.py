@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dashboards.drawing import png
-from dashboards.report.contents import Report, Section, Table
-from dashboards.words import markdown_block, markdown_text
+from dashboards.formatting import markdown_block, markdown_text
+from dashboards.report.contents import Section, StudyReport, Table
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Markdown:
     pictures: dict[str, bytes]
 
 
-def report_markdown(report: Report, folder: str) -> Markdown:
+def report_markdown(report: StudyReport, folder: str) -> Markdown:
     """The report as Markdown.
 
     Parameters

@@ -8,7 +8,7 @@ from typing import Any
 from dashboards.record import StudyRecord
 from dashboards.report.contents import Section, Table
 from storage.database import Database
-from storage.openings import Opening, openings
+from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
 from storage.promotions import Promotion, promotions
 from storage.studies import open_study
 
@@ -16,12 +16,12 @@ _FOLDS = {"structure": "on folds of structures", "molecule": "on folds of whole 
 
 
 def promotion_sections(database: Database, record: StudyRecord) -> tuple[Section, ...]:
-    """A section for each promotion that came so far as to choose, and one of the openings, if any."""
+    """A section for each promotion that came so far as to choose, and one of the evaluations, if any."""
     study = open_study(database, record.name)
     chosen = [each for each in promotions(database, study) if each.results is not None]
     sections = [_promotion(record, each, len(chosen)) for each in chosen]
-    if opened := openings(database, study):
-        sections.append(_openings(record, opened))
+    if opened := evaluations_on_test_set(database, study):
+        sections.append(_evaluations(record, opened))
     return tuple(sections)
 
 
@@ -74,14 +74,14 @@ def _row(result: Mapping[str, Any], kinds: list[str]) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def _openings(record: StudyRecord, opened: list[Opening]) -> Section:
+def _evaluations(record: StudyRecord, opened: list[EvaluationOnTestSet]) -> Section:
     text = (
         "The test part chose nothing before it was opened: the error that the first opening gave is honest."
         if len(opened) == 1
         else f"The test part was opened {len(opened)} times. Only the error of the first opening is honest:"
         " what came after may have been chosen by it."
     )
-    rows = tuple((str(i), str(opening)) for i, opening in enumerate(opened, start=1))
+    rows = tuple((str(i), str(evaluation)) for i, evaluation in enumerate(opened, start=1))
     return Section(
         "Openings of the test part",
         (text,),

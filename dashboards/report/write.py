@@ -41,7 +41,7 @@ def write_report(
         more = f"-and-{len(records) - 1}-more" if len(records) > 1 else ""
         out = database.settings.home / "reports" / f"{records[0].name}{more}.{form}"
     if form == "csv":
-        from dashboards.report.tables import trials_csv
+        from dashboards.report.trial_table import trials_csv
 
         write_by_rename(out, trials_csv(records).encode())
         return out

@@ -42,19 +42,19 @@ def repair(name: Name) -> None:
     from search.cli.output import working
     from search.cli.relay import note_writer
     from storage.database import open_database
-    from storage.repair import repair as mend
+    from storage.repair import repair as repair_study
     from storage.settings import load_settings
     from storage.studies import open_study
 
     with open_database(load_settings()) as database:
         study = open_study(database, name)
         with working(f"{name}: comparing and mending"):
-            result = mend(study, note_writer(study))
-    for difference in result.mended:
+            result = repair_study(study, note_writer(study))
+    for difference in result.repaired:
         echo(f"mended: {difference}")
     for difference, reason in result.left.items():
         echo(f"not mended: {difference}{f' ({reason})' if reason else ''}")
-    echo(f"{name}: {len(result.mended)} differences mended, {len(result.left)} left")
+    echo(f"{name}: {len(result.repaired)} differences mended, {len(result.left)} left")
     if result.left:
         raise typer.Exit(1)
 
@@ -74,6 +74,6 @@ def _in_one_line(name: str, audit: Audit) -> str:
 def _values(name: str, audit: Audit) -> dict[str, Any]:
     values = asdict(audit)
     values["differences"] = [
-        {"trial": found.number, "difference": found.text, "mend": found.mend} for found in audit.differences
+        {"trial": found.number, "difference": found.text, "mend": found.action} for found in audit.differences
     ]
     return {"study": name, "agree": not audit.differences, **values}

@@ -16,7 +16,7 @@ import typer
 from search.cli.output import make_console, working
 
 if TYPE_CHECKING:
-    from dashboards.servers import Addresses
+    from dashboards.servers import DashboardAddresses
     from storage.studies import Study
 
 logger = logging.getLogger("anitune")
@@ -107,7 +107,7 @@ def dashboards(
             pass  # the usual end
 
 
-def _front_pages(addresses: Addresses) -> dict[str, str]:
+def _front_pages(addresses: DashboardAddresses) -> dict[str, str]:
     from dashboards import links
 
     return {
@@ -117,7 +117,7 @@ def _front_pages(addresses: Addresses) -> dict[str, str]:
     }
 
 
-def _study_pages(addresses: Addresses, study: Study | None) -> dict[str, str]:
+def _study_pages(addresses: DashboardAddresses, study: Study | None) -> dict[str, str]:
     from dashboards import links
     from search.cli.output import best_trial
     from storage.studies import summarize_study

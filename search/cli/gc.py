@@ -24,20 +24,20 @@ def gc(
 
     total = 0
 
-    def tell(kind: str, path: object, size: int) -> None:
+    def report_deleted(kind: str, path: object, size: int) -> None:
         nonlocal total
         total += size
-        echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {bytes_words(size):>9}  {path}")
+        echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {format_bytes(size):>9}  {path}")
 
     with open_database(load_settings()) as database:
         garbage = find_garbage(database, CHECKPOINT)
         stores = unneeded_stores(database.settings.features, _needed_features(database))
         for each in garbage if dry_run else remove(database, garbage):
-            tell(each.kind, each.path, each.bytes)
+            report_deleted(each.kind, each.path, each.bytes)
         for store in stores:
             if dry_run or remove_store(store):
-                tell("features", store.path, store.bytes)
-    echo(f"{bytes_words(total)} {'can be freed' if dry_run else 'freed'}")
+                report_deleted("features", store.path, store.bytes)
+    echo(f"{format_bytes(total)} {'can be freed' if dry_run else 'freed'}")
 
 
 def _needed_features(database: Database) -> set[tuple[str, str]]:
@@ -47,7 +47,7 @@ def _needed_features(database: Database) -> set[tuple[str, str]]:
     return {(each["data"], each["features"]) for each in facts if {"data", "features"} <= each.keys()}
 
 
-def bytes_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A size in the unit that says most."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

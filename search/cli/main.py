@@ -19,7 +19,7 @@ from search.cli.data import data_app
 from search.cli.export import export
 from search.cli.gc import gc
 from search.cli.launch import launch
-from search.cli.life import life_commands
+from search.cli.lifecycle import lifecycle_commands
 from search.cli.migrate import migrate
 from search.cli.predict import predict
 from search.cli.promote import promote
@@ -35,7 +35,7 @@ from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
 from storage.addresses import LOOPBACK, WithoutSecrets, has_password, without_secrets
 from storage.errors import (
-    AlreadyOpenedError,
+    AlreadyEvaluatedError,
     FactsChangedError,
     ModelNotFoundError,
     SettingsError,
@@ -60,7 +60,7 @@ _CAUSED_BY_INPUT = (
     StudyNotFoundError,
     StudyStateError,
     FactsChangedError,
-    AlreadyOpenedError,
+    AlreadyEvaluatedError,
     ModelNotFoundError,
     AddressError,
 )
@@ -82,11 +82,11 @@ class _Commands(TyperGroup):
         except (*_OURS, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            echo(f"anitune: {_in_words(error)}", err=True)
+            echo(f"anitune: {_error_text(error)}", err=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, _CAUSED_BY_INPUT) else FAILED) from None
 
 
-def _in_words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
     return without_secrets(str(error))
@@ -103,7 +103,7 @@ app = typer.Typer(
 study_app.command()(verify)
 study_app.command()(repair)
 app.add_typer(data_app, name="data")
-life_commands(study_app)
+lifecycle_commands(study_app)
 app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(predict)

@@ -36,7 +36,7 @@ def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _migrate(settings: Settings) -> list[Migration]:
-    from dashboards.standing import with_postgresql
+    from dashboards.local_servers import with_postgresql
     from storage.database import migrate_database
     from storage.settings import is_of_anitune_up
     from storage.tracking.mlflow_runs import alone_with

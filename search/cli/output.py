@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.formatting import duration, format_budget, study_state_line
 from dashboards.printable import printable
-from dashboards.words import budget_words, duration, standing_words
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
@@ -155,8 +155,8 @@ def _outcome(news: TrialNews, progress: StudyProgress) -> str:
     epochs = f"{news.epochs} of {news.planned_epochs}"
     if news.state == "interrupted":
         return f"stopped after {epochs} epochs; goes on there next time"
-    if news.twin is not None:
-        same = f"{news.state} as trial {news.twin}, which has the same settings"
+    if news.original is not None:
+        same = f"{news.state} as trial {news.original}, which has the same settings"
         return f"{same}, val MAE {news.value:.3f} kcal/mol"
     best = ", the best so far" if news.number == progress.best_number else ""
     return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
@@ -278,7 +278,7 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
         states = summary.trials
         table.add_row(
             escape(summary.name),
-            standing_words(summary),
+            study_state_line(summary),
             f"{_ended(summary)}/{summary.budget.trials}"
             if summary.budget.trials is not None
             else str(_ended(summary)),
@@ -302,8 +302,8 @@ def summary_lines(summary: StudySummary) -> list[str]:
         else "no complete trial yet"
     )
     return [
-        f"state        {standing_words(summary)}",
-        f"trials       {states}; limit: {budget_words(summary.budget)}",
+        f"state        {study_state_line(summary)}",
+        f"trials       {states}; limit: {format_budget(summary.budget)}",
         f"best         {best}",
         f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",
         f"pruning      saved {summary.epochs_saved:,} epochs{share}",

@@ -31,7 +31,7 @@ class Unit(StrEnum):
     EV = "eV"
 
 
-_WORDS = {Unit.HARTREE: "hartree", Unit.KCALMOL: "kcalmol", Unit.EV: "eV"}
+_UNIT_NAMES = {Unit.HARTREE: "hartree", Unit.KCALMOL: "kcalmol", Unit.EV: "eV"}
 """Units in the names of columns."""
 
 SHOWN = 20
@@ -109,7 +109,7 @@ def _predict(
         spread=all_of(some.spread),
         members=all_of(some.members),
         novelty=all_of(some.novelty),
-        strangest=all_of(some.strangest, 0),
+        largest_novelty_atom=all_of(some.largest_novelty_atom, 0),
     )
 
 
@@ -155,7 +155,7 @@ class _Table:
                     f" {p.novelty[s]:.2g} times as far as any that the model was judged on)",
                 )
                 for s in p.far.nonzero()[0].tolist()
-                for atom in [int(p.strangest[s])]
+                for atom in [int(p.largest_novelty_atom[s])]
             ],
             "are far from the training data",
         )
@@ -216,13 +216,16 @@ class _Table:
         """Energies with all their digits; their columns name the unit."""
         from trainer.csv_text import csv_text
 
-        renamed = {"energy": f"energy_{_WORDS[self.unit]}", "uncertainty": f"uncertainty_{_WORDS[self.unit]}"}
+        renamed = {
+            "energy": f"energy_{_UNIT_NAMES[self.unit]}",
+            "uncertainty": f"uncertainty_{_UNIT_NAMES[self.unit]}",
+        }
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
         return csv_text(rows)
 
     def extxyz(self) -> str:
         """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""
-        suffix = "" if self.unit is Unit.EV else f"_{_WORDS[self.unit]}"
+        suffix = "" if self.unit is Unit.EV else f"_{_UNIT_NAMES[self.unit]}"
         lines = []
         for structure, row in zip(self.structures, self.rows(), strict=True):
             facts = {

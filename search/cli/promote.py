@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dashboards.words import duration
+from dashboards.formatting import duration
 from search.cli.output import make_console
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
@@ -16,9 +16,9 @@ from search.cli.terminal import echo
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from search.promote.plan import Plan
+    from search.promote.plan import PromotionPlan
     from search.promote.promotion import Promoter
-    from storage.openings import Opening
+    from storage.evaluations import EvaluationOnTestSet
     from storage.promotions import Promotion
 
 
@@ -41,15 +41,15 @@ def promote(
 
     A promotion that was stopped or killed goes on when it is started again.
     """
-    from search.work.forks import start_imports
+    from search.work.forkserver import start_forkserver
 
-    start_imports()
+    start_forkserver()
     from search.promote.plan import Options
     from search.promote.promotion import Promoter, Stopped
     from search.recorded import recorded_config
     from search.work.stopping import stop_on_signals
     from storage.database import open_database
-    from storage.openings import openings
+    from storage.evaluations import evaluations_on_test_set
     from storage.settings import load_settings
     from storage.studies import open_study
     from trainer.task import prepare_task
@@ -78,7 +78,7 @@ def promote(
             assert stop.signal is not None
             echo(f"Stopped; {go_on}", err=True)
             raise typer.Exit(128 + stop.signal) from None
-        opened_before = openings(database, opened)
+        opened_before = evaluations_on_test_set(database, opened)
         tracking = database.settings.tracking_uri
     if as_json:
         typer.echo(json.dumps(_values(promotion, opened_before), indent=2))
@@ -107,7 +107,7 @@ def _plan_lines(promoter: Promoter) -> list[str]:
     ]
 
 
-def _table(promotion: Promotion, plan: Plan, decisive: str) -> Table:
+def _table(promotion: Promotion, plan: PromotionPlan, decisive: str) -> Table:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -150,12 +150,14 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
     return f"{by['mean']:+.3f} [{by['low']:+.3f}, {by['high']:+.3f}], {words}".replace("[", "\\[")
 
 
-def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, activation: str) -> list[str]:
+def _result_lines(
+    promotion: Promotion, opened: list[EvaluationOnTestSet], tracking: str, activation: str
+) -> list[str]:
     from rich.markup import escape
 
     from storage.addresses import redacted
     from storage.tracking.registry import CHAMPION
-    from trainer.networks.smoothness import kink_words
+    from trainer.networks.smoothness import kink_warning
 
     test = promotion.test or {}
     name, version = escape(str(promotion.model_name)), escape(str(promotion.model_version))
@@ -178,7 +180,7 @@ def _result_lines(promotion: Promotion, opened: list[Opening], tracking: str, ac
         lines.insert(
             3, "            Only the error of the first opening is that of a choice made without it."
         )
-    if (kinks := kink_words([activation])) is not None:
+    if (kinks := kink_warning([activation])) is not None:
         lines.append(f"[yellow]Dynamics[/]    this model has {kinks}")
     return lines
 
@@ -194,7 +196,7 @@ def _sign_in_lines(tracking: str) -> list[str]:
     return [f'os.environ["MLFLOW_TRACKING_TOKEN"] = pathlib.Path({str(file)!r}).read_text()']
 
 
-def _values(promotion: Promotion, opened: list[Opening]) -> dict[str, Any]:
+def _values(promotion: Promotion, opened: list[EvaluationOnTestSet]) -> dict[str, Any]:
     return {
         "promotion": promotion.id,
         "candidates": promotion.results,

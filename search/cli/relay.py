@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,22 +53,22 @@ def relay(
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
+    from storage.tracking.health import RelayHealth
     from storage.tracking.process import run_relay
-    from storage.tracking.vitals import Vitals
 
     os.nice(NICENESS)
     _log_with_time()
     with open_database(load_settings()) as database, ExitStack() as stack:
         opened = open_study(database, study)
-        vitals = Vitals()
+        health = RelayHealth()
         if metrics_port is not None:
-            from search.work.deliveries import serve_deliveries
+            from search.work.relay_metrics import serve_relay_metrics
 
             try:
-                stack.enter_context(serve_deliveries(metrics_host, metrics_port, opened, vitals))
+                stack.enter_context(serve_relay_metrics(metrics_host, metrics_port, opened, health))
             except SearchError as error:  # of two studies' relays on one machine, say: both must deliver
                 log.warning("%s: nobody can watch this relay: %s", study, error)
-        run_relay(opened, note_writer(opened), vitals=vitals, write_files=file_writer(opened))
+        run_relay(opened, note_writer(opened), health=health, write_files=file_writer(opened))
 
 
 def sync(
@@ -85,21 +84,21 @@ def sync(
     from storage.settings import load_settings
     from storage.studies import open_study
     from storage.tracking.process import sync as deliver
-    from storage.tracking.retelling import forget_deliveries
+    from storage.tracking.redelivery import reset_deliveries
 
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
         if again:
-            forget_deliveries(opened)
+            reset_deliveries(opened)
         try:
             result = deliver(opened, note_writer(opened), file_writer(opened))
         except TrackingUnavailableError as error:
             raise TrackingUnavailableError(f"{error}. Nothing is lost; later: anitune sync {study}") from None
     if as_json:
-        typer.echo(json.dumps({"study": study, **asdict(result)}))
+        typer.echo(json.dumps({"study": study, "delivered": result.delivered, "parked": result.rejected}))
     else:
-        echo(f"{study}: {result.delivered} messages delivered, {result.parked} refused")
-    if result.parked:
+        echo(f"{study}: {result.delivered} messages delivered, {result.rejected} refused")
+    if result.rejected:
         raise typer.Exit(1)
 
 

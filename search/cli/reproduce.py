@@ -12,7 +12,7 @@ from search.cli.progress import progress_bar
 from search.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from search.work.repeat import Place, Recorded, Repeat
+    from search.work.reproduce import Place, RecordedTrial, Reproduction
 
 DIFFERENT = 1
 """Exit code."""
@@ -37,7 +37,7 @@ def reproduce(
     It exits with 1 if they differ.
     """
     from search.recorded import recorded_config
-    from search.work.repeat import default_tolerance, recorded_trial, repeat_trial
+    from search.work.reproduce import default_tolerance, recorded_trial, reproduce_trial
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
@@ -53,42 +53,42 @@ def reproduce(
                 config.data, config.split, config.features, database.settings.features, progress
             )
             opened.set_facts(task.fingerprints)  # other data would give other numbers
-            repeated = repeat_trial(task, recorded, progress)
+            reproduction = reproduce_trial(task, recorded, progress)
     if tolerance is None:
-        tolerance = default_tolerance(recorded, repeated)
-    alike = repeated.alike(tolerance)
+        tolerance = default_tolerance(recorded, reproduction)
+    alike = reproduction.alike(tolerance)
     if as_json:
-        typer.echo(json.dumps(_values(study, trial, recorded, repeated, tolerance, alike), indent=2))
+        typer.echo(json.dumps(_values(study, trial, recorded, reproduction, tolerance, alike), indent=2))
     else:
-        for line in _lines(study, trial, recorded, repeated, tolerance, alike):
+        for line in _lines(study, trial, recorded, reproduction, tolerance, alike):
             echo(line)
     if not alike:
         raise typer.Exit(DIFFERENT)
 
 
 def _lines(
-    study: str, trial: int, recorded: Recorded, repeated: Repeat, tolerance: float, alike: bool
+    study: str, trial: int, recorded: RecordedTrial, reproduction: Reproduction, tolerance: float, alike: bool
 ) -> list[str]:
-    twin = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
+    reused = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
     allowed = f"within a relative {tolerance:g}" if tolerance else "bit for bit"
     lines = [
-        f"{study}: trial {trial}{twin}: {repeated.epochs} epochs trained again on {_place(repeated.place)},"
-        f" recorded on {', then '.join(map(_place, recorded.places))}"
+        f"{study}: trial {trial}{reused}: {reproduction.epochs} epochs trained again on"
+        f" {_place(reproduction.place)}, recorded on {', then '.join(map(_place, recorded.places))}"
     ]
-    if recorded.places != (repeated.place,):
+    if recorded.places != (reproduction.place,):
         lines.append("on another kind of device, or in another precision, its numbers are not the same bits")
-    if not repeated.differences:
-        lines.append(f"all {repeated.compared} numbers are the same, bit for bit")
+    if not reproduction.differences:
+        lines.append(f"all {reproduction.compared} numbers are the same, bit for bit")
     else:
-        first = repeated.differences[0]
-        largest = max(repeated.differences, key=lambda each: each.relative)
+        first = reproduction.differences[0]
+        largest = max(reproduction.differences, key=lambda each: each.relative)
         lines.append(
-            f"{len(repeated.differences)} of {repeated.compared} numbers differ: the first is {first.metric}"
-            f" of epoch {first.epoch} ({_number(first.recorded)} recorded, {_number(first.repeated)} now),"
-            f" the largest relative difference is {largest.relative:.3g}"
+            f"{len(reproduction.differences)} of {reproduction.compared} numbers differ: the first is"
+            f" {first.metric} of epoch {first.epoch} ({_number(first.recorded)} recorded,"
+            f" {_number(first.reproduced)} now), the largest relative difference is {largest.relative:.3g}"
         )
-    if repeated.same_model is not None:
-        lines.append(f"the network is {'the same' if repeated.same_model else 'another one'}")
+    if reproduction.same_model is not None:
+        lines.append(f"the network is {'the same' if reproduction.same_model else 'another one'}")
     lines.append(f"{'reproduced' if alike else 'not reproduced'}, {allowed}")
     return lines
 
@@ -103,30 +103,30 @@ def _number(value: float | None) -> str:
 
 
 def _values(
-    study: str, trial: int, recorded: Recorded, repeated: Repeat, tolerance: float, alike: bool
+    study: str, trial: int, recorded: RecordedTrial, reproduction: Reproduction, tolerance: float, alike: bool
 ) -> dict[str, Any]:
-    largest = max((each.relative for each in repeated.differences), default=0.0)
+    largest = max((each.relative for each in reproduction.differences), default=0.0)
     return {
         "study": study,
         "trial": trial,
         "result_of_trial": recorded.number,
         "reproduced": alike,
         "tolerance": tolerance,
-        "epochs": repeated.epochs,
+        "epochs": reproduction.epochs,
         "recorded_on": recorded.device,
-        "repeated_on": repeated.place[0],
+        "repeated_on": reproduction.place[0],
         "recorded_places": [_place(place) for place in recorded.places],
-        "repeated_place": _place(repeated.place),
-        "compared": repeated.compared,
+        "repeated_place": _place(reproduction.place),
+        "compared": reproduction.compared,
         "largest_relative_difference": largest if math.isfinite(largest) else None,
-        "same_network": repeated.same_model,
+        "same_network": reproduction.same_model,
         "differences": [
             {
                 "metric": each.metric,
                 "epoch": each.epoch,
                 "recorded": each.recorded,
-                "repeated": each.repeated,
+                "repeated": each.reproduced,
             }
-            for each in repeated.differences
+            for each in reproduction.differences
         ],
     }

@@ -52,10 +52,10 @@ def create(file: File) -> None:
 @study_app.command()
 def run(file: File, pack: Pack = None) -> None:
     """Create a study, or go on with it, train all its trials here, and report."""
-    from search.work.forks import start_imports
+    from search.work.forkserver import start_forkserver
 
     if pack != 1:
-        start_imports()
+        start_forkserver()
     from search.cli.output import make_console
     from search.study import load_study
     from storage.database import open_database
@@ -185,7 +185,7 @@ def _create(
     """
     from search.propose.samplers import trial_limit
     from search.study import study_from_record
-    from storage.life import add_files, has_other_files
+    from storage.lifecycle import add_files, has_other_files
     from storage.studies import Budget, create_study, is_begun, open_study
     from trainer.task import prepare_data
 
@@ -259,11 +259,11 @@ def _deliver(study: Study) -> None:
     except TrackingUnavailableError as error:
         logger.warning("%s. Nothing is lost; later: anitune sync %s", error, study.name)
     else:
-        if result.parked:
+        if result.rejected:
             logger.warning(
                 "%s: MLflow refused %d messages; again: anitune sync %s",
                 study.name,
-                result.parked,
+                result.rejected,
                 study.name,
             )
 

@@ -15,7 +15,7 @@ from search.cli.output import make_console, working
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dashboards.standing import Standing
+    from dashboards.local_servers import LocalServers
 
 logger = logging.getLogger("anitune")
 
@@ -36,27 +36,27 @@ def up(
     They run until `anitune down`. Where they run already, this shows their addresses. The link to MLflow
     holds the secret of its start, which nobody is let in without.
     """
-    from dashboards.standing import start_servers
+    from dashboards.local_servers import start_servers
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, home_folder, read_addresses
 
     home = home_folder()
     first = read_addresses(home / "servers") is None
     with working("starting PostgreSQL and MLflow"):
-        standing, began = start_servers(home, mlflow_port)
+        servers, began = start_servers(home, mlflow_port)
     if as_json:
-        typer.echo(json.dumps({"started": began, **_values(standing)}))
+        typer.echo(json.dumps({"started": began, **_values(servers)}))
     else:
-        _print(home, standing, began)
+        _print(home, servers, began)
     for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
         if os.environ.get(variable):
             logger.warning("%s is set, and goes before these servers: unset it to use them", variable)
     if first:
-        _tell_of_sqlite(home)
+        _explain_sqlite(home)
 
 
 def down() -> None:
     """Stop the servers of `anitune up`; their data stays, and the next `anitune up` goes on with it."""
-    from dashboards.standing import stop_servers
+    from dashboards.local_servers import stop_servers
     from storage.settings import home_folder
 
     with working("stopping MLflow and PostgreSQL"):
@@ -64,25 +64,25 @@ def down() -> None:
     typer.echo("Stopped; anitune up starts them again." if stopped else "Nothing runs here.")
 
 
-def _values(standing: Standing) -> dict[str, object]:
+def _values(servers: LocalServers) -> dict[str, object]:
     return {
-        "storage_url": standing.addresses.storage_url,
-        "tracking_uri": standing.addresses.tracking_uri,
-        "postgresql_pid": standing.postgresql,
-        "mlflow_pid": standing.mlflow,
-        "tools": str(standing.tools),
-        "mlflow_link": standing.link,
-        "mlflow_token_file": str(standing.token_file),
+        "storage_url": servers.addresses.storage_url,
+        "tracking_uri": servers.addresses.tracking_uri,
+        "postgresql_pid": servers.postgresql,
+        "mlflow_pid": servers.mlflow,
+        "tools": str(servers.tools),
+        "mlflow_link": servers.link,
+        "mlflow_token_file": str(servers.token_file),
     }
 
 
-def _print(home: Path, standing: Standing, began: bool) -> None:
+def _print(home: Path, servers: LocalServers, began: bool) -> None:
     console = make_console()
     lines = {
-        "PostgreSQL": f"{standing.addresses.storage_url}  (process {standing.postgresql})",
-        "MLflow": f"{standing.link}  (process {standing.mlflow})",
+        "PostgreSQL": f"{servers.addresses.storage_url}  (process {servers.postgresql})",
+        "MLflow": f"{servers.link}  (process {servers.mlflow})",
         "home": f"{home}  (data in servers, logs in logs)",
-        "tools": f"{standing.tools}  (psql, pg_dump, ...)",
+        "tools": f"{servers.tools}  (psql, pg_dump, ...)",
     }
     console.print("Started." if began else "Running already.")
     for what, value in lines.items():
@@ -90,14 +90,14 @@ def _print(home: Path, standing: Standing, began: bool) -> None:
     console.print("Every anitune command with this home finds them; anitune down stops them.")
     console.print("Your own programs find MLflow, and are let in, after")
     console.print(
-        f"  export MLFLOW_TRACKING_URI={standing.addresses.tracking_uri}"
-        f' MLFLOW_TRACKING_TOKEN="$(cat {shlex.quote(str(standing.token_file))})"',
+        f"  export MLFLOW_TRACKING_URI={servers.addresses.tracking_uri}"
+        f' MLFLOW_TRACKING_TOKEN="$(cat {shlex.quote(str(servers.token_file))})"',
         soft_wrap=True,
         markup=False,
     )
 
 
-def _tell_of_sqlite(home: Path) -> None:
+def _explain_sqlite(home: Path) -> None:
     from storage.database import open_database
     from storage.errors import StorageError
     from storage.settings import embedded

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from search.work.worker import Watcher
     from storage.database import Database
     from storage.studies import Study
-    from storage.workers import SignOfLife
+    from storage.workers import WorkerHeartbeat
     from trainer.task import TaskData
 
 logger = logging.getLogger("anitune")
@@ -84,10 +84,10 @@ def worker(
     """
     if study is not None and idle_timeout is not None:
         raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
-    from search.work.forks import start_imports
+    from search.work.forkserver import start_forkserver
 
     if pack != 1:
-        start_imports()
+        start_forkserver()
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
@@ -148,7 +148,7 @@ def work_on(
     from search.work.card_faults import card_faults_recorded
     from search.work.stopping import stop_on_signals
     from search.work.worker import Worker, patiently
-    from storage.life import CLOSED, study_state, wrong_state
+    from storage.lifecycle import CLOSED, study_state, wrong_state
     from storage.tracking.process import start_relay
     from trainer.config import TrainConfig
     from trainer.fitting.devices import device_errors_explained, find_device
@@ -163,7 +163,7 @@ def work_on(
             device = find_device(config.training.get("device", TrainConfig.device))
             stack.enter_context(card_faults_recorded(device))
             stack.enter_context(device_errors_explained(device))
-            sign = _sign_of_life(database, name, device, study.name)
+            sign = _heartbeat(database, name, device, study.name)
             patiently(lambda: stack.enter_context(sign))
             with progress_bar() as progress:
                 cache = database.settings.features
@@ -183,17 +183,19 @@ def work_on(
     _exit_if_stopped(stop, again)
 
 
-def _sign_of_life(
+def _heartbeat(
     database: Database, name: str | None, device: torch.device, study: str | None = None
-) -> SignOfLife:
+) -> WorkerHeartbeat:
     from search.work.environment import describe_worker
-    from storage.workers import SignOfLife
+    from storage.workers import WorkerHeartbeat
 
     pinned_to = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return SignOfLife(database, describe_worker(name, device), study, gpu=pinned_to)
+    return WorkerHeartbeat(database, describe_worker(name, device), study, gpu=pinned_to)
 
 
-def _watched(stack: ExitStack, served: tuple[str, int] | None, watcher: Watcher, sign: SignOfLife) -> Watcher:
+def _watched(
+    stack: ExitStack, served: tuple[str, int] | None, watcher: Watcher, sign: WorkerHeartbeat
+) -> Watcher:
     """The watcher to tell what is done, which a monitor may ask if that is wanted."""
     if served is None:
         return watcher
@@ -223,7 +225,7 @@ def _serve(
             device = find_device(TrainConfig.device)
             stack.enter_context(card_faults_recorded(device))
             stack.enter_context(device_errors_explained(device))
-            sign = _sign_of_life(database, name, device)
+            sign = _heartbeat(database, name, device)
             patiently(lambda: stack.enter_context(sign))
             stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
             watcher = _watched(stack, served, watcher, sign)

@@ -20,7 +20,7 @@ from trainer.task import TaskData
 
 
 @dataclass(frozen=True)
-class ErrorsOnTestPart:
+class ErrorsOnTestSet:
     """Errors of an ensemble on a test part, kcal/mol.
 
     Attributes
@@ -47,7 +47,7 @@ def build_ensemble(members: Sequence[Path], task: TaskData, folder: Path) -> Non
     Ensemble([load_model(file) for file in members], training_domain(task)).save(folder)
 
 
-def structures_of_test_part(task: TaskData) -> list[Structure]:
+def structures_of_test_set(task: TaskData) -> list[Structure]:
     """The structures of the test part, in their order."""
     dataset, test = task.dataset, task.split.test
     places = dataset.molecule_of(test)
@@ -65,9 +65,9 @@ def ensemble_digest(folder: Path) -> str | None:
     return digest_of({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
 
 
-def measure_on_test_part(
+def measure_on_test_set(
     ensemble: Ensemble, structures: Sequence[Structure], task: TaskData
-) -> ErrorsOnTestPart:
+) -> ErrorsOnTestSet:
     """Measure an ensemble. Only for who has recorded that the test part is opened.
 
     Parameters
@@ -78,7 +78,7 @@ def measure_on_test_part(
     true = task.dataset.energies()[task.split.test]
     errors = (predictions.energies - true) * HARTREE_TO_KCALMOL
     of_members = [mean_absolute_error(member) for member in (predictions.members - true) * HARTREE_TO_KCALMOL]
-    return ErrorsOnTestPart(
+    return ErrorsOnTestSet(
         mae_kcalmol=mean_absolute_error(errors),
         rmse_kcalmol=root_mean_square_error(errors),
         max_error_kcalmol=max_error(errors),

@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from search.promote.model_signature import INPUTS, OUTPUTS
 from search.promote.plan import Candidate
-from search.promote.tables import INPUTS, OUTPUTS
 from storage.promotions import Promotion
 from storage.studies import Study
 from storage.tracking.registry import ModelFiles
 from trainer.data.elements import SYMBOLS
-from trainer.networks.smoothness import kink_words
+from trainer.networks.smoothness import kink_warning
 from trainer.task import TaskData
 
 #: What the model needs where it is loaded. The others that it uses come with these.
@@ -60,12 +60,12 @@ def metrics(test: Mapping[str, Any]) -> dict[str, float]:
     return {f"test/{name}": float(value) for name, value in test.items() if isinstance(value, int | float)}
 
 
-def description(study: Study, promotion: Promotion, chosen: Candidate, openings: int) -> str:
+def description(study: Study, promotion: Promotion, chosen: Candidate, evaluations: int) -> str:
     """What people read first in the registry; Markdown."""
     test = promotion.test or {}
-    kinks = kink_words([chosen.config.activation])
+    kinks = kink_warning([chosen.config.activation])
     network = " ".join(chosen.architecture.replace("`", "").split())  # code, and no more
-    looks = "opened for it alone" if openings == 1 else f"opened {openings} times by now"
+    looks = "opened for it alone" if evaluations == 1 else f"opened {evaluations} times by now"
     return (
         f"Ensemble of {promotion.plan['ensemble']} networks `{network}`, the settings of trial"
         f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"

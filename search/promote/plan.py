@@ -88,7 +88,7 @@ class PlannedTraining:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PromotionPlan:
     """All that a promotion trains.
 
     Attributes
@@ -150,7 +150,9 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
     return list(found.values())[:top]
 
 
-def make_plan(candidates: Sequence[Candidate], task: Task, study_seed: int, options: Options) -> Plan:
+def make_plan(
+    candidates: Sequence[Candidate], task: Task, study_seed: int, options: Options
+) -> PromotionPlan:
     """Plan the runs on folds of candidates.
 
     Parameters
@@ -179,7 +181,7 @@ def make_plan(candidates: Sequence[Candidate], task: Task, study_seed: int, opti
         for run in range(fold, runs[kind], folds[kind])
         for candidate in candidates
     ]
-    return Plan(options, tuple(candidates), folds, runs, missing, tuple(trainings))
+    return PromotionPlan(options, tuple(candidates), folds, runs, missing, tuple(trainings))
 
 
 def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> list[PlannedTraining]:
@@ -192,7 +194,7 @@ def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> li
     return planned
 
 
-def seconds_of(training: PlannedTraining, plan: Plan, task: Task) -> float:
+def seconds_of(training: PlannedTraining, plan: PromotionPlan, task: Task) -> float:
     """What a training on a fold may take, s, by what that of the trial took."""
     assert training.fold is not None
     rest = len(task.split.train) + len(task.split.validation)
@@ -212,8 +214,8 @@ def _folds(task: Task, kind: FoldKind, wanted: int) -> int:
     if number < 2:
         raise DataError(f"one {kind} only")
     for fold in range(number):
-        parts = split_fold(task.dataset, task.split, _fold_config(task, kind, number, fold))
-        fit_self_energies(task.dataset, parts, task.aev.elements)
+        labels = split_fold(task.dataset, task.split, _fold_config(task, kind, number, fold))
+        fit_self_energies(task.dataset, labels, task.aev.elements)
     return number
 
 

@@ -19,8 +19,8 @@ from search.promote.choice import Choice, FoldKind, Result, choose, fold_errors
 from search.promote.ensemble import (
     build_ensemble,
     ensemble_digest,
-    measure_on_test_part,
-    structures_of_test_part,
+    measure_on_test_set,
+    structures_of_test_set,
 )
 from search.promote.model import description, lineage, metrics, model_files
 from search.promote.plan import (
@@ -35,18 +35,18 @@ from search.promote.plan import (
 from search.promote.trainings import Outcome, train_all, training_folder
 from search.study import StudyConfig
 from search.work.environment import describe_worker
-from search.work.sizing import slots_by_room
+from search.work.sizing import concurrent_trials_by_memory
 from search.work.stopping import StopRequest
 from search.work.worker import patiently
 from storage.database import Database
-from storage.errors import AlreadyOpenedError, PromotionBusyError
-from storage.openings import (
-    Opening,
-    open_test_part,
-    openings,
+from storage.errors import AlreadyEvaluatedError, PromotionBusyError
+from storage.evaluations import (
+    EvaluationOnTestSet,
+    evaluations_on_test_set,
+    record_evaluation,
     record_test_error,
     refuse_another_ensemble,
-    refuse_another_opening,
+    refuse_another_evaluation,
 )
 from storage.promotions import (
     Promotion,
@@ -65,7 +65,7 @@ from storage.promotions import (
 )
 from storage.studies import Study
 from storage.tracking.registry import RegisteredModel, register_model
-from storage.tracking.relay import study_key
+from storage.tracking.relay import study_run_key
 from storage.trials.views import trial_rows
 from trainer.config import dump_config
 from trainer.errors import DeviceError, TrainingCutOff, TrainingFailed
@@ -100,7 +100,7 @@ class Promoter:
 
     Raises
     ------
-    AlreadyOpenedError
+    AlreadyEvaluatedError
         if the test part was opened by another promotion, and must not be again.
     SearchError
         if there is nothing to promote, or nothing to test it on.
@@ -129,9 +129,13 @@ class Promoter:
         candidates = find_candidates(trial_rows(database, study), options.top)
         self.plan = make_plan(candidates, task, config.seed, options)
         own = unfinished_promotion(database, study, self.plan.values())
-        others = [each for each in openings(database, study) if own is None or each.promotion != own.id]
+        others = [
+            each
+            for each in evaluations_on_test_set(database, study)
+            if own is None or each.promotion != own.id
+        ]
         if not again:
-            refuse_another_opening(study, others)
+            refuse_another_evaluation(study, others)
 
     @property
     def decisive(self) -> FoldKind:
@@ -153,7 +157,7 @@ class Promoter:
             count = sum(each.key not in done for each in self._members(chosen))
             seconds += count * chosen.seconds
         configs = [each.config for each in self.plan.candidates]
-        at_once = slots_by_room(self._task, configs * len(self.plan.fold_trainings))
+        at_once = concurrent_trials_by_memory(self._task, configs * len(self.plan.fold_trainings))
         return len(waiting) + count, seconds / at_once
 
     def run(self, stop: StopRequest, progress: Progress) -> Promotion:
@@ -181,7 +185,7 @@ class Promoter:
         logger.info("%s: %s", study.name, promotion.reason)
         chosen = self.plan.candidate(promotion.choice)
         folder = self._ensemble(promotion.id)
-        if self._opening(promotion.id) is None:
+        if self._evaluation(promotion.id) is None:
             build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
         if promotion.test is None:
             self._open(promotion.id, chosen, folder)
@@ -194,20 +198,20 @@ class Promoter:
         database, study = self._database, self._study
         worker = describe_worker(None, find_device(self.plan.candidates[0].config.device))
         promotion = begin_promotion(database, study, self.plan.values(), worker)
-        opening = self._opening(promotion.id)
-        if opening is None:
+        evaluation = self._evaluation(promotion.id)
+        if evaluation is None:
             return promotion
         try:
-            refuse_another_ensemble(study, opening, ensemble_digest(self._ensemble(promotion.id)))
-        except AlreadyOpenedError:
+            refuse_another_ensemble(study, evaluation, ensemble_digest(self._ensemble(promotion.id)))
+        except AlreadyEvaluatedError:
             if not self._again:
                 raise
             abandon_promotion(database, promotion.id)
             return begin_promotion(database, study, self.plan.values(), worker)
         return promotion
 
-    def _opening(self, promotion: int) -> Opening | None:
-        known = openings(self._database, self._study)
+    def _evaluation(self, promotion: int) -> EvaluationOnTestSet | None:
+        known = evaluations_on_test_set(self._database, self._study)
         return next((each for each in known if each.promotion == promotion), None)
 
     def _recorded(self, promotion: int) -> Promotion:
@@ -270,7 +274,7 @@ class Promoter:
         def end(training: PlannedTraining, outcome: Outcome) -> None:
             nonlocal ended
             ended += 1
-            what = f"{self._study.name} {ended}/{len(planned)}  {_words(training)}"
+            what = f"{self._study.name} {ended}/{len(planned)}  {_describe(training)}"
             if isinstance(outcome, TrainingFailed):
                 if training.fold is None:
                     raise SearchError(f"{what}: {outcome}")
@@ -322,24 +326,24 @@ class Promoter:
     def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
         """Open the test part for the ensemble in a folder, and keep its errors there."""
         database, study = self._database, self._study
-        ensemble, structures = Ensemble.open(folder), structures_of_test_part(self._task)
+        ensemble, structures = Ensemble.open(folder), structures_of_test_set(self._task)
         digest = ensemble_digest(folder)
         assert digest is not None
-        opening = open_test_part(
+        evaluation = record_evaluation(
             database, study, promotion, chosen.trial, dump_config(chosen.config), digest, again=self._again
         )
-        logger.info("%s: test part opened on %s", study.name, opening)
-        errors = measure_on_test_part(ensemble, structures, self._task)
+        logger.info("%s: test part opened on %s", study.name, evaluation)
+        errors = measure_on_test_set(ensemble, structures, self._task)
         record_test_error(database, study, promotion, errors.mae_kcalmol)
         record_test(database, promotion, asdict(errors))
 
     def _register(self, promotion: Promotion, chosen: Candidate, folder: Path) -> RegisteredModel:
         assert promotion.test is not None
-        looks = len(openings(self._database, self._study))
+        looks = len(evaluations_on_test_set(self._database, self._study))
         return register_model(
             self._database.settings,
             self._study.name,
-            f"{study_key(self._study)}/promotion/{promotion.id}",
+            f"{study_run_key(self._study)}/promotion/{promotion.id}",
             model_files(folder, self._task),
             tags=lineage(self._study, promotion, self._task),
             metrics=metrics(promotion.test),
@@ -373,7 +377,7 @@ class Promoter:
             lock.release()
 
 
-def _words(planned: PlannedTraining) -> str:
+def _describe(planned: PlannedTraining) -> str:
     if planned.fold is None:
         return f"trial {planned.trial}, member {planned.run + 1} of the ensemble"
     where = f"{planned.kind} fold {planned.fold.fold + 1} of {planned.fold.folds}"

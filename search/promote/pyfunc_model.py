@@ -8,7 +8,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from search.promote.tables import predict_table
+from search.promote.model_signature import predict_table
 from trainer.inference.ensemble import Ensemble
 
 
@@ -20,7 +20,7 @@ class RegisteredEnsemble(PythonModel):
         self._ensemble = Ensemble.open(context.artifacts["ensemble"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A row a structure: see :func:`search.promote.tables.predict_table`."""
+        """A row a structure: see :func:`search.promote.model_signature.predict_table`."""
         return predict_table(self._ensemble, model_input)
 
 

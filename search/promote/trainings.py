@@ -11,9 +11,9 @@ from threading import Lock
 
 from search.promote.plan import PlannedTraining
 from search.work.card_memory import shared_memory_of
+from search.work.concurrent import run_concurrently
 from search.work.processes import TrainingProcess
-from search.work.sizing import slots_by_room
-from search.work.slots import work_in_slots
+from search.work.sizing import concurrent_trials_by_memory
 from search.work.stopping import StopRequest
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config, load_config
 from trainer.errors import TrainingCutOff, TrainingFailed
@@ -68,16 +68,18 @@ def train_all(
     configs = [each.config for each in planned]
     if device.type == "cpu":
         work = partial(_work_in_processes, course, deque(planned), task, cache)
-        work_in_slots(slots_by_room(task, configs), work, stop)
+        run_concurrently(concurrent_trials_by_memory(task, configs), work, stop)
         return
     with shared_memory_of(device, cards) as memory:
-        slots = slots_by_room(task, configs, memory)
+        concurrent_trials = concurrent_trials_by_memory(task, configs, memory)
         for fold, group in itertools.groupby(planned, key=lambda each: each.fold):
             together = list(group)
             # Features are opened for each fold anew: what a part of them takes on a GPU is freed with them.
             on_fold = task if fold is None else _task_on_fold(task, cache, fold)
             train = partial(run_training, on_fold, scheduler=PackScheduler())
-            work_in_slots(min(slots, len(together)), partial(course.train, deque(together), train), stop)
+            run_concurrently(
+                min(concurrent_trials, len(together)), partial(course.train, deque(together), train), stop
+            )
 
 
 class _Course(SilentReporter):
@@ -122,7 +124,7 @@ class _Course(SilentReporter):
                 self,
                 rungs=(),
                 warm_start=None,
-                progress=lambda stage, done, total: self._tell(planned, done),
+                progress=lambda stage, done, total: self._report_progress(planned, done),
             )
         except TrainingCutOff:
             raise  # it says nothing of the candidate
@@ -132,9 +134,9 @@ class _Course(SilentReporter):
             return
         with self._lock:
             self._ended(planned, outcome)
-        self._tell(planned, planned.config.epochs)
+        self._report_progress(planned, planned.config.epochs)
 
-    def _tell(self, planned: PlannedTraining, done: int) -> None:
+    def _report_progress(self, planned: PlannedTraining, done: int) -> None:
         with self._lock:
             self._epochs[planned.key] = done
             self._progress("training", sum(self._epochs.values()), self._total)

@@ -14,7 +14,7 @@ def usable_cores(root: Path = ROOT) -> int:
     """Cores that this process may run on, or that its share of the machine's time amounts to."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups(root):
-        quota, period = (_words(group / "cpu.max") or ["max", ""])[:2]
+        quota, period = (_read_words(group / "cpu.max") or ["max", ""])[:2]
         if quota != "max":
             cores = min(cores, math.ceil(int(quota) / int(period)))
     return cores
@@ -22,24 +22,24 @@ def usable_cores(root: Path = ROOT) -> int:
 
 def free_gib(root: Path = ROOT) -> float:
     """Memory that can be had without swapping, GiB; no limit is known where there is no ``/proc``."""
-    words = _words(root / "proc" / "meminfo")
+    words = _read_words(root / "proc" / "meminfo")
     free = int(words[words.index("MemAvailable:") + 1]) / 2**20 if words else math.inf
     for group in _groups(root):
-        (limit,) = _words(group / "memory.max") or ["max"]
+        (limit,) = _read_words(group / "memory.max") or ["max"]
         if limit != "max":
-            statistics = _words(group / "memory.stat")
+            statistics = _read_words(group / "memory.stat")
             # Pages of files that were not used lately are given up before anybody is refused memory.
             cache = int(statistics[statistics.index("inactive_file") + 1])
-            (current,) = _words(group / "memory.current")
+            (current,) = _read_words(group / "memory.current")
             free = min(free, (int(limit) - int(current) + cache) / 2**30)
     return max(0.0, free)
 
 
 def _groups(root: Path) -> Iterator[Path]:
     """The control group (version 2) of this process, and those around it."""
-    (name,) = [word[3:] for word in _words(root / "proc" / "self" / "cgroup") if word.startswith("0::")] or [
-        "/"
-    ]
+    (name,) = [
+        word[3:] for word in _read_words(root / "proc" / "self" / "cgroup") if word.startswith("0::")
+    ] or ["/"]
     top = root / "sys" / "fs" / "cgroup"
     folder = top / name.strip("/")
     yield folder
@@ -48,7 +48,7 @@ def _groups(root: Path) -> Iterator[Path]:
         yield folder
 
 
-def _words(file: Path) -> list[str]:
+def _read_words(file: Path) -> list[str]:
     try:
         return file.read_text().split()
     except OSError:

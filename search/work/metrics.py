@@ -14,7 +14,7 @@ from storage.trials.queue import LEASE_SECONDS
 if TYPE_CHECKING:
     from search.work.worker import TrialNews, Watcher
     from storage.studies import StudyProgress
-    from storage.workers import SignOfLife
+    from storage.workers import WorkerHeartbeat
 
 ENDS = ("complete", "paused", "pruned", "failed", "interrupted", "lost")
 
@@ -22,7 +22,7 @@ ENDS = ("complete", "paused", "pruned", "failed", "interrupted", "lost")
 class Counting:
     """A watcher that counts what it is told, and passes it on."""
 
-    def __init__(self, watcher: Watcher, sign: SignOfLife) -> None:
+    def __init__(self, watcher: Watcher, sign: WorkerHeartbeat) -> None:
         self.registry = CollectorRegistry()
         self._watcher = watcher
         self._reached: dict[int, int | None] = {}
@@ -60,7 +60,7 @@ class Counting:
 
 
 @contextmanager
-def serve_metrics(host: str, port: int, watcher: Watcher, sign: SignOfLife) -> Iterator[Counting]:
+def serve_metrics(host: str, port: int, watcher: Watcher, sign: WorkerHeartbeat) -> Iterator[Counting]:
     """Serve what the worker in the block does; gives the watcher that it must tell.
 
     ``/health`` answers 503 when the worker's last sign of life is older than a lease: others may have its

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Self
 
-from search.work.forks import fork_context
+from search.work.forkserver import forkserver_context
 from storage.settings import attempt_log
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import TrainerError, TrainingCutOff
@@ -141,7 +141,7 @@ class TrainingProcess:
             raise
 
     def _start(self) -> tuple[Any, Connection]:
-        context = fork_context()
+        context = forkserver_context()
         connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, dict(self._task), self._cache))
         process.start()

@@ -37,7 +37,7 @@ class Service:
 
     Parameters
     ----------
-    start_relay, name, slots : as of :class:`search.work.worker.Worker`
+    start_relay, name, concurrent_trials : as of :class:`search.work.worker.Worker`
     idle_timeout : ends when for so long (s) there was no trial; None: never
     """
 
@@ -48,7 +48,7 @@ class Service:
         stop: StopRequest,
         start_relay: Callable[[Study], object],
         name: str | None = None,
-        slots: int | None = 1,
+        concurrent_trials: int | None = 1,
         idle_timeout: float | None = None,
     ) -> None:
         self._database = database
@@ -56,7 +56,7 @@ class Service:
         self._stop = stop
         self._start_relay = start_relay
         self._name = name
-        self._slots = slots
+        self._concurrent_trials = concurrent_trials
         self._idle_timeout = idle_timeout
         self._task: Task | None = None
         self._resting: dict[str, float] = {}  # by the name of a study: until when nothing is expected of it
@@ -99,7 +99,7 @@ class Service:
                 self._stop,
                 self._start_relay,
                 self._name,
-                self._slots,
+                self._concurrent_trials,
                 leave=lambda: self._next() != name,
             )
             return worker.work() > 0

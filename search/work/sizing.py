@@ -21,7 +21,7 @@ from search.work.machine import free_gib, usable_cores
 from trainer.config import TrainConfig
 from trainer.data.splits import TEST, TRAINING, VALIDATION, Split
 from trainer.errors import MemoryTakenError
-from trainer.features.parts import WHOLE
+from trainer.features.micro_batches import WHOLE
 from trainer.features.source import CPU_LIMIT_GIB, GROUPED_FROM
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import (
@@ -33,7 +33,7 @@ from trainer.fitting.devices import (
     release_memory,
     resolve_precision,
 )
-from trainer.fitting.gradients import FACTOR_DTYPES
+from trainer.fitting.gradients import OPERAND_DTYPES
 from trainer.fitting.scheduler import make_packs
 from trainer.fitting.training import Training
 from trainer.networks.model import WEIGHT_DTYPES
@@ -88,7 +88,7 @@ class _Room:
         return self.features + trials * self.need
 
 
-def automatic_slots(
+def choose_concurrent_trials(
     config: StudyConfig, task: Task, device: torch.device, most: int, memory: CardMemory | None = None
 ) -> int:
     """How many trials of a study keep this machine busy; the reason is logged.
@@ -108,16 +108,18 @@ def automatic_slots(
     """
     extremes = [resolve_precision(each) for each in extreme_configs(config)]
     if device.type == "cuda":
-        slots, reason = _slots_of_gpu(config, task, device, extremes, most, memory)
+        concurrent_trials, reason = _concurrent_trials_on_gpu(config, task, device, extremes, most, memory)
     else:
-        slots, reason = _slots_of_cpu(task, device, extremes)
-    slots = max(1, min(slots, most))
-    at_once = f"{slots} trials at once" if slots > 1 else "one trial at a time"
+        concurrent_trials, reason = _concurrent_trials_on_cpu(task, device, extremes)
+    concurrent_trials = max(1, min(concurrent_trials, most))
+    at_once = f"{concurrent_trials} trials at once" if concurrent_trials > 1 else "one trial at a time"
     logger.info("%s: %s: %s", config.name, at_once, reason)
-    return slots
+    return concurrent_trials
 
 
-def slots_by_room(task: Task, configs: Sequence[TrainConfig], memory: CardMemory | None = None) -> int:
+def concurrent_trials_by_memory(
+    task: Task, configs: Sequence[TrainConfig], memory: CardMemory | None = None
+) -> int:
     """How many of these trainings, 1 or more, have room at once on the device that they are for.
 
     On the CPU each has a process and its threads cores of their own; on a GPU they share its memory.
@@ -125,28 +127,30 @@ def slots_by_room(task: Task, configs: Sequence[TrainConfig], memory: CardMemory
     resolved = [resolve_precision(each) for each in configs]
     device = find_device(resolved[0].device)
     if device.type != "cuda":
-        slots, _ = _slots_of_cpu(task, device, resolved)
-        return max(1, min(slots, len(configs)))
+        concurrent_trials, _ = _concurrent_trials_on_cpu(task, device, resolved)
+        return max(1, min(concurrent_trials, len(configs)))
     with device_errors_explained(device), current_device(device):
         room = _room_on_gpu(task, device, resolved, memory)
-    slots = max(1, min(room.trials, len(configs)))
+    concurrent_trials = max(1, min(room.trials, len(configs)))
     if memory is not None:
-        memory.announce(room.bytes_of(slots))
-    return slots
+        memory.announce(room.bytes_of(concurrent_trials))
+    return concurrent_trials
 
 
-def announce_slots(
-    config: StudyConfig, task: Task, device: torch.device, slots: int, memory: CardMemory
+def announce_concurrent_trials(
+    config: StudyConfig, task: Task, device: torch.device, concurrent_trials: int, memory: CardMemory
 ) -> None:
     """Announce to other workers on a GPU what so many trials at once, as a person chose, will take."""
     extremes = [resolve_precision(each) for each in extreme_configs(config)]
     room = _room_on_gpu(task, device, extremes, memory)
-    memory.announce(room.bytes_of(slots))
-    if room.trials < slots:
-        logger.warning("%s: %d trials at once may not fit: %s", config.name, slots, room.words)
+    memory.announce(room.bytes_of(concurrent_trials))
+    if room.trials < concurrent_trials:
+        logger.warning("%s: %d trials at once may not fit: %s", config.name, concurrent_trials, room.words)
 
 
-def _slots_of_cpu(task: Task, device: torch.device, configs: Sequence[TrainConfig]) -> tuple[int, str]:
+def _concurrent_trials_on_cpu(
+    task: Task, device: torch.device, configs: Sequence[TrainConfig]
+) -> tuple[int, str]:
     threads = max(each.threads for each in configs)
     dataset = sum(m.coordinates.nbytes + m.energies.nbytes for m in task.dataset.molecules) / 2**30
     need = PROCESS_GIB + dataset + max(training_gib(task, each, device) for each in configs)
@@ -156,7 +160,7 @@ def _slots_of_cpu(task: Task, device: torch.device, configs: Sequence[TrainConfi
     ), f"{cores} cores, {threads} for a trial; {free:.3g} GiB free, {need:.3g} for a trial"
 
 
-def _slots_of_gpu(
+def _concurrent_trials_on_gpu(
     config: StudyConfig,
     task: Task,
     device: torch.device,
@@ -165,10 +169,10 @@ def _slots_of_gpu(
     memory: CardMemory | None,
 ) -> tuple[int, str]:
     room = _room_on_gpu(task, device, extremes, memory)
-    slots, reason = _worthwhile_on_gpu(config, task, room, most)
+    concurrent_trials, reason = _worthwhile_on_gpu(config, task, room, most)
     if memory is not None:
-        memory.announce(room.bytes_of(max(1, slots)))
-    return slots, reason
+        memory.announce(room.bytes_of(max(1, concurrent_trials)))
+    return concurrent_trials, reason
 
 
 def _worthwhile_on_gpu(config: StudyConfig, task: Task, room: _Room, most: int) -> tuple[int, str]:
@@ -282,14 +286,14 @@ def _epoch_seconds(task: Task, configs: Sequence[TrainConfig]) -> float:
 
 def _little(task: Task, structures: int) -> Task:
     """The task with so many of its training structures, and an eighth of that to validate."""
-    parts = np.full_like(task.split.parts, TEST)
+    labels = np.full_like(task.split.labels, TEST)
     random = np.random.default_rng(0)
     for label, indices, count in (
         (TRAINING, task.split.train, structures),
         (VALIDATION, task.split.validation, math.ceil(structures / 8)),
     ):
-        parts[random.permutation(indices)[:count]] = label
-    return replace(task, split=Split(parts))
+        labels[random.permutation(indices)[:count]] = label
+    return replace(task, split=Split(labels))
 
 
 def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float:
@@ -309,6 +313,6 @@ def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float
 
 def _dense_gib(task: Task, config: TrainConfig, atoms: float) -> float:
     """The training part's AEVs with all their columns, GiB, where a process on the CPU copies them."""
-    dtype = FACTOR_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
+    dtype = OPERAND_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
     gib = len(task.split.train) * atoms * task.features.length * dtype.itemsize / 2**30
     return gib if config.batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB else 0.0

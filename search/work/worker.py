@@ -14,23 +14,23 @@ from typing import Literal, Protocol, TypeVar
 from optuna.trial import FrozenTrial
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from search.propose.enqueued import params_from_queue
 from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
-from search.propose.wishes import queued_params
 from search.study import StudyConfig
 from search.work.card_memory import CardMemory, shared_memory_of
+from search.work.concurrent import run_concurrently
 from search.work.environment import describe_worker, other_precision, resolve_attempt
 from search.work.folders import from_checkpoint, take_folder
 from search.work.processes import TrainingProcess
 from search.work.reporting import AttemptReporter
-from search.work.sizing import announce_slots, automatic_slots
-from search.work.slots import work_in_slots
+from search.work.sizing import announce_concurrent_trials, choose_concurrent_trials
 from search.work.stopping import StopRequest
 from search.work.trial_log import TrialLog
-from storage.blobs.place import open_blobs, settle_place
+from storage.blobs.place import open_blobs, resolve_artifact_location
 from storage.database import Database
 from storage.errors import (
     DatabaseBusyError,
@@ -40,15 +40,15 @@ from storage.errors import (
     StorageError,
     TrialClosedError,
 )
-from storage.life import CLOSED, limit_to_begun, study_state, wrong_state
-from storage.marks import own_study_folder
+from storage.lifecycle import CLOSED, limit_to_begun, study_state, wrong_state
+from storage.ownership import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
 from storage.trials.attempts import PATIENCE, Attempt
+from storage.trials.duplicate_configs import OriginalTrial
+from storage.trials.heartbeat import Heartbeat
 from storage.trials.paused import rung_results
 from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
-from storage.trials.renewal import LeaseKeeper
-from storage.trials.twins import Twin
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
@@ -98,7 +98,7 @@ class TrialNews:
     epochs: int = 0
     value: float | None = None
     reason: str | None = None
-    twin: int | None = None
+    original: int | None = None
     """Number of the trial whose result it takes."""
 
 
@@ -135,7 +135,7 @@ class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for
 class Worker:
     """Trains the trials of one study in this process.
 
-    A slot is what works on one trial at a time: the main thread, or one of several threads that do the same
+    One trial at a time is trained by the main thread, or by each of several threads that do the same
     side by side. All of them are one worker in the records.
 
     Parameters
@@ -144,7 +144,7 @@ class Worker:
     task : what all its trials are trained on
     start_relay : called when a trial begins: sees to it that the tracking server will hear of it
     name : what people call the worker; by default host and process id
-    slots : trials that are trained at once; None: as many as suit the machine
+    concurrent_trials : trials that are trained at once; None: as many as suit the machine
     leave : whether to begin no more trials, and to wait for none: asked before each; None: never
     """
 
@@ -158,7 +158,7 @@ class Worker:
         stop: StopRequest,
         start_relay: Callable[[Study], object],
         name: str | None = None,
-        slots: int | None = 1,
+        concurrent_trials: int | None = 1,
         leave: Callable[[], bool] | None = None,
     ) -> None:
         self._database = database
@@ -172,9 +172,9 @@ class Worker:
         self._promotion = promotion(config)
         self._device = find_device(config.training.get("device", TrainConfig.device))
         self._info = describe_worker(name, self._device)
-        # On a GPU the slots' trainings share batches; on the CPU each has a process and a core of its own.
+        # On a GPU the trainings share batches; on the CPU each has a process and a core of its own.
         self._scheduler = PackScheduler() if self._device.type == "cuda" else None
-        self._slots = slots
+        self._concurrent_trials = concurrent_trials
         self._leave = leave
         self._claims = 0
         self._in_hand: dict[int, Claim] = {}
@@ -182,7 +182,7 @@ class Worker:
         self._known: StudyProgress | None = None
         self._claiming = Lock()
         self._proposing = Lock()
-        self._telling = Lock()
+        self._report_lock = Lock()
 
     def work(self) -> int:
         """Train until no trial is left, here or elsewhere, or until asked to stop or leave.
@@ -198,32 +198,32 @@ class Worker:
             trial alone fails that trial, and the next one begins. After a DeviceError this process can
             train nothing more.
         """
-        patiently(lambda: settle_place(self._database))
+        patiently(lambda: resolve_artifact_location(self._database))
         patiently(lambda: own_study_folder(self._database, self._study.name))
         with (
             device_errors_explained(self._device),
             current_device(self._device),
             shared_memory_of(self._device, self._database.settings.cards) as memory,
         ):
-            slots = self._slots_needed(memory)
-            if slots > 1:
+            concurrent_trials = self._concurrent_trials_needed(memory)
+            if concurrent_trials > 1:
                 # On the CPU threads of one process would hold each other up; on a GPU they share batches.
-                work = self._work_in_process if self._scheduler is None else self._work_in_slot
-                work_in_slots(slots, work, self._stop)
+                work = self._work_in_process if self._scheduler is None else self._work_in_thread
+                run_concurrently(concurrent_trials, work, self._stop)
             else:
-                self._work_in_slot()
+                self._work_in_thread()
         return self._claims
 
-    def _slots_needed(self, memory: CardMemory | None) -> int:
+    def _concurrent_trials_needed(self, memory: CardMemory | None) -> int:
         left = self._trials_left()
-        if self._slots is None and left > 1:
-            return automatic_slots(self._config, self._task, self._device, left, memory)
-        slots = max(1, min(self._slots or 1, left))
-        if slots > 1:
-            logger.info("%s: %d trials at once", self._study.name, slots)
+        if self._concurrent_trials is None and left > 1:
+            return choose_concurrent_trials(self._config, self._task, self._device, left, memory)
+        concurrent_trials = max(1, min(self._concurrent_trials or 1, left))
+        if concurrent_trials > 1:
+            logger.info("%s: %d trials at once", self._study.name, concurrent_trials)
         if memory is not None and left > 0:
-            announce_slots(self._config, self._task, self._device, slots, memory)
-        return slots
+            announce_concurrent_trials(self._config, self._task, self._device, concurrent_trials, memory)
+        return concurrent_trials
 
     def _trials_left(self) -> int:
         progress = self._progress()
@@ -233,7 +233,7 @@ class Worker:
             progress.trials[state] for state in ("complete", "pruned", "failed")
         )
 
-    def _work_in_slot(self) -> None:
+    def _work_in_thread(self) -> None:
         with current_device(self._device):  # each thread has its own
             self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
 
@@ -300,16 +300,16 @@ class Worker:
     def _train(self, claim: Claim, train: Train) -> None:
         attempt = Attempt(self._database, self._study, claim)
         try:
-            with LeaseKeeper(attempt) as keeper:
-                news = self._run(attempt, keeper, train)
+            with Heartbeat(attempt) as heartbeat:
+                news = self._run(attempt, heartbeat, train)
         except LeaseLostError as error:
             news = replace(self._news(claim), state="lost", reason=str(error))
         finally:
             del self._in_hand[claim.number]
         if news is not None:
-            self._tell_ended(news)
+            self._report_ended(news)
 
-    def _run(self, attempt: Attempt, keeper: LeaseKeeper, train: Train) -> TrialNews | None:
+    def _run(self, attempt: Attempt, heartbeat: Heartbeat, train: Train) -> TrialNews | None:
         """Train the trial of an attempt; None if it is too early for it."""
         news = self._news(attempt.claim)
         try:
@@ -321,8 +321,8 @@ class Worker:
                 architecture=architecture(config, self._task.features.length),
                 planned_epochs=config.epochs,
             )
-            if (twin := attempt.find_twin()) is not None:
-                return self._take_result(attempt, twin, news)
+            if (original := attempt.find_original()) is not None:
+                return self._reuse_result(attempt, original, news)
             warm_start = self._warm_start(attempt.claim)
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
@@ -331,7 +331,7 @@ class Worker:
             log = TrialLog(folder)
             checkpoint = folder / CHECKPOINT
             fetched = attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint))
-            self._tell_begun(news)
+            self._report_begun(news)
             recorded = self._recorded_epochs(attempt.claim)
             log.begin(attempt.claim.attempt, asdict(info), dump_config(config), max(recorded, default=0))
             if (said := other_precision(attempt.claim, info)) is not None:
@@ -342,7 +342,7 @@ class Worker:
                 attempt,
                 recorded,
                 self._stops_at_rung,
-                lambda: self._must_stop(keeper),
+                lambda: self._must_stop(heartbeat),
                 log,
                 checkpoint if self._database.settings.artifacts_elsewhere else None,
             )
@@ -383,11 +383,11 @@ class Worker:
             self._config, self._database.optuna, trial, lambda: rung_results(self._database, self._study)
         )
 
-    def _must_stop(self, keeper: LeaseKeeper) -> bool:
+    def _must_stop(self, heartbeat: Heartbeat) -> bool:
         """Whether to hand the trial back. One that was lost ends here: its checkpoint is the taker's."""
-        if keeper.lost.is_set():
+        if heartbeat.lost.is_set():
             raise LeaseLostError
-        return self._stop.asked or keeper.unwanted.is_set()
+        return self._stop.asked or heartbeat.unwanted.is_set()
 
     def _settings(self, attempt: Attempt) -> tuple[TrainConfig, WorkerInfo]:
         """The configuration of the trial, as an earlier attempt recorded it or proposed now, for its device.
@@ -402,7 +402,7 @@ class Worker:
             attempt.record_device(info.device, config.precision)
             return config, info
 
-        asked_for = queued_params(self._config, claim.asked_for)
+        asked_for = params_from_queue(self._config, claim.asked_for)
 
         def choose() -> Proposal:
             with self._database.plain_errors():
@@ -452,12 +452,14 @@ class Worker:
             del compared["seed"]
         return digest_of(compared | {"start_from": self._starts.get(number)})
 
-    def _take_result(self, attempt: Attempt, twin: Twin, news: TrialNews) -> TrialNews:
-        if twin.state == "running":
-            raise _TooEarly(f"waits for trial {twin.number}, which has the same settings")
-        if not attempt.take_result(twin):
-            raise _TooEarly(f"waits for trial {twin.number}, which goes on")
-        return replace(news, state=twin.state, epochs=twin.epochs, value=twin.value, twin=twin.number)
+    def _reuse_result(self, attempt: Attempt, original: OriginalTrial, news: TrialNews) -> TrialNews:
+        if original.state == "running":
+            raise _TooEarly(f"waits for trial {original.number}, which has the same settings")
+        if not attempt.reuse_result(original):
+            raise _TooEarly(f"waits for trial {original.number}, which goes on")
+        return replace(
+            news, state=original.state, epochs=original.epochs, value=original.value, original=original.number
+        )
 
     def _end(self, attempt: Attempt, folder: Path, news: TrialNews, result: TrainingResult) -> TrialNews:
         value = result.best_val_mae if result.epochs > 0 else None
@@ -541,13 +543,13 @@ class Worker:
             planned_epochs=self._config.epochs,
         )
 
-    def _tell_begun(self, news: TrialNews) -> None:
-        with self._telling:
+    def _report_begun(self, news: TrialNews) -> None:
+        with self._report_lock:
             self._known = self._known or self._progress()  # a beginning changes nothing that is shown
             self._watcher.begun(news, self._known)
 
-    def _tell_ended(self, news: TrialNews) -> None:
-        with self._telling:  # so that the trials that have ended are counted upwards
+    def _report_ended(self, news: TrialNews) -> None:
+        with self._report_lock:  # so that the trials that have ended are counted upwards
             self._known = self._progress()
             self._watcher.ended(news, self._known)
 

@@ -19,11 +19,11 @@ from storage.blobs.needed import needed_digests
 from storage.blobs.store import BlobStore
 from storage.database import Database, opening_lock
 from storage.errors import BlobMissingError, FolderTakenError, SettingsError
-from storage.marks import mark_of, read_mark, write_mark
+from storage.ownership import ownership_marker, read_marker, write_marker
 from storage.records.tables import artifact_place, artifacts
 from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, STORAGE_VARIABLE, Settings
 
-MARK: Final = ".anitune-artifacts"
+ARTIFACTS_MARKER: Final = ".anitune-artifacts"
 """A file in a folder outside the home, whose content is the mark of its database."""
 
 
@@ -36,15 +36,15 @@ def open_blobs(database: Database) -> BlobStore:
         if they are elsewhere than the settings say.
     """
     with database.reading() as connection:
-        recorded, mark = _recorded(connection), mark_of(connection)
+        recorded, marker = _recorded(connection), ownership_marker(connection)
     if recorded is not None:
-        _compare(database.settings, recorded, mark)
+        _compare(database.settings, recorded, marker)
     else:
-        _refuse_foreign(database.settings, mark)
+        _refuse_foreign(database.settings, marker)
     return _store(database)
 
 
-def settle_place(database: Database) -> None:
+def resolve_artifact_location(database: Database) -> None:
     """Agree with the other workers on where blobs are; to be called before trials are claimed.
 
     Raises
@@ -55,7 +55,7 @@ def settle_place(database: Database) -> None:
         if there are files of trials that are neither in this home folder nor at the new place.
     """
     with database.reading() as connection:
-        recorded, mark = _recorded(connection), mark_of(connection)
+        recorded, marker = _recorded(connection), ownership_marker(connection)
     if recorded is None and database.settings.artifacts_elsewhere:
         with (
             database.plain_errors(),
@@ -65,16 +65,16 @@ def settle_place(database: Database) -> None:
                 recorded = _recorded(connection)
             if recorded is None:
                 _bring_from_home(database)
-                _record(database, mark)
+                _record(database, marker)
     if recorded is not None:
-        _compare(database.settings, recorded, mark)
+        _compare(database.settings, recorded, marker)
 
 
-def _record(database: Database, mark: str) -> None:
+def _record(database: Database, marker: str) -> None:
     settings = database.settings
     values: dict[str, Any] = {"id": 1, "kind": IN_DATABASE}
     if settings.artifacts_in != IN_DATABASE:
-        _make_ours(settings, mark)
+        _claim_folder(settings, marker)
         values |= {"kind": "folder", "folder": str(settings.artifacts)}
     with database.writing() as connection:
         connection.execute(insert(artifact_place).values(values))
@@ -93,7 +93,7 @@ def _recorded(connection: Connection) -> Row[Any] | None:
 _PLACE: Final = select(artifact_place)
 
 
-def _compare(settings: Settings, recorded: Row[Any], mark: str) -> None:
+def _compare(settings: Settings, recorded: Row[Any], marker: str) -> None:
     url = redacted(settings.storage_url)
     if recorded.kind == IN_DATABASE:
         if settings.artifacts_in != IN_DATABASE:
@@ -106,27 +106,27 @@ def _compare(settings: Settings, recorded: Row[Any], mark: str) -> None:
             f"{url}: its artifacts are kept in a folder that its machines share, elsewhere known as"
             f" {recorded.folder}: set {ARTIFACTS_VARIABLE} to it here, too"
         )
-    elif read_mark(settings.artifacts / MARK) != mark:
+    elif read_marker(settings.artifacts / ARTIFACTS_MARKER) != marker:
         raise SettingsError(
             f"{settings.artifacts}: not the folder with the artifacts of {url}, elsewhere known as"
             f" {recorded.folder}: see that it is mounted, or correct {ARTIFACTS_VARIABLE}"
         )
 
 
-def _refuse_foreign(settings: Settings, mark: str) -> None:
+def _refuse_foreign(settings: Settings, marker: str) -> None:
     folder = settings.artifacts
-    if read_mark(folder / MARK) not in (None, mark):
+    if read_marker(folder / ARTIFACTS_MARKER) not in (None, marker):
         raise FolderTakenError(
             f"{folder}: holds the artifacts of another database than {redacted(settings.storage_url)}:"
             f" correct {STORAGE_VARIABLE}, choose another folder for {ARTIFACTS_VARIABLE}, or remove its"
-            f" {MARK} if that database is gone"
+            f" {ARTIFACTS_MARKER} if that database is gone"
         )
 
 
-def _make_ours(settings: Settings, mark: str) -> None:
-    _refuse_foreign(settings, mark)
+def _claim_folder(settings: Settings, marker: str) -> None:
+    _refuse_foreign(settings, marker)
     try:
-        write_mark(settings.artifacts / MARK, mark)
+        write_marker(settings.artifacts / ARTIFACTS_MARKER, marker)
     except OSError as error:
         raise SettingsError(
             f"{settings.artifacts}: cannot be written: {error.strerror}; correct {ARTIFACTS_VARIABLE}, or its"

@@ -102,7 +102,7 @@ studies = Table(
     Column("budget_epochs", Integer),
     Column("asked", PlainJSON),  # the limits that the study file had when it was read last
     Column("facts", PlainJSON, nullable=False),
-    Column("state", String(16), nullable=False, server_default="open"),  # see storage.life
+    Column("state", String(16), nullable=False, server_default="open"),  # see storage.lifecycle
     Column("priority", Integer, nullable=False, server_default="0"),  # the higher is served first
     Column("created_at", Double, nullable=False),
     Column("mlflow_experiment_id", String(64)),
@@ -245,7 +245,7 @@ identity = Table(  # one row
     "anitune_identity",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),  # 1
-    Column("mark", String(32), nullable=False),  # by which its folders are known: see storage.marks
+    Column("mark", String(32), nullable=False),  # by which its folders are known: see storage.ownership
 )
 
 outbox = Table(
@@ -336,7 +336,7 @@ promotion_failures = Table(
     Column("reason", Text, nullable=False),
 )
 
-openings = Table(
+evaluations = Table(
     "anitune_test_openings",
     metadata,
     Column("id", _RowId, primary_key=True),

@@ -103,7 +103,7 @@ class Holder:
         return f"process {self.pid} on {self.host}" + (f", to {self.address}" if self.address else "")
 
     @property
-    def ending(self) -> str:
+    def stop_command(self) -> str:
         """The command that ends it."""
         return f"`kill {self.pid}`" + (f" on {self.host}" if self.host != socket.gethostname() else "")
 
@@ -130,17 +130,17 @@ def _address(study: Study) -> str:
 
 def take_lease(study: Study) -> RelayLease | None:
     """The lease of a study, or ``None`` while another relay holds it."""
-    return _take(study, from_living=False)
+    return _take(study, from_running=False)
 
 
 def seize_lease(study: Study) -> RelayLease:
     """Take the lease from whoever holds it, for good: that relay ends before it writes again."""
-    lease = _take(study, from_living=True)
+    lease = _take(study, from_running=True)
     assert lease is not None, "nobody is spared"
     return lease
 
 
-def _take(study: Study, *, from_living: bool) -> RelayLease | None:
+def _take(study: Study, *, from_running: bool) -> RelayLease | None:
     token = uuid.uuid4().hex
     values = {
         "token": token,
@@ -158,7 +158,7 @@ def _take(study: Study, *, from_living: bool) -> RelayLease | None:
         holder = _holder(connection, study)
         if holder is None:
             connection.execute(insert(relays).values(study_id=study.id, **values))
-        elif _lives(holder) and not from_living:
+        elif _is_running(holder) and not from_running:
             return None
         else:
             connection.execute(update(relays).where(relays.c.study_id == study.id).values(**values))
@@ -175,28 +175,28 @@ def wait_for_lease(study: Study) -> RelayLease:
     """
     deadline = time.monotonic() + RELAY_PATIENCE
     while (lease := take_lease(study)) is None:
-        holder = living_relay(study)
+        holder = running_relay(study)
         if holder is not None and holder.delivers_elsewhere(study):
             return seize_lease(study)
         if holder is not None and time.monotonic() > deadline:
             raise RelayBusyError(
                 f"{study.name}: a relay delivers it to MLflow now, {holder}; stop its workers, or end it with"
-                f" {holder.ending}, and try again"
+                f" {holder.stop_command}, and try again"
             )
         time.sleep(0.5)
     return lease
 
 
-def relay_lives(study: Study) -> bool:
+def is_relay_running(study: Study) -> bool:
     """Whether a relay delivers the study now."""
-    return living_relay(study) is not None
+    return running_relay(study) is not None
 
 
-def living_relay(study: Study) -> Holder | None:
+def running_relay(study: Study) -> Holder | None:
     """The relay that delivers the study now."""
     with study.database.reading() as connection:
         row = _holder(connection, study)
-    return Holder(row.host, row.pid, row.address) if row is not None and _lives(row) else None
+    return Holder(row.host, row.pid, row.address) if row is not None and _is_running(row) else None
 
 
 def last_error(study: Study) -> str | None:
@@ -212,7 +212,7 @@ def _holder(connection: Connection, study: Study) -> Row[Any] | None:
     ).one_or_none()
 
 
-def _lives(holder: Row[Any]) -> bool:
+def _is_running(holder: Row[Any]) -> bool:
     """Whether the lease holds. That of a process of this machine ends with the process."""
     if not holder.valid or holder.host != socket.gethostname():
         return bool(holder.valid)

@@ -22,8 +22,8 @@ from sqlalchemy.exc import ArgumentError
 
 from storage.addresses import redacted, sqlite_file
 from storage.database import Migration, opening_lock, refuse_no_encoding
+from storage.database_errors import plain_errors
 from storage.errors import SchemaTooNewError, SchemaTooOldError, SettingsError
-from storage.faults import plain_errors
 
 _PLACE = ".place"
 """A file in the folder of MLflow's files: the addresses of that folder by which MLflow knows some of them.

@@ -38,16 +38,16 @@ from storage.errors import (
 )
 from storage.records.tables import attempts, now
 from storage.studies import Study
+from storage.tracking.health import RelayHealth
 from storage.tracking.lease import (
     RelayLease,
+    is_relay_running,
     last_error,
-    living_relay,
-    relay_lives,
+    running_relay,
     seize_lease,
     take_lease,
 )
-from storage.tracking.relay import FileWriter, NoteWriter, Relay, release_parked, undelivered
-from storage.tracking.vitals import Vitals
+from storage.tracking.relay import FileWriter, NoteWriter, Relay, retry_rejected, undelivered
 
 log = logging.getLogger("anitune")
 
@@ -90,12 +90,12 @@ class SyncResult:
     ----------
     delivered
         Rows that MLflow has now and had not before.
-    parked
+    rejected
         Rows that remain: MLflow will not take them, or one before them.
     """
 
     delivered: int
-    parked: int
+    rejected: int
 
 
 def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
@@ -105,7 +105,7 @@ def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     folder. Where one lives this costs one query: call it whenever a worker takes a trial.
     """
     _forget_ended()
-    if relay_lives(study):
+    if is_relay_running(study):
         return None
     settings = study.database.settings
     settings.logs.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def run_relay(
     study: Study,
     write_note: NoteWriter,
     idle_seconds: float = IDLE_SECONDS,
-    vitals: Vitals | None = None,
+    health: RelayHealth | None = None,
     write_files: FileWriter | None = None,
 ) -> None:
     """Deliver a study until nobody works on it and nothing is left, or until SIGTERM.
@@ -145,27 +145,27 @@ def run_relay(
 
     Parameters
     ----------
-    vitals
+    health
         Told what goes on, if somebody watches.
     """
-    vitals = vitals or Vitals()
+    health = health or RelayHealth()
     stopping = Event()
-    trouble = _Trouble(study, vitals)
-    patiently = _patience(stop_when_event_set(stopping) | _GivenUp(study), stopping, trouble.tell)
+    trouble = _Trouble(study, health)
+    patiently = _patience(stop_when_event_set(stopping) | _GivenUp(study), stopping, trouble.record_failure)
     token = os.environ.get(LEASE_VARIABLE)
     with _set_by_signals(stopping):
         lease = RelayLease(study, token) if token is not None else patiently(take_lease, study)
         if lease is None:
             log.info("%s: another relay delivers", study.name)
             return
-        vitals.lease = lease
+        health.lease = lease
         relay = patiently(Relay, lease, write_note, stopping, write_files)
         log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
         try:
             with suppress(*_PASSING):  # told to end, or nobody waits for it any more
-                _deliver_while_open(relay, vitals, trouble, patiently, stopping, idle_seconds)
+                _deliver_while_open(relay, health, trouble, patiently, stopping, idle_seconds)
             with suppress(*_PASSING):  # the next relay says it
-                relay.tell_study()
+                relay.sync_study()
             with suppress(*_AWAY):  # the lease ends with this process
                 lease.release()
                 log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
@@ -188,13 +188,13 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
         if the tracking server does not answer; nothing is lost.
     """
     before = left = undelivered(study)
-    release_parked(study)
+    retry_rejected(study)
     never = Event()
     patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
     began = well = time.monotonic()
-    taken_over, told = None, False
+    taken_over, notified = None, False
     while (lease := take_lease(study)) is None:
-        if (holder := living_relay(study)) is not None and holder.delivers_elsewhere(study):
+        if (holder := running_relay(study)) is not None and holder.delivers_elsewhere(study):
             log.info("%s: taking over from the relay of %s", study.name, holder)
             taken_over, lease = holder, seize_lease(study)
             break
@@ -203,29 +203,33 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             well = time.monotonic()
         elif time.monotonic() - well > 2 * LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
             raise TrackingUnavailableError(
-                f"{trouble} (says its relay, {holder}; to end that: {holder.ending})" if holder else trouble
+                f"{trouble} (says its relay, {holder}; to end that: {holder.stop_command})"
+                if holder
+                else trouble
             )
-        if holder is not None and left and not told and time.monotonic() - began > SAY_SECONDS:
-            log.info("%s: waiting for its relay, %s; to end that: %s", study.name, holder, holder.ending)
-            told = True
+        if holder is not None and left and not notified and time.monotonic() - began > SAY_SECONDS:
+            log.info(
+                "%s: waiting for its relay, %s; to end that: %s", study.name, holder, holder.stop_command
+            )
+            notified = True
         if left == 0:
             # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
-            patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).tell_study)
-            return SyncResult(delivered=before, parked=0)
+            patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).sync_study)
+            return SyncResult(delivered=before, rejected=0)
         time.sleep(SYNC_POLL_SECONDS)
         _forget_ended()
     relay = Relay(lease, write_note, never, write_files)
     try:
         while patiently(relay.deliver):
             pass
-        patiently(relay.tell_study)
+        patiently(relay.sync_study)
     finally:
         lease.release()
         # Workers of another machine start one there again: this one may not reach the server tomorrow.
         if taken_over is not None and taken_over.host == socket.gethostname() and _is_worked_on(study):
             start_relay(study)
     left = undelivered(study)
-    return SyncResult(delivered=before - left, parked=left)
+    return SyncResult(delivered=before - left, rejected=left)
 
 
 def _forget_ended() -> None:
@@ -235,7 +239,7 @@ def _forget_ended() -> None:
 
 def _deliver_while_open(
     relay: Relay,
-    vitals: Vitals,
+    health: RelayHealth,
     trouble: _Trouble,
     patiently: Retrying,
     stopping: Event,
@@ -248,7 +252,7 @@ def _deliver_while_open(
         nonlocal idle_since
         if delivered := relay.deliver():
             idle_since = time.monotonic()
-        vitals.passed(delivered)
+        health.passed(delivered)
         if not stopping.is_set():
             trouble.is_over()
         if delivered:
@@ -259,7 +263,7 @@ def _deliver_while_open(
         if _is_worked_on(relay.study):
             idle_since = time.monotonic()
             return True
-        relay.tell_study()  # nobody will start another relay to say how the study ended
+        relay.sync_study()  # nobody will start another relay to say how the study ended
         return False
 
     while not stopping.is_set() and patiently(goes_on):
@@ -269,14 +273,14 @@ def _deliver_while_open(
 class _Trouble:
     """Says what keeps us from delivering: once in the log, and in the relay's row for ``sync``."""
 
-    def __init__(self, study: Study, vitals: Vitals) -> None:
+    def __init__(self, study: Study, health: RelayHealth) -> None:
         self._study = study
-        self._vitals = vitals
+        self._health = health
         self._said: str | None = None
 
-    def tell(self, state: RetryCallState) -> None:
+    def record_failure(self, state: RetryCallState) -> None:
         assert state.outcome is not None, "tenacity calls this after a failure"
-        self._vitals.failed()
+        self._health.failed()
         error = state.outcome.exception()
         if str(error) == self._said:
             return
@@ -293,8 +297,8 @@ class _Trouble:
             log.info("%s: delivers again", self._study.name)
 
     def _record(self, message: str | None) -> None:
-        assert self._vitals.lease is not None, "before there is one, only the database is asked"
-        self._vitals.lease.record_error(message)
+        assert self._health.lease is not None, "before there is one, only the database is asked"
+        self._health.lease.record_error(message)
 
 
 class _GivenUp(stop_after_delay):

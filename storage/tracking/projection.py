@@ -42,7 +42,7 @@ _ENDS: Mapping[TrialEnd, _End] = {
 }
 
 
-def study_key(name: str, created_at: float) -> str:
+def study_run_key(name: str, created_at: float) -> str:
     """Names a study in MLflow for good: another home folder may have a study of the same name."""
     return f"{name}@{round(created_at * 1000)}"
 

@@ -110,10 +110,10 @@ class Relay:
         self._stopping = stopping
         self._blobs = open_blobs(self._db)
         self._failed: dict[int | None, float] = {}  # when last, by time.monotonic()
-        self._study_told = float("-inf")  # when, by time.monotonic()
+        self._study_synced = float("-inf")  # when, by time.monotonic()
         self._study_changed = True  # the relay before us may have ended before it said so
         self._write_files = write_files
-        self._files_told = time.monotonic()  # a study that has just begun has nothing to draw
+        self._files_synced = time.monotonic()  # a study that has just begun has nothing to draw
         self._files_changed = True
 
     @cached_property
@@ -121,8 +121,8 @@ class Relay:
         return open_runs(self._db.settings)
 
     @cached_property
-    def _key(self) -> str:
-        return study_key(self.study)
+    def _run_key(self) -> str:
+        return study_run_key(self.study)
 
     def deliver(self) -> int:
         """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
@@ -149,8 +149,8 @@ class Relay:
                 # It may be this run that the server, or our disk, cannot cope with: the others go on.
                 failures.append(error)
                 self._failed[number] = time.monotonic()
-        if time.monotonic() - self._study_told > STUDY_NOTE_SECONDS:
-            self.tell_study()
+        if time.monotonic() - self._study_synced > STUDY_NOTE_SECONDS:
+            self.sync_study()
         if failures:
             raise TrackingUnavailableError(f"{_names(self._failed)}: {failures[0]}")
         return delivered
@@ -170,18 +170,18 @@ class Relay:
                 self._send(number, batch)
                 self._acknowledge(batch)
             except RelayLeaseLostError:
-                self._let_tell_again(number, after=batch[-1])
+                self._redeliver_after(number, after=batch[-1])
                 raise
             except (TrackingRefusedError, BlobMissingError, BlobDamagedError) as refusal:
                 if len(batch) > 1:  # one of them: those before it are taken
                     batches.extendleft([row] for row in reversed(batch))
                     continue
-                self._park(number, batch[0], str(refusal))
+                self._reject(number, batch[0], str(refusal))
                 break
             delivered += len(batch)
         return delivered
 
-    def _let_tell_again(self, number: int | None, after: _Row) -> None:
+    def _redeliver_after(self, number: int | None, after: _Row) -> None:
         """Take what follows a row for undelivered: what we have said late may lie over it in MLflow."""
         with self._db.writing() as connection:
             connection.execute(
@@ -194,7 +194,7 @@ class Relay:
                 .values(delivered_at=None)
             )
 
-    def tell_study(self) -> None:
+    def sync_study(self) -> None:
         """Bring status, note and files of the study's run up to date, if a trial began or ended.
 
         They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
@@ -205,14 +205,14 @@ class Relay:
             return
         try:
             ended = self._ended()
-            self._tell_how_it_stands(run, ended)
+            self._sync_study_run(run, ended)
             while (now_ended := self._ended()) != ended:
-                self._tell_how_it_stands(run, now_ended)
+                self._sync_study_run(run, now_ended)
                 ended = now_ended
         except TrackingRefusedError as refusal:
             log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
         self._study_changed = False
-        self._study_told = time.monotonic()
+        self._study_synced = time.monotonic()
 
     def _ended(self) -> float | None:
         """When the last trial ended, s since 1970; None if there is none, or one has not."""
@@ -221,17 +221,17 @@ class Relay:
             known = connection.scalars(ends).all()
         return max((end for end in known if end is not None), default=None) if None not in known else None
 
-    def _tell_how_it_stands(self, run: str, ended: float | None) -> None:
+    def _sync_study_run(self, run: str, ended: float | None) -> None:
         self._files_changed = True
         self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
         if ended is None:
             self._runs.set_status(run, "RUNNING")
         else:
             self._runs.set_status(run, "FINISHED", _milliseconds(ended))
-        self._tell_files(run, at_rest=ended is not None)
+        self._sync_study_files(run, at_rest=ended is not None)
 
-    def _tell_files(self, run: str, at_rest: bool) -> None:
-        due = at_rest or time.monotonic() - self._files_told > STUDY_FILES_SECONDS
+    def _sync_study_files(self, run: str, at_rest: bool) -> None:
+        due = at_rest or time.monotonic() - self._files_synced > STUDY_FILES_SECONDS
         if self._write_files is None or not self._files_changed or not due:
             return
         written = self._write_files()
@@ -241,7 +241,7 @@ class Relay:
                 file.write_bytes(written[path])
             self._runs.upload(run, files)
         self._files_changed = False
-        self._files_told = time.monotonic()
+        self._files_synced = time.monotonic()
 
     def _waiting(self) -> list[int | None]:
         """The runs with undelivered rows that are not parked, in the order of their turns.
@@ -323,7 +323,7 @@ class Relay:
                     f"{refusal} and `anitune sync {self.study.name}`, or give it another one with"
                     f" `anitune study repair {self.study.name}`"
                 ) from None
-            run = self._runs.find_or_create(experiment, self._key, self.study.name, time_ms, tags)
+            run = self._runs.find_or_create(experiment, self._run_key, self.study.name, time_ms, tags)
             with self.lease.writing() as connection:
                 connection.execute(
                     update(studies)
@@ -347,7 +347,7 @@ class Relay:
         run = self._run_id(number)
         if run is None:
             run = self._runs.find_or_create(
-                self._experiment(), self._trial_key(number), projection.run_name(number), time_ms, tags
+                self._experiment(), self._trial_run_key(number), projection.run_name(number), time_ms, tags
             )
             with self.lease.writing() as connection:
                 connection.execute(
@@ -365,7 +365,7 @@ class Relay:
         tags = {**projection.end_tags(message), projection.NOTE_TAG: self._write_note(number)}
         self._runs.log(run, projection.end_metrics(message, time_ms), tags=tags)
         self._runs.set_status(run, projection.end_status(message), time_ms)
-        self._runs.delete_doubles(self._experiment(), self._trial_key(number), keep=run)
+        self._runs.delete_doubles(self._experiment(), self._trial_run_key(number), keep=run)
         self._study_changed = True
 
     def _acknowledge(self, batch: Iterable[_Row]) -> None:
@@ -374,13 +374,13 @@ class Relay:
                 update(outbox).where(outbox.c.id.in_([row.id for row in batch])).values(delivered_at=now())
             )
 
-    def _park(self, number: int | None, row: _Row, reason: str) -> None:
+    def _reject(self, number: int | None, row: _Row, reason: str) -> None:
         log.warning("%s: MLflow is told no more about %s: %s", self.study.name, _names([number]), reason)
         with self.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
 
-    def _trial_key(self, number: int) -> str:
-        return f"{self._key}/{number}"
+    def _trial_run_key(self, number: int) -> str:
+        return f"{self._run_key}/{number}"
 
     def _experiment(self) -> str:
         with self._db.reading() as connection:
@@ -407,15 +407,15 @@ class Relay:
         return run
 
 
-def study_key(study: Study) -> str:
+def study_run_key(study: Study) -> str:
     """Names the study in MLflow for good: another home folder may have a study of the same name."""
     with study.database.reading() as connection:
         query = select(studies.c.created_at).where(studies.c.id == study.id)
         created = connection.execute(query).scalar_one()
-    return projection.study_key(study.name, created)
+    return projection.study_run_key(study.name, created)
 
 
-def release_parked(study: Study) -> None:
+def retry_rejected(study: Study) -> None:
     """Let parked queues be tried again, as after a person removed the cause."""
     with study.database.writing() as connection:
         connection.execute(update(outbox).where(*_undelivered(study)).values(parked=None))
@@ -429,20 +429,20 @@ class Backlog:
     ----------
     waiting
         Those that will be delivered.
-    parked
+    rejected
         Those that it refused: each holds up what comes after it about its run.
     """
 
     waiting: int
-    parked: int
+    rejected: int
 
 
 def backlog(study: Study) -> Backlog:
     """What there is to deliver, and what cannot be."""
     query = select(func.count(), func.count(outbox.c.parked)).where(*_undelivered(study))
     with study.database.reading() as connection:
-        rows, parked = connection.execute(query).one()
-    return Backlog(waiting=rows - parked, parked=parked)
+        rows, rejected = connection.execute(query).one()
+    return Backlog(waiting=rows - rejected, rejected=rejected)
 
 
 def undelivered(study: Study) -> int:

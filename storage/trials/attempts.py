@@ -26,7 +26,7 @@ from tenacity import (
 from storage.addresses import without_secrets
 from storage.database import Database
 from storage.errors import DatabaseBusyError, DatabaseUnreachableError, TrialClosedError
-from storage.life import locked_row
+from storage.lifecycle import locked_row
 from storage.records.keys import of_study, of_trial, study_key, trial_key
 from storage.records.tables import attempts, metrics, now, rungs, studies, trials
 from storage.studies import Study, StudyState
@@ -39,11 +39,19 @@ from storage.tracking.outbox import (
     TrialTagsMessage,
     enqueue,
 )
-from storage.trials import checkpoints, endings, fencing, kept_files, optuna_rows, paused, twins
-from storage.trials.checkpoints import KeptCheckpoint, SavedCheckpoint
-from storage.trials.endings import Ending
+from storage.trials import (
+    checkpoints,
+    duplicate_configs,
+    fencing,
+    finalize,
+    optuna_rows,
+    paused,
+    trial_artifacts,
+)
+from storage.trials.checkpoints import SavedCheckpoint, StoredCheckpoint
+from storage.trials.duplicate_configs import OriginalTrial
+from storage.trials.finalize import TrialResult
 from storage.trials.queue import Claim, WorkerInfo, worker_tags
-from storage.trials.twins import Twin
 
 PATIENCE = 600.0
 """How long a training waits for a database that is away, s."""
@@ -124,7 +132,8 @@ class Attempt:
         tags
             Words worth a column, as the architecture.
         settings
-            Digest of what is equal in trials of which one is enough (see :mod:`storage.trials.twins`);
+            Digest of what is equal in trials of which one is enough: see
+            :mod:`storage.trials.duplicate_configs`;
             None: the trial is trained in any case.
         proposed
             The parameters as Optuna keeps them: value and distribution (JSON) by name.
@@ -177,7 +186,7 @@ class Attempt:
             self._enqueue(connection, TrialTagsMessage(tags=tags))
 
     @_patient
-    def find_twin(self) -> Twin | None:
+    def find_original(self) -> OriginalTrial | None:
         """The trial of equal settings whose result this one is to take, if there is one.
 
         Of such trials the first that asks is trained, and those that wait for it are claimed when it has
@@ -185,43 +194,43 @@ class Attempt:
         """
         with self._database.reading() as connection:
             trial = self._trial(connection)
-            if trial.same_as is None and not twins.exists(connection, trial):
-                return None  # what comes later is the twin of this one
+            if trial.same_as is None and not duplicate_configs.exists(connection, trial):
+                return None  # what comes later is a duplicate of this one
         with self._database.writing() as connection:
             locked_row(connection, self.study)  # of two that ask at once one is the first
             fencing.hold(connection, self._lease)
-            twin = twins.find(connection, self._trial(connection))
-            self._update_trial(connection, same_as=twin.number if twin is not None else None)
-        return twin
+            original = duplicate_configs.find(connection, self._trial(connection))
+            self._update_trial(connection, same_as=original.number if original is not None else None)
+        return original
 
     @_patient
-    def take_result(self, twin: Twin) -> bool:
-        """End the trial as its twin has ended, with its metrics, rungs and artifacts.
+    def reuse_result(self, original: OriginalTrial) -> bool:
+        """End the trial as its original has ended, with its metrics, rungs and artifacts.
 
         Returns
         -------
-        Whether it was done; not if the twin was paused and goes on by now.
+        Whether it was done; not if the original was paused and goes on by now.
         """
         with self._database.writing() as connection:
-            locked_row(connection, self.study)  # the twin is not resumed meanwhile
+            locked_row(connection, self.study)  # the original is not resumed meanwhile
             row = fencing.find(connection, self._lease)
-            if row.ended_at is None or row.outcome != twin.state:  # else: as in :meth:`finish`
+            if row.ended_at is None or row.outcome != original.state:  # else: as in :meth:`finish`
                 fencing.refuse_ended(self._lease, row)
-                if twins.find(connection, self._trial(connection)) != twin:
+                if duplicate_configs.find(connection, self._trial(connection)) != original:
                     return False
-                history = twins.history(connection, self.study.id, twin.number)
+                history = duplicate_configs.history(connection, self.study.id, original.number)
                 for start in range(0, len(history), METRICS_A_ROW):
                     if new := self._insert_metrics(connection, history[start : start + METRICS_A_ROW]):
                         self._enqueue(connection, MetricsMessage(rows=new))
                 trial = self._trial(connection)
                 attempt = self.claim.attempt
-                for artifact in twins.copy_files_and_rungs(connection, trial, twin, attempt):
+                for artifact in duplicate_configs.copy_files_and_rungs(connection, trial, original, attempt):
                     self._enqueue(connection, artifact)
-                ending = twins.ending(connection, trial, twin)
-                endings.record(connection, trial, ending)
-                self._update_attempt(connection, last_epoch=twin.epochs)
-                self._end_attempt(connection, ending.state, ending.reason)
-        endings.settle(self._database, self.study, self.claim.number)
+                result = duplicate_configs.result(connection, trial, original)
+                finalize.record(connection, trial, result)
+                self._update_attempt(connection, last_epoch=original.epochs)
+                self._end_attempt(connection, result.state, result.reason)
+        finalize.sync_to_optuna(self._database, self.study, self.claim.number)
         return True
 
     @_patient
@@ -233,7 +242,7 @@ class Attempt:
         checkpoint
             That was saved after these epochs, where it is to be kept for workers on other machines.
         """
-        with KeptCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
+        with StoredCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
             attempt = fencing.hold(connection, self._lease)
             self._record_metrics(connection, attempt, rows)
             kept.record(connection, attempt)
@@ -302,9 +311,9 @@ class Attempt:
         """
         if not files:
             return
-        with kept_files.stored(self._database, files) as kept, self._database.writing() as connection:
+        with trial_artifacts.stored(self._database, files) as kept, self._database.writing() as connection:
             fencing.hold(connection, self._lease)
-            kept_files.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
+            trial_artifacts.record(connection, self.study.id, self.claim.number, self.claim.attempt, kept)
 
     @_patient
     def finish(
@@ -329,15 +338,15 @@ class Attempt:
             Numbers and words worth a column: they become user attributes in Optuna.
         """
         reason = reason and without_secrets(reason)
-        ending = Ending(state, value, reason, summary or {}, tags or {})
+        result = TrialResult(state, value, reason, summary or {}, tags or {})
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
             # Ended so by us: the acknowledgement of the first try was lost.
-            if row.ended_at is None or row.outcome != ending.state:
+            if row.ended_at is None or row.outcome != result.state:
                 fencing.refuse_ended(self._lease, row)
-                endings.record(connection, self._trial(connection), ending)
-                self._end_attempt(connection, ending.state, ending.reason)
-        endings.settle(self._database, self.study, self.claim.number)
+                finalize.record(connection, self._trial(connection), result)
+                self._end_attempt(connection, result.state, result.reason)
+        finalize.sync_to_optuna(self._database, self.study, self.claim.number)
 
     @_patient
     def pause(self, value: float, reason: str, summary: Mapping[str, float], most: int) -> bool:
@@ -393,7 +402,7 @@ class Attempt:
         self, step: int, value: float, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None
     ) -> bool | None:
         """Keep the metrics, the checkpoint and the rung; its decision, if one was recorded."""
-        with KeptCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
+        with StoredCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
             attempt = fencing.hold(connection, self._lease)
             self._record_metrics(connection, attempt, rows)
             kept.record(connection, attempt)
@@ -406,14 +415,14 @@ class Attempt:
                         number=self.claim.number,
                         step=step,
                         value=value,
-                        earlier_marks=optuna_rows.pruner_marks(connection, trial_id),
+                        earlier_marks=optuna_rows.pruner_attributes(connection, trial_id),
                     )
                 )
                 return None
             if rung.stop is None:
                 # asha and hyperband mark a rung as passed before they answer: asked again, they would
                 # let the trial pass.
-                optuna_rows.drop_pruner_marks(connection, trial_id, keep=rung.earlier_marks)
+                optuna_rows.drop_pruner_attributes(connection, trial_id, keep=rung.earlier_marks)
             decision: bool | None = rung.stop
             return decision
 

@@ -31,7 +31,7 @@ class SavedCheckpoint:
     epoch: int
 
 
-class KeptCheckpoint:
+class StoredCheckpoint:
     """Keeps a checkpoint, if there is one; the block calls :meth:`record` in a transaction, and commits."""
 
     def __init__(self, database: Database, saved: SavedCheckpoint | None) -> None:

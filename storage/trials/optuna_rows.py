@@ -46,7 +46,7 @@ _params: Table = models.TrialParamModel.__table__
 PAUSED = "paused"
 """User attribute of a trial that is paused."""
 
-_MARK = "completed_rung_"
+_PRUNER_PREFIX = "completed_rung_"
 """Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
 
 
@@ -233,15 +233,19 @@ def copy_reports(connection: Connection, source: int, target: int) -> None:
     connection.execute(insert(_values).from_select(["trial_id", *columns], reported))
 
 
-def pruner_marks(connection: Connection, optuna_trial_id: int) -> list[str]:
+def pruner_attributes(connection: Connection, optuna_trial_id: int) -> list[str]:
     """Names of the rungs that the pruner has marked as passed."""
-    query = select(_attributes.c.key).where(*_marks_of(optuna_trial_id)).order_by(_attributes.c.key)
+    query = (
+        select(_attributes.c.key).where(*_pruner_attributes_of(optuna_trial_id)).order_by(_attributes.c.key)
+    )
     return list(connection.execute(query).scalars())
 
 
-def drop_pruner_marks(connection: Connection, optuna_trial_id: int, keep: Collection[str]) -> None:
+def drop_pruner_attributes(connection: Connection, optuna_trial_id: int, keep: Collection[str]) -> None:
     """Take back the marks of a rung whose decision was never recorded, so that the pruner decides afresh."""
-    connection.execute(delete(_attributes).where(*_marks_of(optuna_trial_id), _attributes.c.key.not_in(keep)))
+    connection.execute(
+        delete(_attributes).where(*_pruner_attributes_of(optuna_trial_id), _attributes.c.key.not_in(keep))
+    )
 
 
 def _locked_state(connection: Connection, optuna_trial_id: int) -> TrialState | None:
@@ -255,8 +259,11 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _marks_of(optuna_trial_id: int) -> tuple[Any, ...]:
-    return (_attributes.c.trial_id == optuna_trial_id, _attributes.c.key.startswith(_MARK, autoescape=True))
+def _pruner_attributes_of(optuna_trial_id: int) -> tuple[Any, ...]:
+    return (
+        _attributes.c.trial_id == optuna_trial_id,
+        _attributes.c.key.startswith(_PRUNER_PREFIX, autoescape=True),
+    )
 
 
 @cache

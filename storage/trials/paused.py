@@ -13,8 +13,8 @@ from storage.records.keys import of_study, of_trial, study_key, trial_key
 from storage.records.tables import rungs, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialStateMessage, enqueue
-from storage.trials import endings, optuna_rows
-from storage.trials.endings import Ending
+from storage.trials import finalize, optuna_rows
+from storage.trials.finalize import TrialResult
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def resume(connection: Connection, study: Study, number: int) -> Row[Any] | None
     trial = connection.execute(_TRIAL, this).one()
     if not optuna_rows.unmark_paused(connection, trial.optuna_trial_id):
         reason = "it was ended or deleted in the Optuna dashboard"
-        endings.record(connection, trial, Ending("failed", reason=reason))
+        finalize.record(connection, trial, TrialResult("failed", reason=reason))
         return None
     connection.execute(_GO_ON, this)
     connection.execute(_UPDATED, this | {"state": "running", "value": None, "reason": None, "summary": {}})
@@ -112,7 +112,7 @@ def end_surplus(connection: Connection, study: Study, keep: int) -> None:
     for result in waiting[keep:]:
         trial = connection.execute(_TRIAL, trial_key(study.id, result.number)).one()
         optuna_rows.unmark_paused(connection, trial.optuna_trial_id)
-        endings.record(connection, trial, Ending("pruned", trial.value, trial.reason, trial.summary))
+        finalize.record(connection, trial, TrialResult("pruned", trial.value, trial.reason, trial.summary))
 
 
 # Executed for each claim, and so made once: see storage.records.keys.

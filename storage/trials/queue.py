@@ -24,21 +24,21 @@ from sqlalchemy import (
 )
 
 from storage.database import Database
-from storage.life import locked_row
+from storage.lifecycle import locked_row
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
-from storage.trials import endings, optuna_rows, paused
+from storage.trials import finalize, optuna_rows, paused
 from storage.trials.paused import Promotion, no_promotion
 
 LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
 """A worker that shows no sign of life for so long loses its trial, s. The variable is for tests of that."""
 
-DEATHS_ALLOWED = 3
+CRASHES_ALLOWED = 3
 """Workers in a row that die, or lose their device, before an epoch of a trial ends, until it is given up."""
 
-SILENCES_ALLOWED = 10
+LOST_HEARTBEATS_ALLOWED = 10
 """As many, if also those are counted whose whole machine was lost: the trial might be what takes it down."""
 
 _CRASHES = ("expired", "crashed")
@@ -147,9 +147,9 @@ def claim_trial(
             if claim is None:
                 claim = _promote_or_begin(connection, study, worker, lease_seconds, in_hand, promotion)
         # Of workers that died before they told Optuna, and trials that were given up just now.
-        untold = endings.untold(connection, study, leave=in_hand)
-    for number in untold:
-        endings.settle(database, study, number)
+        pending = finalize.pending_sync(connection, study, leave=in_hand)
+    for number in pending:
+        finalize.sync_to_optuna(database, study, number)
     return claim
 
 
@@ -270,7 +270,7 @@ def _abandoned() -> Select[Any]:
             trials.c.state == "running",
             trials.c.told.is_(False),
             attempts.c.ended_at.is_not(None) | (attempts.c.lease_until < now()),
-            ~_waits_for_its_twin(),
+            ~_waits_for_original(),
         )
     )
 
@@ -324,15 +324,15 @@ def _take_over(
         trial := connection.execute(_FIRST_ABANDONED, {**study_key(study.id), "leave": list(leave)}).first()
     ) is not None:
         if trial.attempt_ended_at is None:
-            _end_silent_attempt(connection, trial)
+            _end_expired_attempt(connection, trial)
         crashes = _crashes(connection, trial)
-        deaths = sum(not _lost_with_its_machine(connection, row) for row in crashes)
-        silences = len(crashes)
-        if deaths >= DEATHS_ALLOWED or silences >= SILENCES_ALLOWED:
-            ending = endings.Ending(state="failed", reason=_given_up(crashes))
-            endings.record(connection, trial, ending)
+        crashed = sum(not _lost_with_its_machine(connection, row) for row in crashes)
+        lost_heartbeats = len(crashes)
+        if crashed >= CRASHES_ALLOWED or lost_heartbeats >= LOST_HEARTBEATS_ALLOWED:
+            result = finalize.TrialResult(state="failed", reason=_given_up(crashes))
+            finalize.record(connection, trial, result)
             continue
-        last_chance = deaths == DEATHS_ALLOWED - 1 or silences == SILENCES_ALLOWED - 1
+        last_chance = crashed == CRASHES_ALLOWED - 1 or lost_heartbeats == LOST_HEARTBEATS_ALLOWED - 1
         if last_chance and in_hand:
             leave.add(trial.number)
             continue
@@ -380,14 +380,14 @@ def _ran_on(connection: Connection, trial: Row[Any]) -> tuple[tuple[str, str], .
     return tuple((each["device"], each["precision"]) for each in workers if each.get("precision"))
 
 
-def _waits_for_its_twin() -> ColumnElement[bool]:
-    twin = trials.alias("twin")
+def _waits_for_original() -> ColumnElement[bool]:
+    original = trials.alias("original")
     return (
-        select(twin.c.number)
+        select(original.c.number)
         .where(
-            twin.c.study_id == trials.c.study_id,
-            twin.c.number == trials.c.same_as,
-            twin.c.state == "running",
+            original.c.study_id == trials.c.study_id,
+            original.c.number == trials.c.same_as,
+            original.c.state == "running",
         )
         .exists()
     )
@@ -418,7 +418,7 @@ def _begin_attempt(
     return token
 
 
-def _end_silent_attempt(connection: Connection, trial: Row[Any]) -> None:
+def _end_expired_attempt(connection: Connection, trial: Row[Any]) -> None:
     connection.execute(
         update(attempts)
         .where(
@@ -443,7 +443,7 @@ def _crashes(connection: Connection, trial: Row[Any]) -> Sequence[Row[Any]]:
             attempts.c.outcome != "handed_back",
         )
         .order_by(attempts.c.attempt.desc())
-        .limit(SILENCES_ALLOWED)
+        .limit(LOST_HEARTBEATS_ALLOWED)
     )
     last = connection.execute(query).all()
     return list(itertools.takewhile(lambda row: row.outcome in _CRASHES and row.epochs == 0, last))

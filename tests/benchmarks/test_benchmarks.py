@@ -16,8 +16,8 @@ from benchmarks.figures import Goal, Samples, cost_ratio, plain, rate_ratio
 from benchmarks.full import figures_of, run_full
 from benchmarks.machine import describe_machine
 from benchmarks.made_sets import made_set
-from benchmarks.plan import Plan
-from benchmarks.report import Report, write_json, write_page
+from benchmarks.plan import BenchmarkPlan
+from benchmarks.report import BenchmarkReport, write_json, write_page
 from benchmarks.sides import take_turns
 from benchmarks.study import study_of_rows
 from benchmarks.tracker_time import Stopwatch
@@ -27,23 +27,23 @@ from trainer.config import TrainConfig
 
 
 @pytest.fixture
-def report() -> Report:
+def report() -> BenchmarkReport:
     fast, slow = Samples("structures/s", (90.0, 100.0, 500.0)), Samples("structures/s", (10.0, 5.0, 20.0))
     figures = [
         rate_ratio("training", "a net", fast, slow, Goal("at least", 20)),
         cost_ratio("loading", "a file", Samples("s", (2.0,)), Samples("s", (12.0,)), Goal("at least", 5)),
         plain("training", "start", "s", [0.5], Goal("below", 1)),
     ]
-    return Report("2026-01-01T00:00+00:00", 60.0, describe_machine("cpu"), Plan(), figures)
+    return BenchmarkReport("2026-01-01T00:00+00:00", 60.0, describe_machine("cpu"), BenchmarkPlan(), figures)
 
 
-def test_ratios_are_of_the_medians(report: Report) -> None:
+def test_ratios_are_of_the_medians(report: BenchmarkReport) -> None:
     assert [figure.value for figure in report.figures] == [10.0, 6.0, 0.5]
     reached = [figure.goal.reached(figure.value) for figure in report.figures if figure.goal and figure.value]
     assert reached == [False, True, True]
 
 
-def test_json_holds_all_samples(report: Report, tmp_path: Path) -> None:
+def test_json_holds_all_samples(report: BenchmarkReport, tmp_path: Path) -> None:
     write_json(report, tmp_path / "benchmarks.json")
     values: dict[str, Any] = json.loads((tmp_path / "benchmarks.json").read_text())
     assert next(iter(values)) == "figures"
@@ -54,10 +54,10 @@ def test_json_holds_all_samples(report: Report, tmp_path: Path) -> None:
     }
     assert values["figures"][0]["goal"] == {"kind": "at least", "value": 20, "reached": False}
     assert values["machine"]["cores"] >= 1
-    assert values["plan"]["repeats"] == Plan().repeats
+    assert values["plan"]["repeats"] == BenchmarkPlan().repeats
 
 
-def test_page_keeps_what_people_wrote(report: Report, tmp_path: Path) -> None:
+def test_page_keeps_what_people_wrote(report: BenchmarkReport, tmp_path: Path) -> None:
     page = tmp_path / "docs" / "benchmarks.md"
     write_page(report, "cpu", page)
     page.write_text(page.read_text() + "\nWhat stands in the way.\n")
@@ -69,7 +69,7 @@ def test_page_keeps_what_people_wrote(report: Report, tmp_path: Path) -> None:
     assert text.count("training: a net") == 1
 
 
-def test_tables_stand_side_by_side(report: Report, tmp_path: Path) -> None:
+def test_tables_stand_side_by_side(report: BenchmarkReport, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     for name in ("cpu", "full, cpu", "cpu"):
         write_page(report, name, page)
@@ -77,7 +77,7 @@ def test_tables_stand_side_by_side(report: Report, tmp_path: Path) -> None:
 
 
 def test_the_full_set_is_measured_on_request(
-    monkeypatch: pytest.MonkeyPatch, report: Report, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, report: BenchmarkReport, tmp_path: Path
 ) -> None:
     measured: list[list[str]] = []
     monkeypatch.setattr(
@@ -142,7 +142,7 @@ def test_help_names_every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit):
         main()
     text = capsys.readouterr().out
-    for field in dataclasses.fields(Plan):
+    for field in dataclasses.fields(BenchmarkPlan):
         assert f"--{field.name.replace('_', '-')}" in text
 
 

@@ -41,8 +41,8 @@ def test_bytes_that_operators_move() -> None:
         "anitune::atomic_energies": 4 * (640 * 16 + output + 640),
         "anitune::output_gradient": 4 * (640 * (16 + 1 + 16) + (1 + splits) * output),
         "anitune::input_gradient": 4 * (640 * (256 + 256 + 16) + later),
-        "anitune::weight_gradient_parts": 4 * (aevs + 640 * (256 + 256 + 16) + splits * (first + later)),
-        "anitune::sum_parts": 4 * (splits + 1) * (first + later + output),
+        "anitune::weight_gradient_partials": 4 * (aevs + 640 * (256 + 256 + 16) + splits * (first + later)),
+        "anitune::sum_partials": 4 * (splits + 1) * (first + later + output),
     }
 
 

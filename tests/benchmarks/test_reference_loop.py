@@ -42,7 +42,7 @@ def test_energies_are_those_of_our_network(task: Task) -> None:
 
 
 def test_loads_and_learns(data_file: Path, tmp_path: Path) -> None:
-    parts = reference_loop.load_parts(data_file)
+    parts = reference_loop.load_subsets(data_file)
     assert [len(part) for part in parts] == [96, 12]
     training, validation = (reference_loop.make_batches(part, 32, CPU) for part in parts)
     assert [len(batch.energies) for batch in training] == [32, 32, 32]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scale
-from benchmarks.plan import Plan
+from benchmarks.plan import BenchmarkPlan
 
 
 @pytest.mark.skipif(
@@ -15,7 +15,7 @@ from benchmarks.plan import Plan
 )
 def test_both_sides_make_the_trials_that_are_asked_for(tmp_path: Path) -> None:
     rates, lasting, beyond, twice = scale.measure_rates(
-        "random", Plan(scale_trials=12, scale_processes=2), tmp_path
+        "random", BenchmarkPlan(scale_trials=12, scale_processes=2), tmp_path
     )
     assert rates.ours is not None
     assert rates.reference is not None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
 
-from dashboards.servers import Addresses, Dashboards
+from dashboards.servers import DashboardAddresses, Dashboards
 
 if TYPE_CHECKING:
     from conftest import Shown
@@ -101,7 +101,9 @@ def test_the_page_that_the_command_opens_leads_on(
     with pytest.MonkeyPatch.context() as patch:
         opened: list[str] = []
         patch.setattr("webbrowser.open", opened.append)
-        Dashboards(Addresses("", "", None, ""), (), tmp_path / "1.html").open(shown.links["mlflow_best"])
+        Dashboards(DashboardAddresses("", "", None, ""), (), tmp_path / "1.html").open(
+            shown.links["mlflow_best"]
+        )
     page = context.new_page()
     page.goto(opened[0])
     expect(page.get_by_text(shown.name).first).to_be_visible()

@@ -21,21 +21,21 @@ from typing import TypeVar
 from sqlalchemy import select
 
 from search.errors import SearchError
-from search.work.repeat import recorded_trial
+from search.work.reproduce import recorded_trial
 from storage.database import open_database
 from storage.errors import DatabaseError
-from storage.life import change_state
+from storage.lifecycle import change_state
 from storage.records.tables import attempts, relays
 from storage.settings import Settings
 from storage.studies import Study, StudyState, open_study
 from storage.tokens import make_token
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from tests.chaos.fleet import Fleet
-from tests.chaos.plan import WORDS, Kind, Plan
-from tests.chaos.repeat import differing
-from tests.chaos.report import Report
+from tests.chaos.paused_workers import PausedWorkers
+from tests.chaos.plan import DESCRIPTIONS, FaultPlan, Kind
+from tests.chaos.report import ChaosReport
+from tests.chaos.reproduce import differing
 from tests.chaos.servers import MlflowServer, PostgreSQL, Wire
-from tests.chaos.sleepers import Sleepers
 
 logger = logging.getLogger("anitune")
 
@@ -65,7 +65,7 @@ PATIENCE = 1800.0
 """Until a study that does not come to its end is given up, s."""
 
 
-def run_chaos(plan: Plan) -> Report:
+def run_chaos(plan: FaultPlan) -> ChaosReport:
     """Run the plan, in a folder that is gone afterwards."""
     # Not below a folder of root's: PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="anitune-chaos-") as name, contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ def run_chaos(plan: Plan) -> Report:
 class _Chaos:
     def __init__(
         self,
-        plan: Plan,
+        plan: FaultPlan,
         study: Study,
         fleet: Fleet,
         postgresql: PostgreSQL,
@@ -117,14 +117,14 @@ class _Chaos:
         self._chance = random.Random(plan.seed)
         self._injected: Counter[Kind] = Counter()
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._sleepers = Sleepers(study, fleet)
+        self._paused_workers = PausedWorkers(study, fleet)
         self._missed_relays: list[Kind] = []
         self._repeated: Counter[Kind] = Counter()
         self._mlflow_away = False
         self._last_of_server: Kind | None = None
         self._paused = False
 
-    def run(self) -> Report:
+    def run(self) -> ChaosReport:
         began = time.monotonic()
         faults = self._plan.faults()
         waiting: list[Kind] = []
@@ -133,7 +133,7 @@ class _Chaos:
             if time.monotonic() - began > PATIENCE:
                 raise SearchError(f"the study did not end within {PATIENCE:.0f} s: {self._shown()}")
             self._do_what_is_due()
-            _patiently(self._sleepers.wake)
+            _patiently(self._paused_workers.wake)
             trials = self._trials()
             ended = self._have_ended(trials)
             if not ended:
@@ -141,7 +141,7 @@ class _Chaos:
                 self._fleet.fill()
             else:
                 self._fleet.reap()
-                if self._fleet.size == 0 and not (self._later or self._sleepers):
+                if self._fleet.size == 0 and not (self._later or self._paused_workers):
                     break
             if due is None and any(trial.epochs > 0 for trial in trials):
                 due = time.monotonic()  # the first fault does not wait for what the workers import
@@ -185,26 +185,26 @@ class _Chaos:
                 pid = _patiently(lambda: self._fleet.choose(self._chance))
                 if pid is None:
                     return False
-                logger.info("chaos: %s", WORDS[kind])
+                logger.info("chaos: %s", DESCRIPTIONS[kind])
                 if kind == "stop":
-                    self._sleepers.stop(pid)
+                    self._paused_workers.stop(pid)
                 else:
                     self._fleet.hurt(kind, pid)
                 return True  # counted when it has had its effect
         self._injected[kind] += 1
-        logger.info("chaos: %s", WORDS[kind])
+        logger.info("chaos: %s", DESCRIPTIONS[kind])
         return True
 
     def _missed(self) -> list[Kind]:
         """Faults, since last asked, that had no effect: they come once more."""
         missed = self._fleet.take_missed()
-        missed += ["stop"] * self._sleepers.take_missed()
+        missed += ["stop"] * self._paused_workers.take_missed()
         while self._missed_relays:  # another thread adds to them
             missed.append(self._missed_relays.pop())
         return missed
 
     def _reached(self) -> Counter[Kind]:
-        return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._sleepers.overtaken})
+        return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._paused_workers.overtaken})
 
     def _mlflow_serves(self) -> bool:
         return not self._mlflow_away and self._mlflow.answers()
@@ -227,7 +227,7 @@ class _Chaos:
             self._missed_relays.append("relay")
             return
         self._injected["relay"] += 1
-        logger.info("chaos: %s", WORDS["relay"])
+        logger.info("chaos: %s", DESCRIPTIONS["relay"])
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._later.append((time.monotonic() + seconds, action))
@@ -246,7 +246,7 @@ class _Chaos:
 
     def _is_late(self, faults: Sequence[object], trials: list[TrialRow]) -> bool:
         """Whether the study would end before these faults have come."""
-        return 1 - len(faults) / sum(self._plan.counts.values()) < self._ended_part(trials)
+        return 1 - len(faults) / sum(self._plan.counts.values()) < self._ended_fraction(trials)
 
     def _pace(self, trials: list[TrialRow]) -> None:
         """Let no trial begin while MLflow is away, where the study would end before it was away often enough.
@@ -254,14 +254,14 @@ class _Chaos:
         Else a fast machine is through with the trials before the server has come back for the first time.
         """
         reached = self._reached()
-        next_part = min((reached[kind] + 1) / count for kind, count in self._plan.counts.items())
-        pause = next_part < self._ended_part(trials) and not self._mlflow_serves()
+        next_fraction = min((reached[kind] + 1) / count for kind, count in self._plan.counts.items())
+        pause = next_fraction < self._ended_fraction(trials) and not self._mlflow_serves()
         if pause != self._paused:
             to: StudyState = "paused" if pause else "open"
             _patiently(lambda: change_state(self._study.database, self._study, to, of=("open", "paused")))
             self._paused = pause
 
-    def _ended_part(self, trials: list[TrialRow]) -> float:
+    def _ended_fraction(self, trials: list[TrialRow]) -> float:
         # Most paused trials never go on.
         done = sum(trial.ended is not None or trial.state == "paused" for trial in trials)
         return done / (HASTE * self._plan.trials)
@@ -270,7 +270,7 @@ class _Chaos:
         faults = ", ".join(f"{kind} {self._reached()[kind]} of {n}" for kind, n in self._plan.counts.items())
         return f"{Counter(trial.state for trial in self._trials())}; {faults}"
 
-    def _measure(self, began: float) -> Report:
+    def _measure(self, began: float) -> ChaosReport:
         self._wire.kill_at_next_delivery(None)
         while not self._mlflow.answers():
             time.sleep(0.5)
@@ -307,12 +307,12 @@ class _Chaos:
             for trial in trials
         }
         keys = max((len(rows) for rows in history.values()), default=0)
-        return Report(
+        return ChaosReport(
             seed=self._plan.seed,
             seconds=time.monotonic() - began,
-            faults={kind: faults[kind] for kind in WORDS},
-            required={kind: self._plan.counts.get(kind, 0) for kind in WORDS},
-            repeated={kind: self._repeated[kind] for kind in WORDS if self._repeated[kind]},
+            faults={kind: faults[kind] for kind in DESCRIPTIONS},
+            required={kind: self._plan.counts.get(kind, 0) for kind in DESCRIPTIONS},
+            repeated={kind: self._repeated[kind] for kind in DESCRIPTIONS if self._repeated[kind]},
             worker_ends={str(code): count for code, count in sorted(self._fleet.ends.items())},
             last_words=self._fleet.last_words,
             trials=dict(Counter(trial.state for trial in trials)),
@@ -338,7 +338,7 @@ class _Chaos:
                 for trial in trials
                 for folder in folders[trial.number].parent.iterdir()
             ),
-            woken_wrote=self._sleepers.written_since(),
+            woken_wrote=self._paused_workers.written_since(),
             differences=[
                 f"{'study' if line['trial'] is None else line['trial']}: {line['difference']}"
                 for line in verified["differences"]

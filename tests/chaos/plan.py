@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 Kind = Literal["kill", "terminate", "stop", "full disk", "postgresql", "mlflow", "relay"]
 
-WORDS: Final[Mapping[Kind, str]] = {
+DESCRIPTIONS: Final[Mapping[Kind, str]] = {
     "kill": "workers killed (SIGKILL)",
     "terminate": "workers told to end (SIGTERM)",
     "stop": "workers stopped, and woken once another one had their trial (SIGSTOP, SIGCONT)",
@@ -21,7 +21,7 @@ WORDS: Final[Mapping[Kind, str]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class FaultPlan:
     """A study, and what is done to it.
 
     Attributes
@@ -49,7 +49,7 @@ class Plan:
         return [(chance.uniform(0.2, 1.8) * self.gap, kind) for kind in kinds]
 
 
-def long_plan(seed: int) -> Plan:
+def long_plan(seed: int) -> FaultPlan:
     """About ten minutes on two cores."""
     counts: Mapping[Kind, int] = {
         "kill": 20,
@@ -61,10 +61,10 @@ def long_plan(seed: int) -> Plan:
         "relay": 5,
     }
     # A killed MLflow server is back after a minute, of which it takes a third to start.
-    return Plan(seed, 60, 4, 64, counts, gap=8.0, away=40.0, lease=8.0)
+    return FaultPlan(seed, 60, 4, 64, counts, gap=8.0, away=40.0, lease=8.0)
 
 
-def short_plan(seed: int) -> Plan:
+def short_plan(seed: int) -> FaultPlan:
     """Each kind of fault once."""
-    counts: Mapping[Kind, int] = dict.fromkeys(WORDS, 1)
-    return Plan(seed, 8, 2, 20, counts, gap=3.0, away=3.0, lease=6.0)
+    counts: Mapping[Kind, int] = dict.fromkeys(DESCRIPTIONS, 1)
+    return FaultPlan(seed, 8, 2, 20, counts, gap=3.0, away=3.0, lease=6.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.chaos.plan import WORDS, Kind
+from tests.chaos.plan import DESCRIPTIONS, Kind
 
 
 @dataclass(frozen=True)
-class Report:
+class ChaosReport:
     """What was broken, and what came of it.
 
     Attributes
@@ -80,7 +80,7 @@ class Report:
         states = ", ".join(f"{count} {state}" for state, count in self.trials.items())
         return [
             f"chaos, seed {self.seed}: {self.seconds:.0f} s",
-            *(self._fault_line(kind) for kind in WORDS),
+            *(self._fault_line(kind) for kind in DESCRIPTIONS),
             f"        workers ended with {ends}",
             *(f"        {words}" for words in self.last_words),
             f"study: {states}; {self.attempts} attempts, {self.metrics:,} metric values",
@@ -95,10 +95,10 @@ class Report:
             f"  {self.woken_wrote:>4}  rows written by workers after their trial was taken over",
             f"  {len(self.differences):>4}  differences between SQL, Optuna and MLflow",
             *(f"        {line}" for line in self.differences),
-            *(f"  MISSING: {count} x {WORDS[kind]}" for kind, count in self.missing_faults.items()),  # type: ignore[index]
+            *(f"  MISSING: {count} x {DESCRIPTIONS[kind]}" for kind, count in self.missing_faults.items()),  # type: ignore[index]
         ]
 
     def _fault_line(self, kind: Kind) -> str:
-        line = f"  {self.faults[kind]:>4}  {WORDS[kind]}, of {self.required[kind]} required"
+        line = f"  {self.faults[kind]:>4}  {DESCRIPTIONS[kind]}, of {self.required[kind]} required"
         again = self.repeated.get(kind, 0)
         return f"{line} ({again} more had no effect)" if again else line

@@ -22,9 +22,9 @@ from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
 from tests.chaos.fleet import MET_FULL_DISK, Fleet
+from tests.chaos.paused_workers import DRAIN_SECONDS, LONGEST_PAUSE, PausedWorkers
 from tests.chaos.plan import Kind, short_plan
-from tests.chaos.report import Report
-from tests.chaos.sleepers import LONGEST_SLEEP, SETTLED, Sleepers
+from tests.chaos.report import ChaosReport
 
 #: A worker that does nothing, until a word ends it as a real one ends.
 IDLE_WORKER = """#!/bin/sh
@@ -116,12 +116,12 @@ def test_a_full_disk_counts_when_a_checkpoint_met_it(study: Study, tmp_path: Pat
 
 
 @pytest.fixture
-def sleeper(
+def paused(
     study: Study, tmp_path: Path, executable: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Fleet, Sleepers, int]]:
-    monkeypatch.setattr("tests.chaos.sleepers.SETTLED", 0.05)
+) -> Iterator[tuple[Fleet, PausedWorkers, int]]:
+    monkeypatch.setattr("tests.chaos.paused_workers.DRAIN_SECONDS", 0.05)
     fleet, pid = one_worker(study, tmp_path)
-    yield fleet, Sleepers(study, fleet), pid
+    yield fleet, PausedWorkers(study, fleet), pid
     fleet.end()
 
 
@@ -129,74 +129,76 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_sleeper_is_woken_and_counted_once_its_trial_was_taken_over(
-    study: Study, sleeper: tuple[Fleet, Sleepers, int]
+def test_a_paused_worker_is_resumed_and_counted_once_its_trial_was_taken_over(
+    study: Study, paused: tuple[Fleet, PausedWorkers, int]
 ) -> None:
-    _, sleepers, pid = sleeper
+    _, paused_workers, pid = paused
     lost = Attempt(study.database, study, claim(study, pid))
     lost.record_config({"width": 8}, {"width": 8}, planned_epochs=2)
     lost.record_metrics([MetricRow("val_mae", 1, 2.0, 1)])
-    sleepers.stop(pid)
+    paused_workers.stop(pid)
     time.sleep(0.1)
-    sleepers.wake()
-    assert (len(sleepers), sleepers.overtaken, state(pid)) == (1, 0, "T")
+    paused_workers.wake()
+    assert (len(paused_workers), paused_workers.overtaken, state(pid)) == (1, 0, "T")
 
     with study.database.writing() as connection:
         connection.execute(update(attempts).values(lease_until=0.0))
-    sleepers.wake()
-    assert len(sleepers) == 1, "its lease is over, and nobody has its trial"
+    paused_workers.wake()
+    assert len(paused_workers) == 1, "its lease is over, and nobody has its trial"
 
     taker = Attempt(study.database, study, claim(study, os.getpid()))
     taker.record_metrics([MetricRow("val_mae", 2, 1.0, 2)])
-    sleepers.wake()
-    assert (len(sleepers), sleepers.overtaken, sleepers.take_missed()) == (0, 1, 0)
+    paused_workers.wake()
+    assert (len(paused_workers), paused_workers.overtaken, paused_workers.take_missed()) == (0, 1, 0)
     assert state(pid) != "T"
-    assert sleepers.written_since() == 0
+    assert paused_workers.written_since() == 0
     with study.database.writing() as connection:  # as a fence with a hole would let it
         connection.execute(update(attempts).where(attempts.c.attempt == 1).values(last_epoch=2))
-    assert sleepers.written_since() == 1
+    assert paused_workers.written_since() == 1
 
 
-def test_a_sleeper_whose_trial_had_ended_counts_nothing(
-    study: Study, sleeper: tuple[Fleet, Sleepers, int]
+def test_a_paused_worker_whose_trial_had_ended_counts_nothing(
+    study: Study, paused: tuple[Fleet, PausedWorkers, int]
 ) -> None:
-    _, sleepers, pid = sleeper
+    _, paused_workers, pid = paused
     attempt = Attempt(study.database, study, claim(study, pid))
-    sleepers.stop(pid)
+    paused_workers.stop(pid)
     attempt.finish("complete", value=1.0)
     time.sleep(0.1)
-    sleepers.wake()
-    assert (len(sleepers), sleepers.overtaken, sleepers.take_missed()) == (0, 0, 1)
+    paused_workers.wake()
+    assert (len(paused_workers), paused_workers.overtaken, paused_workers.take_missed()) == (0, 0, 1)
     assert state(pid) != "T"
 
 
-def test_a_sleeper_that_nobody_relieves_is_woken_and_counts_nothing(
-    study: Study, sleeper: tuple[Fleet, Sleepers, int], monkeypatch: pytest.MonkeyPatch
+def test_a_paused_worker_that_nobody_relieves_is_resumed_and_counts_nothing(
+    study: Study, paused: tuple[Fleet, PausedWorkers, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.chaos.sleepers.LONGEST_SLEEP", 0.05)
-    _, sleepers, pid = sleeper
+    monkeypatch.setattr("tests.chaos.paused_workers.LONGEST_PAUSE", 0.05)
+    _, paused_workers, pid = paused
     claim(study, pid)
-    sleepers.stop(pid)
+    paused_workers.stop(pid)
     time.sleep(0.1)
-    sleepers.wake()
-    assert (len(sleepers), sleepers.overtaken, sleepers.take_missed()) == (0, 0, 1)
-    assert LONGEST_SLEEP > SETTLED
+    paused_workers.wake()
+    assert (len(paused_workers), paused_workers.overtaken, paused_workers.take_missed()) == (0, 0, 1)
+    assert LONGEST_PAUSE > DRAIN_SECONDS
 
 
-def test_a_worker_that_had_ended_was_not_asleep(study: Study, sleeper: tuple[Fleet, Sleepers, int]) -> None:
-    _, sleepers, pid = sleeper
+def test_a_worker_that_had_ended_was_not_paused(
+    study: Study, paused: tuple[Fleet, PausedWorkers, int]
+) -> None:
+    _, paused_workers, pid = paused
     claim(study, pid)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.1)
-    sleepers.stop(pid)
+    paused_workers.stop(pid)
     time.sleep(0.1)
-    sleepers.wake()
-    assert (len(sleepers), sleepers.overtaken, sleepers.take_missed()) == (0, 0, 1)
+    paused_workers.wake()
+    assert (len(paused_workers), paused_workers.overtaken, paused_workers.take_missed()) == (0, 0, 1)
 
 
-def report(**faults: int) -> Report:
+def report(**faults: int) -> ChaosReport:
     counts = {str(kind): count for kind, count in short_plan(1).counts.items()}
-    return Report(
+    return ChaosReport(
         seed=1,
         seconds=60.0,
         faults=counts | {kind.replace("_", " "): count for kind, count in faults.items()},

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from dashboards.record import StudyRecord
 from search.study import study_from_values
 from storage.database import Database, open_database
-from storage.openings import open_test_part, record_test_error
+from storage.evaluations import record_evaluation, record_test_error
 from storage.promotions import (
     PromotionTraining,
     begin_promotion,
@@ -150,7 +150,7 @@ def make_record() -> MakeRecord:
             ),
             trials=tuple(trials),
             promotions=(),
-            openings=(),
+            evaluations=(),
             members=members,
             reference=reference,
         )
@@ -215,7 +215,7 @@ def promoted(database: Database, study: Study) -> Study:
         record_training(database, study, training)
     record_training(database, study, PromotionTraining("fold", 2, "structure", 0, 9.0, {}))
     study.set_facts({"data": "da7a"})
-    open_test_part(database, study, promotion, 2, {}, "e1", again=False)
+    record_evaluation(database, study, promotion, 2, {}, "e1", again=False)
     record_test_error(database, study, promotion, 0.95)
     test = {"mae_kcalmol": 0.95, "rmse_kcalmol": 1.4, "mean_member_mae_kcalmol": 1.0, "structures": 541}
     record_test(database, promotion, test)

@@ -12,7 +12,7 @@ from storage.database import Database
 from storage.settings import Settings
 from storage.studies import Study
 from storage.trials.queue import WorkerInfo
-from storage.workers import SignOfLife
+from storage.workers import WorkerHeartbeat
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_workers_that_live_are_shown_with_what_they_train(
 ) -> None:
     assert "No worker lives now" in client.get("/anitune/").text
     worker = WorkerInfo("node7-17", "node7", 17, "cpu", {})  # it has trial 6 in hand
-    with SignOfLife(database, worker, "widths"):
+    with WorkerHeartbeat(database, worker, "widths"):
         for path in ("/anitune/", "/anitune/studies/widths"):
             page = client.get(path).text
             assert "node7-17" in page

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from dashboards.formatting import format_noise
 from dashboards.ranking import leaderboard, pareto_front, validation_structures
 from dashboards.record import StudyRecord
-from dashboards.words import noise_words
 from storage.promotions import PromotionTraining
 from storage.trials.views import TrialRow
 
@@ -62,7 +62,7 @@ def test_replicates_tell_the_spread_over_seeds_and_so_the_noise(
     assert (by_number[0].spread.mean, by_number[0].spread.count) == (pytest.approx(1.01), 2)
     assert by_number[2].spread is None
     assert [by_number[n].in_noise for n in range(4)] == [True, True, True, False]
-    assert "from 1 set of replicates near the best" in noise_words(board)
+    assert "from 1 set of replicates near the best" in format_noise(board)
 
 
 def test_the_spread_of_poor_configurations_says_nothing_of_the_best(
@@ -107,26 +107,26 @@ def test_where_molecules_are_kept_whole_no_interval_follows_from_the_number_of_s
     board = leaderboard(make_record(*trials, by="molecule"), structures=250)
     assert (board.noise, [place.interval for place in board.places]) == (None, [None, None])
     assert not any(place.in_noise for place in board.places)
-    assert "No interval is given for an error: the split keeps molecules whole" in noise_words(board)
+    assert "No interval is given for an error: the split keeps molecules whole" in format_noise(board)
     again = make_trial(2, 1.02)
     with_seeds = leaderboard(make_record(*trials, again, by="molecule"))
     assert with_seeds.noise is not None
     assert with_seeds.noise.kind == "seeds"
-    assert "the split keeps molecules whole" in noise_words(with_seeds)
-    assert "molecules whole" not in noise_words(leaderboard(make_record(*trials)))
+    assert "the split keeps molecules whole" in format_noise(with_seeds)
+    assert "molecules whole" not in format_noise(leaderboard(make_record(*trials)))
 
 
 def test_a_result_that_was_taken_over_says_nothing_of_seeds(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
-    twin = replace(make_trial(1, 1.0), tags={"arch": "a", "same_as": "trial 0"})
-    board = leaderboard(make_record(make_trial(0, 1.0), twin))
+    original = replace(make_trial(1, 1.0), tags={"arch": "a", "same_as": "trial 0"})
+    board = leaderboard(make_record(make_trial(0, 1.0), original))
     assert board.noise is not None
     assert board.noise.kind == "structures"
     assert all(place.spread is None for place in board.places)
 
 
-def test_without_replicates_the_size_of_the_validation_part_limits_what_can_be_said(
+def test_without_replicates_the_size_of_the_validation_set_limits_what_can_be_said(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     record = make_record(
@@ -140,7 +140,7 @@ def test_without_replicates_the_size_of_the_validation_part_limits_what_can_be_s
     assert board.noise.deviation == pytest.approx(error)
     assert board.places[0].interval == pytest.approx(1.96 * error)
     assert [place.in_noise for place in board.places] == [True, True, False]
-    assert "not known" in noise_words(board)
+    assert "not known" in format_noise(board)
 
 
 def test_a_front_is_what_no_other_trial_beats_in_error_and_cost(make_trial: MakeTrial) -> None:

@@ -24,7 +24,7 @@ from dashboards.report.write import write_report
 from search.study import load_study
 from storage.database import Database
 from storage.errors import StudyNotFoundError
-from storage.openings import open_test_part, record_test_error
+from storage.evaluations import record_evaluation, record_test_error
 from storage.promotions import begin_promotion, end_promotion, record_choice, record_test
 from storage.studies import Study, create_study
 from storage.trials.queue import WorkerInfo
@@ -182,7 +182,7 @@ def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecor
     assert text.count('data-sort="num">time<') == 3
 
 
-def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Database, study: Study) -> None:
+def test_promotions_and_every_evaluation_on_the_test_set_are_shown(database: Database, study: Study) -> None:
     text, page = read(write_report(database, ["widths"]))
     assert "Openings of the test part" not in page.headings
     folds = {"values": [0.9, 1.1], "mean": 1.0, "spread": 0.141, "difference": None, "told_apart": False}
@@ -203,7 +203,7 @@ def test_promotions_and_every_opening_of_the_test_part_are_shown(database: Datab
     for again in (False, True):
         promotion = begin_promotion(database, study, {"again": again}, WORKER).id
         record_choice(database, promotion, results, 2, "it has the fewest parameters")
-        open_test_part(database, study, promotion, 2, {}, "e", again=again)
+        record_evaluation(database, study, promotion, 2, {}, "e", again=again)
         record_test_error(database, study, promotion, 0.95 + again)
     text, page = read(write_report(database, ["widths"]))
     assert [word for word in page.headings if word.startswith(("Promotion", "Openings"))] == [
@@ -228,10 +228,10 @@ def test_after_a_promotion_the_answer_is_the_registered_model(database: Database
     assert text.index(answer) < text.index(best)
 
 
-def test_a_second_look_at_the_test_part_is_told_in_the_answer(database: Database, promoted: Study) -> None:
+def test_a_second_look_at_the_test_set_is_told_in_the_answer(database: Database, promoted: Study) -> None:
     again = begin_promotion(database, promoted, {"ensemble": 3}, WORKER).id
     record_choice(database, again, [], 1, "it was wanted")
-    open_test_part(database, promoted, again, 1, {}, "e2", again=True)
+    record_evaluation(database, promoted, again, 1, {}, "e2", again=True)
     text, _ = read(write_report(database, ["widths"]))
     assert "an ensemble of 2" in text, "the second one has not come to a model"
     record_test(database, again, TEST)

@@ -273,7 +273,7 @@ def test_a_server_elsewhere_that_is_away_is_said(
     assert PASSWORD not in caplog.text
 
 
-def test_the_end_of_a_server_is_told_with_its_last_words(settings: Settings) -> None:
+def test_the_end_of_a_server_is_reported_with_its_last_words(settings: Settings) -> None:
     settings.home.mkdir()
     (settings.home / "anitune.db").write_text("This is no database.\n" * 100)
     words = r"Optuna dashboard ended .* file is not a database; .*\.log"
@@ -281,7 +281,7 @@ def test_the_end_of_a_server_is_told_with_its_last_words(settings: Settings) -> 
         pytest.fail("it cannot have come up")
 
 
-def test_a_server_that_is_killed_later_is_told(settings: Settings) -> None:
+def test_a_server_that_is_killed_later_is_reported(settings: Settings) -> None:
     with run_dashboards(settings) as running:
         (ours,) = (pid for pid, line in children().items() if "dashboards.optuna_server" in line)
         os.kill(ours, signal.SIGKILL)

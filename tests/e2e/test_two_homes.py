@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from search.work.repeat import recorded_trial
+from search.work.reproduce import recorded_trial
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.records.tables import attempts, checkpoints, metrics, relays
@@ -24,7 +24,7 @@ from storage.settings import Settings
 from storage.studies import open_study
 from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.views import trial_rows
-from tests.chaos.repeat import differing
+from tests.chaos.reproduce import differing
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")

@@ -11,7 +11,7 @@ from trainer.fitting.devices import exhausted_memory
 GPU = torch.device("cuda", 0)
 
 
-def test_a_function_is_recorded_at_its_second_call() -> None:
+def test_a_function_is_captured_at_its_second_call() -> None:
     count, calls = torch.zeros(1, device=GPU), []
 
     def add() -> None:

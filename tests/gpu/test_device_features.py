@@ -16,7 +16,7 @@ from trainer.config import FeatureConfig, TrainConfig
 from trainer.evaluation.evaluate import evaluate
 from trainer.features import source
 from trainer.features.computed import Computed
-from trainer.features.device_table import DeviceTable, StoredBlock, StoredPart
+from trainer.features.device_table import DeviceTable, StoredBlock, StoredSubset
 from trainer.features.source import GPU_SHARE, ComputedFeatures, StoredFeatures, open_features
 from trainer.features.static_batches import BatchShape, DeviceFeatures, Positions
 from trainer.features.streaming import READERS, Streamed
@@ -32,12 +32,12 @@ def structures(task: Task) -> np.ndarray:
     return np.random.default_rng(2).permutation(task.dataset.structures)[:100]
 
 
-def stored_part(task: Task) -> StoredPart:
+def stored_subset(task: Task) -> StoredSubset:
     assert isinstance(task.features, StoredFeatures)
-    return task.features.stored_part(structures(task))
+    return task.features.stored_subset(structures(task))
 
 
-def orders(count: int, size: int) -> Positions:
+def batch_positions(count: int, size: int) -> Positions:
     """Batches of structures from the 100 of the subset, the last of which has padding."""
     random = np.random.default_rng(size)
     positions = np.append(random.permutation(100), random.permutation(100))[: count * size - size // 3]
@@ -61,8 +61,8 @@ def batches(features: DeviceFeatures, some: Positions) -> Iterator[torch.Tensor]
 
 def test_streamed_batches_are_those_of_a_table_to_the_last_bit(task: Task) -> None:
     # More batches than slots, so that each slot is filled again.
-    some = orders(2 * READERS + 2, 5)
-    table, streamed = (kind(stored_part(task), GPU, torch.float32) for kind in (DeviceTable, Streamed))
+    some = batch_positions(2 * READERS + 2, 5)
+    table, streamed = (kind(stored_subset(task), GPU, torch.float32) for kind in (DeviceTable, Streamed))
     for one, other in zip(batches(table, some), batches(streamed, some), strict=True):
         assert torch.equal(one, other)
 
@@ -70,18 +70,20 @@ def test_streamed_batches_are_those_of_a_table_to_the_last_bit(task: Task) -> No
 def test_computed_batches_are_those_of_a_table(task: Task, tmp_path: Path) -> None:
     features = open_features(task.dataset, FeatureConfig(store_limit_gib=0.0), tmp_path, no_progress)
     assert isinstance(features, ComputedFeatures)
-    computed = features.device_part(structures(task), GPU, torch.float32)
-    table = DeviceTable(stored_part(task), GPU, torch.float32)
-    for one, other in zip(batches(table, orders(3, 9)), batches(computed, orders(3, 9)), strict=True):
+    computed = features.device_subset(structures(task), GPU, torch.float32)
+    table = DeviceTable(stored_subset(task), GPU, torch.float32)
+    for one, other in zip(
+        batches(table, batch_positions(3, 9)), batches(computed, batch_positions(3, 9)), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_computed_aevs_stay_on_the_device(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = ComputedFeatures(task.dataset, task.aev).device_part(structures(task), GPU, torch.float32)
+    features = ComputedFeatures(task.dataset, task.aev).device_subset(structures(task), GPU, torch.float32)
     assert isinstance(features, Computed)
     shape = shape_of(features, 9)
     stage = features.batches(shape).source
-    (positions,) = orders(1, 9)
+    (positions,) = batch_positions(1, 9)
     features.compute(positions, shape, stage)  # sets up what the molecules need
     to, copied = torch.Tensor.to, []
 
@@ -103,13 +105,13 @@ def test_what_does_not_fit_is_streamed_and_a_line_says_so(
 ) -> None:
     assert isinstance(task.features, StoredFeatures)
     features = StoredFeatures(task.dataset, task.aev, task.features._tables)
-    needed = stored_part(task).atoms * features.length * 4
+    needed = stored_subset(task).atoms * features.length * 4
     free = [*[needed / GPU_SHARE - 1] * 2, needed / GPU_SHARE + 1]  # it looks again after making room
     monkeypatch.setattr(source, "free_memory", lambda device: free.pop())
     with caplog.at_level(logging.WARNING, "anitune"):
-        assert isinstance(features._new_device_part(structures(task), GPU, torch.float32), DeviceTable)
+        assert isinstance(features._new_device_subset(structures(task), GPU, torch.float32), DeviceTable)
         assert not caplog.records
-        assert isinstance(features._new_device_part(structures(task), GPU, torch.float32), Streamed)
+        assert isinstance(features._new_device_subset(structures(task), GPU, torch.float32), Streamed)
     assert "they stay on the disk" in caplog.text
 
 
@@ -130,13 +132,13 @@ def reading_threads() -> int:
 
 
 def feed(task: Task, some: Positions) -> Generator[None]:
-    features = Streamed(stored_part(task), GPU, torch.float32)
+    features = Streamed(stored_subset(task), GPU, torch.float32)
     return features.batches(shape_of(features, some.shape[1])).feed(lambda: some, len(some))
 
 
 def test_reading_ends_when_the_training_does(task: Task) -> None:
     before = reading_threads()
-    fed = feed(task, orders(20, 4))
+    fed = feed(task, batch_positions(20, 4))
     next(fed)
     assert reading_threads() > before
     fed.close()
@@ -144,15 +146,15 @@ def test_reading_ends_when_the_training_does(task: Task) -> None:
 
 
 def test_an_error_of_reading_reaches_the_training(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    some, before = orders(20, 4), reading_threads()
-    blocks, spoilt = StoredPart.blocks, some[9, 0]
+    some, before = batch_positions(20, 4), reading_threads()
+    blocks, spoilt = StoredSubset.blocks, some[9, 0]
 
-    def some_blocks(self: StoredPart, positions: Positions, begins: Positions) -> Iterator[StoredBlock]:
+    def some_blocks(self: StoredSubset, positions: Positions, begins: Positions) -> Iterator[StoredBlock]:
         yield from blocks(self, positions, begins)
         if spoilt in positions:
             raise OSError("the disk is gone")
 
-    monkeypatch.setattr(StoredPart, "blocks", some_blocks)
+    monkeypatch.setattr(StoredSubset, "blocks", some_blocks)
     done: list[None] = []
     with pytest.raises(OSError, match="the disk is gone"):
         done.extend(feed(task, some))

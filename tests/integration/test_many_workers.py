@@ -23,9 +23,9 @@ from storage.settings import Settings
 from storage.studies import Budget, create_study, open_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import PASSING, PATIENCE, Attempt
+from storage.trials.heartbeat import Heartbeat
 from storage.trials.queue import WorkerInfo, claim_trial
-from storage.trials.renewal import LeaseKeeper
-from storage.workers import SignOfLife
+from storage.workers import WorkerHeartbeat
 
 WORKERS, TRIALS, EPOCHS = 120, 180, 3
 # As `patiently` of search.work.worker, which imports torch: a claim can wait too long for those before it.
@@ -45,10 +45,10 @@ def work(settings: Settings, number: int) -> None:
     worker = WorkerInfo(f"w{number}", "here", os.getpid(), "cpu", {})
     with open_database(settings) as database:
         study = open_study(database, "many")
-        with SignOfLife(database, worker, study.name):
+        with WorkerHeartbeat(database, worker, study.name):
             while (claim := PATIENTLY(claim_trial, database, study, worker)) is not None:
                 attempt = Attempt(database, study, claim)
-                with LeaseKeeper(attempt):
+                with Heartbeat(attempt):
                     attempt.record_config({"hidden": [8]}, {"layers": 1}, planned_epochs=EPOCHS)
                     for epoch in range(1, EPOCHS):
                         time.sleep(chance.uniform(*EPOCH_SECONDS))

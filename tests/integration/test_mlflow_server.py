@@ -306,7 +306,7 @@ def test_a_server_that_answers_500_in_the_middle_gets_everything_once(
         assert any(asked in path for _, path in wire.failed), asked
 
     wire.statuses = itertools.repeat(None)
-    relay.tell_study()
+    relay.sync_study()
     shown = everything(study, server)
     assert set(shown) == {study.name, *(f"trial {number}" for number in range(4))}
     for number in range(4):
@@ -330,7 +330,7 @@ def test_telling_all_again_changes_nothing(study: Study, server: str) -> None:
     assert everything(study, server) == before
 
 
-def test_a_relay_outlasts_a_server_that_is_away_and_ends_when_told(
+def test_a_relay_outlasts_a_server_that_is_away_and_ends_on_request(
     study: Study, server: str, wire: Wire
 ) -> None:
     wire.cut = True

@@ -169,9 +169,9 @@ def assert_whole(shown: dict[str, Any]) -> None:
         assert "model.safetensors" in trial["files"]
 
 
-def assert_only_the_secret_opens(home: Home, standing: dict[str, Any], said: str) -> None:
-    url = f"{standing['tracking_uri']}/api/2.0/mlflow/experiments/search?max_results=1"
-    file = Path(standing["mlflow_token_file"])
+def assert_only_the_secret_opens(home: Home, servers: dict[str, Any], said: str) -> None:
+    url = f"{servers['tracking_uri']}/api/2.0/mlflow/experiments/search?max_results=1"
+    file = Path(servers["mlflow_token_file"])
     token = file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -182,8 +182,8 @@ def assert_only_the_secret_opens(home: Home, standing: dict[str, Any], said: str
     assert status(url, Authorization=f"Bearer {token}") == 200
     for host in ("evil.example", "10.evil.com"):
         assert status(url, Authorization=f"Bearer {token}", Host=host) == 403
-    assert standing["mlflow_link"] == f"{standing['tracking_uri']}/?token={token}"
-    assert status(standing["mlflow_link"]) == 303
+    assert servers["mlflow_link"] == f"{servers['tracking_uri']}/?token={token}"
+    assert status(servers["mlflow_link"]) == 303
 
     # As a person's own program, with what `anitune up` says.
     (export,) = (line.strip() for line in said.splitlines() if line.strip().startswith("export "))
@@ -207,18 +207,18 @@ def test_the_servers_of_a_home(
     home.anitune("study", "create", study_file)  # in SQLite, as nothing else is set up
 
     started = home.anitune("up", "--json")
-    standing = json.loads(started.stdout)
-    assert standing["started"]
+    servers = json.loads(started.stdout)
+    assert servers["started"]
     (line,) = (line for line in started.stderr.splitlines() if "SQLite" in line)
     assert "studies that this home has in SQLite stay there and are not moved" in line
     again = home.anitune("up", ANITUNE_TRACKING_URI="http://elsewhere:5000")
     assert again.stdout.startswith("Running already.\n")
-    for value in standing.values():
+    for value in servers.values():
         assert str(value) in again.stdout or value is True
     assert "ANITUNE_TRACKING_URI is set, and goes before these servers" in again.stderr
     assert "stay there" not in again.stderr
-    tracking = standing["tracking_uri"]
-    assert_only_the_secret_opens(home, standing, again.stdout)
+    tracking = servers["tracking_uri"]
+    assert_only_the_secret_opens(home, servers, again.stdout)
 
     assert home.json("study", "list") == []
     home.anitune("study", "run", study_file)
@@ -235,9 +235,9 @@ def test_the_servers_of_a_home(
     restarted = home.json("up")
     assert restarted["started"]
     assert restarted["tracking_uri"] == tracking
-    assert restarted["storage_url"] == standing["storage_url"]
-    assert restarted["mlflow_link"] != standing["mlflow_link"], "each start has a secret of its own"
-    assert httpx.get(standing["mlflow_link"], trust_env=False).status_code == 401
+    assert restarted["storage_url"] == servers["storage_url"]
+    assert restarted["mlflow_link"] != servers["mlflow_link"], "each start has a secret of its own"
+    assert httpx.get(servers["mlflow_link"], trust_env=False).status_code == 401
     assert outlives_it.experiment("tiny", {}) == experiment
     assert home.record() == record
     assert mlflow_shows(home, tracking) == shown

@@ -17,7 +17,11 @@ import torch
 from search.study import study_from_values
 from search.work import card_memory, sizing
 from search.work.card_memory import CardMemory, shared_memory_of
-from search.work.sizing import announce_slots, automatic_slots, slots_by_room
+from search.work.sizing import (
+    announce_concurrent_trials,
+    choose_concurrent_trials,
+    concurrent_trials_by_memory,
+)
 from trainer.config import TrainConfig
 from trainer.errors import MemoryTakenError
 from trainer.task import Task
@@ -102,7 +106,7 @@ def test_a_worker_that_was_killed_leaves_nothing_behind(make: Make, tmp_path: Pa
 
 
 def test_one_plans_after_the_other(make: Make) -> None:
-    room, slots = 100, []
+    room, concurrent_trials = 100, []
 
     def plan() -> None:
         with make() as memory:
@@ -110,7 +114,7 @@ def test_one_plans_after_the_other(make: Make) -> None:
                 mine = min(60, room - found)
                 time.sleep(0.05)
                 memory.announce(mine)
-            slots.append(mine)
+            concurrent_trials.append(mine)
             planned.wait()
 
     planned = threading.Barrier(3, timeout=60)
@@ -120,7 +124,7 @@ def test_one_plans_after_the_other(make: Make) -> None:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive(), "a worker still plans"
-    assert sorted(slots) == [0, 40, 60]
+    assert sorted(concurrent_trials) == [0, 40, 60]
 
 
 def test_a_folder_that_cannot_be_used_disturbs_no_worker(
@@ -163,9 +167,9 @@ def test_a_second_worker_plans_with_what_the_first_one_leaves(
     # The trainings themselves stay on the CPU here.
     study = study_from_values({"name": "tiny", "training": {"device": "cpu"}}, "test")
     with make() as first, make() as second, make() as third:
-        assert automatic_slots(study, task, GPU, 100, first) == 8
+        assert choose_concurrent_trials(study, task, GPU, 100, first) == 8
         assert others(second) == 82 * GIB
-        announce_slots(study, task, GPU, 2, second)
+        announce_concurrent_trials(study, task, GPU, 2, second)
         assert "2 trials at once may not fit: 18 GiB free, 10 for a trial; other workers will take 82" in (
             caplog.text
         )
@@ -173,7 +177,7 @@ def test_a_second_worker_plans_with_what_the_first_one_leaves(
         assert others(third) == (82 + 22) * GIB
         # It takes no trial, which would fail for want of what others have.
         with pytest.raises(MemoryTakenError, match="other processes have the rest of its memory"):
-            automatic_slots(study, task, GPU, 100, third)
+            choose_concurrent_trials(study, task, GPU, 100, third)
         assert card[-1] == 0.0
 
 
@@ -188,5 +192,5 @@ def test_a_promotion_takes_its_part_too(
     configs = [TrainConfig(hidden=(8,), device="cpu", seed=seed) for seed in range(4)]
     with make() as mine, make() as theirs:
         announce(theirs, 75 * GIB)
-        assert slots_by_room(task, configs, mine) == 2
+        assert concurrent_trials_by_memory(task, configs, mine) == 2
         assert others(theirs) == 22 * GIB

@@ -59,9 +59,9 @@ def test_verify_and_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             {"trial": 0, "difference": "it is FAIL in Optuna, COMPLETE by the record", "mend": "settle"}
         ]
 
-        mended = anitune("repair", "tiny")
-        assert mended.exit_code == 0
-        assert mended.stdout.splitlines() == [
+        repaired = anitune("repair", "tiny")
+        assert repaired.exit_code == 0
+        assert repaired.stdout.splitlines() == [
             "mended: trial 0: it is FAIL in Optuna, COMPLETE by the record",
             "tiny: 1 differences mended, 0 left",
         ]

@@ -12,10 +12,10 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import update
 
+from search.propose.enqueued import params_from_queue
 from search.propose.history import ShownStudy
 from search.propose.samplers import make_sampler, propose, trial_limit
 from search.propose.space import distributions
-from search.propose.wishes import queued_params
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
@@ -69,7 +69,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 class Untrained(Worker):
     """A worker whose trainings are over at once."""
 
-    def _work_in_slot(self) -> None:
+    def _work_in_thread(self) -> None:
         self._train_claims(lambda *_, **__: TrainingResult("finished", 1.0, 1, 1, {}, (), ()))
 
 
@@ -113,7 +113,7 @@ def test_what_no_trial_can_be_is_refused_as_the_command_does(
     config: StudyConfig, asked_for: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        queued_params(config, asked_for)
+        params_from_queue(config, asked_for)
     assert str(raised.value).startswith(f"Optuna's queue: {said}")
     assert len(str(raised.value)) < 300
 
@@ -160,7 +160,7 @@ def test_an_attribute_that_is_no_mapping_fails_its_trial_alone(
 
 
 def test_values_have_the_kinds_that_the_study_has(config: StudyConfig) -> None:
-    found = queued_params(config, {"dropout": 0, "weight_decay": 0, "optimizer": "adam", "layers": 1})
+    found = params_from_queue(config, {"dropout": 0, "weight_decay": 0, "optimizer": "adam", "layers": 1})
     assert found == {"dropout": 0.0, "weight_decay": 0.0, "layers": 1}
     assert [type(found[name]) for name in found] == [float, float, int]
 
@@ -229,7 +229,7 @@ def test_a_trial_that_was_set_back_by_hand_is_not_begun_twice(
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL])
-def test_a_trial_that_is_told_by_hand_before_it_begins_is_none_of_ours(
+def test_a_trial_that_is_ended_by_hand_before_it_begins_is_none_of_ours(
     database: Database, config: StudyConfig, task: Task, state: TrialState
 ) -> None:
     study = begin(database, config)
@@ -241,7 +241,7 @@ def test_a_trial_that_is_told_by_hand_before_it_begins_is_none_of_ours(
     assert [(t.number, t.state) for t in trials] == [(1, "complete"), (2, "complete"), (3, "complete")]
 
 
-def test_one_that_is_told_while_it_is_trained_fails_alone(
+def test_one_that_is_ended_while_it_is_trained_fails_alone(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = begin(database, config)

@@ -99,7 +99,7 @@ def work(
     task: Task,
     watching: Watching | None = None,
     stop: StopRequest | None = None,
-    slots: int = 1,
+    concurrent_trials: int = 1,
 ) -> list[TrialRow]:
     study = begin(database, config)
     Worker(
@@ -110,7 +110,7 @@ def work(
         watching or Watching(),
         stop or StopRequest(),
         start_relay=lambda _: None,
-        slots=slots,
+        concurrent_trials=concurrent_trials,
     ).work()
     return trial_rows(database, study)
 
@@ -123,13 +123,13 @@ def curves(database: Database, config: StudyConfig) -> dict[int, list[float]]:
     }
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("concurrent_trials", [1, 2])
 def test_a_study_ends_with_its_best_trained_in_full_and_the_others_pruned(
-    config: StudyConfig, task: Task, tmp_path: Path, slots: int
+    config: StudyConfig, task: Task, tmp_path: Path, concurrent_trials: int
 ) -> None:
     watching = Watching()
     with home(tmp_path) as database:
-        trials = work(database, config, task, watching, slots=slots)
+        trials = work(database, config, task, watching, concurrent_trials=concurrent_trials)
         study = begin(database, config)
         assert {t.state for t in trials} == {"complete", "pruned"}
         assert all(t.epochs == EPOCHS for t in trials if t.state == "complete")

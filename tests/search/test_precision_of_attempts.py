@@ -12,16 +12,16 @@ import torch
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
-from dashboards.words import trained_on
+from dashboards.formatting import trained_on
 from search.cli import main
 from search.propose.samplers import trial_limit
 from search.study import StudyConfig, study_from_values
-from search.work.repeat import (
+from search.work.reproduce import (
     GPU_TOLERANCE,
     MIXED_TOLERANCE,
     default_tolerance,
     recorded_trial,
-    repeat_trial,
+    reproduce_trial,
 )
 from search.work.stopping import StopRequest
 from search.work.worker import TrialNews, Worker
@@ -129,7 +129,7 @@ def test_a_trial_keeps_what_was_asked_for_and_its_attempt_what_became_of_it(
     assert recorded.places == (("cpu", "bfloat16"),)
     # Also where another precision would be chosen now, the repetition has that of the record.
     fast_bfloat16(False)
-    repeated = repeat_trial(task, recorded)
+    repeated = reproduce_trial(task, recorded)
     assert repeated.place == ("cpu", "bfloat16")
     assert default_tolerance(recorded, repeated) == 0
     assert repeated.differences == ()
@@ -147,7 +147,7 @@ def test_on_one_kind_of_device_a_trial_keeps_its_precision(
     assert (trial.state, trial.attempt) == ("complete", 2)
     assert [each.precision for each in trial.attempts] == ["bfloat16", "bfloat16"]
     recorded = recorded_trial(database, study, [trial], 0)
-    assert repeat_trial(task, recorded).alike(0)
+    assert reproduce_trial(task, recorded).alike(0)
 
 
 def test_a_trial_that_began_on_a_gpu_goes_on_on_a_cpu(
@@ -167,7 +167,7 @@ def test_a_trial_that_began_on_a_gpu_goes_on_on_a_cpu(
 
     recorded = recorded_trial(database, study, [trial], 0)
     assert recorded.places == (("cuda", "tf32"), ("cpu", "float32"))
-    repeated = repeat_trial(task, recorded)
+    repeated = reproduce_trial(task, recorded)
     assert default_tolerance(recorded, repeated) == MIXED_TOLERANCE
     assert repeated.same_model is None
     assert repeated.alike(MIXED_TOLERANCE)
@@ -190,7 +190,7 @@ def test_a_record_of_an_older_version_goes_on_where_its_precision_is_not(
     assert recorded_trial(database, study, [trial], 0).places == (("cuda", "tf32"), ("cpu", "float32"))
 
 
-def test_a_precision_that_was_asked_for_and_is_not_here_is_told(
+def test_a_precision_that_was_asked_for_and_is_not_here_is_reported(
     database: Database, config: StudyConfig, task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = replace(config, training={**config.training, "precision": "tf32"})
@@ -221,7 +221,7 @@ def test_on_a_gpu_alone_numbers_are_compared_to_its_tolerance(
 ) -> None:
     study, trial = work(database, config, task)
     recorded = recorded_trial(database, study, [trial], 0)
-    repeated = repeat_trial(task, recorded)
+    repeated = reproduce_trial(task, recorded)
     on_gpu = replace(recorded, places=(("cuda", "tf32"),)), replace(repeated, place=("cuda", "tf32"))
     assert default_tolerance(*on_gpu) == GPU_TOLERANCE
 

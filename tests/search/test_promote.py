@@ -28,7 +28,7 @@ from search.promote import ensemble as promotion_ensemble
 from search.promote import plan as promotion_plan
 from search.promote import promotion as promotion_steps
 from search.promote import trainings as promotion_trainings
-from search.promote.ensemble import structures_of_test_part
+from search.promote.ensemble import structures_of_test_set
 from search.promote.model import description
 from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
 from search.promote.promotion import Promoter
@@ -37,8 +37,8 @@ from search.study import study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
 from storage.database import Database, open_database
-from storage.errors import AlreadyOpenedError, TrackingUnavailableError
-from storage.openings import openings
+from storage.errors import AlreadyEvaluatedError, TrackingUnavailableError
+from storage.evaluations import evaluations_on_test_set
 from storage.promotions import Promotion, failures, promotions, trainings
 from storage.records.tables import metrics
 from storage.records.tables import promotion_trainings as training_rows
@@ -225,9 +225,9 @@ def test_the_test_error_is_that_of_the_ensemble(promoted: Promoted, place: Place
     assert test["mae_kcalmol"] == pytest.approx(errors, rel=1e-9)
     assert test["mean_member_mae_kcalmol"] == pytest.approx(members, rel=1e-9)
     assert test["structures"] == len(true) == 12
-    (opening,) = openings(study.database, study)
-    assert (opening.promotion, opening.number) == (promotion.id, promotion.choice)
-    assert opening.test_mae == test["mae_kcalmol"]
+    (evaluation,) = evaluations_on_test_set(study.database, study)
+    assert (evaluation.promotion, evaluation.number) == (promotion.id, promotion.choice)
+    assert evaluation.test_mae == test["mae_kcalmol"]
 
 
 def structures(place: Place, numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -284,13 +284,13 @@ def _xyz(row: dict[str, Any]) -> str:
 
 @pytest.mark.usefixtures("promoted")
 def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) -> None:
-    known = len(openings(study.database, study))
+    known = len(evaluations_on_test_set(study.database, study))
     refused = place.run("promote", "tiny", *OPTIONS)
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1
     assert "its test part was opened on" in refused.stderr
     assert "if you mean it, give --again" in refused.stderr
-    assert len(openings(study.database, study)) == known
+    assert len(evaluations_on_test_set(study.database, study)) == known
     # Another study with the same data and split has the same test part.
     other = place.run("promote", "rows", *OPTIONS)
     assert other.exit_code == 2
@@ -303,7 +303,7 @@ def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) ->
     assert f"opened {known + 1} times" in stdout
     assert "Only the error of the first opening is that of a choice made without it." in stdout
     assert "Registered  tiny version 2, alias champion" in stdout
-    assert len(openings(study.database, study)) == known + 1
+    assert len(evaluations_on_test_set(study.database, study)) == known + 1
 
 
 def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
@@ -322,7 +322,7 @@ def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
 
     # As on a GPU, but that the packs are trained on the CPU.
     monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 2)
+    monkeypatch.setattr(promotion_trainings, "concurrent_trials_by_memory", lambda *_: 2)
     train_all(planned, task, place.home / "features", tmp_path, StopRequest(), end, no_progress, tmp_path)
     assert [each.key for each in planned if each.key in ended] == [each.key for each in planned]
     assert {result.outcome for result in ended.values()} == {"finished"}
@@ -352,7 +352,7 @@ def promote(alone: Study, place: Place, monkeypatch: pytest.MonkeyPatch) -> Prom
     config = study_from_values(alone.config, "test")
     task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
     monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(promotion_trainings, "slots_by_room", lambda *_: 1)
+    monkeypatch.setattr(promotion_trainings, "concurrent_trials_by_memory", lambda *_: 1)
     registered = RegisteredModel(alone.name, "1", "run")
     monkeypatch.setattr(promotion_steps, "register_model", lambda *_, **__: registered)
 
@@ -372,15 +372,15 @@ def refuse(error: Exception) -> Callable[..., Any]:
     return refused
 
 
-def test_once_the_test_part_is_open_nothing_else_is_registered(
+def test_once_the_test_set_was_evaluated_nothing_else_is_registered(
     alone: Study, promote: Promote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = alone.database
     with monkeypatch.context() as patched:
-        patched.setattr(promotion_steps, "structures_of_test_part", refuse(DataError("damaged")))
+        patched.setattr(promotion_steps, "structures_of_test_set", refuse(DataError("damaged")))
         with pytest.raises(DataError):
             promote()
-    assert openings(database, alone) == []
+    assert evaluations_on_test_set(database, alone) == []
     with monkeypatch.context() as patched:
         patched.setattr(promotion_steps, "register_model", refuse(TrackingUnavailableError("away")))
         with pytest.raises(TrackingUnavailableError):
@@ -396,14 +396,14 @@ def test_once_the_test_part_is_open_nothing_else_is_registered(
     member = place / str(tested.id) / "ensemble" / "member-00.safetensors"
     content = member.read_bytes()
     member.unlink()
-    with pytest.raises(AlreadyOpenedError, match=r"files are not here, or have changed.* give --again"):
+    with pytest.raises(AlreadyEvaluatedError, match=r"files are not here, or have changed.* give --again"):
         promote()
     member.write_bytes(content)
     with monkeypatch.context() as patched:
         patched.setattr(promotion_steps, "train_all", refuse(AssertionError("nothing is trained")))
         ended = promote()
     assert (ended.id, ended.choice, ended.test) == (tested.id, tested.choice, tested.test)
-    assert len(openings(database, alone)) == 1
+    assert len(evaluations_on_test_set(database, alone)) == 1
 
 
 def test_a_lost_ensemble_is_made_anew_if_it_is_meant(
@@ -418,7 +418,7 @@ def test_a_lost_ensemble_is_made_anew_if_it_is_meant(
     lost, _ = promotions(alone.database, alone)
     assert ended.id != lost.id
     assert (lost.ended is not None, lost.model_name) == (True, None)
-    assert [each.promotion for each in openings(alone.database, alone)] == [lost.id, ended.id]
+    assert [each.promotion for each in evaluations_on_test_set(alone.database, alone)] == [lost.id, ended.id]
 
 
 def test_only_its_own_failure_excludes_a_candidate_and_is_remembered(
@@ -454,7 +454,7 @@ def test_only_its_own_failure_excludes_a_candidate_and_is_remembered(
     assert {result["failed"] for result in ended.results or []} == {None, "the loss is nan"}
 
 
-def test_only_the_structures_of_the_test_part_are_made(
+def test_only_the_structures_of_the_test_set_are_made(
     place: Place, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from_values(study.config, "test")
@@ -468,7 +468,7 @@ def test_only_the_structures_of_the_test_part_are_made(
 
     monkeypatch.setattr(promotion_ensemble, "structure_of", counted)
     everything = read_structures(place.data)
-    for got, number in zip(structures_of_test_part(task), task.split.test, strict=True):
+    for got, number in zip(structures_of_test_set(task), task.split.test, strict=True):
         assert got.symbols == everything[number].symbols
         np.testing.assert_array_equal(got.coordinates, everything[number].coordinates)
     assert len(made) == len(task.split.test)
@@ -527,7 +527,7 @@ def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Da
         find_candidates([], 5)
 
 
-def test_a_study_without_a_test_part_is_not_promoted(place: Place) -> None:
+def test_a_study_without_a_test_set_is_not_promoted(place: Place) -> None:
     with open_database(embedded(place.home)) as database:
         values = {**SEARCH, "name": "untested", "split": {"fractions": [0.9, 0.1, 0.0]}}
         train(database, values, place.data, place.home / "features", trials=1)

@@ -18,13 +18,13 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from search.work.deliveries import serve_deliveries
+from search.work.relay_metrics import serve_relay_metrics
 from storage.database import Database, open_database
 from storage.records.tables import outbox
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
+from storage.tracking.health import RelayHealth
 from storage.tracking.lease import LEASE_SECONDS, take_lease
-from storage.tracking.vitals import Vitals
 
 
 def free_port() -> int:
@@ -39,7 +39,7 @@ def values(port: int) -> dict[str, float]:
     return {name.removeprefix("anitune_relay_").split("{")[0]: float(value) for name, value in lines}
 
 
-def health(port: int) -> tuple[int, dict[str, Any]]:
+def get_health(port: int) -> tuple[int, dict[str, Any]]:
     answer = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
     return answer.status_code, answer.json()
 
@@ -60,29 +60,29 @@ def study(database: Database) -> Study:
 
 
 def test_a_relay_tells_what_it_does_and_whether_it_may(study: Study) -> None:
-    vitals, port = Vitals(), free_port()
-    with serve_deliveries("127.0.0.1", port, study, vitals):
-        assert health(port)[0] == 503, "it has no lease yet"
+    health, port = RelayHealth(), free_port()
+    with serve_relay_metrics("127.0.0.1", port, study, health):
+        assert get_health(port)[0] == 503, "it has no lease yet"
         found = values(port)
         assert (found["waiting_rows"], found["parked_rows"]) == (2, 0)
         assert "delivery_seconds" not in found
 
-        vitals.lease = take_lease(study)
-        assert vitals.lease is not None
-        status, said = health(port)
+        health.lease = take_lease(study)
+        assert health.lease is not None
+        status, said = get_health(port)
         assert (status, said["well"]) == (200, True)
-        with vitals.lease.writing() as connection:
+        with health.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == 1).values(parked="refused"))
-        vitals.failed()
-        vitals.passed(5)
-        vitals.passed(0)
+        health.failed()
+        health.passed(5)
+        health.passed(0)
         found = values(port)
         assert (found["waiting_rows"], found["parked_rows"]) == (1, 1)
         assert (found["delivered_rows_total"], found["errors_total"]) == (5, 1)
         assert 0 <= found["pass_seconds"] <= found["delivery_seconds"] < 5
 
-        vitals.lease.renewed -= LEASE_SECONDS + 1
-        status, said = health(port)
+        health.lease.renewed -= LEASE_SECONDS + 1
+        status, said = get_health(port)
         assert (status, said["well"]) == (503, False)
         assert said["lease_seconds"] > LEASE_SECONDS
         assert values(port)["lease_seconds"] > LEASE_SECONDS
@@ -90,8 +90,8 @@ def test_a_relay_tells_what_it_does_and_whether_it_may(study: Study) -> None:
 
 
 def test_where_the_database_is_away_the_other_numbers_are_told(study: Study) -> None:
-    vitals, port = Vitals(), free_port()
-    with serve_deliveries("127.0.0.1", port, study, vitals):
+    health, port = RelayHealth(), free_port()
+    with serve_relay_metrics("127.0.0.1", port, study, health):
         file = study.database.settings.home / "anitune.db"
         study.database.engine.dispose()
         with closing(sqlite3.connect(file)) as connection:
@@ -120,7 +120,7 @@ def test_a_real_relay_serves_them_when_its_environment_says_so(study: Study) -> 
 
     try:
         until(delivered, 60)
-        assert health(port)[1]["well"]
+        assert get_health(port)[1]["well"]
         found = values(port)
         assert (found["waiting_rows"], found["parked_rows"], found["errors_total"]) == (0, 0, 0)
         # Another study's relay on this machine has the same variable: it cannot be watched, and delivers.

@@ -16,7 +16,7 @@ from search.work.stopping import StopRequest
 from search.work.worker import TrialNews
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachableError
-from storage.marks import MARK, write_mark
+from storage.ownership import STUDY_MARKER, write_marker
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.trials.queue import next_study
@@ -162,7 +162,7 @@ def test_a_study_whose_folder_is_of_another_database_does_not_keep_the_others_wa
     database: Database, make: Callable[..., Study], caplog: pytest.LogCaptureFixture
 ) -> None:
     taken = make("taken", priority=1)
-    write_mark(database.settings.study_folder("taken") / MARK, "of another database")
+    write_marker(database.settings.study_folder("taken") / STUDY_MARKER, "of another database")
     make("sound")
     course = Course()
     serve(database, course)

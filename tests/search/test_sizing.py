@@ -12,7 +12,7 @@ import torch
 
 from search.study import StudyConfig, study_from_values
 from search.work import sizing
-from search.work.sizing import automatic_slots, measure_sizes, training_gib, worthwhile
+from search.work.sizing import choose_concurrent_trials, measure_sizes, training_gib, worthwhile
 from trainer.config import TrainConfig
 from trainer.fitting.devices import resolve_precision
 from trainer.fitting.pack import Pack
@@ -54,7 +54,10 @@ def test_on_the_cpu_it_follows_from_cores_threads_and_memory(
     monkeypatch.setattr(sizing, "usable_cores", lambda: cores)
     monkeypatch.setattr(sizing, "free_gib", lambda: gib)
     caplog.set_level(logging.INFO, "anitune")
-    assert automatic_slots(study(training={"threads": threads, "device": "cpu"}), task, CPU, left) == expected
+    assert (
+        choose_concurrent_trials(study(training={"threads": threads, "device": "cpu"}), task, CPU, left)
+        == expected
+    )
     (line,) = caplog.messages
     at_once = f"{expected} trials at once" if expected > 1 else "one trial at a time"
     assert line.startswith(f"tiny: {at_once}: {cores} cores, {threads} for a trial; {gib:.3g} GiB free")
@@ -76,15 +79,15 @@ def test_the_largest_training_of_the_space_is_reckoned_with(
     monkeypatch.setattr(sizing, "usable_cores", lambda: 100)
     monkeypatch.setattr(sizing, "free_gib", lambda: 10.0)
 
-    def slots(**values: Any) -> int:
-        return automatic_slots(study(**values), task, CPU, ENDLESS)
+    def concurrent_trials(**values: Any) -> int:
+        return choose_concurrent_trials(study(**values), task, CPU, ENDLESS)
 
     wide = {"layers": 2, "width": {"low": 32, "high": 4096, "step": 32}}
     narrow = {"layers": 2, "width": 32}
     one = {"label": "one", "training": {"hidden": [32, 32]}}
     other = {"label": "other", "training": {"hidden": [4096, 4096]}}
-    assert slots(space=wide) < slots(space=narrow)
-    assert slots(rows=[one, other]) < slots(rows=[one])
+    assert concurrent_trials(space=wide) < concurrent_trials(space=narrow)
+    assert concurrent_trials(rows=[one, other]) < concurrent_trials(rows=[one])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_on_a_gpu_it_is_measured_as_far_as_memory_and_trials_go(
     monkeypatch.setattr(sizing, "measure_sizes", measure)
     caplog.set_level(logging.INFO, "anitune")
     # The trainings themselves stay on the CPU here.
-    assert automatic_slots(study(training={"device": "cpu"}), task, GPU, left) == expected
+    assert choose_concurrent_trials(study(training={"device": "cpu"}), task, GPU, left) == expected
     if sizes is None:
         assert asked == []
     else:
@@ -195,10 +198,14 @@ def test_a_gpu_on_which_measuring_does_not_fit_trains_one_at_a_time(
     monkeypatch.setattr(sizing, "release_memory", lambda device: None)
     caplog.set_level(logging.INFO, "anitune")
     fitting(monkeypatch, 0)
-    assert automatic_slots(study(training={"device": "cpu"}), task, GPU, ENDLESS) == 1
+    assert choose_concurrent_trials(study(training={"device": "cpu"}), task, GPU, ENDLESS) == 1
     assert "tiny: one trial at a time: out of memory with one trial" in caplog.text
 
 
 @pytest.mark.gpu
 def test_on_a_real_gpu(task: Task) -> None:
-    assert 1 <= automatic_slots(study(training={"device": "cuda"}), task, GPU, ENDLESS) <= sizing.LARGEST
+    assert (
+        1
+        <= choose_concurrent_trials(study(training={"device": "cuda"}), task, GPU, ENDLESS)
+        <= sizing.LARGEST
+    )

@@ -31,13 +31,13 @@ from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
 from storage.garbage import find_garbage
-from storage.life import change_state
+from storage.lifecycle import change_state
 from storage.records.tables import attempts
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
-from storage.trials import renewal
+from storage.trials import heartbeat
 from storage.trials.attempts import Attempt
-from storage.trials.queue import DEATHS_ALLOWED, WorkerInfo, claim_trial
+from storage.trials.queue import CRASHES_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
@@ -117,7 +117,7 @@ def work(
     task: Task,
     watching: Watching | None = None,
     stop: StopRequest | None = None,
-    slots: int | None = 1,
+    concurrent_trials: int | None = 1,
     start_relay: Callable[[Study], object] = lambda _: None,
 ) -> list[TrialRow]:
     study = begin(database, config)
@@ -129,7 +129,7 @@ def work(
         watching or Watching(),
         stop or StopRequest(),
         start_relay=start_relay,
-        slots=slots,
+        concurrent_trials=concurrent_trials,
     ).work()
     return trial_rows(database, study)
 
@@ -231,13 +231,13 @@ def test_a_second_signal_hands_the_trial_back_at_once(
     )
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("concurrent_trials", [1, 2])
 def test_a_trial_that_fails_does_not_end_the_study(
-    database: Database, config: StudyConfig, task: Task, slots: int
+    database: Database, config: StudyConfig, task: Task, concurrent_trials: int
 ) -> None:
     rows = [{"label": "a"}, {"label": "b", "training": {"device": "cuda:99"}}, {"label": "c"}]
     study = study_from_values({"name": "rows", "training": config.training, "rows": rows}, "test")
-    trials = work(database, study, task, slots=slots)
+    trials = work(database, study, task, concurrent_trials=concurrent_trials)
     assert [(t.number, t.state) for t in trials] == [(0, "complete"), (1, "failed"), (2, "complete")]
     assert "cuda:99 is asked for" in str(trials[1].reason)
 
@@ -261,7 +261,7 @@ def test_a_trial_that_is_stopped_within_its_first_epoch_is_handed_back(
 ) -> None:
     monkeypatch.setattr(pack, "LONG_EPOCH", 0.0)
 
-    for attempt in range(1, DEATHS_ALLOWED + 2):  # as often as it likes: this is no crash
+    for attempt in range(1, CRASHES_ALLOWED + 2):  # as often as it likes: this is no crash
         stop = StopRequest()
         watching = Watching(lambda number, epoch, stop=stop: stop.ask(signal.SIGTERM))
         trials = work(database, config, task, watching, stop)
@@ -295,22 +295,22 @@ def test_a_worker_that_lost_its_trial_writes_no_more(
 def test_a_worker_that_knows_that_it_lost_its_trial_leaves_the_files_to_the_taker(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
+    monkeypatch.setattr(heartbeat, "HEARTBEATS_PER_LEASE", 600)  # each 0.1 s
     config = replace(config, limits=replace(config.limits, trials=1))  # none other is claimed
     study, stop = begin(database, config), StopRequest()
     other = WorkerInfo("other", "elsewhere", 1, "cpu", {})
 
     def be_taken_over(number: int, epoch: int) -> None:
         if epoch == 2:
-            (keeper,) = (thread for thread in threading.enumerate() if thread.name == "lease")
+            (thread,) = (thread for thread in threading.enumerate() if thread.name == "lease")
             taken, deadline = None, time.monotonic() + 60
             while taken is None:  # a renewal may have come between
                 assert time.monotonic() < deadline, "the lease is renewed each time before it is taken"
                 expire_leases(database)
                 taken = claim_trial(database, study, other)
             take_folder(database.settings.attempt_folder(study.name, number, taken.attempt))
-            keeper.join(60)
-            assert not keeper.is_alive(), "it does not end although it is refused"
+            thread.join(60)
+            assert not thread.is_alive(), "it does not end although it is refused"
             stop.ask(signal.SIGTERM)
 
     watching = Watching(be_taken_over)
@@ -321,14 +321,18 @@ def test_a_worker_that_knows_that_it_lost_its_trial_leaves_the_files_to_the_take
     assert not lost.exists()
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("concurrent_trials", [1, 2])
 def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
-    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
+    database: Database,
+    config: StudyConfig,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    concurrent_trials: int,
 ) -> None:
-    monkeypatch.setattr(renewal, "RENEWALS", 600)  # each 0.1 s
+    monkeypatch.setattr(heartbeat, "HEARTBEATS_PER_LEASE", 600)  # each 0.1 s
     config = replace(config, training={**config.training, "epochs": 100_000})
     study = begin(database, config)
-    meeting = Meeting(slots)
+    meeting = Meeting(concurrent_trials)
 
     def stop_the_study(number: int, epoch: int) -> None:
         if epoch == 2:
@@ -336,9 +340,9 @@ def test_a_study_that_is_stopped_gets_its_trials_back_and_its_worker_leaves(
             change_state(database, study, "stopped", of=("open", "stopped"))
 
     watching = Watching(stop_the_study)
-    trials = work(database, config, task, watching, slots=slots)
-    assert [t.state for t in trials] == ["interrupted"] * slots
-    assert [news.state for news in watching.news] == ["interrupted"] * slots
+    trials = work(database, config, task, watching, concurrent_trials=concurrent_trials)
+    assert [t.state for t in trials] == ["interrupted"] * concurrent_trials
+    assert [news.state for news in watching.news] == ["interrupted"] * concurrent_trials
     assert work(database, config, task) == trials  # begins none
 
 
@@ -442,9 +446,13 @@ def with_repeats(config: StudyConfig, trials: int, **changes: Any) -> StudyConfi
     return study_from_values(values | changes, "test")
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("concurrent_trials", [1, 3])
 def test_equal_settings_are_trained_once_and_count(
-    database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch, slots: int
+    database: Database,
+    config: StudyConfig,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    concurrent_trials: int,
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
     watching = Watching()
@@ -452,7 +460,7 @@ def test_equal_settings_are_trained_once_and_count(
     study = begin(database, repeated)
     for activation in ("silu", "celu") * 3:  # somebody asks for what is known
         study.optuna.enqueue_trial({"activation": activation})
-    trials = work(database, repeated, task, watching, slots=slots)
+    trials = work(database, repeated, task, watching, concurrent_trials=concurrent_trials)
     assert [t.state for t in trials] == ["complete"] * 6
     by_activation: dict[str, set[Any]] = {}
     for trial in trials:
@@ -463,7 +471,7 @@ def test_equal_settings_are_trained_once_and_count(
     assert sorted(t.trained_epochs for t in trials) == [0] * 4 + [EPOCHS] * 2
     assert [t.trained_epochs for t in trained] == [EPOCHS] * 2
     assert {t.epochs for t in trials} == {EPOCHS}
-    told = {news.number: news.twin for news in watching.news}
+    told = {news.number: news.original for news in watching.news}
     for trial in trials:
         assert trial.tags.get("same_as") == (
             f"trial {told[trial.number]}" if told[trial.number] is not None else None
@@ -495,7 +503,7 @@ def test_rows_that_differ_in_their_seeds_are_all_trained(
     assert trials[0].value != trials[2].value
 
 
-def test_a_trial_whose_twin_failed_is_trained_itself(
+def test_a_trial_whose_original_failed_is_trained_itself(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = iter([TrainingFailed("out of memory")])
@@ -581,7 +589,7 @@ def test_a_trial_beside_another_gives_the_numbers_that_it_gives_alone(
         if number in (0, 1) and epoch == 1:
             meeting.join(number)
 
-    beside = work(database, rows, task, Watching(train_together), slots=2)
+    beside = work(database, rows, task, Watching(train_together), concurrent_trials=2)
     assert [t.state for t in beside] == ["complete"] * 4
     assert {(t.worker.name, t.worker.pid, t.attempt) for t in beside} == {
         (beside[0].worker.name, os.getpid(), 1)
@@ -591,20 +599,20 @@ def test_a_trial_beside_another_gives_the_numbers_that_it_gives_alone(
         assert numbers(database, rows, beside) == numbers(other, rows, work(other, rows, task))
 
 
-def test_slots_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
+def test_threads_train_no_more_than_was_asked_for_and_end_with_the_last_trial(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slot that has nothing to do would find out after this time only.
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 100.0)
     watching = Watching()
     begun = time.monotonic()
-    trials = work(database, replace(config, limits=Limits(trials=5)), task, watching, slots=4)
+    trials = work(database, replace(config, limits=Limits(trials=5)), task, watching, concurrent_trials=4)
     assert time.monotonic() - begun < 100
     assert [(t.number, t.state, t.attempt) for t in trials] == [(n, "complete", 1) for n in range(5)]
     assert sorted(news.number for news in watching.news) == list(range(5))
 
 
-def test_a_worker_that_is_not_told_asks_how_many_trials_suit_those_left(
+def test_a_worker_without_a_number_asks_how_many_trials_suit_those_left(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
@@ -614,18 +622,18 @@ def test_a_worker_that_is_not_told_asks_how_many_trials_suit_those_left(
         asked.append((str(device), most))
         return 1
 
-    monkeypatch.setattr(worker_module, "automatic_slots", one)
+    monkeypatch.setattr(worker_module, "choose_concurrent_trials", one)
     for limit, news in ((3, [("cpu", 3)]), (4, [])):  # a trial that is left alone needs no choice
         asked.clear()
-        trials = work(database, replace(config, limits=Limits(trials=limit)), task, slots=None)
+        trials = work(database, replace(config, limits=Limits(trials=limit)), task, concurrent_trials=None)
         assert [trial.state for trial in trials] == ["complete"] * limit
         assert asked == news
 
 
-def test_no_more_slots_than_trials_are_left(database: Database, config: StudyConfig, task: Task) -> None:
+def test_no_more_concurrent_trials_than_are_left(database: Database, config: StudyConfig, task: Task) -> None:
     threads = set()
     watching = Watching(lambda number, epoch: threads.add(threading.current_thread()))
-    work(database, replace(config, limits=Limits(trials=1)), task, watching, slots=4)
+    work(database, replace(config, limits=Limits(trials=1)), task, watching, concurrent_trials=4)
     assert threads == {threading.main_thread()}
 
 
@@ -641,17 +649,17 @@ def test_trials_that_were_stopped_side_by_side_go_on_to_the_same_numbers(
             stop.ask(signal.SIGINT)
 
     watching = Watching(stop_in_the_middle)
-    interrupted = work(database, rows, task, watching, stop, slots=2)
+    interrupted = work(database, rows, task, watching, stop, concurrent_trials=2)
     assert [(t.state, t.epochs) for t in interrupted] == [("interrupted", 2)] * 2
     assert [news.state for news in watching.news] == ["interrupted"] * 2
-    after = work(database, rows, task, slots=2)
+    after = work(database, rows, task, concurrent_trials=2)
     assert [(t.attempt, t.trained_epochs) for t in after] == [(2, EPOCHS)] * 2
     home = tmp_path / "other"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as untouched:
         assert numbers(database, rows, after) == numbers(untouched, rows, work(untouched, rows, task))
 
 
-def test_a_second_signal_hands_the_trials_of_all_slots_back_at_once(
+def test_a_second_signal_hands_all_concurrent_trials_back_at_once(
     database: Database, config: StudyConfig, task: Task
 ) -> None:
     meeting = Meeting()
@@ -666,7 +674,7 @@ def test_a_second_signal_hands_the_trials_of_all_slots_back_at_once(
             pytest.fail("was not interrupted")
 
     with pytest.raises(KeyboardInterrupt):
-        work(database, config, task, Watching(be_long), slots=2)
+        work(database, config, task, Watching(be_long), concurrent_trials=2)
     trials = trial_rows(database, begin(database, config))
     assert [(t.state, t.attempt) for t in trials] == [("interrupted", 1)] * 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("slot", "lease"))]
@@ -680,7 +688,7 @@ def test_a_second_signal_hands_the_trials_of_all_slots_back_at_once(
         (ZeroDivisionError("a bug"), "failed", "ZeroDivisionError: a bug"),
     ],
 )
-def test_a_fault_in_one_slot_ends_all_and_is_raised_once(
+def test_an_error_in_one_thread_ends_all_and_is_raised_once(
     database: Database, config: StudyConfig, task: Task, error: Exception, state: str, reason: str | None
 ) -> None:
     meeting = Meeting()
@@ -695,7 +703,7 @@ def test_a_fault_in_one_slot_ends_all_and_is_raised_once(
 
     watching = Watching(fail_beside_another)
     with pytest.raises(type(error)) as raised:
-        work(database, config, task, watching, slots=2)
+        work(database, config, task, watching, concurrent_trials=2)
     assert raised.value is error
     expire_leases(database)  # what cannot be written about is found by its lease
     faulty, other = trial_rows(database, begin(database, config))
@@ -709,7 +717,7 @@ def expire_leases(database: Database) -> None:
         connection.execute(update(attempts).where(attempts.c.ended_at.is_(None)).values(lease_until=0.0))
 
 
-def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
+def test_a_row_that_waits_for_a_sibling_keeps_no_thread_from_other_rows(
     database: Database, config: StudyConfig, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
@@ -735,7 +743,7 @@ def test_a_row_that_waits_for_a_sibling_keeps_no_slot_from_other_rows(
             time.sleep(1)  # the other slot asks for work many times meanwhile
 
     watching = Waiting(outlast_the_third)
-    first, second, third = work(database, rows, task, watching, slots=2)
+    first, second, third = work(database, rows, task, watching, concurrent_trials=2)
     assert [t.state for t in (first, second, third)] == ["complete"] * 3
     assert [news.number for news in watching.news] == [2, 0, 1]
     # It was begun once too early, to get at the third; it was not claimed again before its time.
@@ -753,19 +761,19 @@ def test_trials_are_proposed_one_after_the_other(
             return propose(*arguments)
 
     monkeypatch.setattr(worker_module, "propose", propose_slowly)
-    trials = work(database, config, task, slots=3)
+    trials = work(database, config, task, concurrent_trials=3)
     assert crowd.most == 1
     assert len({t.config["learning_rate"] for t in trials if t.config is not None}) == 3
 
 
-def test_slots_start_one_relay(database: Database, config: StudyConfig, task: Task) -> None:
+def test_concurrent_trials_start_one_relay(database: Database, config: StudyConfig, task: Task) -> None:
     crowd = Crowd()
 
     def start(study: Study) -> None:
         with crowd.counted():
             pass
 
-    work(database, config, task, slots=3, start_relay=start)
+    work(database, config, task, concurrent_trials=3, start_relay=start)
     assert crowd.most == 1
 
 
@@ -787,7 +795,7 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.05)
     study, other = begin(database, config), WorkerInfo("other", "here", 1, "cpu", {})
-    for _ in range(DEATHS_ALLOWED - 1):
+    for _ in range(CRASHES_ALLOWED - 1):
         claims = [claim_trial(database, study, other) for _ in range(2)]
         harmless = claims[1 - deadly]
         assert harmless is not None
@@ -802,7 +810,7 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
         def ended(self, news: TrialNews, summary: StudyProgress) -> None:
             course.append(("ended", news.number))
 
-    trials = work(database, config, task, Noting(lambda number, epoch: time.sleep(0.1)), slots=2)
+    trials = work(database, config, task, Noting(lambda number, epoch: time.sleep(0.1)), concurrent_trials=2)
     assert [t.state for t in trials] == ["complete"] * 3
     assert course.index(("ended", deadly)) == course.index(("begun", deadly)) + 1
     begun = {number: place for place, (what, number) in enumerate(course) if what == "begun"}

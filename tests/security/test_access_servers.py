@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from dashboards.servers import Addresses, run_dashboards
+from dashboards.servers import DashboardAddresses, run_dashboards
 from storage.database import open_database
 from storage.errors import TrackingUnavailableError
 from storage.settings import Settings
@@ -56,7 +56,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def addresses(settings: Settings) -> Iterator[Addresses]:
+def addresses(settings: Settings) -> Iterator[DashboardAddresses]:
     with run_dashboards(settings) as running:
         yield running.addresses
 
@@ -65,7 +65,7 @@ def ask(url: str, method: str = "GET", **headers: str) -> httpx.Response:
     return httpx.request(method, url, headers=headers, timeout=60, trust_env=False)
 
 
-def test_nothing_is_answered_without_the_secret(addresses: Addresses) -> None:
+def test_nothing_is_answered_without_the_secret(addresses: DashboardAddresses) -> None:
     for server, paths in ((addresses.optuna, OPTUNA), (addresses.mlflow, MLFLOW)):
         for path in paths:
             for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
@@ -75,7 +75,7 @@ def test_nothing_is_answered_without_the_secret(addresses: Addresses) -> None:
         assert ask(f"{server}/health").text == "OK\n"
 
 
-def test_it_opens_all_of_both(addresses: Addresses) -> None:
+def test_it_opens_all_of_both(addresses: DashboardAddresses) -> None:
     for page in (f"{addresses.optuna}/anitune/", f"{addresses.optuna}/dashboard", f"{addresses.mlflow}/"):
         with httpx.Client(follow_redirects=True, timeout=60, trust_env=False) as browser:
             opened = browser.get(addresses.link(page))
@@ -84,7 +84,7 @@ def test_it_opens_all_of_both(addresses: Addresses) -> None:
             assert browser.get(f"{addresses.optuna}/mlflow").url == f"{addresses.mlflow}/"
 
 
-def test_another_account_reads_no_secret(settings: Settings, addresses: Addresses) -> None:
+def test_another_account_reads_no_secret(settings: Settings, addresses: DashboardAddresses) -> None:
     files = [
         token_file(settings.home, httpx.URL(url).port or 0) for url in (addresses.mlflow, addresses.optuna)
     ]
@@ -100,7 +100,9 @@ def test_another_account_reads_no_secret(settings: Settings, addresses: Addresse
         assert "PermissionError" in tried.stderr
 
 
-def test_the_secret_is_in_no_log_and_no_list_of_processes(settings: Settings, addresses: Addresses) -> None:
+def test_the_secret_is_in_no_log_and_no_list_of_processes(
+    settings: Settings, addresses: DashboardAddresses
+) -> None:
     token = addresses.optuna_token
     for server in (addresses.optuna, addresses.mlflow):
         for path in ("/", "/nowhere", "/api/studies", "/get-artifact"):
@@ -121,7 +123,7 @@ def test_the_secret_is_in_no_log_and_no_list_of_processes(settings: Settings, ad
             assert {"dashboards.optuna_server", "dashboards.mlflow_server"} & set(process.info["cmdline"])
 
 
-def test_answers_say_no_address_of_ours_elsewhere(addresses: Addresses) -> None:
+def test_answers_say_no_address_of_ours_elsewhere(addresses: DashboardAddresses) -> None:
     for server in (addresses.optuna, addresses.mlflow):
         for headers in ({}, {"Authorization": f"Bearer {addresses.optuna_token}"}):
             answer = ask(f"{server}/", **headers)
@@ -131,7 +133,7 @@ def test_answers_say_no_address_of_ours_elsewhere(addresses: Addresses) -> None:
 
 
 def test_programs_send_it_as_mlflows_client_does(
-    settings: Settings, addresses: Addresses, tmp_path: Path
+    settings: Settings, addresses: DashboardAddresses, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine 127.0.0.1 login anitune password {addresses.mlflow_token}")
@@ -159,7 +161,7 @@ def test_programs_send_it_as_mlflows_client_does(
 
 
 def test_our_own_processes_find_it_in_the_home(
-    settings: Settings, addresses: Addresses, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, addresses: DashboardAddresses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANITUNE_HOME", str(settings.home))
     runs = MlflowRuns(addresses.mlflow, settings.home / "mlartifacts")

@@ -296,6 +296,6 @@ def test_what_can_be_read_is_left_as_it_is(address: str, becomes: str | None) ->
     assert tracking_address(address, "here") == (becomes or address)
 
 
-def test_a_server_without_a_scheme_is_told_with_one() -> None:
+def test_a_server_without_a_scheme_is_reported_with_one() -> None:
     with pytest.raises(SettingsError, match=r"write http://localhost:5000$"):
         tracking_address("localhost:5000", TRACKING_VARIABLE)

@@ -12,8 +12,8 @@ import pytest
 import storage.files
 import trainer.files
 from storage.blobs.folder import FolderBlobs
-from storage.marks import write_mark
-from storage.settings import Addresses, write_addresses
+from storage.ownership import write_marker
+from storage.settings import ServerAddresses, write_addresses
 from trainer.data.fetch import fetch_ani1
 from trainer.errors import OutputError
 from trainer.progress import no_progress
@@ -31,8 +31,8 @@ def by_blobs(path: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "trainer": lambda path: trainer.files.write_by_rename(path, b"new"),
     "blobs": by_blobs,
-    "mark": lambda path: write_mark(path, "new"),
-    "addresses.json": lambda path: write_addresses(path.parent, Addresses("", "", "")),
+    "mark": lambda path: write_marker(path, "new"),
+    "addresses.json": lambda path: write_addresses(path.parent, ServerAddresses("", "", "")),
 }
 
 

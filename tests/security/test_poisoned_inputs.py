@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from typer.testing import CliRunner
 
 import trainer.networks.files
-from dashboards import standing
+from dashboards import local_servers
 from dashboards.errors import ServerEndedError
 from search.cli.main import app
 from search.documents import MOST_BYTES, MOST_VALUES, read_document, read_value
@@ -323,7 +323,7 @@ def test_hostile_files_of_the_servers_are_one_line(tmp_path: Path, text: str) ->
     one_line(error)
     (tmp_path / "mlflow.json").write_text(text)
     with pytest.raises((ServerError, ServerEndedError), match=r"mlflow\.json: damaged") as other:
-        standing._recorded(tmp_path)
+        local_servers._recorded(tmp_path)
     one_line(other)
 
 

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from dashboards import figures, links
 from dashboards.chart import figure_json
 from dashboards.drawing import png
+from dashboards.formatting import markdown_block, markdown_code, markdown_text
 from dashboards.notes import (
     OptunaImage,
     mlflow_study_note,
@@ -25,12 +26,11 @@ from dashboards.notes import (
     optuna_trial_note,
 )
 from dashboards.record import StudyRecord
-from dashboards.report.contents import Report, Section, Source, Table, make_report
+from dashboards.report.contents import Section, Source, StudyReport, Table, make_report
 from dashboards.report.data import StudyData
 from dashboards.report.html import report_html
 from dashboards.report.markdown import report_markdown
 from dashboards.report.reproduce import commands, shell_word, study_file
-from dashboards.words import markdown_block, markdown_code, markdown_text
 from search.study import study_from_values
 from storage.studies import Budget, StudySummary
 from storage.trials.queue import WorkerInfo
@@ -125,7 +125,7 @@ def record(word: str, name: str = "widths", files: tuple[str, ...] = ("a.h5",)) 
     return StudyRecord(name, 1, config, {"data": word, "split": word}, summary, trials, (), (), (), None)
 
 
-def report_of(word: str) -> Report:
+def report_of(word: str) -> StudyReport:
     shown = record(word)
     return make_report([Source(shown, {0: [(1, 1.0)], 1: [(1, 2.0)]}, StudyData(None, None, word))], "today")
 
@@ -214,7 +214,7 @@ def test_a_report_in_markdown_shows_them_as_text(word: str) -> None:
     text = report_markdown(report_of(word), "f").text
     assert harm(text) == []
     table = Table("t", (word, "b"), ((word, "1"), ("x", word)))
-    hostile = Report(word, "made today", (Section(word, (word,), table, copied=(word,)),))
+    hostile = StudyReport(word, "made today", (Section(word, (word,), table, copied=(word,)),))
     text = report_markdown(hostile, "f").text
     assert harm(text) == []
     assert set(rows(text)) == {2}

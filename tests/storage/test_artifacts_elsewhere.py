@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import func, select, update
 
 from dashboards.optuna_images import TrialImages
-from storage.blobs.place import MARK, open_blobs, settle_place
+from storage.blobs.place import ARTIFACTS_MARKER, open_blobs, resolve_artifact_location
 from storage.blobs.store import BlobStore
 from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
 from storage.garbage import find_garbage, remove
-from storage.marks import mark_of, write_mark
+from storage.ownership import ownership_marker, write_marker
 from storage.records.tables import attempts, blobs, checkpoints, metrics
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
@@ -49,7 +49,7 @@ def open_home(settings: Settings) -> Iterator[OpenHome]:
         def open_it(name: str, **changed: object) -> Database:
             home = settings.home.with_name(name)
             database = stack.enter_context(open_database(replace(settings, home=home, **changed)))  # type: ignore[arg-type]
-            settle_place(database)
+            resolve_artifact_location(database)
             return database
 
         yield open_it
@@ -248,7 +248,7 @@ def test_whoever_looks_elsewhere_is_told_where(
 ) -> None:
     said = "ANITUNE_ARTIFACTS=database" if settings.artifacts_in == "database" else f"{tmp_path}/shared"
     with open_database(plain) as wrong:
-        for use in (open_blobs, settle_place):
+        for use in (open_blobs, resolve_artifact_location):
             with pytest.raises(SettingsError, match=said) as error:
                 use(wrong)
             assert "\n" not in str(error.value)
@@ -258,7 +258,7 @@ def test_whoever_looks_elsewhere_is_told_where(
         open_database(replace(settings, artifacts_in=tmp_path / "not mounted")) as wrong,
         pytest.raises(SettingsError, match="ANITUNE_ARTIFACTS"),
     ):
-        settle_place(wrong)
+        resolve_artifact_location(wrong)
 
 
 def test_the_first_worker_brings_what_its_home_has(
@@ -270,12 +270,12 @@ def test_the_first_worker_brings_what_its_home_has(
         begin(before, worker).record_artifacts({"model": tmp_path / "model"})
     with open_database(replace(settings, home=tmp_path / "home-2")) as other:
         with pytest.raises(BlobMissingError, match="1 of the 1 files of its trials are not in"):
-            settle_place(other)
+            resolve_artifact_location(other)
         assert open_blobs(other).stored() == []
     with open_database(settings) as first:
-        settle_place(first)
+        resolve_artifact_location(first)
     with open_database(replace(settings, home=tmp_path / "home-2")) as other:
-        settle_place(other)
+        resolve_artifact_location(other)
         (blob,) = open_blobs(other).stored()
         assert open_blobs(other).path(blob.name).read_bytes() == b"weights"
 
@@ -283,18 +283,18 @@ def test_the_first_worker_brings_what_its_home_has(
 def test_a_folder_of_another_database_is_refused(plain: Settings, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    (shared / MARK).write_text("0123\n")
+    (shared / ARTIFACTS_MARKER).write_text("0123\n")
     with open_database(replace(plain, artifacts_in=shared)) as database:
-        for use in (settle_place, open_blobs, partial(find_garbage, checkpoint="checkpoint")):
+        for use in (resolve_artifact_location, open_blobs, partial(find_garbage, checkpoint="checkpoint")):
             with pytest.raises(FolderTakenError, match="holds the artifacts of another database"):
                 use(database)
 
 
-def test_a_folder_that_was_marked_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
+def test_a_folder_whose_marker_was_written_before_a_crash_is_ours(plain: Settings, tmp_path: Path) -> None:
     with open_database(replace(plain, artifacts_in=tmp_path / "shared")) as database:
         with database.reading() as connection:
-            write_mark(tmp_path / "shared" / MARK, mark_of(connection))
-        settle_place(database)
+            write_marker(tmp_path / "shared" / ARTIFACTS_MARKER, ownership_marker(connection))
+        resolve_artifact_location(database)
         assert open_blobs(database).stored() == []
 
 

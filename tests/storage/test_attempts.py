@@ -24,10 +24,10 @@ from storage.records.tables import artifacts, attempts, metrics, outbox, rungs, 
 from storage.settings import Settings
 from storage.studies import Study
 from storage.tracking.outbox import MetricRow, MetricsMessage, TrialStartMessage, read_message
-from storage.trials import endings
+from storage.trials import finalize
 from storage.trials.attempts import Attempt
+from storage.trials.heartbeat import Heartbeat
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
-from storage.trials.renewal import LeaseKeeper
 from storage.trials.views import metric_history, trial_row, trial_rows
 
 MakeStudy = Callable[..., Study]
@@ -90,7 +90,9 @@ def contents(database: Database) -> dict[str, list[Any]]:
         }
 
 
-def test_what_was_proposed_is_kept_and_told_once(database: Database, study: Study, attempt: Attempt) -> None:
+def test_what_was_proposed_is_kept_and_delivered_once(
+    database: Database, study: Study, attempt: Attempt
+) -> None:
     study.set_facts({"data fingerprint": "abc"})
     for _ in range(2):
         attempt.record_config(
@@ -113,7 +115,7 @@ def test_what_was_proposed_is_kept_and_told_once(database: Database, study: Stud
     ]
 
 
-def test_of_a_metric_told_twice_the_first_value_stays_and_is_delivered_once(
+def test_of_a_metric_recorded_twice_the_first_value_stays_and_is_delivered_once(
     database: Database, study: Study, worker: WorkerInfo, claim: Claim, attempt: Attempt
 ) -> None:
     attempt.record_metrics(losses(1, 2))
@@ -266,7 +268,7 @@ def test_a_trial_that_a_person_closed_in_the_dashboard_is_said_so(
         assert connection.execute(select(trials.c.state, trials.c.told)).one() == ("failed", True)
 
 
-def test_optuna_is_told_the_end_with_what_is_worth_a_column_and_the_images(
+def test_optuna_gets_the_end_with_what_is_worth_a_column_and_the_images(
     settings: Settings, study: Study, attempt: Attempt, plot: Path, tmp_path: Path
 ) -> None:
     parity = tmp_path / "parity.png"
@@ -377,7 +379,7 @@ def killed_before_commit(number: int) -> Iterator[None]:
         event.remove(Engine, "commit", count)
 
 
-def deaths_so_far(database: Database, study: Study) -> int:
+def crashes_so_far(database: Database, study: Study) -> int:
     """Attempts at trials of the study, so that each proposes something else."""
     with database.reading() as connection:
         tried = select(attempts.c.number).where(attempts.c.study_id == study.id)
@@ -391,7 +393,7 @@ def run_trial(database: Database, study: Study, worker: WorkerInfo, plot: Path) 
         return False
     attempt = Attempt(database, study, claim)
     if claim.config is None:
-        width = 32 + deaths_so_far(database, study)
+        width = 32 + crashes_so_far(database, study)
         proposed = {"width": (width, distribution_to_json(IntDistribution(32, 64)))}
         attempt.record_config({"hidden": [width]}, {"width": width}, planned_epochs=2, proposed=proposed)
     attempt.rung(1, 2.0, losses(1), lambda trial: False)
@@ -404,15 +406,15 @@ def run_trial(database: Database, study: Study, worker: WorkerInfo, plot: Path) 
 def test_a_worker_may_die_between_any_two_writes(
     database: Database, make_study: MakeStudy, worker: WorkerInfo, plot: Path
 ) -> None:
-    deaths = 0
+    crashes = 0
     while True:
-        study = make_study(f"death-{deaths}", trials=1)
+        study = make_study(f"death-{crashes}", trials=1)
         try:
-            with killed_before_commit(deaths + 1):
+            with killed_before_commit(crashes + 1):
                 run_trial(database, study, worker, plot)
             break
         except Killed:
-            deaths += 1
+            crashes += 1
         with database.writing() as connection:
             connection.execute(update(attempts).values(lease_until=attempts.c.started_at))
         while run_trial(database, study, worker, plot):
@@ -437,10 +439,10 @@ def test_a_worker_may_die_between_any_two_writes(
         with database.reading() as connection:
             recorded = connection.execute(select(trials).where(trials.c.study_id == study.id)).one()
             assert json.loads(json.dumps(recorded.config)) == {"hidden": [trial.params["width"]]}
-    assert deaths > 8
+    assert crashes > 8
 
 
-def test_an_end_whose_acknowledgement_was_lost_can_be_told_again(
+def test_an_end_whose_acknowledgement_was_lost_can_be_finished_again(
     database: Database, study: Study, attempt: Attempt
 ) -> None:
     for _ in range(2):
@@ -451,11 +453,11 @@ def test_an_end_whose_acknowledgement_was_lost_can_be_told_again(
         attempt.finish("failed", reason="another end")
 
 
-def wait_for(condition: Callable[[], bool], keeper: LeaseKeeper) -> None:
+def wait_for(condition: Callable[[], bool], heartbeat: Heartbeat) -> None:
     for _ in range(400):
         if condition():
             return
-        keeper.lost.wait(0.05)
+        heartbeat.lost.wait(0.05)
     pytest.fail("waited too long")
 
 
@@ -468,20 +470,20 @@ def test_a_lease_is_kept_while_the_block_lasts(database: Database, study: Study,
     claim = claim_trial(database, study, worker, lease_seconds=2)
     assert claim is not None
     begun = renewals(database)
-    with LeaseKeeper(Attempt(database, study, claim)) as keeper:
-        wait_for(lambda: renewals(database) > begun + 2, keeper)
+    with Heartbeat(Attempt(database, study, claim)) as heartbeat:
+        wait_for(lambda: renewals(database) > begun + 2, heartbeat)
         other = claim_trial(database, study, worker)
         assert other is not None
         assert other.number == 1
-        assert not keeper.lost.is_set()
+        assert not heartbeat.lost.is_set()
 
 
 def test_a_worker_learns_that_its_lease_is_lost(database: Database, study: Study, worker: WorkerInfo) -> None:
     claim = claim_trial(database, study, worker, lease_seconds=2)
     assert claim is not None
-    with LeaseKeeper(Attempt(database, study, claim)) as keeper:
+    with Heartbeat(Attempt(database, study, claim)) as heartbeat:
         take_over(database, study, worker, claim.token)
-        wait_for(keeper.lost.is_set, keeper)
+        wait_for(heartbeat.lost.is_set, heartbeat)
 
 
 def test_a_lease_outlives_whatever_the_database_says(
@@ -499,9 +501,9 @@ def test_a_lease_outlives_whatever_the_database_says(
 
     monkeypatch.setattr(attempt, "renew", renew_later)
     begun = renewals(database)
-    with LeaseKeeper(attempt) as keeper:
-        wait_for(lambda: renewals(database) > begun, keeper)
-        assert not keeper.lost.is_set()
+    with Heartbeat(attempt) as heartbeat:
+        wait_for(lambda: renewals(database) > begun, heartbeat)
+        assert not heartbeat.lost.is_set()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -510,8 +512,8 @@ def test_a_lease_that_nobody_keeps_is_lost(
 ) -> None:
     attempt.claim = replace(claim, lease_seconds=1)
     monkeypatch.setattr(attempt, "renew", lambda: 1 / 0)
-    with LeaseKeeper(attempt) as keeper:
-        assert keeper.lost.wait(10)
+    with Heartbeat(attempt) as heartbeat:
+        assert heartbeat.lost.wait(10)
 
 
 @pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
@@ -521,14 +523,14 @@ def test_a_training_outlives_a_database_that_is_away(
     claim = claim_trial(database, study, worker, lease_seconds=1)
     assert claim is not None
     attempt = Attempt(database, study, claim)
-    with LeaseKeeper(attempt) as keeper:
+    with Heartbeat(attempt) as heartbeat:
         begun = renewals(database)
         with database_away(database):
             # Longer than the lease: nobody can take the trial from us without a database either.
-            assert not keeper.lost.wait(1.5)
+            assert not heartbeat.lost.wait(1.5)
         attempt.record_metrics(losses(1))
-        wait_for(lambda: renewals(database) > begun + 1.5, keeper)
-        assert not keeper.lost.is_set()
+        wait_for(lambda: renewals(database) > begun + 1.5, heartbeat)
+        assert not heartbeat.lost.is_set()
     assert len(metric_history(database, study, 0)["val/loss"]) == 1
 
 
@@ -554,7 +556,7 @@ def test_an_image_that_the_dashboard_cannot_get_is_told_and_given_later(
     assert study.optuna.get_trials()[0].value == 1.25
 
 
-def test_two_processes_may_tell_of_an_end_at_once(
+def test_two_processes_may_sync_an_end_at_once(
     database: Database, settings: Settings, study: Study, attempt: Attempt, claim: Claim
 ) -> None:
     folder = settings.attempt_folder(study.name, claim.number, claim.attempt)
@@ -567,11 +569,11 @@ def test_two_processes_may_tell_of_an_end_at_once(
 
     meeting = threading.Barrier(4, timeout=60)
 
-    def settle(_: int) -> None:
+    def sync_to_optuna(_: int) -> None:
         meeting.wait()
-        endings.settle(database, study, claim.number)
+        finalize.sync_to_optuna(database, study, claim.number)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(settle, range(4)))
+        list(pool.map(sync_to_optuna, range(4)))
     with database.reading() as connection:
         assert connection.execute(select(artifacts.c.path)).scalars().all() == [f"logs/{folder.name}.log"]

@@ -134,7 +134,7 @@ def place(tmp_path: Path, mlflow_template: Path) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def mended_place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
+def damaged_place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
     """One that all damages are done to, since each is mended."""
     with make_place(embedded(tmp_path_factory.mktemp("home")), mlflow_template) as place:
         yield place
@@ -163,7 +163,7 @@ def test_stores_that_agree_are_counted(place: Place) -> None:
     # Three epochs of each; of a complete trial its final error and its cost, of a pruned one its cost.
     assert (audit.budget, audit.runs, audit.metrics, audit.artifacts) == (10, 4, 4 * 3 + 2 + 1, 2)
     assert audit.changing == 0
-    assert repair(place.study, write_note).mended == ()
+    assert repair(place.study, write_note).repaired == ()
 
 
 def pause(attempt: Attempt, step: int) -> None:
@@ -210,7 +210,7 @@ def test_a_paused_trial_is_said_to_be_paused_until_it_goes_on(place: Place) -> N
     assert listed(place) == []
 
 
-def test_files_of_before_a_pause_are_not_missed_when_all_is_told_again(place: Place) -> None:
+def test_files_of_before_a_pause_are_not_missed_when_all_is_redelivered(place: Place) -> None:
     file = place.db.settings.home / "made-by-worker"
     for content in ("before the pause", "of the whole training"):
         file.write_text(content)
@@ -352,8 +352,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_was_damaged_is_listed_mended_and_gone(mended_place: Place, damage: str) -> None:
-    place = mended_place
+def test_what_was_damaged_is_listed_repaired_and_gone(damaged_place: Place, damage: str) -> None:
+    place = damaged_place
     act, expected = DAMAGES[damage]
     act(place)
     found = listed(place)
@@ -361,7 +361,7 @@ def test_what_was_damaged_is_listed_mended_and_gone(mended_place: Place, damage:
 
     result = repair(place.study, write_note)
     assert result.left == {}
-    assert any(str(difference).startswith(expected) for difference in result.mended)
+    assert any(str(difference).startswith(expected) for difference in result.repaired)
     assert listed(place) == []
 
 
@@ -371,7 +371,7 @@ def test_one_damage_is_one_line(place: Place) -> None:
     assert [line[:7] for line in listed(place)] == ["trial 0"] * 4 + ["trial 1"]
 
 
-def test_all_of_mlflow_lost_is_told_again(place: Place) -> None:
+def test_all_of_mlflow_lost_is_delivered_again(place: Place) -> None:
     for table in ("metrics", "latest_metrics", "params", "tags", "runs", "experiment_tags"):
         place.mlflow(f"DELETE FROM {table} WHERE :run != ''")
     place.mlflow("DELETE FROM experiments WHERE experiment_id != 0 AND :run != ''")
@@ -390,7 +390,7 @@ def test_a_value_of_the_record_is_one_again_after_several_repairs(place: Place) 
     assert [(point.step, point.timestamp) for point in points] == [(n, EPOCH_MS + n) for n in (1, 2, 3)]
 
 
-def test_what_cannot_be_mended_is_said_with_the_reason(place: Place) -> None:
+def test_what_cannot_be_repaired_is_said_with_the_reason(place: Place) -> None:
     place.artifact().unlink()
     place.blob().unlink()
     trial = place.running.claim.optuna_trial_id
@@ -417,14 +417,14 @@ def test_a_worker_that_goes_on_writes_nothing_after_a_repair_ended_its_attempt(p
     assert (audit.differences, audit.trials["waiting"]) == ((), 1)
 
 
-def test_what_a_relay_tells_meanwhile_is_not_compared(place: Place) -> None:
+def test_what_a_relay_delivers_meanwhile_is_not_compared(place: Place) -> None:
     DAMAGES["metric lost"][0](place)
     place.sql(update(outbox).where(outbox.c.number == COMPLETE).values(delivered_at=now() + 60))
     audit = verify(place.study)
     assert (audit.differences, audit.changing, audit.runs) == ((), 1, 3)
 
 
-def test_nothing_is_mended_beside_a_relay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_repaired_beside_a_relay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.tracking.lease.RELAY_PATIENCE", 0.0)
     DAMAGES["metric changed"][0](place)
     lease = take_lease(place.study)
@@ -444,7 +444,7 @@ def test_histories_that_one_answer_does_not_hold_are_read_whole(
     assert listed(place) == []
 
 
-def test_records_in_postgresql_are_compared_and_mended_alike(
+def test_records_in_postgresql_are_compared_and_repaired_alike(
     tmp_path: Path, postgresql_url: str, mlflow_template: Path
 ) -> None:
     settings = replace(embedded(tmp_path), storage_url=postgresql_url)
@@ -471,7 +471,7 @@ def test_records_in_postgresql_are_compared_and_mended_alike(
         assert listed(place) == []
 
 
-def test_a_study_that_mlflow_was_not_told_of_yet_says_so(tmp_path: Path, mlflow_template: Path) -> None:
+def test_a_study_that_mlflow_does_not_know_yet_says_so(tmp_path: Path, mlflow_template: Path) -> None:
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     with open_database(embedded(tmp_path)) as db:
         study = create_study(db, "new", {}, Budget())

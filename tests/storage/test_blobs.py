@@ -131,7 +131,7 @@ def test_a_file_that_is_not_there_leaves_nothing_behind(store: BlobStore, tmp_pa
     assert sorted(blob.name for blob in store.stored()) == before
 
 
-def test_damage_in_a_folder_is_noticed_and_mended_by_the_next_put(
+def test_damage_in_a_folder_is_noticed_and_repaired_by_the_next_put(
     folder_store: FolderBlobs, file: Path
 ) -> None:
     digest = folder_store.put(file)
@@ -166,7 +166,7 @@ def test_a_place_that_cannot_be_a_folder_says_so(tmp_path: Path, file: Path) -> 
         FolderBlobs(tmp_path / "taken").put(file)
 
 
-def test_damage_in_a_database_or_its_copies_is_noticed_and_mended(
+def test_damage_in_a_database_or_its_copies_is_noticed_and_repaired(
     both: dict[str, BlobStore], file: Path
 ) -> None:
     store = both["database"]

@@ -12,15 +12,15 @@ from sqlalchemy import select, update
 
 from storage.database import Database, open_database
 from storage.errors import StudyNotFoundError
-from storage.life import change_state
+from storage.lifecycle import change_state
 from storage.records.tables import attempts, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import (
-    DEATHS_ALLOWED,
-    SILENCES_ALLOWED,
+    CRASHES_ALLOWED,
+    LOST_HEARTBEATS_ALLOWED,
     Claim,
     WorkerInfo,
     claim_trial,
@@ -83,7 +83,7 @@ def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("far_east")
-def test_times_are_told_as_optuna_tells_them(
+def test_times_are_written_as_optuna_writes_them(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study()
@@ -184,7 +184,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
-    for attempt in range(1, DEATHS_ALLOWED + 1):
+    for attempt in range(1, CRASHES_ALLOWED + 1):
         claim = claim_trial(database, study, worker)
         assert claim is not None
         assert claim.attempt == attempt
@@ -196,15 +196,15 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     assert "died" in told.user_attrs["fail_reason"]
 
 
-def test_a_preemption_neither_counts_as_a_death_nor_hides_those_before(
+def test_a_preemption_neither_counts_as_a_crash_nor_hides_those_before(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
-    for death in range(1, DEATHS_ALLOWED + 1):
+    for crash in range(1, CRASHES_ALLOWED + 1):
         for _ in range(2):
             preempted = claim_trial(database, study, worker)
             assert preempted is not None
-            assert preempted.last_chance is (death == DEATHS_ALLOWED)
+            assert preempted.last_chance is (crash == CRASHES_ALLOWED)
             Attempt(database, study, preempted).hand_back("SIGTERM")
         claim = claim_trial(database, study, worker)
         assert claim is not None
@@ -214,17 +214,17 @@ def test_a_preemption_neither_counts_as_a_death_nor_hides_those_before(
     assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
 
 
-def test_a_lost_machine_is_not_the_fault_of_the_trials_on_it(
+def test_a_lost_machine_does_not_count_against_the_trials_on_it(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study, other = make_study(trials=1), make_study("other")
     sibling, stranger = replace(worker, pid=worker.pid + 1), replace(worker, pid=99, host="beta")
-    for attempt in range(1, SILENCES_ALLOWED + 1):
+    for attempt in range(1, LOST_HEARTBEATS_ALLOWED + 1):
         claim = claim_trial(database, study, worker)
         beside, elsewhere = claim_trial(database, other, sibling), claim_trial(database, other, stranger)
         assert claim is not None
         assert claim.attempt == attempt
-        assert claim.last_chance is (attempt == SILENCES_ALLOWED)
+        assert claim.last_chance is (attempt == LOST_HEARTBEATS_ALLOWED)
         assert beside is not None
         assert elsewhere is not None
         die(database, study, claim)
@@ -241,7 +241,7 @@ def test_a_machine_on_which_another_worker_goes_on_was_not_lost(
     make_study: MakeStudy, database: Database, worker: WorkerInfo, sign: str
 ) -> None:
     study, other = make_study(trials=1), make_study("other")
-    for _ in range(DEATHS_ALLOWED):
+    for _ in range(CRASHES_ALLOWED):
         claim = claim_trial(database, study, worker)
         beside = claim_trial(database, other, replace(worker, pid=worker.pid + 1))
         assert claim is not None
@@ -281,7 +281,7 @@ def test_a_trial_on_its_last_chance_is_not_claimed_beside_others(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=2)
-    for _ in range(DEATHS_ALLOWED - 1):
+    for _ in range(CRASHES_ALLOWED - 1):
         claim = claim_trial(database, study, worker)
         assert claim is not None
         assert not claim.last_chance
@@ -317,7 +317,7 @@ def test_a_trial_that_gets_on_is_never_given_up(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
-    for epoch in range(1, DEATHS_ALLOWED + 3):
+    for epoch in range(1, CRASHES_ALLOWED + 3):
         claim = claim_trial(database, study, worker)
         assert claim is not None
         Attempt(database, study, claim).record_metrics([MetricRow("val/loss", epoch, 0.5, 1_000)])
@@ -363,7 +363,7 @@ def test_a_budget_may_be_raised(make_study: MakeStudy, database: Database, worke
     assert claim.number == 1
 
 
-def test_the_end_of_a_trial_that_optuna_was_never_told_is_told_at_the_next_claim(
+def test_the_end_of_a_trial_that_is_pending_sync_reaches_optuna_at_the_next_claim(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
@@ -437,7 +437,7 @@ def test_the_next_study_is_the_first_by_priority_and_age_that_has_a_trial(
     assert next_study(database) == "spare"
 
 
-def test_a_trial_that_waits_for_its_twin_is_nothing_to_come_for(
+def test_a_trial_that_waits_for_its_original_is_nothing_to_come_for(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=2)
@@ -448,7 +448,7 @@ def test_a_trial_that_waits_for_its_twin_is_nothing_to_come_for(
         attempts_.append(Attempt(database, study, claim))
         attempts_[-1].record_config({}, {}, planned_epochs=1, settings="the same")
     first, second = attempts_
-    assert second.find_twin() is not None
+    assert second.find_original() is not None
     second.hand_back("waits")
     assert next_study(database) is None
     first.finish("complete", value=1.0)

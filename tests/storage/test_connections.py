@@ -17,9 +17,9 @@ from storage.settings import Settings
 from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
+from storage.trials.heartbeat import Heartbeat
 from storage.trials.queue import WorkerInfo, claim_trial
-from storage.trials.renewal import LeaseKeeper
-from storage.workers import SignOfLife
+from storage.workers import WorkerHeartbeat
 
 pytestmark = pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
 
@@ -53,11 +53,11 @@ def test_a_worker_has_none_while_it_trains(
     connected: Callable[[], int],
 ) -> None:
     study = make_study()
-    with SignOfLife(database, worker, "widths"):
+    with WorkerHeartbeat(database, worker, "widths"):
         claim = claim_trial(database, study, worker)
         assert claim is not None
         attempt = Attempt(database, study, claim)
-        with LeaseKeeper(attempt):
+        with Heartbeat(attempt):
             attempt.record_config({"hidden": [8]}, {"layers": 1}, planned_epochs=2)
             attempt.rung(1, 2.0, [MetricRow("val/loss", 1, 0.5, 1_000)], lambda trial: False)
             assert 1 <= connected() <= 2  # of our tables, and of Optuna's
@@ -76,7 +76,7 @@ def test_what_comes_at_once_takes_one_connection(database: Database) -> None:
 
     first = backend()
     assert [backend() for _ in range(20)] == [first] * 20
-    time.sleep(3 * connections.KEPT_SECONDS)
+    time.sleep(3 * connections.IDLE_SECONDS)
     assert backend() != first
 
 

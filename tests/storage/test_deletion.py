@@ -13,8 +13,8 @@ from sqlalchemy import func, select
 from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.errors import LeaseLostError, RelayLeaseLostError, StudyNotFoundError, StudyStateError
-from storage.life import change_state
-from storage.marks import own_study_folder
+from storage.lifecycle import change_state
+from storage.ownership import own_study_folder
 from storage.records.tables import identity, metadata, studies
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, list_studies, open_study

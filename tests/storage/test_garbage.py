@@ -14,7 +14,7 @@ from storage.database import Database, open_database
 from storage.errors import FolderTakenError
 from storage.files import partial_name
 from storage.garbage import UNFINISHED_SECONDS, find_garbage, remove
-from storage.marks import own_study_folder
+from storage.ownership import own_study_folder
 from storage.records.tables import artifacts, outbox
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, create_engine, inspect
 
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
-from storage.marks import mark_of
-from storage.openings import open_test_part, openings
+from storage.evaluations import evaluations_on_test_set, record_evaluation
+from storage.ownership import ownership_marker
 from storage.promotions import begin_promotion
 from storage.records import schema
 from storage.records.tables import VERSION_TABLE, metadata
@@ -80,29 +80,29 @@ def test_a_folder_of_artifacts_stays_known(settings: Settings) -> None:
             "INSERT INTO anitune_artifact_place VALUES (1, 'folder', '/shared', '0123')"
         )
         schema.upgrade(connection)
-        assert mark_of(connection) == "0123"
+        assert ownership_marker(connection) == "0123"
     engine.dispose()
 
 
-def test_openings_stay_and_learn_of_which_test_part_they_are(
+def test_evaluations_stay_and_learn_of_which_test_set_they_are(
     database: Database, make_study: Callable[..., Study], worker: WorkerInfo
 ) -> None:
     study = make_study()
     study.set_facts({"data": "d", "split": "s"})
     promotion = begin_promotion(database, study, {}, worker).id
-    before = open_test_part(database, study, promotion, 3, {"hidden": [8]}, "e", again=False)
+    before = record_evaluation(database, study, promotion, 3, {"hidden": [8]}, "e", again=False)
     with database.writing() as connection:
         command.downgrade(schema._config(connection), "0010")
         assert connection.exec_driver_sql("SELECT number FROM anitune_openings").scalars().all() == [3]
         schema.upgrade(connection)
-    assert openings(database, study) == [replace(before, ensemble=None)]
+    assert evaluations_on_test_set(database, study) == [replace(before, ensemble=None)]
 
 
-def test_each_database_has_a_mark_of_its_own(settings: Settings, tmp_path: Path) -> None:
+def test_each_database_has_a_marker_of_its_own(settings: Settings, tmp_path: Path) -> None:
     with (
         open_database(settings) as one,
         open_database(replace(settings, storage_url=f"sqlite:///{tmp_path}/other.db")) as other,
         one.reading() as here,
         other.reading() as there,
     ):
-        assert mark_of(here) != mark_of(there)
+        assert ownership_marker(here) != ownership_marker(there)

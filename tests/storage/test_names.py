@@ -20,7 +20,7 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.lease import take_lease
 from storage.tracking.mlflow_runs import open_runs
-from storage.tracking.relay import Relay, release_parked
+from storage.tracking.relay import Relay, retry_rejected
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
 
@@ -127,7 +127,7 @@ def test_an_artifact_with_such_a_name_is_not_recorded(
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-def test_one_that_somebody_wrote_into_the_outbox_is_parked_and_leaves_nothing_outside(
+def test_one_that_somebody_wrote_into_the_outbox_is_rejected_and_leaves_nothing_outside(
     database: Database,
     settings: Settings,
     attempt: Attempt,
@@ -147,7 +147,7 @@ def test_one_that_somebody_wrote_into_the_outbox_is_parked_and_leaves_nothing_ou
             row = connection.execute(select(outbox).where(outbox.c.kind == "artifact")).one()
             payload = {**row.payload, "path": name}
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(payload=payload))
-        release_parked(attempt.study)
+        retry_rejected(attempt.study)
         relay.deliver()
         with database.reading() as connection:
             query = select(outbox.c.parked).where(outbox.c.kind == "artifact")

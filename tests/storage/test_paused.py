@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from storage.database import Database
 from storage.errors import LeaseLostError, TrialClosedError
-from storage.life import change_state
+from storage.lifecycle import change_state
 from storage.studies import Study, StudyState, summarize_study
 from storage.trials.attempts import Attempt
 from storage.trials.paused import RungResult, rung_results
@@ -126,7 +126,7 @@ def test_the_least_promising_of_too_many_end_as_pruned(
     assert len(rung_results(database, study)) == 3, "it still counts at its rung"
 
 
-def test_a_slot_takes_no_trial_that_another_slot_of_its_worker_has_just_paused(
+def test_a_thread_takes_no_trial_that_another_thread_of_its_worker_has_just_paused(
     make_study: MakeStudy, database: Database, worker: WorkerInfo
 ) -> None:
     study = make_study(trials=1)
@@ -181,13 +181,13 @@ def test_a_duplicate_waits_for_a_trial_that_was_resumed_meanwhile(
     first.pause(1.0, "others were better", {"parameters": 7.0}, 100)
     second = Attempt(database, study, claimed(database, study, worker))
     second.record_config({"hidden": [8]}, {"hidden": [8]}, planned_epochs=9, settings="same")
-    twin = second.find_twin()
-    assert twin is not None
-    assert (twin.number, twin.state, twin.value) == (0, "pruned", 1.0)
+    original = second.find_original()
+    assert original is not None
+    assert (original.number, original.state, original.value) == (0, "pruned", 1.0)
     resumed = claimed(database, study, worker, promotion=first_paused)
-    assert not second.take_result(twin)
+    assert not second.reuse_result(original)
     Attempt(database, study, resumed).finish("complete", 0.5)
-    twin = second.find_twin()
-    assert twin is not None
-    assert second.take_result(twin)
+    original = second.find_original()
+    assert original is not None
+    assert second.reuse_result(original)
     assert [(t.state, t.value) for t in trial_rows(database, study)] == [("complete", 0.5)] * 2

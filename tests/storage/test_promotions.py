@@ -8,8 +8,13 @@ import pytest
 
 from storage.database import Database
 from storage.deletion import delete_study
-from storage.errors import AlreadyOpenedError
-from storage.openings import Opening, open_test_part, openings, record_test_error
+from storage.errors import AlreadyEvaluatedError
+from storage.evaluations import (
+    EvaluationOnTestSet,
+    evaluations_on_test_set,
+    record_evaluation,
+    record_test_error,
+)
 from storage.promotions import (
     PromotionTraining,
     begin_promotion,
@@ -35,8 +40,8 @@ def begin(study: Study, worker: WorkerInfo, plan: dict[str, object] = PLAN) -> i
     return begin_promotion(study.database, study, plan, worker).id
 
 
-def look(study: Study, promotion: int, again: bool = False, ensemble: str = "e" * 64) -> Opening:
-    return open_test_part(study.database, study, promotion, 3, {"hidden": [8]}, ensemble, again=again)
+def look(study: Study, promotion: int, again: bool = False, ensemble: str = "e" * 64) -> EvaluationOnTestSet:
+    return record_evaluation(study.database, study, promotion, 3, {"hidden": [8]}, ensemble, again=again)
 
 
 def with_facts(study: Study, data: str = "d" * 64, split: str = "s" * 64) -> Study:
@@ -86,28 +91,28 @@ def test_trainings_are_kept_once_and_by_study(database: Database, make_study: Ma
     assert failures(database, other) == {}
 
 
-def test_a_second_opening_is_refused_unless_it_is_meant_and_all_are_listed(
+def test_a_second_evaluation_is_refused_unless_it_is_meant_and_all_are_listed(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
     study, other = with_facts(make_study()), with_facts(make_study("other"), split="o" * 64)
     first, second = begin(study, worker), begin(study, worker, {"top": 3})
-    opening = look(study, first)
-    assert (opening.number, opening.config, opening.test_mae) == (3, {"hidden": [8]}, None)
-    assert look(study, first) == opening  # it goes on with its own
-    with pytest.raises(AlreadyOpenedError, match="files are not here, or have changed"):
+    evaluation = look(study, first)
+    assert (evaluation.number, evaluation.config, evaluation.test_mae) == (3, {"hidden": [8]}, None)
+    assert look(study, first) == evaluation  # it goes on with its own
+    with pytest.raises(AlreadyEvaluatedError, match="files are not here, or have changed"):
         look(study, first, again=True, ensemble="f" * 64)
     record_test_error(database, study, first, 0.5)
     record_test_error(database, study, first, 0.4)
-    with pytest.raises(AlreadyOpenedError, match=r"trial 3 of widths, test MAE 0.500 .* give --again"):
+    with pytest.raises(AlreadyEvaluatedError, match=r"trial 3 of widths, test MAE 0.500 .* give --again"):
         look(study, second)
-    assert [each.promotion for each in openings(database, study)] == [first]
+    assert [each.promotion for each in evaluations_on_test_set(database, study)] == [first]
 
     look(study, second, again=True)
-    assert [(each.promotion, each.test_mae) for each in openings(database, study)] == [
+    assert [(each.promotion, each.test_mae) for each in evaluations_on_test_set(database, study)] == [
         (first, 0.5),
         (second, None),
     ]
-    assert openings(database, other) == []
+    assert evaluations_on_test_set(database, other) == []
 
 
 def test_of_two_that_open_at_once_one_is_refused(
@@ -122,7 +127,7 @@ def test_of_two_that_open_at_once_one_is_refused(
         barrier.wait()
         try:
             look(study, promotion)
-        except AlreadyOpenedError:
+        except AlreadyEvaluatedError:
             refused.append(promotion)
 
     threads = [threading.Thread(target=open_it, args=each) for each in zip(studies, ids, strict=True)]
@@ -131,27 +136,27 @@ def test_of_two_that_open_at_once_one_is_refused(
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive(), "a promotion still looks at the test part"
-    assert len(openings(database, studies[0])) == 1
+    assert len(evaluations_on_test_set(database, studies[0])) == 1
     assert len(refused) == len(ids) - 1
 
 
-def test_an_opening_is_known_to_every_study_of_the_test_part(
+def test_an_evaluation_is_known_to_every_study_of_the_test_set(
     database: Database, make_study: MakeStudy, worker: WorkerInfo
 ) -> None:
     study, same = with_facts(make_study()), with_facts(make_study("same"))
     look(study, begin(study, worker))
-    with pytest.raises(AlreadyOpenedError, match=r"study 'same': .* for trial 3 of widths"):
+    with pytest.raises(AlreadyEvaluatedError, match=r"study 'same': .* for trial 3 of widths"):
         look(same, begin(same, worker))
 
     delete_study(database, study)
     new = with_facts(make_study())
-    (opening,) = openings(database, new)
-    assert (opening.study, opening.promotion) == ("widths", None)
-    with pytest.raises(AlreadyOpenedError):
+    (evaluation,) = evaluations_on_test_set(database, new)
+    assert (evaluation.study, evaluation.promotion) == ("widths", None)
+    with pytest.raises(AlreadyEvaluatedError):
         look(new, begin(new, worker))
 
 
-def test_a_user_without_a_name_can_open_a_test_part(
+def test_a_user_without_a_name_can_evaluate_on_a_test_set(
     make_study: MakeStudy, worker: WorkerInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown() -> str:

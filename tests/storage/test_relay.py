@@ -38,8 +38,8 @@ from storage.tracking.lease import (
     LEASE_SECONDS,
     RELAY_PATIENCE,
     RelayLease,
+    is_relay_running,
     last_error,
-    relay_lives,
     take_lease,
 )
 from storage.tracking.mlflow_runs import KEY_TAG
@@ -47,7 +47,7 @@ from storage.tracking.outbox import MetricRow
 from storage.tracking.process import SyncResult, run_relay, sync
 from storage.tracking.relay import Relay, undelivered
 from storage.trials.attempts import Attempt
-from storage.trials.endings import Ending
+from storage.trials.finalize import TrialResult
 from storage.trials.queue import WorkerInfo, claim_trial
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
@@ -60,13 +60,13 @@ ARCHITECTURE = "384-128-64-1 silu"
 PARAMS = {"activation": "silu", "hidden": [128, 64], "learning_rate": 1e-3, "patience": None}
 WORKER = WorkerInfo(name="w1", host="h", pid=1, device="cpu", versions={"torch": "2.13.0"})
 
-COMPLETE = Ending(
+COMPLETE = TrialResult(
     "complete",
     value=1.25,
     summary={"val/mae_kcalmol": 1.25, "val/mae_kcalmol_heavy_2": 1.5, "parameters": 197636.0},
 )
-PRUNED = Ending("pruned", value=9.0, reason="behind the others", summary={"val/mae_kcalmol": 9.0})
-FAILED = Ending("failed", reason="loss became NaN")
+PRUNED = TrialResult("pruned", value=9.0, reason="behind the others", summary={"val/mae_kcalmol": 9.0})
+FAILED = TrialResult("failed", reason="loss became NaN")
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ class Recorder:
         file.write_bytes(content)
         attempt.record_artifacts({path: file})
 
-    def whole_trial(self, ending: Ending = COMPLETE) -> None:
+    def whole_trial(self, result: TrialResult = COMPLETE) -> None:
         attempt = self.start()
         self.train(attempt, range(1, 4))
         self.attach(attempt, "plots/loss.png", b"picture of trial %d" % attempt.claim.number)
-        end(attempt, ending)
+        end(attempt, result)
 
     def run_id(self, number: int | None) -> str | None:
         with self.db.reading() as connection:
@@ -129,7 +129,7 @@ class Recorder:
     def undelivered(self) -> int:
         return undelivered(self.study)
 
-    def parked(self) -> dict[int | None, str]:
+    def rejected(self) -> dict[int | None, str]:
         with self.db.reading() as connection:
             rows = connection.execute(select(outbox.c.number, outbox.c.parked).where(outbox.c.parked != ""))
             return {row.number: row.parked for row in rows}
@@ -142,8 +142,8 @@ class Recorder:
             connection.execute(update(studies).values(mlflow_run_id=None, mlflow_experiment_id=None))
 
 
-def end(attempt: Attempt, ending: Ending) -> None:
-    attempt.finish(ending.state, ending.value, ending.reason, ending.summary, ending.tags)
+def end(attempt: Attempt, result: TrialResult) -> None:
+    attempt.finish(result.state, result.value, result.reason, result.summary, result.tags)
 
 
 @pytest.fixture
@@ -271,8 +271,8 @@ def test_a_run_begins_and_ends_when_the_trial_did_not_when_it_was_delivered(
 
 
 def test_the_status_of_a_run_says_what_happened(recorder: Recorder, relay: Relay, shown: Shown) -> None:
-    for ending in (COMPLETE, PRUNED, FAILED):
-        recorder.whole_trial(ending)
+    for result in (COMPLETE, PRUNED, FAILED):
+        recorder.whole_trial(result)
     relay.deliver()
 
     complete, pruned, failed = (shown.runs()[f"trial {number}"] for number in range(3))
@@ -320,7 +320,7 @@ def test_the_studys_run_is_running_until_its_last_trial_ended(
 
     end(last, COMPLETE)
     relay.deliver()
-    relay.tell_study()
+    relay.sync_study()
     study, trial = shown.runs()[STUDY], shown.runs()["trial 1"]
     assert study.info.status == "FINISHED"
     assert study.info.end_time == pytest.approx(trial.info.end_time, abs=50)
@@ -344,8 +344,8 @@ def test_the_studys_run_holds_its_files_as_they_are_at_the_end(
 
     end(last, COMPLETE)
     relay.deliver()
-    relay.tell_study()
-    relay.tell_study()
+    relay.sync_study()
+    relay.sync_study()
     held = shown.artifacts(shown.runs()[STUDY])
     assert held["plots/history.png"] == b"plot 0"
     assert held["leaderboard.csv"] == b"rank,trial"
@@ -439,15 +439,15 @@ def test_a_run_deleted_in_mlflow_stops_its_own_queue_only_and_goes_on_when_resto
     relay.deliver()
 
     assert shown.runs()["trial 1"].info.status == "FINISHED"
-    assert set(recorder.parked()) == {0}
-    assert "deleted" in recorder.parked()[0]
+    assert set(recorder.rejected()) == {0}
+    assert "deleted" in recorder.rejected()[0]
     assert recorder.undelivered() == 2
     assert relay.deliver() == 0  # not tried again and again
     lease.release()
 
     shown.client.restore_run(deleted)
     result = sync(recorder.study, write_note)
-    assert (result.delivered, result.parked) == (2, 0)
+    assert (result.delivered, result.rejected) == (2, 0)
     assert shown.runs()["trial 0"].info.status == "FINISHED"
     assert len(shown.history(shown.runs()["trial 0"], "val/mae_kcalmol")) == 3
 
@@ -465,7 +465,7 @@ def test_an_artifact_whose_bytes_are_gone_is_named_and_stops_its_own_queue_only(
     lost.unlink()
     relay.deliver()
 
-    assert f"{lost}: no such blob" in recorder.parked()[0]
+    assert f"{lost}: no such blob" in recorder.rejected()[0]
     assert shown.runs()["trial 1"].info.status == "FINISHED"
 
 
@@ -477,7 +477,7 @@ def test_files_before_one_whose_bytes_are_gone_arrive(recorder: Recorder, relay:
     (recorder.db.settings.artifacts / gone[:2] / gone).unlink()
     relay.deliver()
     assert shown.artifacts(shown.runs()["trial 0"]) == {"config.json": b"config.json"}
-    assert gone in recorder.parked()[0]
+    assert gone in recorder.rejected()[0]
 
 
 def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(
@@ -490,7 +490,7 @@ def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(
     waiting = recorder.undelivered()
     relay.deliver()
 
-    (reason,) = recorder.parked().values()
+    (reason,) = recorder.rejected().values()
     assert f"mlflow experiments restore --experiment-id {experiment}" in reason
     assert recorder.undelivered() == waiting
 
@@ -499,7 +499,7 @@ def test_a_deleted_experiment_is_named_with_the_way_to_bring_it_back(
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path}, timeout=120)
     assert (again, repair_) == (f"anitune sync {STUDY}", f"anitune study repair {STUDY}")
-    assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, rejected=0)
     assert shown.client.get_experiment(experiment).lifecycle_stage == "active"
 
 
@@ -514,7 +514,7 @@ def test_a_repair_frees_the_name_that_a_deleted_experiment_keeps(
 
     result = repair(recorder.study, write_note)
     assert result.left == {}
-    assert f"MLflow keeps its name for a deleted experiment, {deleted}" in "".join(map(str, result.mended))
+    assert f"MLflow keeps its name for a deleted experiment, {deleted}" in "".join(map(str, result.repaired))
     assert recorder.undelivered() == 0
     assert shown.client.get_experiment_by_name(STUDY).experiment_id != deleted
     assert shown.client.get_experiment(deleted).lifecycle_stage == "deleted"
@@ -569,7 +569,7 @@ def test_a_relay_that_was_replaced_records_nothing(
     assert recorder.run_id(None) is None
 
 
-def test_a_relay_told_to_stop_keeps_what_it_has_not_delivered(recorder: Recorder, lease: RelayLease) -> None:
+def test_a_relay_asked_to_stop_keeps_what_it_has_not_delivered(recorder: Recorder, lease: RelayLease) -> None:
     recorder.whole_trial()
     stopping = Event()
     relay = Relay(lease, write_note, stopping)
@@ -582,26 +582,26 @@ def test_a_relay_told_to_stop_keeps_what_it_has_not_delivered(recorder: Recorder
 def test_sync_counts_what_it_delivered(recorder: Recorder, shown: Shown) -> None:
     recorder.whole_trial()
     waiting = recorder.undelivered()
-    assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
-    assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, rejected=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=0, rejected=0)
     assert shown.runs()[STUDY].info.status == "FINISHED"
 
 
-def test_sync_tells_how_the_study_stands_also_where_a_relay_lives(
+def test_sync_brings_the_study_up_to_date_also_where_a_relay_runs(
     recorder: Recorder, relay: Relay, shown: Shown
 ) -> None:
     attempt = recorder.start()
     relay.deliver()  # tells of the study, and does so not again for some seconds
     end(attempt, COMPLETE)
     relay.deliver()
-    assert relay_lives(recorder.study)
+    assert is_relay_running(recorder.study)
     assert shown.runs()[STUDY].info.status == "RUNNING"
 
-    assert sync(recorder.study, write_note) == SyncResult(delivered=0, parked=0)
+    assert sync(recorder.study, write_note) == SyncResult(delivered=0, rejected=0)
     assert shown.runs()[STUDY].info.status == "FINISHED"
 
 
-def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_told(
+def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, shown: Shown
 ) -> None:
     monkeypatch.setattr("storage.tracking.process.SYNC_TRIES", 1)
@@ -614,9 +614,9 @@ def test_a_server_that_is_away_loses_nothing_and_its_password_is_not_told(
             sync(recorder.study, write_note)
         assert "geheim" not in "".join(traceback.format_exception(caught.value))
         assert recorder.undelivered() == waiting
-        assert recorder.parked() == {}
+        assert recorder.rejected() == {}
     with open_database(settings) as db:
-        assert sync(open_study(db, STUDY), write_note) == SyncResult(delivered=waiting, parked=0)
+        assert sync(open_study(db, STUDY), write_note) == SyncResult(delivered=waiting, rejected=0)
     assert shown.runs()["trial 0"].info.status == "FINISHED"
 
 
@@ -625,10 +625,10 @@ def test_records_in_postgresql_are_delivered_alike(
 ) -> None:
     with open_database(replace(settings, storage_url=postgresql_url)) as db:
         recorder = Recorder(db)
-        for ending in (COMPLETE, PRUNED):
-            recorder.whole_trial(ending)
+        for result in (COMPLETE, PRUNED):
+            recorder.whole_trial(result)
         waiting = recorder.undelivered()
-        assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, parked=0)
+        assert sync(recorder.study, write_note) == SyncResult(delivered=waiting, rejected=0)
         runs = shown.runs()
         assert recorder.run_id(1) == runs["trial 1"].info.run_id
     assert [runs[f"trial {number}"].info.status for number in (0, 1)] == ["FINISHED", "KILLED"]
@@ -761,7 +761,7 @@ class Stopped:
             assert lease is not None
             self.successor = Relay(lease, write_note, Event())
             self.successor.deliver()
-            self.successor.tell_study()
+            self.successor.sync_study()
         self._call(*args, **kwargs)
 
 
@@ -809,7 +809,7 @@ def test_what_a_relay_says_of_the_study_after_another_took_over_is_put_right(
         wake_late(*args)
 
     monkeypatch.setattr(relay._runs, "set_status", end_meanwhile)
-    relay.tell_study()
+    relay.sync_study()
     assert shown.runs()[STUDY].info.status == "FINISHED"
     assert verify(recorder.study).differences == ()
 

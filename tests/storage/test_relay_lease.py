@@ -14,7 +14,7 @@ from sqlalchemy import update
 from storage.errors import RelayLeaseLostError, TrackingUnavailableError
 from storage.records.tables import now, outbox
 from storage.studies import Study
-from storage.tracking.lease import RelayLease, last_error, living_relay, relay_lives, take_lease
+from storage.tracking.lease import RelayLease, is_relay_running, last_error, running_relay, take_lease
 from storage.tracking.process import POLL_SECONDS, SyncResult, sync
 
 NO_PROCESS = 2**22 + 1  # above the largest process id of Linux
@@ -33,10 +33,10 @@ def lease(study: Study) -> RelayLease:
 
 
 def test_one_relay_delivers_a_study_until_it_gives_its_lease_back(study: Study, lease: RelayLease) -> None:
-    assert relay_lives(study)
+    assert is_relay_running(study)
     assert take_lease(study) is None
     lease.release()
-    assert not relay_lives(study)
+    assert not is_relay_running(study)
     assert take_lease(study) is not None
 
 
@@ -54,7 +54,7 @@ def test_the_lease_of_a_process_that_ended_on_this_machine_is_free_at_once(
     study: Study, lease: RelayLease
 ) -> None:
     lease.hand_to(NO_PROCESS)
-    assert not relay_lives(study)
+    assert not is_relay_running(study)
     assert take_lease(study) is not None
 
 
@@ -78,17 +78,17 @@ def test_who_lost_the_lease_writes_nothing(study: Study, lease: RelayLease) -> N
 def test_a_relay_is_named_with_its_address_and_the_command_that_ends_it(
     study: Study, lease: RelayLease
 ) -> None:
-    holder = living_relay(study)
+    holder = running_relay(study)
     assert holder is not None
     assert str(holder) == (
         f"process {os.getpid()} on {socket.gethostname()}, to {study.database.settings.tracking_uri}"
     )
-    assert holder.ending == f"`kill {os.getpid()}`"
+    assert holder.stop_command == f"`kill {os.getpid()}`"
     with lease.writing(host="elsewhere", pid=7):
         pass
-    holder = living_relay(study)
+    holder = running_relay(study)
     assert holder is not None
-    assert holder.ending == "`kill 7` on elsewhere"
+    assert holder.stop_command == "`kill 7` on elsewhere"
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_relay_with_another_way_to_the_server_delivers_elsewhere(
     study: Study, lease: RelayLease, sleeper: Callable[..., int], variable: str, elsewhere: bool
 ) -> None:
     lease.hand_to(sleeper(**{variable: "http://proxy:3128"}))
-    holder = living_relay(study)
+    holder = running_relay(study)
     assert holder is not None
     assert holder.delivers_elsewhere(study) == elsewhere
 
@@ -138,7 +138,7 @@ def test_a_relay_to_another_address_delivers_elsewhere_also_on_another_machine(
     for address, elsewhere in ((None, False), ("http://localhost:5000", True)):
         with lease.writing(address=address):
             pass
-        holder = living_relay(study)
+        holder = running_relay(study)
         assert holder is not None
         assert holder.delivers_elsewhere(study) == elsewhere
 
@@ -163,7 +163,7 @@ def test_who_waits_for_a_relay_outlasts_a_trouble_that_passes(
         lease.record_error(None)
         with lease.writing() as connection:
             connection.execute(update(outbox).values(delivered_at=now()))
-        assert waiting.result(30) == SyncResult(delivered=1, parked=0)
+        assert waiting.result(30) == SyncResult(delivered=1, rejected=0)
     assert f"waiting for its relay, process {os.getpid()} on {socket.gethostname()}" in caplog.text
 
 

@@ -10,7 +10,7 @@ from storage.addresses import redacted
 from storage.errors import SettingsError
 from storage.postgresql import DATABASE, PostgreSQL
 from storage.settings import (
-    Addresses,
+    ServerAddresses,
     Settings,
     is_of_anitune_up,
     load_settings,
@@ -75,7 +75,7 @@ def test_the_servers_of_anitune_up_are_found_until_something_else_is_set(
     home = tmp_path / "a b"
     monkeypatch.setenv("ANITUNE_HOME", str(home))
     (home / "servers").mkdir(parents=True)
-    addresses = Addresses(PostgreSQL.of(home).url(DATABASE), "http://127.0.0.1:5001", "alpha")
+    addresses = ServerAddresses(PostgreSQL.of(home).url(DATABASE), "http://127.0.0.1:5001", "alpha")
     write_addresses(home / "servers", addresses)
 
     own = load_settings()
@@ -97,7 +97,8 @@ def test_a_copy_of_a_home_does_not_use_the_servers_of_the_first(
     first, copy = tmp_path / "first", tmp_path / "copy"
     (first / "servers").mkdir(parents=True)
     write_addresses(
-        first / "servers", Addresses(PostgreSQL.of(first).url(DATABASE), "http://127.0.0.1:5001", "alpha")
+        first / "servers",
+        ServerAddresses(PostgreSQL.of(first).url(DATABASE), "http://127.0.0.1:5001", "alpha"),
     )
     shutil.copytree(first, copy)
     monkeypatch.setenv("ANITUNE_HOME", str(copy))

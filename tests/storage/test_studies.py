@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
-from storage.life import extend_budget
+from storage.lifecycle import extend_budget
 from storage.records.tables import outbox
 from storage.studies import METRIC_NAME, Budget, Study, create_study, list_studies, open_study
 from storage.tracking.outbox import StudyMessage, read_message

@@ -101,7 +101,9 @@ def test_one_trial_is_read_as_among_all(database: Database, study: Study) -> Non
         assert replace(alone, seconds=row.seconds) == row
 
 
-def test_a_trial_whose_worker_fell_silent_is_shown_as_interrupted(database: Database, study: Study) -> None:
+def test_a_trial_whose_worker_lost_its_heartbeat_is_shown_as_interrupted(
+    database: Database, study: Study
+) -> None:
     with database.writing() as connection:
         connection.execute(update(attempts).values(lease_until=attempts.c.started_at))
     assert by_number(database, study)[3].state == "interrupted"

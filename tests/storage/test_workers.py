@@ -15,7 +15,7 @@ from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
-from storage.workers import EPOCH_SECONDS, KEPT_SECONDS, SignOfLife, TrialInHand, live_workers
+from storage.workers import EPOCH_SECONDS, RETENTION_SECONDS, TrialInHand, WorkerHeartbeat, live_workers
 
 
 def train(database: Database, study: Study, worker: WorkerInfo, epochs: int) -> Attempt:
@@ -28,8 +28,8 @@ def train(database: Database, study: Study, worker: WorkerInfo, epochs: int) -> 
     return attempt
 
 
-def test_a_worker_is_seen_while_it_lives(database: Database, worker: WorkerInfo) -> None:
-    with SignOfLife(database, worker, "widths", gpu="3"):
+def test_a_worker_is_seen_while_it_runs(database: Database, worker: WorkerInfo) -> None:
+    with WorkerHeartbeat(database, worker, "widths", gpu="3"):
         (seen,) = live_workers(database)
         assert (seen.name, seen.host, seen.pid, seen.device) == ("w1", "alpha", 17, "cpu")
         assert (seen.gpu, seen.study, seen.trials, seen.structures_per_second) == ("3", "widths", (), None)
@@ -41,7 +41,7 @@ def test_a_worker_shows_its_trials_and_its_speed(
     database: Database, make_study: Callable[..., Study], worker: WorkerInfo
 ) -> None:
     study, other = make_study(trials=5), replace(worker, name="w2")
-    with SignOfLife(database, worker, "widths") as sign, SignOfLife(database, other, None):
+    with WorkerHeartbeat(database, worker, "widths") as sign, WorkerHeartbeat(database, other, None):
         sign.set_structures(96)
         train(database, study, worker, epochs=4)
         train(database, study, worker, epochs=0)
@@ -59,7 +59,7 @@ def test_a_trial_that_was_taken_over_counts_the_epochs_of_all_its_attempts(
 ) -> None:
     study = make_study(trials=1)
     train(database, study, replace(worker, name="w0"), epochs=4).hand_back("preempted")
-    with SignOfLife(database, worker, "widths"):
+    with WorkerHeartbeat(database, worker, "widths"):
         assert claim_trial(database, study, worker) is not None
         (seen,) = live_workers(database)
         assert seen.trials == (TrialInHand("widths", 0, 2, 4, 10),)
@@ -68,29 +68,31 @@ def test_a_trial_that_was_taken_over_counts_the_epochs_of_all_its_attempts(
 def test_a_trial_whose_lease_has_lapsed_is_in_nobodys_hand(
     database: Database, make_study: Callable[..., Study], worker: WorkerInfo
 ) -> None:
-    with SignOfLife(database, worker, "widths"):
+    with WorkerHeartbeat(database, worker, "widths"):
         train(database, make_study(trials=1), worker, epochs=1)
         with database.writing() as connection:
             connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
         assert live_workers(database)[0].trials == ()
 
 
-def test_a_silent_worker_is_not_shown_and_forgotten_in_time(database: Database, worker: WorkerInfo) -> None:
+def test_a_worker_without_heartbeats_is_not_shown_and_forgotten_in_time(
+    database: Database, worker: WorkerInfo
+) -> None:
     def count(connection: Connection) -> int:
         return connection.execute(select(func.count()).select_from(workers)).scalar_one()
 
-    killed = SignOfLife(database, worker, "widths")
+    killed = WorkerHeartbeat(database, worker, "widths")
     killed.__enter__()
     with database.writing() as connection:
-        renewed = workers.c.renewed_at - KEPT_SECONDS - 1
+        renewed = workers.c.renewed_at - RETENTION_SECONDS - 1
         connection.execute(update(workers).values(lease_until=renewed, renewed_at=renewed))
     assert live_workers(database) == []
-    with SignOfLife(database, worker, "widths"), database.reading() as connection:
+    with WorkerHeartbeat(database, worker, "widths"), database.reading() as connection:
         assert count(connection) == 1
     killed.__exit__()
 
 
-def test_a_sign_of_life_is_renewed_also_after_the_database_was_away(
+def test_a_heartbeat_is_renewed_also_after_the_database_was_away(
     database: Database, worker: WorkerInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
@@ -98,7 +100,7 @@ def test_a_sign_of_life_is_renewed_also_after_the_database_was_away(
         raise DatabaseUnreachableError
         yield
 
-    with SignOfLife(database, worker, "widths", seconds=0.4) as sign:
+    with WorkerHeartbeat(database, worker, "widths", seconds=0.4) as sign:
         with monkeypatch.context() as patch:
             patch.setattr(database, "writing", away)
             time.sleep(0.6)

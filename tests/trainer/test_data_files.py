@@ -364,7 +364,7 @@ def test_how_much_of_a_truncated_file_is_there(tmp_path: Path) -> None:
     assert f"anew (truncated: {len(whole) - 100:,} of {len(whole):,} bytes)" in refused(path)
 
 
-def test_progress_is_told_by_groups(tmp_path: Path) -> None:
+def test_progress_is_reported_by_groups(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", {n: _some(n) for n in "abcd"})
     told: list[tuple[str, int, int]] = []
     read_dataset([path], progress=lambda *step: told.append(step))

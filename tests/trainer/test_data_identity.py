@@ -66,7 +66,7 @@ def test_isomers_are_told_apart_whatever_their_groups_are_called() -> None:
     assert rest == [one, other, one]
     assert one.startswith("C2H6O ")
     split = split_dataset(data, SplitConfig(by="molecule", fractions=(0.5, 0.5, 0.0)))
-    parts = split.parts.reshape(5, 3)[:, 0].tolist()
+    parts = split.labels.reshape(5, 3)[:, 0].tolist()
     assert parts[0] == parts[2] == parts[4] != parts[1] == parts[3]
 
 
@@ -96,7 +96,7 @@ def test_bonds_and_smiles_of_the_shipped_data_agree() -> None:
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the file of the ANI-1 release is not here")
-def test_two_releases_of_one_molecule_are_in_one_part() -> None:
+def test_two_releases_of_one_molecule_are_in_one_subset() -> None:
     real = read_dataset([REAL]).molecules
     older = [
         Molecule(

@@ -148,7 +148,7 @@ def test_too_little_memory_of_the_host_is_another_thing(error: Exception) -> Non
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=str)
-def test_a_fault_of_the_device_is_told_with_the_card(
+def test_a_fault_of_the_device_is_reported_with_the_card(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")

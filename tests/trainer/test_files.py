@@ -55,7 +55,7 @@ def test_a_block_that_raises_changes_nothing(error: type[BaseException], path: P
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_is_told_in_a_line_and_changes_nothing(path: Path) -> None:
+def test_a_full_disk_is_reported_in_a_line_and_changes_nothing(path: Path) -> None:
     with full_disk(free=3), pytest.raises(OutputError) as caught:
         write_by_rename(path, b"more than there is room for")
     said = str(caught.value)
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_in_a_line_and_changes_nothing(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_read_only_folder_is_told() -> None:
+def test_a_read_only_folder_is_reported() -> None:
     with pytest.raises(OutputError, match=r"^/proc/anitune/x: cannot be written"):  # not even by root
         write_by_rename(Path("/proc/anitune/x"), b"content")
 

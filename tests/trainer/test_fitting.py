@@ -20,7 +20,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import mean_absolute_error
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.batches import AtomBatch
-from trainer.features.parts import Load, PartFeatures
+from trainer.features.micro_batches import Load, SubsetFeatures
 from trainer.features.source import FeatureSource
 from trainer.features.static_batches import DeviceFeatures
 from trainer.fitting import loop, pack
@@ -35,7 +35,7 @@ from trainer.fitting.checkpoints import (
 from trainer.fitting.devices import memory_errors_explained
 from trainer.fitting.loop import FitResult, fit
 from trainer.fitting.optimizers import make_optimizer
-from trainer.fitting.randomness import data_order, dropout_seed, first_order
+from trainer.fitting.randomness import data_permutation, dropout_seed, first_permutation
 from trainer.fitting.training import training_identity
 from trainer.networks.files import save_model
 from trainer.reporting import EpochRecord, SilentReporter
@@ -169,35 +169,37 @@ class WatchedFeatures:
         self.length = source.length
         self.structures: list[int] = []
 
-    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
-        part = self._source.part(structures, dtype, batch_size)
-        return WatchedPart(part, structures, self.structures)
+    def subset(
+        self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
+    ) -> SubsetFeatures:
+        subset = self._source.subset(structures, dtype, batch_size)
+        return WatchedSubset(subset, structures, self.structures)
 
-    def device_part(
+    def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
         raise AssertionError("a training on the CPU")
 
 
-class WatchedPart:
-    def __init__(self, part: PartFeatures, structures: npt.NDArray[np.int64], seen: list[int]) -> None:
-        self._part = part
+class WatchedSubset:
+    def __init__(self, subset: SubsetFeatures, structures: npt.NDArray[np.int64], seen: list[int]) -> None:
+        self._subset = subset
         self._structures = structures
         self._seen = seen
 
     def steps(self, order: torch.Tensor, batch_size: int) -> Iterator[list[Load]]:
-        for pieces in self._part.steps(order, batch_size):
-            yield [partial(self._load, piece) for piece in pieces]
+        for micro_batches in self._subset.steps(order, batch_size):
+            yield [partial(self._load, load) for load in micro_batches]
 
-    def _load(self, piece: Load) -> AtomBatch:
-        batch = piece()
+    def _load(self, load: Load) -> AtomBatch:
+        batch = load()
         self._seen += self._structures[batch.positions.numpy()].tolist()
         return batch
 
 
-def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_path: Path) -> None:
+def test_the_test_set_is_not_touched(task: Task, undisturbed: FitResult, tmp_path: Path) -> None:
     features = WatchedFeatures(task.features)
-    spoilt = np.where(task.split.parts == TEST, np.nan, task.energies)
+    spoilt = np.where(task.split.labels == TEST, np.nan, task.energies)
     result = fit(
         dataclasses.replace(task, features=features, energies=spoilt), CONFIG, tmp_path, SilentReporter()
     )
@@ -205,7 +207,7 @@ def test_the_test_part_is_not_touched(task: Task, undisturbed: FitResult, tmp_pa
     assert set(features.structures) == {*task.split.train.tolist(), *task.split.validation.tolist()}
 
 
-def test_every_epoch_goes_through_the_training_part_once_in_an_order_of_its_own(
+def test_every_epoch_goes_through_the_training_set_once_in_a_permutation_of_its_own(
     task: Task, tmp_path: Path
 ) -> None:
     features = WatchedFeatures(task.features)
@@ -219,7 +221,7 @@ def test_every_epoch_goes_through_the_training_part_once_in_an_order_of_its_own(
 
 def test_every_epoch_drops_other_neurons(task: Task, tmp_path: Path) -> None:
     # A single structure and so small a rate that nothing else changes the loss of an epoch.
-    parts = task.split.parts.copy()
+    parts = task.split.labels.copy()
     parts[task.split.train[1:]] = TEST
     config = TrainConfig(hidden=(16,), dropout=0.3, learning_rate=1e-12, epochs=4, device="cpu")
     result = fit(dataclasses.replace(task, split=Split(parts)), config, tmp_path, SilentReporter())
@@ -227,14 +229,14 @@ def test_every_epoch_drops_other_neurons(task: Task, tmp_path: Path) -> None:
     assert all(later > earlier * 1.0001 for earlier, later in itertools.pairwise(losses))
 
 
-def test_each_epoch_has_an_order_of_its_own_that_seeds_and_epoch_decide() -> None:
-    numbers = [first_order(seed) + epoch for seed in (0, 1) for epoch in (0, 1, 2)]
-    orders = {number: data_order(1000, 7, number) for number in numbers}
-    for order in orders.values():
+def test_each_epoch_has_a_permutation_of_its_own_that_seeds_and_epoch_decide() -> None:
+    numbers = [first_permutation(seed) + epoch for seed in (0, 1) for epoch in (0, 1, 2)]
+    permutations = {number: data_permutation(1000, 7, number) for number in numbers}
+    for order in permutations.values():
         assert sorted(order) == list(range(1000))
-    assert len({order.tobytes() for order in orders.values()}) == 6
-    assert np.array_equal(data_order(1000, 7, numbers[4]), orders[numbers[4]])
-    assert not np.array_equal(data_order(1000, 8, numbers[4]), orders[numbers[4]])
+    assert len({order.tobytes() for order in permutations.values()}) == 6
+    assert np.array_equal(data_permutation(1000, 7, numbers[4]), permutations[numbers[4]])
+    assert not np.array_equal(data_permutation(1000, 8, numbers[4]), permutations[numbers[4]])
     assert len({dropout_seed(seed, epoch) for seed in (0, 1) for epoch in (1, 2, 3)}) == 6
 
 
@@ -271,7 +273,7 @@ def test_patience_ends_a_training_that_gets_no_better(task: Task, tmp_path: Path
     assert len(result.history) == result.best.epoch + 4 < 200
 
 
-def test_a_batch_may_be_larger_than_the_training_part(task: Task, tmp_path: Path) -> None:
+def test_a_batch_may_be_larger_than_the_training_set(task: Task, tmp_path: Path) -> None:
     config = TrainConfig(hidden=(8,), batch_size=8192, epochs=2, device="cpu")
     assert len(fit(task, config, tmp_path, SilentReporter()).history) == 2
 

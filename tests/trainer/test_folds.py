@@ -45,17 +45,17 @@ def all_folds(data: Dataset, split: Split, by: str, folds: int, seed: int = 0) -
     folds=st.integers(2, 4),
     seed=st.integers(0, 99),
 )
-def test_the_test_part_is_in_no_fold_and_all_else_validates_once(
+def test_the_test_set_is_in_no_fold_and_all_else_validates_once(
     structures: list[int], by: str, split_by: str, folds: int, seed: int
 ) -> None:
     data = dataset(structures)
     split = split_dataset(data, load_config(SplitConfig, {"by": split_by, "seed": seed}, "test"))
-    parts = [fold.parts for fold in all_folds(data, split, by, folds, seed)]
+    parts = [fold.labels for fold in all_folds(data, split, by, folds, seed)]
     for fold in parts:
-        assert np.array_equal(fold == TEST, split.parts == TEST)
+        assert np.array_equal(fold == TEST, split.labels == TEST)
         assert (fold == TRAINING).any()
     validated = np.sum([fold == VALIDATION for fold in parts], axis=0)
-    assert np.array_equal(validated, (split.parts != TEST).astype(int))
+    assert np.array_equal(validated, (split.labels != TEST).astype(int))
 
 
 @given(structures=st.lists(st.integers(2, 9), min_size=6, max_size=12), folds=st.integers(2, 4))

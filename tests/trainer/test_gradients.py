@@ -25,7 +25,7 @@ def make_model(task: Task, **settings: object) -> ElementNetworks:
 
 def batches(task: Task, batch_size: int) -> Iterator[AtomBatch]:
     """Of all structures: a batch in one piece if it is small, else in a piece for each element set."""
-    part = task.features.part(np.arange(task.dataset.structures), torch.float64, batch_size)
+    part = task.features.subset(np.arange(task.dataset.structures), torch.float64, batch_size)
     order = torch.randperm(task.dataset.structures, generator=torch.Generator().manual_seed(1))
     for pieces in part.steps(order, batch_size):
         yield from (load() for load in pieces)

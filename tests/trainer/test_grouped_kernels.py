@@ -49,7 +49,7 @@ TYPES = {
     "features": "i32",
     "networks": "i32",
     "rows": "*i32",
-    **dict.fromkeys(("noise", "slopes", "energies", "parts", "source"), "*fp32"),
+    **dict.fromkeys(("noise", "grad_outputs", "energies", "partials", "source"), "*fp32"),
 }
 GATHERED = {"GATHER": True, "DROPS": True, "ALIGNED": True}
 STREAMED = {"GATHER": False, "DROPS": False, "ALIGNED": False}
@@ -83,10 +83,10 @@ def test_kernels_compile_for_real_gpus(
         ("atomic_energies", {}),
         ("output_gradient", {}),
         ("input_gradient", {}),
-        ("weight_gradient_parts", {"DEEP": variant is GATHERED}),
-        ("sum_parts", {}),
+        ("weight_gradient_partials", {"DEEP": variant is GATHERED}),
+        ("sum_partials", {}),
     ):
-        if precision == "tf32" and operator in ("atomic_energies", "output_gradient", "sum_parts"):
+        if precision == "tf32" and operator in ("atomic_energies", "output_gradient", "sum_partials"):
             continue  # the same as in float32
         shared, stack = compile_kernel(operator, types, {**variant, **choices}, precision, batch, capability)
         # What all GPUs of the generation have; the limit of an A100 is higher, but not that of its siblings.
@@ -110,7 +110,7 @@ def compile_kernel(
     from trainer.fitting import grouped_kernels
 
     kernel = getattr(
-        grouped_kernels, f"{operator.replace('weight_gradient_parts', 'weight_gradient')}_kernel"
+        grouped_kernels, f"{operator.replace('weight_gradient_partials', 'weight_gradient')}_kernel"
     )
     size = tiles(operator, precision, batch)
     constants = {

@@ -56,8 +56,8 @@ class Case:
         is_atom = torch.cat([torch.arange(c) < n for c, n in zip(capacities, atoms, strict=True)])
         drawn = torch.randint(50, (len(is_atom),), generator=random)
         self.rows = torch.where(is_atom, drawn, 50).int()
-        slopes = torch.randn((len(is_atom), len(self.models)), generator=random, dtype=dtype)
-        self.slopes = slopes * is_atom[:, None]
+        grad_outputs = torch.randn((len(is_atom), len(self.models)), generator=random, dtype=dtype)
+        self.grad_outputs = grad_outputs * is_atom[:, None]
         self.networks = GroupedNetworks(
             self.models, self.vectors, capacities, self.models[0].config.precision, training=True
         )
@@ -67,7 +67,7 @@ class Case:
     def run(self, streamed: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         source, rows = (self.source[self.rows.long()], None) if streamed else (self.source, self.rows)
         energies = self.networks.forward(source, rows)
-        self.networks.backward(source, rows, self.slopes)
+        self.networks.backward(source, rows, self.grad_outputs)
         return energies, self.networks.gradients
 
     def expected(self, k: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class Case:
                 x = FUNCTIONS[model.config.activation](x)
             energies.append(x)
         together = torch.cat(energies).squeeze(1)
-        gradients = torch.autograd.grad((together * self.slopes[:, k]).sum(), list(model.parameters()))
+        gradients = torch.autograd.grad((together * self.grad_outputs[:, k]).sum(), list(model.parameters()))
         return together.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -124,7 +124,7 @@ def test_sums_over_several_splits() -> None:
     assert [job.splits for job in case.networks._plan.sums] == [3, 2] * 4
     check(case)
     before = [gradient.clone() for gradient in case.networks.gradients]
-    case.slopes *= 2
+    case.grad_outputs *= 2
     check(case)
     for gradient, other in zip(case.networks.gradients, before, strict=True):
         assert not torch.equal(gradient, other)
@@ -143,7 +143,7 @@ def test_a_network_does_not_depend_on_the_others(precision: Precision) -> None:
         alone = Case([some], precision, capacities=(640, 64, 64), atoms=(600, 40, 60))
         for generator in alone.networks.generators:
             generator.manual_seed(1)
-        alone.slopes = together.slopes[:, k : k + 1]
+        alone.grad_outputs = together.grad_outputs[:, k : k + 1]
         own_energies, own_gradients = alone.run()
         assert torch.equal(energies[:, k], own_energies[:, 0])
         assert torch.equal(gradients[k], own_gradients[0])

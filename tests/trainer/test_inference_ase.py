@@ -68,7 +68,7 @@ def test_energies_are_those_of_the_ensemble(ensemble: Ensemble, methanol: Atoms)
     assert results["novelty"] == pytest.approx(predictions.novelty[0], abs=0.02)
 
 
-def test_forces_are_the_slope_of_the_energy(methanol: Atoms) -> None:
+def test_forces_are_the_negative_gradient_of_the_energy(methanol: Atoms) -> None:
     forces = methanol.get_forces()
     step, numerical = 1e-4, np.empty_like(forces)
     for index in np.ndindex(*forces.shape):

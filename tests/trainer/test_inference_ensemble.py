@@ -47,7 +47,7 @@ def ensemble(task: Task) -> Ensemble:
 def test_energies_are_those_of_the_training_code_and_the_self_energies(task: Task) -> None:
     chosen = np.array([119, 0, 60, 1, 90])  # of all molecules, mixed
     saved = member(task)
-    learned = predict(saved.model, task.features.part(chosen, *_dtype(saved), 8), 5, Threads(1))
+    learned = predict(saved.model, task.features.subset(chosen, *_dtype(saved), 8), 5, Threads(1))
     shifts = task.dataset.energies()[chosen] - task.energies[chosen]
     predictions = Ensemble([saved]).predict(structures_of(task, chosen))
     np.testing.assert_allclose(predictions.energies, learned.double().numpy() + shifts, rtol=0, atol=2e-7)
@@ -81,7 +81,7 @@ def test_neither_order_of_atoms_nor_place_nor_company_matters(task: Task, ensemb
     alone = ensemble.predict([structure])
     both = ensemble.predict([backwards, *structures_of(task, np.arange(40)), structure])
     np.testing.assert_allclose(both.energies[[0, -1]], alone.energies[0], rtol=0, atol=5e-7)
-    assert both.strangest[0] == len(structure.symbols) - 1 - both.strangest[-1]
+    assert both.largest_novelty_atom[0] == len(structure.symbols) - 1 - both.largest_novelty_atom[-1]
 
 
 def test_a_large_molecule_has_the_energy_of_its_parts(task: Task) -> None:
@@ -142,10 +142,10 @@ def test_environments_unlike_the_training_data_are_far(task: Task, ensemble: Ens
     away = ensemble.predict([Structure(water.symbols, stretched), dimer, water])
     assert away.far.tolist() == [True, True, False]
     assert away.novelty[:2].min() > test.novelty.max()
-    assert away.strangest[0] in (0, 1)
+    assert away.largest_novelty_atom[0] in (0, 1)
 
 
-def test_the_validation_part_is_not_far(task: Task, ensemble: Ensemble) -> None:
+def test_the_validation_set_is_not_far(task: Task, ensemble: Ensemble) -> None:
     assert not ensemble.predict(structures_of(task, task.split.validation)).far.any()
     assert not ensemble.predict(structures_of(task, task.split.train)).far.any()
 

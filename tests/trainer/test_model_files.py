@@ -69,7 +69,7 @@ def test_the_same_model_gives_the_same_bytes(model_file: Path, tmp_path: Path) -
     assert (tmp_path / "again").read_bytes() == model_file.read_bytes()
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"model.safetensors: cannot be written"):
         save_model(tmp_path / "file" / "model.safetensors", networks(), AEV, SELF_ENERGIES)
@@ -129,7 +129,7 @@ def test_a_truncated_file_is_refused(model_file: Path) -> None:
         load_model(model_file)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"nowhere: cannot be read: No such file"):
         load_model(tmp_path / "nowhere")
 

@@ -100,7 +100,7 @@ def test_many_structures_are_drawn_as_a_density_that_counts_each() -> None:
     assert axes.collections[0].get_array().sum() == POINTS + 1
 
 
-def test_histogram_counts_outliers_in_words() -> None:
+def test_histogram_names_the_number_of_outliers() -> None:
     evaluation = make_evaluation(1000)
     evaluation.predicted[0] = evaluation.target[0] + 500
     (axes,) = errors_figure(evaluation).axes

@@ -132,9 +132,9 @@ def test_the_plan_of_the_shipped_sample() -> None:
     assert sum(plan.structures) >= 5000
 
 
-def test_the_pieces_hold_every_structure_once() -> None:
+def test_the_micro_batches_hold_every_structure_once() -> None:
     plan = sample_plan({1: 23, 2: 10}, 0)
-    found = [(molecule, i) for molecule, first, end in plan.pieces() for i in range(first, end)]
+    found = [(molecule, i) for molecule, first, end in plan.tasks() for i in range(first, end)]
     assert sorted(found) == [(m, i) for m, count in enumerate(plan.structures) for i in range(count)]
 
 

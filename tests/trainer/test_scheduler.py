@@ -36,11 +36,11 @@ def losses(history: tuple[EpochRecord, ...]) -> list[tuple[float, float, float]]
     return [(record.train_loss, record.val_loss, record.learning_rate) for record in history]
 
 
-def alone(task: Task, config: TrainConfig, orders: list[int]) -> tuple[EpochRecord, ...]:
+def alone(task: Task, config: TrainConfig, permutations: list[int]) -> tuple[EpochRecord, ...]:
     """The history of a training by itself in recorded orders of the data."""
     training = Training(task, config, None)
     pack = Pack([training])
-    for order in orders:
+    for order in permutations:
         assert pack.train_epoch(order) == (None,)
     return training.history
 
@@ -69,14 +69,14 @@ def test_trainings_share_epochs_and_keep_what_is_their_own(task: Task, tmp_path:
     assert len(set.union(*together)) < sum(map(len, together)) - 5
     for config, result in zip(configs, results, strict=True):
         assert [record.epoch for record in result.history] == list(range(1, config.epochs + 1))
-        orders = [record.order for record in result.history]
-        assert losses(result.history) == losses(alone(task, config, orders))
+        permutations = [record.order for record in result.history]
+        assert losses(result.history) == losses(alone(task, config, permutations))
 
 
-def test_a_training_alone_repeats_without_its_orders(task: Task, tmp_path: Path) -> None:
+def test_a_training_alone_is_reproduced_without_its_permutations(task: Task, tmp_path: Path) -> None:
     result = fit(task, CONFIG, tmp_path, SilentReporter())
-    orders = [record.order for record in result.history]
-    assert losses(result.history) == losses(alone(task, CONFIG, orders))
+    permutations = [record.order for record in result.history]
+    assert losses(result.history) == losses(alone(task, CONFIG, permutations))
 
 
 def test_other_batches_are_not_waited_for(task: Task, tmp_path: Path) -> None:

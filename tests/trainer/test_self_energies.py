@@ -69,7 +69,7 @@ def test_it_is_the_least_squares_solution_over_structures() -> None:
 
 
 @given(st.integers(0, 1000), st.sampled_from(["structure", "molecule"]), st.floats(-1e6, 1e6))
-def test_no_energy_outside_the_training_part_is_looked_at(seed: int, by: str, value: float) -> None:
+def test_no_energy_outside_the_training_set_is_looked_at(seed: int, by: str, value: float) -> None:
     data = noisy(0)
     split = split_dataset(data, SplitConfig(by=by, fractions=(0.6, 0.2, 0.2), seed=seed))
     try:
@@ -99,7 +99,7 @@ def test_one_molecule_has_the_solution_of_minimum_norm() -> None:
     np.testing.assert_allclose(subtract(data, fitted), [0.1, -0.1], atol=1e-12)
 
 
-def test_an_element_outside_the_training_part_only() -> None:
+def test_an_element_outside_the_training_set_only() -> None:
     data = Dataset((molecule("OHH", [-76.0] * 3), molecule("NHHH", [-56.0] * 2)))
     split = Split(np.array([0, 0, 1, 1, 2], dtype=np.uint8))
     with pytest.raises(

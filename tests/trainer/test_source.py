@@ -13,7 +13,7 @@ from trainer.config import AEVConfig, FeatureConfig, Precision, TrainConfig
 from trainer.data.dataset import Dataset, Molecule
 from trainer.data.readers import read_dataset
 from trainer.errors import DataError
-from trainer.features import parts as parts_module
+from trainer.features import micro_batches
 from trainer.features import source as source_module
 from trainer.features.aev import AEVComputer
 from trainer.features.batches import AtomBatch
@@ -60,7 +60,7 @@ def pieces(
     dtype: torch.dtype = torch.float32,
 ) -> list[list[AtomBatch]]:
     """The batches, each as its pieces."""
-    part = opened.part(structures, dtype, batch_size)
+    part = opened.subset(structures, dtype, batch_size)
     return [[load() for load in step] for step in part.steps(torch.from_numpy(order), batch_size)]
 
 
@@ -120,8 +120,8 @@ def test_every_structure_is_in_its_batch_once(
     dataset: Dataset, root: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several calls to lay out small batches, and several pieces of a composition.
-    monkeypatch.setattr(parts_module, "LAID_OUT", 40)
-    monkeypatch.setattr(parts_module, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(micro_batches, "LAID_OUT", 40)
+    monkeypatch.setattr(micro_batches, "MICRO_BATCH_BYTES", 10_000)
     structures = np.arange(0, dataset.structures)
     order = np.random.default_rng(0).permutation(len(structures))
     found = pieces(open_features(dataset, FeatureConfig(), root, no_progress), structures, order, batch_size)
@@ -145,13 +145,13 @@ def test_precision_is_that_of_the_training(dataset: Dataset, root: Path, batch_s
             assert torch.equal(aevs, rounded.double())
 
 
-def test_trainings_on_the_same_part_share_its_memory(dataset: Dataset, root: Path) -> None:
+def test_trainings_on_the_same_subset_share_its_memory(dataset: Dataset, root: Path) -> None:
     opened = open_features(dataset, FeatureConfig(), root, no_progress)
     some = np.arange(50)
-    part = opened.part(some, torch.float32, 16)
-    assert opened.part(some.copy(), torch.float32, 32) is part
-    assert opened.part(some + 1, torch.float32, 16) is not part
-    assert opened.part(some, torch.float64, 16) is not part
+    part = opened.subset(some, torch.float32, 16)
+    assert opened.subset(some.copy(), torch.float32, 32) is part
+    assert opened.subset(some + 1, torch.float32, 16) is not part
+    assert opened.subset(some, torch.float64, 16) is not part
 
 
 def test_an_element_without_features_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_energies_do_not_depend_on_how_structures_are_grouped(
     precision: Precision,
 ) -> None:
     monkeypatch.setattr(source_module, "ALONE_FROM", alone_from)
-    monkeypatch.setattr(parts_module, "PIECE_BYTES", 40_000)
+    monkeypatch.setattr(micro_batches, "MICRO_BATCH_BYTES", 40_000)
     random = np.random.default_rng(1)
     molecules = tuple(
         Molecule(
@@ -227,10 +227,10 @@ def test_energies_do_not_depend_on_how_structures_are_grouped(
     assert energies[0].unique().numel() > 6 * len(MANY)
 
 
-def test_a_large_batch_of_rounded_features_is_worked_on_in_pieces(
+def test_a_large_batch_of_rounded_features_is_worked_on_in_micro_batches(
     dataset: Dataset, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts_module, "WHOLE", 30)
+    monkeypatch.setattr(micro_batches, "WHOLE", 30)
     opened = open_features(dataset, FeatureConfig(), root, no_progress)
     order = np.random.default_rng(0).permutation(dataset.structures)
     batches = pieces(opened, np.arange(len(order)), order, 70, torch.bfloat16)

@@ -40,7 +40,7 @@ def parts(split: Split) -> list[set[int]]:
 
 
 @given(sizes, ways, fractions, seeds, st.sampled_from([None, 2, 5]))
-def test_parts_are_disjoint_complete_and_not_empty(
+def test_subsets_are_disjoint_complete_and_not_empty(
     sizes: list[int], by: str, fractions: tuple[float, float, float], seed: int, folds: int | None
 ) -> None:
     data = dataset(*sizes)
@@ -64,7 +64,7 @@ def test_sizes_by_structure_are_the_fractions(
 
 
 @given(sizes, fractions, seeds, st.sampled_from([None, 3]))
-def test_by_molecule_no_molecule_is_in_two_parts(
+def test_by_molecule_no_molecule_is_in_two_subsets(
     sizes: list[int], fractions: tuple[float, float, float], seed: int, folds: int | None
 ) -> None:
     data = dataset(*sizes)
@@ -88,7 +88,7 @@ def test_groups_of_one_molecule_stay_together(labels: list[str], with_smiles: bo
         Dataset(tuple(groups), told_apart_by="names"), SplitConfig(by="molecule", seed=seed)
     )
     of_label: dict[str, set[int]] = {}
-    for label, values in zip(labels, split.parts.reshape(-1, 3), strict=True):
+    for label, values in zip(labels, split.labels.reshape(-1, 3), strict=True):
         of_label.setdefault(label, set()).update(values.tolist())
     assert all(len(values) == 1 for values in of_label.values())
 
@@ -115,9 +115,7 @@ def test_every_structure_validates_once_over_the_folds(
 
 
 @given(sizes, ways, seeds)
-def test_one_fixed_validation_part_and_folds_share_the_test_part(
-    sizes: list[int], by: str, seed: int
-) -> None:
+def test_one_fixed_validation_set_and_folds_share_the_test_set(sizes: list[int], by: str, seed: int) -> None:
     data = dataset(*sizes)
     fixed = split_dataset(data, SplitConfig(by=by, seed=seed))
     fold = split_dataset(data, SplitConfig(by=by, seed=seed, folds=3))
@@ -130,7 +128,7 @@ def test_the_seed_decides(by: str, seed: int) -> None:
     one = split_dataset(data, SplitConfig(by=by, seed=seed))
     again = split_dataset(data, SplitConfig(by=by, seed=seed))
     other = split_dataset(data, SplitConfig(by=by, seed=(seed + 1) % 2**32))
-    np.testing.assert_array_equal(one.parts, again.parts)
+    np.testing.assert_array_equal(one.labels, again.labels)
     assert one.fingerprint == again.fingerprint
     assert one.fingerprint != other.fingerprint
 
@@ -138,7 +136,7 @@ def test_the_seed_decides(by: str, seed: int) -> None:
 def test_a_seed_means_the_same_split_for_ever() -> None:
     """A study that goes on with another version of NumPy must not meet another split."""
     split = split_dataset(dataset(10), SplitConfig(fractions=(0.6, 0.2, 0.2), seed=7))
-    assert split.parts.tolist() == [0, 0, 0, 2, 1, 0, 2, 0, 0, 1]
+    assert split.labels.tolist() == [0, 0, 0, 2, 1, 0, 2, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -152,12 +150,12 @@ def test_a_seed_means_the_same_split_for_ever() -> None:
         ((100, 100, 100), SplitConfig(by="molecule", folds=3), "3 folds"),
     ],
 )
-def test_too_little_data_for_the_parts(sizes: tuple[int, ...], config: SplitConfig, what: str) -> None:
+def test_too_little_data_for_the_subsets(sizes: tuple[int, ...], config: SplitConfig, what: str) -> None:
     with pytest.raises(DataError, match="too few") as caught:
         split_dataset(dataset(*sizes), config)
     assert what in str(caught.value)
 
 
-def test_three_structures_are_enough_for_three_parts() -> None:
+def test_three_structures_are_enough_for_three_subsets() -> None:
     split = split_dataset(dataset(3), SplitConfig())
     assert [len(p) for p in parts(split)] == [1, 1, 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.features import static_batches
 from trainer.features.batches import AtomBatch
-from trainer.features.device_table import DeviceTable, StoredPart
+from trainer.features.device_table import DeviceTable, StoredSubset
 from trainer.features.source import StoredFeatures
 from trainer.features.static_batches import BatchShape, DeviceLayouts
 from trainer.task import Task
@@ -23,17 +23,17 @@ def structures(task: Task) -> np.ndarray:
     return np.random.default_rng(2).permutation(task.dataset.structures)[:100]
 
 
-def stored_part(task: Task) -> StoredPart:
+def stored_subset(task: Task) -> StoredSubset:
     assert isinstance(task.features, StoredFeatures)
-    return task.features.stored_part(structures(task))
+    return task.features.stored_subset(structures(task))
 
 
 def plain_batch(task: Task, positions: Tensor) -> AtomBatch:
-    ((load,),) = task.features.part(structures(task), torch.float64, 1).steps(positions, len(positions))
+    ((load,),) = task.features.subset(structures(task), torch.float64, 1).steps(positions, len(positions))
     return load()
 
 
-def orders(count: int, size: int, seed: int) -> Tensor:
+def batch_positions(count: int, size: int, seed: int) -> Tensor:
     """Batches of structures from the 100 of the subset, the last of which has padding."""
     random = torch.Generator().manual_seed(seed)
     positions = torch.randperm(100, generator=random)[: count * size - size // 3]
@@ -54,8 +54,8 @@ def lay_out(layouts: DeviceLayouts, some: Tensor, capacities: tuple[int, ...]) -
 def test_a_batch_has_the_atoms_of_its_structures_and_padding(
     task: Task, at_once: int, size: int, seed: int
 ) -> None:
-    features = DeviceTable(stored_part(task), CPU, torch.float64)
-    layouts, some = features.layouts, orders(3, size, seed)
+    features = DeviceTable(stored_subset(task), CPU, torch.float64)
+    layouts, some = features.layouts, batch_positions(3, size, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(static_batches, "LAID_OUT", at_once)
         shape, found = lay_out(layouts, some, layouts.capacities(size, sure=True))
@@ -85,7 +85,7 @@ def test_a_batch_has_the_atoms_of_its_structures_and_padding(
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_no_batch_has_more_atoms_than_the_sure_capacities(task: Task, size: int) -> None:
-    part = stored_part(task)
+    part = stored_subset(task)
     layouts = DeviceTable(part, CPU, torch.float32).layouts
     sure, usual = layouts.capacities(size, sure=True), layouts.capacities(size, sure=False)
     assert all(few <= most for few, most in zip(usual, sure, strict=True))
@@ -97,9 +97,9 @@ def test_no_batch_has_more_atoms_than_the_sure_capacities(task: Task, size: int)
 
 
 def test_batches_that_exceed_the_capacities_are_seen(task: Task) -> None:
-    part = stored_part(task)
+    part = stored_subset(task)
     layouts = DeviceTable(part, CPU, torch.float32).layouts
-    some = orders(3, 20, 0)
+    some = batch_positions(3, 20, 0)
     counts = [part.counts[part.molecule[batch[batch < 100].numpy()]].sum(0) for batch in some]
     most = np.max(counts, axis=0)
     assert layouts.fit(some, most.tolist())

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import AEVConfig, DataConfig, FeatureConfig, SplitConfig, TrainConfig
-from trainer.data.stoichiometry import balances, broken, in_words
+from trainer.data.stoichiometry import balance_text, balances, broken
 from trainer.errors import DataError
 from trainer.features.aev import aev_length
 from trainer.inference.ensemble import Ensemble
@@ -37,9 +37,9 @@ def test_what_compositions_determine() -> None:
     assert balances(alkanes, ["H", "C"]) == ()
     hydrates = [{"C": n, "H": 2 * n, "O": n} for n in (3, 5, 6)]
     assert len(balances(hydrates, ["H", "C", "O"])) == 2
-    assert in_words({"H": 1, "O": -2}) == "H = 2 O"
-    assert in_words({"H": 3, "C": -2, "O": -1}) == "3 H = 2 C + O"
-    assert in_words({"F": 1}) == "F = 0"
+    assert balance_text({"H": 1, "O": -2}) == "H = 2 O"
+    assert balance_text({"H": 3, "C": -2, "O": -1}) == "3 H = 2 C + O"
+    assert balance_text({"F": 1}) == "F = 0"
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=1, max_size=6), st.data())

@@ -10,9 +10,9 @@ from filelock import FileLock
 
 from trainer.config import AEVConfig, FeatureConfig, dump_config
 from trainer.data.readers import read_dataset
+from trainer.features.aev_store import MANIFEST
 from trainer.features.source import open_features
 from trainer.features.stores import YOUNG, UnneededStore, remove_store, unneeded_stores
-from trainer.features.tables import MANIFEST
 from trainer.fingerprints import digest_of
 from trainer.progress import no_progress
 

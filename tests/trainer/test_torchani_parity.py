@@ -56,7 +56,7 @@ def test_energies_of_every_structure_of_the_sample_are_those_of_torchani(
     for layers in model.networks.values():
         # Untrained energies differ by little: make them differ as much as those of real structures.
         list(layers.children())[-1].weight.mul_(3)
-    part = features.part(np.arange(dataset.structures), torch.float32, batch_size)
+    part = features.subset(np.arange(dataset.structures), torch.float32, batch_size)
     ours = predict(model, part, dataset.structures, Threads(2)) * HARTREE_TO_KCALMOL
     theirs = []
     for structures in np.array_split(np.arange(dataset.structures), 21):
@@ -82,7 +82,7 @@ def test_every_network_can_be_given_to_torchani(
     features = ComputedFeatures(dataset, CONFIG)
     model = ElementNetworks(config, features.elements, features.length).eval()
     structures = np.array([5, 50, 100])
-    ours = predict(model, features.part(structures, torch.float64, 3), 3, Threads(1))
+    ours = predict(model, features.subset(structures, torch.float64, 3), 3, Threads(1))
     # The AEVs are rounded to float32 on our side only.
     torch.testing.assert_close(ours, torchani_energies(model, dataset, structures), rtol=1e-6, atol=1e-8)
 

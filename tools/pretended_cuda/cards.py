@@ -92,7 +92,7 @@ class Card:
         }
 
 
-class Mark:
+class Access:
     """Which operations last used some memory.
 
     Attributes
@@ -106,7 +106,7 @@ class Mark:
         self.read: dict[Any, int] = {}
 
 
-class Allocation(Mark):
+class Allocation(Access):
     """Memory on a card, as long as a tensor of the program lies in it."""
 
     def __init__(self, inner: Tensor, card: Card, pool: Pool | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tools.pretended_cuda import failures
-from tools.pretended_cuda.cards import CARDS, LOCK, Allocation, Mark, Pool, find_allocation
+from tools.pretended_cuda.cards import CARDS, LOCK, Access, Allocation, Pool, find_allocation
 from tools.pretended_cuda.failures import CudaCheckError, cuda_error
 from tools.pretended_cuda.streams import CAPTURES, NOT_PERMITTED, Queue, current_queue
 from tools.pretended_cuda.traffic import COUNTS, Counts
@@ -70,7 +70,7 @@ class GraphBase:
         self._own: dict[int, Tensor] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._queues: list[Queue] = []
-        self._marks: WeakKeyDictionary[Allocation, Mark] = WeakKeyDictionary()
+        self._accesses: WeakKeyDictionary[Allocation, Access] = WeakKeyDictionary()
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self._generators.append(generator)
@@ -100,9 +100,9 @@ class GraphBase:
         self._queues.append(queue)
         queue.graph = self
 
-    def mark(self, memory: Allocation) -> Mark:
+    def access(self, memory: Allocation) -> Access:
         """Which operations of the capture last used some memory."""
-        return self._marks.setdefault(memory, Mark())
+        return self._accesses.setdefault(memory, Access())
 
     def before(self, read: Iterable[Tensor], written: Iterable[Tensor]) -> None:
         """Note what an operation is about to use."""

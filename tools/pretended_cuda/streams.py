@@ -54,14 +54,14 @@ class Queue:
             self.work += 1
             # What is captured is not done yet: a graph has marks of its own.
             for memory in read:
-                mark = memory if self.graph is None else self.graph.mark(memory)
-                self._check(mark.written)
-                mark.read[self] = self.work
+                access = memory if self.graph is None else self.graph.access(memory)
+                self._check(access.written)
+                access.read[self] = self.work
             for memory in written:
-                mark = memory if self.graph is None else self.graph.mark(memory)
-                for other in (mark.written, *mark.read.items()):
+                access = memory if self.graph is None else self.graph.access(memory)
+                for other in (access.written, *access.read.items()):
                     self._check(other)
-                mark.written, mark.read = (self, self.work), {}
+                access.written, access.read = (self, self.work), {}
 
     def _check(self, other: tuple[Queue, int] | None) -> None:
         if other is not None and other[0] is not self and self.seen.get(other[0], 0) < other[1]:

@@ -172,10 +172,10 @@ def structures_of_group(
     shape = positions.shape
     if energies is None:
         values = np.zeros(len(positions) if positions.ndim == 3 else 0)
-        told = ""
+        described = ""
     else:
         raw = _numeric(group, energies)
-        told = f", '{energies}' {raw.shape}"
+        described = f", '{energies}' {raw.shape}"
         if raw.ndim == 0 or raw.size == max(raw.shape):  # a number, a row or a column
             raw = raw.ravel()
         values, resolution = raw.astype(np.float64) / units.energy, _resolution(raw) / units.energy
@@ -193,7 +193,7 @@ def structures_of_group(
         names = f"'{species}' {numbers.shape}" if numbers.ndim == 2 else f"{numbers.size} atoms"
         many = atoms if numbers.ndim < 2 else "atoms"
         raise DataError(
-            f"{group.where}: the shapes disagree: {names}, '{coordinates}' {shape}{told}; they must be "
+            f"{group.where}: the shapes disagree: {names}, '{coordinates}' {shape}{described}; they must be "
             f"(structures, {many}, 3)" + (" and (structures,)" if energies else "")
         )
     with np.errstate(over="ignore"):  # an infinite number is refused below

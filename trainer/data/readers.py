@@ -83,7 +83,7 @@ def read_dataset(
     if not len(found.second):
         refuse_equal_energies(readings)
         return Dataset(tuple(reading.molecule for reading in readings))
-    line = _told(found, readings)
+    line = _duplicates_line(found, readings)
     if data.duplicates == "refuse":
         raise DataError(
             f"{line}: give them once, or leave out the later ones with data.duplicates: drop "
@@ -231,7 +231,7 @@ def _unknown_layout(file: DataFile, energy: str | None) -> DataError:
     return DataError(f"{file.path}: no group holds a molecule in a known layout ({known})")
 
 
-def _told(found: Duplicates, readings: Sequence[Reading]) -> str:
+def _duplicates_line(found: Duplicates, readings: Sequence[Reading]) -> str:
     """How many structures are there twice, and two of them."""
     offsets = np.cumsum([0, *(reading.molecule.structures for reading in readings)])
 

@@ -33,7 +33,7 @@ from trainer.files import cannot_be_written, put_in_place, replacing, write_by_r
 from trainer.progress import Progress
 
 HIGH_ENERGY_KCALMOL = 275.0
-STRUCTURES_A_PIECE = 10
+STRUCTURES_PER_TASK = 10
 
 #: Closed-shell molecules of C, N and O (SMILES) by number of heavy atoms.
 MOLECULES: dict[int, tuple[str, ...]] = {
@@ -59,11 +59,11 @@ class SamplePlan:
     heavy_atoms: tuple[int, ...]
     seed: int
 
-    def pieces(self) -> Iterator[tuple[int, int, int]]:
+    def tasks(self) -> Iterator[tuple[int, int, int]]:
         """(molecule, first structure, end) of every piece, cheap molecules first."""
         for molecule, count in enumerate(self.structures):
-            for first in range(0, count, STRUCTURES_A_PIECE):
-                yield molecule, first, min(first + STRUCTURES_A_PIECE, count)
+            for first in range(0, count, STRUCTURES_PER_TASK):
+                yield molecule, first, min(first + STRUCTURES_PER_TASK, count)
 
 
 @dataclass(frozen=True)
@@ -142,20 +142,20 @@ def _generate(
     _claim_work_folder(work, plan, level)
 
     context = multiprocessing.get_context("spawn")
-    lifeline, held = context.Pipe(duplex=False)
+    parent_pipe, held = context.Pipe(duplex=False)
     with (
-        lifeline,
+        parent_pipe,
         held,
         _one_thread_a_process(),
-        ProcessPoolExecutor(workers, context, _live_on, (lifeline,)) as pool,
+        ProcessPoolExecutor(workers, context, _exit_with_parent, (parent_pipe,)) as pool,
     ):
         try:
             geometries = {
                 pool.submit(_prepare_molecule, work, i, smiles) for i, smiles in enumerate(plan.molecules)
             }
             _drain(geometries, "geometries", progress)
-            pieces = {pool.submit(_compute_piece, work, plan, *piece) for piece in plan.pieces()}
-            _drain(pieces, "energies", progress)
+            tasks = {pool.submit(_compute_task, work, plan, *task) for task in plan.tasks()}
+            _drain(tasks, "energies", progress)
         except BaseException as error:
             held.close()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -182,7 +182,7 @@ def _one_thread_a_process() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _live_on(lifeline: Connection) -> None:
+def _exit_with_parent(parent_pipe: Connection) -> None:
     """Make a worker end with the generator, however that ends: a pool's own workers would wait for ever.
 
     Nobody writes to the pipe. It is at its end when the generator has closed its side, or is gone.
@@ -191,7 +191,7 @@ def _live_on(lifeline: Connection) -> None:
 
     def watch() -> None:
         with contextlib.suppress(EOFError):
-            lifeline.recv_bytes()
+            parent_pipe.recv_bytes()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -249,7 +249,7 @@ def _prepare_molecule(work: Path, index: int, smiles: str) -> None:
     )
 
 
-def _compute_piece(work: Path, plan: SamplePlan, molecule: int, first: int, end: int) -> None:
+def _compute_task(work: Path, plan: SamplePlan, molecule: int, first: int, end: int) -> None:
     path = work / f"energies-{molecule}-{first}.npz"
     if path.exists():
         return
@@ -286,10 +286,10 @@ def _assemble(
     with h5py.File(content, "w") as file:
         for i, smiles in enumerate(plan.molecules):
             prepared = _arrays(work / f"molecule-{i}.npz")
-            pieces = [_arrays(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.pieces() if m == i]
-            coordinates = np.concatenate([p["coordinates"] for p in pieces])
-            energies = np.concatenate([p["energies"] for p in pieces])
-            temperatures = np.concatenate([p["temperatures"] for p in pieces])
+            tasks = [_arrays(work / f"energies-{m}-{a}.npz") for m, a, _ in plan.tasks() if m == i]
+            coordinates = np.concatenate([p["coordinates"] for p in tasks])
+            energies = np.concatenate([p["energies"] for p in tasks])
+            temperatures = np.concatenate([p["temperatures"] for p in tasks])
             converged = np.isfinite(energies)
             # A NaN compares false, so that an unconverged structure is in neither part.
             high = (energies - float(prepared["energy"])) * HARTREE_TO_KCALMOL > HIGH_ENERGY_KCALMOL

@@ -28,30 +28,30 @@ class Split:
 
     Attributes
     ----------
-    parts : (S,) uint8 array of TRAINING, VALIDATION or TEST
+    labels : (S,) uint8 array of TRAINING, VALIDATION or TEST
     """
 
-    parts: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
 
     @cached_property
     def train(self) -> npt.NDArray[np.int64]:
         """Indices of the training structures, ascending."""
-        return np.flatnonzero(self.parts == TRAINING)
+        return np.flatnonzero(self.labels == TRAINING)
 
     @cached_property
     def validation(self) -> npt.NDArray[np.int64]:
         """Indices of the validation structures, ascending."""
-        return np.flatnonzero(self.parts == VALIDATION)
+        return np.flatnonzero(self.labels == VALIDATION)
 
     @cached_property
     def test(self) -> npt.NDArray[np.int64]:
         """Indices of the test structures, ascending."""
-        return np.flatnonzero(self.parts == TEST)
+        return np.flatnonzero(self.labels == TEST)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the labels."""
-        return hashlib.sha256(self.parts.tobytes()).hexdigest()
+        return hashlib.sha256(self.labels.tobytes()).hexdigest()
 
 
 def split_dataset(dataset: Dataset, config: SplitConfig) -> Split:
@@ -81,7 +81,7 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
     DataError
         if there are too few structures or molecules for the folds.
     """
-    rest = np.flatnonzero(split.parts != TEST)
+    rest = np.flatnonzero(split.labels != TEST)
     owners = fold_units(dataset, split, config.by)
     units = np.unique(owners)
     if len(units) < config.folds:
@@ -89,15 +89,15 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
             f"{len(units)} {config.by}s are not in the test part: too few for {config.folds} folds"
         )
     order = units[_permutation(len(units), config.seed)]
-    parts = split.parts.copy()
-    parts[rest] = TRAINING
-    parts[rest[np.isin(owners, np.array_split(order, config.folds)[config.fold])]] = VALIDATION
-    return Split(parts)
+    labels = split.labels.copy()
+    labels[rest] = TRAINING
+    labels[rest[np.isin(owners, np.array_split(order, config.folds)[config.fold])]] = VALIDATION
+    return Split(labels)
 
 
 def fold_units(dataset: Dataset, split: Split, by: Literal["structure", "molecule"]) -> npt.NDArray[np.int64]:
     """What is kept whole in a fold: a number for each structure that is not in the test part, (n,)."""
-    rest = np.flatnonzero(split.parts != TEST)
+    rest = np.flatnonzero(split.labels != TEST)
     return rest if by == "structure" else _molecule_numbers(dataset)[dataset.molecule_of(rest)]
 
 

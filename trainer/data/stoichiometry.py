@@ -47,7 +47,7 @@ def broken(known: Iterable[Mapping[str, int]], composition: Mapping[str, int]) -
     return None
 
 
-def in_words(balance: Mapping[str, int]) -> str:
+def balance_text(balance: Mapping[str, int]) -> str:
     """A balance as an equation, as ``H = 2 O``; of a single element as ``no F``."""
 
     def side(sign: int) -> str:

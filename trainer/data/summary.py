@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.data.dataset import Dataset, Molecule
-from trainer.data.stoichiometry import balances, in_words
+from trainer.data.stoichiometry import balance_text, balances
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 
 
@@ -63,7 +63,8 @@ def summarize(dataset: Dataset) -> DatasetSummary:
         energy_max_hartree=max(float(m.energies.max()) for m in dataset.molecules),
         by_heavy_atoms=tuple(_of_heavy_atoms(heavy, by_heavy[heavy]) for heavy in sorted(by_heavy)),
         balances=tuple(
-            in_words(each) for each in balances((m.composition for m in dataset.molecules), dataset.elements)
+            balance_text(each)
+            for each in balances((m.composition for m in dataset.molecules), dataset.elements)
         ),
     )
 

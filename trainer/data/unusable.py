@@ -11,7 +11,7 @@ import numpy.typing as npt
 from trainer.config import DataConfig, Unusable
 from trainer.errors import DataError
 
-_WORDS: Final[Mapping[Unusable, tuple[str, str]]] = {
+_REASONS: Final[Mapping[Unusable, tuple[str, str]]] = {
     "without_energy": ("without an energy", "give each one"),
     "periodic": ("periodic", "the networks are of molecules"),
     "charged": ("charged", "the networks know nothing of a charge"),
@@ -48,7 +48,7 @@ def usable(
             continue
         if not wrong.any() or (kind in UNUSUAL and data.unusual == "keep"):
             continue
-        count, (word, why) = int(wrong.sum()), _WORDS[kind]
+        count, (word, why) = int(wrong.sum()), _REASONS[kind]
         keep = ", or use them with data.unusual: keep (--unusual keep)" if kind in UNUSUAL else ""
         raise DataError(
             f"{where}: {count:,} of {len(wrong):,} structures {'is' if count == 1 else 'are'} {word} (the "

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.parts import Load, PartFeatures
+from trainer.features.micro_batches import Load, SubsetFeatures
 from trainer.fitting.device_predictions import BATCH, DevicePredictions
 from trainer.fitting.threads import Threads
 from trainer.fitting.weights import FlatWeights
@@ -40,18 +40,20 @@ class Evaluation:
         return self.predicted - self.target
 
 
-def predict(model: ElementNetworks, part: PartFeatures, structures: int, threads: Threads) -> torch.Tensor:
+def predict(
+    model: ElementNetworks, subset: SubsetFeatures, structures: int, threads: Threads
+) -> torch.Tensor:
     """Energies of all structures of a part on the CPU, less self-energies, (structures,) hartree."""
     predicted = torch.empty(structures, dtype=next(model.parameters()).dtype)
 
     @torch.no_grad()
-    def work(thread: int, pieces: Sequence[Load]) -> None:
-        for load in pieces:
+    def work(thread: int, micro_batches: Sequence[Load]) -> None:
+        for load in micro_batches:
             batch = load()
             predicted[batch.positions] = model(batch)
 
-    for pieces in part.steps(torch.arange(structures), BATCH):
-        threads.map(work, pieces)
+    for micro_batches in subset.steps(torch.arange(structures), BATCH):
+        threads.map(work, micro_batches)
     return predicted
 
 
@@ -59,13 +61,13 @@ def evaluate(model: ElementNetworks, task: Task, structures: npt.NDArray[np.int6
     """Evaluate ``model`` on the structures with these global indices (n,)."""
     parameter = next(model.parameters())
     if parameter.is_cuda:
-        features = task.features.device_part(structures, parameter.device, parameter.dtype)
+        features = task.features.device_subset(structures, parameter.device, parameter.dtype)
         predicted = (
             DevicePredictions([model], [FlatWeights(model).vector.detach()], features).run().squeeze(1)
         )
     else:
-        part = task.features.part(structures, parameter.dtype, BATCH)
-        predicted = predict(model, part, len(structures), Threads(model.config.threads))
+        subset = task.features.subset(structures, parameter.dtype, BATCH)
+        predicted = predict(model, subset, len(structures), Threads(model.config.threads))
     owners = task.dataset.molecule_of(structures)
     element_sets = np.array([m.element_set for m in task.dataset.molecules])
     return Evaluation(

@@ -33,10 +33,10 @@ METRICS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
 }
 
 
-def measure(evaluation: Evaluation, part: str) -> dict[str, float]:
+def measure(evaluation: Evaluation, subset: str) -> dict[str, float]:
     """Every metric, overall, by number of heavy atoms and by element set.
 
-    The names are ``part/metric``, ``part/metric_heavy_2`` and ``part/metric_elements_CHO``.
+    The names are ``subset/metric``, ``subset/metric_heavy_2`` and ``subset/metric_elements_CHO``.
     """
     errors = evaluation.errors
     groups = {"": errors}
@@ -45,7 +45,7 @@ def measure(evaluation: Evaluation, part: str) -> dict[str, float]:
     for elements in np.unique(evaluation.element_sets):
         groups[f"_elements_{elements}"] = errors[evaluation.element_sets == elements]
     return {
-        f"{part}/{name}{group}": metric(some)
+        f"{subset}/{name}{group}": metric(some)
         for group, some in groups.items()
         for name, metric in METRICS.items()
     }

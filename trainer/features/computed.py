@@ -80,7 +80,7 @@ class _ComputedBatches(StaticBatches):
         self.source = stage
         self._features = features
 
-    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
-        for positions in orders():
+    def feed(self, batch_positions: Callable[[], Positions], batches: int) -> Generator[None]:
+        for positions in batch_positions():
             self._features.compute(positions, self.shape, self.source)
             yield

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.features.aev_store import StoreTables
 from trainer.features.static_batches import (
     BatchShape,
     DeviceFeatures,
@@ -18,7 +19,6 @@ from trainer.features.static_batches import (
     Positions,
     StaticBatches,
 )
-from trainer.features.tables import StoreTables
 
 #: Rows that are copied at once.
 COPIED_ROWS: Final = 2**16
@@ -43,7 +43,7 @@ class StoredBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPart:
+class StoredSubset:
     """Where the store has the AEVs of the n structures of a part.
 
     Attributes
@@ -116,13 +116,13 @@ class DeviceTable(DeviceFeatures):
     table : (n + 1, F) elements one after another, each in the order of the structures; the last row is zero
     """
 
-    def __init__(self, part: StoredPart, device: torch.device, dtype: torch.dtype) -> None:
-        counts = part.counts[part.molecule]
+    def __init__(self, subset: StoredSubset, device: torch.device, dtype: torch.dtype) -> None:
+        counts = subset.counts[subset.molecule]
         begins = np.cumsum(counts.T).reshape(counts.T.shape).T - counts
-        self.layouts = DeviceLayouts(part.counts, part.molecule, begins.T, device)
-        self.table = torch.zeros((self.layouts.rows + 1, part.length), device=device, dtype=dtype)
-        columns = part.columns(device)
-        for block in part.blocks(np.arange(len(part.molecule)), begins):
+        self.layouts = DeviceLayouts(subset.counts, subset.molecule, begins.T, device)
+        self.table = torch.zeros((self.layouts.rows + 1, subset.length), device=device, dtype=dtype)
+        columns = subset.columns(device)
+        for block in subset.blocks(np.arange(len(subset.molecule)), begins):
             structures, count, length = block.stored.shape
             at_once = max(1, COPIED_ROWS // count)
             for source, target in zip(
@@ -144,7 +144,7 @@ class _TableBatches(StaticBatches):
         self.shape = shape
         self.source = table
 
-    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
+    def feed(self, batch_positions: Callable[[], Positions], batches: int) -> Generator[None]:
         # All of it is there.
         for _ in range(batches):
             yield

@@ -19,14 +19,21 @@ from torch import Tensor
 from trainer.config import AEVConfig, FeatureConfig
 from trainer.data.dataset import Dataset
 from trainer.features.aev import MoleculeFeatures, aev_length, refuse_other_elements
+from trainer.features.aev_store import StoreTables, open_tables, store_bytes
 from trainer.features.batches import BatchLayout, Layouts
 from trainer.features.compositions import Compositions, atom_counts, find_compositions
 from trainer.features.computed import Computed
-from trainer.features.device_table import COPIED_ROWS, DeviceTable, StoredPart, free_memory
-from trainer.features.parts import Group, GroupedPart, PartFeatures, WholePart, WriteAEVs, rows_of_runs
+from trainer.features.device_table import COPIED_ROWS, DeviceTable, StoredSubset, free_memory
+from trainer.features.micro_batches import (
+    Group,
+    GroupedSubset,
+    SubsetFeatures,
+    WholeSubset,
+    WriteAEVs,
+    rows_of_runs,
+)
 from trainer.features.static_batches import DeviceFeatures
 from trainer.features.streaming import Streamed
-from trainer.features.tables import StoreTables, open_tables, store_bytes
 from trainer.fitting.devices import release_memory
 from trainer.progress import Progress
 
@@ -58,10 +65,12 @@ class FeatureSource(Protocol):
     def length(self) -> int:
         """Numbers in the AEV of an atom, F."""
 
-    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
+    def subset(
+        self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
+    ) -> SubsetFeatures:
         """The features of the structures with these global indices, for batches of this size on the CPU."""
 
-    def device_part(
+    def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
         """The features of the structures with these global indices on a GPU."""
@@ -120,13 +129,15 @@ class StoredFeatures:
             of = of_molecule == c
             self._first[of] = np.cumsum(structures[of]) - structures[of]
         # Trainings on the same part, at the same time or one after the other, share what is copied for it.
-        self._parts: dict[tuple[object, ...], PartFeatures] = {}
+        self._parts: dict[tuple[object, ...], SubsetFeatures] = {}
         # A table that no training uses is kept as long as there is room.
-        self._device_parts = WeakValueDictionary[tuple[object, ...], DeviceFeatures]()
+        self._device_subsets = WeakValueDictionary[tuple[object, ...], DeviceFeatures]()
         self._kept: list[DeviceTable] = []
         self._lock = threading.Lock()
 
-    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
+    def subset(
+        self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
+    ) -> SubsetFeatures:
         """Dense AEVs, copied for small batches if they fit; else gathered from the files."""
         molecule = self._dataset.molecule_of(structures)
         gib = int(self._counts[molecule].sum()) * self.length * dtype.itemsize / 2**30
@@ -136,35 +147,35 @@ class StoredFeatures:
         with self._lock:
             if key not in self._parts:
                 if dense:
-                    self._parts[key] = self._dense_part(structures, dtype)
+                    self._parts[key] = self._dense_subset(structures, dtype)
                 else:
                     rows = self._rows(structures)
-                    self._parts[key] = _grouped_part(
+                    self._parts[key] = _grouped_subset(
                         self._tables.compositions, molecule, rows, alone, self._gather, dtype
                     )
             return self._parts[key]
 
-    def device_part(
+    def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
         """A table on the device if it fits; else batches are read from the files."""
         key = (structures.tobytes(), device, dtype)
         with self._lock:
-            part = self._device_parts.get(key)
-            if part is None:
-                part = self._device_parts[key] = self._new_device_part(structures, device, dtype)
-            return part
+            subset = self._device_subsets.get(key)
+            if subset is None:
+                subset = self._device_subsets[key] = self._new_device_subset(structures, device, dtype)
+            return subset
 
-    def stored_part(self, structures: npt.NDArray[np.int64]) -> StoredPart:
+    def stored_subset(self, structures: npt.NDArray[np.int64]) -> StoredSubset:
         """Where the store has the AEVs of the structures with these global indices."""
         molecule = self._dataset.molecule_of(structures)
-        return StoredPart(self._tables, self._counts, molecule, self._rows(structures), self.length)
+        return StoredSubset(self._tables, self._counts, molecule, self._rows(structures), self.length)
 
-    def _new_device_part(
+    def _new_device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
-        part = self.stored_part(structures)
-        gib = part.atoms * self.length * dtype.itemsize / 2**30
+        subset = self.stored_subset(structures)
+        gib = subset.atoms * self.length * dtype.itemsize / 2**30
         free = free_memory(device) / 2**30
         if gib > GPU_SHARE * free and self._kept:
             # Those that no training uses any more, as of another precision, make room.
@@ -172,7 +183,7 @@ class StoredFeatures:
             release_memory(device)
             free = free_memory(device) / 2**30
         if gib <= GPU_SHARE * free:
-            self._kept.append(DeviceTable(part, device, dtype))
+            self._kept.append(DeviceTable(subset, device, dtype))
             return self._kept[-1]
         logger.warning(
             "the features of %d structures take %.3g GiB, and %.3g GiB are free on %s: "
@@ -182,7 +193,7 @@ class StoredFeatures:
             free,
             device,
         )
-        return Streamed(part, device, dtype)
+        return Streamed(subset, device, dtype)
 
     def _rows(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The places of structures in the tables of their compositions, (n,)."""
@@ -199,7 +210,7 @@ class StoredFeatures:
             row = count * length
             torch.index_select(table.view(structures, row), 0, rows, out=place.view(len(rows), row))
 
-    def _dense_part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype) -> PartFeatures:
+    def _dense_subset(self, structures: npt.NDArray[np.int64], dtype: torch.dtype) -> SubsetFeatures:
         molecule = self._dataset.molecule_of(structures)
         counts = self._counts[molecule]
         targets = np.cumsum(counts, axis=0) - counts
@@ -223,7 +234,7 @@ class StoredFeatures:
             of_elements = zip(dense, layout.rows.split_with_sizes(layout.sizes), strict=True)
             return (table.index_select(0, rows) for table, rows in of_elements)
 
-        return WholePart(Layouts(self._counts, molecule, targets.T), gather, dtype)
+        return WholeSubset(Layouts(self._counts, molecule, targets.T), gather, dtype)
 
 
 class ComputedFeatures:
@@ -237,7 +248,9 @@ class ComputedFeatures:
         self._compositions = find_compositions(dataset, config)
         self._counts = atom_counts(dataset, config.elements)
 
-    def part(self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int) -> PartFeatures:
+    def subset(
+        self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
+    ) -> SubsetFeatures:
         """Nothing is computed yet."""
         dataset, molecule = self._dataset, self._dataset.molecule_of(structures)
         features = MoleculeFeatures(self._config, torch.device("cpu"))
@@ -255,7 +268,7 @@ class ComputedFeatures:
 
             # No table has rows of these.
             first_rows = np.zeros((len(self.elements), len(structures)), np.int64)
-            return WholePart(Layouts(self._counts, molecule, first_rows), gather, dtype)
+            return WholeSubset(Layouts(self._counts, molecule, first_rows), gather, dtype)
 
         def compute(composition: int, chosen: Tensor, into: Sequence[Tensor]) -> None:
             columns = self._compositions.each[composition].columns
@@ -270,9 +283,9 @@ class ComputedFeatures:
                 place.copy_(torch.cat(of_element).flatten(0, 1))
 
         alone = _alone(self._compositions, molecule, batch_size)
-        return _grouped_part(self._compositions, molecule, structures, alone, compute, dtype)
+        return _grouped_subset(self._compositions, molecule, structures, alone, compute, dtype)
 
-    def device_part(
+    def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
         """Nothing is computed yet."""
@@ -290,14 +303,14 @@ def _alone(compositions: Compositions, molecule: npt.NDArray[np.int64], batch_si
     ]
 
 
-def _grouped_part(
+def _grouped_subset(
     compositions: Compositions,
     molecule: npt.NDArray[np.int64],
     known_by: npt.NDArray[np.int64],
     alone: Sequence[int],
     write: WriteAEVs,
     dtype: torch.dtype,
-) -> PartFeatures:
+) -> SubsetFeatures:
     """Structures of these molecules: by kinds of compositions, and by elements where those are few."""
     of_structure = compositions.of_molecule[molecule]
     shared: dict[bytes, Tensor] = {}
@@ -326,4 +339,4 @@ def _grouped_part(
                 dtype,
             )
         )
-    return GroupedPart(groups, dtype.itemsize)
+    return GroupedSubset(groups, dtype.itemsize)

@@ -137,11 +137,11 @@ class DeviceLayouts:
             found.append(most if sure else min(most, math.ceil(usual)))
         return _rounded_up(found)
 
-    def capacities_of(self, orders: Positions) -> tuple[int, ...]:
+    def capacities_of(self, batch_positions: Positions) -> tuple[int, ...]:
         """The least rows for the batches at these positions (N, B) of the host."""
         counts = np.concatenate([self.counts, np.zeros((1, self.counts.shape[1]), np.int64)])
         molecule = np.append(self.molecule, len(self.counts))
-        return _rounded_up(counts[molecule[orders]].sum(1).max(0).tolist())
+        return _rounded_up(counts[molecule[batch_positions]].sum(1).max(0).tolist())
 
     def begins(self, positions: Positions, capacities: Sequence[int]) -> Positions:
         """The first row of each structure's atoms of each element, (B, E), in the batch at ``positions``."""
@@ -150,26 +150,28 @@ class DeviceLayouts:
         begins: Positions = blocks + np.cumsum(counts, axis=0) - counts
         return begins
 
-    def fit(self, orders: Tensor, capacities: Sequence[int]) -> Tensor:
+    def fit(self, batch_positions: Tensor, capacities: Sequence[int]) -> Tensor:
         """Whether the batches (N, B) do not exceed the capacities: a boolean scalar on the device."""
-        counts = self._counts.index_select(1, self._molecule[orders.flatten()])
-        most = counts.view(len(counts), *orders.shape).sum(2).amax(1)
+        counts = self._counts.index_select(1, self._molecule[batch_positions.flatten()])
+        most = counts.view(len(counts), *batch_positions.shape).sum(2).amax(1)
         return (most <= _on_device(capacities, self.device)).all()
 
-    def lay_out(self, orders: Tensor, shape: BatchShape, layouts: Tensor) -> None:
-        """Lay out the batches at ``orders`` (N, B), which fit, by operations that the host does not wait for.
+    def lay_out(self, batch_positions: Tensor, shape: BatchShape, layouts: Tensor) -> None:
+        """Lay out the batches at these positions (N, B), which fit; the host does not wait for it.
 
         Parameters
         ----------
         layouts : (N, ``shape.indices``) int32: is written
         """
         at_once = max(1, LAID_OUT // shape.indices)
-        for some, place in zip(torch.split(orders, at_once), torch.split(layouts, at_once), strict=True):
+        for some, place in zip(
+            torch.split(batch_positions, at_once), torch.split(layouts, at_once), strict=True
+        ):
             self._lay_out(some, shape, place)
 
-    def _lay_out(self, orders: Tensor, shape: BatchShape, layouts: Tensor) -> None:
-        (batches, size), elements = orders.shape, len(shape.capacities)
-        flat = orders.flatten()
+    def _lay_out(self, batch_positions: Tensor, shape: BatchShape, layouts: Tensor) -> None:
+        (batches, size), elements = batch_positions.shape, len(shape.capacities)
+        flat = batch_positions.flatten()
         molecule = self._molecule.index_select(0, flat)
 
         def of_batches(of_structures: Tensor) -> Tensor:
@@ -215,14 +217,14 @@ class StaticBatches(ABC):
     gathered: bool
 
     @abstractmethod
-    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
+    def feed(self, batch_positions: Callable[[], Positions], batches: int) -> Generator[None]:
         """Bring one batch after another to where a step finds it.
 
         Close it when it is not gone through to its end.
 
         Parameters
         ----------
-        orders : gives the positions (N, B) of all batches on the host, where they are needed there
+        batch_positions : gives the positions (N, B) of all batches on the host, where they are needed there
         batches : N
         """
 

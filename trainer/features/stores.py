@@ -11,7 +11,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from trainer.features.tables import FORMAT, MANIFEST
+from trainer.features.aev_store import FORMAT, MANIFEST
 from trainer.fingerprints import digest_of
 from trainer.strict_json import read_json
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.features.device_table import StoredBlock, StoredPart
+from trainer.features.device_table import StoredBlock, StoredSubset
 from trainer.features.static_batches import (
     BatchShape,
     DeviceFeatures,
@@ -40,31 +40,31 @@ class Streamed(DeviceFeatures):
     dtype : of the AEVs on the device
     """
 
-    def __init__(self, part: StoredPart, device: torch.device, dtype: torch.dtype) -> None:
-        self._part = part
+    def __init__(self, subset: StoredSubset, device: torch.device, dtype: torch.dtype) -> None:
+        self._subset = subset
         self._dtype = dtype
-        self._columns = part.columns(device)
+        self._columns = subset.columns(device)
         # There is no table of all atoms on the device.
-        nowhere = np.zeros((part.counts.shape[1], len(part.molecule)), dtype=np.int64)
-        self.layouts = DeviceLayouts(part.counts, part.molecule, nowhere, device)
+        nowhere = np.zeros((subset.counts.shape[1], len(subset.molecule)), dtype=np.int64)
+        self.layouts = DeviceLayouts(subset.counts, subset.molecule, nowhere, device)
 
     def batches(self, shape: BatchShape) -> StaticBatches:
         """See :class:`DeviceFeatures`."""
-        stage = _Stage(shape.rows, self._part.length, self._dtype, self.layouts.device, self._columns)
+        stage = _Stage(shape.rows, self._subset.length, self._dtype, self.layouts.device, self._columns)
         return _StreamedBatches(shape, self, stage)
 
-    def read(self, orders: Positions, shape: BatchShape) -> Generator[Slot]:
+    def read(self, batch_positions: Positions, shape: BatchShape) -> Generator[Slot]:
         """Gather the batches at these positions (N, B), some ahead.
 
         Yields
         ------
         For each batch a slot, which is filled again some time after the next one is asked for.
         """
-        slots = [Slot(shape.rows, self._part.length) for _ in range(min(READERS + 1, len(orders)))]
+        slots = [Slot(shape.rows, self._subset.length) for _ in range(min(READERS + 1, len(batch_positions)))]
         pool = ThreadPoolExecutor(READERS, initializer=partial(torch.set_num_threads, 1))
         waiting: deque[Future[Slot]] = deque()
         try:
-            batches = iter(orders)
+            batches = iter(batch_positions)
             for slot, positions in zip(slots, batches, strict=False):
                 waiting.append(pool.submit(self._fill, slot, positions, shape.capacities))
             while waiting:
@@ -78,7 +78,7 @@ class Streamed(DeviceFeatures):
 
     def _fill(self, slot: Slot, positions: Positions, capacities: Sequence[int]) -> Slot:
         positions = positions[positions < self.layouts.structures]  # padding has no atoms
-        slot.fill(self._part.blocks(positions, self.layouts.begins(positions, capacities)))
+        slot.fill(self._subset.blocks(positions, self.layouts.begins(positions, capacities)))
         return slot
 
 
@@ -192,8 +192,8 @@ class _StreamedBatches(StaticBatches):
         self._features = features
         self._stage = stage
 
-    def feed(self, orders: Callable[[], Positions], batches: int) -> Generator[None]:
-        with closing(self._features.read(orders(), self.shape)) as slots:
+    def feed(self, batch_positions: Callable[[], Positions], batches: int) -> Generator[None]:
+        with closing(self._features.read(batch_positions(), self.shape)) as slots:
             for slot in slots:
                 self._stage.put(slot)
                 yield

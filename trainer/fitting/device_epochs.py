@@ -26,7 +26,7 @@ from trainer.fitting.cuda_graph import GraphedCall
 from trainer.fitting.device_predictions import DevicePredictions
 from trainer.fitting.grouped_networks import GroupedNetworks
 from trainer.fitting.optimizers import step_together
-from trainer.fitting.randomness import dropout_seed, order_keys
+from trainer.fitting.randomness import dropout_seed, permutation_keys
 
 if TYPE_CHECKING:
     from trainer.fitting.training import Training
@@ -38,14 +38,14 @@ class _Epoch:
 
     Attributes
     ----------
-    order : number of the order of the data
-    orders : (N, B) the positions of each batch, on the device
+    permutation : number of the order of the data
+    permutations : (N, B) the positions of each batch, on the device
     usual : whether no batch exceeds the usual capacities: a boolean on the device
-    on_host : gives ``orders`` on the host
+    on_host : gives ``permutations`` on the host
     """
 
-    order: int
-    orders: Tensor
+    permutation: int
+    permutations: Tensor
     usual: Tensor
     on_host: Callable[[], Positions]
 
@@ -78,7 +78,7 @@ class DeviceEpochs:
             )
             self._predict = GraphedCall(self._predictions.step, self._any.device)
 
-    def run(self, order: int) -> list[list[float]]:
+    def run(self, permutation: int) -> list[list[float]]:
         """Go through the training subset in the order of this number, and evaluate.
 
         Returns
@@ -88,13 +88,13 @@ class DeviceEpochs:
         """
         with self._on_stream():
             epoch = self._ahead
-            if epoch is None or epoch.order != order:
-                epoch = self._prepare(order)
+            if epoch is None or epoch.permutation != permutation:
+                epoch = self._prepare(permutation)
             # The steps of the last epoch are over: the host waits here for nothing but this number.
             losses = self._step(usual=bool(epoch.usual)).epoch(epoch)
             measured = torch.stack([losses, *self._errors()], 1)
             # While the device is at work.
-            self._ahead = self._prepare(order + 1)
+            self._ahead = self._prepare(permutation + 1)
             # The only time in an epoch that the host waits for the device.
             values: list[list[float]] = measured.tolist()
             return values
@@ -125,10 +125,10 @@ class DeviceEpochs:
             # Also where the epoch is given up: its memory may be used for something else then.
             torch.cuda.current_stream(device).wait_stream(self._stream)
 
-    def _prepare(self, order: int) -> _Epoch:
+    def _prepare(self, permutation: int) -> _Epoch:
         """The order of an epoch, by operations that the host does not wait for."""
         structures, layouts = len(self._any.train), self._features.layouts
-        keys = order_keys(structures, self._any.split_seed, order)
+        keys = permutation_keys(structures, self._any.split_seed, permutation)
         padding = self._steps * self._size - structures
 
         def on_host() -> Positions:
@@ -136,9 +136,9 @@ class DeviceEpochs:
             return positions.reshape(self._steps, self._size)
 
         positions = to_device(torch.from_numpy(keys), self._any.device).argsort(stable=True)
-        orders = torch.cat([positions, positions.new_full((padding,), structures)])
-        orders = orders.view(self._steps, self._size)
-        return _Epoch(order, orders, layouts.fit(orders, self._usual), on_host)
+        permutations = torch.cat([positions, positions.new_full((padding,), structures)])
+        permutations = permutations.view(self._steps, self._size)
+        return _Epoch(permutation, permutations, layouts.fit(permutations, self._usual), on_host)
 
     def _step(self, *, usual: bool) -> _Step:
         if usual not in self._made:
@@ -163,8 +163,8 @@ class _Step:
         self._batches = batches
         self._steps = steps
         self._shape = shape = batches.shape
-        part = trainings[0].train
-        device, dtype = part.targets.device, part.targets.dtype
+        subset = trainings[0].train
+        device, dtype = subset.targets.device, subset.targets.dtype
         self._networks = GroupedNetworks(
             [training.model for training in trainings],
             [training.weights.vector.detach() for training in trainings],
@@ -174,15 +174,15 @@ class _Step:
         )
         self._drawing = [training for training in trainings if training.config.dropout]
         # Padding counts nothing.
-        nothing = part.targets.new_zeros(1)
-        self._targets = torch.cat([part.targets, nothing])
-        self._weights = torch.cat([part.weights, nothing])
+        nothing = subset.targets.new_zeros(1)
+        self._targets = torch.cat([subset.targets, nothing])
+        self._weights = torch.cat([subset.weights, nothing])
         self._sizes = torch.full((steps, 1), shape.size, dtype=torch.float64, device=device)
-        self._sizes[-1:].sub_(steps * shape.size - len(part))
+        self._sizes[-1:].sub_(steps * shape.size - len(subset))
         self._layouts = torch.empty((steps, shape.indices), dtype=torch.int32, device=device)
         self._values = torch.empty((steps, 2, shape.size), dtype=dtype, device=device)
         self._losses = torch.empty((steps, len(trainings)), dtype=torch.float64, device=device)
-        self._slopes = torch.zeros((shape.size + 1, len(trainings)), dtype=dtype, device=device)
+        self._grad_outputs = torch.zeros((shape.size + 1, len(trainings)), dtype=dtype, device=device)
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
         self._averaged = [training for training in trainings if training.average is not None]
         self._shares = torch.empty((steps, len(self._averaged)), dtype=dtype, device=device)
@@ -198,8 +198,8 @@ class _Step:
 
     def _begin(self, epoch: _Epoch) -> None:
         features = self._trainings[0].train.device_features
-        features.layouts.lay_out(epoch.orders, self._shape, self._layouts)
-        flat = epoch.orders.flatten()
+        features.layouts.lay_out(epoch.permutations, self._shape, self._layouts)
+        flat = epoch.permutations.flatten()
         targets, weights = self._values.unbind(1)
         targets.copy_(self._targets.index_select(0, flat).view_as(targets))
         # The slope of a squared error is twice the error.
@@ -220,9 +220,11 @@ class _Step:
         gathered = rows if self._batches.gathered else None
         energies = self._networks.forward(source, gathered)
         error = self._shape.over_structures(energies, atoms) - target
-        slopes = torch.mul(error, weight, out=self._slopes.narrow(0, 0, self._shape.size))
-        self._losses.index_copy_(0, self._number, (slopes * error).sum(0, keepdim=True, dtype=torch.float64))
-        self._networks.backward(source, gathered, self._slopes.index_select(0, owners))
+        grad_outputs = torch.mul(error, weight, out=self._grad_outputs.narrow(0, 0, self._shape.size))
+        self._losses.index_copy_(
+            0, self._number, (grad_outputs * error).sum(0, keepdim=True, dtype=torch.float64)
+        )
+        self._networks.backward(source, gathered, self._grad_outputs.index_select(0, owners))
         step_together([training.optimizer for training in self._trainings], self._networks.gradients)
         if self._averaged:
             shares = self._shares.index_select(0, self._number).squeeze(0)

@@ -39,15 +39,15 @@ class DevicePredictions:
         layouts, structures = features.layouts, features.layouts.structures
         size = min(BATCH, structures)
         self.steps = math.ceil(structures / size)
-        orders = np.full(self.steps * size, structures)
-        orders[:structures] = np.arange(structures)
-        self._orders = orders.reshape(self.steps, size)
-        self._shape = layouts.shape(size, layouts.capacities_of(self._orders))
+        batch_positions = np.full(self.steps * size, structures)
+        batch_positions[:structures] = np.arange(structures)
+        self._batch_positions = batch_positions.reshape(self.steps, size)
+        self._shape = layouts.shape(size, layouts.capacities_of(self._batch_positions))
         self._batches = features.batches(self._shape)
         self._layouts = torch.empty(
             (self.steps, self._shape.indices), dtype=torch.int32, device=layouts.device
         )
-        there = to_device(torch.from_numpy(self._orders), layouts.device)
+        there = to_device(torch.from_numpy(self._batch_positions), layouts.device)
         layouts.lay_out(there, self._shape, self._layouts)
         dtype = weights[0].dtype
         exact: Precision = "float64" if dtype == torch.float64 else "float32"
@@ -73,7 +73,7 @@ class DevicePredictions:
         step : what repeats :meth:`step`; None: itself
         """
         self._number.zero_()
-        with closing(self._batches.feed(lambda: self._orders, self.steps)) as fed:
+        with closing(self._batches.feed(lambda: self._batch_positions, self.steps)) as fed:
             for _ in fed:
                 (step or self.step)()
         return self._energies.flatten(0, 1)[: self._structures]

@@ -20,7 +20,7 @@ from trainer.networks.model import ElementNetworks
 
 #: What the factors of the products of hidden layers are rounded to, by ``TrainConfig.precision``; sums are
 #: float32.
-FACTOR_DTYPES: Final[Mapping[Precision, torch.dtype]] = {"bfloat16": torch.bfloat16}
+OPERAND_DTYPES: Final[Mapping[Precision, torch.dtype]] = {"bfloat16": torch.bfloat16}
 
 #: The rows of rounded factors are filled up to multiples of this.
 ROWS: Final = 64
@@ -108,7 +108,7 @@ class _ElementNetwork:
         self._first, *self._later = layers
         self._config = config
         self._dropout = dropout
-        self._low = FACTOR_DTYPES.get(config.precision)
+        self._low = OPERAND_DTYPES.get(config.precision)
         # The factor and its gradient for each choice of columns that was met since the start.
         self._chosen: dict[int, tuple[Tensor | None, Tensor, Tensor]] = {}
         self.start()
@@ -116,9 +116,9 @@ class _ElementNetwork:
     def start(self) -> None:
         """Take over the weights as they are now."""
         self._chosen.clear()
-        self._factors = [self._factor(layer) for layer in self._later]
+        self._operands = [self._operand(layer) for layer in self._later]
 
-    def _factor(self, layer: _Layer) -> Tensor:
+    def _operand(self, layer: _Layer) -> Tensor:
         """The weight as it enters products. The single column of an output gains nothing from rounding."""
         if self._low is None or layer is self._later[-1]:
             return layer.weight
@@ -130,8 +130,8 @@ class _ElementNetwork:
         weight, gradient = self._choose(columns)
         output, activation_back = self._activate(_linear(x, weight, self._first.bias, len(aevs)))
         backs: list[Backward] = []
-        for layer, factor in zip(self._later, self._factors, strict=True):
-            output, back = self._pass(layer, factor, output)
+        for layer, operand in zip(self._later, self._operands, strict=True):
+            output, back = self._pass(layer, operand, output)
             backs.append(back)
 
         def backward(grad_output: Tensor) -> None:
@@ -143,12 +143,12 @@ class _ElementNetwork:
 
         return output, backward
 
-    def _pass(self, layer: _Layer, factor: Tensor, x: Tensor) -> tuple[Tensor, Backward]:
+    def _pass(self, layer: _Layer, operand: Tensor, x: Tensor) -> tuple[Tensor, Backward]:
         """Through a layer behind the first one, and what follows it."""
-        rows, low = len(x), factor.dtype != layer.weight.dtype
+        rows, low = len(x), operand.dtype != layer.weight.dtype
         if low:
-            x = _rounded(x, factor.dtype)
-        output = _linear(x, factor, layer.bias, rows)
+            x = _rounded(x, operand.dtype)
+        output = _linear(x, operand, layer.bias, rows)
         activation_back: Backward | None = None
         if layer is not self._later[-1] or self._config.activate_output:
             output, activation_back = self._activate(output)
@@ -158,7 +158,7 @@ class _ElementNetwork:
                 grad_output = activation_back(grad_output)
             layer.bias_gradient.add_(grad_output.sum(0))
             _add_product(layer.weight_gradient, grad_output, x)
-            return _times(grad_output, factor) if low else grad_output @ factor
+            return _times(grad_output, operand) if low else grad_output @ operand
 
         return output, backward
 
@@ -217,9 +217,11 @@ def _add_product(gradient: Tensor, grad_output: Tensor, x: Tensor) -> None:
         gradient.addmm_(grad_output.t(), x)
 
 
-def _times(grad_output: Tensor, factor: Tensor) -> Tensor:
+def _times(grad_output: Tensor, operand: Tensor) -> Tensor:
     """The product with a rounded factor, in the precision of ``grad_output``."""
-    return (_rounded(grad_output, factor.dtype) @ factor).narrow(0, 0, len(grad_output)).to(grad_output.dtype)
+    return (
+        (_rounded(grad_output, operand.dtype) @ operand).narrow(0, 0, len(grad_output)).to(grad_output.dtype)
+    )
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -230,7 +232,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     rows = len(x)
     if x.dtype == dtype and rows % ROWS == 0:
         return x
-    factor = x.new_empty((-(-rows // ROWS) * ROWS, x.shape[1]), dtype=dtype)
-    factor.narrow(0, 0, rows).copy_(x)
-    factor.narrow(0, rows, len(factor) - rows).zero_()
-    return factor
+    operand = x.new_empty((-(-rows // ROWS) * ROWS, x.shape[1]), dtype=dtype)
+    operand.narrow(0, 0, rows).copy_(x)
+    operand.narrow(0, rows, len(operand) - rows).zero_()
+    return operand

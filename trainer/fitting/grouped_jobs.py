@@ -30,7 +30,7 @@ SPLITS: Final = 44
 SPLIT_ROWS: Final = 512
 
 #: The partial sums of an element's network take at most so many numbers, where several splits are left.
-PARTS_LIMIT: Final = 2**23
+PARTIALS_LIMIT: Final = 2**23
 
 #: The code of an activation is its place here.
 ACTIVATION_NAMES: Final = tuple(ACTIVATIONS)
@@ -41,7 +41,7 @@ class LayerJob(NamedTuple):
 
     Attributes
     ----------
-    network : k, the place of the network among its companions
+    network : k, the place of the network in its pack
     vector : which of the vectors holds the weights; not ``network`` if they are constant
     row, rows : the rows of the element in the batch
     input_column, inputs : where the pre-activations of its input are in ``hidden``, and how many, I; the
@@ -51,8 +51,8 @@ class LayerJob(NamedTuple):
     activation : code of the function of its input; -1 for an AEV
     noise, noise_width : where the noise of the first input of row 0 is, and from there to the next row; -1
         and 0 if nothing is dropped
-    part, part_stride : where the gradient over the weights of the first split is in ``parts``, and from there
-        to the next split; the biases are as far behind it as in the vector
+    partial, partial_stride : where the gradient over the weights of the first split is in ``partials``, and
+        from there to the next split; the biases are as far behind it as in the vector
     splits, split_rows : how the rows are divided for the sums over rows
     """
 
@@ -69,8 +69,8 @@ class LayerJob(NamedTuple):
     activation: int
     noise: int
     noise_width: int
-    part: int
-    part_stride: int
+    partial: int
+    partial_stride: int
     splits: int
     split_rows: int
 
@@ -84,24 +84,24 @@ class LayerJob(NamedTuple):
         return self._replace(
             row=self.row + start,
             rows=min(self.split_rows, self.rows - start),
-            part=self.part + number * self.part_stride,
+            partial=self.partial + number * self.partial_stride,
         )
 
 
 class SumJob(NamedTuple):
-    """Partial sums of one element's network: ``splits`` times ``length`` numbers from ``part`` on.
+    """Partial sums of one element's network: ``splits`` times ``length`` numbers from ``partial`` on.
 
-    Their sum goes to ``target``; all are places in ``parts``.
+    Their sum goes to ``target``; all are places in ``partials``.
     """
 
     target: int
-    part: int
+    partial: int
     length: int
     splits: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """All jobs of networks side by side.
 
     Attributes
@@ -111,8 +111,8 @@ class Plan:
     sums : what is added up after all partial sums are there
     columns : W, of the hidden layers of all networks
     noise : for each network with dropout, the begin and the end of its noise
-    gradients : length of the gradient of each network; they are the begin of ``parts``
-    parts : numbers in ``parts``
+    gradients : length of the gradient of each network; they are the begin of ``partials``
+    partials : numbers in ``partials``
     """
 
     depths: tuple[tuple[LayerJob, ...], ...]
@@ -121,15 +121,15 @@ class Plan:
     columns: int
     noise: tuple[tuple[int, int], ...]
     gradients: tuple[int, ...]
-    parts: int
+    partials: int
 
 
 def make_plan(
     models: Sequence[ElementNetworks], capacities: Sequence[int], device: torch.device, training: bool
-) -> Plan:
+) -> KernelPlan:
     """Jobs for the models, whose elements have so many rows each.
 
-    How rows are divided depends on the capacities and on the network itself, never on its companions: so do
+    How rows are divided depends on the capacities and on the network itself, never on its pack: so do
     its numbers.
     """
     layouts = [parameter_offsets(model, device) for model in models]
@@ -140,7 +140,7 @@ def make_plan(
     sums: list[SumJob] = []
     noise: list[tuple[int, int]] = []
     column = 0
-    parts = sum(gradients)
+    partials = sum(gradients)
     for k, (model, (offsets, length)) in enumerate(zip(models, layouts, strict=True)):
         widths = _widths(model)
         columns = list(itertools.accumulate((-(-w // COLUMNS) * COLUMNS for w in widths), initial=column))
@@ -157,11 +157,11 @@ def make_plan(
             start, size = ends[e], ends[e + 1] - ends[e]
             splits, split_rows = _splits(rows, batch, size)
             target = sum(gradients[:k]) + start
-            part = target
+            partial = target
             if splits > 1:
-                part = parts
-                sums.append(SumJob(target, part, size, splits))
-                parts += splits * size
+                partial = partials
+                sums.append(SumJob(target, partial, size, splits))
+                partials += splits * size
             first = 2 * e * (len(model.config.hidden) + 1)
             for depth, (inputs, width) in enumerate(itertools.pairwise((model.input_size, *widths, 1))):
                 is_output = depth == len(widths)
@@ -182,21 +182,21 @@ def make_plan(
                     activation=ACTIVATION_NAMES.index(model.config.activation) if depth else -1,
                     noise=noise_start + columns[depth - 1] - column if drops else -1,
                     noise_width=noise_width if drops else 0,
-                    part=0 if constant else part + weight - start,
-                    part_stride=size,
+                    partial=0 if constant else partial + weight - start,
+                    partial_stride=size,
                     splits=splits,
                     split_rows=split_rows,
                 )
                 (outputs if is_output else layers[depth]).append(job)
         column = columns[-1]
-    return Plan(
+    return KernelPlan(
         depths=tuple(tuple(jobs) for jobs in layers),
         outputs=tuple(outputs),
         sums=tuple(sums),
         columns=column,
         noise=tuple(noise),
         gradients=gradients,
-        parts=parts,
+        partials=partials,
     )
 
 
@@ -227,6 +227,6 @@ def _depth(model: ElementNetworks) -> int:
 def _splits(rows: int, batch: int, size: int) -> tuple[int, int]:
     """Number of splits of an element with so many rows and parameters, and rows of each."""
     wanted = max(SPLIT_ROWS, -(-batch // SPLITS))
-    splits = max(1, min(-(-rows // wanted), PARTS_LIMIT // size))
+    splits = max(1, min(-(-rows // wanted), PARTIALS_LIMIT // size))
     split_rows = -(-rows // splits // ROWS) * ROWS
     return -(-rows // split_rows), split_rows

@@ -28,8 +28,8 @@ _ACTIVATION = tl.constexpr(FIELDS.index("activation"))
 _NOISE = tl.constexpr(FIELDS.index("noise"))
 _NOISE_WIDTH = tl.constexpr(FIELDS.index("noise_width"))
 _KEEP = tl.constexpr(FIELDS.index("keep"))
-_PART = tl.constexpr(FIELDS.index("part"))
-_BIAS_PART = tl.constexpr(FIELDS.index("bias_part"))
+_PARTIAL = tl.constexpr(FIELDS.index("partial"))
+_BIAS_PARTIAL = tl.constexpr(FIELDS.index("bias_partial"))
 
 _ALPHA = tl.constexpr(CELU_ALPHA)
 _SPLIT_BLOCK = tl.constexpr(16)
@@ -143,7 +143,7 @@ def _before_activation(table, hidden, width, noise, row, column, mask, DROPS: tl
 
 
 @triton.jit
-def _factor(x, PRECISION: tl.constexpr):
+def _operand(x, PRECISION: tl.constexpr):
     """A factor of a product, rounded to the nearest."""
     if PRECISION == "bfloat16":
         x = x.to(tl.bfloat16)
@@ -157,8 +157,8 @@ def _factor(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def _product(a, b, total, PRECISION: tl.constexpr):
-    a = _factor(a, PRECISION)
-    b = _factor(b, PRECISION)
+    a = _operand(a, PRECISION)
+    b = _operand(b, PRECISION)
     if PRECISION == "float32":
         total = tl.dot(a, b, total, input_precision="ieee")
     else:
@@ -226,7 +226,7 @@ def atomic_energies_kernel(
 
 @triton.jit
 def output_gradient_kernel(
-    table, hidden_gradient, parts, hidden, width, noise, slopes, networks,
+    table, hidden_gradient, partials, hidden, width, noise, grad_outputs, networks,
     DROPS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A program goes through the rows of a split, for some columns of the last hidden layer."""
@@ -242,17 +242,17 @@ def output_gradient_kernel(
         row = start + tl.arange(0, BLOCK_ROWS)
         is_row = row < row_end
         mask = is_row[:, None] & is_column[None, :]
-        slope = tl.load(slopes + row.to(tl.int64) * networks + network, mask=is_row, other=0.0)
+        grad_output = tl.load(grad_outputs + row.to(tl.int64) * networks + network, mask=is_row, other=0.0)
         x, scale = _before_activation(table, hidden, width, noise, row, column, mask, DROPS)
-        over_input = slope[:, None] * w[None, :] * _derivative(x, code) * scale
+        over_input = grad_output[:, None] * w[None, :] * _derivative(x, code) * scale
         place = row.to(tl.int64)[:, None] * width + (_column(table, _INPUT_COLUMN) + column)[None, :]
         tl.store(hidden_gradient + place, over_input.to(hidden_gradient.dtype.element_ty), mask=mask)
-        over_weight += slope[:, None] * _activated(x, code)
-        over_bias += slope
-    place = _wide(table, _PART) + column
-    tl.store(parts + place, tl.sum(over_weight, 0), mask=is_column & (place >= 0))
-    bias_place = _wide(table, _BIAS_PART)
-    tl.store(parts + bias_place, tl.sum(over_bias, 0), mask=bias_place >= 0)
+        over_weight += grad_output[:, None] * _activated(x, code)
+        over_bias += grad_output
+    place = _wide(table, _PARTIAL) + column
+    tl.store(partials + place, tl.sum(over_weight, 0), mask=is_column & (place >= 0))
+    bias_place = _wide(table, _BIAS_PARTIAL)
+    tl.store(partials + bias_place, tl.sum(over_bias, 0), mask=bias_place >= 0)
 
 
 @triton.jit
@@ -285,7 +285,7 @@ def input_gradient_kernel(
 
 @triton.jit
 def _weight_gradient(
-    table, parts, hidden_gradient, hidden, width, source, stride, inputs, rows, noise,
+    table, partials, hidden_gradient, hidden, width, source, stride, inputs, rows, noise,
     FIRST: tl.constexpr, GATHER: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
@@ -317,15 +317,15 @@ def _weight_gradient(
             x = _activated(x, code)
         over_weight = _product(tl.trans(g), x, over_weight, PRECISION)
         over_bias += g.to(tl.float32)
-    place = tl.multiple_of(_wide(table, _PART), 16) + output[:, None] * inputs + column[None, :]
-    tl.store(parts + place, over_weight, mask=is_output[:, None] & is_column[None, :])
-    bias_place = _wide(table, _BIAS_PART) + output
-    tl.store(parts + bias_place, tl.sum(over_bias, 0), mask=is_output & (bias_place >= 0))
+    place = tl.multiple_of(_wide(table, _PARTIAL), 16) + output[:, None] * inputs + column[None, :]
+    tl.store(partials + place, over_weight, mask=is_output[:, None] & is_column[None, :])
+    bias_place = _wide(table, _BIAS_PARTIAL) + output
+    tl.store(partials + bias_place, tl.sum(over_bias, 0), mask=is_output & (bias_place >= 0))
 
 
 @triton.jit
 def weight_gradient_kernel(
-    table, parts, hidden_gradient, hidden, width, source, stride, features, rows, noise,
+    table, partials, hidden_gradient, hidden, width, source, stride, features, rows, noise,
     DEEP: tl.constexpr, GATHER: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
@@ -333,22 +333,23 @@ def weight_gradient_kernel(
     if DEEP:
         if _field(table, _INPUT_COLUMN) >= 0:
             _weight_gradient(
-                table, parts, hidden_gradient, hidden, width, source, stride, _count(table, _INPUTS, ALIGNED),
-                rows, noise, False, False, DROPS, ALIGNED, PRECISION, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER,
+                table, partials, hidden_gradient, hidden, width, source, stride,
+                _count(table, _INPUTS, ALIGNED), rows, noise, False, False, DROPS, ALIGNED, PRECISION,
+                BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER,
             )  # fmt: skip
             return
     _weight_gradient(
-        table, parts, hidden_gradient, hidden, width, source, stride, features,
+        table, partials, hidden_gradient, hidden, width, source, stride, features,
         rows, noise, True, GATHER, False, ALIGNED, PRECISION, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER,
     )  # fmt: skip
 
 
 @triton.jit
-def sum_parts_kernel(table, parts, BLOCK: tl.constexpr):
+def sum_partials_kernel(table, partials, BLOCK: tl.constexpr):
     """A program adds up some columns of the partial sums (splits, length) of an element's network."""
     row = table + tl.program_id(0) * 5
     target = tl.load(row)
-    part = tl.load(row + 1)
+    partial = tl.load(row + 1)
     length = tl.load(row + 2)
     splits = tl.load(row + 3).to(tl.int32)
     column = tl.load(row + 4) + tl.arange(0, BLOCK)
@@ -357,7 +358,7 @@ def sum_parts_kernel(table, parts, BLOCK: tl.constexpr):
         split = start + tl.arange(0, _SPLIT_BLOCK)
         mask = (split < splits)[:, None] & (column < length)[None, :]
         some = tl.load(
-            parts + part + split.to(tl.int64)[:, None] * length + column[None, :], mask=mask, other=0.0
+            partials + partial + split.to(tl.int64)[:, None] * length + column[None, :], mask=mask, other=0.0
         )
         total += tl.sum(some, 0)
-    tl.store(parts + target + column, total, mask=column < length)
+    tl.store(partials + target + column, total, mask=column < length)

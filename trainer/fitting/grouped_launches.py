@@ -1,7 +1,7 @@
 """Launches of the kernels, one for each operator of :mod:`trainer.fitting.grouped_operators` on a GPU.
 
 Imported only where they are used, as Triton comes with torch's builds for GPUs alone. Sizes of tiles follow
-from the number of rows of the batch alone, so that a network's numbers do not depend on its companions, but
+from the number of rows of the batch alone, so that a network's numbers do not depend on its pack, but
 for the order in which a GPU's threads add up.
 """
 
@@ -78,10 +78,10 @@ def atomic_energies(
 
 def output_gradient(
     hidden_gradient: Tensor,
-    parts: Tensor,
+    partials: Tensor,
     hidden: Tensor,
     noise: Tensor | None,
-    slopes: Tensor,
+    grad_outputs: Tensor,
     vectors: Sequence[Tensor],
     jobs: Sequence[int],
     keeps: Sequence[float],
@@ -92,12 +92,12 @@ def output_gradient(
         kernels.output_gradient_kernel[(len(table),)](
             table,
             hidden_gradient,
-            parts,
+            partials,
             hidden,
             hidden.stride(0),
             _given(noise, hidden),
-            slopes,
-            slopes.stride(0),
+            grad_outputs,
+            grad_outputs.stride(0),
             DROPS=noise is not None,
             ALIGNED=_aligned(jobs, outputs=False),
             **options,
@@ -129,8 +129,8 @@ def input_gradient(
         )
 
 
-def weight_gradient_parts(
-    parts: Tensor,
+def weight_gradient_partials(
+    partials: Tensor,
     hidden_gradient: Tensor,
     hidden: Tensor,
     source: Tensor,
@@ -141,11 +141,11 @@ def weight_gradient_parts(
     precision: Precision,
     table: Tensor,
 ) -> None:
-    options = _options("weight_gradient_parts", precision, len(hidden))
+    options = _options("weight_gradient_partials", precision, len(hidden))
     with _device(hidden):
         kernels.weight_gradient_kernel[(len(table),)](
             table,
-            parts,
+            partials,
             hidden_gradient,
             hidden,
             hidden.stride(0),
@@ -163,10 +163,10 @@ def weight_gradient_parts(
         )
 
 
-def sum_parts(parts: Tensor, jobs: Sequence[int], table: Tensor) -> None:
-    with _device(parts):
-        kernels.sum_parts_kernel[(len(table),)](
-            table, parts, BLOCK=SUM_COLUMNS, num_warps=4, enable_fp_fusion=True
+def sum_partials(partials: Tensor, jobs: Sequence[int], table: Tensor) -> None:
+    with _device(partials):
+        kernels.sum_partials_kernel[(len(table),)](
+            table, partials, BLOCK=SUM_COLUMNS, num_warps=4, enable_fp_fusion=True
         )
 
 

@@ -6,7 +6,7 @@ or on all layers, of all of them. On a GPU an operator is one launch of a Triton
 the layers in plain torch, which rounds where the kernels round.
 
 In a training, a network of one hidden layer takes five operators a step: ``linear``, ``atomic_energies``,
-``output_gradient``, ``weight_gradient_parts`` and, for large batches, ``sum_parts``.
+``output_gradient``, ``weight_gradient_partials`` and, for large batches, ``sum_partials``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GroupedNetworks:
 
     Element e owns ``capacities[e]`` rows after those of the elements before it. All memory is taken here and
     stays where it is, so that a CUDA graph can record :meth:`forward` and :meth:`backward`. The sums over
-    rows have a fixed order, and what a network's numbers are does not depend on its companions.
+    rows have a fixed order, and what a network's numbers are does not depend on the others of its pack.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ class GroupedNetworks:
         self.gradients: tuple[Tensor, ...] = ()
         if training:
             self._hidden_gradient = torch.zeros_like(self._hidden)
-            self._parts = first.new_zeros(plan.parts)
-            self.gradients = torch.split(self._parts[: sum(plan.gradients)], list(plan.gradients))
+            self._partials = first.new_zeros(plan.partials)
+            self.gradients = torch.split(self._partials[: sum(plan.gradients)], list(plan.gradients))
         kernels = has_kernels(first)
 
         def launch(operator: str, jobs: Sequence[LayerJob]) -> tuple[list[int], Tensor | None]:
@@ -102,8 +102,8 @@ class GroupedNetworks:
             layers = [job for jobs in plan.depths for job in jobs]
             self._output_gradient = launch("output_gradient", plan.outputs)
             self._input_gradients = [launch("input_gradient", jobs) for jobs in reversed(plan.depths[1:])]
-            self._weight_gradient_parts = launch("weight_gradient_parts", layers)
-            self._sum_parts = flatten(plan.sums), sum_table(plan.sums, first.device) if kernels else None
+            self._weight_gradient_partials = launch("weight_gradient_partials", layers)
+            self._sum_partials = flatten(plan.sums), sum_table(plan.sums, first.device) if kernels else None
 
     @torch.no_grad()
     def forward(self, source: Tensor, rows: Tensor | None) -> Tensor:
@@ -137,25 +137,32 @@ class GroupedNetworks:
         return self.energies
 
     @torch.no_grad()
-    def backward(self, source: Tensor, rows: Tensor | None, slopes: Tensor) -> None:
+    def backward(self, source: Tensor, rows: Tensor | None, grad_outputs: Tensor) -> None:
         """Set ``gradients``, from the input of the last :meth:`forward`.
 
         Parameters
         ----------
-        slopes : (C, K): the gradient of the loss over the energy of each atom; 0 for rows without an atom
+        grad_outputs : (C, K): the gradient of the loss over the energy of each atom; 0 for rows without one
         """
         shared = self._hidden, self._noise
         jobs, table = self._output_gradient
         operators.output_gradient(
-            self._hidden_gradient, self._parts, *shared, slopes, self._vectors, jobs, self._keeps, table
+            self._hidden_gradient,
+            self._partials,
+            *shared,
+            grad_outputs,
+            self._vectors,
+            jobs,
+            self._keeps,
+            table,
         )
         for jobs, table in self._input_gradients:
             operators.input_gradient(
                 self._hidden_gradient, *shared, self._vectors, jobs, self._keeps, self._precision, table
             )
-        jobs, table = self._weight_gradient_parts
-        operators.weight_gradient_parts(
-            self._parts,
+        jobs, table = self._weight_gradient_partials
+        operators.weight_gradient_partials(
+            self._partials,
             self._hidden_gradient,
             self._hidden,
             source,
@@ -167,7 +174,7 @@ class GroupedNetworks:
             table,
         )
         if self._plan.sums:
-            operators.sum_parts(self._parts, *self._sum_parts)
+            operators.sum_partials(self._partials, *self._sum_partials)
 
 
 def has_kernels(weights: Tensor) -> bool:

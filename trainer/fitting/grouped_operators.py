@@ -59,25 +59,25 @@ def atomic_energies(
 
 def output_gradient(
     hidden_gradient: Tensor,
-    parts: Tensor,
+    partials: Tensor,
     hidden: Tensor,
     noise: Tensor | None,
-    slopes: Tensor,
+    grad_outputs: Tensor,
     vectors: Sequence[Tensor],
     jobs: Sequence[int],
     keeps: Sequence[float],
     table: Tensor | None,
 ) -> None:
-    """Gradients over the last hidden layers and, in ``parts``, over the weights of the output layers."""
+    """Gradients over the last hidden layers and, in ``partials``, over the weights of the output layers."""
     for job in layer_jobs(jobs):
         weight, _ = _weights(job, vectors[job.vector])
-        slope = _columns(job, slopes, job.output_column, 1)
+        grad_output = _columns(job, grad_outputs, job.output_column, 1)
         if job.trained:
             for number in range(job.splits):
                 some = job.split(number)
-                x = _input(some, hidden, None, None, noise, keeps, parts.dtype)
-                _store_parts(some, parts, _columns(some, slopes, some.output_column, 1), x)
-        _store_input_gradient(job, hidden_gradient, hidden, noise, keeps, slope * weight)
+                x = _input(some, hidden, None, None, noise, keeps, partials.dtype)
+                _store_partials(some, partials, _columns(some, grad_outputs, some.output_column, 1), x)
+        _store_input_gradient(job, hidden_gradient, hidden, noise, keeps, grad_output * weight)
 
 
 def input_gradient(
@@ -98,8 +98,8 @@ def input_gradient(
         _store_input_gradient(job, hidden_gradient, hidden, noise, keeps, over_activation)
 
 
-def weight_gradient_parts(
-    parts: Tensor,
+def weight_gradient_partials(
+    partials: Tensor,
     hidden_gradient: Tensor,
     hidden: Tensor,
     source: Tensor,
@@ -114,18 +114,18 @@ def weight_gradient_parts(
     for job in layer_jobs(jobs):
         for number in range(job.splits):
             some = job.split(number)
-            x = _input(some, hidden, source, rows, noise, keeps, parts.dtype)
+            x = _input(some, hidden, source, rows, noise, keeps, partials.dtype)
             over_output = _columns(some, hidden_gradient, job.output_column, job.outputs).to(x.dtype)
-            _store_parts(some, parts, over_output.contiguous(), x, precision)
+            _store_partials(some, partials, over_output.contiguous(), x, precision)
 
 
-def sum_parts(parts: Tensor, jobs: Sequence[int], table: Tensor | None) -> None:
+def sum_partials(partials: Tensor, jobs: Sequence[int], table: Tensor | None) -> None:
     """Add up the sums of the splits, in their order."""
-    for target, part, length, splits in sum_jobs(jobs):
-        total = parts[target : target + length]
-        total.copy_(parts[part : part + length])
+    for target, partial, length, splits in sum_jobs(jobs):
+        total = partials[target : target + length]
+        total.copy_(partials[partial : partial + length])
         for number in range(1, splits):
-            total.add_(parts[part + number * length : part + (number + 1) * length])
+            total.add_(partials[partial + number * length : partial + (number + 1) * length])
 
 
 def _weights(job: LayerJob, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,14 +192,14 @@ def _store_input_gradient(
     _columns(job, hidden_gradient, job.input_column, job.inputs).copy_(over_input)
 
 
-def _store_parts(
-    job: LayerJob, parts: Tensor, over_output: Tensor, x: Tensor, precision: Precision = "float32"
+def _store_partials(
+    job: LayerJob, partials: Tensor, over_output: Tensor, x: Tensor, precision: Precision = "float32"
 ) -> None:
     """The gradients over weights and biases, from (n, O) and (n, I)."""
     product = _rounded(over_output, precision).t() @ _rounded(x, precision)
-    bias = job.part + job.bias - job.weight
-    parts[job.part : job.part + product.numel()].copy_(product.flatten())
-    parts[bias : bias + job.outputs].copy_(over_output.sum(0))
+    bias = job.partial + job.bias - job.weight
+    partials[job.partial : job.partial + product.numel()].copy_(product.flatten())
+    partials[bias : bias + job.outputs].copy_(over_output.sum(0))
 
 
 def _rounded(factor: Tensor, precision: Precision) -> Tensor:
@@ -234,13 +234,13 @@ _SCHEMAS: Final[Mapping[Callable[..., None], str]] = {
     f"{_JOBS}, str precision, Tensor? table",
     atomic_energies: f"Tensor(a!) energies, Tensor hidden, Tensor? noise, Tensor[] vectors, {_JOBS}, "
     "Tensor? table",
-    output_gradient: "Tensor(a!) hidden_gradient, Tensor(b!) parts, Tensor hidden, Tensor? noise, "
-    f"Tensor slopes, Tensor[] vectors, {_JOBS}, Tensor? table",
+    output_gradient: "Tensor(a!) hidden_gradient, Tensor(b!) partials, Tensor hidden, Tensor? noise, "
+    f"Tensor grad_outputs, Tensor[] vectors, {_JOBS}, Tensor? table",
     input_gradient: "Tensor(a!) hidden_gradient, Tensor hidden, Tensor? noise, Tensor[] vectors, "
     f"{_JOBS}, str precision, Tensor? table",
-    weight_gradient_parts: "Tensor(a!) parts, Tensor hidden_gradient, Tensor hidden, Tensor source, "
+    weight_gradient_partials: "Tensor(a!) partials, Tensor hidden_gradient, Tensor hidden, Tensor source, "
     f"Tensor? rows, Tensor? noise, {_JOBS}, str precision, Tensor? table",
-    sum_parts: "Tensor(a!) parts, int[] jobs, Tensor? table",
+    sum_partials: "Tensor(a!) partials, int[] jobs, Tensor? table",
 }
 
 _library = torch.library.Library("anitune", "DEF")  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from trainer.fitting.grouped_jobs import LayerJob, SumJob
 
 #: What a program is told: its rows of the batch; where its tile of columns, and for the gradient over weights
 #: of outputs, begins in the layer; and its layer (:class:`~trainer.fitting.grouped_jobs.LayerJob`), with
-#: addresses in place of offsets. ``keep`` has the bits of a float32. ``noise``, ``part`` and ``bias_part``
+#: addresses in place of offsets. ``keep`` has the bits of a float32. ``noise``, ``partial`` and ``bias_part``
 #: are :data:`NOWHERE` if nothing is dropped, nothing is trained, or another program sums up the biases.
 FIELDS: Final = (
     "row",
@@ -32,8 +32,8 @@ FIELDS: Final = (
     "noise",
     "noise_width",
     "keep",
-    "part",
-    "bias_part",
+    "partial",
+    "bias_partial",
 )
 
 #: A place that stays below zero whatever is added to it.
@@ -42,7 +42,7 @@ NOWHERE: Final = -(2**40)
 #: Batches with so many rows or more have large tiles.
 LARGE_BATCH: Final = 16384
 
-#: Columns that a program of ``sum_parts`` adds up.
+#: Columns that a program of ``sum_partials`` adds up.
 SUM_COLUMNS: Final = 256
 
 
@@ -107,7 +107,7 @@ def layer_table(
 
 
 def sum_table(jobs: Sequence[SumJob], device: torch.device) -> Tensor:
-    """Of ``sum_parts``, (programs, 5) int64: a job and its first column."""
+    """Of ``sum_partials``, (programs, 5) int64: a job and its first column."""
     programs = [(*job, column) for job in jobs for column in range(0, job.length, SUM_COLUMNS)]
     return to_device(torch.from_numpy(np.array(programs, dtype=np.int64)), device)
 
@@ -120,7 +120,7 @@ def _places(operator: str, job: LayerJob, precision: Precision, batch: int) -> n
         "atomic_energies": (size.rows, range(1), range(1)),
         "output_gradient": (job.split_rows, range(0, job.inputs, size.columns), range(1)),
         "input_gradient": (size.rows, range(0, job.inputs, size.columns), range(1)),
-        "weight_gradient_parts": (
+        "weight_gradient_partials": (
             job.split_rows,
             range(0, job.inputs, size.columns),
             range(0, job.outputs, size.rows),
@@ -138,7 +138,7 @@ def _places(operator: str, job: LayerJob, precision: Precision, batch: int) -> n
 def _programs(job: LayerJob, places: np.ndarray, address: int, keep: float) -> np.ndarray:
     """(tiles, fields)."""
     split = places[:, 0] // job.split_rows
-    part = np.where(job.trained, job.part + split * job.part_stride, NOWHERE)
+    partial = np.where(job.trained, job.partial + split * job.partial_stride, NOWHERE)
     size = 4  # bytes of a weight
     values: dict[str, int | np.ndarray] = {
         "row": job.row + places[:, 0],
@@ -155,8 +155,8 @@ def _programs(job: LayerJob, places: np.ndarray, address: int, keep: float) -> n
         "noise": job.noise if job.noise >= 0 else NOWHERE,
         "noise_width": job.noise_width,
         "keep": int(np.float32(keep).view(np.int32)),
-        "part": part,
-        "bias_part": np.where(places[:, 2] == 0, part + job.bias - job.weight, NOWHERE),
+        "partial": partial,
+        "bias_partial": np.where(places[:, 2] == 0, partial + job.bias - job.weight, NOWHERE),
     }
     programs = np.empty((len(places), len(FIELDS)), dtype=np.int64)
     for place, field in enumerate(FIELDS):

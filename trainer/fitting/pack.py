@@ -10,10 +10,10 @@ from typing import Final
 import torch
 
 from trainer.errors import TrainingFailed
-from trainer.features.parts import Load
+from trainer.features.micro_batches import Load
 from trainer.fitting.device_epochs import DeviceEpochs
 from trainer.fitting.gradients import Gradient
-from trainer.fitting.randomness import data_order, dropout_seed
+from trainer.fitting.randomness import data_permutation, dropout_seed
 from trainer.fitting.training import Training
 
 #: An epoch that takes no longer, s, is never left: its end is near.
@@ -48,7 +48,7 @@ class Pack:
         self._on_device = DeviceEpochs(trainings) if on_gpu else None
         self._on_cpu = [] if on_gpu else [_CpuEpochs(training) for training in trainings]
 
-    def train_epoch(self, order: int, leave: Leave | None = None) -> tuple[TrainingFailed | None, ...]:
+    def train_epoch(self, permutation: int, leave: Leave | None = None) -> tuple[TrainingFailed | None, ...]:
         """Go through the training subset once, in the order of this number, and evaluate.
 
         Parameters
@@ -68,13 +68,13 @@ class Pack:
         for training in self.trainings:
             training.start_epoch()
         if self._on_device is not None:
-            losses = self._on_device.run(order)
+            losses = self._on_device.run(permutation)
         else:
-            losses = [epochs.run(order, leave) for epochs in self._on_cpu]
+            losses = [epochs.run(permutation, leave) for epochs in self._on_cpu]
         failures: list[TrainingFailed | None] = []
         for training, of_training in zip(self.trainings, losses, strict=True):
             try:
-                training.end_epoch(of_training, order, started)
+                training.end_epoch(of_training, permutation, started)
                 failures.append(None)
             except TrainingFailed as failure:
                 failures.append(failure)
@@ -88,17 +88,19 @@ class _CpuEpochs:
         self._training = training
         self._gradients = [Gradient(training.model) for _ in range(training.threads.count)]
 
-    def run(self, order: int, leave: Leave | None) -> list[float]:
+    def run(self, permutation: int, leave: Leave | None) -> list[float]:
         """Mean loss over the epoch in the order of this number, and the errors of the validation subset."""
-        training, part = self._training, self._training.train
+        training, subset = self._training, self._training.train
         batch_size = training.config.batch_size
-        positions = torch.from_numpy(data_order(len(part), training.split_seed, order))
-        done = training.epoch * math.ceil(len(part) / batch_size)
+        positions = torch.from_numpy(data_permutation(len(subset), training.split_seed, permutation))
+        done = training.epoch * math.ceil(len(subset) / batch_size)
         seed = dropout_seed(training.config.seed, training.epoch + 1)
         total = torch.zeros(1, dtype=torch.float64)
         asks_at = time.monotonic() + LONG_EPOCH if leave is not None else math.inf
         for step, (batch, pieces) in enumerate(
-            zip(torch.split(positions, batch_size), part.features.steps(positions, batch_size), strict=True),
+            zip(
+                torch.split(positions, batch_size), subset.features.steps(positions, batch_size), strict=True
+            ),
             start=1,
         ):
             if time.monotonic() >= asks_at:
@@ -110,7 +112,7 @@ class _CpuEpochs:
             seed += len(pieces)
             training.step(self._gradients[0].vector, done + step)
             total.add_(loss, alpha=len(batch))
-        return [float(total / len(part)), *training.validate()]
+        return [float(total / len(subset)), *training.validate()]
 
     def _set_gradient(self, pieces: Sequence[Load], structures: int, seed: int) -> torch.Tensor:
         """Compute the gradient of the mean loss over the structures of a batch, and that loss, (1,).
@@ -119,7 +121,7 @@ class _CpuEpochs:
         ----------
         seed : decides what the first of the pieces drops; each further piece adds one
         """
-        part = self._training.train
+        subset = self._training.train
 
         def work(thread: int, share: Sequence[tuple[int, Load]]) -> torch.Tensor:
             gradient = self._gradients[thread]
@@ -127,8 +129,8 @@ class _CpuEpochs:
             losses = []
             for number, load in share:
                 batch = load()
-                target = part.targets.index_select(0, batch.positions)
-                weight = part.weights.index_select(0, batch.positions).div_(structures)
+                target = subset.targets.index_select(0, batch.positions)
+                weight = subset.weights.index_select(0, batch.positions).div_(structures)
                 losses.append(gradient.add(batch, target, weight, seed + number))
             gradient.finish()
             return torch.stack(losses).sum(0)

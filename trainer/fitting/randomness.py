@@ -12,16 +12,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-_ORDER: Final = 0
+_PERMUTATION: Final = 0
 _DROPOUT: Final = 1
 
 
-def first_order(seed: int) -> int:
+def first_permutation(seed: int) -> int:
     """The number of the order of the data in the first epoch of a training alone; each epoch adds one."""
     return seed << 16
 
 
-def data_order(structures: int, seed: int, number: int) -> npt.NDArray[np.int64]:
+def data_permutation(structures: int, seed: int, number: int) -> npt.NDArray[np.int64]:
     """An order in which an epoch goes through the training part: a permutation (structures,).
 
     Parameters
@@ -29,13 +29,13 @@ def data_order(structures: int, seed: int, number: int) -> npt.NDArray[np.int64]
     seed : of the split: trainings with other seeds of their own can so go through the data together
     number : 0 and up
     """
-    return np.argsort(order_keys(structures, seed, number), kind="stable")
+    return np.argsort(permutation_keys(structures, seed, number), kind="stable")
 
 
-def order_keys(structures: int, seed: int, number: int) -> npt.NDArray[np.int64]:
+def permutation_keys(structures: int, seed: int, number: int) -> npt.NDArray[np.int64]:
     """What the structures are sorted by, stably, to come into an order: (structures,)."""
     # NumPy keeps the raw numbers of a bit generator the same for ever, but not those of ``Generator``.
-    numbers = np.random.PCG64([seed, number, _ORDER]).random_raw(structures)
+    numbers = np.random.PCG64([seed, number, _PERMUTATION]).random_raw(structures)
     # Signed, and as far apart as before: a GPU sorts no unsigned numbers.
     return (numbers ^ np.uint64(1 << 63)).view(np.int64)
 

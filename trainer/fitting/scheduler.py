@@ -212,8 +212,8 @@ class PackScheduler:
                 self._packs[_shared(together[0])] = pack
             # Those that have begun know how far they have come; one that begins follows them.
             begun = [training for training in together if training.history]
-            order = max(training.next_order for training in begun or together)
-            ends = pack.train_epoch(order, leave)
+            permutation = max(training.next_permutation for training in begun or together)
+            ends = pack.train_epoch(permutation, leave)
             together = list(pack.trainings)
         except BaseException as error:
             ends = (error,) * len(together)
@@ -228,22 +228,22 @@ class PackScheduler:
             self._changed.notify_all()
 
 
-class RecordedOrders(PackScheduler):
-    """No companions: one training, which goes through the data in given orders, to repeat another.
+class GivenPermutations(PackScheduler):
+    """A pack of one: a training, which goes through the data in given orders, to repeat another.
 
     Parameters
     ----------
-    orders : number of the order of each epoch
+    permutations : number of the order of each epoch
     """
 
-    def __init__(self, orders: Sequence[int]) -> None:
+    def __init__(self, permutations: Sequence[int]) -> None:
         super().__init__()
-        self._orders = orders
+        self._permutations = permutations
         self._pack: Pack | None = None
 
     def train_epoch(self, training: Training, leave: Leave | None = None) -> None:
         self._pack = self._pack or Pack([training])
-        (failure,) = self._pack.train_epoch(self._orders[training.epoch], leave)
+        (failure,) = self._pack.train_epoch(self._permutations[training.epoch], leave)
         if failure is not None:
             raise failure
 

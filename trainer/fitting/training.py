@@ -16,16 +16,16 @@ from trainer.config import Loss, TrainConfig, dump_config
 from trainer.errors import ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import predict
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
-from trainer.features.parts import PartFeatures
+from trainer.features.micro_batches import SubsetFeatures
 from trainer.features.static_batches import DeviceFeatures
 from trainer.fitting.averages import new_share
 from trainer.fitting.checkpoints import Checkpoint, Identity, weights_precision
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import find_device
-from trainer.fitting.gradients import FACTOR_DTYPES
+from trainer.fitting.gradients import OPERAND_DTYPES
 from trainer.fitting.losses import LOSS_WEIGHTS
 from trainer.fitting.optimizers import make_optimizer, set_rate
-from trainer.fitting.randomness import first_order
+from trainer.fitting.randomness import first_permutation
 from trainer.fitting.schedules import next_learning_rate
 from trainer.fitting.threads import Threads
 from trainer.fitting.weights import FlatWeights, load_weights
@@ -61,11 +61,11 @@ class Subset:
         batch_size: int,
         aev_dtype: torch.dtype | None = None,
     ) -> None:
-        self._features: PartFeatures | DeviceFeatures
+        self._features: SubsetFeatures | DeviceFeatures
         if device.type == "cuda":
-            self._features = task.features.device_part(structures, device, aev_dtype or dtype)
+            self._features = task.features.device_subset(structures, device, aev_dtype or dtype)
         else:
-            self._features = task.features.part(structures, aev_dtype or dtype, batch_size)
+            self._features = task.features.subset(structures, aev_dtype or dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
         atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
         self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
@@ -74,7 +74,7 @@ class Subset:
         return len(self.targets)
 
     @property
-    def features(self) -> PartFeatures:
+    def features(self) -> SubsetFeatures:
         """For a training on the CPU."""
         assert not isinstance(self._features, DeviceFeatures)
         return self._features
@@ -135,7 +135,7 @@ class Training:
             config.loss,
             config.batch_size,
             # What is rounded for each product anyway is kept so.
-            FACTOR_DTYPES.get(config.precision),
+            OPERAND_DTYPES.get(config.precision),
         )
         self.validation = Subset(task, task.split.validation, self.device, dtype, config.loss, BATCH)
 
@@ -158,9 +158,9 @@ class Training:
         return len(self.history)
 
     @property
-    def next_order(self) -> int:
+    def next_permutation(self) -> int:
         """The number of the order in which the next epoch goes through the data, if it can choose."""
-        return self.history[-1].order + 1 if self.history else first_order(self.config.seed)
+        return self.history[-1].order + 1 if self.history else first_permutation(self.config.seed)
 
     @property
     def best(self) -> EpochRecord:
@@ -214,17 +214,17 @@ class Training:
 
     def validate(self) -> list[float]:
         """:meth:`Subset.errors` of the network that is evaluated, on the CPU."""
-        part = self.validation
-        predicted = predict(self.evaluated_model, part.features, len(part), self.threads)
-        return [float(error) for error in part.errors(predicted[:, None])]
+        subset = self.validation
+        predicted = predict(self.evaluated_model, subset.features, len(subset), self.threads)
+        return [float(error) for error in subset.errors(predicted[:, None])]
 
-    def end_epoch(self, losses: Sequence[float], order: int, started: float) -> None:
+    def end_epoch(self, losses: Sequence[float], permutation: int, started: float) -> None:
         """Record an epoch.
 
         Parameters
         ----------
         losses : mean training loss, and :meth:`Subset.errors` of the validation subset
-        order : number of the order in which it went through the data
+        permutation : number of the order in which it went through the data
         started : ``time.perf_counter()`` when it began
 
         Raises
@@ -241,7 +241,7 @@ class Training:
                 )
         record = EpochRecord(
             epoch=epoch,
-            order=order,
+            order=permutation,
             train_loss=losses[0],
             val_loss=losses[1],
             val_mae=losses[2] * HARTREE_TO_KCALMOL,

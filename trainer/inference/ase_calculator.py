@@ -18,7 +18,7 @@ from trainer.evaluation.units import HARTREE_TO_EV
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.structures import make_structure
 from trainer.inference.torchani_model import as_torchani
-from trainer.networks.smoothness import kink_words
+from trainer.networks.smoothness import kink_warning
 
 
 class ModelWarning(UserWarning):
@@ -59,7 +59,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         self.ensemble = model if isinstance(model, Ensemble) else Ensemble.open(model)
         self._torchani = as_torchani(self.ensemble)
         self._has_left = False
-        kinks = kink_words({member.model.config.activation for member in self.ensemble.members})
+        kinks = kink_warning({member.model.config.activation for member in self.ensemble.members})
         if kinks is not None:
             warnings.warn(f"this model has {kinks}", ModelWarning, stacklevel=2)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.config import STRICT, load_config
 from trainer.data.dataset import Molecule, formula_of
-from trainer.data.stoichiometry import broken, in_words
+from trainer.data.stoichiometry import balance_text, broken
 from trainer.errors import ConfigError, DataError, ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
 from trainer.features.batches import AtomBatch, EqualStructures
@@ -69,14 +69,14 @@ class Predictions:
     members : (M, S) float64, hartree
     novelty : (S,) float64: of the environment that is farthest from the training data, see
         :class:`trainer.inference.domain.TrainingDomain`; above 1 it is far; NaN if no domain is stored
-    strangest : (S,) int64: the atom of that environment, from 0 in the structure's order
+    largest_novelty_atom : (S,) int64: the atom of that environment, from 0 in the structure's order
     """
 
     energies: npt.NDArray[np.float64]
     spread: npt.NDArray[np.float64]
     members: npt.NDArray[np.float64]
     novelty: npt.NDArray[np.float64]
-    strangest: npt.NDArray[np.int64]
+    largest_novelty_atom: npt.NDArray[np.int64]
 
     @property
     def far(self) -> npt.NDArray[np.bool_]:
@@ -212,23 +212,23 @@ class Ensemble:
         self.refuse_unknown(structures, any_composition)
         members = np.empty((len(self.members), len(structures)))
         novelty = np.full(len(structures), np.nan)
-        strangest = np.zeros(len(structures), np.int64)
+        largest_novelty_atom = np.zeros(len(structures), np.int64)
         done = 0
         for alike in group_alike(structures, self.aev.elements):
             molecule = alike.molecule
             for some, aevs in self._environments(molecule):
-                places, orders = alike.places[some], alike.orders[some]
+                places, permutations = alike.places[some], alike.permutations[some]
                 by_element = self._by_element(molecule, aevs)
                 for number, each in enumerate(self.members):
                     members[number, places] = _energies(each, molecule, by_element)
                 if self.domain is not None:
                     most, atom = self._novelties(by_element, len(places)).max(dim=1)
                     novelty[places] = most.numpy()
-                    strangest[places] = orders[np.arange(len(places)), atom.numpy()]
+                    largest_novelty_atom[places] = permutations[np.arange(len(places)), atom.numpy()]
                 done += len(places)
                 progress("structures", done, len(structures))
         spread = members.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(structures), np.nan)
-        return Predictions(members.mean(axis=0), spread, members, novelty, strangest)
+        return Predictions(members.mean(axis=0), spread, members, novelty, largest_novelty_atom)
 
     def unknown_elements(self, structure: Structure) -> list[str]:
         """The elements of a structure that were not in the training data."""
@@ -248,7 +248,7 @@ class Ensemble:
         known = [balance for member in self.members for balance in member.balances]
         if not any_composition and (balance := broken(known, counts)) is not None:
             return (
-                f"{formula_of(counts)} cannot be told from the training data, where {in_words(balance)}"
+                f"{formula_of(counts)} cannot be told from the training data, where {balance_text(balance)}"
                 " in all molecules"
             )
         return None

@@ -70,12 +70,12 @@ class Alike:
     ----------
     molecule : with their n coordinates, each about its own center: far from the origin float32 is coarse
     places : (n,) which of the structures they are
-    orders : (n, Na) which atom of its structure each atom is
+    permutations : (n, Na) which atom of its structure each atom is
     """
 
     molecule: Molecule
     places: npt.NDArray[np.int64]
-    orders: npt.NDArray[np.int64]
+    permutations: npt.NDArray[np.int64]
 
 
 def group_alike(structures: Sequence[Structure], elements: Sequence[str]) -> list[Alike]:

@@ -9,7 +9,7 @@ KINKED: Final = ("relu",)
 """Functions with a kink: forces jump where a structure crosses it."""
 
 
-def kink_words(activations: Collection[str]) -> str | None:
+def kink_warning(activations: Collection[str]) -> str | None:
     """What is wrong with a model of these activations, as what it "has"; None: it is smooth."""
     kinked = sorted(set(activations) & set(KINKED))
     if not kinked:

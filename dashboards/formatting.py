@@ -1,0 +1,115 @@
+"""Numbers and states in words, alike wherever people read them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from dashboards.printable import printable
+
+if TYPE_CHECKING:
+    from dashboards.ranking import Leaderboard, Noise
+    from storage.studies import Budget, StudySummary
+    from storage.trials.views import TrialRow
+
+_MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~&$])")
+_CODE: Final = re.compile(r"[\w .,+=:/-]+")
+_FENCE: Final = re.compile(r"`{3,}")
+
+
+def markdown_text(text: str) -> str:
+    """Text of others on one line, shown by Markdown as it is; also in a cell of a table."""
+    return _MARKUP.sub(r"\\\1", printable(" ".join(text.split())))
+
+
+def markdown_code(text: str) -> str:
+    """A word of others as code; where it holds what could end that, as text."""
+    return f"`{text}`" if _CODE.fullmatch(text) else markdown_text(text)
+
+
+def markdown_block(text: str) -> str:
+    """Lines to be copied, between fences that are longer than any in them."""
+    fence = "`" * max([3, *(len(found) + 1 for found in _FENCE.findall(text))])
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def trained_on(trial: TrialRow) -> str:
+    """The device and precision of each attempt at a trial, as far as they differ, one after the other."""
+    places = [(each.device, each.precision) for each in trial.attempts]
+    places = places or [(trial.worker.device, trial.worker.precision)]
+    return ", then ".join(
+        f"{device} in {precision}" if precision is not None else device
+        for device, precision in dict.fromkeys(places)
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that say most."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_number(value: float | None, digits: int = 0) -> str:
+    """A number with thousands apart; nothing for None."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def format_budget(budget: Budget) -> str:
+    """The limits of a study."""
+    limits = [f"{budget.trials:,} trials"] if budget.trials is not None else []
+    limits += [duration(budget.seconds)] if budget.seconds is not None else []
+    limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
+    return ", ".join(limits) or "none"
+
+
+def study_state_line(summary: StudySummary) -> str:
+    """What a study is at, in a word or two."""
+    if summary.state != "open":
+        return summary.state
+    if summary.trials["running"]:
+        return "running"
+    if _is_spent(summary) and not (summary.trials["interrupted"] or summary.trials["paused"]):
+        return "finished"
+    return "waiting for workers"
+
+
+def _is_spent(summary: StudySummary) -> bool:
+    """Whether no more trials begin."""
+    budget = summary.budget
+    spent = (
+        (sum(summary.trials.values()), budget.trials),
+        (summary.seconds, budget.seconds),
+        (summary.epochs, budget.epochs),
+    )
+    return any(limit is not None and amount >= limit for amount, limit in spent)
+
+
+def format_noise(board: Leaderboard) -> str:
+    """What two trials must differ by, and how that is known."""
+    if not board.by_molecule:
+        return _noise(board.noise)
+    return (
+        f"{_noise(board.noise)} No interval is given for an error: the split keeps molecules whole, and"
+        " errors of one molecule's structures are alike, so that their number says too much; trainings with"
+        " several seeds (repeats: replicate) or anitune promote say what a difference means."
+    )
+
+
+def _noise(noise: Noise | None) -> str:
+    if noise is None:
+        return "How much of a difference is chance is not known yet."
+    if noise.kind == "seeds":
+        return (
+            f"Equal settings differ by {noise.deviation:.3f} kcal/mol (standard deviation over seeds, from"
+            f" {noise.groups} {'set' if noise.groups == 1 else 'sets'} of replicates near the best): two"
+            f" trials less than {noise.margin:.3f} kcal/mol apart cannot be told apart (95 %)."
+        )
+    return (
+        "No settings near the best were trained with several seeds, so the spread over seeds is not known."
+        f" The validation part alone makes two trials less than {noise.margin:.3f} kcal/mol apart"
+        " indistinguishable (95 %)."
+    )

@@ -1,0 +1,318 @@
+"""The servers of ``anitune up``: a PostgreSQL and an MLflow server for all processes of one machine.
+
+They live in the folder ``servers`` of a home, each in a session of its own, and outlast the command that
+started them. What is there: ``postgresql``, the data of both databases; ``mlflow.json``, MLflow's process;
+``addresses.json``, by which every later command finds them; ``lock``, held while one starts or stops them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from dashboards.access import HEALTH, with_token
+from dashboards.environment import mlflow_environment
+from dashboards.errors import AddressError, ServerEndedError
+from dashboards.listening import arguments_for, listen_for, port_of
+from dashboards.parent_watchdog import GRACE_SECONDS
+from dashboards.servers import POLL_SECONDS, START_SECONDS, answers
+from storage.database import open_database
+from storage.errors import SchemaTooOldError, ServerError
+from storage.files import replacing
+from storage.postgresql import DATABASE, MLFLOW_DATABASE, PostgreSQL
+from storage.settings import ServerAddresses, Settings, read_addresses, write_addresses
+from storage.tokens import make_token, read_token, remove_token, token_file
+from storage.tracking.mlflow_tables import check_tables
+
+HOST = "127.0.0.1"
+
+_MLFLOW = "mlflow.json"
+_CLOCK_SECONDS = 2.0
+"""A process's start time moves by so much when the clock is set."""
+
+
+@dataclass(frozen=True)
+class _Mlflow:
+    """The first of MLflow's processes, when it began (seconds since 1970-01-01 UTC), and where it answers."""
+
+    pid: int
+    started: float
+    url: str
+
+    @property
+    def port(self) -> int:
+        """The one that it listens on."""
+        port = httpx.URL(self.url).port
+        assert port is not None, self.url
+        return port
+
+
+@dataclass(frozen=True)
+class LocalServers:
+    """The servers as they stand.
+
+    Attributes
+    ----------
+    addresses
+        Of both.
+    postgresql, mlflow
+        Process ids.
+    tools
+        Folder of PostgreSQL's own programs, such as ``psql`` and ``pg_dump``.
+    token_file
+        The file with the secret of MLflow's server.
+    link
+        To its pages; it signs in.
+    """
+
+    addresses: ServerAddresses
+    postgresql: int | None
+    mlflow: int
+    tools: Path
+    token_file: Path
+    link: str
+
+
+def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[LocalServers, bool]:
+    """Start what does not run, and wait until it answers; also whether anything was started.
+
+    A start that fails, or is interrupted, stops again what it started.
+
+    Parameters
+    ----------
+    home
+        The home folder, absolute.
+    mlflow_port
+        For MLflow; by default that of the last time, else one that is free.
+
+    Raises
+    ------
+    SettingsError
+        if the extra ``postgres`` is not installed, or the data is of another version of PostgreSQL.
+    ServerError, ServerEndedError
+        if a server does not start.
+    AddressError
+        if the port is taken.
+    DatabaseError
+        if the tables are of an older or newer version.
+    """
+    postgresql = PostgreSQL.of(home)
+    with _alone(home) as servers, ExitStack() as undo:
+        known = _known(home)
+        began = postgresql.start()
+        if began:
+            undo.callback(postgresql.stop)
+        mlflow = _running(servers)
+        if mlflow is None:
+            _stop_mlflow(servers)  # what is left of one that was killed
+            if known is not None and mlflow_port is None:
+                mlflow_port = httpx.URL(known.tracking_uri).port
+            listener = undo.enter_context(listen_for("--mlflow-port", HOST, mlflow_port))
+            behind = Settings(
+                home, _with_driver(postgresql.url(DATABASE)), _with_driver(postgresql.url(MLFLOW_DATABASE))
+            )
+            open_database(behind).close()
+            check_tables(behind.tracking_uri)
+            mlflow = _start_mlflow(behind, listener)
+            undo.callback(_stop_mlflow, servers)
+            began = True
+        elif mlflow_port not in (None, mlflow.port):
+            raise AddressError(f"MLflow is running already at {mlflow.url}: first `anitune down`")
+        token = read_token(home, mlflow.url)
+        if token is None:
+            raise ServerError(
+                "MLflow runs without the secret that protects it, as earlier versions started it: first"
+                " `anitune down`"
+            )
+        _wait_for_mlflow(home, mlflow)
+        addresses = ServerAddresses(postgresql.url(DATABASE), mlflow.url, socket.gethostname())
+        write_addresses(servers, addresses)
+        undo.pop_all()
+    secret = token_file(home, mlflow.port)
+    link = with_token(mlflow.url, token)
+    return LocalServers(addresses, postgresql.pid(), mlflow.pid, postgresql.tools, secret, link), began
+
+
+def stop_servers(home: Path) -> bool:
+    """Stop what runs of the servers of a home; answers whether anything did.
+
+    Raises
+    ------
+    ServerError
+        if one does not stop.
+    """
+    servers = home / "servers"
+    if not servers.exists():
+        return False
+    with _alone(home):
+        _known(home)
+        mlflow = _stop_mlflow(servers)
+        return PostgreSQL.of(home).stop() or mlflow
+
+
+@contextmanager
+def with_postgresql(home: Path) -> Iterator[str]:
+    """Let PostgreSQL run for the block, and give the URL of MLflow's database.
+
+    MLflow's server is not started. It must be down where its tables are of an older version: they cannot be
+    changed under it.
+
+    Raises
+    ------
+    ServerError
+        if MLflow's server uses tables of an older version.
+    """
+    with _alone(home) as servers:
+        _known(home)
+        postgresql = PostgreSQL.of(home)
+        started = postgresql.start()
+        try:
+            url = _with_driver(postgresql.url(MLFLOW_DATABASE))
+            if _running(servers) is not None:
+                try:
+                    check_tables(url)
+                except SchemaTooOldError:
+                    raise ServerError("MLflow's server uses the old tables: first `anitune down`") from None
+            yield url
+        finally:
+            if started:
+                postgresql.stop()
+
+
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[Path]:
+    """Hold the lock of the folder of the servers, which is made if need be."""
+    servers = home / "servers"
+    servers.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(servers / "lock", timeout=START_SECONDS):
+            yield servers
+    except Timeout:
+        raise ServerError(
+            f"{servers}: another process has been starting or stopping these for long"
+        ) from None
+
+
+def _known(home: Path) -> ServerAddresses | None:
+    """The addresses of the last time; of servers of another folder, which this one was copied from, none."""
+    servers = home / "servers"
+    known = read_addresses(servers)
+    pid_file = servers / "postgresql" / "postmaster.pid"
+    if known is not None and known.host != socket.gethostname() and pid_file.exists():
+        raise ServerError(
+            f"the servers of {servers.parent} were started on {known.host}: stop them there with"
+            f" `anitune down`; if that machine is gone, remove {pid_file}"
+        )
+    if known is None or known.are_of(home):
+        return known
+    (servers / _MLFLOW).unlink(missing_ok=True)
+    return None
+
+
+def _start_mlflow(settings: Settings, listener: socket.socket) -> _Mlflow:
+    log = _mlflow_log(settings.home)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    port = port_of(listener)
+    token = make_token(settings.home, port)
+    # The socket is the server's alone from now on: when that ends, nobody listens.
+    with listener, log.open("ab") as output:
+        pid = subprocess.Popen(
+            # -P: what lies in the current folder is never imported.
+            [sys.executable, "-P", "-m", "dashboards.mlflow_server", *arguments_for(HOST, listener)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=mlflow_environment(settings, token),
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        ).pid
+    mlflow = _Mlflow(pid, psutil.Process(pid).create_time(), f"http://{HOST}:{port}")
+    with replacing(settings.servers / _MLFLOW) as file:
+        file.write(json.dumps(asdict(mlflow)).encode() + b"\n")
+    return mlflow
+
+
+def _mlflow_log(home: Path) -> Path:
+    return home / "logs" / "mlflow-server.log"
+
+
+def _wait_for_mlflow(home: Path, mlflow: _Mlflow) -> None:
+    log = _mlflow_log(home)
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(f"{mlflow.url}{HEALTH}", trust_env=False):
+        if _running(home / "servers") is None:
+            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise ServerEndedError(
+                f"MLflow ended by itself: {(lines or ['it said nothing'])[-1]} (log: {log})"
+            )
+        if time.monotonic() > deadline:
+            raise ServerEndedError(f"MLflow has not answered for {START_SECONDS:.0f} s (log: {log})")
+        time.sleep(POLL_SECONDS)
+
+
+def _running(servers: Path) -> _Mlflow | None:
+    mlflow = _recorded(servers)
+    lives = mlflow is not None and any(process.pid == mlflow.pid for process in _processes(mlflow))
+    return mlflow if lives else None
+
+
+def _recorded(servers: Path) -> _Mlflow | None:
+    try:
+        return TypeAdapter(_Mlflow).validate_json((servers / _MLFLOW).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ServerError(
+            f"{servers / _MLFLOW}: damaged; end MLflow's processes, if there are any, and remove it"
+        ) from None
+
+
+def _processes(mlflow: _Mlflow) -> list[psutil.Process]:
+    """Those of MLflow's group that live; they may outlive the first one, which the group is named by."""
+    with suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(mlflow.pid).create_time() - mlflow.started) > _CLOCK_SECONDS:
+            return []  # as after a reboot: the number is another's now
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            ours = os.getpgid(process.pid) == mlflow.pid and process.status() != psutil.STATUS_ZOMBIE
+            # The first is known by when it began: it has no command line yet where it just starts.
+            if ours and (process.pid == mlflow.pid or "mlflow" in " ".join(process.cmdline())):
+                found.append(process)
+    return found
+
+
+def _stop_mlflow(servers: Path) -> bool:
+    """End MLflow's processes; answers whether there were any."""
+    mlflow = _recorded(servers)
+    processes = _processes(mlflow) if mlflow is not None else []
+    waiting = processes
+    for signal_ in (signal.SIGTERM, signal.SIGKILL):
+        for process in waiting:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal_)
+        _, waiting = psutil.wait_procs(waiting, timeout=GRACE_SECONDS)
+    if waiting:
+        raise ServerError(f"MLflow's processes {sorted(process.pid for process in waiting)} do not end")
+    (servers / _MLFLOW).unlink(missing_ok=True)
+    if mlflow is not None:
+        remove_token(servers.parent, mlflow.port)
+    return bool(processes)

@@ -1,0 +1,170 @@
+"""``anitune study enqueue``, ``extend``, ``pause``, ``resume``, ``stop``, ``archive``, ``delete``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from storage.database import Database
+    from storage.studies import Study, StudyState
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
+
+
+def lifecycle_commands(study_app: typer.Typer) -> None:
+    """Add the commands of this file to ``anitune study``."""
+    for command in (enqueue, extend, pause, resume, stop, archive, delete):
+        study_app.command()(command)
+
+
+def enqueue(
+    name: Name,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Settings of a training (YAML): hidden: [128, 64]."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, over those of FILE.")
+    ] = None,
+) -> None:
+    """Let a configuration of yours be the next trial that begins; what it leaves open is proposed."""
+    from search.documents import read_document
+    from search.propose.enqueued import enqueued, params_from_settings, setting_value
+    from search.study import study_from_record
+    from storage.database import open_database
+    from storage.settings import load_settings
+    from storage.studies import open_study, summarize_study
+
+    document = read_document(file) if file is not None else None
+    values: dict[str, Any] = dict(document.values) if document is not None else {}
+    for word in setting or ():
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"write KEY=VALUE (got {word!r})", param_hint="--set")
+        values[key] = setting_value(key, text)
+    with open_database(load_settings()) as database:
+        study = open_study(database, name)
+        config = study_from_record(study.config, name)
+        lines = document.lines if document is not None else None
+        params = params_from_settings(config, values, str(file or "--set"), lines)
+        enqueued(study, params)
+        summary = summarize_study(database, study)
+    echo(f"{name}: enqueued {', '.join(f'{key} {value}' for key, value in params.items())}")
+    if summary.budget.trials is not None and sum(summary.trials.values()) >= summary.budget.trials:
+        echo(f"All trials of its budget have begun; one more: anitune study extend {name} --trials 1")
+
+
+def extend(
+    name: Name,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many trials more.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, metavar="N", help="So many hours of work more.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many epochs more.")] = None,
+) -> None:
+    """Give a study more of what its limits count.
+
+    `study run FILE` keeps that, until somebody edits a limit in the file.
+    """
+    from dashboards.formatting import format_budget
+    from search.propose.samplers import trial_limit
+    from search.study import study_from_record
+    from storage.database import open_database
+    from storage.lifecycle import extend_budget
+    from storage.settings import load_settings
+    from storage.studies import Budget, open_study
+    from trainer.errors import ConfigError
+
+    if trials is None and hours is None and epochs is None:
+        raise typer.BadParameter("give --trials, --hours or --epochs")
+    more = Budget(trials=trials, seconds=hours * 3600 if hours is not None else None, epochs=epochs)
+    with open_database(load_settings()) as database:
+        study = open_study(database, name)
+        most = trial_limit(study_from_record(study.config, name))
+        # What is recorded has no limits: a number of trials here is that of the rows, or the grid's points.
+        if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
+            raise ConfigError(f"--trials: study {name!r} has no more than {most} trials: each is another one")
+        budget = extend_budget(database, study, more)
+    echo(f"{name}: the limit is {format_budget(budget)} now")
+
+
+def pause(name: Name) -> None:
+    """Let workers begin no new trial; those in hand go on, and the workers wait."""
+    _change(name, "paused", of=("open", "paused"))
+    echo(f"{name}: paused; go on with: anitune study resume {name}")
+
+
+def resume(name: Name) -> None:
+    """Let workers begin trials again, after pause or stop."""
+    _change(name, "open", of=("open", "paused", "stopped"))
+    echo(f"{name}: open")
+
+
+def stop(name: Name) -> None:
+    """Let workers hand their trials back at the end of an epoch, and leave."""
+    _change(name, "stopped", of=("open", "paused", "stopped"))
+    echo(f"{name}: stopped; go on with: anitune study resume {name}")
+
+
+def archive(
+    name: Name, undo: Annotated[bool, typer.Option("--undo", help="Bring it back; it is open then.")] = False
+) -> None:
+    """Stop a study and hide it from lists."""
+    if undo:
+        _change(name, "open", of={"archived"})
+        echo(f"{name}: open")
+    else:
+        _change(name, "archived", of=("open", "paused", "stopped", "archived"))
+        echo(f"{name}: archived; bring it back with: anitune study archive --undo {name}")
+
+
+def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Delete a study with its reference rows: records, MLflow runs, checkpoints and artifacts."""
+    from search.cli.output import summary_lines, working
+    from storage.database import open_database
+    from storage.deletion import delete_study
+    from storage.settings import load_settings
+    from storage.studies import summarize_study
+
+    with open_database(load_settings()) as database:
+        studies = _with_rows(database, name)[::-1]
+        if not yes:
+            for study in studies:
+                echo(f"{study.name}\n  " + "\n  ".join(summary_lines(summarize_study(database, study))))
+            typer.confirm("Delete all of it for good?", abort=True)
+        for study in studies:
+            with working(f"{study.name}: deleting"):
+                delete_study(database, study)
+            echo(f"{study.name}: deleted")
+
+
+def _with_rows(database: Database, name: str) -> list[Study]:
+    """A study and the rows that are trained beside it, if they have not been deleted."""
+    from search.study import study_from_record
+    from storage.errors import StudyNotFoundError
+    from storage.studies import open_study
+
+    study = open_study(database, name)
+    reference = study_from_record(study.config, name).reference
+    try:
+        return [study] if reference is None else [open_study(database, reference.name), study]
+    except StudyNotFoundError:
+        return [study]
+
+
+def _change(name: str, to: StudyState, *, of: Collection[StudyState]) -> None:
+    """Change the state of a study and of the rows that are trained beside it."""
+    from storage.database import open_database
+    from storage.lifecycle import change_state
+    from storage.settings import load_settings
+
+    with open_database(load_settings()) as database:
+        # The study itself first: it decides whether this can be done.
+        for study in reversed(_with_rows(database, name)):
+            change_state(database, study, to, of=of)

@@ -1,0 +1,143 @@
+"""A configuration that a person wants tried: it becomes the next trial that begins, by whatever program."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from search.documents import read_value
+from search.propose.rows import WIDTH, architecture, flat_settings
+from search.propose.space import distributions, extreme_configs
+from search.study import StudyConfig
+from storage.studies import Study
+from trainer.config import TrainConfig, load_config
+from trainer.config_faults import KeyPath
+from trainer.errors import ConfigError
+
+
+def params_from_settings(
+    config: StudyConfig,
+    values: Mapping[str, Any],
+    where: str,
+    lines: Mapping[KeyPath, int] | None = None,
+) -> dict[str, Any]:
+    """The parameters of a study that some settings of a training stand for.
+
+    Parameters
+    ----------
+    values : settings of :class:`TrainConfig`; the sampler proposes those that are left out
+    where, lines : where the settings come from, for messages
+
+    Raises
+    ------
+    ConfigError
+        if they are no settings, or none that a trial of this study can have.
+    """
+    _refuse_points(config, where)
+    if not values:
+        raise ConfigError(f"{where}: sets nothing")
+    flat = flat_settings(load_config(TrainConfig, values, where, lines))
+    named = {name for name in flat if name in values}
+    if "hidden" in values:
+        named |= {name for name in flat if name == "layers" or name.startswith(WIDTH)}
+    if "hidden" in values and "hidden" in distributions(config):
+        flat, named = flat | {"hidden": architecture(values["hidden"])}, {*values}
+    return _in_space(config, {name: flat[name] for name in flat if name in named}, where)
+
+
+def params_from_queue(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
+    """The parameters that somebody has asked for in Optuna's queue, by whatever program.
+
+    Parameters
+    ----------
+    asked_for : by name; it was not checked, and need not be a mapping
+
+    Raises
+    ------
+    ConfigError
+        if no trial of this study can have them, as :func:`params_from_settings` tells it.
+    """
+    where = "Optuna's queue"
+    if not isinstance(asked_for, Mapping):
+        raise ConfigError(f"{where}: asks for {reprlib.repr(asked_for)}, where parameters were to be named")
+    if asked_for:
+        _refuse_points(config, where)
+    return _in_space(config, asked_for, where)
+
+
+def _refuse_points(config: StudyConfig, where: str) -> None:
+    if config.rows is not None or (config.sampler is not None and config.sampler.kind == "grid"):
+        what = "rows" if config.rows is not None else "points of a grid"
+        raise ConfigError(f"{where}: the trials of study {config.name!r} are {what}, each of them once")
+
+
+def _in_space(config: StudyConfig, flat: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Those of some parameters that the study searches; the others must be as in all of its trials."""
+    space = distributions(config)
+    fixed = flat_settings(extreme_configs(config)[0]) if flat else {}
+    params = {}
+    for name, value in flat.items():
+        got = f"(got {reprlib.repr(value)})"
+        if name in space:
+            if (held := _held(space[name], value)) is None:
+                raise ConfigError(f"{where}: {name}: the study searches {_describe_range(space[name])} {got}")
+            params[name] = held
+        elif name == "seed" or name not in fixed:
+            raise ConfigError(f"{where}: {name[:100]}: is no parameter of study {config.name!r}")
+        elif not _equal(fixed[name], value):
+            raise ConfigError(
+                f"{where}: {name}: is {fixed[name]!r} in all trials of study {config.name!r} {got}"
+            )
+    return params
+
+
+def setting_value(name: str, text: str) -> Any:
+    """The value of a setting of :class:`TrainConfig` in words; of a list the brackets may be left out.
+
+    Raises
+    ------
+    StudyFileError
+        if it is none.
+    """
+    is_list = isinstance(getattr(TrainConfig, name, None), tuple)
+    return read_value(f"[{text}]" if is_list and not text.lstrip().startswith("[") else text)
+
+
+def enqueued(study: Study, params: Mapping[str, Any]) -> None:
+    """Put a trial with these parameters into the queue of the study; it counts like any other."""
+    with study.database.plain_errors():
+        study.optuna.enqueue_trial(dict(params))
+
+
+def _held(distribution: BaseDistribution, value: Any) -> Any:
+    """The value, as the distribution has it; None if it does not hold it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return next((choice for choice in distribution.choices if _equal(choice, value)), None)
+    kinds = (int, float) if isinstance(distribution, FloatDistribution) else (int,)
+    if type(value) not in kinds:  # a bool is an int, too
+        return None
+    try:
+        create_trial(
+            state=TrialState.COMPLETE, value=0.0, params={"x": value}, distributions={"x": distribution}
+        )
+    except (ValueError, OverflowError):
+        return None
+    return float(value) if isinstance(distribution, FloatDistribution) else value
+
+
+def _equal(known: Any, value: Any) -> bool:
+    """Whether a value is one that is known, and of its kind: JSON has numbers without a point for both."""
+    same_kind = type(value) is type(known) or (type(known) is float and type(value) is int)
+    return same_kind and bool(known == value)
+
+
+def _describe_range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    step = f" in steps of {distribution.step}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low} to {distribution.high}{step}"

@@ -1,0 +1,79 @@
+"""What a relay tells a monitor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from search.work.monitor import Health, serve
+from storage.errors import DatabaseError
+from storage.tracking.relay import backlog
+
+if TYPE_CHECKING:
+    from storage.studies import Study
+    from storage.tracking.health import RelayHealth
+
+
+class _RelayMetrics(Collector):
+    """Asks the relay, and the database, each time that a monitor does."""
+
+    def __init__(self, study: Study, health: RelayHealth) -> None:
+        self._study = study
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        health, now = self._health, time.monotonic()
+        yield self._counter("delivered_rows", "Rows of the outbox that MLflow has taken.", health.delivered)
+        yield self._counter("errors", "Passes that did not come to their end.", health.errors)
+        yield self._gauge("pass_seconds", "Since the last pass over the outbox.", now - health.last_pass)
+        if health.last_delivery is not None:
+            age = now - health.last_delivery
+            yield self._gauge("delivery_seconds", "Since MLflow took something last.", age)
+        if health.lease is not None:
+            age = now - health.lease.renewed
+            yield self._gauge("lease_seconds", "Since the lease was renewed last.", age)
+        try:
+            left = backlog(self._study)
+        except DatabaseError:
+            return  # the other numbers tell of it
+        yield self._gauge("waiting_rows", "Rows of the outbox that will be delivered.", left.waiting)
+        yield self._gauge("parked_rows", "Rows of the outbox that MLflow refused.", left.rejected)
+
+    def _counter(self, name: str, words: str, value: float) -> Metric:
+        family = CounterMetricFamily(f"anitune_relay_{name}", words, labels=["study"])
+        family.add_metric([self._study.name], value)
+        return family
+
+    def _gauge(self, name: str, words: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"anitune_relay_{name}", words, labels=["study"])
+        family.add_metric([self._study.name], value)
+        return family
+
+
+@contextmanager
+def serve_relay_metrics(host: str, port: int, study: Study, health: RelayHealth) -> Iterator[None]:
+    """Serve what the relay in the block does; ``/health`` answers 503 when its lease has run out.
+
+    Raises
+    ------
+    SearchError
+        if the port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(_RelayMetrics(study, health))
+
+    def report() -> Health:
+        now = time.monotonic()
+        seconds = {"pass_seconds": now - health.last_pass}
+        if health.lease is not None:
+            seconds["lease_seconds"] = now - health.lease.renewed
+        return Health(health.well, seconds)
+
+    with serve(host, port, registry, report):
+        yield

@@ -1,0 +1,280 @@
+"""Repeats a trial undisturbed from what was recorded of it, and compares every number."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import math
+import struct
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from search.errors import SearchError
+from storage.blobs.place import open_blobs
+from storage.database import Database
+from storage.studies import Study
+from storage.trials.duplicate_configs import DUPLICATE_TAG
+from storage.trials.views import TrialRow, device_kind, metric_history
+from trainer.config import TrainConfig, load_config
+from trainer.fitting.devices import find_device, resolve_precision
+from trainer.fitting.scheduler import GivenPermutations
+from trainer.progress import Progress, no_progress
+from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
+from trainer.run import HISTORY, MODEL, run_training
+from trainer.task import Task
+
+TIMES: Final = ("train/epoch_seconds",)
+"""Metrics that are no results."""
+
+GPU_TOLERANCE: Final = 1e-6
+"""Relative differences that a GPU may make: a pack, too, sums in another order than a training alone."""
+
+MIXED_TOLERANCE: Final = 0.1
+"""As many, where attempts, or the trial and its repetition, were on different kinds of device or in different
+precisions: a training enlarges what rounding begins."""
+
+Place = tuple[str, str]
+"""A kind of device, cpu or cuda, and the precision of a training there."""
+
+Point = tuple[str, int]
+"""A metric and an epoch."""
+
+
+@dataclass(frozen=True)
+class RecordedTrial:
+    """What the record has of a trial: with what it was trained, and what came of it.
+
+    Attributes
+    ----------
+    config : all its settings, as plain values, with the precision of its last attempt
+    places : where its attempts trained, one after the other: each once
+    epochs : trained
+    permutations : number of the order of the data in each epoch; None: those of a training alone
+    warm_start : the model file that it began with
+    values : by metric and epoch
+    model : SHA-256 of its model file
+    """
+
+    number: int
+    state: str
+    config: dict[str, Any]
+    places: tuple[Place, ...]
+    epochs: int
+    permutations: tuple[int, ...] | None
+    warm_start: Path | None
+    values: dict[Point, float]
+    model: str | None
+
+    @property
+    def device(self) -> str:
+        """The kind of device of its last attempt, cpu or cuda."""
+        return self.places[-1][0]
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """A number that came out otherwise; None: there is none on that side."""
+
+    metric: str
+    epoch: int
+    recorded: float | None
+    reproduced: float | None
+
+    @property
+    def relative(self) -> float:
+        """Size of the difference over that of the recorded number."""
+        if self.recorded is None or self.reproduced is None:
+            return math.inf
+        if self.recorded == self.reproduced:
+            return 0.0
+        difference = abs(self.reproduced - self.recorded) / abs(self.recorded) if self.recorded else math.inf
+        return difference if math.isfinite(difference) else math.inf
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A trial beside its repetition.
+
+    Attributes
+    ----------
+    place : of the repetition
+    compared : numbers that were compared
+    differences : those that are not the same bit for bit, by epoch
+    same_model : whether the model file has the same bytes; None: it cannot, as they also say which device was
+        asked for and in which precision it was trained, and that was another one, or there were several
+    """
+
+    number: int
+    place: Place
+    epochs: int
+    compared: int
+    differences: tuple[MetricDifference, ...]
+    same_model: bool | None
+
+    def alike(self, tolerance: float) -> bool:
+        """Whether no number differs by more than a relative tolerance; 0: and the networks are the same."""
+        if tolerance == 0:
+            return not self.differences and self.same_model is not False
+        return all(each.relative <= tolerance for each in self.differences)
+
+
+def recorded_trial(
+    database: Database, study: Study, trials: Sequence[TrialRow], number: int
+) -> RecordedTrial:
+    """What is recorded of a trial; where it took the result of an equal one, what is recorded of that.
+
+    Parameters
+    ----------
+    trials : of the study
+
+    Raises
+    ------
+    SearchError
+        if there is no such trial, or nothing that could be repeated.
+    BlobMissingError
+        if a file that it began with is not here.
+    """
+    by_number = {trial.number: trial for trial in trials}
+    if number not in by_number:
+        raise SearchError(f"{study.name}: there is no trial {number}; see: anitune study show {study.name}")
+    trial = by_number[number]
+    if DUPLICATE_TAG in trial.tags:
+        return recorded_trial(database, study, trials, int(trial.tags[DUPLICATE_TAG].removeprefix("trial ")))
+    if trial.config is None or trial.state not in ("complete", "pruned"):
+        raise SearchError(
+            f"{study.name}: trial {number} is {trial.state}: only complete and pruned ones can be repeated"
+        )
+    return _read_trial(database, study, trial, trials)
+
+
+def _read_trial(
+    database: Database, study: Study, trial: TrialRow, trials: Sequence[TrialRow]
+) -> RecordedTrial:
+    assert trial.config is not None
+    digests = _digests(trial)
+    blobs = open_blobs(database)
+    warm_start = None
+    if (label := trial.tags.get("start_from")) is not None:
+        start = next(each for each in trials if each.tags.get("row") == label)
+        warm_start = blobs.path(_digests(start)[MODEL])
+    history = metric_history(database, study, trial.number)
+    # Before attempts recorded their precision, it was in the configuration.
+    in_config = trial.config["precision"]
+    places = [(device_kind(each.device), each.precision or in_config) for each in trial.attempts]
+    places = places or [(device_kind(trial.worker.device), trial.worker.precision or in_config)]
+    return RecordedTrial(
+        number=trial.number,
+        state=trial.state,
+        config={**trial.config, "precision": places[-1][1]},
+        places=tuple(dict.fromkeys(places)),
+        epochs=trial.epochs,
+        permutations=_permutations(blobs.path(digests[HISTORY])) if HISTORY in digests else None,
+        warm_start=warm_start,
+        values={(row.key, row.step): row.value for rows in history.values() for row in rows},
+        model=digests.get(MODEL),
+    )
+
+
+def _digests(trial: TrialRow) -> dict[str, str]:
+    return {file.path: file.digest for file in trial.artifacts}
+
+
+def _permutations(file: Path) -> tuple[int, ...]:
+    with file.open(newline="") as rows:
+        return tuple(int(row["order"]) for row in csv.DictReader(rows))
+
+
+def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_progress) -> Reproduction:
+    """Train a trial once more, with the same settings, orders of the data and end, and compare.
+
+    It is trained on the kind of device that its last attempt was trained on, and in the same precision, if
+    this machine has them.
+
+    Raises
+    ------
+    TrainerError
+        if it cannot be trained here.
+    """
+    config, as_recorded = _on_same_kind_of_device(trial)
+    pruned = trial.state == "pruned"
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_training(
+            task,
+            config,
+            Path(folder),
+            _UpToTheEnd(trial),
+            rungs=(trial.epochs,) if pruned else (),
+            warm_start=trial.warm_start,
+            scheduler=GivenPermutations(trial.permutations) if trial.permutations is not None else None,
+            progress=progress,
+        )
+        model = hashlib.sha256((Path(folder) / MODEL).read_bytes()).hexdigest()
+    values = {
+        (key, record.epoch): value
+        for record in result.history
+        for key, value in epoch_metrics(record).items()
+    }
+    differences = _differences(trial.values, values)
+    return Reproduction(
+        number=trial.number,
+        place=_place(config),
+        epochs=result.epochs,
+        compared=len(_results(trial.values).keys() | _results(values).keys()),
+        differences=differences,
+        same_model=model == trial.model if as_recorded and trial.places == (_place(config),) else None,
+    )
+
+
+def default_tolerance(trial: RecordedTrial, reproduced: Reproduction) -> float:
+    """The relative difference that a repetition may make; 0: none, bit for bit."""
+    if trial.places != (reproduced.place,):
+        return MIXED_TOLERANCE
+    return GPU_TOLERANCE if reproduced.place[0] == "cuda" else 0.0
+
+
+def _place(config: TrainConfig) -> Place:
+    return find_device(config.device).type, resolve_precision(config).precision
+
+
+class _UpToTheEnd(SilentReporter):
+    """Stops where the trial stopped, in the same way."""
+
+    def __init__(self, trial: RecordedTrial) -> None:
+        self._trial = trial
+
+    def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
+        return epoch == self._trial.epochs and self._trial.state == "pruned"
+
+
+def _on_same_kind_of_device(trial: RecordedTrial) -> tuple[TrainConfig, bool]:
+    """The settings, and whether they are those that were recorded."""
+    config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
+    has_gpu = find_device("auto").type == "cuda"
+    if trial.device == "cpu" and config.device == "auto" and has_gpu:
+        return dataclasses.replace(config, device="cpu"), False
+    if trial.device == "cuda" and config.device != "auto":
+        return dataclasses.replace(config, device="auto"), False
+    return config, True
+
+
+def _differences(
+    recorded: Mapping[Point, float], reproduced: Mapping[Point, float]
+) -> tuple[MetricDifference, ...]:
+    there, here = _results(recorded), _results(reproduced)
+    return tuple(
+        MetricDifference(metric, epoch, there.get((metric, epoch)), here.get((metric, epoch)))
+        for metric, epoch in sorted(there.keys() | here.keys(), key=lambda point: (point[1], point[0]))
+        if _bits(there.get((metric, epoch))) != _bits(here.get((metric, epoch)))
+    )
+
+
+def _results(values: Mapping[Point, float]) -> dict[Point, float]:
+    return {point: value for point, value in values.items() if point[0] not in TIMES}
+
+
+def _bits(value: float | None) -> bytes | None:
+    return None if value is None else struct.pack("<d", value)

@@ -1,0 +1,154 @@
+"""The life of a study: open, paused, stopped or archived, and how much it may still do.
+
+Workers begin trials of an open study only: a claim reads the state in the transaction that makes it. Of a
+paused study the trials in hand are finished, and its workers wait. Of a stopped one the trials in hand are
+handed back, and its workers leave: they learn of it when they renew their leases. An archived one is stopped,
+and not shown among the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, func, select, update
+
+from storage.database import Database
+from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
+from storage.records.keys import of_study, study_key
+from storage.records.tables import attempts, now, studies, trials
+from storage.studies import Budget, Study, StudyState, budget_of, budget_values, with_files
+
+CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
+"""No worker serves a study in these states."""
+
+_WAY_OUT: dict[StudyState, str] = {
+    "open": "",
+    "paused": ": anitune study resume {}",
+    "stopped": ": anitune study resume {}",
+    "archived": ": anitune study archive --undo {}",
+}
+
+
+def study_state(database: Database, study: Study) -> StudyState:
+    """How the study stands.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if it was deleted.
+    """
+    with database.reading() as connection:
+        state: StudyState | None = connection.scalar(select(studies.c.state).where(studies.c.id == study.id))
+    if state is None:
+        raise StudyNotFoundError(f"study {study.name!r} was deleted")
+    return state
+
+
+def has_other_files(database: Database, name: str, config: Mapping[str, Any]) -> bool:
+    """Whether there is a study of that name that differs in data files alone, and does not know these."""
+    with database.reading() as connection:
+        row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
+    if row is None:
+        return False
+    files = config["data"]["files"]
+    if with_files(row.config, files) != config:
+        return False
+    return files not in (row.config["data"]["files"], *(row.other_files or ()))
+
+
+def add_files(database: Database, name: str, files: list[str], fingerprint: str) -> None:
+    """Let a study know where else its data is, as on another machine; the recorded files stay.
+
+    Raises
+    ------
+    FactsChangedError
+        if the study was begun with other data than that of the fingerprint.
+    """
+    with database.writing() as connection:
+        row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
+        if row.facts.get("data", fingerprint) != fingerprint:
+            raise FactsChangedError(
+                f"study {name!r}: {', '.join(files)} holds other data than the study was"
+                " begun with; correct data.files, or begin a study of another name"
+            )
+        known = [other for other in row.other_files or () if other != files]
+        connection.execute(update(studies).where(studies.c.id == row.id).values(other_files=[files, *known]))
+
+
+def change_state(database: Database, study: Study, to: StudyState, *, of: Collection[StudyState]) -> None:
+    """Bring a study that is in one of the states ``of`` to another.
+
+    Raises
+    ------
+    StudyStateError
+        if it is in none of them.
+    """
+    with database.writing() as connection:
+        row = locked_row(connection, study)
+        if row.state not in of:
+            raise wrong_state(study, row.state)
+        connection.execute(update(studies).where(studies.c.id == study.id).values(state=to))
+
+
+def wrong_state(study: Study, state: StudyState) -> StudyStateError:
+    """The error to raise where a study is in a state in which nothing is done with it."""
+    return StudyStateError(f"study {study.name!r} is {state}{_WAY_OUT[state].format(study.name)}")
+
+
+def extend_budget(database: Database, study: Study, more: Budget) -> Budget:
+    """Add to the limits of a study; answers the new ones.
+
+    Raises
+    ------
+    StudyStateError
+        if it has no such limit.
+    """
+    with database.writing() as connection:
+        budget = budget_of(locked_row(connection, study))
+        values = {
+            name: _sum(study, name.removeprefix("budget_"), limit, budget_values(more)[name])
+            for name, limit in budget_values(budget).items()
+        }
+        connection.execute(update(studies).where(studies.c.id == study.id).values(values))
+        return budget_of(locked_row(connection, study))
+
+
+def limit_to_begun(database: Database, study: Study) -> None:
+    """Let no more trials of a study begin than have begun: nothing is left that could be tried."""
+    with database.writing() as connection:
+        locked_row(connection, study)
+        begun = select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
+        connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun))
+
+
+def lease_holders(connection: Connection, study: Study) -> list[str]:
+    """Names of the workers that hold a lease of a trial now."""
+    query = select(attempts.c.worker).where(
+        attempts.c.study_id == study.id, attempts.c.ended_at.is_(None), attempts.c.lease_until > now()
+    )
+    return sorted({worker["name"] for worker in connection.execute(query).scalars()})
+
+
+def locked_row(connection: Connection, study: Study) -> Row[Any]:
+    """The study's row, which no claim sees changed before the open transaction ends.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if the study was deleted.
+    """
+    row = connection.execute(_LOCKED, study_key(study.id)).one_or_none()
+    if row is None:
+        raise StudyNotFoundError(f"study {study.name!r} was deleted")
+    return row
+
+
+# Its key does not change: rows that refer to the study, as of metrics to be delivered, are written meanwhile.
+_LOCKED: Final = select(studies).where(of_study()).with_for_update(key_share=True)
+
+
+def _sum(study: Study, what: str, limit: float | None, more: float | None) -> float | None:
+    if more is not None and limit is None:
+        raise StudyStateError(f"study {study.name!r} has no limit of {what} that could be extended")
+    return limit if limit is None or more is None else limit + more
