@@ -56,7 +56,7 @@ CHEAPER: Final = 1.5
 
 OURS: Final[dict[str, dict[str, Any]]] = {
     "anitune": {},
-    "anitune, asha": {"pruner": {"kind": "asha", "min_epochs": 3}},
+    "anitune, stop": {"pruner": {"kind": "asha", "min_epochs": 3, "stop": True}},
     "anitune, no pruner": {"pruner": {"kind": "none"}},
 }
 """Sections of the study file, over its defaults. The first is the one that the goals are for."""

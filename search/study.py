@@ -82,13 +82,17 @@ class PrunerConfig:
 
     kind: Annotated[
         Literal["hyperband", "asha", "median", "none"], Field(description="hyperband, asha, median or none")
-    ] = "hyperband"
+    ] = "asha"
     min_epochs: Annotated[
         int | None,
-        Field(ge=1, description="the first rung; null: epochs / reduction_factor^2"),
+        Field(
+            ge=1,
+            description="the first rung; null: epochs / 27 if trials are paused, else epochs /"
+            " reduction_factor^2",
+        ),
         Unit("epochs"),
     ] = None
-    reduction_factor: Annotated[int, Field(ge=2, description="one of so many goes on (hyperband, asha)")] = 3
+    reduction_factor: Annotated[int, Field(ge=2, description="one of so many goes on (hyperband, asha)")] = 4
     startup_trials: Annotated[int, Field(ge=1, description="complete trials before median begins")] = 5
     stop: Annotated[
         bool,
@@ -311,6 +315,9 @@ BEFORE: Mapping[str, Mapping[str, Any]] = {
     "split": {"molecules": "names"},
 }
 
+#: Defaults that were others before: a study keeps them if its file still leaves the setting out.
+DEFAULTS_BEFORE: Mapping[str, Mapping[str, Any]] = {"pruner": {"kind": "hyperband", "reduction_factor": 3}}
+
 
 def _meant_before(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """What the settings of a section meant that a record does not know."""
@@ -358,6 +365,10 @@ def in_terms_of(
             continue  # damaged, or only one has it: it differs as a whole
         defaults = dump_config(kind())
         comparable[section] = {key: value for key, value in values[section].items() if key in record[section]}
+        for key, then in DEFAULTS_BEFORE.get(section, {}).items():
+            if record[section].get(key) == then and values[section][key] == defaults[key]:
+                comparable[section][key] = then
+                older.append(f"{section}.{key}: {json.dumps(then)}")
         for key in values[section].keys() - record[section].keys():
             then = _meant_before(record, section).get(key, defaults[key])
             if values[section][key] == then:

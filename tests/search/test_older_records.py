@@ -117,6 +117,20 @@ def test_the_file_of_an_older_study_is_still_its_file(folder: Path) -> None:
     assert "exists with other settings (split.seed: 0 there, 5 here)" in result.stderr
 
 
+def test_an_older_study_keeps_the_pruner_that_was_the_default(folder: Path) -> None:
+    (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure"))
+    assert anitune("study", "create", "study.yaml").exit_code == 0
+    with open_database(load_settings()) as database, database.writing() as connection:
+        older = record() | {"pruner": record()["pruner"] | {"kind": "hyperband", "reduction_factor": 3}}
+        connection.execute(update(studies).values(config=older))
+    result = anitune("study", "create", "study.yaml")
+    assert result.exit_code == 0
+    assert 'keeps pruner.kind: "hyperband", pruner.reduction_factor: 3' in result.stderr
+    assert record() == older
+    (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure") + "pruner: {kind: none}\n")
+    assert 'pruner.kind: "hyperband" there, "none" here' in anitune("study", "create", "study.yaml").stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "then"),
     [("duplicates: drop", '"keep"'), ("links_outside: true", "false"), ("duplicates: keep", None)],

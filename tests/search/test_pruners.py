@@ -67,16 +67,21 @@ def test_pruners_spare_the_good_and_save_epochs(kind: str, storage: BaseStorage)
 
 def test_rungs_lie_between_the_first_and_the_end(storage: BaseStorage) -> None:
     assert rungs(make("asha", storage, min_epochs=2, reduction_factor=3)) == (2, 6, 18)
-    assert rungs(make("hyperband", storage)) == (3, 9)
+    assert rungs(make("hyperband", storage, reduction_factor=3)) == (3, 9)
     # Rungs also tell Optuna's dashboard how a trial went.
     assert rungs(make("none", storage, min_epochs=5, reduction_factor=2)) == (5, 10, 20)
 
 
 def test_default_rungs_suit_any_length() -> None:
-    for epochs in (1, 2, 5, 10, 100, 1000):
-        config = study_from_values({"name": "x", "training": {"epochs": epochs}}, "test")
-        assert all(0 < step < epochs for step in rungs(config))
-        assert len(rungs(config)) == (2 if epochs > 3 else max(0, epochs - 1))
+    for epochs in (1, 2, 5, 10, 30, 100, 1000):
+        values: dict[str, Any] = {"name": "x", "training": {"epochs": epochs}}
+        of_default = rungs(study_from_values(values, "test"))
+        assert of_default == {1: (), 2: (1,), 5: (1, 4), 10: (1, 4), 30: (2, 8), 100: (4, 16, 64)}.get(
+            epochs, (38, 152, 608)
+        )
+        of_hyperband = rungs(study_from_values(values | {"pruner": {"kind": "hyperband"}}, "test"))
+        assert all(0 < step < epochs for step in of_hyperband)
+        assert len(of_hyperband) <= 2
 
 
 def test_rows_have_no_rungs() -> None:

@@ -35,7 +35,7 @@ def test_a_file_that_says_little_searches_the_default_space(tmp_path: Path) -> N
     assert config.sampler is not None
     assert config.sampler.kind == "tpe"
     assert config.pruner is not None
-    assert config.pruner.kind == "hyperband"
+    assert config.pruner.kind == "asha"
     assert config.data.files == ("sample",)
 
 
