@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart gpu-proof bench-scale bench-search search-table reference secrets lock clean
+	bench-quickstart gpu-proof bench-scale bench-search search-table dist reference notebook secrets lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -92,8 +92,14 @@ bench-search: $(VENV)/.installed-peers ## replay searches, ours and others, on t
 search-table: install-dev ## train the table that searches are judged by: hours, and goes on where it stopped
 	nice -n 19 $(BIN)/python -m benchmarks.search_table $(SEARCH_TABLE_ARGS)
 
+dist: install-dev ## the wheel, tried in a fresh environment from an empty folder
+	$(BIN)/python -m tools.dist
+
 reference: install-dev ## make docs/commands.md and docs/study-file.md anew
 	$(BIN)/python -m tools.reference
+
+notebook: install-dev ## execute docs/notebook.ipynb
+	$(BIN)/python -m tools.execute_notebook docs/notebook.ipynb
 
 secrets: ## random passwords for docker-compose.yml, a file each
 	@sh deploy/make-secrets
