@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         yield folder
     for relay in process._started:
-        relay.terminate()
+        relay.kill()
         relay.wait(60)
 
 

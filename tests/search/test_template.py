@@ -58,7 +58,7 @@ def test_what_it_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert "Best architecture" in anitune("study", "run", "molecules.yaml", "--pack", "1")
     for relay in process._started:
-        relay.terminate()
+        relay.kill()
         relay.wait(60)
     refused = CliRunner().invoke(app, ["study", "init", "molecules.extxyz"])
     assert refused.exit_code == 1
