@@ -12,7 +12,7 @@ COPY requirements.lock pyproject.toml wheel[s] wheels/
 RUN python3 -c 'import tomllib; p = tomllib.load(open("wheels/pyproject.toml", "rb"))["project"]; \
         print(*p["dependencies"], *p["optional-dependencies"]["postgres"], sep="\n")' >wanted \
     && /opt/anitune/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c wheels/requirements.lock -r wanted
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE anitune.py ./
 COPY trainer trainer
 COPY storage storage
 COPY search search

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart gpu-proof bench-scale bench-search search-table reference secrets lock clean
+	bench-quickstart gpu-proof bench-scale bench-search search-table dist reference notebook secrets lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -93,8 +93,14 @@ bench-search: $(VENV)/.installed-peers ## replay searches of anitune and of othe
 search-table: install-dev ## train the table by which searches are judged: hours; continues where it stopped
 	nice -n 19 $(BIN)/python -m benchmarks.search_table $(SEARCH_TABLE_ARGS)
 
+dist: install-dev ## build the wheel, and try it in a fresh environment from an empty folder
+	$(BIN)/python -m tools.dist
+
 reference: install-dev ## generate docs/commands.md and docs/study-file.md
 	$(BIN)/python -m tools.reference
+
+notebook: install-dev ## execute docs/notebook.ipynb
+	$(BIN)/python -m tools.execute_notebook docs/notebook.ipynb
 
 secrets: ## create random passwords for docker-compose.yml, one in each file
 	@sh deploy/make-secrets

@@ -16,13 +16,14 @@ from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of, read_curves, read_study
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
-from storage.settings import load_settings
+from storage.settings import Settings, load_settings
 from storage.trials.views import TrialRow
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from dashboards.chart import Chart
     from trainer.inference.ensemble import Ensemble
 
 T = TypeVar("T")
@@ -37,8 +38,9 @@ class NoResultError(DashboardError):
 class NotebookStudy:
     """A study as it stands now: each call reads the records again. Made by :func:`open_study`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, settings: Settings | None = None) -> None:
         self.name = name
+        self._settings = settings
         self.record()  # a name that is none is said at once
 
     def __repr__(self) -> str:
@@ -77,7 +79,7 @@ class NotebookStudy:
         NoResultError
             if no trial is complete.
         """
-        trial = self._best()
+        trial = self.best_trial()
         return {
             "trial": trial.number,
             "architecture": architecture_of(trial),
@@ -97,7 +99,7 @@ class NotebookStudy:
         BlobMissingError
             if the file is not here: it was kept in another home.
         """
-        digest = next(file.digest for file in self._best().artifacts if file.path == MODEL)
+        digest = next(file.digest for file in self.best_trial().artifacts if file.path == MODEL)
         return self._read(lambda database: open_blobs(database).path(digest))
 
     def load_model(self) -> Ensemble:
@@ -122,25 +124,29 @@ class NotebookStudy:
         NoResultError
             if there is none of that name; the message lists those there are.
         """
+        return self.chart(name).figure
+
+    def chart(self, name: str) -> Chart:
+        """The same figure with its title, and with what it shows in words."""
         from dashboards import figures
 
         if name == "curves":
             curves = self._read(lambda database: read_curves(database, read_study(database, self.name)))
-            return figures.curves(self.record(), curves).figure
+            return figures.curves(self.record(), curves)
         if name not in figures.FIGURES:
             names = ", ".join(sorted([*figures.FIGURES, "curves"]))
             raise NoResultError(f"there is no figure {name!r}; there are: {names}")
-        return figures.FIGURES[name](self.record()).figure
+        return figures.FIGURES[name](self.record())
 
-    def _best(self) -> TrialRow:
+    def best_trial(self) -> TrialRow:
+        """The same trial as it is recorded."""
         complete = self.record().complete
         if not complete:
             raise NoResultError(f"study {self.name}: no trial is complete yet")
         return complete[0]
 
-    @staticmethod
-    def _read(read: Callable[[Database], T]) -> T:
-        with open_database(load_settings()) as database:
+    def _read(self, read: Callable[[Database], T]) -> T:
+        with open_database(self._settings or load_settings()) as database:
             return read(database)
 
 

@@ -288,16 +288,34 @@ def load_study(path: Path) -> StudyConfig:
         in one line that names the file, the key and its line.
     """
     document = read_document(path)
-    values = dict(document.values)
+    return study_from_settings(document.values, str(path), path.parent, document.lines)
+
+
+def study_from_settings(
+    settings: Mapping[str, Any], where: str, folder: Path, lines: Mapping[KeyPath, int] | None = None
+) -> StudyConfig:
+    """The study of the keys of a study file, and the one that it refers to.
+
+    Parameters
+    ----------
+    where : the file, for messages
+    folder : where relative paths start
+
+    Raises
+    ------
+    StudyFileError, ConfigError
+        in one line that names the key, and its line in a file.
+    """
+    values = dict(settings)
     reference = values.pop("reference", None)
-    config = study_from_values(values, str(path), document.lines, path.parent)
+    config = study_from_values(values, where, lines, folder)
     if config.rows is None and config.limits == Limits():
-        raise ConfigError(f"{path}: limits: set trials, hours or epochs, so that the study ends")
+        raise ConfigError(f"{where}: limits: set trials, hours or epochs, so that the study ends")
     if reference is None:
         return config
     if isinstance(reference, str):
-        reference = _load_reference(resolve_path(reference, path.parent), config)
-    return study_from_values(values | {"reference": reference}, str(path), document.lines, path.parent)
+        reference = _load_reference(resolve_path(reference, folder), config)
+    return study_from_values(values | {"reference": reference}, where, lines, folder)
 
 
 def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:

@@ -265,6 +265,13 @@ class DataConfig:
         tuple[Unusable, ...],
         Field(description="structures that are left out; where they are not, they are an error"),
     ] = ()
+    drop_outliers: Annotated[
+        bool,
+        Field(
+            description="leave out structures whose energy is more than 10 robust standard deviations from "
+            "the median of their molecule"
+        ),
+    ] = False
     unusual: Annotated[
         Literal["refuse", "keep"],
         Field(

@@ -59,7 +59,9 @@ def _options(record: StudyRecord) -> list[str]:
     for kind in data.get("leave_out") or ():
         found += ["--leave-out", shell_word(str(kind))]
     return found + [
-        f"--{name.replace('_', '-')}" for name in ("high_energy", "links_outside") if data.get(name)
+        f"--{name.replace('_', '-')}"
+        for name in ("high_energy", "links_outside", "drop_outliers")
+        if data.get(name)
     ]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,6 +20,7 @@ from search.cli.terminal import echo
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from trainer.config import DataConfig
     from trainer.data.dataset import Dataset
     from trainer.data.summary import DatasetSummary
 
@@ -97,6 +101,10 @@ MoleculeKey = Annotated[
 LeaveOut = Annotated[
     list[Unusable] | None, typer.Option(help="Structures that are left out; may be repeated.")
 ]
+DropOutliers = Annotated[
+    bool,
+    typer.Option("--drop-outliers", help="Leave out energies far from all others of their molecule."),
+]
 UnusualValues = Annotated[
     Unusual,
     typer.Option(
@@ -112,10 +120,8 @@ class Archive(StrEnum):
     ANI1 = "ani1"
 
 
-@data_app.command()
-def info(
+def _data_config(
     files: Files,
-    as_json: Json = False,
     high_energy: HighEnergy = False,
     duplicates: SecondTimes = Duplicates.REFUSE,
     links_outside: LinksOutside = False,
@@ -124,23 +130,61 @@ def info(
     length_unit: InLengthUnit = None,
     molecule: MoleculeKey = None,
     leave_out: LeaveOut = None,
+    drop_outliers: DropOutliers = False,
     unusual: UnusualValues = Unusual.REFUSE,
-) -> None:
+) -> DataConfig:
+    """The data that the options of a command name."""
+    from trainer.config import DataConfig
+
+    values: dict[str, Any] = {
+        "high_energy": high_energy,
+        "duplicates": duplicates.value,
+        "links_outside": links_outside,
+        "energy": energy,
+        "unit": None if unit is None else unit.value,
+        "length_unit": None if length_unit is None else length_unit.value,
+        "molecule": molecule,
+        "leave_out": tuple(each.value for each in leave_out or ()),
+        "drop_outliers": drop_outliers,
+        "unusual": unusual.value,
+    }
+    return DataConfig(tuple(files), **values)
+
+
+def reads_data(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the files and options of :func:`_data_config` in the place of its parameter ``data``."""
+    given = _parameters(_data_config)
+    own = {name: each for name, each in _parameters(command).items() if name != "data"}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        data = _data_config(**{name: values.pop(name) for name in given if name in values})
+        command(data=data, **values)
+
+    parameters = sorted(
+        [*given.values(), *own.values()], key=lambda each: each.default is not inspect.Parameter.empty
+    )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function for keywords, with types in the place of their names."""
+    types = get_type_hints(function, localns={"DataConfig": object}, include_extras=True)
+    return {
+        name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=types[name])
+        for name, each in inspect.signature(function).parameters.items()
+    }
+
+
+@data_app.command()
+@reads_data
+def info(data: DataConfig, as_json: Json = False) -> None:
     """Count molecules, structures and atoms, and show the range of the energies."""
     from trainer.data.summary import summarize
 
-    dataset = _read(
-        files,
-        high_energy=high_energy,
-        duplicates=duplicates.value,
-        links_outside=links_outside,
-        energy=energy,
-        unit=None if unit is None else unit.value,
-        length_unit=None if length_unit is None else length_unit.value,
-        molecule=molecule,
-        leave_out=tuple(each.value for each in leave_out or ()),
-        unusual=unusual.value,
-    )
+    dataset = read_files(data)
     summary = summarize(dataset)
     if as_json:
         typer.echo(json.dumps(asdict(summary), indent=2))
@@ -156,6 +200,8 @@ def info(
         f"elements {escape(' '.join(summary.elements))}"
     )
     console.print(_by_heavy_atoms(summary))
+    for line in _outlier_lines(summary):
+        echo(line)
     if summary.balances:
         console.print(
             f"In all molecules {escape(' and '.join(summary.balances))}: energies by element cannot be told"
@@ -163,14 +209,32 @@ def info(
         )
 
 
-def _read(files: list[str], **settings: Any) -> Dataset:
-    """The data of some files; settings are those of :class:`trainer.config.DataConfig`."""
+OUTLIERS = 10
+"""Structures with an unusual energy that are listed."""
+
+
+def _outlier_lines(summary: DatasetSummary) -> list[str]:
+    found = summary.outliers
+    if not found:
+        return []
+    lines = [
+        f"{len(found):,} energies are far from the others of their molecule (see --drop-outliers):",
+        *(
+            f"  {each.molecule}, structure {each.structure} (from 0): {each.energy_hartree:.6f} hartree,"
+            f" {each.deviations:.0f} robust standard deviations from the median"
+            for each in found[:OUTLIERS]
+        ),
+    ]
+    return lines if len(found) <= OUTLIERS else [*lines, f"  {len(found) - OUTLIERS:,} more: see --json"]
+
+
+def read_files(data: DataConfig) -> Dataset:
+    """Read data files, and show how far that is."""
     from storage.settings import load_settings
-    from trainer.config import DataConfig
     from trainer.data.readers import read_data
 
     with progress_bar() as progress:
-        return read_data(DataConfig(tuple(files), **settings), progress, load_settings().features)
+        return read_data(data, progress, load_settings().features)
 
 
 def _by_heavy_atoms(summary: DatasetSummary) -> Table:
@@ -197,35 +261,16 @@ def _by_heavy_atoms(summary: DatasetSummary) -> Table:
 
 
 @data_app.command()
+@reads_data
 def convert(
-    files: Files,
+    data: DataConfig,
     out: Annotated[Path, typer.Option("--out", metavar="OUT.h5", help="The file to write.")],
-    high_energy: HighEnergy = False,
-    duplicates: SecondTimes = Duplicates.REFUSE,
-    links_outside: LinksOutside = False,
-    energy: Energy = None,
-    unit: InUnit = None,
-    length_unit: InLengthUnit = None,
-    molecule: MoleculeKey = None,
-    leave_out: LeaveOut = None,
-    unusual: UnusualValues = Unusual.REFUSE,
 ) -> None:
     """Write data files of any format as one HDF5 file in the layout of ANI-1."""
     from trainer.data.convert import refuse_existing, write_ani1
 
     refuse_existing(out)
-    dataset = _read(
-        files,
-        high_energy=high_energy,
-        duplicates=duplicates.value,
-        links_outside=links_outside,
-        energy=energy,
-        unit=None if unit is None else unit.value,
-        length_unit=None if length_unit is None else length_unit.value,
-        molecule=molecule,
-        leave_out=tuple(each.value for each in leave_out or ()),
-        unusual=unusual.value,
-    )
+    dataset = read_files(data)
     with progress_bar() as progress:
         write_ani1(out, dataset, progress)
     echo(f"{out}: {len(dataset.molecules):,} molecules, {dataset.structures:,} structures")
@@ -296,17 +341,9 @@ def fetch(
 
 
 @data_app.command()
+@reads_data
 def features(
-    files: Files,
-    high_energy: HighEnergy = False,
-    duplicates: SecondTimes = Duplicates.REFUSE,
-    links_outside: LinksOutside = False,
-    energy: Energy = None,
-    unit: InUnit = None,
-    length_unit: InLengthUnit = None,
-    molecule: MoleculeKey = None,
-    leave_out: LeaveOut = None,
-    unusual: UnusualValues = Unusual.REFUSE,
+    data: DataConfig,
     limit_gib: Annotated[float, typer.Option(min=0, metavar="GIB", help="Refuse to store more, GiB.")] = 32.0,
 ) -> None:
     """Compute the atomic environment vectors of data files ahead, once for all trials; or check them."""
@@ -314,18 +351,7 @@ def features(
     from trainer.config import FeatureConfig
     from trainer.features.source import StoredFeatures, open_features
 
-    dataset = _read(
-        files,
-        high_energy=high_energy,
-        duplicates=duplicates.value,
-        links_outside=links_outside,
-        energy=energy,
-        unit=None if unit is None else unit.value,
-        length_unit=None if length_unit is None else length_unit.value,
-        molecule=molecule,
-        leave_out=tuple(each.value for each in leave_out or ()),
-        unusual=unusual.value,
-    )
+    dataset = read_files(data)
     root = load_settings().features
     with progress_bar() as progress:
         config = FeatureConfig(store_limit_gib=limit_gib)

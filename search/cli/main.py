@@ -18,6 +18,7 @@ from search.cli.dashboards import dashboards
 from search.cli.data import data_app
 from search.cli.export import export
 from search.cli.gc import gc
+from search.cli.init import init
 from search.cli.launch import launch
 from search.cli.lifecycle import lifecycle_commands
 from search.cli.migrate import migrate
@@ -100,6 +101,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+study_app.command()(init)
 study_app.command()(verify)
 study_app.command()(repair)
 app.add_typer(data_app, name="data")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from storage.settings import Settings
     from trainer.inference.ensemble import Ensemble
 
 Model = Annotated[
@@ -20,8 +21,13 @@ Model = Annotated[
 ]
 
 
-def open_model(model: str) -> Ensemble:
-    """The model of that path or address."""
+def open_model(model: str, settings: Settings | None = None) -> Ensemble:
+    """The model of that path or address.
+
+    Parameters
+    ----------
+    settings : where MLflow is; None: as the environment says
+    """
     from trainer.inference.ensemble import Ensemble
 
     if not model.startswith("models:/"):
@@ -30,4 +36,4 @@ def open_model(model: str) -> Ensemble:
     from storage.tracking.downloads import download_model
 
     with tempfile.TemporaryDirectory(prefix="anitune-") as folder:
-        return Ensemble.open(download_model(load_settings(), model, Path(folder)))
+        return Ensemble.open(download_model(settings or load_settings(), model, Path(folder)))

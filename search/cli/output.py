@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -40,9 +40,16 @@ class _PrintableConsole(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console that does not squeeze tables when its output goes to a file."""
-    console = _PrintableConsole(stderr=stderr, highlight=False)
+def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """A console that does not squeeze tables when its output goes to a file.
+
+    Parameters
+    ----------
+    file : where its output goes; None: to a terminal or notebook, or where the program's output goes
+    """
+    console = _PrintableConsole(
+        stderr=stderr, highlight=False, file=file, force_jupyter=False if file is not None else None
+    )
     if not console.is_terminal:
         console.width = WIDE
     return console
@@ -55,8 +62,13 @@ def print_value(console: Console, name: str, value: str) -> None:
 
 @contextmanager
 def watch() -> Iterator[Watcher]:
-    """Show the course of a study on standard error: by bars on a terminal, else by a line a trial."""
+    """Show the course of a study: by bars on a terminal and in a notebook, else by a line a trial."""
     console = make_console(stderr=True)
+    if console.is_jupyter:
+        from search.cli.jupyter import CellWatcher
+
+        yield CellWatcher()
+        return
     if not console.is_terminal:
         yield _Lines(console)
         return
@@ -100,9 +112,7 @@ class _Lines:
         pass
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
-        total = f"/{progress.budget.trials}" if progress.budget.trials is not None else ""
-        line = f"{news.study} {_ended(progress)}{total}  {_what(news)}  {_outcome(news, progress)}"
-        self._console.print(line, soft_wrap=True, markup=False)
+        self._console.print(trial_line(news, progress), soft_wrap=True, markup=False)
 
 
 class _Bars(_Lines):
@@ -117,7 +127,7 @@ class _Bars(_Lines):
     def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         self._show_study(progress)
         self._trials[news.number] = self._bars.add_task(
-            _what(news), total=news.planned_epochs, unit="epochs", best=""
+            trial_title(news), total=news.planned_epochs, unit="epochs", best=""
         )
 
     def epoch(self, number: int, done: int) -> None:
@@ -134,15 +144,26 @@ class _Bars(_Lines):
             self._studies[progress.name] = self._bars.add_task(progress.name, unit="trials", best="")
         best = f"best {progress.best_value:.3f} kcal/mol" if progress.best_value is not None else ""
         self._bars.update(
-            self._studies[progress.name], completed=_ended(progress), total=progress.budget.trials, best=best
+            self._studies[progress.name],
+            completed=ended_trials(progress),
+            total=progress.budget.trials,
+            best=best,
         )
 
 
-def _ended(progress: StudyProgress) -> int:
+def trial_line(news: TrialNews, progress: StudyProgress) -> str:
+    """What has become of a trial, in a line."""
+    total = f"/{progress.budget.trials}" if progress.budget.trials is not None else ""
+    return f"{news.study} {ended_trials(progress)}{total}  {trial_title(news)}  {_outcome(news, progress)}"
+
+
+def ended_trials(progress: StudyProgress) -> int:
+    """The number of trials that have come to an end, good or bad."""
     return sum(progress.trials[state] for state in ("complete", "pruned", "failed"))
 
 
-def _what(news: TrialNews) -> str:
+def trial_title(news: TrialNews) -> str:
+    """The name of a trial, and its architecture."""
     label = f"row {news.label}" if news.label is not None else f"trial {news.number}"
     return f"{label}: {news.architecture}" if news.architecture else label
 
@@ -279,9 +300,9 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
         table.add_row(
             escape(summary.name),
             study_state_line(summary),
-            f"{_ended(summary)}/{summary.budget.trials}"
+            f"{ended_trials(summary)}/{summary.budget.trials}"
             if summary.budget.trials is not None
-            else str(_ended(summary)),
+            else str(ended_trials(summary)),
             *(str(states[state]) for state in ("complete", "pruned", "failed")),
             str(states["running"] + states["interrupted"] + states["paused"]),
             f"{summary.best_value:.3f}" if summary.best_value is not None else "",

@@ -18,6 +18,10 @@ from search.cli.progress import progress_bar
 from search.cli.terminal import echo
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
     from trainer.inference.ensemble import Ensemble, Predictions
     from trainer.inference.structures import Structure
     from trainer.progress import Progress
@@ -68,15 +72,12 @@ def predict(
         raise ConfigError(f"--out {out}: the name must end in .csv or .extxyz")
     ensemble = open_model(model)
     structures: list[Structure] = []
-    places: list[_Place] = []
+    places: list[Place] = []
     for file in files:
         read = read_structures(file, links_outside)
         structures += read
-        places += [_Place(str(file), number) for number in range(len(read))]
-    with progress_bar() as progress:
-        predictions = _predict(ensemble, structures, any_composition, progress)
-    table = _Table(ensemble, structures, places, predictions, unit, any_composition)
-    table.warn()
+        places += [Place(str(file), number) for number in range(len(read))]
+    table = predict_energies(ensemble, structures, places, unit, any_composition)
     if out is not None:
         from trainer.files import write_by_rename
 
@@ -86,6 +87,27 @@ def predict(
         typer.echo(json.dumps(table.values(), indent=2))
     elif out is None:
         echo(table.text())
+
+
+def predict_energies(
+    ensemble: Ensemble,
+    structures: Sequence[Structure],
+    places: Sequence[Place],
+    unit: Unit,
+    any_composition: bool,
+) -> PredictedEnergies:
+    """Predict the energies of structures, and warn of those that have none or are far from the training data.
+
+    Parameters
+    ----------
+    places : where the structures are from
+    any_composition : also of compositions that the training data do not determine
+    """
+    with progress_bar() as progress:
+        predictions = _predict(ensemble, structures, any_composition, progress)
+    table = PredictedEnergies(ensemble, structures, places, predictions, unit, any_composition)
+    table.warn()
+    return table
 
 
 def _predict(
@@ -114,18 +136,25 @@ def _predict(
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """Where a structure is from.
+
+    Attributes
+    ----------
+    number : in the file, from 0
+    """
+
     file: str
-    number: int  # in the file, from 0
+    number: int
 
 
-@dataclass(frozen=True)
-class _Table:
+@dataclass(frozen=True, eq=False, repr=False)
+class PredictedEnergies:
     """What was predicted, for people and programs."""
 
     ensemble: Ensemble
     structures: Sequence[Structure]
-    places: Sequence[_Place]
+    places: Sequence[Place]
     predictions: Predictions
     unit: Unit
     any_composition: bool
@@ -166,6 +195,29 @@ class _Table:
             echo(f"warning: {place.file}, structure {place.number}: {warning}", err=True)
         if len(warnings) > SHOWN:
             echo(f"warning: {len(warnings) - SHOWN} more {what}", err=True)
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        html: str = self.frame().to_html(max_rows=SHOWN)
+        return html
+
+    @property
+    def energies(self) -> npt.NDArray[np.float64]:
+        """Total energies of the S structures, (S,), in the unit; NaN where the model cannot tell."""
+        return self.predictions.energies * _factor(self.unit)
+
+    @property
+    def uncertainties(self) -> npt.NDArray[np.float64]:
+        """Standard deviations of the members, (S,), in the unit; NaN of a single network."""
+        return self.predictions.spread * _factor(self.unit)
+
+    def frame(self) -> pd.DataFrame:
+        """A row a structure; columns with a unit name it."""
+        import pandas as pd
+
+        return pd.DataFrame(self._named_rows())
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a structure; what is not known is None."""
@@ -216,12 +268,14 @@ class _Table:
         """Energies with all their digits; their columns name the unit."""
         from trainer.csv_text import csv_text
 
+        return csv_text(self._named_rows())
+
+    def _named_rows(self) -> list[dict[str, Any]]:
         renamed = {
             "energy": f"energy_{_UNIT_NAMES[self.unit]}",
             "uncertainty": f"uncertainty_{_UNIT_NAMES[self.unit]}",
         }
-        rows = [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
-        return csv_text(rows)
+        return [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
 
     def extxyz(self) -> str:
         """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""

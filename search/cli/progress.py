@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar(unit: Literal["steps", "bytes"] = "steps") -> Iterator[Progress]:
-    """Show a bar for each stage on standard error, if that is a terminal, and nothing otherwise."""
+    """Show a bar for each stage on a terminal and in a notebook, and nothing otherwise."""
     from rich import progress as rich_progress
 
     from search.cli.output import make_console
 
     console = make_console(stderr=True)
+    if console.is_jupyter:
+        from search.cli.jupyter import CellProgress
+
+        yield CellProgress()
+        return
     if not console.is_terminal:
         yield no_progress
         return

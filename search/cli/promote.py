@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dashboards.formatting import duration
+from search.cli.interrupted import exit_if_stopped
 from search.cli.output import make_console
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
@@ -16,10 +17,12 @@ from search.cli.terminal import echo
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from search.promote.plan import PromotionPlan
+    from search.promote.plan import Options, PromotionPlan
     from search.promote.promotion import Promoter
+    from storage.database import Database
     from storage.evaluations import EvaluationOnTestSet
     from storage.promotions import Promotion
+    from storage.studies import Study
 
 
 def promote(
@@ -45,50 +48,57 @@ def promote(
 
     start_forkserver()
     from search.promote.plan import Options
-    from search.promote.promotion import Promoter, Stopped
-    from search.recorded import recorded_config
-    from search.work.stopping import stop_on_signals
     from storage.database import open_database
     from storage.evaluations import evaluations_on_test_set
     from storage.settings import load_settings
     from storage.studies import open_study
-    from trainer.task import prepare_task
 
     options = Options(top, seeds, folds, ensemble)
     given = "".join(f" --{name} {value}" for name, value in asdict(options).items())
-    go_on = f"go on with: anitune promote {study}{given}{' --again' if again else ''}"
     with open_database(load_settings()) as database:
         opened = open_study(database, study)
-        config = recorded_config(opened)
-        try:
-            with progress_bar() as progress:
-                task = prepare_task(
-                    config.data, config.split, config.features, database.settings.features, progress
-                )
-            opened.set_facts(task.fingerprints)  # folds of other data would say nothing of its trials
-            promoter = Promoter(database, opened, config, task, options, again=again)
-            for line in _plan_lines(promoter):
-                echo(line, err=as_json)
-            with progress_bar() as progress, stop_on_signals() as stop:
-                promotion = promoter.run(stop, progress)
-        except KeyboardInterrupt:
-            echo(f"\nStopped at once; {go_on}", err=True)
-            raise typer.Exit(130) from None
-        except Stopped:
-            assert stop.signal is not None
-            echo(f"Stopped; {go_on}", err=True)
-            raise typer.Exit(128 + stop.signal) from None
+        with exit_if_stopped(f"anitune promote {study}{given}{' --again' if again else ''}"):
+            promoter, promotion = promote_study(database, opened, options, again, quiet=as_json)
         opened_before = evaluations_on_test_set(database, opened)
         tracking = database.settings.tracking_uri
     if as_json:
         typer.echo(json.dumps(_values(promotion, opened_before), indent=2))
         return
     console = make_console()
-    console.print(_table(promotion, promoter.plan, promoter.decisive))
-    assert promotion.choice is not None
-    activation = promoter.plan.candidate(promotion.choice).config.activation
-    for line in _result_lines(promotion, opened_before, tracking, activation):
+    console.print(results_table(promotion, promoter.plan, promoter.decisive))
+    for line in result_lines(promotion, promoter.plan, opened_before, tracking):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def promote_study(
+    database: Database, study: Study, options: Options, again: bool, quiet: bool = False
+) -> tuple[Promoter, Promotion]:
+    """Say what a promotion will do, and go through all its steps that are not done.
+
+    Parameters
+    ----------
+    again : whether the test part may be opened although it was before
+    quiet : keep standard output for the result
+
+    Raises
+    ------
+    Stopped, KeyboardInterrupt
+        if a signal stopped the work: the next call goes on.
+    """
+    from search.promote.promotion import Promoter
+    from search.recorded import recorded_config
+    from search.work.stopping import stop_on_signals
+    from trainer.task import prepare_task
+
+    config = recorded_config(study)
+    with progress_bar() as progress:
+        task = prepare_task(config.data, config.split, config.features, database.settings.features, progress)
+    study.set_facts(task.fingerprints)  # folds of other data would say nothing of its trials
+    promoter = Promoter(database, study, config, task, options, again=again)
+    for line in _plan_lines(promoter):
+        echo(line, err=quiet)
+    with progress_bar() as progress, stop_on_signals() as stop:
+        return promoter, promoter.run(stop, progress)
 
 
 def _plan_lines(promoter: Promoter) -> list[str]:
@@ -107,7 +117,8 @@ def _plan_lines(promoter: Promoter) -> list[str]:
     ]
 
 
-def _table(promotion: Promotion, plan: PromotionPlan, decisive: str) -> Table:
+def results_table(promotion: Promotion, plan: PromotionPlan, decisive: str) -> Table:
+    """The candidates with their errors on folds, the chosen one marked."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -148,6 +159,14 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
     by = errors["difference"]
     words = "worse" if errors["told_apart"] else "cannot be told apart"
     return f"{by['mean']:+.3f} [{by['low']:+.3f}, {by['high']:+.3f}], {words}".replace("[", "\\[")
+
+
+def result_lines(
+    promotion: Promotion, plan: PromotionPlan, opened: list[EvaluationOnTestSet], tracking: str
+) -> list[str]:
+    """What was chosen, its error on the test part, and how to load it, in the markup of rich."""
+    assert promotion.choice is not None
+    return _result_lines(promotion, opened, tracking, plan.candidate(promotion.choice).config.activation)
 
 
 def _result_lines(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.cli.interrupted import exit_if_stopped
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
 from search.cli.worker import Pack, with_reference, work_on
@@ -43,10 +44,9 @@ def create(file: File) -> None:
     from storage.database import open_database
 
     config = load_study(file)
-    with open_database(_settings(config)) as database:
-        studies, _ = _create(database, config)
-        study, _ = studies[-1]
-    echo(f"{study.name}: ready; work on it with: {_anitune(config)} worker {study.name}")
+    with open_database(settings_of(config)) as database:
+        create_studies(database, config)
+    echo(f"{config.name}: ready; work on it with: {_anitune(config)} worker {config.name}")
 
 
 @study_app.command()
@@ -59,21 +59,48 @@ def run(file: File, pack: Pack = None) -> None:
     from search.cli.output import make_console
     from search.study import load_study
     from storage.database import open_database
+
+    config = load_study(file)
+    with open_database(settings_of(config)) as database:
+        with exit_if_stopped(shlex.join(["anitune", "study", "run", str(file)])):
+            studies = run_study(database, config, pack)
+        _report(make_console(), database, studies)
+
+
+def run_study(database: Database, config: StudyConfig, pack: int | None) -> list[tuple[Study, StudyConfig]]:
+    """Create a study, or go on with it, train all its trials here, and tell MLflow of them.
+
+    Returns
+    -------
+    The study and, before it, the rows that were trained beside it.
+
+    Raises
+    ------
+    Stopped, KeyboardInterrupt
+        if a signal stopped the work: the next run goes on.
+    """
     from trainer.config import TrainConfig
     from trainer.fitting.devices import find_device
 
-    config = load_study(file)
     find_device(config.training.get("device", TrainConfig.device))  # before the study is recorded
-    with open_database(_settings(config)) as database:
-        studies, data = _create(database, config)
-        again = f"go on with: {shlex.join(['anitune', 'study', 'run', str(file)])}"
-        work_on(database, studies, again, pack, data=data)
-        with ThreadPoolExecutor(1) as pool:
-            notes = pool.submit(_write_notes, studies)  # also where MLflow is away
-            for study, _ in studies:
-                _deliver(study)
-            notes.result()
-        _report(make_console(), database, studies)
+    studies, data = create_studies(database, config)
+    train_studies(database, studies, pack, data)
+    return studies
+
+
+def train_studies(
+    database: Database,
+    studies: list[tuple[Study, StudyConfig]],
+    pack: int | None,
+    data: TaskData | None = None,
+) -> None:
+    """Train all trials of studies that share their data, and tell MLflow of them. See :func:`work_on`."""
+    work_on(database, studies, pack, data=data)
+    with ThreadPoolExecutor(1) as pool:
+        notes = pool.submit(_write_notes, studies)  # also where MLflow is away
+        for study, _ in studies:
+            _deliver(study)
+        notes.result()
 
 
 @study_app.command(name="list")
@@ -152,7 +179,7 @@ def best(name: Name, as_json: Json = False) -> None:
         echo(f"{key:<20} {json.dumps(value) if isinstance(value, dict) else value}")
 
 
-def _settings(config: StudyConfig) -> Settings:
+def settings_of(config: StudyConfig) -> Settings:
     """Places by the command line and the environment, else by the study file, else the defaults."""
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
 
@@ -174,7 +201,7 @@ def _anitune(config: StudyConfig) -> str:
     return shlex.join(words)
 
 
-def _create(
+def create_studies(
     database: Database, config: StudyConfig
 ) -> tuple[list[tuple[Study, StudyConfig]], TaskData | None]:
     """Create the study and, before it, its reference.

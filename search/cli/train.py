@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.cli.interrupted import exit_if_stopped
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
 from trainer.reporting import SilentReporter
@@ -16,6 +18,8 @@ from trainer.reporting import SilentReporter
 if TYPE_CHECKING:
     from search.work.stopping import StopRequest
     from trainer.config import RunConfig
+    from trainer.config_faults import KeyPath
+    from trainer.run import TrainingResult
 
 
 def train(
@@ -35,43 +39,52 @@ def train(
 
     A training that was stopped or killed goes on at its last checkpoint when it is started again.
     """
-    from search.work.stopping import stop_on_signals
     from storage.settings import load_settings
-    from trainer.run import run_training
-    from trainer.task import prepare_task
 
-    run = _read(config)
-    settings = load_settings()
-    folder = out or _own_folder(settings.home / "trainings", config)
+    run = read_training(config)
+    folder = out or own_folder(load_settings().home / "trainings", config)
     options = {"--out": out, "--warm-start": warm_start}
     given = [str(word) for name, path in options.items() if path is not None for word in (name, path)]
-    again = f"go on with: {shlex.join(['anitune', 'train', str(config), *given])}"
-    try:
-        with progress_bar() as progress:
-            task = prepare_task(run.data, run.split, run.features, settings.features, progress, run.fold)
-            with stop_on_signals() as stop:
-                result = run_training(
-                    task,
-                    run.training,
-                    folder,
-                    _Stoppable(stop),
-                    warm_start=warm_start,
-                    progress=progress,
-                )
-    except KeyboardInterrupt:
-        echo(f"\nStopped at once; {again}", err=True)
-        raise typer.Exit(130) from None
-    if result.outcome == "stopped" and stop.signal is not None:
-        echo(f"Stopped after epoch {result.epochs} of {run.training.epochs}; {again}", err=True)
-        raise typer.Exit(128 + stop.signal)
-    echo(
+    with exit_if_stopped(shlex.join(["anitune", "train", str(config), *given])):
+        result = train_network(run, folder, warm_start)
+    echo(result_text(result, folder))
+
+
+def result_text(result: TrainingResult, folder: Path) -> str:
+    """What came of a training that has ended, in lines."""
+    return (
         f"validation MAE  {result.best_val_mae:.3f} kcal/mol\n"
         f"best epoch      {result.best_epoch} of {result.epochs}\n"
         f"results         {folder}"
     )
 
 
-def _own_folder(trainings: Path, config: Path) -> Path:
+def train_network(run: RunConfig, folder: Path, warm_start: Path | None = None) -> TrainingResult:
+    """Train one network, or go on with it, in a folder.
+
+    Raises
+    ------
+    Stopped, KeyboardInterrupt
+        if a signal stopped the training: the next one in this folder goes on at its last checkpoint.
+    """
+    from search.work.stopping import stop_on_signals
+    from storage.settings import load_settings
+    from trainer.run import run_training
+    from trainer.task import prepare_task
+
+    cache = load_settings().features
+    with progress_bar() as progress:
+        task = prepare_task(run.data, run.split, run.features, cache, progress, run.fold)
+        with stop_on_signals() as stop:
+            result = run_training(
+                task, run.training, folder, _Stoppable(stop), warm_start=warm_start, progress=progress
+            )
+    if result.outcome == "stopped":
+        stop.raise_if_signalled(f"after epoch {result.epochs} of {run.training.epochs}")
+    return result
+
+
+def own_folder(trainings: Path, config: Path) -> Path:
     """The folder that has the name of a configuration file."""
     if not config.stem.strip("."):  # as of a file called ...yaml
         raise typer.BadParameter(f"{config.name} gives no name to a folder: say one", param_hint="--out")
@@ -88,12 +101,26 @@ class _Stoppable(SilentReporter):
         return self._stop.asked
 
 
-def _read(path: Path) -> RunConfig:
+def read_training(path: Path) -> RunConfig:
     """The settings in a file, whose folder is where relative paths of data files start."""
     from search.documents import read_document
+
+    document = read_document(path)
+    return training_from_settings(document.values, str(path), path.parent, document.lines)
+
+
+def training_from_settings(
+    settings: Mapping[str, Any], where: str, folder: Path, lines: Mapping[KeyPath, int] | None = None
+) -> RunConfig:
+    """The settings of a training.
+
+    Parameters
+    ----------
+    where : the file that they come from, for messages
+    folder : where relative paths of data files start
+    """
     from search.study import with_absolute_paths
     from trainer.config import RunConfig, load_config
 
-    document = read_document(path)
-    run = load_config(RunConfig, document.values, str(path), document.lines)
-    return dataclasses.replace(run, data=with_absolute_paths(run.data, path.parent))
+    run = load_config(RunConfig, settings, where, lines)
+    return dataclasses.replace(run, data=with_absolute_paths(run.data, folder))

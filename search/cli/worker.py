@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.cli.interrupted import exit_if_stopped
 from search.cli.output import watch
 from search.cli.progress import progress_bar
-from search.cli.terminal import echo
 
 if TYPE_CHECKING:
     import torch
 
     from search.study import StudyConfig
-    from search.work.stopping import StopRequest
     from search.work.worker import Watcher
     from storage.database import Database
     from storage.studies import Study
@@ -95,16 +94,17 @@ def worker(
     served = (metrics_host, metrics_port) if metrics_port is not None else None
     with open_database(load_settings()) as database:
         if study is None:
-            _serve(database, pack, name, idle_timeout, served)
+            with exit_if_stopped("anitune worker"):
+                _serve(database, pack, name, idle_timeout, served)
             return
-        again = f"go on with: anitune worker {study}"
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info(
                 "The database is SQLite, for one worker on one machine:"
                 " several need PostgreSQL, as `anitune up` starts it."
             )
-        work_on(database, studies, again, pack, name, served=served)
+        with exit_if_stopped(f"anitune worker {study}"):
+            work_on(database, studies, pack, name, served=served)
 
 
 def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
@@ -121,7 +121,6 @@ def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyC
 def work_on(
     database: Database,
     studies: list[tuple[Study, StudyConfig]],
-    again: str,
     pack: int | None,
     name: str | None = None,
     data: TaskData | None = None,
@@ -131,7 +130,6 @@ def work_on(
 
     Parameters
     ----------
-    again : tells a person who stopped the work how to go on
     pack : trials that are trained at once; None: as many as suit the machine
     data : of the studies; None: it is read
     served : address and port of the metrics; None: they are not served
@@ -142,8 +140,8 @@ def work_on(
         if one of the studies is stopped or archived.
     DeviceError
         if the GPU has failed: the trials in hand were handed back.
-    typer.Exit
-        if a signal stopped the work; the trials in hand were handed back.
+    Stopped
+        if a signal stopped the work: the trials in hand were handed back.
     """
     from search.work.card_faults import card_faults_recorded
     from search.work.stopping import stop_on_signals
@@ -158,29 +156,25 @@ def work_on(
         if (state := patiently(partial(study_state, database, study))) in CLOSED:
             raise wrong_state(study, state)
     study, config = studies[-1]
-    try:
-        with ExitStack() as stack:
-            device = find_device(config.training.get("device", TrainConfig.device))
-            stack.enter_context(card_faults_recorded(device))
-            stack.enter_context(device_errors_explained(device))
-            sign = _heartbeat(database, name, device, study.name)
-            patiently(lambda: stack.enter_context(sign))
-            with progress_bar() as progress:
-                cache = database.settings.features
-                data = data or prepare_data(config.data, config.split, config.features, progress, cache=cache)
-                task = add_features(data, config.features, cache, progress)
-            for study, _ in studies:
-                patiently(partial(study.set_facts, task.fingerprints))
-            patiently(lambda: sign.set_structures(len(task.split.train)))
-            stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
-            stack.push(sign)  # it ends while signals still do no harm
-            watcher = _watched(stack, served, watcher, sign)
-            for study, config in studies:
-                Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
-    except KeyboardInterrupt:
-        echo(f"\nStopped at once; {again}", err=True)
-        raise typer.Exit(130) from None
-    _exit_if_stopped(stop, again)
+    with ExitStack() as stack:
+        device = find_device(config.training.get("device", TrainConfig.device))
+        stack.enter_context(card_faults_recorded(device))
+        stack.enter_context(device_errors_explained(device))
+        sign = _heartbeat(database, name, device, study.name)
+        patiently(lambda: stack.enter_context(sign))
+        with progress_bar() as progress:
+            cache = database.settings.features
+            data = data or prepare_data(config.data, config.split, config.features, progress, cache=cache)
+            task = add_features(data, config.features, cache, progress)
+        for study, _ in studies:
+            patiently(partial(study.set_facts, task.fingerprints))
+        patiently(lambda: sign.set_structures(len(task.split.train)))
+        stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
+        stack.push(sign)  # it ends while signals still do no harm
+        watcher = _watched(stack, served, watcher, sign)
+        for study, config in studies:
+            Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
+    stop.raise_if_signalled()
 
 
 def _heartbeat(
@@ -219,24 +213,13 @@ def _serve(
     from trainer.config import TrainConfig
     from trainer.fitting.devices import device_errors_explained, find_device
 
-    again = "go on with: anitune worker"
-    try:
-        with ExitStack() as stack:
-            device = find_device(TrainConfig.device)
-            stack.enter_context(card_faults_recorded(device))
-            stack.enter_context(device_errors_explained(device))
-            sign = _heartbeat(database, name, device)
-            patiently(lambda: stack.enter_context(sign))
-            stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
-            watcher = _watched(stack, served, watcher, sign)
-            Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()
-    except KeyboardInterrupt:
-        echo(f"\nStopped at once; {again}", err=True)
-        raise typer.Exit(130) from None
-    _exit_if_stopped(stop, again)
-
-
-def _exit_if_stopped(stop: StopRequest, again: str) -> None:
-    if stop.signal is not None:
-        echo(f"Stopped; {again}", err=True)
-        raise typer.Exit(128 + stop.signal)
+    with ExitStack() as stack:
+        device = find_device(TrainConfig.device)
+        stack.enter_context(card_faults_recorded(device))
+        stack.enter_context(device_errors_explained(device))
+        sign = _heartbeat(database, name, device)
+        patiently(lambda: stack.enter_context(sign))
+        stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
+        watcher = _watched(stack, served, watcher, sign)
+        Service(database, watcher, stop, start_relay, name, pack, idle_timeout).serve()
+    stop.raise_if_signalled()

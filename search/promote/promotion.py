@@ -81,10 +81,6 @@ logger = logging.getLogger("anitune")
 ENSEMBLE = "ensemble"
 
 
-class Stopped(Exception):  # noqa: N818  (nothing went wrong)
-    """Somebody asked to stop; what was trained is kept."""
-
-
 class Promoter:
     """Promotes the best configuration of a study.
 
@@ -301,8 +297,7 @@ class Promoter:
             raise SearchError(
                 f"{self._study.name}: {error}; what was trained is kept: the same command goes on"
             ) from error
-        if stop.asked:
-            raise Stopped
+        stop.raise_if_signalled()
 
     def _known(self) -> set[str]:
         """Keys of the trainings that have come to an end, good or bad."""

@@ -12,6 +12,20 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stopped(Exception):  # noqa: N818  (nothing went wrong)
+    """A signal stopped the work; what was done is kept, and begun again it goes on.
+
+    Parameters
+    ----------
+    signal : the one that asked
+    where : how far the work was, for a person: ``after epoch 3 of 10``
+    """
+
+    def __init__(self, signal: signal.Signals, where: str = "") -> None:
+        super().__init__(f"stopped {where}".strip())
+        self.signal = signal
+
+
 class StopRequest:
     """Whether this worker must stop: somebody wants it to, or a part of it cannot go on.
 
@@ -37,6 +51,16 @@ class StopRequest:
         """Ask the worker to stop."""
         self.signal = by or self.signal
         self._event.set()
+
+    def raise_if_signalled(self, where: str = "") -> None:
+        """Raise :class:`Stopped` if a signal asked to stop.
+
+        Parameters
+        ----------
+        where : how far the work is
+        """
+        if self.signal is not None:
+            raise Stopped(self.signal, where)
 
 
 @contextmanager

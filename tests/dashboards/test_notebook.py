@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import update
 
@@ -14,8 +13,7 @@ from storage.blobs.place import open_blobs
 from storage.errors import StudyNotFoundError
 from storage.records.tables import artifacts
 from storage.studies import Study
-
-EXAMPLE = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
+from trainer.inference.structures import Structure
 
 
 def test_trials_are_a_table_with_the_best_first(study: Study) -> None:
@@ -58,17 +56,10 @@ def test_what_is_not_there_is_said_at_once(study: Study) -> None:
         open_study("nosuch")
 
 
-def test_the_cells_of_the_example_run(study: Study, tmp_path: Path) -> None:
+def test_the_network_of_the_best_trial_predicts(study: Study, tmp_path: Path) -> None:
     with_weights(study, tmp_path / "model.safetensors")
-    notebook = json.loads(EXAMPLE.read_text())
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    names: dict[str, Any] = {}
-    for cell in cells:
-        assert len(json.dumps(cell["outputs"])) < 100_000
-        exec("".join(cell["source"]).replace('"quickstart"', '"widths"'), names)
-    assert len(names["trials"]) == 9
-    assert names["best"]["trial"] == 1
-    (energy,) = names["energies"]
+    water = Structure(("O", "H", "H"), np.array([[0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]]))
+    (energy,) = open_study("widths").load_model().predict([water]).energies
     assert -3.0 < energy < 0.0, "three self-energies, and what the network adds"
 
 

@@ -242,6 +242,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     for file in (ROOT / "examples").glob("*.yaml"):
         values = small(yaml.safe_load(file.read_text()))
         (tmp_path / "examples" / file.name).write_text(yaml.safe_dump(values))
+    shutil.copy(ROOT / "examples" / "small-molecules.extxyz", tmp_path / "examples")
     shutil.copy(sample_file(), tmp_path / "my_molecules.h5")
     for name, symbols in (("water", "OHH"), ("methane", "CHHHH")):
         ase.io.write(tmp_path / f"{name}.xyz", [structure(symbols, seed) for seed in range(3)])

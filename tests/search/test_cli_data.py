@@ -128,7 +128,7 @@ def test_a_bar_shows_while_many_groups_are_read(
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    anitune_info([str(file)])
+    anitune_info(files=[str(file)])
     assert "reading data.h5" in capsys.readouterr().err
 
 

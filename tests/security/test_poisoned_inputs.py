@@ -298,7 +298,7 @@ def test_what_is_no_settings_file_is_not_read_to_its_end(tmp_path: Path) -> None
 def test_columns_of_an_xyz_file_take_no_memory(tmp_path: Path, properties: str) -> None:
     file = tmp_path / "some.xyz"
     file.write_text(f"1\nProperties={properties}\nH 0 0 0\n")
-    with pytest.raises(DataError, match=r"some\.xyz, line 1: ") as error:
+    with pytest.raises(DataError, match=r"some\.xyz, line 2: ") as error:
         read_structures(file)
     one_line(error)
 

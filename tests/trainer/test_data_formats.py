@@ -21,14 +21,16 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree, kcal, mol
 
+from search.study import load_study
 from trainer.config import SplitConfig
 from trainer.data import frame_cache, xyz
 from trainer.data.dataset import Dataset
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
-from trainer.data.readers import read_dataset
+from trainer.data.readers import read_data, read_dataset
 from trainer.data.splits import split_dataset
 from trainer.errors import DataError
 from trainer.inference.files import read_structures
+from trainer.progress import no_progress
 
 #: Symbols, a geometry in Å, and the energy of the atoms in hartree.
 MOLECULES: dict[str, tuple[str, list[tuple[float, float, float]], float]] = {
@@ -654,3 +656,39 @@ def test_structures_of_each_layout_can_be_predicted(name: str, tmp_path: Path) -
     read = [structure.coordinates for structure in read_structures(path)]
     for one, other in zip(read, expected, strict=True):
         np.testing.assert_array_equal(one, other.astype(np.float64))
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+#: The format of each study file of examples/ that is for a kind of data.
+KINDS = {
+    "extended-xyz": "extended XYZ",
+    "ase-database": "database of ASE",
+    "torchani": "torchani by formula",
+    "spice": "SPICE",
+    "ani1x": "ANI-1x",
+    "rmd17": "rMD17",
+}
+
+
+def test_there_is_an_example_of_each_kind_of_data() -> None:
+    assert {file.stem for file in EXAMPLES.glob("*.yaml")} == {*KINDS, "quickstart", "report"}
+
+
+@pytest.mark.parametrize("example", KINDS)
+def test_the_example_of_each_kind_reads_it(example: str, tmp_path: Path) -> None:
+    study = tmp_path / f"{example}.yaml"
+    shutil.copy(EXAMPLES / study.name, study)
+    config = load_study(study)
+    file = Path(config.data.files[0])
+    if example == "rmd17":
+        np.savez(file, **rmd17(data()))
+        expected = {"a water": data()["a water"]}
+    else:
+        _, write = FORMATS[KINDS[example]]
+        expected = data()
+        write(file, expected)
+    read = read_data(config.data, no_progress)
+    write_ani1(tmp_path / "expected.h5", expected)
+    assert sorted(digests(read)) == sorted(digests(read_dataset([tmp_path / "expected.h5"])))
+    assert set(read.elements) <= set(config.features.aev.elements)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.data.ani1 import ANI1, TORCHANI
@@ -20,6 +21,7 @@ from trainer.data.formats import HDF5, find_format, read_other
 from trainer.data.hdf5 import DataFile, Group, open_hdf5
 from trainer.data.layout import Layout, Reading
 from trainer.data.links import printable
+from trainer.data.outliers import find_outliers
 from trainer.data.plausible import refuse_equal_energies, refuse_implausible
 from trainer.data.shipped import SAMPLE, sample_file
 from trainer.data.spice import SPICE
@@ -82,29 +84,45 @@ def read_dataset(
     progress("checking structures", 2, 2)
     if not len(found.second):
         refuse_equal_energies(readings)
-        return Dataset(tuple(reading.molecule for reading in readings))
+        return _without_outliers(readings, data)
     line = _duplicates_line(found, readings)
     if data.duplicates == "refuse":
         raise DataError(
             f"{line}: give them once, or leave out the later ones with data.duplicates: drop "
             "(--duplicates drop)"
         )
-    once = _without(readings, found)
+    kept = np.ones(found.structures, bool)
+    kept[found.second] = False
+    once = _those(readings, kept)
     refuse_equal_energies(once)
     if data.duplicates == "keep":
         logger.warning("%s: they can train and validate at once", line)
-        return Dataset(tuple(reading.molecule for reading in readings))
+        return _without_outliers(readings, data)
     logger.warning("%s: the later ones are left out", line)
-    return Dataset(tuple(reading.molecule for reading in once))
+    return _without_outliers(once, data)
 
 
-def _without(readings: Sequence[Reading], found: Duplicates) -> list[Reading]:
-    """What was read, each structure once."""
-    kept = np.ones(found.structures, bool)
-    kept[found.second] = False
-    each = np.split(kept, np.cumsum([reading.molecule.structures for reading in readings])[:-1])
+def _without_outliers(readings: Sequence[Reading], data: DataConfig) -> Dataset:
+    """The data set, without structures whose energy is far from the others of their molecule if so asked."""
+    if data.drop_outliers:
+        far = find_outliers([reading.molecule for reading in readings])
+        logger.warning(
+            "%s of %s structures are left out, as their energy is far from the others of their molecule",
+            f"{far.sum():,}",
+            f"{len(far):,}",
+        )
+        readings = _those(readings, ~far)
+    return Dataset(tuple(reading.molecule for reading in readings))
+
+
+def _of_each(readings: Sequence[Reading], values: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
+    return np.split(values, np.cumsum([reading.molecule.structures for reading in readings])[:-1])
+
+
+def _those(readings: Sequence[Reading], kept: npt.NDArray[np.bool_]) -> list[Reading]:
+    """What was read, but only some of its structures, (S,)."""
     once = []
-    for reading, k in zip(readings, each, strict=True):
+    for reading, k in zip(readings, _of_each(readings, kept), strict=True):
         molecule = reading.molecule
         if not k.all():
             molecule = replace(molecule, coordinates=molecule.coordinates[k], energies=molecule.energies[k])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from trainer.data.dataset import Dataset, Molecule
+from trainer.data.outliers import FAR, deviations
 from trainer.data.stoichiometry import balance_text, balances
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 
@@ -27,6 +30,20 @@ class HeavyAtomsSummary:
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """A structure whose energy is far from all others of its molecule.
+
+    ``structure`` counts those of the molecule from 0; ``deviations`` are robust standard deviations from the
+    median.
+    """
+
+    molecule: str
+    structure: int
+    energy_hartree: float
+    deviations: float
+
+
+@dataclass(frozen=True)
 class DatasetSummary:
     """A whole data set.
 
@@ -44,6 +61,7 @@ class DatasetSummary:
     energy_max_hartree: float
     by_heavy_atoms: tuple[HeavyAtomsSummary, ...]
     balances: tuple[str, ...]
+    outliers: tuple[Outlier, ...]
 
 
 def summarize(dataset: Dataset) -> DatasetSummary:
@@ -65,6 +83,12 @@ def summarize(dataset: Dataset) -> DatasetSummary:
         balances=tuple(
             balance_text(each)
             for each in balances((m.composition for m in dataset.molecules), dataset.elements)
+        ),
+        outliers=tuple(
+            Outlier(molecule.name, number, float(molecule.energies[number]), float(far[number]))
+            for molecule in dataset.molecules
+            for far in [deviations(molecule)]
+            for number in np.flatnonzero(far > FAR).tolist()
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Extended XYZ, as ASE writes it: many structures in one text file, which may be gzipped.
+"""XYZ, plain or extended as ASE writes it: many structures in one text file, which may be gzipped.
 
 ASE's own reader makes an object of each structure, and takes some 10 minutes for a million. Here the atoms of
 many structures are parsed at once.
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.arrays import MEMORY
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
 from trainer.data.frames import Frames
 from trainer.data.links import printable
 from trainer.errors import DataError
-from trainer.progress import Progress
+from trainer.progress import Progress, no_progress
 
 GZIP: Final = b"\x1f\x8b"
 
@@ -39,8 +40,12 @@ LARGEST: Final = 2**28
 #: Bytes of memory of an atom: its number, and its coordinates twice.
 HELD: Final = 1 + 2 * 24
 
-#: Columns where a comment names none.
+#: Columns where a comment names none: symbols of elements, or atomic numbers, come first.
 PLAIN: Final = b"species:S:1:pos:R:3"
+NUMBERED: Final = b"Z:I:1:pos:R:3"
+
+#: Keys of a comment that say what its structure is; some programs write them in other letters.
+STRUCTURAL: Final = (b"properties", b"lattice", b"pbc")
 
 _ITEM: Final = re.compile(
     rb"""([^\s="'{}\[\]]+)\s*=\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{[^}]*\}|\[[^\]]*\]|\S+)"""
@@ -73,13 +78,30 @@ class _Columns:
     moments: int | None
 
 
+@dataclass(frozen=True)
+class _Keys:
+    """The keys of comments that tell the energy of a structure, and its molecule."""
+
+    energy: str
+    molecule: str | None
+
+
 @dataclass
-class _Parsed:
-    """What was read so far."""
+class Parsed:
+    """The structures of a file, one after the other.
+
+    Attributes
+    ----------
+    numbers, coordinates : arrays, which together have all atoms
+    atoms : of each structure
+    lines : where each structure begins in the file, from 1
+    periodic : whether each has a cell that repeats
+    """
 
     numbers: list[Any] = field(default_factory=list)
     coordinates: list[Any] = field(default_factory=list)
     atoms: list[int] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
     energies: list[float] = field(default_factory=list)
     periodic: list[bool] = field(default_factory=list)
     charged: list[bool] = field(default_factory=list)
@@ -106,7 +128,7 @@ def looks_like_xyz(begin: bytes) -> bool:
 
 
 def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Progress) -> Frames:
-    """All structures of an extended XYZ file.
+    """All structures of an extended XYZ file, with what it says of them.
 
     Parameters
     ----------
@@ -117,7 +139,42 @@ def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Pro
     DataError
         with the line that cannot be read.
     """
-    parsed, stage, total = _Parsed(), f"reading {path.name}", max(1, path.stat().st_size)
+    parsed = _parse(path, _Keys(energy or ENERGY, molecule), progress)
+    numbers, coordinates = atoms_of(parsed)
+    return Frames(
+        numbers=numbers,
+        coordinates=coordinates,
+        atoms=np.array(parsed.atoms, np.int64),
+        energies=np.array(parsed.energies, np.float64),
+        periodic=np.array(parsed.periodic, bool),
+        charged=np.array(parsed.charged, bool),
+        open_shell=np.array(parsed.open_shell, bool),
+        molecules=np.array(parsed.molecules, np.str_),
+        keys=np.array(list(parsed.keys), np.str_),
+    )
+
+
+def read_xyz_atoms(path: Path) -> Parsed:
+    """The atoms of all structures of an XYZ file alone, whatever else it says of them.
+
+    Raises
+    ------
+    DataError
+        with the line that cannot be read.
+    """
+    return _parse(path, None, no_progress)
+
+
+def atoms_of(parsed: Parsed) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """Atomic numbers, (A,), and coordinates, (A, 3), of the atoms of all structures."""
+    return (
+        np.concatenate([np.empty(0, np.uint8), *parsed.numbers]),
+        np.concatenate([np.empty((0, 3)), *parsed.coordinates]),
+    )
+
+
+def _parse(path: Path, keys: _Keys | None, progress: Progress) -> Parsed:
+    parsed, stage, total = Parsed(), f"reading {path.name}", max(1, path.stat().st_size)
     first, rest = 1, b""
     with path.open("rb") as raw:
         packed = raw.read(2) == GZIP
@@ -126,7 +183,7 @@ def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Pro
         for block in _blocks(file, path):
             text = rest + block
             lines = (text.removeprefix(BOM) if first == 1 else text).split(b"\n")
-            done = _read_lines(lines, first, not block, path, energy or ENERGY, molecule, parsed)
+            done = _read_lines(lines, first, not block, path, keys, parsed)
             first, rest = first + done, b"\n".join(lines[done:])
             if sum(map(len, parsed.numbers)) * HELD > MEMORY:
                 raise DataError(
@@ -138,25 +195,17 @@ def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Pro
                     f"{path}, line {first}: a structure of more than {LARGEST:,} bytes; correct it"
                 )
             progress(stage, min(raw.tell(), total), total)
-    shape = (0, 3)
-    return Frames(
-        numbers=np.concatenate([np.empty(0, np.uint8), *parsed.numbers]),
-        coordinates=np.concatenate([np.empty(shape), *parsed.coordinates]),
-        atoms=np.array(parsed.atoms, np.int64),
-        energies=np.array(parsed.energies, np.float64),
-        periodic=np.array(parsed.periodic, bool),
-        charged=np.array(parsed.charged, bool),
-        open_shell=np.array(parsed.open_shell, bool),
-        molecules=np.array(parsed.molecules, np.str_),
-        keys=np.array(list(parsed.keys), np.str_),
-    )
+    return parsed
 
 
 def _blocks(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Pieces of a file, and an empty one at its end."""
+    """Pieces of a file, whose lines end as on Unix or Windows, and an empty one at its end."""
+    old_macintosh = None
     try:
         while block := file.read(BLOCK):
-            yield block
+            if old_macintosh is None:
+                old_macintosh = b"\n" not in block
+            yield block.replace(b"\r", b"\n") if old_macintosh else block
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: not a readable file; copy or download it again ({error})") from error
     yield b""
@@ -167,9 +216,8 @@ def _read_lines(
     first: int,
     last: bool,
     path: Path,
-    energy: str,
-    molecule: str | None,
-    parsed: _Parsed,
+    keys: _Keys | None,
+    parsed: Parsed,
 ) -> int:
     """Parse the structures that some lines hold whole; their number of lines.
 
@@ -186,6 +234,7 @@ def _read_lines(
             at += 1
             continue
         if not word.isdigit() or len(word) > 9 or int(word) == 0:
+            _flush(run, parsed)  # the fault may be in the lines above, whose number was another one
             raise DataError(
                 f"{path}, line {first + at}: a number of atoms is due here, then a comment and the atoms "
                 f"(got {_shown(word)})"
@@ -199,33 +248,48 @@ def _read_lines(
                     "whole?"
                 )
             break
-        items = dict(_ITEM.findall(lines[at + 1]))
-        properties = items.get(b"Properties", PLAIN)
+        items = {
+            name if (name := key.lower()) in STRUCTURAL else key: value
+            for key, value in _ITEM.findall(lines[at + 1])
+        }
+        properties = items.get(b"properties") or _usual_columns(lines[begin])
         if properties != run.properties:
             _flush(run, parsed)
             run = _Run(properties, f"{path}, line")
         run.lines += lines[begin:after]
         run.at.append(first + begin)
         run.counts.append(count)
-        _note(items, f"{path}, line {first + at + 1}", energy, molecule, parsed)
+        parsed.lines.append(first + at)
+        _note_cell(items, parsed)
+        if keys is not None:
+            _note(items, f"{path}, line {first + at + 1}", keys, parsed)
         at = after
     _flush(run, parsed)
     return at
 
 
-def _note(items: dict[bytes, bytes], place: str, energy: str, molecule: str | None, parsed: _Parsed) -> None:
-    """Keep what the comment of a structure says."""
-    value = items.get(energy.encode())
+def _usual_columns(atom: bytes) -> bytes:
+    words = atom.split()
+    return NUMBERED if words and words[0].lstrip(b"-").isdigit() else PLAIN
+
+
+def _note_cell(items: dict[bytes, bytes], parsed: Parsed) -> None:
+    """Keep whether a structure is periodic, as its comment says."""
+    if b"pbc" in items:
+        parsed.periodic.append(re.search(rb"\b(T|True|true|1)\b", items[b"pbc"]) is not None)
+    else:
+        parsed.periodic.append(b"lattice" in items)
+
+
+def _note(items: dict[bytes, bytes], place: str, keys: _Keys, parsed: Parsed) -> None:
+    """Keep what else the comment of a structure says."""
+    value, molecule = items.get(keys.energy.encode()), keys.molecule
     if value is None:
         parsed.energies.append(np.nan)
         for key in items:
             parsed.keys.setdefault(printable(key.decode("utf-8", "replace")))
     else:
-        parsed.energies.append(_number(value, energy, place))
-    if b"pbc" in items:
-        parsed.periodic.append(re.search(rb"\b(T|True|true|1)\b", items[b"pbc"]) is not None)
-    else:
-        parsed.periodic.append(b"Lattice" in items)
+        parsed.energies.append(_number(value, keys.energy, place))
     parsed.charged.append(_differs(items, CHARGES, place))
     parsed.open_shell.append(_differs(items, SPINS, place))
     if molecule is not None:
@@ -253,7 +317,7 @@ def _bare(value: bytes) -> bytes:
     return value[1:-1] if value[:1] in (b'"', b"'") and len(value) > 1 else value
 
 
-def _flush(run: _Run, parsed: _Parsed) -> None:
+def _flush(run: _Run, parsed: Parsed) -> None:
     """Parse the atoms of a run."""
     if not run.lines:
         return
@@ -265,7 +329,9 @@ def _flush(run: _Run, parsed: _Parsed) -> None:
         )
     tokens = b"\n".join(run.lines).split()
     width, left = divmod(len(tokens), len(run.lines))
-    if left or width < columns.width or len(run.lines[0].split()) != width:
+    # Where a line has words too few and another as many too many, a symbol is found where a number is due;
+    # among numbers alone that would not be seen.
+    if left or width < columns.width or len(run.lines[0].split()) != width or columns.symbols is None:
         width, tokens = columns.width, _cut(run, columns.width)
     try:
         positions = np.empty((len(run.lines), 3))
@@ -281,7 +347,7 @@ def _flush(run: _Run, parsed: _Parsed) -> None:
         if numbers.min() < 1 or numbers.max() > len(SYMBOLS):
             raise ValueError
         for column, found in ((columns.charges, parsed.charged), (columns.moments, parsed.open_shell)):
-            if column is not None:
+            if column is not None and found:
                 values = np.array(list(map(float, tokens[column::width])))
                 sums = np.add.reduceat(values, np.cumsum([0, *run.counts[:-1]]))
                 found[-len(sums) :] = (np.array(found[-len(sums) :]) | (np.abs(sums) > UNPAIRED)).tolist()

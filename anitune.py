@@ -1,0 +1,31 @@
+"""Find the network architecture of an ANI-type potential for a data set: the commands as functions.
+
+    import anitune
+
+    study = anitune.run("my-study", data="water.extxyz", trials=20)
+    study.leaderboard()
+    study.best.model.predict(atoms)
+
+What is done here and by the commands is one: a study that was begun in a notebook goes on with
+``anitune worker my-study``, and the other way round.
+"""
+
+from __future__ import annotations
+
+from search.api.models import Model, predict
+from search.api.studies import BestTrial, PromotedModel, Study, create, open, promote, run
+from search.api.training import TrainedNetwork, train
+
+__all__ = [
+    "BestTrial",
+    "Model",
+    "PromotedModel",
+    "Study",
+    "TrainedNetwork",
+    "create",
+    "open",
+    "predict",
+    "promote",
+    "run",
+    "train",
+]

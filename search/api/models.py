@@ -1,0 +1,132 @@
+"""Models in notebooks and programs: what ``anitune predict`` does, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from search.cli.predict import PredictedEnergies
+    from trainer.inference.ase_calculator import AnituneCalculator
+    from trainer.inference.ensemble import Ensemble
+    from trainer.inference.structures import Structure
+
+Structures: TypeAlias = "Atoms | Structure | str | Path | Iterable[Atoms | Structure | str | Path]"
+"""Atoms of ASE, files, or several of them."""
+
+
+def predict(
+    model: Model | str | Path,
+    structures: Structures,
+    *,
+    unit: str = "hartree",
+    any_composition: bool = False,
+) -> PredictedEnergies:
+    """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
+
+    Parameters
+    ----------
+    model
+        A model file, the folder of a training or of an ensemble, ``models:/NAME@champion``, or a model.
+    structures
+        ``ase.Atoms``, the path of a file of structures, or several of them.
+    unit
+        Of the energies: hartree, kcal/mol or eV.
+    any_composition
+        Also of compositions that the training data do not determine.
+
+    Examples
+    --------
+    >>> anitune.predict("models:/my-study@champion", "water.xyz", unit="kcal/mol").frame()
+
+    Raises
+    ------
+    ModelFileError, ModelNotFoundError, DataError
+        if there is no such model, or a structure cannot be read.
+    """
+    opened = model if isinstance(model, Model) else open_model(model)
+    return opened.predict(structures, unit=unit, any_composition=any_composition)
+
+
+def open_model(model: str | Path) -> Model:
+    """The model of a path, or of an address in MLflow's registry."""
+    from search.cli.models import open_model as open_ensemble
+
+    return Model(open_ensemble(str(model)))
+
+
+class Model:
+    """A network, or an ensemble of them, which predicts energies of structures.
+
+    Attributes
+    ----------
+    ensemble
+        The networks.
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble = ensemble
+
+    def __repr__(self) -> str:
+        count = len(self.ensemble.members)
+        config = self.ensemble.members[0].model.config
+        widths = "-".join(map(str, config.hidden))
+        what = f"ensemble of {count} networks" if count > 1 else "network"
+        return (
+            f"{what} with hidden layers {widths} {config.activation} for {', '.join(self.ensemble.elements)}"
+        )
+
+    def predict(
+        self, structures: Structures, *, unit: str = "hartree", any_composition: bool = False
+    ) -> PredictedEnergies:
+        """Total energies of structures. Parameters are those of :func:`predict`."""
+        from search.cli.predict import Place, Unit, predict_energies
+        from trainer.errors import ConfigError
+        from trainer.inference.files import read_structures
+
+        try:
+            chosen = Unit(unit)
+        except ValueError:
+            units = ", ".join(Unit)
+            raise ConfigError(f"unit: {unit!r} is none of {units}") from None
+        given: Any = [structures] if _is_one(structures) else structures
+        read: list[Structure] = []
+        places: list[Place] = []
+        for number, each in enumerate(given):
+            if isinstance(each, str | Path):
+                some = read_structures(Path(each))
+                places += [Place(str(each), index) for index in range(len(some))]
+            else:
+                some = [_structure_of(each, number)]
+                places.append(Place("atoms", number))
+            read += some
+        return predict_energies(self.ensemble, read, places, chosen, any_composition)
+
+    def calculator(self) -> AnituneCalculator:
+        """A calculator of ASE: energies and forces, for optimizations and dynamics."""
+        from trainer.inference.ase_calculator import AnituneCalculator
+
+        return AnituneCalculator(self.ensemble)
+
+
+def _is_one(structures: Any) -> bool:
+    from ase import Atoms
+
+    from trainer.inference.structures import Structure
+
+    return isinstance(structures, Atoms | Structure | str | Path)
+
+
+def _structure_of(atoms: Any, number: int) -> Structure:
+    from trainer.errors import DataError
+    from trainer.inference.structures import Structure, make_structure
+
+    if isinstance(atoms, Structure):
+        return atoms
+    where = f"structure {number} (from 0)"
+    if atoms.pbc.any():
+        raise DataError(f"{where}: it is periodic, and the models are of molecules: set pbc to False")
+    return make_structure(atoms.get_chemical_symbols(), atoms.get_positions(), where)

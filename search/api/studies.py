@@ -1,0 +1,365 @@
+"""Studies in notebooks and programs: what ``anitune study`` and ``anitune promote`` do, as functions.
+
+Everything heavy is imported where it is used, so that ``import anitune`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.api.display import Shown
+from search.api.stopping import said_if_stopped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dashboards.notebook import NotebookStudy
+    from search.api.figure import Figure
+    from search.api.models import Model
+    from search.study import StudyConfig
+    from storage.promotions import Promotion
+    from storage.settings import Settings
+    from storage.trials.views import TrialRow
+
+
+# tqdm, which optuna and mlflow import, says so in a notebook without ipywidgets. Our progress needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> Study:
+    """Create a study, or go on with it, train all its trials in this process, and tell MLflow of them.
+
+    An interrupt (Ctrl-C, the stop button of a notebook) hands the trials in hand back, and the study as it is
+    then is returned. Run again, it goes on where it was. A second interrupt stops at once.
+
+    Parameters
+    ----------
+    study
+        A study file, or the name of a study. Without settings the study of that name goes on.
+    pack
+        Trials that are trained at once; None: as many as suit the machine.
+    **settings
+        The keys of a study file, see docs/study-file.md. Shorter forms: ``data`` may be a path, or several,
+        and ``trials`` and ``hours`` stand for those of ``limits``.
+
+    Examples
+    --------
+    >>> study = anitune.run("my-study", data="water.extxyz", trials=20)
+    >>> study = anitune.run("study.yaml")
+
+    Raises
+    ------
+    ConfigError, StudyFileError, DataError, StudyExistsError
+        in a line that says what is wrong.
+    """
+    from search.work.forkserver import start_forkserver
+
+    if pack != 1:
+        start_forkserver()
+    from search.cli.study import run_study, settings_of
+    from storage.database import open_database
+
+    if not settings and not _is_file(study):
+        return open(str(study)).run(pack=pack)
+    config = _study_config(study, settings)
+    places = settings_of(config)
+    with open_database(places) as database, said_if_stopped():
+        run_study(database, config, pack)
+    return Study(config.name, places)
+
+
+def create(study: str | Path, /, **settings: Any) -> Study:
+    """Make a study known, for workers to work on. Parameters and errors are those of :func:`run`."""
+    from search.cli.study import create_studies, settings_of
+    from storage.database import open_database
+
+    config = _study_config(study, settings)
+    places = settings_of(config)
+    with open_database(places) as database:
+        create_studies(database, config)
+    return Study(config.name, places)
+
+
+def open(study: str, *, storage: str | None = None, tracking: str | None = None) -> Study:
+    """The study of that name.
+
+    Parameters
+    ----------
+    storage, tracking
+        Database of the records, and MLflow; None: as the environment says, see docs/study-file.md.
+
+    Raises
+    ------
+    StudyNotFoundError
+        if there is none.
+    """
+    from storage.settings import load_settings
+
+    return Study(study, load_settings(storage, tracking))
+
+
+def promote(
+    study: Study | str,
+    *,
+    top: int = 5,
+    seeds: int = 5,
+    folds: int = 5,
+    ensemble: int = 8,
+    again: bool = False,
+) -> PromotedModel:
+    """Compare the best configurations on folds, choose one, test it once, and register an ensemble of it.
+
+    Interrupted, it goes on where it was when it is called again.
+
+    Parameters
+    ----------
+    top
+        Candidates: so many of the best configurations.
+    seeds
+        Run i of a candidate has fold i and seed i, counted round.
+    folds
+        By structure, and as many by molecule, of all but the test part.
+    ensemble
+        Networks in the ensemble that is registered.
+    again
+        Open the test part although it was opened before.
+
+    Raises
+    ------
+    AlreadyOpenedError
+        if the test part was opened by another promotion, and must not be again.
+    SearchError
+        if there is nothing to promote.
+    """
+    from search.work.forkserver import start_forkserver
+
+    start_forkserver()
+    from search.cli.promote import promote_study, result_lines, results_table
+    from search.promote.plan import Options
+    from storage.database import open_database
+    from storage.evaluations import evaluations_on_test_set
+    from storage.studies import open_study
+
+    opened = study if isinstance(study, Study) else open(study)
+    with open_database(opened.settings) as database, said_if_stopped(raises=True):
+        record = open_study(database, opened.name)
+        promoter, promotion = promote_study(
+            database, record, Options(top, seeds, folds, ensemble), again, quiet=True
+        )
+        table = results_table(promotion, promoter.plan, promoter.decisive)
+        lines = result_lines(
+            promotion, promoter.plan, evaluations_on_test_set(database, record), opened.settings.tracking_uri
+        )
+    return PromotedModel(promotion, opened.settings, Shown(table, *lines))
+
+
+class Study:
+    """A study as it is now: each call reads the records again. :func:`run` or :func:`open` makes it.
+
+    Attributes
+    ----------
+    name
+    settings
+        Where its records are.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        from dashboards.notebook import NotebookStudy
+
+        self.name = name
+        self.settings = settings
+        self._records: NotebookStudy = NotebookStudy(name, settings)
+
+    def __repr__(self) -> str:
+        return repr(self._records)
+
+    def _repr_html_(self) -> str:
+        from rich.markup import escape
+
+        from search.cli.output import summary_lines
+
+        lines = map(escape, summary_lines(self._records.record().summary))
+        head = Shown(f"[bold]{self.name}[/]", *lines)
+        return f"{head._repr_html_()}{self.leaderboard()._repr_html_()}"
+
+    def run(self, *, pack: int | None = None) -> Study:
+        """Go on with the trials of the study in this process. See :func:`run`."""
+        from search.cli.study import train_studies
+        from search.cli.worker import with_reference
+        from storage.database import open_database
+        from storage.studies import open_study
+
+        with open_database(self.settings) as database, said_if_stopped():
+            train_studies(database, with_reference(database, open_study(database, self.name)), pack)
+        return self
+
+    def promote(self, **options: Any) -> PromotedModel:
+        """Make a model of the study. Parameters are those of :func:`promote`."""
+        return promote(self, **options)
+
+    def leaderboard(self) -> Shown:
+        """The trials, the best first, and those of the reference study in their places; kcal/mol."""
+        from search.cli.output import leaderboard
+
+        record = self._records.record()
+        return Shown(leaderboard(record.trials, record.rows))
+
+    def frame(self, reference: bool = False) -> pd.DataFrame:
+        """A row a trial as a DataFrame, the best first; errors in kcal/mol, times in seconds.
+
+        Parameters
+        ----------
+        reference
+            Whether the rows of the reference study are among them, in their places.
+        """
+        return self._records.trials(reference)
+
+    def figure(self, name: str = "history") -> Figure:
+        """A plotly figure of the report, such as ``history``, ``cost``, ``importance`` or ``curves``.
+
+        Raises
+        ------
+        NoResultError
+            if there is none of that name; the message lists those there are.
+        """
+        from search.api.figure import Figure
+
+        return Figure(self._records.chart(name))
+
+    def noise(self) -> str:
+        """What two trials must differ by to be told apart, and how that is known, in words."""
+        return self._records.noise()
+
+    @property
+    def best(self) -> BestTrial:
+        """The complete trial of the least validation MAE.
+
+        Raises
+        ------
+        NoResultError
+            if no trial is complete.
+        """
+        return BestTrial(self._records)
+
+
+class BestTrial:
+    """The best trial of a study.
+
+    Attributes
+    ----------
+    number
+    value
+        Best validation MAE, kcal/mol.
+    architecture
+        As ``384-128-64-1 silu``.
+    params
+        What was searched, as Optuna has it.
+    config
+        All settings of the training.
+    metrics
+        What was measured of it, by name.
+    mlflow_run_id
+    """
+
+    def __init__(self, records: NotebookStudy) -> None:
+        from dashboards.record import architecture_of
+
+        trial: TrialRow = records.best_trial()
+        self._records = records
+        self.number = trial.number
+        self.value = trial.value
+        self.architecture = architecture_of(trial)
+        self.params = trial.params
+        self.config = trial.config
+        self.metrics = trial.summary
+        self.mlflow_run_id = trial.mlflow_run_id
+
+    def __repr__(self) -> str:
+        return f"trial {self.number}: {self.architecture}, validation MAE {self.value:.3f} kcal/mol"
+
+    @property
+    def model_file(self) -> Path:
+        """Its weights, as safetensors.
+
+        Raises
+        ------
+        BlobMissingError
+            if the file is not here: it was kept in another home.
+        """
+        return self._records.model_file()
+
+    @property
+    def model(self) -> Model:
+        """Its network, which predicts energies of structures."""
+        from search.api.models import Model
+
+        return Model(self._records.load_model())
+
+
+class PromotedModel:
+    """What a promotion came to: an ensemble in MLflow's registry.
+
+    Attributes
+    ----------
+    name, version
+        In the registry.
+    trial
+        The one whose settings were chosen, and why: ``reason``.
+    test_mae
+        Of the ensemble on the test part, kcal/mol.
+    """
+
+    def __init__(self, promotion: Promotion, settings: Settings, shown: Shown) -> None:
+        self.name = promotion.model_name
+        self.version = promotion.model_version
+        self.trial = promotion.choice
+        self.reason = promotion.reason
+        self.test_mae = (promotion.test or {})["mae_kcalmol"]
+        self._settings = settings
+        self._shown = shown
+
+    def __repr__(self) -> str:
+        return repr(self._shown)
+
+    def _repr_html_(self) -> str:
+        return self._shown._repr_html_()
+
+    @property
+    def model(self) -> Model:
+        """The ensemble, which predicts energies of structures with their uncertainties."""
+        from search.api.models import Model
+        from search.cli.models import open_model
+
+        return Model(open_model(f"models:/{self.name}/{self.version}", self._settings))
+
+
+def _is_file(study: str | Path) -> bool:
+    return isinstance(study, Path) or study.endswith((".yaml", ".yml"))
+
+
+def _study_config(study: str | Path, settings: Mapping[str, Any]) -> StudyConfig:
+    """The study of a file, or of a name and the keys of a study file."""
+    from search.study import load_study, study_from_settings
+    from trainer.errors import ConfigError
+
+    if not _is_file(study):
+        values = {"name": study, **plain_settings(settings)}
+        return study_from_settings(values, f"study {study!r}", Path.cwd())
+    if settings:
+        raise ConfigError(f"{study}: give a file, or a name with settings: not both")
+    return load_study(Path(study))
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a study file, without their shorter forms."""
+    values = dict(settings)
+    if "data" in values and not isinstance(values["data"], Mapping):
+        files = values["data"]
+        values["data"] = {"files": [files] if isinstance(files, str | Path) else list(files)}
+    if isinstance(values.get("data"), Mapping) and "files" in values["data"]:
+        values["data"] = {**values["data"], "files": [str(file) for file in values["data"]["files"]]}
+    limits = {key: values.pop(key) for key in ("trials", "hours") if key in values}
+    return values | ({"limits": {**values.get("limits", {}), **limits}} if limits else {})

@@ -1,0 +1,92 @@
+"""One training without a search: what ``anitune train`` does, as a function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.api.stopping import said_if_stopped
+from search.api.studies import plain_settings
+
+if TYPE_CHECKING:
+    from search.api.models import Model
+    from trainer.run import TrainingResult
+
+
+def train(
+    name: str | Path,
+    /,
+    *,
+    out: str | Path | None = None,
+    warm_start: str | Path | None = None,
+    **settings: Any,
+) -> TrainedNetwork:
+    """Train one network, and write its numbers, plots and weights into a folder.
+
+    Interrupted, it goes on at its last checkpoint when it is called again.
+
+    Parameters
+    ----------
+    name
+        A file of settings (YAML), or a name for the folder of the results.
+    out
+        Folder of the results; None: ``trainings/NAME`` in the home folder.
+    warm_start
+        A model file whose weights are the initial ones.
+    **settings
+        The sections ``data``, ``split``, ``features``, ``training`` and ``fold`` of such a file; ``data`` may
+        be a path, or several.
+
+    Examples
+    --------
+    >>> network = anitune.train("water", data="water.extxyz", training={"hidden": [64], "epochs": 50})
+    >>> network.model.predict(atoms)
+
+    Raises
+    ------
+    ConfigError, DataError
+        in a line that says what is wrong.
+    """
+    from search.cli.train import own_folder, read_training, train_network, training_from_settings
+    from storage.settings import load_settings
+    from trainer.errors import ConfigError
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        run = training_from_settings(plain_settings(settings), f"training {str(name)!r}", Path.cwd())
+    elif settings:
+        raise ConfigError(f"{path}: give a file, or a name with settings: not both")
+    else:
+        run = read_training(path)
+    folder = Path(out) if out is not None else own_folder(load_settings().home / "trainings", path)
+    with said_if_stopped(raises=True):
+        result = train_network(run, folder, Path(warm_start) if warm_start is not None else None)
+    return TrainedNetwork(result, folder)
+
+
+class TrainedNetwork:
+    """What came of a training.
+
+    Attributes
+    ----------
+    result
+        Epochs, metrics and files.
+    folder
+        Where the files are.
+    """
+
+    def __init__(self, result: TrainingResult, folder: Path) -> None:
+        self.result = result
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        from search.cli.train import result_text
+
+        return result_text(self.result, self.folder)
+
+    @property
+    def model(self) -> Model:
+        """The network, which predicts energies of structures."""
+        from search.api.models import open_model
+
+        return open_model(self.folder)

@@ -1,0 +1,50 @@
+"""``anitune study init``: a study file that suits the data."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search.cli.data import read_files, reads_data
+from search.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from trainer.config import DataConfig
+
+
+@reads_data
+def init(
+    data: DataConfig,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the study. Default: that of the first file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.yaml", help="The file to write. Default: NAME.yaml.")
+    ] = None,
+) -> None:
+    """Write a study file that suits the data, with the reason for each setting."""
+    from search.template import study_name, study_template
+    from trainer.data.convert import refuse_existing
+    from trainer.files import write_by_rename
+
+    called = name or study_name(data.files[0])
+    path = out or Path(f"{called}.yaml")
+    refuse_existing(path)
+    dataset = read_files(data)
+    files = tuple(_path_in(file, path.absolute().parent) for file in data.files)
+    write_by_rename(path, study_template(dataset, replace(data, files=files), called).encode())
+    echo(f"{path}: look it over, then: {shlex.join(['anitune', 'study', 'run', str(path)])}")
+
+
+def _path_in(file: str, folder: Path) -> str:
+    """The path of a data file as a study file in a folder names it."""
+    from trainer.data.shipped import SAMPLE
+
+    if file == SAMPLE:
+        return file
+    absolute = Path(file).absolute()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)

@@ -1,0 +1,177 @@
+"""A study file to begin with, for a data set: settings that suit its size, with the reason beside each."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from search.documents import write_document
+from trainer.config import AEVConfig, DataConfig, SplitConfig, dump_config
+from trainer.data.dataset import Dataset
+from trainer.data.splits import split_dataset
+from trainer.data.summary import summarize
+from trainer.features.aev import aev_length
+
+#: From so many molecules on, a validation part of whole molecules is large enough to compare by.
+MANY_MOLECULES: Final = 50
+
+#: Steps of the optimizer in an epoch that batch sizes aim at, and in a whole training.
+STEPS_AN_EPOCH: Final = 150
+STEPS: Final = 25_000
+
+#: Standard deviation of the size of an error over its mean, if errors are normal: sqrt(pi / 2 - 1).
+SPREAD: Final = math.sqrt(math.pi / 2 - 1)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Layers and widths to search, by the number of training structures."""
+
+    below: float
+    layers: tuple[int, int]
+    width: tuple[int, int]
+    why: str
+
+
+_SPACES: Final = (
+    _Space(2_000, (1, 2), (32, 128), "Few structures: larger networks learn them by heart."),
+    _Space(50_000, (1, 2), (64, 256), "One wide hidden layer won on the 5,410 structures of the quickstart."),
+    _Space(300_000, (1, 3), (96, 256), "More data pays for a deeper network (J. Chem. Phys. 159, 094105)."),
+    _Space(math.inf, (2, 4), (96, 256), "Much data: the default range but for its smallest networks."),
+)
+
+
+def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
+    """The text of a study file.
+
+    Parameters
+    ----------
+    data : how the data set was read, with the paths of its files as they are to stand there
+
+    Raises
+    ------
+    DataError
+        if there are too few structures for the parts of a split.
+    """
+    summary = summarize(dataset)
+    by_molecule = summary.molecules >= MANY_MOLECULES
+    fractions = _fractions(summary.structures)
+    split = SplitConfig(by="molecule" if by_molecule else "structure", fractions=fractions)
+    parts = split_dataset(dataset, split)
+    train, validation = len(parts.train), len(parts.validation)
+    batch = _power_of_two(train / STEPS_AN_EPOCH, 8, 1024)
+    epochs = _rounded(STEPS / math.ceil(train / batch), 30, 300)
+    space = next(each for each in _SPACES if train < each.below)
+    aev, features = _features(dataset)
+    elements = " ".join(summary.elements)
+    lines = [
+        f"# {summary.structures:,} structures of {_count(summary.molecules, 'molecule')} of {elements},"
+        f" {summary.atoms_per_structure:.1f} atoms each.",
+        "# Written by `anitune study init`; docs/study-file.md describes every setting.",
+        *_written({"name": name, "data": _not_default(data)}),
+        *[f"# In all molecules {each}: no other composition can be predicted." for each in summary.balances],
+        "",
+        *features,
+        *_split_reasons(summary.molecules, by_molecule),
+        f"# {validation:,} structures validate: the error of a trial is known to about"
+        f" {SPREAD / math.sqrt(validation):.0%} of it.",
+        *_written({"split": {"by": split.by, "fractions": list(fractions)}}),
+        "",
+        "# Where to look. A setting that is neither here nor under training has its default range.",
+        "space:",
+        f"  # {space.why}",
+        f"  layers: {{low: {space.layers[0]}, high: {space.layers[1]}}}",
+        f"  width: {{low: {space.width[0]}, high: {space.width[1]}, step: 32}}"
+        f" # {_most_parameters(space, aev_length(aev), len(aev.elements)):,} parameters at most",
+        "  activation: {choices: [silu, gelu, celu]} # smooth: their forces have no jumps",
+        "  dropout: 0.0 # one value is not searched: on few data and epochs dropout only costs",
+        "  learning_rate: {low: 3.0e-4, high: 5.0e-3, log: true}",
+        f"  # {train:,} structures train: about {math.ceil(train / batch):,} steps an epoch with {batch}.",
+        f"  batch_size: {{choices: {[size for size in (batch // 2, batch, 2 * batch) if size >= 8]}}}",
+        "  weight_decay: {low: 1.0e-8, high: 1.0e-4, log: true}",
+        "",
+        "training:",
+        f"  epochs: {epochs} # about {epochs * math.ceil(train / batch):,} steps in all",
+        "  optimizer: adamw",
+        "  schedule: cosine",
+        "  ema_decay: 0.99 # the average of the last hundred or so steps is evaluated: less noise",
+        "",
+        "sampler: {kind: tpe}",
+        "pruner: {kind: asha} # trials that are not among the best third wait, and may go on later",
+        "",
+        "# `hours: 8` may stand here, too: whichever comes first. `anitune study extend` gives it more.",
+        "limits: {trials: 40}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def study_name(file: str) -> str:
+    """A name for a study, from that of its data file."""
+    stem = file.rsplit("/", 1)[-1].split(".", 1)[0]
+    return re.sub("[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:60] or "my-study"
+
+
+def _features(dataset: Dataset) -> tuple[AEVConfig, list[str]]:
+    """The constants of the features, and their section if it must be there."""
+    usual = AEVConfig()
+    others = [element for element in dataset.elements if element not in usual.elements]
+    if not others:
+        return usual, []
+    aev = AEVConfig(elements=(*usual.elements, *others))
+    return aev, [
+        f"# The default features are for {' '.join(usual.elements)} alone. With {' '.join(others)} they are"
+        f" {aev_length(aev):,} numbers an atom, in place of {aev_length(usual)}.",
+        *_written({"features": {"aev": {"elements": list(aev.elements)}}}),
+        "",
+    ]
+
+
+def _split_reasons(molecules: int, by_molecule: bool) -> list[str]:
+    if by_molecule:
+        return [
+            f"# {molecules:,} molecules, each in one part: the error is that on molecules never met.",
+            "# With `by: structure` it is that on other geometries of known molecules.",
+        ]
+    few = "One molecule is" if molecules == 1 else f"{molecules} molecules are"
+    return [
+        f"# {few} too few to hold some back: the structures of each are divided, and the error is",
+        "# that on other geometries of known molecules.",
+    ]
+
+
+def _fractions(structures: int) -> tuple[float, float, float]:
+    """Smaller sets need a larger share to compare by, larger ones have enough in a smaller."""
+    if structures < 2_000:
+        return 0.7, 0.15, 0.15
+    return (0.8, 0.1, 0.1) if structures < 100_000 else (0.9, 0.05, 0.05)
+
+
+def _not_default(data: DataConfig) -> dict[str, Any]:
+    usual = dump_config(DataConfig())
+    return {key: value for key, value in dump_config(data).items() if value != usual[key] or key == "files"}
+
+
+def _written(values: dict[str, Any]) -> list[str]:
+    return write_document(values).splitlines()
+
+
+def _most_parameters(space: _Space, inputs: int, elements: int) -> int:
+    width, layers = space.width[1], space.layers[1]
+    one = (inputs + 1) * width + (layers - 1) * (width + 1) * width + width + 1
+    return elements * one
+
+
+def _power_of_two(value: float, low: int, high: int) -> int:
+    return int(min(high, max(low, 2 ** round(math.log2(max(1.0, value))))))
+
+
+def _rounded(value: float, low: int, high: int) -> int:
+    """To tens, between two bounds."""
+    return int(min(high, max(low, round(value, -1))))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
