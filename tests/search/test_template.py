@@ -89,7 +89,7 @@ def test_batches_networks_and_parts_grow_with_the_data(tmp_path: Path) -> None:
     many, text = written(dataset(5, 60_000), tmp_path)
     assert many.space is not None
     assert many.space["batch_size"].choices == (512, 1024, 2048)
-    assert (many.space["layers"].low, many.space["layers"].high) == (1, 3)
+    assert (many.space["layers"].low, many.space["layers"].high) == (2, 3)
     assert many.split.fractions == (0.9, 0.05, 0.05)
     assert 30 <= many.training["epochs"] < TrainConfig.epochs
     assert "270,000 structures train: about 264 steps an epoch with 1024." in text
