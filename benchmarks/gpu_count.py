@@ -55,7 +55,7 @@ class Count:
     Attributes
     ----------
     operations, moved : operations and bytes of a step
-    epoch_operations, epoch_moved : of an epoch of :data:`EPOCH_STRUCTURES` with its evaluation
+    epoch_operations, epoch_moved : those of an epoch of :data:`EPOCH_STRUCTURES` with its evaluation
     floor : bytes of an epoch that only reads each AEV, twice for training and once for validation
     """
 

@@ -76,9 +76,9 @@ class Sizes:
     Attributes
     ----------
     full : structures of the set whose epoch is measured
-    medium : of the set for small batches and the reference loop, used also while the full set is not ready
+    medium : structures of the set for small batches and the reference; replaces a full set that is not ready
     sample : structures of the set for short trainings; None: the shipped sample
-    batch_size : of the epochs
+    batch_size : batch size of epochs with large batches
     epochs, small_epochs, pack_epochs : repeats of epochs with large and small batches, and epochs of a trial
     pack_batches : two batch sizes
     copied : bytes of the copy
@@ -123,8 +123,8 @@ class Bench:
 
     Attributes
     ----------
-    out : where output besides the report is written
-    data : where sets and stores are
+    out : folder for output besides the report
+    data : folder of sets and stores
     ends : ``time.monotonic()`` after which the current part begins no further repeat
     epoch_rates : structures/s of our epochs by precision, for the ratio to the reference loop
     trial_rate : trials an hour, trained one at a time

@@ -53,7 +53,7 @@ LATENCIES: Final = (100, 1_000, 10_000)
 """Numbers of trials in the studies in which the latency of a sampler is measured."""
 
 SLOW: Final = ("gp",)
-"""Samplers that are asked once, and only in studies whose trials they are all shown."""
+"""Samplers that are asked only once, and only in studies short enough for them to see all trials."""
 
 SPACE: Final = {
     "layers": {"low": 1, "high": 3},

@@ -124,7 +124,7 @@ def _blackbox(trainings: Trainings, space: dict[str, Any]) -> Any:
 
     cells = [Cell(*settings) for _, settings in trainings.ranked()]
     seconds = np.arange(1, EPOCHS + 1)[:, None]
-    # Six seeds: every possible number of trainings divides it, so none is drawn more often than another.
+    # Every number of trainings of a cell (1 to 3) divides 6, so none is drawn more often than another.
     evaluations = np.array(
         [
             [

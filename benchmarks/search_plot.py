@@ -56,7 +56,7 @@ def curves(
     Parameters
     ----------
     best : error of the table's best configuration, kcal/mol
-    epochs : where the curves end
+    epochs : number of epochs at which the curves end
     """
     at = sorted({round(each) for each in np.geomspace(FIRST, epochs, STEPS)})
     colors = {style: itertools.cycle(COLORS) for style in STYLES}

@@ -46,7 +46,7 @@ SHARES: Final = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Shares of the cost of training the whole table, at which searches are judged."""
 
 GOAL_SHARE: Final = 0.03
-"""Share at which a search's choice should be close to the table's best, and is tested for the ten best."""
+"""Share at which the choice should be close to the table's best, and counts if among the ten best."""
 
 CLOSE: Final = 0.05
 """A search has arrived when the error of its choice is within this fraction of the table's best."""

@@ -39,8 +39,8 @@ class StudyTimes:
     Attributes
     ----------
     whole : duration of the program
-    trials : from the start of the first trial to the end of the last
-    end : from then to the end of the program
+    trials : time from the start of the first trial to the end of the last
+    end : time from then to the end of the program
     """
 
     whole: float
@@ -49,7 +49,7 @@ class StudyTimes:
 
     @property
     def start(self) -> float:
-        """From the start of the program to the start of the first trial."""
+        """Time from the start of the program to that of the first trial."""
         return self.whole - self.trials - self.end
 
 

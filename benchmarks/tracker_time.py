@@ -46,7 +46,7 @@ class TrackerTime:
 
     Attributes
     ----------
-    training : from the start of the first trial to the end of the last
+    training : time from the start of the first trial to the end of the last
     recording : part of it, in which the training waited for numbers and files to be recorded
     tracking : all work to bring them into MLflow, whether or not a training waited for it
     """

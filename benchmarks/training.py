@@ -76,7 +76,7 @@ class FitTimes:
     Attributes
     ----------
     seconds : duration of ``fit``: setting up, epochs, evaluation, checkpoints
-    start_seconds : from the call to the start of the first epoch, if that took as long as the others
+    start_seconds : time from the call to the start of the first epoch, if that took as long as the others
     epoch_seconds : median duration of the epochs, each with its evaluation
     train, validation : numbers of structures of the subsets
     product_operations : operations of one product of the first layer, for one structure of the training set

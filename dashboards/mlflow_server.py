@@ -36,7 +36,7 @@ _ARTIFACTS: Final = re.compile(
     r"(?:/model-versions)?/get-artifact|/(?:ajax-)?api/2\.0/(?:mlflow-artifacts/artifacts|mlflow/logged-models)/.+"
 )
 _ENDPOINTS: Final = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
-"""MLflow's page of runs asks which models a gateway has. The answer is none: it would show a refusal."""
+"""MLflow's page of runs asks which models a gateway has. The answer is none, as it would show a refusal."""
 
 _SHUTDOWN_SECONDS: Final = 3
 """Time for answers that are under way when the server stops."""

@@ -2,8 +2,8 @@
 
 An operation counts as one, though some start several kernels (a sort, a sum along a long axis); views and
 allocations count nothing. Each tensor that an operation reads or writes counts once, at its size, because
-cache hits and repeated reads of a kernel are not visible. Of a copy between
-the host and a card, only the card's side counts.
+cache hits and repeated reads of a kernel are not visible. Of a copy between the host and a card, only the
+card's side counts.
 
 >>> with counting() as counts:
 ...     step()
@@ -61,7 +61,7 @@ class Counts:
     Attributes
     ----------
     launches : launches by the host: operations outside of graphs, and replays
-    operations, bytes : of all operations, including those in graphs
+    operations, bytes : counts of all operations, including those in graphs
     """
 
     launches: int = 0
