@@ -1,8 +1,8 @@
-"""Measure anitune beside what people use otherwise, in one run on one machine.
+"""Measure anitune against common alternatives, in one run on one machine.
 
     python -m benchmarks --help
 
-It tells how fast things are, and never whether that is fast enough for a test to pass.
+It reports speeds, and never decides whether a test passes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.plan import BenchmarkPlan
 from benchmarks.report import PAGE, BenchmarkReport, print_table, write_json, write_page
 
-#: What is measured, and in which order.
+#: All measurements by topic, in the order in which they run.
 TOPICS: Final[Mapping[str, Callable[[BenchmarkPlan, Path], list[Figure]]]] = {
     training.TOPIC: training.measure,
     precision.TOPIC: precision.measure,
@@ -49,7 +49,7 @@ TOPICS: Final[Mapping[str, Callable[[BenchmarkPlan, Path], list[Figure]]]] = {
     gpu_count.TOPIC: gpu_count.measure,
 }
 
-#: What is measured only where it is asked for: it takes many minutes, or much of the disk.
+#: Topics that run only on request, because they take many minutes or much disk space.
 ON_REQUEST: Final = (
     full.TOPIC,
     quickstart.TOPIC,

@@ -1,4 +1,4 @@
-"""The feature store: how fast it is built, in how much memory, how large it is, and how fast it opens."""
+"""The feature store: build time, memory, size, and time to open."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOPIC: Final = "features"
 
 BUILD_GOAL: Final = Goal("at least", 2)
 
-#: Structures in a padded batch of the reference; larger ones are slower on a CPU.
+#: Structures in a padded batch of the reference; larger batches are slower on a CPU.
 PADDED_BATCH: Final = 2048
 
 
@@ -47,7 +47,7 @@ class Build:
     ----------
     rate : structures/s
     memory : growth of the peak of the process's memory, bytes
-    size : of what was written, bytes
+    size : bytes written
     """
 
     rate: float
@@ -56,7 +56,7 @@ class Build:
 
 
 def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Compare building our store with computing the same AEVs in padded batches, which keeps none of them."""
+    """Compare building our store with computing the same AEVs in padded batches without keeping them."""
     file = made_set(folder, plan.feature_structures)
     results = take_turns(
         {"ours": partial(build_store, file, folder), "reference": partial(compute_padded, file)},
@@ -88,7 +88,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
             TOPIC,
             "a new process opens data and store",
             "s",
-            opened["open"][1:],  # the first built it
+            opened["open"][1:],  # the first run built the store
             note="reading, split, self-energies and checksums",
         ),
     ]
@@ -107,7 +107,7 @@ def build_store(file: Path, folder: Path) -> Build:
 
 
 def compute_padded(file: Path) -> Build:
-    """Compute the features of a file in padded batches of mixed molecules, as a training would meet them."""
+    """Compute the features of a file in padded batches of mixed molecules, like those of a training."""
     dataset = read_dataset([file])
     computer = AEVComputer.like_1x()
     batches = padded_batches(dataset, PADDED_BATCH, seed=0)

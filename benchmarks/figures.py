@@ -1,4 +1,4 @@
-"""What a measurement comes to: one figure, the goal beside it, and the samples of both sides."""
+"""The result of a measurement: a figure, its goal, and the samples of both sides."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 RATIO: Final = "x"
-"""The unit of a ratio: how many times better ours is than the reference."""
+"""Unit of a ratio: how many times better our side is than the reference."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure shall reach."""
+    """A value that a figure should reach."""
 
     kind: Literal["at least", "at most", "below"]
     value: float
 
     def reached(self, figure: float) -> bool:
-        """Whether a figure is as good."""
+        """Whether a figure reaches the goal."""
         if self.kind == "below":
             return figure < self.value
         return figure >= self.value if self.kind == "at least" else figure <= self.value
@@ -27,14 +27,14 @@ class Goal:
 
 @dataclass(frozen=True)
 class Samples:
-    """What one side did, measured several times."""
+    """Repeated measurements of one side."""
 
     unit: str
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median of the samples."""
         return statistics.median(self.values)
 
 
@@ -45,8 +45,8 @@ class Figure:
     Attributes
     ----------
     value : None if it could not be measured; then ``note`` says why
-    ours, reference : what the figure was made from
-    note : what a reader must know of it
+    ours, reference : the samples that the figure was computed from
+    note : remark for readers of the table
     """
 
     topic: str
@@ -62,26 +62,26 @@ class Figure:
 def rate_ratio(
     topic: str, name: str, ours: Samples, reference: Samples, goal: Goal | None = None, note: str = ""
 ) -> Figure:
-    """How many times faster ours is, where samples are rates."""
+    """Make a figure of how many times faster our side is, from samples that are rates."""
     return Figure(topic, name, ours.median / reference.median, RATIO, goal, ours, reference, note)
 
 
 def cost_ratio(
     topic: str, name: str, ours: Samples, reference: Samples, goal: Goal | None = None, note: str = ""
 ) -> Figure:
-    """How many times less ours takes, where samples are times or sizes."""
+    """Make a figure of how many times less our side needs, from samples that are times or sizes."""
     return Figure(topic, name, reference.median / ours.median, RATIO, goal, ours, reference, note)
 
 
 def plain(
     topic: str, name: str, unit: str, values: Sequence[float], goal: Goal | None = None, note: str = ""
 ) -> Figure:
-    """A figure of ours alone."""
+    """Make a figure from samples of our side alone."""
     samples = Samples(unit, tuple(values))
     return Figure(topic, name, samples.median, unit, goal, samples, note=note)
 
 
 def quantity(value: float, unit: str) -> str:
-    """A value with its unit, to three digits."""
+    """Format a value with its unit, to three digits."""
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{number} {unit}"

@@ -1,4 +1,4 @@
-"""The whole of ANI-1's small molecules: whether a machine of 24 GiB builds and trains them in its memory."""
+"""The full set of ANI-1's small molecules: does a machine with 24 GiB build features and train in memory?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.task import add_features, prepare_data
 
 TOPIC: Final = "full"
 
-#: Of the machine that the full set must be trained on, less what its system takes for itself.
+#: Memory of the machine that the full set must be trained on, less the share of its system.
 MEMORY_GOAL: Final = Goal("below", 22)  # GiB
 SWAP_GOAL: Final = Goal("below", 1)  # pages
 
@@ -34,15 +34,15 @@ class FullRun:
 
     Attributes
     ----------
-    structures, train : of the set, and of its training part
+    structures, train : numbers of structures of the set and of its training set
     read_seconds : reading, split, self-energies
     build_seconds : features, into an empty store
     fit_seconds : the whole of ``fit``
-    epoch_seconds : of each epoch, with its evaluation
+    epoch_seconds : time of each epoch, with its evaluation
     store : size of the store, bytes
-    memory : largest resident memory of the process, with the pages of the store that it has mapped, bytes
+    memory : largest resident memory of the process, including mapped pages of the store, bytes
     major_faults : times that the process waited for a page from the disk
-    swapped_out : pages of all processes that went to swap meanwhile; None: this system does not tell
+    swapped_out : pages swapped out meanwhile by all processes; None if the system does not report them
     """
 
     structures: int
@@ -72,7 +72,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 
 def figures_of(run: FullRun, config: TrainConfig) -> list[Figure]:
-    """What a run comes to."""
+    """Figures of a run."""
     network = f"384-{'-'.join(map(str, config.hidden))}-1, batch {config.batch_size}, {config.precision}"
     trained = config.epochs * run.train / run.fit_seconds
     epochs = ", ".join(f"{seconds:.1f}" for seconds in run.epoch_seconds)
@@ -104,7 +104,7 @@ def figures_of(run: FullRun, config: TrainConfig) -> list[Figure]:
 
 
 def run_full(file: Path, folder: Path, config: TrainConfig) -> FullRun:
-    """Read, build and train in this process; the store is removed afterwards."""
+    """Read, build and train in this process; the store is removed at the end."""
     swapped = swapped_out()
     with tempfile.TemporaryDirectory(dir=folder) as place:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Operations and bytes of training steps on a GPU, counted on the pretended device: no card is needed.
+"""Operations and bytes of training steps on a GPU, counted on the emulated device: no card is needed.
 
-An operation of a CUDA graph takes some microseconds however small it is, and the bytes that it moves take
-their time at the memory's rate: both bound a step from below. What a card makes of them no count tells.
+An operation of a CUDA graph takes some microseconds however small it is, and moving bytes takes time at the
+memory's rate: both bound the time of a step from below. The count cannot tell the time on a real card.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "tf32", "bfloat16")
 NETWORKS: Final = (1, 8, 16)
 BATCH_SIZES: Final = (8192, 24)
 
-#: Made structures for each batch size: some batches and some to validate. What is done once an epoch grows in
-#: proportion to the batches, as it lays them out.
+#: Structures of the made set for each batch size: enough for a few batches and a validation set. Work that is
+#: done once an epoch is scaled by the number of batches, since it lays them out.
 STRUCTURES: Final = {8192: 12_288, 24: 960}
 
-#: Structures of the validation subset beside :data:`EPOCH_STRUCTURES`.
+#: Structures of the validation set that belongs to :data:`EPOCH_STRUCTURES`.
 VALIDATION_STRUCTURES: Final = 86_489
 
 OPERATIONS_GOAL: Final = {8192: Goal("at most", 45), 24: Goal("at most", 40)}
@@ -50,13 +50,13 @@ RATIO_GOAL: Final = Goal("at most", 2.5)
 
 @dataclass(frozen=True)
 class Count:
-    """Of one pack.
+    """Operations and bytes of the training of one pack.
 
     Attributes
     ----------
-    operations, moved : of a step: operations, and bytes
-    epoch_operations, epoch_moved : of an epoch of :data:`EPOCH_STRUCTURES` with its evaluation
-    floor : bytes of an epoch that reads each AEV twice to train, and once to validate, and does nothing else
+    operations, moved : operations and bytes of a step
+    epoch_operations, epoch_moved : those of an epoch of :data:`EPOCH_STRUCTURES` with its evaluation
+    floor : bytes of an epoch that only reads each AEV, twice for training and once for validation
     """
 
     operations: int
@@ -92,7 +92,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 
 def _configs(number: int, batch_size: int, precision: Precision) -> list[TrainConfig]:
-    """The network of the topic ``training``; or several of mixed shapes."""
+    """The network of the topic ``training``, or several networks of mixed shapes."""
     config = replace(CONFIG, batch_size=batch_size, precision=precision, device="cuda:0")
     if number == 1:
         return [config]
@@ -124,7 +124,7 @@ def _figures(count: Count, number: int, batch_size: int, precision: Precision) -
 
 
 def count_on_pretended_device(file: Path, folder: Path, configs: Sequence[TrainConfig]) -> Count:
-    """Train a pack for some epochs on the pretended device. The process can use no real one afterwards."""
+    """Train a pack for some epochs on the emulated device. The process can use no real one afterwards."""
     from tools.pretended_cuda.install import install
     from tools.pretended_cuda.traffic import TRAFFIC as OF_DEVICE
 
@@ -137,7 +137,7 @@ def count_on_pretended_device(file: Path, folder: Path, configs: Sequence[TrainC
 
 
 def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
-    """Count an epoch after the two in which its graphs are recorded."""
+    """Count an epoch, after the two epochs in which its graphs are captured."""
     from tools.pretended_cuda.traffic import counting
 
     trainings = [Training(task, config, None) for config in configs]
@@ -146,11 +146,11 @@ def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
         epochs.run(order)
     with counting() as epoch:
         epochs.run(2)
-    # Those of the pretended device know what they do.
+    # Graphs of the emulated device have the counts of their operations.
     graphs: Any = epochs.graphs()
     (step_graph, steps), (prediction_graph, predictions) = graphs
     step, prediction = _total(step_graph.counts), _total(prediction_graph.counts)
-    # What is done once an epoch, for all its structures: batches are laid out, errors are summed up.
+    # Work that is done once an epoch, for all its structures: batches are laid out, errors are summed up.
     once = _total(epoch) - step * steps - prediction * predictions
     batch_size = configs[0].batch_size
     validation = len(trainings[0].validation)

@@ -1,4 +1,4 @@
-"""The parts of the GPU proof: each measures one thing and yields its figures as it gets them."""
+"""The parts of the GPU proof: each measures one thing and yields figures as it gets them."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ from trainer.task import Task
 
 TOPIC: Final = "gpu"
 
-#: What this project aims at on a card of the H200's kind.
+#: Goals of this project on a card like the H200.
 EPOCH_AIM: Final = Goal("below", 15)  # ms, of all 691,918 structures
 REFERENCE_AIM: Final = Goal("at least", 100)
 STEP_AIM: Final = Goal("below", 100)  # us, at batch 24
-PACK_AIM: Final = Goal("at least", 5)  # trials an hour in packs of 16, to one at a time
+PACK_AIM: Final = Goal("at least", 5)  # trials an hour in packs of 16, relative to one at a time
 REPEATED_AIM: Final = Goal("below", 1e-6)
 
-#: Each precision on a GPU that is trained in, the ones that matter most first.
+#: The precisions to train in on a GPU, the most important first.
 SMOKE_PRECISIONS: Final[tuple[Precision, ...]] = ("tf32", "bfloat16", "float32", "float64")
 EPOCH_PRECISIONS: Final[tuple[Precision, ...]] = ("tf32", "bfloat16", "float32")
 
-#: Networks of a pack. The first size is one at a time, of as many trials as the second has.
+#: Networks of a pack. Size 1 means one at a time, for as many trials as the second size has.
 PACK_SIZES: Final = (1, 8, 16)
 
-#: The batch size that small steps are measured with.
+#: The batch size for measurements of small steps.
 SMALL_BATCH: Final = 24
 
-#: Rows of the products that are measured: the hydrogens of a batch of 8192 structures, and of one of 24.
+#: Rows of the measured products: the hydrogens of a batch of 8192 structures, and of one of 24.
 PRODUCT_ROWS: Final = (40_960, 120)
 
-#: Calls that are recorded into one graph, so that the host's part of a call does not count.
+#: Calls captured in one graph, so that the host's part of a call does not count.
 GRAPHED_CALLS: Final = 20
 
 TESTS_OUTPUT: Final = "tests.txt"
@@ -71,20 +71,20 @@ TESTS_OUTPUT: Final = "tests.txt"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the parts do.
+    """Sizes of the measurements.
 
     Attributes
     ----------
     full : structures of the set whose epoch is measured
-    medium : of the set for small batches and the reference loop, and in place of a full set that is not ready
-    sample : structures of the set of short trainings; None: the shipped sample
-    batch_size : of the epochs
-    epochs, small_epochs, pack_epochs : repeats of an epoch, also with small batches, and epochs of a trial
+    medium : structures of the set for small batches and the reference; replaces a full set that is not ready
+    sample : structures of the set for short trainings; None: the shipped sample
+    batch_size : batch size of epochs with large batches
+    epochs, small_epochs, pack_epochs : repeats of epochs with large and small batches, and epochs of a trial
     pack_batches : two batch sizes
     copied : bytes of the copy
-    rows : of the products
-    capped_gib : memory for streaming; None: as if there were none
-    tests : tests/gpu whose names have this; empty: all
+    rows : rows of the products
+    capped_gib : GPU memory left for streaming; None: act as if there were none
+    tests : run only tests in tests/gpu whose names contain this; empty: all
     """
 
     full: int = FULL_SIZE
@@ -101,7 +101,7 @@ class Sizes:
     tests: str = ""
 
 
-#: For the pretended device, where an operation takes a thousand times as long.
+#: For the emulated device, where an operation takes a thousand times as long.
 SMALL: Final = Sizes(
     full=160,
     medium=80,
@@ -119,15 +119,15 @@ SMALL: Final = Sizes(
 
 @dataclass
 class Bench:
-    """What the parts share.
+    """State that the parts share.
 
     Attributes
     ----------
-    out : where output besides the report is written
-    data : where sets and stores are
-    ends : ``time.monotonic()`` at which the present part does not begin another repeat
+    out : folder for output besides the report
+    data : folder of sets and stores
+    ends : ``time.monotonic()`` after which the current part begins no further repeat
     epoch_rates : structures/s of our epochs by precision, for the ratio to the reference loop
-    trial_rate : trials an hour, one at a time
+    trial_rate : trials an hour, trained one at a time
     """
 
     sizes: Sizes
@@ -141,26 +141,26 @@ class Bench:
     _tasks: dict[int | None, Task] = field(default_factory=dict)
 
     def seconds_left(self) -> float:
-        """Of the present part, for repeats."""
+        """Time that the current part has left for repeats."""
         return max(0.0, self.ends - time.monotonic())
 
     def seconds_of(self, call: Callable[[], object], count: int) -> list[float]:
-        """What each of some calls takes: ``count``, or fewer (one at least) if the time of the part ends."""
+        """Time each call: ``count`` calls, or fewer (at least one) if the time of the part ends."""
         seconds: list[float] = []
         while len(seconds) < count and (not seconds or self.seconds_left()):
             seconds.append(_seconds(call))
         return seconds
 
     def sample_task(self) -> Task:
-        """The set of short trainings."""
+        """The task for short trainings."""
         return self._task(self.sizes.sample)
 
     def medium_task(self) -> Task:
-        """The set for small batches."""
+        """The task for small batches."""
         return self._task(self.sizes.medium)
 
     def full_task(self) -> tuple[Task, str]:
-        """The full set, or the medium one with a note that says so."""
+        """The task of the full set, or the medium one with a note that says so."""
         ready, why = None, "its store was not ready in time"
         try:
             ready = self.sets.wait(self.sizes.full, 0.0)
@@ -181,13 +181,13 @@ class Bench:
         return self._tasks[structures]
 
     def forget_tasks(self) -> None:
-        """Give back the memory that they take on the device."""
+        """Release the tasks and their memory on the device."""
         self._tasks.clear()
         release_memory(find_device("auto"))
 
 
 def describe_card(bench: Bench) -> Iterator[Figure]:
-    """Which card it is, and what its driver says of it."""
+    """Report which card it is, and what its driver says about it."""
     major, minor = torch.cuda.get_device_capability()
     yield _fact("card", f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
     yield _fact("CUDA of torch", f"{torch.version.cuda}, {torch.__version__}")
@@ -203,12 +203,12 @@ def describe_card(bench: Bench) -> Iterator[Figure]:
 
 
 def train_shortly(precision: Precision, bench: Bench) -> Iterator[Figure]:
-    """A whole training with checkpoints, as a trial is one."""
+    """Run a whole training with checkpoints, like that of a trial."""
     config = TrainConfig(
         hidden=(64, 32), batch_size=256, epochs=4, dropout=0.1, precision=precision, device="cuda"
     )
     (history,) = _fit_together(bench, bench.sample_task(), [config]).histories
-    # Of a small set an epoch is a step, which need not make it better.
+    # With a small set an epoch is a single step, which need not improve the error.
     aim = Goal("below", history[0].val_mae) if bench.sizes.sample is None else None
     yield _figure("the first epoch, in which the step is recorded", "ms", [1000 * history[0].seconds])
     yield _figure("a later epoch", "ms", [1000 * record.seconds for record in history[1:]])
@@ -222,7 +222,7 @@ def train_shortly(precision: Precision, bench: Bench) -> Iterator[Figure]:
 
 
 def await_sets(bench: Bench) -> Iterator[Figure]:
-    """What the sets took, which another process has made meanwhile."""
+    """Report the time to make the sets, which another process has made meanwhile."""
     for structures in (bench.sizes.medium, bench.sizes.full):
         times = bench.sets.wait(structures, bench.seconds_left())
         if times is None:
@@ -238,10 +238,10 @@ def await_sets(bench: Bench) -> Iterator[Figure]:
 
 
 def run_tests(bench: Bench) -> Iterator[Figure]:
-    """tests/gpu, in a process of their own, as they change classes."""
+    """Run tests/gpu in a process of its own, because the tests change classes."""
     command = [
         *(sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-v", "-rfE", "--tb=short"),
-        # The machine may have other versions, of which something is deprecated.
+        # The machine may have other versions, with deprecation warnings.
         *("-W", "default", "-p", "no:cacheprovider", "--color=no", "-k", bench.sizes.tests),
     ]
     output = bench.out / TESTS_OUTPUT
@@ -277,14 +277,14 @@ def run_tests(bench: Bench) -> Iterator[Figure]:
 
 
 def read_outcomes(text: str) -> tuple[list[str], dict[str, str]]:
-    """The outcome of each test in what pytest wrote, and for each that failed, why."""
+    """Outcomes of the tests in pytest's output, and the message of each failed one by its name."""
     outcomes = re.findall(r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b", text, re.MULTILINE)
     lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", text, re.MULTILINE)
     return outcomes, {name: message or "failed" for name, message in lines}
 
 
 def measure_ceilings(bench: Bench) -> Iterator[Figure]:
-    """Copies and the first layer's products, with matrices at a 16-byte boundary and 4 bytes behind one."""
+    """Measure copies and the first layer's products, with data at a 16-byte boundary and 4 bytes past it."""
     numbers = bench.sizes.copied // 4
     source, target = (torch.zeros(numbers + 1, device="cuda") for _ in range(2))
     for place, begin in (("aligned", 0), ("4 bytes off", 1)):
@@ -316,7 +316,7 @@ def measure_ceilings(bench: Bench) -> Iterator[Figure]:
 
 
 def measure_epoch(precision: Precision, bench: Bench) -> Iterator[Figure]:
-    """An epoch of the full set with large batches, and where its time goes."""
+    """Measure an epoch of the full set with large batches, and where its time goes."""
     task, note = bench.full_task()
     config = replace(
         CONFIG, batch_size=bench.sizes.batch_size, epochs=10_000, precision=precision, device="cuda"
@@ -343,7 +343,7 @@ def measure_epoch(precision: Precision, bench: Bench) -> Iterator[Figure]:
 
 
 def measure_small_steps(precision: Precision, bench: Bench) -> Iterator[Figure]:
-    """Steps that are so small that launching their kernels is most of the work."""
+    """Measure steps that are so small that launching kernels is most of their work."""
     config = replace(CONFIG, batch_size=SMALL_BATCH, epochs=10_000, precision=precision, device="cuda")
     epochs = Epochs(bench.medium_task(), [config])
     yield _figure("the first epoch, in which the step is recorded", "ms", [1000 * _seconds(epochs.train)])
@@ -357,7 +357,7 @@ def measure_small_steps(precision: Precision, bench: Bench) -> Iterator[Figure]:
 
 
 def measure_pack(size: int, bench: Bench) -> Iterator[Figure]:
-    """Trials an hour, and the epoch of a pack; the pack of one is the mean of several trainings in turn."""
+    """Measure trials an hour and the epoch of a pack; size 1 is the mean of several trainings in turn."""
     task = bench.sample_task()
     configs = [_trial(bench, n, bench.sizes.pack_batches[0]) for n in range(max(size, PACK_SIZES[1]))]
     # The first training of a process sets up libraries.
@@ -372,7 +372,7 @@ def measure_pack(size: int, bench: Bench) -> Iterator[Figure]:
     if size > 1 and bench.trial_rate is not None:
         aim = PACK_AIM if size == PACK_SIZES[-1] else None
         yield _figure(f"trials/h, {size} at once to one at a time", RATIO, [rate / bench.trial_rate], aim)
-    # The same without starts, ends and pack members that are late.
+    # The same without starts and ends, and without waiting for late pack members.
     rates = []
     for group in groups:
         epochs = Epochs(task, group)
@@ -389,7 +389,7 @@ def measure_pack(size: int, bench: Bench) -> Iterator[Figure]:
 
 
 def measure_two_packs(bench: Bench) -> Iterator[Figure]:
-    """Two packs of different batch sizes at the same time, and one after the other."""
+    """Measure two packs of different batch sizes, at the same time and one after the other."""
     task, size = bench.sample_task(), PACK_SIZES[1]
     groups = [[_trial(bench, n, batch) for n in range(size)] for batch in bench.sizes.pack_batches]
     _fit_together(bench, task, [replace(groups[0][0], epochs=2)])
@@ -402,7 +402,7 @@ def measure_two_packs(bench: Bench) -> Iterator[Figure]:
 
 
 def compare_repeats(precision: Precision, bench: Bench) -> Iterator[Figure]:
-    """Losses of the same training, repeated, and resumed from a checkpoint."""
+    """Compare the losses of the same training, repeated and resumed from a checkpoint."""
     config = TrainConfig(
         hidden=(64, 32), batch_size=256, epochs=4, dropout=0.1, precision=precision, device="cuda"
     )
@@ -414,7 +414,7 @@ def compare_repeats(precision: Precision, bench: Bench) -> Iterator[Figure]:
 
 
 def measure_streaming(bench: Bench) -> Iterator[Figure]:
-    """Epochs whose features are read from the store, batch by batch, as they do not fit."""
+    """Measure epochs whose features do not fit on the card, and are read from the store batch by batch."""
     bench.forget_tasks()
     gib = bench.sizes.capped_gib
     with capped_memory(gib):
@@ -439,11 +439,11 @@ def measure_streaming(bench: Bench) -> Iterator[Figure]:
 
 
 def measure_reference(bench: Bench) -> Iterator[Figure]:
-    """The loop that torchani's users write, on the same card, and how many times faster ours is."""
+    """Time the loop that torchani's users write on the same card, and compare ours with it."""
     if bench.sets.wait(bench.sizes.medium, bench.seconds_left()) is None:
         raise RuntimeError(f"the set of {bench.sizes.medium:,} structures is not ready yet")
     file = made_set(bench.data, bench.sizes.medium)
-    # A pretended device has no automatic differentiation.
+    # The emulated device has no automatic differentiation.
     device = "cpu" if pretended() else "cuda"
     times = time_reference(file, device, epochs=3, batch_size=bench.sizes.batch_size)
     rates = [times.train / seconds for seconds in times.epoch_seconds]
@@ -460,14 +460,14 @@ def measure_reference(bench: Bench) -> Iterator[Figure]:
 
 @dataclass(frozen=True)
 class _Fits:
-    """Trainings that were run at the same time: seconds of all, and the history of each."""
+    """Trainings that ran at the same time: the seconds of all together, and the history of each."""
 
     seconds: float
     histories: tuple[tuple[EpochRecord, ...], ...]
 
 
 class _Stopping(SilentReporter):
-    """Stops a training that outlasts its part, or after a number of epochs."""
+    """Stops a training when the time of its part ends, or after a number of epochs."""
 
     def __init__(self, bench: Bench, after: int | None) -> None:
         self._bench = bench
@@ -482,7 +482,7 @@ class _Stopping(SilentReporter):
 def _fit_together(
     bench: Bench, task: Task, configs: Sequence[TrainConfig], stop_after: int | None = None
 ) -> _Fits:
-    """Train from start to end, each training in a thread of its own, with one scheduler."""
+    """Run whole trainings, each in a thread of its own, with one scheduler."""
     scheduler, ready = PackScheduler(), threading.Barrier(len(configs))
 
     def run(number: int, folder: Path, after: int | None) -> tuple[EpochRecord, ...]:
@@ -524,7 +524,7 @@ def _difference(what: str, one: Sequence[EpochRecord], other: Sequence[EpochReco
 
 
 def _top_kernels(call: Callable[[], object], count: int = 10) -> Iterator[Figure]:
-    """The kernels that take most of a call, by the time of all their launches."""
+    """Profile a call, and yield the kernels with the largest total time."""
     on_card = ProfilerActivity.CUDA in supported_activities()  # type: ignore[no-untyped-call]
     with profile(activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU]) as profiler:
         call()
@@ -547,7 +547,7 @@ def _top_kernels(call: Callable[[], object], count: int = 10) -> Iterator[Figure
 
 
 def _graphed_seconds(bench: Bench, call: Callable[[], object]) -> list[float]:
-    """Of one of several calls in a CUDA graph, so that what the host does for a call is not counted."""
+    """Time a call by several calls in a CUDA graph, so that the host's work for a call does not count."""
     stream = torch.cuda.Stream(find_device("cuda"))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(find_device("cuda"))
     with torch.cuda.stream(stream):

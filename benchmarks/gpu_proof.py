@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_proof --help
 
-Parts follow one another in one process. After each of them its figures are on the disk, so that a stop loses
-nothing. A part that fails is written down with its error, and the next one begins.
+Parts run one after another in one process. The figures of each part are on the disk once it ends, so that a
+stop loses nothing. A part that fails is recorded with its error, and the next part begins.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from benchmarks.machine import describe_machine
 from trainer.errors import DeviceError
 from trainer.fitting.devices import exhausted_memory, find_device, release_memory
 
-#: Exit statuses besides 0, of a run in which each part was done.
+#: Exit statuses besides 0, which means that all parts were done.
 INCOMPLETE: Final = 1
 NO_GPU: Final = 2
 ENDED_EARLY: Final = 3
@@ -53,7 +53,7 @@ class Part:
 
     Attributes
     ----------
-    estimate : seconds that it takes on an H200; with less time left it is skipped
+    estimate : seconds that it takes on an H200; it is skipped if less time is left
     measure : yields the figures
     """
 
@@ -63,20 +63,20 @@ class Part:
 
     @property
     def repeats_until(self) -> float:
-        """Seconds after which it does not begin another repeat."""
+        """Seconds after which it begins no further repeat."""
         return 2 * self.estimate
 
     @property
     def limit(self) -> float:
-        """Seconds after which it is taken to hang, and the run ends."""
+        """Seconds after which it counts as hanging, and the run ends."""
         return 20 + 3 * self.estimate
 
 
-#: In the order in which they run. The estimates have not been compared with a card yet.
+#: In the order in which they run. The estimates have not been checked on a card yet.
 PARTS: Final = (
     Part("card", 5, gpu_parts.describe_card),
     *(
-        # The first training of the process loads the libraries of CUDA, and may compile kernels.
+        # The first training of the process loads the CUDA libraries, and may compile kernels.
         Part(f"smoke-{p}", 30 if p == SMOKE_PRECISIONS[0] else 10, partial(gpu_parts.train_shortly, p))
         for p in SMOKE_PRECISIONS
     ),
@@ -97,11 +97,11 @@ PARTS: Final = (
 
 
 class Runner:
-    """Runs parts one after another within a number of seconds.
+    """Runs parts one after another within a time limit.
 
     Parameters
     ----------
-    command : of which the names of parts make a run of the parts that are left
+    command : the command to print for running the remaining parts, to which their names are added
     """
 
     def __init__(self, bench: Bench, report: GPUReport, seconds: float, command: str) -> None:
@@ -110,11 +110,11 @@ class Runner:
         self._started = time.monotonic()
         self._ends = self._started + seconds
         self._command = command
-        # Held while a result is written: a part may end just when it is given up.
+        # Held while a result is written: a part may end just when the timer gives it up.
         self._writing = threading.Lock()
 
     def run(self, parts: Sequence[Part]) -> int:
-        """Run the parts; the answer is the exit status of the program."""
+        """Run the parts, and return the exit status of the program."""
         names = [part.name for part in parts]
         not_done: list[str] = []
         for number, part in enumerate(parts):
@@ -162,7 +162,7 @@ class Runner:
             found = result("done")
         except Exception as error:
             line = f"{type(error).__name__}: {error}".splitlines()[0]
-            # After a fault of the device each call of this process fails.
+            # After an error of the device every further call of this process fails.
             status: Status = "ended the run" if is_device_fault(error) else "failed"
             found = result(status, line, traceback.format_exc())
         finally:
@@ -191,7 +191,7 @@ class Runner:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, is such that the device answers no more."""
+    """Whether an error, or one of its causes, means that the device no longer works."""
     cause: BaseException | None = error
     while cause is not None and exhausted_memory(error) is None:
         if isinstance(cause, (torch.AcceleratorError, DeviceError)):
@@ -206,12 +206,12 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def chosen_parts(names: Sequence[str]) -> list[Part]:
-    """The parts with these names, or whose names begin with one of these and a hyphen, in their order.
+    """Parts with these names, or whose names begin with one of them and a hyphen, in the order of the run.
 
     Raises
     ------
     ValueError
-        if there is none of a name.
+        if there is no part of one of the names.
     """
     chosen = set()
     for name in names:

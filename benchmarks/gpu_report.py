@@ -1,4 +1,4 @@
-"""The results of the GPU proof in two files that are complete at any moment."""
+"""Write the results of the GPU proof to two files that are complete at any moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADINGS: Final = ("part", "what", "figure", "aim", "reached", "note")
 
 Status = Literal["done", "failed", "ended the run", "skipped"]
 
-#: Units of figures that are no times or rates, and so mean something on a pretended device.
+#: Units of figures that are neither times nor rates, and so mean something on an emulated device.
 UNTIMED: Final = frozenset({"", "kcal/mol", "relative", "tests"})
 
 PRETENDED: Final = (
@@ -31,14 +31,14 @@ PRETENDED: Final = (
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of a part of the proof.
+    """Result of a part of the proof.
 
     Attributes
     ----------
-    seconds : that it took
-    figures : that it measured, also those before a failure
-    error : in one line, why it has no more figures
-    traceback : where that was raised
+    seconds : duration of the part
+    figures : its measurements, including those before a failure
+    error : one line that says why there are no more figures
+    traceback : traceback of that error
     measured_at : date and time of its end, UTC, in ISO 8601
     """
 
@@ -53,12 +53,12 @@ class PartResult:
 
 @dataclass(frozen=True)
 class Run:
-    """What must be the same for the figures of two runs to be in one table.
+    """Properties that two runs must share for their figures to be in one table.
 
     Attributes
     ----------
-    sizes : how much the parts do
-    pretended : figures that mean nothing without a card are left out
+    sizes : sizes of the measurements
+    pretended : whether the device is emulated, so that figures which need a real card are left out
     """
 
     machine: Machine
@@ -67,13 +67,13 @@ class Run:
 
 
 class GPUReport:
-    """All results so far, written whole after each of them.
+    """All results so far; both files are written completely after each new one.
 
-    Results of an earlier run of the same kind in ``folder`` stay until this run measures these parts again.
+    Results of an earlier run of the same kind in ``folder`` are kept until this run measures the same parts.
 
     Parameters
     ----------
-    folder : where both files are written
+    folder : folder of both files
     order : the names of all parts, in the order of the table
     """
 
@@ -83,7 +83,7 @@ class GPUReport:
         self._pretended = run.pretended
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._started = time.monotonic()
-        # As they are read from the file: lists in place of tuples.
+        # In the form in which they are read from the file: lists in place of tuples.
         self._run: dict[str, Any] = json.loads(json.dumps(asdict(run)))
         self._parts: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class GPUReport:
                 self._parts = {part["name"]: part for part in earlier["parts"]}
 
     def add(self, result: PartResult) -> None:
-        """Write both files with this result; a skipped part does not replace what an earlier run measured."""
+        """Add a result and write both files; a skipped part does not replace a result of an earlier run."""
         if result.status == "skipped" and result.name in self._parts:
             return
         self._parts[result.name] = {
@@ -140,14 +140,14 @@ class GPUReport:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears by a rename: who reads it finds all of the old or all of the new text."""
+    """Write a file by a rename, so that a reader finds either the old or the new text in full."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text)
     unfinished.replace(path)
 
 
 def table_of(values: Mapping[str, Any]) -> str:
-    """The page in Markdown that shows the content of ``results.json``."""
+    """A Markdown table with the content of ``results.json``."""
     machine = values["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [

@@ -1,4 +1,4 @@
-"""Make the data sets of the GPU proof and build their stores, in a process beside it that never uses the GPU.
+"""Make the data sets of the GPU proof and build their stores, in a separate process that never uses the GPU.
 
 python -m benchmarks.gpu_sets FOLDER SIZE [SIZE ...]
 """
@@ -27,18 +27,18 @@ from trainer.task import add_features, prepare_data
 
 LOG: Final = "sets.log"
 
-#: How often the proof looks whether a set is ready, s.
+#: Interval at which the proof checks whether a set is ready, s.
 ASKED_EVERY: Final = 0.1
 
 
 @dataclass(frozen=True)
 class SetTimes:
-    """What a set took; next to nothing for what an earlier run has left in the folder.
+    """Times of making a set; almost zero for what an earlier run has left in the folder.
 
     Attributes
     ----------
-    make_seconds : writing the structures
-    build_seconds : reading them, and building the store
+    make_seconds : time to write the structures
+    build_seconds : time to read them and build the store
     store_gib : size of the store
     """
 
@@ -49,11 +49,11 @@ class SetTimes:
 
 
 class BackgroundSets:
-    """Sets that another process makes, one after another.
+    """Sets that another process makes one after another.
 
     Parameters
     ----------
-    folder : of the files, and of the stores in ``features``
+    folder : folder of the files; the stores are in its subfolder ``features``
     sizes : structures of each set
     """
 
@@ -63,13 +63,13 @@ class BackgroundSets:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Begin. What an earlier run left is found, and checked, by the other process."""
+        """Start the process, which finds and checks what an earlier run left."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for structures in self._sizes:
             ready_file(self._folder, structures).unlink(missing_ok=True)
         command = [sys.executable, "-m", "benchmarks.gpu_sets", str(self._folder), *map(str, self._sizes)]
         with (self._folder / LOG).open("wb") as log:
-            # It ends when this end of its standard input closes: also if this process is killed.
+            # The process ends when this end of its standard input closes, also if this process is killed.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -79,12 +79,12 @@ class BackgroundSets:
             )
 
     def wait(self, structures: int, seconds: float) -> SetTimes | None:
-        """The set of this size, if it is ready in so many seconds.
+        """Wait up to ``seconds`` for the set of this size; None if it is not ready by then.
 
         Raises
         ------
         RuntimeError
-            if the process has ended without it.
+            if the process has ended without making it.
         """
         file, until = ready_file(self._folder, structures), time.monotonic() + seconds
         while not file.exists():
@@ -100,7 +100,7 @@ class BackgroundSets:
         return SetTimes(**json.loads(file.read_text()))
 
     def close(self) -> None:
-        """End the process, if it has not ended; what it left unfinished is of no use."""
+        """End the process if it is still running; what it left unfinished is of no use."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -109,12 +109,12 @@ class BackgroundSets:
 
 
 def ready_file(folder: Path, structures: int) -> Path:
-    """Where the times of a set are, once it is ready."""
+    """Path of the file with the times of a set, which exists once the set is ready."""
     return folder / f"ready-{structures}.json"
 
 
 def make(folder: Path, structures: int) -> SetTimes:
-    """Write a set and build its store, unless they are there."""
+    """Write a set and build its store, unless they exist."""
     started = time.perf_counter()
     file = made_set(folder, structures)
     made = time.perf_counter()
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    # Not through sys.stdin: its lock, held by this thread, would break the end of the interpreter.
+    # Not through sys.stdin: this thread would hold its lock, which breaks the shutdown of the interpreter.
     os.read(0, 1)
     os._exit(1)
 

@@ -1,7 +1,7 @@
 """Bytes that the operators of :mod:`trainer.fitting.grouped_operators` move in the memory of a GPU.
 
-As of torch's own operators, each number that one reads or writes counts once. Programs that share rows or
-weights read them again, from the cache.
+As for torch's own operators, each number that an operator reads or writes counts once. Programs that share
+rows or weights read them again, from the cache.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _sum_partials(partials: Tensor, jobs: Sequence[int], *_: object) -> int:
 
 
 def _aevs(hidden: Tensor, source: Tensor | None, rows: Tensor | None) -> int:
-    """All AEVs of the batch, and the index of each."""
+    """Bytes of all AEVs of the batch, and of their indices."""
     if source is None:
         return 0
     index = 0 if rows is None else rows.element_size()
@@ -108,7 +108,7 @@ def _aevs(hidden: Tensor, source: Tensor | None, rows: Tensor | None) -> int:
 
 
 def _hidden_input(job: LayerJob, hidden: Tensor) -> int:
-    """The input of a layer behind the first one, with what decides what of it is dropped."""
+    """Bytes of the input of a layer other than the first, and of the noise that decides on dropout."""
     if job.input_column < 0:
         return 0
     return job.rows * job.inputs * (hidden.element_size() + 4 * (job.noise >= 0))
@@ -122,7 +122,7 @@ def _weights(job: LayerJob, vector: Tensor) -> int:
     return (job.inputs + 1) * job.outputs * vector.element_size()
 
 
-#: By operator, a function of its arguments.
+#: For each operator, a function of its arguments that returns the bytes.
 TRAFFIC: Final[Mapping[str, Callable[..., int]]] = {
     "anitune::linear": _linear,
     "anitune::atomic_energies": _atomic_energies,

@@ -1,4 +1,4 @@
-"""What the GPU proof uses of the trainer's inside, in one place: a change of the trainer is followed here."""
+"""All uses of the trainer's internals by the GPU proof, so that only this module must follow its changes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from trainer.task import Task, prepare_task
 
 
 def pretended() -> bool:
-    """Whether the GPU that torch sees is one that a test pretends: this build of torch has no use for any."""
+    """Whether the GPU that torch sees is emulated: this build of torch supports no real one."""
     return torch.version.cuda is None and torch.version.hip is None
 
 
 def open_task(folder: Path, file: Path | None) -> Task:
-    """A file's data with its features in ``folder / "features"``; without a file, of the shipped sample."""
+    """The task of a file, or of the shipped sample, with its features in ``folder / "features"``."""
     data = DataConfig() if file is None else DataConfig(files=(str(file),))
     return prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
 
 
 class Epochs:
-    """Trainings side by side, an epoch at a time, without checkpoints.
+    """Trainings side by side, run one epoch at a time without checkpoints.
 
     Parameters
     ----------
-    configs : with the same batch size, loss, precision and threads
+    configs : all with the same batch size, loss, precision and threads
     """
 
     def __init__(self, task: Task, configs: Sequence[TrainConfig]) -> None:
@@ -45,7 +45,7 @@ class Epochs:
         self._next = 0
 
     def train(self) -> None:
-        """Train for one epoch and evaluate; the host waits for the end.
+        """Train for one epoch and evaluate; the host waits for the device.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class Epochs:
         torch.cuda.synchronize(find_device("cuda"))
 
     def evaluate(self) -> None:
-        """Evaluate as an epoch does; the host waits for the end."""
+        """Run the evaluation of an epoch alone; the host waits for the device."""
         if self._alone is None:
             self._alone = DeviceEpochs(self.trainings)
         self._alone.evaluate()
@@ -82,7 +82,7 @@ class Epochs:
 
 @contextmanager
 def matrix_products(precision: Precision) -> Iterator[None]:
-    """Give float32 matrix products of torch a precision."""
+    """Set the precision of torch's float32 matrix products for the block."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
@@ -94,7 +94,7 @@ def matrix_products(precision: Precision) -> Iterator[None]:
 
 @contextmanager
 def capped_memory(gib: float | None) -> Iterator[None]:
-    """Leave so much of the device's memory to this process; None: as if none were left for features."""
+    """Leave this much of the device's memory to the process; None: act as if none were left for features."""
     device = find_device("cuda")
     release_memory(device)
     if gib is None:

@@ -1,4 +1,4 @@
-"""Loading a data file: ours against the chain of ``torchani.legacy_data`` that the notebook uses."""
+"""Loading a data file, compared with the chain of ``torchani.legacy_data`` that the notebook uses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOAL: Final = Goal("at least", 5)
 
 
 def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Read a made set, fit and subtract self-energies, and divide it into parts."""
+    """Read a made set, fit and subtract self-energies, and split it into subsets."""
     file = made_set(folder, plan.load_structures)
     sides = {"ours": partial(load_ours, file), "reference": partial(load_reference, file)}
     results = take_turns(sides, plan.repeats, plan.threads)
@@ -40,7 +40,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 
 def load_ours(file: Path) -> float:
-    """Seconds of our reader."""
+    """Time our reader, s."""
     started = time.perf_counter()
     dataset = read_dataset([file])
     split = split_dataset(dataset, SplitConfig())
@@ -49,7 +49,7 @@ def load_ours(file: Path) -> float:
 
 
 def load_reference(file: Path) -> float:
-    """Seconds of torchani's chain."""
+    """Time torchani's chain, s."""
     started = time.perf_counter()
     load_subsets(file)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""On what was measured."""
+"""Description of the machine on which the benchmarks ran."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Machine:
 
     Attributes
     ----------
-    cores : that this process may use
-    memory_gib : of the machine
-    gpu : None where nothing was measured on one
+    cores : number that this process may use
+    memory_gib : memory of the machine
+    gpu : None if nothing was measured on a GPU
     """
 
     cpu: str
@@ -36,7 +36,7 @@ class Machine:
 
 
 def describe_machine(device: str) -> Machine:
-    """This machine, with its GPU if ``device`` is one."""
+    """Describe this machine, with its GPU if ``device`` is one."""
     on_gpu = torch.device(device).type == "cuda"
     return Machine(
         cpu=_cpu_model(),
@@ -49,7 +49,7 @@ def describe_machine(device: str) -> Machine:
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that are installed: a machine that is borrowed for its GPU may lack some."""
+    """Versions of the installed packages; a machine that is borrowed for its GPU may lack some."""
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

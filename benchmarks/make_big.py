@@ -1,7 +1,7 @@
 """Make a data set shaped like ANI-1's molecules of one to four heavy atoms, to measure speed with.
 
-The molecules are real ones, their geometries are perturbed at random, and the energies mean nothing: what
-is trained on them is good for nothing but the time that it takes.
+The molecules are real, but their geometries are perturbed at random and the energies mean nothing: networks
+trained on them are useful only for the time that the training takes.
 
     python -m benchmarks.make_big OUT.h5 --structures 864898
 """
@@ -28,7 +28,7 @@ MOLECULES: Final = Path(__file__).with_name("molecules.xyz")
 #: Standard deviation of an atom's displacement along each axis, Å.
 DISPLACEMENT: Final = 0.08
 
-#: Structures that are in memory at once.
+#: Structures held in memory at once.
 CHUNK: Final = 2**15
 
 SELF_ENERGIES: Final = {"H": -0.5, "C": -37.8, "N": -54.6, "O": -75.0}  # hartree
@@ -61,7 +61,7 @@ def read_shapes(path: Path = MOLECULES) -> list[Shape]:
 
 
 def structure_counts(shapes: list[Shape], structures: int) -> list[int]:
-    """Structures of each molecule: ``structures`` in all, in the shares that ANI-1 has."""
+    """Number of structures of each molecule: ``structures`` in all, in the proportions of ANI-1."""
     heavy = np.array([shape.heavy_atoms for shape in shapes])
     weights = np.array([ANI1_STRUCTURES[h] / np.sum(heavy == h) for h in heavy])
     ends = np.rint(np.cumsum(weights) * structures / weights.sum()).astype(np.int64)
@@ -69,7 +69,7 @@ def structure_counts(shapes: list[Shape], structures: int) -> list[int]:
 
 
 def make_big(path: Path, structures: int, seed: int = 0) -> None:
-    """Write so many structures in the layout of the ANI-1 release; the file appears when it is complete."""
+    """Write a set in the layout of the ANI-1 release; the file appears only when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     shapes = read_shapes()
     places: dict[int, int] = {}

@@ -30,7 +30,7 @@ SEED: Final = 1
 
 
 def embed(smiles: str) -> str:
-    """One frame of an XYZ file, in Å: the force field's geometry, the SMILES as comment."""
+    """One frame of an XYZ file, in Å: the force field's geometry, with the SMILES as comment."""
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
     if EmbedMolecule(molecule, randomSeed=SEED) != 0:
         raise RuntimeError(f"{smiles}: RDKit finds no geometry")

@@ -1,4 +1,4 @@
-"""Training many networks: one after another, and at once: a process a core, or in one pack on a GPU."""
+"""Training many networks: one after another, in a process for each core, and in one pack on a GPU."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TOPIC: Final = "packs"
 CPU_GOAL: Final = Goal("at least", 1.2)
 GPU_GOAL: Final = Goal("at least", 5)
 
-#: Small batches, where the cost of a step is that of its calls, and large ones, where it is the arithmetic.
+#: Small batches, where calls dominate the cost of a step, and large ones, where arithmetic does.
 BATCH_SIZES: Final = (64, 1024)
 
 
 def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Train the same networks on the shipped sample in both ways."""
+    """Train the same networks on the shipped sample, one at a time and together."""
     figures = []
     for batch_size in BATCH_SIZES:
         configs = [
@@ -44,9 +44,9 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
             )
             for n in range(plan.pack_trials)
         ]
-        # By itself a training may have all threads, which pays in large batches only.
+        # A single training may use all threads, which pays off only in large batches.
         alone = [replace(c, threads=plan.threads if batch_size >= 1024 else 1) for c in configs]
-        # What `--pack auto` does.
+        # This is what `--pack auto` does.
         way: str
         together: SideTask
         if plan.device == "cpu":
@@ -71,7 +71,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 
 def train_one_by_one(configs: Sequence[TrainConfig], folder: Path) -> float:
-    """Seconds that the trainings take one after another."""
+    """Time the trainings one after another, s."""
     task = open_task(folder)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         fit(task, replace(configs[0], epochs=1), Path(place) / "first", SilentReporter())
@@ -82,7 +82,7 @@ def train_one_by_one(configs: Sequence[TrainConfig], folder: Path) -> float:
 
 
 def train_in_processes(configs: Sequence[TrainConfig], folder: Path, count: int) -> float:
-    """Seconds that the trainings take in the processes of so many slots."""
+    """Time the trainings in ``count`` processes at once, s."""
     task = open_task(folder)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
@@ -106,7 +106,7 @@ def train_in_processes(configs: Sequence[TrainConfig], folder: Path, count: int)
 
 
 def train_side_by_side(configs: Sequence[TrainConfig], folder: Path) -> float:
-    """Seconds that the trainings take in one pack."""
+    """Time the trainings in one pack, s."""
     task, scheduler = open_task(folder), PackScheduler()
     with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(len(configs)) as pool:
 
@@ -120,5 +120,5 @@ def train_side_by_side(configs: Sequence[TrainConfig], folder: Path) -> float:
 
 
 def open_task(folder: Path) -> Task:
-    """The shipped sample."""
+    """The task of the shipped sample."""
     return prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)

@@ -1,4 +1,4 @@
-"""How large the measurements are. The defaults keep all but the full set below 15 minutes on two cores."""
+"""Sizes of the measurements. By default all but the full set take less than 15 minutes on two cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation errors of whole trainings in float32 and in what ``precision: auto`` is for large batches."""
+"""Validation errors of whole trainings in float32, and in what ``precision: auto`` is for large batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.task import prepare_task
 
 TOPIC: Final = "precision"
 
-#: Large enough for ``auto`` to round factors; the learning rate grows with the batch.
+#: The batch is large enough for ``auto`` to round operands; the learning rate grows with the batch.
 CONFIG: Final = TrainConfig(
     hidden=(128, 64), activation="celu", learning_rate=5e-3, batch_size=512, ema_decay=0.9
 )
@@ -57,7 +57,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 
 def train_seeds(config: TrainConfig, seeds: int, folder: Path) -> list[float]:
-    """Least validation MAE of a training with each seed, kcal/mol."""
+    """Least validation MAE of one training for each seed, kcal/mol."""
     task = prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)
     errors = []
     for seed in range(seeds):

@@ -21,7 +21,7 @@ TOPIC: Final = "quickstart"
 
 
 def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Run our search, then give its trials, each as long as it was trained, to the naive program."""
+    """Run our search, then train its trials, with the same epochs each, in the naive program."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
         file, home, rows = (Path(place) / name for name in ("study.yaml", "home", "rows.yaml"))
         file.write_text(yaml.safe_dump(_without_reference(), sort_keys=False))
@@ -53,14 +53,14 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 
 def _without_reference() -> dict[str, Any]:
-    """The quickstart as it is, but for the report's rows beside it."""
+    """The quickstart without the reference rows."""
     values: dict[str, Any] = yaml.safe_load(study.QUICKSTART.read_text())
     del values["reference"]
     return values
 
 
 def _rows_of_trials(home: Path) -> dict[str, Any]:
-    """A study file that lists the trials of our study, each with the epochs that it had."""
+    """A study file that lists the trials of our study, each with the epochs that it was trained for."""
     values = _without_reference()
     with open_database(home_settings(home)) as database:
         trials = trial_rows(database, open_study(database, values["name"]))

@@ -1,10 +1,10 @@
 """The training loop that anitune is measured against: torchani's own way, with AEVs computed in every batch.
 
 This is the loop of the notebook that the project grew out of, written for torchani 2.9 and without its
-faults of speed or substance: structures are padded to batches once and kept on the device, a batch's AEVs
+mistakes in speed or substance: structures are padded to batches once and kept on the device, a batch's AEVs
 come from ``AEVComputer.like_1x()``, each element's network runs once on the atoms that its mask selects,
 Adam adds L2 to the gradient, the validation set is evaluated and the best weights are saved after each
-epoch, and the device is waited for once an epoch.
+epoch, and the host waits for the device once an epoch.
 
     python -m benchmarks.reference_loop FILE.h5 --epochs 30
 """
@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 ELEMENTS: Final = ("H", "C", "N", "O")
 HARTREE_TO_KCALMOL: Final = 627.5094738898777
 SHARES: Final = (0.8, 0.1)
-"""Of the structures, for training and for validation; the rest is the test set."""
+"""Shares of the structures for training and for validation; the rest is the test set."""
 
 Subset = Any
 """torchani's iterable of structures in memory, one dictionary each."""
@@ -47,9 +47,9 @@ class Batch:
 
     Attributes
     ----------
-    species : (B, A) int64 positions in ELEMENTS, -1 where a structure has no atom
+    species : (B, A) int64 positions in ELEMENTS, -1 for padding
     coordinates : (B, A, 3) float32, Å
-    energies : (B,) float32, hartree, less self-energies
+    energies : (B,) float32, hartree, without self-energies
     """
 
     species: Tensor
@@ -68,7 +68,7 @@ class Epoch:
 
 
 class Potential(nn.Module):
-    """Energies of padded structures, self-energies not included."""
+    """Computes energies of padded structures, without self-energies."""
 
     def __init__(self, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class Potential(nn.Module):
         )
 
     def forward(self, species: Tensor, coordinates: Tensor) -> Tensor:
-        """(B,) hartree."""
+        """Return energies, (B,) hartree."""
         energies: Tensor = self.networks(species, self.aev_computer(species, coordinates))
         return energies
 
 
 def load_subsets(path: Path, seed: int = 0) -> tuple[Subset, Subset]:
-    """Training and validation set of a file in the layout of ANI-1, self-energies fitted and subtracted."""
+    """Training and validation set of a file in the layout of ANI-1, with fitted self-energies subtracted."""
     legacy_data.verbose = False
     random.seed(seed)
     training, validation, _ = (

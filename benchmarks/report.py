@@ -1,4 +1,4 @@
-"""The figures as people read them: a table in the terminal, JSON, and a page of the documentation."""
+"""Present the figures: a table in the terminal, JSON, and a page of the documentation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BenchmarkReport:
 
 
 def print_table(report: BenchmarkReport) -> None:
-    """Show all figures."""
+    """Print all figures."""
     console = Console()
     if not console.is_terminal:
         console.width = 180
@@ -58,20 +58,20 @@ def write_json(report: BenchmarkReport, path: Path) -> None:
 
 
 def write_page(report: BenchmarkReport, name: str, page: Path = PAGE) -> None:
-    """Put the table into the page, in the place of the one of this name.
+    """Put the table into the page, and replace the earlier table of this name.
 
     Parameters
     ----------
-    name : tells the tables of the page from each other
+    name : name of the table, unique within the page
     """
     rows = [_page_cells(figure) for figure in report.figures]
     put_part(page, f"the table: {name}", [_format_machine(report), "", *markdown_table(HEADINGS, rows)])
 
 
 def put_part(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Put lines into a page of the documentation, in the place of the part of this name.
+    """Put lines into a page of the documentation, and replace the earlier part of this name.
 
-    What people wrote around it stays.
+    Text that people wrote around it is kept.
     """
     begin, end = (f"<!-- {word} of {name} -->" for word in ("begin", "end"))
     part = "\n".join([begin, *lines, end])
@@ -87,7 +87,7 @@ def put_part(page: Path, name: str, lines: Sequence[str]) -> None:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
+    """The lines of a Markdown table."""
     return [
         f"| {' | '.join(headings)} |",
         f"|{' --- |' * len(headings)}",

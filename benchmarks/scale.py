@@ -1,4 +1,4 @@
-"""Many processes and many trials on one PostgreSQL, beside plain Optuna: what the records of a trial cost."""
+"""Cost of a trial's records: many processes and trials on one PostgreSQL, compared with plain Optuna."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ LASTING_GOAL: Final = Goal("at least", 0.5)
 NONE_GOAL: Final = Goal("below", 1)
 
 SEGMENT: Final = 1_000
-"""Trials of one side before it is the other's turn."""
+"""Trials of one side before the other side takes its turn."""
 
 LATENCIES: Final = (100, 1_000, 10_000)
-"""Lengths of studies in which a sampler is asked."""
+"""Numbers of trials in the studies in which the latency of a sampler is measured."""
 
 SLOW: Final = ("gp",)
-"""Samplers that are asked once, in studies up to the length of which they are shown all trials."""
+"""Samplers that are asked only once, and only in studies short enough for them to see all trials."""
 
 SPACE: Final = {
     "layers": {"low": 1, "high": 3},
@@ -69,24 +69,24 @@ PLAIN_SAMPLERS: Final[dict[str, Callable[[], BaseSampler]]] = {"random": RandomS
 
 
 def topic_of(sampler: str) -> str:
-    """What the measurement of a sampler is called."""
+    """Topic of the measurement of a sampler."""
     return f"scale-{sampler}"
 
 
 def measure_rates(sampler: str, plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Run both sides with a sampler, a thousand trials each in turns."""
+    """Run both sides with a sampler, in turns of a thousand trials."""
     with _postgresql() as server:
         return _compare(plan, server, sampler, folder)
 
 
 def measure_latency(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Ask each sampler alone, in studies of different lengths."""
+    """Ask each sampler for proposals in studies of different lengths, without workers."""
     return [figure for kind in SAMPLERS for figure in _latency(kind)]
 
 
 @contextlib.contextmanager
 def _postgresql() -> Iterator[PostgreSQL]:
-    # Not below a folder of root's: PostgreSQL runs as another user.
+    # Not below a folder of root, because PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="anitune-scale-") as name:
         Path(name).chmod(0o755)
         data = Path(name) / "postgresql"
@@ -110,7 +110,7 @@ def _plain_storage(url: str) -> Iterator[RDBStorage]:
 
 @dataclass(frozen=True)
 class _Gate:
-    """Lets the processes of one side go on from trial to trial, or not, and counts the trials that ended."""
+    """Holds or releases the processes of one side between trials, and counts the trials that ended."""
 
     open: Event
     ready: Semaphore
@@ -134,7 +134,7 @@ def _compare(plan: BenchmarkPlan, server: PostgreSQL, sampler: str, folder: Path
             Path(home), server.make_database(f"ours_{sampler}"), f"sqlite:///{home}/mlflow.db"
         )
         plain_url = server.make_database(f"plain_{sampler}")
-        _task(config, settings)  # the features, once
+        _task(config, settings)  # computes the features once
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["benchmarks.scale"])
         ours, theirs = _Gate.make(context), _Gate.make(context)
@@ -218,7 +218,7 @@ def _check(workers: list[ForkServerProcess]) -> None:
 def _take_turns(
     gates: dict[str, _Gate], count: int, workers: list[ForkServerProcess]
 ) -> dict[str, list[float]]:
-    """Trials a second of each side in each of its segments."""
+    """Trials a second of each side, in each of its segments."""
     rates: dict[str, list[float]] = {side: [] for side in gates}
     ends = [*range(SEGMENT, count, SEGMENT), count]
     for turn, end in enumerate(ends):
@@ -238,7 +238,7 @@ def _take_turns(
 
 
 def _counts(database: Database, study: Study) -> tuple[int, int]:
-    """Trials, and attempts at them."""
+    """Number of trials, and number of attempts at them."""
     with database.reading() as connection:
         begun = select(func.count()).where(trials.c.study_id == study.id)
         tried = select(func.count()).where(attempts.c.study_id == study.id)
@@ -246,14 +246,14 @@ def _counts(database: Database, study: Study) -> tuple[int, int]:
 
 
 class _Untrained(Worker):
-    """A worker whose trainings are over at once."""
+    """A worker whose trainings end at once."""
 
     def _work_in_thread(self) -> None:
         self._train_claims(_train_nothing)
 
 
 class _Counted(SilentWatcher):
-    """Counts trials that have ended."""
+    """Counts trials that end."""
 
     def __init__(self, gate: _Gate) -> None:
         self._gate = gate
@@ -272,7 +272,7 @@ def _error(widths: Sequence[int], learning_rate: float) -> float:
 
 
 def _work(settings: Settings, config: StudyConfig, gate: _Gate) -> None:
-    """A worker of ours: as ``anitune worker`` has it, but for the training and the relay to MLflow."""
+    """Run our worker as ``anitune worker`` does, but without the training and the relay to MLflow."""
     logging.getLogger("anitune").setLevel(logging.WARNING)
 
     def leave() -> bool:
@@ -295,7 +295,7 @@ def _work(settings: Settings, config: StudyConfig, gate: _Gate) -> None:
 
 
 def _optimize(url: str, sampler: str, count: int, config: StudyConfig, gate: _Gate) -> None:
-    """What Optuna's tutorial on distributed optimization does: as many trials in each process."""
+    """Run plain Optuna as in its tutorial on distributed optimization: ``count`` trials in each process."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(study_name="plain", storage=url, sampler=PLAIN_SAMPLERS[sampler]())
     space = distributions(config)
@@ -324,9 +324,9 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 
 def _latency(kind: str) -> list[Figure]:
-    """How long a sampler takes for a proposal in studies of different lengths, without a database."""
+    """Time a proposal of a sampler in studies of different lengths, without a database."""
     if kind == "grid":
-        return []  # it takes the point of the trial's number
+        return []  # it takes the grid point with the trial's number
     figures = []
     for length in LATENCIES[:2] if kind in SLOW else LATENCIES:
         config = study_from_values(_study(kind, length + 100), "benchmark")

@@ -1,9 +1,9 @@
-"""What the table of real trainings says of itself, and what a rung is worth.
+"""Facts about the table of real trainings, and how well a rung predicts the final order.
 
     python -m benchmarks.search_facts [--write-docs]
 
-A pruner compares trials by their error at a rung. That is worth as much as the order there resembles the
-order in the end; and in the middle of a cosine, an unfinished training is compared with others.
+A pruner compares trials by their error at a rung, which is useful only as far as the order there resembles
+the final order. In the middle of a cosine schedule, it compares unfinished trainings.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "search-table.md
 
 RUNGS: Final = (1, 3, 9, 27)
 FEWEST: Final = 5
-"""Configurations without which a correlation is not given."""
+"""Smallest number of configurations for which a correlation is given."""
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """How far the order of the configurations at each rung is that of the end.
+    """Agreement of the order of the configurations at each rung with the final order.
 
     Attributes
     ----------
     configurations
-        Number of those that are compared.
+        Number of compared configurations.
     at
-        Spearman's rank correlation by the epochs of the rung.
+        Spearman's rank correlation, by the epochs of the rung.
     """
 
     schedule: str
@@ -56,9 +56,9 @@ class RankCorrelation:
 
 
 def rank_correlations(rows: Iterable[Training]) -> list[RankCorrelation]:
-    """The least error up to each rung against the least error of the full training, by schedule.
+    """Correlate the least error up to each rung with that of the full training, for each schedule.
 
-    Only trainings with the first seed count: the best configurations have further ones.
+    Only trainings with the first seed count, because the best configurations have further seeds.
     """
     known = {row.cell: row for row in rows if row.cell.seed == SEEDS[0] and row.failure is None}
     full = _trained(known, "cosine", EPOCHS)
@@ -82,7 +82,7 @@ def rank_correlations(rows: Iterable[Training]) -> list[RankCorrelation]:
 
 
 def _trained(known: dict[Cell, Training], schedule: str, epochs: int) -> dict[Cell, Training]:
-    """The trainings with another schedule, by the cell of the full training with the usual one."""
+    """Trainings with the given schedule, keyed by the cell of the full cosine training."""
     return {
         dataclasses.replace(cell, schedule="cosine", epochs=EPOCHS): row
         for cell, row in known.items()
@@ -91,7 +91,7 @@ def _trained(known: dict[Cell, Training], schedule: str, epochs: int) -> dict[Ce
 
 
 def _along(schedule: str, rows: Sequence[Training]) -> RankCorrelation:
-    """Of one training a configuration, at its rungs and in the end."""
+    """Correlations of one training for each configuration, at its rungs and at its end."""
     if len(rows) < FEWEST:
         return RankCorrelation(schedule, len(rows), {})
     at = {rung: _spearman([(min(row.val_mae[:rung]), row.error) for row in rows]) for rung in RUNGS}
@@ -117,11 +117,11 @@ def rank_table(rows: Iterable[Training]) -> list[str]:
 
 
 def facts(rows: Sequence[Training], size: int) -> list[str]:
-    """What is in the table, and with what it was made, as a table.
+    """A table of the contents of the training table, and of the versions that it was made with.
 
     Parameters
     ----------
-    size : of the file, bytes
+    size : size of the file, bytes
     """
     grid = full_grid(rows)
     cells = {settings_of(row.cell) for row in grid}
@@ -150,7 +150,7 @@ def _plain(value: Any) -> Any:
 
 
 def _noise(rows: Iterable[Training]) -> float | None:
-    """Median over the configurations with several seeds: standard deviation over mean of their errors."""
+    """Relative standard deviation of errors between seeds: median over configurations with several seeds."""
     errors: dict[tuple[object, ...], list[float]] = {}
     for row in rows:
         if row.failure is None:
@@ -160,7 +160,7 @@ def _noise(rows: Iterable[Training]) -> float | None:
 
 
 def _versions(rows: Iterable[Training]) -> list[tuple[str, int]]:
-    """The versions that trainings ran with, without commits, and how many did."""
+    """Versions of packages that trainings ran with, without commits, and the number of trainings for each."""
     found: dict[str, int] = {}
     for row in rows:
         versions = {name: each for name, each in (row.versions or {}).items() if name != "commit"}
@@ -170,7 +170,7 @@ def _versions(rows: Iterable[Training]) -> list[tuple[str, int]]:
 
 
 def main() -> None:
-    """Print what the table says, or write it into its page."""
+    """Print the facts, or write them into their page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--write-docs", action="store_true", help=f"put both into docs/{PAGE.name}")

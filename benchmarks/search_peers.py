@@ -1,4 +1,4 @@
-"""Syne Tune's schedulers on the table, in its own simulator: the extra ``peers`` of this project."""
+"""Replay Syne Tune's schedulers on the table, in Syne Tune's own simulator (extra ``peers``)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from benchmarks.search_replay import Course, Trainings
 from benchmarks.search_table import EPOCHS, SEARCHED, Cell
 
 SYNE_TUNE: Final = "Syne Tune, "
-"""What the names of these searches begin with."""
+"""Prefix of the names of these searches."""
 
 SCHEDULERS: Final = ("ASHA", "ASHACQR", "ASHABORE", "BOHB", "CQR")
 FULL_LENGTH: Final = ("CQR",)
-"""Those that train each configuration in full."""
+"""Schedulers that train each configuration in full."""
 
 FAILED: Final = 1e6
-"""What a training that has failed reports from then on, kcal/mol: the simulator knows no failures."""
+"""Error that a failed training reports from then on, kcal/mol, as the simulator has no failures."""
 
 
 def has_syne_tune() -> bool:
@@ -37,12 +37,12 @@ def has_syne_tune() -> bool:
 def replay_syne_tune(
     trainings: Trainings, scheduler: str, seed: int, epochs: int, workers: int, first_rung: int
 ) -> Course:
-    """A search by Syne Tune until it has spent its epochs.
+    """Run a Syne Tune search until it has spent its epochs.
 
     Parameters
     ----------
     first_rung
-        Epochs of the first rung; there the others have a reduction factor of 3, as ours.
+        Epochs of the first rung; further rungs follow with a reduction factor of 3, as in our searches.
     """
     with _quiet():
         from syne_tune import StoppingCriterion, Tuner
@@ -50,7 +50,7 @@ def replay_syne_tune(
         from syne_tune.blackbox_repository.simulated_tabular_backend import UserBlackboxBackend
         from syne_tune.optimizer import baselines
 
-        # The seed of each training, and what surrogate models draw, come from the global generators.
+        # The training seeds and the draws of surrogate models come from the global generators.
         random.seed(seed)
         np.random.seed(seed)
         course = Course(trainings)
@@ -65,7 +65,7 @@ def replay_syne_tune(
             max_resource_attr="epochs",
             tuner_sleep_time=trainings.shortest_epoch,
         )
-        # Its clock would go on by the time that decisions take on this machine: not twice the same.
+        # Its clock would advance by the time of decisions on this machine, which is never the same twice.
         backend.time_keeper.real_time_since_last_recent_exit = lambda: 0.0
         Tuner(
             trial_backend=backend,
@@ -83,7 +83,7 @@ def replay_syne_tune(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No output and warnings of Syne Tune, and no files of it that stay."""
+    """Silence Syne Tune's output and warnings, and remove its files at the end."""
     disabled = logging.root.manager.disable
     with (
         tempfile.TemporaryDirectory(prefix="syne-tune-") as folder,
@@ -100,7 +100,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _space(trainings: Trainings) -> dict[str, Any]:
-    """The settings that have more than one value in the table; Syne Tune takes no other."""
+    """Settings with more than one value in the table, as Syne Tune accepts no others."""
     from syne_tune.config_space import choice, ordinal
 
     return {
@@ -113,7 +113,7 @@ def _space(trainings: Trainings) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as Syne Tune's tables hold it: widths are text."""
+    """A value in the form of Syne Tune's tables, where widths are text."""
     return "-".join(map(str, value)) if isinstance(value, tuple) else value
 
 
@@ -124,7 +124,7 @@ def _blackbox(trainings: Trainings, space: dict[str, Any]) -> Any:
 
     cells = [Cell(*settings) for _, settings in trainings.ranked()]
     seconds = np.arange(1, EPOCHS + 1)[:, None]
-    # A number of seeds that each number of trainings divides: so that none is drawn more often than another.
+    # Every number of trainings of a cell (1 to 3) divides 6, so none is drawn more often than another.
     evaluations = np.array(
         [
             [
@@ -154,7 +154,7 @@ def _reporting(course: Course) -> Any:
     choices = course.trainings.choices
 
     class Reporting(TunerCallback):  # type: ignore[misc]
-        """Tells the course of each epoch."""
+        """Reports each epoch to the history of the search."""
 
         def __init__(self) -> None:
             self.best: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""The regret of searches against the epochs that they have spent, as an interactive page and as a picture."""
+"""Plot the regret of searches against the epochs that they spent, as an interactive page and as an image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FIRST: Final = 3
 """Epochs at which the curves begin."""
 STEPS: Final = 60
 LEAST: Final = 0.1
-"""Regret that a logarithmic axis can show, %."""
+"""Smallest regret that the logarithmic axis shows, %."""
 
 STYLES: Final = ("solid", "dash", "dot")
-"""Of lines: for our searches, for those of Optuna and random search, for those of Syne Tune."""
+"""Line styles for our searches, for Optuna and random search, and for Syne Tune."""
 MATPLOTLIB_STYLES: Final = dict(zip(STYLES, ("-", "--", ":"), strict=True))
 X: Final = "epochs of all trials"
 Y: Final = "regret, %"
@@ -44,19 +44,19 @@ class Curve:
 
     @property
     def width(self) -> float:
-        """Of its line: ours are what a reader looks for."""
+        """Line width; our searches are drawn thicker."""
         return 2.5 if self.style == STYLES[0] else 1.3
 
 
 def curves(
     courses: Mapping[tuple[str, int], Sequence[Sequence[Point]]], workers: int, best: float, epochs: int
 ) -> list[Curve]:
-    """A curve for each search with so many workers.
+    """A curve for each search with ``workers`` workers.
 
     Parameters
     ----------
     best : error of the table's best configuration, kcal/mol
-    epochs : where the curves end
+    epochs : number of epochs at which the curves end
     """
     at = sorted({round(each) for each in np.geomspace(FIRST, epochs, STEPS)})
     colors = {style: itertools.cycle(COLORS) for style in STYLES}
@@ -77,7 +77,7 @@ def _style(name: str) -> str:
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; the outer ones are values themselves, as some are infinite."""
+    """Lower quartile, median, upper quartile; no interpolation of the outer two, which may be infinite."""
     ranked = sorted(values)
     return ranked[len(ranked) // 4], statistics.median(ranked), ranked[-1 - len(ranked) // 4]
 
@@ -89,7 +89,7 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 def draw_interactive(
     courses: Mapping[tuple[str, int], Sequence[Sequence[Point]]], best: float, epochs: int, path: Path
 ) -> None:
-    """Write a page with a figure for each number of workers; plotly itself comes from its own site."""
+    """Write a page with a figure for each number of workers; the page loads plotly from its CDN."""
     parts = [
         f"<h2>{title}</h2>\n"
         + _figure(curves(courses, workers, best, epochs), title).to_html(
@@ -147,7 +147,7 @@ def _figure(shown: Sequence[Curve], title: str) -> go.Figure:
 def draw_static(
     courses: Mapping[tuple[str, int], Sequence[Sequence[Point]]], best: float, epochs: int, path: Path
 ) -> None:
-    """Write a picture (SVG) with a panel for each number of workers; the same bytes for the same courses."""
+    """Write an image (SVG) with a panel for each number of workers; equal histories give equal bytes."""
     panels = list(_panels(courses))
     figure = Figure(figsize=(4.2 * len(panels), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

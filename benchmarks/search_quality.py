@@ -1,9 +1,9 @@
-"""How good a configuration a search finds for how much training, beside its peers: ``make bench-search``.
+"""Compare how good a configuration searches find for how much training: ``make bench-search``.
 
     python -m benchmarks.search_quality --help
 
-All search the table of real trainings (:mod:`benchmarks.search_table`), with as many epochs and workers. The
-courses of all replays are kept, so that they can be judged and drawn again.
+All searches use the table of real trainings (:mod:`benchmarks.search_table`), with equal numbers of epochs
+and workers. The histories of all replays are kept, so that they can be judged and drawn again.
 """
 
 from __future__ import annotations
@@ -43,40 +43,40 @@ from trainer.task import Task, prepare_task
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 
 SHARES: Final = (0.01, 0.02, 0.03, 0.05, 0.1)
-"""Parts of what training the whole table costs, at which a search is judged."""
+"""Shares of the cost of training the whole table, at which searches are judged."""
 
 GOAL_SHARE: Final = 0.03
-"""Where its choice shall be close to the table's best, and is looked for among the ten best."""
+"""Share at which the choice should be close to the table's best, and counts if among the ten best."""
 
 CLOSE: Final = 0.05
-"""A search has arrived when its choice is within this of the table's best."""
+"""A search has arrived when the error of its choice is within this fraction of the table's best."""
 
 CHEAPER: Final = 1.5
-"""How many times fewer epochs than its peers a search of ours shall need until it has arrived."""
+"""How many times fewer epochs than its peers our search should need to arrive."""
 
 OURS: Final[dict[str, dict[str, Any]]] = {
     "anitune": {},
     "anitune, stop": {"pruner": {"kind": "asha", "min_epochs": 3, "stop": True}},
     "anitune, no pruner": {"pruner": {"kind": "none"}},
 }
-"""Sections of the study file, over its defaults. The first is the one that the goals are for."""
+"""Changes to the study file's defaults for each of our searches. The goals are for the first one."""
 
 PLAIN_OPTUNA: Final = "Optuna"
 
 Courses = dict[tuple[str, int], list[list[Point]]]
-"""By name and number of workers of a search: the course of each seed."""
+"""Histories of each seed, by name and number of workers of the search."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a search came to in the replays of all seeds.
+    """Results of a search from the replays of all seeds.
 
     Attributes
     ----------
     regrets
-        By a share of the table's cost: how far the choice was from the table's best, of each seed.
+        By share of the table's cost: for each seed, how far the choice was from the table's best.
     arrived
-        Epochs until the choice was, and stayed, within 5 % of the best, of each seed; infinite if never.
+        For each seed, epochs until the choice stayed within 5 % of the best; infinite if it never did.
     among_best
         Share of seeds whose choice at 3 % of the cost is among the ten best of the table.
     """
@@ -90,14 +90,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal, and what was measured.
+    """A goal and its measurement.
 
     Attributes
     ----------
     measured
-        In words.
+        The measurement as text.
     met
-        None: the replays were too short to say.
+        None if the replays were too short to decide.
     """
 
     name: str
@@ -118,7 +118,7 @@ def _hyperband() -> HyperbandPruner:
 
 
 def searches() -> dict[str, Callable[..., Course]]:
-    """All that are compared, by name: each is called with table, task, seed, epochs and number of workers."""
+    """All compared searches by name; called with table, task, seed, epochs and number of workers."""
 
     def ours(
         changes: dict[str, Any], trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
@@ -157,7 +157,7 @@ def limit(table: Trainings) -> int:
 
 
 def replay(name: str, table: Path, features: Path, seed: int, workers: int) -> list[Point]:
-    """The course of one search, at its changes."""
+    """Run one search, and return the points of its history at which the choice changed."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("anitune").setLevel(logging.ERROR)
     trainings = _table(table)
@@ -167,16 +167,16 @@ def replay(name: str, table: Path, features: Path, seed: int, workers: int) -> l
 def replay_all(
     chosen: Sequence[tuple[str, int]], seeds: int, table: Path, features: Path
 ) -> Iterator[tuple[tuple[str, int], list[list[Point]]]]:
-    """The courses of searches, one after the other, each with all seeds; on all cores.
+    """Replay searches with all seeds on all cores; yield the histories of one search after the other.
 
     Parameters
     ----------
-    chosen : names and numbers of workers
+    chosen : names of searches, and numbers of workers
     """
     if not chosen:
         return
-    _task(features)  # once, before the processes ask for it
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes: each has a core
+    _task(features)  # computes the features once, before the processes need them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the processes, which have a core each
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         jobs = {
             (name, count): [pool.submit(replay, name, table, features, n, count) for n in range(seeds)]
@@ -190,11 +190,11 @@ def replay_all(
 
 
 def judge(name: str, workers: int, courses: Sequence[Sequence[Point]], table: Trainings) -> Result:
-    """What the courses of all seeds say of a search."""
+    """Compute the results of a search from the histories of all seeds."""
     ranked = table.ranked()
     best, tenth = ranked[0][0], ranked[9][0]
     at = {share: [taken_after(course, share * table.epochs) for course in courses] for share in SHARES}
-    # Some finish the trials that have begun: what they find beyond the limit does not count.
+    # Some searches finish trials that have begun: what they find beyond the limit does not count.
     within = [[point for point in course if point[0] <= limit(table)] for course in courses]
     return Result(
         name,
@@ -206,7 +206,7 @@ def judge(name: str, workers: int, courses: Sequence[Sequence[Point]], table: Tr
 
 
 def judge_all(courses: Courses, table: Trainings) -> list[Result]:
-    """What came of all searches, in their order."""
+    """Results of all searches, in their order."""
     return [judge(name, count, found, table) for (name, count), found in courses.items()]
 
 
@@ -220,12 +220,12 @@ def _arrived(course: Sequence[Point], error: float) -> float:
 
 
 def verdicts(results: Sequence[Result], limit: int) -> list[Verdict]:
-    """The goals, for each number of workers, as far as the searches that they name were replayed.
+    """Check the goals for each number of workers, as far as the searches that they compare were replayed.
 
     Parameters
     ----------
     limit
-        Epochs that each search had: what a peer that has not arrived needs at least.
+        Epochs that each search had: a lower bound of what a peer needs that has not arrived.
     """
     found = []
     for workers in sorted({each.workers for each in results}):
@@ -273,7 +273,7 @@ def _percent(regret: float) -> str:
 
 
 def goals_table(found: Sequence[Verdict]) -> list[str]:
-    """The goals beside what was measured."""
+    """A table of the goals and their measurements."""
     met = {True: "yes", False: "no", None: "undecided"}
     return markdown_table(
         ("", "goal", "measured", "met"),
@@ -282,11 +282,11 @@ def goals_table(found: Sequence[Verdict]) -> list[str]:
 
 
 def figures_table(results: Sequence[Result], epochs: int) -> list[str]:
-    """Medians of all searches over their seeds.
+    """A table with the medians over the seeds for all searches.
 
     Parameters
     ----------
-    epochs : what training the whole table costs
+    epochs : the cost of training the whole table
     """
     headings = (
         "search",
@@ -319,7 +319,7 @@ def _digest(path: Path) -> str:
 
 
 def read_courses(path: Path, table: Path, seeds: int) -> Courses:
-    """The courses that a file has; none where they are of another table, other seeds or other versions."""
+    """Read the histories of a file; empty if they belong to another table, other seeds or other versions."""
     if not path.exists():
         return {}
     values = json.loads(path.read_text())
@@ -335,11 +335,11 @@ def read_courses(path: Path, table: Path, seeds: int) -> Courses:
 
 
 def write_courses(path: Path, file: Path, seeds: int, courses: Courses, table: Trainings) -> None:
-    """Write all courses with what came of them. What is infinite is null.
+    """Write all histories with their results. Infinite values become null.
 
     Parameters
     ----------
-    file : of the table
+    file : the file of the table
     """
     results = judge_all(courses, table)
     searches = [
@@ -369,14 +369,14 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 
 
 def versions() -> Mapping[str, str]:
-    """Of what the figures depend on."""
+    """Versions of the packages that the figures depend on."""
     found = describe_machine("cpu").versions
     chosen = {name: found[name] for name in ("python", "anitune", "optuna", "numpy") if name in found}
     return chosen | ({"syne-tune": version("syne-tune")} if has_syne_tune() else {})
 
 
 def main() -> None:
-    """Replay searches, and print, write and draw what came of it."""
+    """Replay searches, and print, write and draw the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE, help="file of the table of real trainings")
     parser.add_argument("--seeds", type=int, default=30, help="replays of each search (default: %(default)s)")
@@ -399,7 +399,7 @@ def main() -> None:
     courses = read_courses(arguments.json, arguments.table, arguments.seeds)
     if arguments.redraw and not courses:
         parser.error(f"{arguments.json} has no courses of this table with {arguments.seeds} seeds")
-    # Peers depend on the table alone, and some take long: they are not replayed again unless they are named.
+    # The peers depend only on the table, and some take long: they are replayed again only if they are named.
     chosen = [
         (name, count)
         for name in ([] if arguments.redraw else arguments.only or searches())
@@ -428,7 +428,7 @@ def main() -> None:
 
 
 def _in_order(courses: Courses) -> Courses:
-    """In the order of the searches, and of their numbers of workers."""
+    """Sort histories by the order of the searches, then by the number of workers."""
     names = list(searches())
     return dict(sorted(courses.items(), key=lambda each: (names.index(each[0][0]), each[0][1])))
 

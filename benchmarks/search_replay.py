@@ -1,8 +1,7 @@
-"""Replays searches on the table of real trainings: no training, a virtual clock, as many workers as wanted.
+"""Replay searches on the table of real trainings: no training, a virtual clock, any number of workers.
 
-A search of ours is made by the product's own worker, storage, sampler and pruner; only the training is
-replaced, by a row of the table and a sleep on the virtual clock. Plain Optuna does what its tutorials do, on
-the same clock.
+Our searches run the product's own worker, storage, sampler and pruner; only the training is replaced, by a
+row of the table and a sleep on the virtual clock. Plain Optuna does what its tutorials do, on the same clock.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from trainer.task import Task
 
 
 class VirtualClock:
-    """Time that passes only while all threads sleep: one runs at a time, the one that is due first."""
+    """Time that passes only while all threads sleep; one runs at a time, the one that is due first."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -50,12 +49,12 @@ class VirtualClock:
         self._errors: list[BaseException] = []
 
     def run(self, actions: Sequence[Callable[[], object]]) -> None:
-        """Run each action in a thread of its own, until all have ended.
+        """Run each action in a thread of its own, and wait until all have ended.
 
         Raises
         ------
         BaseException
-            the first that an action raised; the others have ended by then.
+            the first that an action raised, after the other actions have ended.
         """
         threads = []
         for action in actions:
@@ -69,7 +68,7 @@ class VirtualClock:
             raise self._errors[0]
 
     def sleep(self, seconds: float) -> None:
-        """Let the others run until so much time has passed."""
+        """Let the other threads run until this much virtual time has passed."""
         woken = self._enter(seconds)
         self._wake_next()
         woken.wait()
@@ -97,8 +96,8 @@ class VirtualClock:
 class Trainings:
     """The largest full grid of the table, by configuration and seed.
 
-    A training's seed chooses among the rows that its configuration has: the noise between seeds is part of a
-    search.
+    A training's seed chooses among the rows of its configuration, because the noise between seeds is part of
+    a search.
     """
 
     def __init__(self, rows: Sequence[Training]) -> None:
@@ -107,18 +106,18 @@ class Trainings:
             self._rows.setdefault(settings_of(row.cell), []).append(row)
 
     def find(self, settings: Any, seed: int) -> Training:
-        """The training of a configuration: anything with the attributes of a cell."""
+        """The training of a configuration, which is any object with the attributes of a cell."""
         rows = self._rows[settings_of(settings)]
         return rows[seed % len(rows)]
 
     def error(self, settings: Any) -> float:
-        """Least validation MAE of a full training, kcal/mol: mean over its seeds; infinite if one failed."""
+        """Least validation MAE of full trainings, kcal/mol: mean over the seeds; infinite if one failed."""
         rows = self._rows[settings_of(settings)]
         return sum(row.error for row in rows) / len(rows)
 
     @property
     def choices(self) -> dict[str, list[Any]]:
-        """The values of each setting."""
+        """The values of each setting, by its name."""
         return {name: sorted({values[i] for values in self._rows}) for i, name in enumerate(SEARCHED)}
 
     def ranked(self) -> list[tuple[float, tuple[Any, ...]]]:
@@ -127,7 +126,7 @@ class Trainings:
 
     @property
     def shortest_epoch(self) -> float:
-        """Of all trainings, s."""
+        """Duration of the shortest epoch of all trainings, s."""
         return min(row.seconds or 1.0 for rows in self._rows.values() for row in rows)
 
     @property
@@ -137,48 +136,48 @@ class Trainings:
 
     @property
     def epochs(self) -> int:
-        """What training every configuration once would cost."""
+        """Epochs needed to train every configuration once."""
         return EPOCHS * self.count
 
 
 Point = tuple[int, float, float]
-"""Epochs of all trials together, virtual time (s), and of the configuration that a person would take then the
-error after a full training, kcal/mol."""
+"""Epochs of all trials together, virtual time (s), and the error after a full training (kcal/mol) of the
+configuration that a person would choose at that time."""
 
 
 @dataclass
 class Course:
-    """What a search knew after how much training.
+    """History of a search: its best choice as a function of the training spent.
 
     Attributes
     ----------
     points
-        After each epoch of a trial.
+        One for each epoch of a trial.
     """
 
     trainings: Trainings
     points: list[Point] = field(default_factory=list)
     epochs: int = 0
     trained: dict[int, int] = field(default_factory=dict)
-    """Epochs that each trial has."""
+    """Epochs trained by each trial."""
     _best: dict[Any, tuple[int, float]] = field(default_factory=dict)
 
     def report(self, settings: Any, trial: int, epochs: int, best: float, now: float) -> None:
-        """A trial has trained one more epoch, and so many in all, with this best validation MAE so far."""
+        """Add an epoch of a trial that has trained ``epochs`` in all, with its best validation MAE so far."""
         self.epochs += 1
         self.trained[trial] = epochs
         self._best[trial, settings_of(settings)] = (-epochs, best)
-        # The one that was trained longest, and of those the best: others cannot be compared with it.
+        # Choose the best of the trials trained longest, since shorter ones cannot be compared with them.
         (_, taken), _ = min(self._best.items(), key=lambda item: item[1])
         self.points.append((self.epochs, now, self.trainings.error(Cell(*taken))))
 
     def failed(self, settings: Any, trial: int) -> None:
-        """The training of a trial has failed: nobody would take it."""
+        """Mark the training of a trial as failed, so that it is not chosen."""
         self._best[trial, settings_of(settings)] = (0, math.inf)
 
     @property
     def changes(self) -> list[Point]:
-        """The points at which another configuration, by its error, was taken than before."""
+        """The points at which the chosen configuration, by its error, changed."""
         return [
             point
             for before, point in itertools.pairwise([(0, 0.0, math.nan), *self.points])
@@ -187,21 +186,21 @@ class Course:
 
 
 def taken_after(course: Sequence[Point], epochs: float) -> float:
-    """Error of the configuration that a person would take after so many epochs; infinite if there is none."""
+    """Error of the configuration chosen after this many epochs; infinite if there is none."""
     return next((error for spent, _, error in reversed(course) if spent <= epochs), math.inf)
 
 
 def replay_ours(
     trainings: Trainings, task: Task, changes: Mapping[str, Any], seed: int, epochs: int, workers: int
 ) -> Course:
-    """A study of ours until it has spent its epochs.
+    """Run one of our studies until it has spent its epochs.
 
     Parameters
     ----------
     changes
-        Sections of the study file, over those of the table.
+        Sections of the study file that replace those of the table.
     epochs
-        Limit of the study: trials that have begun are finished.
+        Limit of the study; trials that have begun are finished.
     """
     config = _study(trainings, changes, seed, epochs)
     clock, course = VirtualClock(), Course(trainings)
@@ -230,19 +229,19 @@ def replay_ours(
 
 
 def _memory() -> str | None:
-    """A file system in memory, if there is one: a disk would take most of the time of a replay."""
+    """A file system in memory, if there is one, because disk access would dominate the time of a replay."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def replay_optuna(
     trainings: Trainings, sampler: BaseSampler, pruner: BasePruner | None, epochs: int, workers: int
 ) -> Course:
-    """Plain Optuna, as its tutorials use it, until it has spent its epochs.
+    """Run plain Optuna, as its tutorials use it, until it has spent its epochs.
 
     Parameters
     ----------
     pruner
-        Is told the validation MAE of every epoch; None: Optuna is told the result alone.
+        Receives the validation MAE of every epoch; None: Optuna receives only the result.
     """
     clock, course = VirtualClock(), Course(trainings)
     study = optuna.create_study(sampler=sampler, pruner=pruner or NopPruner())
@@ -295,7 +294,7 @@ class _Replaying(Worker):
     """A worker whose trainings are rows of the table."""
 
     def replaying(self, clock: VirtualClock, course: Course) -> Callable[[], object]:
-        """What works on the study on this clock."""
+        """Return the function that works on the study on this clock."""
         self._replay = partial(_replay, clock, course)
         return self.work
 
@@ -313,10 +312,10 @@ def _replay(
     rungs: Sequence[int],
     **_: Any,
 ) -> TrainingResult:
-    """As :func:`trainer.run.run_training`, by the table."""
+    """Stand-in for :func:`trainer.run.run_training` that reads the table."""
     row = course.trainings.find(config, config.seed)
     trial = int(folder.parent.name)
-    done = course.trained.get(trial, 0)  # a paused trial goes on
+    done = course.trained.get(trial, 0)  # above 0 if a paused trial is resumed
     records = [_record(n, mae, clock.now) for n, mae in enumerate(row.val_mae[:done], 1)]
     pruned = False
     for rung in (*(step for step in rungs if step > done), EPOCHS):

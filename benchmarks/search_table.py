@@ -1,8 +1,8 @@
-"""Makes the table of real trainings that a search is judged by: ``make search-table``.
+"""Makes the table of real trainings that searches are judged by: ``make search-table``.
 
-Each configuration of a grid is trained in full on the shipped sample, as a row of a study of rows: no
-sampler, no pruner. It takes hours, and goes on where it stopped: finished trials are in the records of a home
-folder, and those that the committed table holds are not trained again.
+Each configuration of a grid is trained in full on the shipped sample, as a row of a study of rows, without
+sampler and pruner. It takes hours, and resumes where it stopped: finished trials are in the records of a home
+folder, and trainings in the committed table are not repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ STUDY: Final[dict[str, Any]] = {
     },
     "seed": 0,
 }
-"""What all trainings share: the quickstart's data, split and settings."""
+"""Settings that all trainings share: the quickstart's data, split and training."""
 
 SEARCHED: Final = tuple(GRID)
 """Names of the settings that differ between the configurations."""
@@ -69,7 +69,7 @@ SEEDS: Final = (0, 1, 2)
 FURTHER_SEEDS_BEST: Final = 40
 FURTHER_SEEDS_SHARE: Final = 0.2
 SCHEDULES: Final = (("constant", EPOCHS), ("cosine", 27), ("cosine", 9), ("cosine", 3))
-"""Trainings of some configurations by which the schedules are compared: schedule and epochs."""
+"""Schedule and epochs of the trainings of some configurations by which schedules are compared."""
 SCHEDULES_CELLS: Final = 40
 TIMED_EPOCHS: Final = 5
 
@@ -78,7 +78,7 @@ STAGES: Final = (*(f"search-table-{seed}" for seed in SEEDS), "search-table-sche
 
 @dataclass(frozen=True)
 class Cell:
-    """Settings of a training, as far as they differ between the rows of the table."""
+    """Settings of a training that differ between the rows of the table."""
 
     hidden: tuple[int, ...]
     activation: str
@@ -91,7 +91,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What the row of the study is called; no two are alike in one stage."""
+        """Label of the row in its study, unique within one stage."""
         shape = "-".join(map(str, self.hidden))
         rates = f"{self.learning_rate:g} b{self.batch_size} w{self.weight_decay:.0e}"
         schedule = "" if self.schedule == "cosine" else self.schedule[0]
@@ -100,7 +100,7 @@ class Cell:
 
     @property
     def training(self) -> dict[str, Any]:
-        """The settings of the row that are not those of the study."""
+        """The settings of the row that differ from those of the study."""
         values = dataclasses.asdict(self) | {"hidden": list(self.hidden)}
         return {key: value for key, value in values.items() if STUDY["training"].get(key) != value}
 
@@ -116,12 +116,12 @@ class Training:
     parameters
         Weights and biases of all networks.
     seconds
-        Median of an epoch on a quiet machine, s: one figure for each architecture, activation and batch size.
-        None until it was measured.
+        Median duration of an epoch on a quiet machine, s: one figure for each architecture, activation and
+        batch size. None until it is measured.
     failure
-        Why the training failed; then ``val_mae`` has the epochs before.
+        Why the training failed; then ``val_mae`` holds the epochs before.
     versions
-        Of Python and the packages that it ran with, and the commit of this repository.
+        Versions of Python and the packages that it ran with, and the commit of this repository.
     cpu
         Model of the processor that it ran on.
     """
@@ -141,7 +141,7 @@ class Training:
 
 
 def grid() -> list[Cell]:
-    """All configurations. The order fills a full grid of most settings first, so half a table is of use."""
+    """All configurations. The order fills a full grid of most settings first, so half a table is useful."""
     cells = [Cell(*values) for values in itertools.product(*GRID.values())]
     random.Random(0).shuffle(cells)
     slowest = min(GRID["learning_rate"])
@@ -149,7 +149,7 @@ def grid() -> list[Cell]:
 
 
 def read_table(path: Path = TABLE) -> list[Training]:
-    """The trainings of a table; none where there is no file."""
+    """Read the trainings of a table; none if there is no file."""
     if not path.exists():
         return []
     fields = [field.name for field in dataclasses.fields(Cell)]
@@ -171,7 +171,7 @@ def full_grid(rows: Iterable[Training]) -> list[Training]:
     """The full trainings of the largest full grid that the rows contain, with all their seeds.
 
     While the table is being made, some configurations are missing. A search needs all combinations of the
-    values that it chooses from: values are left out so that as many configurations as possible remain.
+    values that it chooses from, so values are left out such that as many configurations as possible remain.
     """
     full = [row for row in rows if (row.cell.schedule, row.cell.epochs) == ("cosine", EPOCHS)]
     trained = {settings_of(row.cell) for row in full}
@@ -181,7 +181,7 @@ def full_grid(rows: Iterable[Training]) -> list[Training]:
         present[tuple(each.index(value) for each, value in zip(values, settings, strict=True))] = True
 
     def kept(others: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Positions of the values, given those of all settings but the first."""
+        """Positions of the values of the first setting, given those of all others."""
         part = present[np.ix_(range(len(values[0])), *others)]
         return [np.flatnonzero(part.reshape(len(part), -1).all(axis=1)).tolist(), *others]
 
@@ -192,13 +192,13 @@ def full_grid(rows: Iterable[Training]) -> list[Training]:
 
 
 def _subsets(count: int) -> list[tuple[int, ...]]:
-    """All that are not empty, of the first numbers; the largest first."""
+    """All non-empty subsets of the first numbers, the largest first."""
     sizes = range(count, 0, -1)
     return [each for size in sizes for each in itertools.combinations(range(count), size)]
 
 
 def settings_of(config: Any) -> tuple[Any, ...]:
-    """The settings that differ between configurations, of anything that has them as attributes."""
+    """The settings that differ between configurations, from any object that has them as attributes."""
     return tuple(getattr(config, name) for name in SEARCHED)
 
 
@@ -223,7 +223,7 @@ SCHEMA: Final = pa.schema(
 
 
 def write_table(trainings: Iterable[Training], path: Path) -> None:
-    """Write the trainings as Parquet, in the order of their settings, with what they share."""
+    """Write the trainings as Parquet, sorted by their settings, with the shared settings as metadata."""
     rows = [
         dataclasses.asdict(each.cell)
         | {"parameters": each.parameters, "seconds": each.seconds, "failure": each.failure}
@@ -238,7 +238,7 @@ def write_table(trainings: Iterable[Training], path: Path) -> None:
 
 
 def repeated(first: Sequence[Training]) -> list[Cell]:
-    """The configurations that get further seeds: a random share, and the best ones with the first seed."""
+    """Configurations that get further seeds: a random share, and the best ones with the first seed."""
     cells = grid()
     share = set(random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells))))
     share |= {each.cell for each in sorted(first, key=lambda each: each.error)[:FURTHER_SEEDS_BEST]}
@@ -246,7 +246,7 @@ def repeated(first: Sequence[Training]) -> list[Cell]:
 
 
 def other_schedules() -> list[Cell]:
-    """The trainings by which the schedules are compared."""
+    """The trainings for the comparison of schedules."""
     cells = random.Random(2).sample(grid(), SCHEDULES_CELLS)
     return [
         dataclasses.replace(cell, schedule=schedule, epochs=epochs)
@@ -265,12 +265,12 @@ Shape = tuple[tuple[int, ...], str, int]
 
 
 def shape_of(cell: Cell) -> Shape:
-    """What the time of an epoch depends on: widths, activation, batch size."""
+    """Widths, activation and batch size, which determine the time of an epoch."""
     return cell.hidden, cell.activation, cell.batch_size
 
 
 def make_table(home: Path, path: Path, pack: str) -> None:
-    """Train what the table lacks, and write it again after each stage."""
+    """Train what the table lacks, and rewrite the table after each stage."""
     rows = {each.cell: each for each in read_table(path)}
 
     def train(name: str, cells: Iterable[Cell]) -> None:
@@ -286,7 +286,7 @@ def make_table(home: Path, path: Path, pack: str) -> None:
 
 
 def collect(home: Path, name: str, rows: dict[Cell, Training], path: Path) -> None:
-    """Add what a study has trained, on this machine, to the rows, and write the table."""
+    """Add the trainings of a study on this machine to the rows, and write the table."""
     cpu = describe_machine("cpu").cpu
     seconds = {shape_of(each.cell): each.seconds for each in rows.values()}
     for cell, trial, curve in _recorded(home, name, "val/mae_kcalmol"):
@@ -304,10 +304,10 @@ def collect(home: Path, name: str, rows: dict[Cell, Training], path: Path) -> No
 
 
 def measure_seconds(home: Path, path: Path) -> None:
-    """Time an epoch of each shape, one after the other: for a machine that does nothing else."""
+    """Time an epoch of each shape, one after the other, on a machine that does nothing else."""
     run_study(study_file(home, "search-table-seconds", timed()), home, pack="1")
     seconds = {
-        shape_of(cell): statistics.median(curve[1:])  # the first one has the features to load
+        shape_of(cell): statistics.median(curve[1:])  # the first epoch loads the features
         for cell, _, curve in _recorded(home, "search-table-seconds", "train/epoch_seconds")
     }
     rows = read_table(path)
@@ -315,7 +315,7 @@ def measure_seconds(home: Path, path: Path) -> None:
 
 
 def study_file(home: Path, name: str, cells: Sequence[Cell]) -> Path:
-    """The file of a study that trains these cells, made if there is none."""
+    """The file of a study that trains these cells, created if it does not exist."""
     file = home / f"{name}.yaml"
     if not file.exists():  # a study that has begun keeps its rows
         listed = [{"label": cell.label, "training": cell.training} for cell in cells]
@@ -325,13 +325,13 @@ def study_file(home: Path, name: str, cells: Sequence[Cell]) -> Path:
 
 
 def run_study(file: Path, home: Path, pack: str) -> None:
-    """Train what the study has left; ``pack`` trainings at once."""
+    """Train the remaining rows of the study, ``pack`` at once."""
     command = [sys.executable, "-m", "search.cli.main", "study", "run", "--pack", pack, str(file)]
     subprocess.run(command, env={**os.environ, **home_settings(home).environment()}, check=True)
 
 
 def _recorded(home: Path, name: str, metric: str) -> Iterator[tuple[Cell, TrialRow, list[float]]]:
-    """The trials of a study of rows that have ended, with a metric of each epoch."""
+    """The ended trainings of a study of rows, with a metric of each epoch."""
     with open_database(home_settings(home)) as database:
         try:
             study = open_study(database, name)
@@ -347,7 +347,7 @@ def _recorded(home: Path, name: str, metric: str) -> Iterator[tuple[Cell, TrialR
 
 
 def main() -> None:
-    """Make the table, or what of it there is so far."""
+    """Make the table, or add to it what there is so far."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--home", type=Path, default=Path("build/search-table"), help="folder of the trainings"

@@ -1,4 +1,4 @@
-"""Both sides of a comparison, taking turns on the same machine."""
+"""Run both sides of a comparison in turns on the same machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 SideTask = Callable[[], Any]
-"""A ``functools.partial`` of a function of a module, as another process must find it."""
+"""A ``functools.partial`` of a module's function, because another process must find it."""
 
 
 def take_turns(tasks: Mapping[str, SideTask], repeats: int, threads: int) -> dict[str, list[Any]]:
-    """Run each task ``repeats`` times, in turns, so that all meet the same moods of the machine.
+    """Run each task ``repeats`` times, in turns, so that all meet the same conditions of the machine.
 
-    The order is reversed from turn to turn. Each run has a process of its own with so many threads: its
-    memory is its own, and nothing of the other tasks is in it.
+    The order is reversed from turn to turn. Each run has a process of its own with ``threads`` threads, so
+    that its memory is its own and the other tasks leave nothing in it.
     """
     results: dict[str, list[Any]] = {name: [] for name in tasks}
     with ProcessPoolExecutor(
@@ -40,7 +40,7 @@ def peak_memory() -> int:
     """Largest resident memory of this process so far, bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # What the kernel accounts to resource usage includes the process that this one was forked from.
+        # The kernel's resource usage would include the process that this one was forked from.
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -34,13 +34,13 @@ SEED: Final = 1
 
 @dataclass(frozen=True)
 class StudyTimes:
-    """The course of a study run from the command line, s.
+    """Durations of a study run from the command line, s.
 
     Attributes
     ----------
-    whole : of the program
-    trials : from the first trial's begin to the last one's end
-    end : from there to the end of the program
+    whole : duration of the program
+    trials : time from the start of the first trial to the end of the last
+    end : time from then to the end of the program
     """
 
     whole: float
@@ -49,13 +49,13 @@ class StudyTimes:
 
     @property
     def start(self) -> float:
-        """From the start of the program to the first trial's begin."""
+        """Time from the start of the program to that of the first trial."""
         return self.whole - self.trials - self.end
 
 
 def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Run both programs, and ours once more with its tracker apart."""
-    # The relay of ours ends by itself, some time after the study.
+    """Run both programs, and ours once more with its tracker timed separately."""
+    # Our relay ends by itself, some time after the study.
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
         file = Path(place) / "study.yaml"
         file.write_text(yaml.safe_dump(study_of_rows(plan.study_trials, plan.study_epochs), sort_keys=False))
@@ -107,7 +107,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 def study_of_rows(trials: int, epochs: int) -> dict[str, Any]:
     """A study file that lists configurations from the quickstart's space, drawn at random.
 
-    The average of the weights, which the naive program does not have, is off.
+    Averaging of the weights is off, because the naive program does not have it.
     """
     import optuna
 
@@ -137,13 +137,13 @@ def study_of_rows(trials: int, epochs: int) -> dict[str, Any]:
 
 
 def run_study(file: Path, home: Path) -> None:
-    """``anitune study run``, as a person would start it."""
+    """Run ``anitune study run`` as a person would."""
     command = [sys.executable, "-m", "search.cli.main", "study", "run", str(file)]
     _run(command, home_settings(home).environment())
 
 
 def run_ours(file: Path, home: Path) -> StudyTimes:
-    """Run a study of rows, and look at its course."""
+    """Run a study of rows, and read its times from the records."""
     from storage.database import open_database
     from storage.studies import open_study
     from storage.trials.views import trial_rows
@@ -160,7 +160,7 @@ def run_ours(file: Path, home: Path) -> StudyTimes:
 
 
 def run_timed(side: str, file: Path, folder: Path) -> tuple[float, TrackerTime]:
-    """One of the programs with a stopwatch in its tracker: seconds of the whole, and what was measured."""
+    """Run one program with a stopwatch in its tracker; return its duration (s) and the tracker's times."""
     started = time.perf_counter()
     _run([sys.executable, "-m", "benchmarks.tracker_time", side, str(file), str(folder)], {})
     seconds = time.perf_counter() - started
@@ -168,7 +168,7 @@ def run_timed(side: str, file: Path, folder: Path) -> tuple[float, TrackerTime]:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
-    """Run a program, and show what it said if it fails."""
+    """Run a program, and raise an error with its output if it fails."""
     done = subprocess.run(
         command,
         env={**os.environ, **environment},

@@ -3,7 +3,7 @@
     python -m benchmarks.tracker_time ours STUDY.yaml FOLDER
     python -m benchmarks.tracker_time naive STUDY.yaml FOLDER
 
-The result is ``FOLDER/tracker.json``. The MLflow database is made before the clock starts, for both.
+The result is ``FOLDER/tracker.json``. For both, the MLflow database is created before the clock starts.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ MLFLOW_CALLS: Final = (
     "log_artifact",
 )
 
-#: What our worker calls to record a trial.
+#: The functions that our worker calls to record a trial.
 RECORD_CALLS: Final = ("record_config", "record_metrics", "rung", "record_artifacts", "finish")
 
 
 @dataclass(frozen=True)
 class TrackerTime:
-    """Where a study spent its time, s.
+    """Durations within a study, s.
 
     Attributes
     ----------
-    training : from the first trial's begin to the last one's end
-    recording : of it, what the training waited for records of its numbers and files
+    training : time from the start of the first trial to the end of the last
+    recording : part of it, in which the training waited for numbers and files to be recorded
     tracking : all work to bring them into MLflow, whether or not a training waited for it
     """
 
@@ -57,14 +57,14 @@ class TrackerTime:
 
 
 class Stopwatch:
-    """Adds up the time inside of some functions; a call from inside of another counts once."""
+    """Adds up the time inside of some functions; nested calls count once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._running = False
 
     def watch(self, owner: Any, names: tuple[str, ...]) -> None:
-        """Replace functions of a module or class by ones that are timed."""
+        """Replace functions of a module or class by timed ones."""
         for name in names:
             setattr(owner, name, self._timed(getattr(owner, name)))
 
@@ -92,7 +92,7 @@ def run_naive(study: Path, folder: Path) -> TrackerTime:
     _make_mlflow_database(folder)
     stopwatch = Stopwatch()
     stopwatch.watch(mlflow, MLFLOW_CALLS)
-    # A run that ends with its block is ended by the module's own name for the function.
+    # A run that ends with its block calls end_run by the module's own name.
     stopwatch.watch(fluent, ("end_run",))
     epochs = yaml.safe_load(study.read_text())["training"]["epochs"]
     options = {"configurations": study, "epochs": epochs, "folder": folder, "device": "cpu"}
@@ -106,7 +106,7 @@ def run_naive(study: Path, folder: Path) -> TrackerTime:
 
 
 def run_ours(file: Path, folder: Path) -> TrackerTime:
-    """Train the rows with our worker, and let the relay deliver after that: so both can be told apart."""
+    """Train the rows with our worker, and run the relay afterwards, so that both can be timed separately."""
     from search.cli.output import watch
     from search.cli.relay import note_writer
     from search.study import load_study
@@ -142,7 +142,7 @@ def run_ours(file: Path, folder: Path) -> TrackerTime:
 
 
 def home_settings(folder: Path) -> Any:
-    """The embedded databases in a home folder of their own."""
+    """Settings for embedded databases in a home folder of their own."""
     from storage.settings import Settings
 
     return Settings(

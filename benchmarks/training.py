@@ -1,4 +1,4 @@
-"""Training one network: structures a second, ours against the reference loop, end to end."""
+"""Training one network: structures a second of our loop and of the reference loop, end to end."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ CONFIG: Final = TrainConfig(
     schedule="constant",
 )
 
-#: Least ratios to the reference loop by precision, on a CPU; on a GPU one for all.
+#: Smallest ratios to the reference loop, by precision on a CPU; on a GPU one for all precisions.
 CPU_GOALS: Final[Mapping[Precision, Goal]] = {"float32": Goal("at least", 20), "auto": Goal("at least", 30)}
 GPU_GOAL: Final = Goal("at least", 50)
 
-#: Milliseconds of an epoch of the whole of ANI-1's small molecules on a GPU.
+#: Milliseconds of an epoch of all of ANI-1's small molecules on a GPU.
 EPOCH_GOAL: Final = Goal("below", 30)
 EPOCH_STRUCTURES: Final = 691_918
 
 START_GOAL: Final = Goal("below", 1)  # s
 
-#: The reference's rate does not grow with the data, its time and memory for loading do.
+#: The reference's rate does not grow with the data, but its time and memory for loading do.
 REFERENCE_STRUCTURES: Final = 100_000
 
-#: Rows of the products whose rate is measured: few, which stay in a cache, up to the hydrogens of a batch.
+#: Rows of the products whose rate is measured, from few, which stay in a cache, to the hydrogens of a batch.
 PRODUCT_ROWS: Final = (1024, 8192, 40_960)
 
-#: How long a rate of products is measured, s.
+#: Duration of a measurement of the products' rate, s.
 PRODUCT_SECONDS: Final = 0.5
 CALLS_AT_ONCE: Final = 4
 
@@ -71,15 +71,15 @@ PRODUCT_GOAL: Final = Goal("at least", 80)  # %
 
 @dataclass(frozen=True)
 class FitTimes:
-    """One training of ours.
+    """Times of one training with our loop.
 
     Attributes
     ----------
-    seconds : of the whole of ``fit``: setting up, epochs, evaluation, checkpoints
-    start_seconds : from the call until the time at which the first epoch began, at the pace of the others
-    epoch_seconds : median of the epochs, each with its evaluation
-    train, validation : structures of the parts
-    product_operations : of one structure of the training part, in one product of the first layer
+    seconds : duration of ``fit``: setting up, epochs, evaluation, checkpoints
+    start_seconds : time from the call to the start of the first epoch, if that took as long as the others
+    epoch_seconds : median duration of the epochs, each with its evaluation
+    train, validation : numbers of structures of the subsets
+    product_operations : operations of one product of the first layer, for one structure of the training set
     """
 
     seconds: float
@@ -99,11 +99,11 @@ class Products:
 
 
 def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
-    """Compare every precision with the reference loop, and the float32 step with the machine."""
+    """Compare every precision with the reference loop, and float32 with the machine's rate of products."""
     file = made_set(folder, plan.train_structures)
     reference_file = made_set(folder, min(plan.train_structures, REFERENCE_STRUCTURES))
     config = replace(CONFIG, epochs=plan.train_epochs, threads=plan.threads, device=plan.device)
-    # On a CPU an epoch takes the reference so long that one is enough.
+    # On a CPU an epoch of the reference takes so long that one is enough.
     reference_epochs = plan.train_epochs if _on_gpu(plan.device) else 1
     chosen = precisions()
     sides: dict[str, SideTask] = {
@@ -155,22 +155,22 @@ def _on_gpu(device: str) -> bool:
 
 
 def precisions() -> tuple[Precision, ...]:
-    """What the setting ``precision`` offers."""
+    """All values of the setting ``precision``."""
     return get_args(get_type_hints(TrainConfig)["precision"])
 
 
 def fit_once(
     file: Path, folder: Path, config: TrainConfig, ready: Callable[[], None] = lambda: None
 ) -> FitTimes | str:
-    """Train with our loop, as the second trial of a worker; the first is a short one.
+    """Train with our loop as the second trial of a worker; the first is a short one.
 
     Parameters
     ----------
-    ready : called before the second one
+    ready : called before the second trial
 
     Returns
     -------
-    What it took, or why this machine cannot train so.
+    The times, or why this machine cannot train in this way.
     """
     data = DataConfig(files=(str(file),))
     task = prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
@@ -188,7 +188,7 @@ def fit_once(
     epoch_seconds = statistics.median(record.seconds for record in result.history)
     return FitTimes(
         seconds=seconds,
-        # Where the epochs vary by more than the start takes, the difference can be below zero.
+        # If the epochs vary by more than the start takes, the difference can be negative.
         start_seconds=max(0.0, result.history[0].finished_at - began - epoch_seconds),
         epoch_seconds=epoch_seconds,
         train=len(task.split.train),
@@ -198,11 +198,11 @@ def fit_once(
 
 
 def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> FitTimes | str:
-    """Train with so much of the GPU's memory that the features must be streamed.
+    """Train with so little GPU memory that the features must be streamed.
 
     Returns
     -------
-    What it took, or why nothing is streamed.
+    The times, or why nothing is streamed.
     """
     device = find_device(config.device)
     task = prepare_task(
@@ -229,11 +229,11 @@ def _product_operations(task: Task, config: TrainConfig) -> float:
 
 
 def fit_on_each_core(file: Path, folder: Path, config: TrainConfig, cores: int) -> float | str:
-    """Train as a worker does: a training a core, each in a process and a thread of its own, all at once.
+    """Train as a worker does: one training for each core, each in a process with one thread, all at once.
 
     Returns
     -------
-    Structures/s of all together, or why this machine cannot train so.
+    Structures/s of all together, or why this machine cannot train in this way.
     """
     context = get_context("spawn")
     begin = context.Barrier(cores)
@@ -263,9 +263,9 @@ class ReferenceTimes:
 
     Attributes
     ----------
-    seconds : of all epochs, with evaluation and checkpoints
-    epoch_seconds : of each epoch
-    train : structures of the training part
+    seconds : duration of all epochs, with evaluation and checkpoints
+    epoch_seconds : duration of each epoch
+    train : number of structures of the training set
     """
 
     seconds: float
@@ -274,7 +274,7 @@ class ReferenceTimes:
 
 
 def train_reference(file: Path, device: str, epochs: int) -> float:
-    """Train with the reference loop, evaluation and checkpoints included: structures/s."""
+    """Rate of the reference loop, evaluation and checkpoints included, structures/s."""
     times = time_reference(file, device, epochs)
     return epochs * times.train / times.seconds
 
@@ -282,14 +282,14 @@ def train_reference(file: Path, device: str, epochs: int) -> float:
 def time_reference(
     file: Path, device: str, epochs: int, batch_size: int = CONFIG.batch_size
 ) -> ReferenceTimes:
-    """Train with the reference loop, after one step that warms the process up."""
+    """Time the reference loop, after one step that warms the process up."""
     training, validation = (
         reference_loop.make_batches(part, batch_size, find_device(device))
         for part in reference_loop.load_subsets(file)
     )
     torch.manual_seed(0)
     model = reference_loop.Potential(CONFIG.hidden).to(device)
-    # A step that warms the process up; the training forgets its gradient.
+    # A step that warms the process up; its gradient is not used.
     model(training[0].species, training[0].coordinates).sum().backward()
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
@@ -311,7 +311,7 @@ def time_reference(
 
 
 def product_rates(device: str, width: int) -> Products:
-    """Measure how fast torch multiplies float32 matrices of the first layer's shape, at its best size."""
+    """Measure how fast torch multiplies float32 matrices of the first layer's shape, at the best size."""
     inputs = aev_length(AEVConfig())
     forward, weight_gradient = [], []
     for rows in PRODUCT_ROWS:
@@ -350,7 +350,7 @@ def _precision_figures(
     config: TrainConfig,
     plan: BenchmarkPlan,
 ) -> list[Figure]:
-    """The ratio of a precision, and on a GPU the time of an epoch."""
+    """Figures of a precision: the ratio to the reference, and on a GPU the time of an epoch."""
     on_gpu = _on_gpu(plan.device)
     widths = "-".join(map(str, config.hidden))
     name = f"384-{widths}-1, batch {config.batch_size}, {precision}, {plan.device}"
@@ -376,7 +376,7 @@ def _precision_figures(
 
 
 def _streamed_figure(streamed: list[FitTimes | str], fits: list[FitTimes], gib: float) -> Figure:
-    """The epoch of a training whose features are streamed, and what that costs."""
+    """The time of an epoch with streamed features, and how much slower it is."""
     name = f"an epoch with features streamed, {gib:.3g} GiB of GPU memory, float32"
     times = [some.epoch_seconds * 1000 for some in streamed if isinstance(some, FitTimes)]
     if len(times) < len(streamed):
@@ -387,7 +387,7 @@ def _streamed_figure(streamed: list[FitTimes | str], fits: list[FitTimes], gib: 
 
 
 def _share_of_products(fits: list[FitTimes], products: list[Products], config: TrainConfig) -> Figure:
-    """How much of a whole training would be left if the first layer's products were all there is to do."""
+    """Share of a whole training that the first layer's products alone would take at the machine's rate."""
     forward = statistics.median(rates.forward for rates in products)
     weight_gradient = statistics.median(rates.weight_gradient for rates in products)
     shares = []

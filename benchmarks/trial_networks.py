@@ -1,4 +1,4 @@
-"""The networks that are trained side by side, as different as those that a search proposes."""
+"""Networks that are trained side by side, as different as those that a search proposes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrialNetwork(TypedDict):
 
 
 def trial_network(number: int) -> TrialNetwork:
-    """The network of the trial with this number, from 0; they repeat after eight."""
+    """The network of the trial with this number, from 0; networks repeat after eight."""
     return TrialNetwork(
         hidden=WIDTHS[number % len(WIDTHS)], activation=ACTIVATIONS[number % len(ACTIVATIONS)]
     )

@@ -1,9 +1,10 @@
-"""Who is let in to the servers that we start: those with the secret of that start, by a name of this machine.
+"""Access rules of the local servers: who may send requests, and by which host names.
 
-A page of another site must not reach them through a person's browser, nor another account of this machine by
-their ports. So a request needs the secret: as a bearer token or a password, which programs send, or as a
-cookie, which the printed link leaves in the browser. Cookies ignore ports, and a name can be made to lead
-here: hence the rules about Host, Origin and where a browser says that a request comes from.
+Neither a page of another site, through a person's browser, nor another account of this machine, through the
+ports, may reach the servers. So a request needs the secret that each start creates: programs send it as a
+bearer token or a password, and browsers as a cookie, which the printed link sets. Cookies ignore ports, and
+an attacker can point a host name at this machine (DNS rebinding): hence the rules about Host, Origin and
+Sec-Fetch-Site.
 
 :class:`dashboards.mlflow_server.Guard` and :func:`with_access` ask :class:`Access` for each request.
 """
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 HEALTH: Final = "/health"
-"""Tells everybody that the server answers, and nothing else."""
+"""Path that tells everybody that the server answers, and nothing else."""
 
 ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 _PARAMETER: Final = "token"
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _BROWSERS_OWN: Final = ("", "none", "same-origin")
-"""Values of Sec-Fetch-Site: no browser or an old one, the person themselves, our own pages."""
+"""Values of Sec-Fetch-Site: no or an old browser, a person's own navigation, our own pages."""
 
 _SCRIPT: Final = (
     f'const here = new URL(location); here.searchParams.delete("{_PARAMETER}"); location.replace(here);'
@@ -78,12 +79,12 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Of every answer: no other site learns an address of ours, holds a window of ours, or shows an answer."""
+"""Headers of every answer, so that no other site learns an address, holds a window, or shows an answer."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is looked at of a request; names of headers in small letters, repeated ones joined by a comma."""
+    """Parts of a request that the rules need; header names in lower case, repeated ones joined by a comma."""
 
     method: str
     path: str
@@ -93,7 +94,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered in place of the application."""
+    """An answer that replaces the application's."""
 
     status: int
     content: bytes
@@ -101,7 +102,7 @@ class Answer:
 
     @classmethod
     def line(cls, status: int, line: str) -> Answer:
-        """A line of plain text."""
+        """Make an answer from a line of plain text."""
         return cls(status, f"{line}\n".encode(), (("Content-Type", "text/plain; charset=utf-8"),))
 
 
@@ -121,7 +122,7 @@ def allowed_names(host: str, given: Iterable[str] = ()) -> frozenset[str]:
 
 
 def with_token(url: str, token: str | None) -> str:
-    """The address of a page of a server as a link that also signs in."""
+    """The address of a page of a server, with the secret added so that the link also signs in."""
     if token is None:
         return url
     scheme, place, path, query, fragment = urlsplit(url)
@@ -134,7 +135,7 @@ class Access:
     Parameters
     ----------
     token
-        The secret of its start.
+        The secret of this start of the server.
     names
         See :func:`allowed_names`.
     """
@@ -142,11 +143,11 @@ class Access:
     def __init__(self, token: str, names: frozenset[str]) -> None:
         self._token = token.encode()
         self._names = names
-        # One for each start: browsers send a cookie to all servers of a machine, whatever their ports.
+        # A name for each start: browsers send a cookie to all servers of a machine, whatever their ports.
         self._cookie = f"anitune-{hashlib.sha256(self._token).hexdigest()[:12]}"
 
     def judge(self, request: Request) -> Answer | None:
-        """What to answer to those who are not let in; None: the application answers."""
+        """The refusal or redirection to answer with; None: the application answers."""
         if request.path == HEALTH and request.method in ("GET", "HEAD"):
             return Answer.line(200, "OK")
         host = request.headers.get("host", "").lower()
@@ -180,7 +181,7 @@ class Access:
             return False
         try:
             password = base64.b64decode(value, validate=True).partition(b":")[2]
-        except ValueError:  # of text that is none in ASCII, too
+        except ValueError:  # also raised for text outside ASCII
             return False
         return hmac.compare_digest(password, self._token)
 
@@ -189,7 +190,7 @@ class Access:
         return any(name == self._cookie and self._is_token(value) for name, _, value in pairs)
 
     def _sign_in(self, request: Request) -> Answer:
-        """Leave the cookie, and lead to the same page by its address without the secret."""
+        """Set the cookie, and redirect to the same page by its address without the secret."""
         rest = "&".join(pair for pair in request.query.split("&") if not pair.startswith(f"{_PARAMETER}="))
         # One slash: two would name another server.
         location = quote(f"/{request.path.lstrip('/')}", safe="/:@!$'()*+,;=-._~") + f"?{rest}" * bool(rest)
@@ -213,7 +214,7 @@ def _same_origin(origin: str | None, host: str) -> bool:
 
 
 def _is_asked_here(request: Request) -> bool:
-    """Whether our own pages ask, or the person themselves by a link, a bookmark or the address bar."""
+    """Whether the request comes from our own pages, or from a link, a bookmark or the address bar."""
     if request.headers.get("sec-fetch-site", "") in _BROWSERS_OWN:
         return True
     kind = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
@@ -232,7 +233,7 @@ def _refusal(request: Request) -> Answer:
 
 
 def with_access(app: WSGIApplication, access: Access) -> WSGIApplication:
-    """Let ``app`` answer those alone whom the rules let in."""
+    """Wrap ``app`` so that it answers only requests that pass the access rules."""
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answer = access.judge(_request(environ))
@@ -268,6 +269,6 @@ def _finishing(start_response: StartResponse) -> Callable[..., Any]:
 
 
 def completed(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """An answer's headers, with those of ours that it lacks."""
+    """Headers of an answer, completed with those of :data:`HEADERS` that it lacks."""
     there = {name.lower() for name, _ in headers}
     return headers + [(name, value) for name, value in HEADERS.items() if name.lower() not in there]

@@ -1,7 +1,7 @@
-"""What our figures have in common: a name, a title, words for those who do not see it, colours and axes.
+"""Common look of our figures: name, title, alternative text, colours and axes.
 
 Their backgrounds are transparent and their colours of middle lightness, so that they can be read on white and
-on black; a page of ours also sets the colours of text and grid (``assets/style.css``).
+on black; our own pages also set the colours of text and grid (``assets/style.css``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ORANGE: Final = "#e07a30"
 PURPLE: Final = "#9461d6"
 GREY: Final = "#99a1ad"
 RED: Final = "#d8504d"
-#: Of studies that are compared, and of curves beside each other.
+#: Colours of compared studies, and of curves in one figure.
 COLORS: Final = (BLUE, ORANGE, "#2f9e6e", PURPLE, "#c2528b", "#8a7a2f", "#3a9fb5", "#b0573a")
 
 TEXT: Final = "#78818e"
@@ -29,7 +29,7 @@ _HEIGHT: Final = 340  # pixels
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with what it is called, and what it shows in words for those who do not see it."""
+    """A figure with its name, its title, and an alternative text for those who do not see it."""
 
     name: str
     title: str
@@ -47,7 +47,7 @@ def set_axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: b
 
 
 def make_chart(name: str, title: str, alt: str, figure: go.Figure) -> Chart:
-    """Give a figure the common look, its name, its title, and what it shows in words."""
+    """Give a figure the common look, its name, its title and its alternative text."""
     _show_as_text(figure)
     figure.layout.template = go.layout.Template()  # plotly's own would be 7 kB in each figure
     figure.update_layout(
@@ -64,7 +64,7 @@ def make_chart(name: str, title: str, alt: str, figure: go.Figure) -> Chart:
 
 
 def _show_as_text(figure: go.Figure) -> None:
-    """Escape what names and notes of others hold: plotly reads links and tags in them."""
+    """Escape text of other people, in which plotly would read links and tags."""
     for trace in figure.data:
         for name in ("name", "text", "x", "y"):
             value = trace[name]
@@ -77,7 +77,7 @@ def _show_as_text(figure: go.Figure) -> None:
 
 
 def figure_json(chart: Chart) -> str:
-    """A figure as JSON that may stand in a page: nothing in it can end the element that holds it."""
+    """A figure as JSON that is safe inside a page: nothing in it can end the element that holds it."""
     text: str = chart.figure.to_json()
     for letter in "<>&'":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

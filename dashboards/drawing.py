@@ -1,7 +1,7 @@
-"""Pictures of our figures where nothing interactive can be shown: plotly figure in, PNG out.
+"""Draw our plotly figures as PNG, for places that show nothing interactive.
 
-Only what :mod:`dashboards.figures` makes is understood: points, lines and bars, on linear, logarithmic and
-categorical axes.
+It understands only the figures of :mod:`dashboards.figures`: points, lines and bars, on linear, logarithmic
+and categorical axes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FAINT: Final = "#d5d9e0"
 _RGBA: Final = re.compile(r"rgba\((\d+),(\d+),(\d+),([\d.]+)\)")
 _SYMBOLS: Final = {"diamond": "D"}
 _DPI: Final = 120
-_LONGEST: Final = 80  # letters of a text
+_LONGEST: Final = 80  # characters of a text
 
 
 def png(chart: Chart) -> bytes:
     """The chart as a picture, 1,080 pixels wide."""
-    with rc_context({"text.parse_math": False}):  # a $ in a name is no formula
+    with rc_context({"text.parse_math": False}):  # a $ in a name begins no formula
         return _png(chart)
 
 
@@ -58,7 +58,7 @@ def _png(chart: Chart) -> bytes:
 
 
 def _unescaped(value: Any) -> Any:
-    """The figure with its texts as they are, which plotly is given escaped; what fits of long ones."""
+    """The figure with the escaping of :mod:`dashboards.chart` undone and long texts cut."""
     if isinstance(value, str):
         return unescape(value)[:_LONGEST]
     if isinstance(value, dict):

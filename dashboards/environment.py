@@ -1,6 +1,6 @@
-"""The environment of the servers that we start: no more of a person's variables than they need.
+"""Environment variables of the servers that we start: no more of the person's variables than they need.
 
-Whoever made a server run something would find there what else the person signs in to.
+An attacker who makes a server run code would find credentials for other services in the full environment.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _POSTGRESQL: Final = (
 
 
 def optuna_environment(settings: Settings, token: str) -> dict[str, str]:
-    """Of our pages and the Optuna dashboard; arguments would show a password in the database's URL."""
+    """Variables of our pages and the Optuna dashboard; arguments would show a password of the database."""
     return {**_needed(settings.storage_url), **settings.environment(), TOKEN_VARIABLE: token}
 
 
 def mlflow_environment(settings: Settings, token: str) -> dict[str, str]:
-    """Of MLflow's server, which keeps artifacts in the home folder."""
+    """Variables of MLflow's server, which keeps artifacts in the home folder."""
     return {
         **_needed(settings.tracking_uri),
         TOKEN_VARIABLE: token,
         BACKEND_VARIABLE: settings.tracking_uri,
-        # As a URI: of a path MLflow would take %41 for a letter.
+        # As a URI: in a path MLflow would decode %41 to a letter.
         DESTINATION_VARIABLE: (settings.home / "mlartifacts").as_uri(),
     }
 

@@ -1,4 +1,4 @@
-"""What can go wrong with the dashboards, in the user's words."""
+"""Errors of the dashboards, with messages for users."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Figures of studies: records in, plotly figure out. Page, report, notes of Optuna and notebooks share them.
+"""Figures of studies: records in, plotly figures out, for the page, the report, Optuna's notes and notebooks.
 
-How they look alike is said in :mod:`dashboards.chart`.
+:mod:`dashboards.chart` gives them their common look.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COSTS: Final[Mapping[Cost, str]] = {
 
 
 def history(records: Sequence[StudyRecord], against: Literal["trials", "seconds"] = "trials") -> Chart:
-    """Validation MAE of each trial in the order of their ends, and the best so far."""
+    """Validation MAE of each trial in the order in which they ended, and the best so far."""
     figure = go.Figure()
     words = []
     for record, color in zip(records, _colors(records), strict=True):
@@ -70,7 +70,7 @@ def history(records: Sequence[StudyRecord], against: Literal["trials", "seconds"
 
 
 def cost(records: Sequence[StudyRecord], against: Cost = "parameters") -> Chart:
-    """Error against cost of the complete trials, with the Pareto front: no trial is better in both."""
+    """Error against cost of the complete trials, with the Pareto front of trials that none beats in both."""
     figure = go.Figure()
     words = []
     for record, color in zip(records, _colors(records), strict=True):
@@ -158,12 +158,12 @@ def curves(
     histories: Mapping[int, Sequence[tuple[int, float]]],
     metric: str = "validation MAE, kcal/mol",
 ) -> Chart:
-    """The course of the best trials over their epochs, with the rest faint behind them.
+    """Metric of the best trials over their epochs, with other trials faint behind them.
 
     Parameters
     ----------
     histories
-        By number of a trial: epochs and values.
+        Epochs and values, by trial number.
     """
     best = [trial for trial in record.complete if trial.number in histories][:CURVES]
     known = {trial.number for trial in best}
@@ -247,13 +247,13 @@ FIGURES: Final[Mapping[str, Callable[[StudyRecord], Chart]]] = {
     "errors_by_heavy": lambda record: errors_by(record, "heavy"),
     "errors_by_elements": lambda record: errors_by(record, "elements"),
 }
-"""All that need nothing but the records of a study, by name."""
+"""All figures that need nothing but the records of a study, by name."""
 
 
 def _along(
     record: StudyRecord, ended: Sequence[TrialRow], against: str
 ) -> tuple[list[float], list[float], list[float]]:
-    """Where each trial stands, and the corners of the best so far."""
+    """The x value of each trial, and the corners of the line of the best so far."""
     x: list[float] = []
     best_x: list[float] = []
     best_y: list[float] = []

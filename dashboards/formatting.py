@@ -1,4 +1,4 @@
-"""Numbers and states in words, alike wherever people read them."""
+"""Numbers and states as text, the same wherever people read them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _FENCE: Final = re.compile(r"`{3,}")
 
 
 def markdown_text(text: str) -> str:
-    """Text of others on one line, shown by Markdown as it is; also in a cell of a table."""
+    """Text of other people on one line, escaped so that Markdown shows it as it is; also in a table cell."""
     return _MARKUP.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def markdown_code(text: str) -> str:
-    """A word of others as code; where it holds what could end that, as text."""
+    """A word of other people as code; as escaped text if it holds characters that could end the code."""
     return f"`{text}`" if _CODE.fullmatch(text) else markdown_text(text)
 
 
 def markdown_block(text: str) -> str:
-    """Lines to be copied, between fences that are longer than any in them."""
+    """Lines to be copied, between fences longer than any that the lines contain."""
     fence = "`" * max([3, *(len(found) + 1 for found in _FENCE.findall(text))])
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
 def trained_on(trial: TrialRow) -> str:
-    """The device and precision of each attempt at a trial, as far as they differ, one after the other."""
+    """Device and precision of the attempts at a trial, in order and without repetitions."""
     places = [(each.device, each.precision) for each in trial.attempts]
     places = places or [(trial.worker.device, trial.worker.precision)]
     return ", then ".join(
@@ -44,7 +44,7 @@ def trained_on(trial: TrialRow) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that say most."""
+    """Seconds in the one or two units that fit their size."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -54,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 def format_number(value: float | None, digits: int = 0) -> str:
-    """A number with thousands apart; nothing for None."""
+    """A number with a comma between thousands; empty for None."""
     return "" if value is None else f"{value:,.{digits}f}"
 
 
@@ -67,7 +67,7 @@ def format_budget(budget: Budget) -> str:
 
 
 def study_state_line(summary: StudySummary) -> str:
-    """What a study is at, in a word or two."""
+    """The state of a study in a few words."""
     if summary.state != "open":
         return summary.state
     if summary.trials["running"]:
@@ -78,7 +78,7 @@ def study_state_line(summary: StudySummary) -> str:
 
 
 def _is_spent(summary: StudySummary) -> bool:
-    """Whether no more trials begin."""
+    """Whether a limit of the study is reached, so that no more trials begin."""
     budget = summary.budget
     spent = (
         (sum(summary.trials.values()), budget.trials),
@@ -89,7 +89,7 @@ def _is_spent(summary: StudySummary) -> bool:
 
 
 def format_noise(board: Leaderboard) -> str:
-    """What two trials must differ by, and how that is known."""
+    """What difference between two trials is more than chance, and how that is known."""
     if not board.by_molecule:
         return _noise(board.noise)
     return (

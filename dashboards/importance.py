@@ -1,4 +1,4 @@
-"""Which of the searched settings decide how good a trial is, by Optuna's PED-ANOVA."""
+"""Importance of the searched settings for the error of a trial, by Optuna's PED-ANOVA."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LOG: Final = ("learning_rate", "weight_decay")
 
 
 def searched_settings(trials: Sequence[TrialRow]) -> dict[str, list[Any]]:
-    """By name: the values of a setting in these trials; of those alone that a study may search and that vary.
+    """Values of each setting in these trials, by name; only searchable settings that vary.
 
-    A network is described by the number of its ``layers`` and the sum of its widths (``neurons``): the width
-    of a third layer says nothing of a network with two.
+    A network is described by the number of its ``layers`` and the sum of its widths (``neurons``), because
+    the width of a third layer means nothing for a network with two.
     """
     columns: dict[str, list[Any]] = {}
     for name in searchable_fields():
@@ -34,7 +34,7 @@ def searched_settings(trials: Sequence[TrialRow]) -> dict[str, list[Any]]:
 
 
 def importances(trials: Sequence[TrialRow]) -> dict[str, float]:
-    """Shares that sum to 1, the largest first; empty with fewer than two trials, or if nothing varies."""
+    """Shares that sum to 1, the largest first; empty with fewer than two trials or if nothing varies."""
     settings = {name: values for name, values in searched_settings(trials).items() if None not in values}
     if len(trials) < 2 or not settings:
         return {}

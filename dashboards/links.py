@@ -1,8 +1,8 @@
-"""Addresses of pages in the two dashboards, as their pages themselves use them.
+"""Addresses of pages in the two dashboards, in the form that their own pages use.
 
-MLflow opens in a mode for language models: every link to it names the other mode. Its pages are named after
-the ``#`` of the address, so ``server`` may be a server's address, one that redirects to it, or empty for a
-link from one of its pages to another.
+MLflow opens in a mode for language models unless the link names the other mode, so each link does. The names
+of its pages follow the ``#`` of the address, so ``server`` may be a server's address, one that redirects to
+it, or empty for a link from one of its pages to another.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from storage.settings import Settings
 from storage.tracking.saved_view import VIEW
 
 DASHBOARDS_VARIABLE: Final = "ANITUNE_DASHBOARDS_URL"
-"""Where people reach our first page and the Optuna dashboard, for links of MLflow's notes back to them."""
+"""Variable with the address of our first page and the Optuna dashboard, for links in MLflow's notes."""
 
 PAGE: Final = "/anitune"
-"""Begins the addresses of our own pages, beside the Optuna dashboard's."""
+"""Prefix of the paths of our own pages, on the server of the Optuna dashboard."""
 
 MLFLOW_VIA_OPTUNA = "/mlflow"
-"""Leads from the Optuna dashboard to MLflow, whatever its port: see :mod:`dashboards.optuna_server`."""
+"""Path that leads from the Optuna dashboard to MLflow on any port: see :mod:`dashboards.optuna_server`."""
 
 
 def usual_port(settings: Settings) -> int:
-    """The port of our pages and the Optuna dashboard where it is free: always the same for a home folder.
+    """Default port of our pages and the Optuna dashboard, which depends only on the home folder.
 
-    So links to them that stand in notes of MLflow stay right. It lies below the ports that systems give away.
+    So links to them in MLflow's notes stay right. It is below the range of ephemeral ports.
     """
     digest = hashlib.sha256(str(settings.home).encode()).digest()
     return 20_000 + int.from_bytes(digest[:4]) % 10_000
 
 
 def usual_address(settings: Settings) -> str | None:
-    """Where people reach our pages and the Optuna dashboard, as far as that is known ahead.
+    """Address of our pages and the Optuna dashboard, as far as it is known before they start.
 
-    Of a MLflow server on another machine it is not, unless :data:`DASHBOARDS_VARIABLE` says it.
+    With an MLflow server on another machine it is known only if :data:`DASHBOARDS_VARIABLE` gives it.
     """
     if said := os.environ.get(DASHBOARDS_VARIABLE):
         return said.rstrip("/")
@@ -49,18 +49,18 @@ def usual_address(settings: Settings) -> str | None:
 
 
 def first_page(server: str) -> str:
-    """All studies and live workers, on our own page."""
+    """Our page of all studies and running workers."""
     return f"{server}{PAGE}/"
 
 
 def study_page(server: str, study: str, trial: int | None = None) -> str:
-    """The leaderboard of a study, on our own page; that of one trial is marked."""
+    """Our page with the leaderboard of a study; the line of ``trial`` is highlighted."""
     mark = f"#trial-{trial}" if trial is not None else ""
     return f"{server}{PAGE}/studies/{quote(study)}{mark}"
 
 
 def mlflow_experiments(server: str) -> str:
-    """All experiments, one a study."""
+    """All experiments, one for each study."""
     return _mlflow(server, "experiments")
 
 

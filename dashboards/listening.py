@@ -1,7 +1,7 @@
-"""What both servers have in common: the socket that they answer on, and the secret of their start.
+"""Socket and secret of a server: how its starter hands them over.
 
 The starter opens the socket and hands it over. Otherwise another account of the machine could take the port
-between its choice and the moment when the server listens there, and would be sent the secret.
+between its choice and the moment when the server listens there, and would receive the secret.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dashboards.access import Access, allowed_names
 from dashboards.errors import AccessError, AddressError
 
 TOKEN_VARIABLE: Final = "ANITUNE_SERVER_TOKEN"
-"""Hands the secret to a server of this machine: nobody else reads or changes the environment of a process."""
+"""Variable that hands over the secret: no other account can read or change a process's environment."""
 
 _SHORTEST: Final = 20
 
 
 def listen(host: str, port: int = 0) -> socket.socket:
-    """A socket that listens on an address of this machine; ``::`` stands for all, those of IPv4 included.
+    """Open a socket that listens on an address of this machine; ``::`` means all addresses, IPv4 included.
 
     Parameters
     ----------
     port
-        0: any that is free.
+        0: any free port.
 
     Raises
     ------
@@ -42,12 +42,12 @@ def listen(host: str, port: int = 0) -> socket.socket:
 
 
 def listen_for(option: str, host: str, port: int | None) -> socket.socket:
-    """A socket for the server whose port an option of the command line chooses.
+    """Open a socket for the server whose port is chosen by the command-line option ``option``.
 
     Raises
     ------
     AddressError
-        if it cannot be had.
+        if the host is not this machine's, or the port is taken.
     """
     try:
         return listen(host, port or 0)
@@ -67,12 +67,12 @@ def port_of(listener: socket.socket) -> int:
 
 
 def arguments_for(host: str, listener: socket.socket, names: Iterable[str] = ()) -> list[str]:
-    """The arguments of a server that is handed a socket."""
+    """The command-line arguments of a server that is handed a socket."""
     return ["--host", host, "--fd", str(listener.fileno()), *(f"--allowed-host={name}" for name in names)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a server's command line say where it listens, and whom it lets in."""
+    """Add the options that say where a server listens and whom it lets in."""
     parser.add_argument("--host", default="127.0.0.1")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--port", type=int)
@@ -82,19 +82,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given_listener(arguments: argparse.Namespace) -> socket.socket:
-    """The socket that the arguments name, or one that listens as they say."""
+    """The socket that the arguments name, or a new one that listens as they say."""
     if arguments.fd is not None:
         return socket.socket(fileno=arguments.fd)
     return listen(arguments.host, arguments.port)
 
 
 def given_access(arguments: argparse.Namespace) -> Access:
-    """The rules of a server by its arguments; see :func:`dashboards.access.allowed_names`.
+    """The access rules of a server from its arguments; see :func:`dashboards.access.allowed_names`.
 
     Raises
     ------
     AccessError
-        if there is no secret.
+        if the secret is missing or too short.
     """
     file: Path | None = arguments.token_file
     token = (os.environ.get(TOKEN_VARIABLE, "") if file is None else file.read_text()).strip()

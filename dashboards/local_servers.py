@@ -1,8 +1,9 @@
 """The servers of ``anitune up``: a PostgreSQL and an MLflow server for all processes of one machine.
 
-They live in the folder ``servers`` of a home, each in a session of its own, and outlast the command that
-started them. What is there: ``postgresql``, the data of both databases; ``mlflow.json``, MLflow's process;
-``addresses.json``, by which every later command finds them; ``lock``, held while one starts or stops them.
+Their files are in the folder ``servers`` of a home. Each server runs in a session of its own, and outlasts
+the command that started it. The folder holds: ``postgresql``, the data of both databases; ``mlflow.json``,
+MLflow's process; ``addresses.json``, by which every later command finds the servers; ``lock``, held while a
+command starts or stops them.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ HOST = "127.0.0.1"
 
 _MLFLOW = "mlflow.json"
 _CLOCK_SECONDS = 2.0
-"""A process's start time moves by so much when the clock is set."""
+"""A process's start time may shift by up to this much when the clock is set."""
 
 
 @dataclass(frozen=True)
 class _Mlflow:
-    """The first of MLflow's processes, when it began (seconds since 1970-01-01 UTC), and where it answers."""
+    """MLflow's first process: its id, its start (seconds since 1970-01-01 UTC), and the URL of the server."""
 
     pid: int
     started: float
@@ -55,7 +56,7 @@ class _Mlflow:
 
     @property
     def port(self) -> int:
-        """The one that it listens on."""
+        """The port that the server listens on."""
         port = httpx.URL(self.url).port
         assert port is not None, self.url
         return port
@@ -63,12 +64,12 @@ class _Mlflow:
 
 @dataclass(frozen=True)
 class LocalServers:
-    """The servers as they stand.
+    """The state of the running servers.
 
     Attributes
     ----------
     addresses
-        Of both.
+        Addresses of both servers.
     postgresql, mlflow
         Process ids.
     tools
@@ -76,7 +77,7 @@ class LocalServers:
     token_file
         The file with the secret of MLflow's server.
     link
-        To its pages; it signs in.
+        Link to MLflow's pages that also signs in.
     """
 
     addresses: ServerAddresses
@@ -88,16 +89,16 @@ class LocalServers:
 
 
 def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[LocalServers, bool]:
-    """Start what does not run, and wait until it answers; also whether anything was started.
+    """Start the servers that are not running, and wait until they answer.
 
-    A start that fails, or is interrupted, stops again what it started.
+    Also returns whether any was started. A start that fails or is interrupted stops what it started.
 
     Parameters
     ----------
     home
         The home folder, absolute.
     mlflow_port
-        For MLflow; by default that of the last time, else one that is free.
+        Port for MLflow; by default that of the last start, else a free one.
 
     Raises
     ------
@@ -118,7 +119,7 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[LocalServ
             undo.callback(postgresql.stop)
         mlflow = _running(servers)
         if mlflow is None:
-            _stop_mlflow(servers)  # what is left of one that was killed
+            _stop_mlflow(servers)  # children that a killed server left
             if known is not None and mlflow_port is None:
                 mlflow_port = httpx.URL(known.tracking_uri).port
             listener = undo.enter_context(listen_for("--mlflow-port", HOST, mlflow_port))
@@ -148,7 +149,7 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[LocalServ
 
 
 def stop_servers(home: Path) -> bool:
-    """Stop what runs of the servers of a home; answers whether anything did.
+    """Stop the running servers of a home; returns whether there were any.
 
     Raises
     ------
@@ -166,10 +167,10 @@ def stop_servers(home: Path) -> bool:
 
 @contextmanager
 def with_postgresql(home: Path) -> Iterator[str]:
-    """Let PostgreSQL run for the block, and give the URL of MLflow's database.
+    """Run PostgreSQL for the block, and yield the URL of MLflow's database.
 
-    MLflow's server is not started. It must be down where its tables are of an older version: they cannot be
-    changed under it.
+    MLflow's server is not started. It must be down if its tables are of an older version, because they cannot
+    be migrated while it uses them.
 
     Raises
     ------
@@ -199,7 +200,7 @@ def _with_driver(url: str) -> str:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[Path]:
-    """Hold the lock of the folder of the servers, which is made if need be."""
+    """Hold the lock of the servers' folder, which is created if needed."""
     servers = home / "servers"
     servers.mkdir(parents=True, exist_ok=True)
     try:
@@ -212,7 +213,7 @@ def _alone(home: Path) -> Iterator[Path]:
 
 
 def _known(home: Path) -> ServerAddresses | None:
-    """The addresses of the last time; of servers of another folder, which this one was copied from, none."""
+    """The addresses of the last start; None if this folder was copied from theirs."""
     servers = home / "servers"
     known = read_addresses(servers)
     pid_file = servers / "postgresql" / "postmaster.pid"
@@ -232,10 +233,10 @@ def _start_mlflow(settings: Settings, listener: socket.socket) -> _Mlflow:
     log.parent.mkdir(parents=True, exist_ok=True)
     port = port_of(listener)
     token = make_token(settings.home, port)
-    # The socket is the server's alone from now on: when that ends, nobody listens.
+    # From now on only the server holds the socket: when the server ends, nobody listens.
     with listener, log.open("ab") as output:
         pid = subprocess.Popen(
-            # -P: what lies in the current folder is never imported.
+            # -P: modules of the current folder are never imported.
             [sys.executable, "-P", "-m", "dashboards.mlflow_server", *arguments_for(HOST, listener)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -286,22 +287,22 @@ def _recorded(servers: Path) -> _Mlflow | None:
 
 
 def _processes(mlflow: _Mlflow) -> list[psutil.Process]:
-    """Those of MLflow's group that live; they may outlive the first one, which the group is named by."""
+    """Running processes of MLflow's group, which is named by the first one; the others may outlive it."""
     with suppress(psutil.NoSuchProcess):
         if abs(psutil.Process(mlflow.pid).create_time() - mlflow.started) > _CLOCK_SECONDS:
-            return []  # as after a reboot: the number is another's now
+            return []  # the id is another process's now, as after a reboot
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
             ours = os.getpgid(process.pid) == mlflow.pid and process.status() != psutil.STATUS_ZOMBIE
-            # The first is known by when it began: it has no command line yet where it just starts.
+            # The first process is known by its start time: just after the start it has no command line yet.
             if ours and (process.pid == mlflow.pid or "mlflow" in " ".join(process.cmdline())):
                 found.append(process)
     return found
 
 
 def _stop_mlflow(servers: Path) -> bool:
-    """End MLflow's processes; answers whether there were any."""
+    """End MLflow's processes; returns whether there were any."""
     mlflow = _recorded(servers)
     processes = _processes(mlflow) if mlflow is not None else []
     waiting = processes

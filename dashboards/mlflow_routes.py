@@ -1,12 +1,12 @@
-"""What of MLflow's server we offer, by method and path: what nobody judged is not offered.
+"""Allow-list of MLflow's routes, by method and path: a route that is in no table is not served.
 
-Allowed is what the tracking of trainings needs, in programs and in the UI: experiments, runs, artifacts, and
-the registry of models. Refused is what runs programs, fetches addresses, or keeps places and secrets for
-those: the assistant, the gateway, jobs, webhooks, and all that is for language models. A test
-(``tests/security/test_access_mlflow.py``) lists the routes of the installed MLflow, and fails on one that is
+Allowed is what tracking trainings needs, in programs and in the UI: experiments, runs, artifacts, and the
+model registry. Refused is what runs programs, fetches addresses, or stores addresses and secrets for that:
+the assistant, the gateway, jobs, webhooks, and everything for language models. A test
+(``tests/security/test_access_mlflow.py``) lists the routes of the installed MLflow, and fails on any that is
 in neither table.
 
-``/api/`` stands for ``/ajax-api/``, too. ``<name>`` is one part of a path, ``<path:name>`` the rest of it.
+``/api/`` also stands for ``/ajax-api/``. ``<name>`` is one segment of a path, ``<path:name>`` the rest of it.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ _TABLES: Final = {"allowed": _compiled(_ALLOWED), "refused": _compiled(_REFUSED)
 
 
 def judged(method: str, path: str) -> Literal["allowed", "refused"] | None:
-    """What was decided about a request; None: nothing, so that it is not answered either."""
+    """Which table lists a request; None: neither, so it is not answered."""
     method = "GET" if method == "HEAD" else method
     verdict: Literal["allowed", "refused"]
     for verdict in ("allowed", "refused"):

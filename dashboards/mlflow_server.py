@@ -1,9 +1,8 @@
-"""MLflow's tracking server behind our rules: who is let in, what is offered, and where artifacts may be.
+"""Serve MLflow's tracking server behind our rules for access, routes and artifact locations.
 
-Started as a process of its own. The places come from the environment, as
-those of ``mlflow server`` do: MLFLOW_BACKEND_STORE_URI, which may hold a password, and
-MLFLOW_ARTIFACTS_DESTINATION. MLflow's own checks of Host and Origin are off: they go by patterns, and trust
-every page of localhost.
+It runs as a process of its own. The locations come from the environment, as for ``mlflow server``:
+MLFLOW_BACKEND_STORE_URI, which may hold a password, and MLFLOW_ARTIFACTS_DESTINATION. MLflow's own checks of
+Host and Origin are off, because they match patterns and trust every page of localhost.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ _PLACES: Final = re.compile(
 )
 _LONGEST_PLACE: Final = 2048
 _UNQUOTED: Final = 5
-"""How often a place may have been quoted."""
+"""How many times a location may be percent-encoded."""
 
 _LONGEST_BODY: Final = 2**20  # bytes, of a request that names a place
 _ARTIFACTS: Final = re.compile(
     r"(?:/model-versions)?/get-artifact|/(?:ajax-)?api/2\.0/(?:mlflow-artifacts/artifacts|mlflow/logged-models)/.+"
 )
 _ENDPOINTS: Final = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
-"""MLflow's page of runs asks which models a gateway has, and would show a refusal: there are none."""
+"""MLflow's page of runs asks which models a gateway has. The answer is none, as it would show a refusal."""
 
 _SHUTDOWN_SECONDS: Final = 3
-"""For answers that are on their way."""
+"""Time for answers that are under way when the server stops."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -49,14 +48,14 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """MLflow's ASGI application, for those who are let in.
+    """MLflow's ASGI application behind the access rules.
 
     Parameters
     ----------
     app
-        MLflow's own.
+        MLflow's own application.
     access
-        Who is let in.
+        The access rules.
     destination
         Where the server keeps artifacts: a folder or a URL.
     """
@@ -93,7 +92,7 @@ class Guard:
         return await self._app(scope, receive, finish)
 
     def _checked(self, body: bytes, field: str) -> Answer | bytes:
-        """Refuse a place that is not ours, or write again what was looked at: MLflow reads nothing else."""
+        """Refuse a foreign location, or serialize the body again so that MLflow reads what was checked."""
         if len(body) > _LONGEST_BODY:
             return Answer.line(413, "This is too long.")
         try:
@@ -103,14 +102,14 @@ class Guard:
         if not isinstance(content, dict):
             return Answer.line(400, "This is no JSON object.")
         first, _, second = field.partition("_")
-        for name in {field, f"{first}{second.title()}"}:  # as protobuf takes both
+        for name in {field, f"{first}{second.title()}"}:  # protobuf accepts both spellings
             place = content.get(name)
             if place and not (isinstance(place, str) and self.is_ours(place, of_model=field == "source")):
                 return _error(f"{field} is not below the place where this server keeps artifacts")
         return json.dumps(content).encode()
 
     def is_ours(self, place: str, of_model: bool = False) -> bool:
-        """Whether a place is below that of the server's artifacts, or names a run or model of its own."""
+        """Whether a location is below the server's artifacts, or names one of its runs or models."""
         if len(place) > _LONGEST_PLACE:
             return False
         try:
@@ -119,7 +118,7 @@ class Guard:
             return False
         for _ in range(_UNQUOTED):
             path = unquote(path)
-        if unquote(path) != path or not path.isprintable():  # urlsplit passes over tabs and newlines
+        if unquote(path) != path or not path.isprintable():  # urlsplit skips tabs and newlines
             return False
         if address.query or address.fragment or {".", ".."} & set(re.split(r"[/\\:]", path)):
             return False
@@ -154,7 +153,7 @@ def _refuse_route(request: Request) -> Answer | None:
 
 
 def _error(message: str, status: int = 400) -> Answer:
-    """A refusal as MLflow's client reads it."""
+    """A refusal in the form that MLflow's client reads."""
     code = "INVALID_PARAMETER_VALUE" if status == 400 else "PERMISSION_DENIED"
     return _json(status, {"error_code": code, "message": message})
 
@@ -193,7 +192,7 @@ async def _send_answer(answer: Answer, request: Request, send: Send) -> None:
 def _finished(raw: Iterable[tuple[bytes, bytes]], path: str) -> list[tuple[bytes, bytes]]:
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw]
     if _ARTIFACTS.fullmatch(path):
-        # Whoever wrote an artifact: as a page it runs nothing, and is of no origin.
+        # Anybody may have written an artifact: as a page it runs nothing, and has an opaque origin.
         headers.append(("Content-Security-Policy", "sandbox"))
     return _encoded(completed(headers))
 
@@ -203,7 +202,7 @@ def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
 
 
 def command(host: str, port: int, token_file: Path) -> list[str]:
-    """The module of a server that opens its own socket, and its arguments, for ``python -m``."""
+    """Arguments of ``python -m`` for a server that opens its own socket."""
     return [__name__, "--host", host, "--port", str(port), "--token-file", str(token_file)]
 
 
@@ -215,7 +214,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _prepare_mlflow() -> None:
-    """Hand MLflow what ``mlflow server`` hands to its workers, before it is imported."""
+    """Set the variables that ``mlflow server`` sets for its workers, before MLflow is imported."""
     from mlflow.server import constants
 
     os.environ |= {
@@ -228,7 +227,7 @@ def _prepare_mlflow() -> None:
 
 
 def make_app() -> Guard:
-    """The application, by the arguments and the environment of the process."""
+    """Make the application from the arguments and the environment of the process."""
     arguments = _arguments()
     from mlflow.server.fastapi_app import app
 
@@ -243,7 +242,7 @@ def main() -> None:
     arguments = _arguments()
     os.environ |= {
         "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true",
-        # Evaluation jobs of language models: two more processes that nobody here needs.
+        # Evaluation jobs of language models would need two more processes.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

@@ -1,7 +1,7 @@
 """Studies in a notebook: ``open_study("widths").trials()`` and so on.
 
-It reads what the commands read: the records by the environment (``ANITUNE_HOME``, ``ANITUNE_STORAGE_URL``),
-and changes nothing.
+It reads the same records as the commands, which the environment names (``ANITUNE_HOME``,
+``ANITUNE_STORAGE_URL``), and changes nothing.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ MODEL = "model.safetensors"
 
 
 class NoResultError(DashboardError):
-    """The study has no complete trial yet, or nothing of that name."""
+    """The study has no complete trial yet, or no figure of that name."""
 
 
 class NotebookStudy:
-    """A study as it stands now: each call reads the records again. Made by :func:`open_study`."""
+    """A study in a notebook, made by :func:`open_study`; each call reads the records again."""
 
     def __init__(self, name: str, settings: Settings | None = None) -> None:
         self.name = name
         self._settings = settings
-        self.record()  # a name that is none is said at once
+        self.record()  # raises at once if there is no such study
 
     def __repr__(self) -> str:
         summary = self.record().summary
@@ -50,16 +50,16 @@ class NotebookStudy:
         return f"study {self.name}: {states or 'no trial yet'}{best}"
 
     def record(self) -> StudyRecord:
-        """All that is recorded, as the other functions of :mod:`dashboards` take it."""
+        """All records of the study, for the other functions of :mod:`dashboards`."""
         return self._read(lambda database: read_study(database, self.name))
 
     def trials(self, reference: bool = False) -> pd.DataFrame:
-        """A row a trial, the best first; errors in kcal/mol, times in seconds.
+        """One row for each trial, the best first; errors in kcal/mol, times in seconds.
 
         Parameters
         ----------
         reference
-            Whether the rows of the reference study are among them, in their places.
+            Whether to include the rows of the reference study, in their places.
         """
         import pandas as pd
 
@@ -68,11 +68,11 @@ class NotebookStudy:
         return pd.DataFrame(trials_table([self.record()], reference)).set_index("trial")
 
     def noise(self) -> str:
-        """What two trials must differ by to be told apart, and how that is known, in words."""
+        """What difference between two trials is more than chance, and how that is known, as text."""
         return format_noise(leaderboard(self.record()))
 
     def best(self) -> dict[str, Any]:
-        """The complete trial of the least validation MAE: number, architecture, error, settings, metrics.
+        """The complete trial of the least validation MAE: number, architecture, error, settings and metrics.
 
         Raises
         ------
@@ -97,20 +97,20 @@ class NotebookStudy:
         NoResultError
             if no trial is complete.
         BlobMissingError
-            if the file is not here: it was kept in another home.
+            if the file is in another home.
         """
         digest = next(file.digest for file in self.best_trial().artifacts if file.path == MODEL)
         return self._read(lambda database: open_blobs(database).path(digest))
 
     def load_model(self) -> Ensemble:
-        """The network of the best trial as an ensemble of one, which predicts energies of structures.
+        """The network of the best trial as an ensemble of one member, which predicts energies of structures.
 
-        What ``anitune promote`` made of the study is loaded by ``mlflow.pyfunc.load_model``.
+        Load the result of ``anitune promote`` with ``mlflow.pyfunc.load_model`` instead.
 
         Raises
         ------
         NoResultError, BlobMissingError, ModelFileError
-            if there is none, its file is not here, or cannot be read.
+            if there is no complete trial, or its file is not here or cannot be read.
         """
         from trainer.inference.ensemble import Ensemble
 
@@ -122,12 +122,12 @@ class NotebookStudy:
         Raises
         ------
         NoResultError
-            if there is none of that name; the message lists those there are.
+            if there is none of that name; the message lists the names.
         """
         return self.chart(name).figure
 
     def chart(self, name: str) -> Chart:
-        """The same figure with its title, and with what it shows in words."""
+        """The same figure with its title and its alternative text."""
         from dashboards import figures
 
         if name == "curves":
@@ -139,7 +139,7 @@ class NotebookStudy:
         return figures.FIGURES[name](self.record())
 
     def best_trial(self) -> TrialRow:
-        """The same trial as it is recorded."""
+        """The record of the best trial."""
         complete = self.record().complete
         if not complete:
             raise NoResultError(f"study {self.name}: no trial is complete yet")

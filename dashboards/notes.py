@@ -1,4 +1,4 @@
-"""What people read beside a trial, a run or a study in the two dashboards: records in, Markdown out."""
+"""Notes on trials, runs and studies in the two dashboards: records in, Markdown out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.studies import StudySummary
 from storage.trials.views import TrialRow
 
 PLACES = 20
-"""Trials in a ranked table."""
+"""Maximum number of trials in a ranked table."""
 
 LOSS_PLOT = "plots/loss.png"
 PARITY_PLOT = "plots/parity.png"
@@ -27,14 +27,14 @@ _HEAVY = re.compile(r"val/mae_kcalmol_heavy_(\d+)")
 
 @dataclass(frozen=True)
 class OptunaImage:
-    """An image of a trial in the Optuna dashboard: its name, as ``loss.png``, and Optuna's id of it."""
+    """An image of a trial in the Optuna dashboard: its file name, such as ``loss.png``, and its Optuna id."""
 
     name: str
     artifact_id: str
 
 
 def mlflow_trial_note(trial: TrialRow, back: str | None = None) -> str:
-    """The note of a trial's run. MLflow cuts it after about four lines: the first say what matters.
+    """The note of a trial's run. MLflow cuts it after about four lines, so the first lines say what matters.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def mlflow_trial_note(trial: TrialRow, back: str | None = None) -> str:
 
 
 def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow], back: str | None = None) -> str:
-    """The note of a study's run: the best architecture, how the study stands, and a ranked table.
+    """The note of a study's run: the best architecture, the state of the study, and a ranked table.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def optuna_trial_note(
     study
         Optuna's id of the study.
     experiment
-        MLflow's id of the study's experiment, if there is one by now.
+        MLflow's id of the study's experiment, if it exists already.
     """
     note = [f"### {_name(trial)}", "", _outcome(trial), "", _cost(trial)]
     if experiment is not None and trial.mlflow_run_id is not None:
@@ -136,7 +136,7 @@ def _state_line(summary: StudySummary) -> str:
 
 
 def _name(trial: TrialRow) -> str:
-    """The architecture; of a listed configuration also its label."""
+    """The architecture, preceded by the label of a listed configuration."""
     name = _code(trial.tags["arch"]) if "arch" in trial.tags else f"trial {trial.number}"
     return f"row {_text(trial.tags['row'])}, {name}" if "row" in trial.tags else name
 
@@ -185,7 +185,7 @@ def _errors(trial: TrialRow) -> list[str]:
 
 
 def _ranked(trials: Sequence[TrialRow], link: Callable[[TrialRow], str | None]) -> list[str]:
-    """The best complete trials, a row each."""
+    """The best complete trials, one row each."""
     complete = sorted(
         ((trial.value, trial) for trial in trials if trial.state == "complete" and trial.value is not None),
         key=lambda pair: pair[0],

@@ -1,4 +1,4 @@
-"""The images of trials, for the Optuna dashboard: also of trials that another machine has trained."""
+"""Images of trials for the Optuna dashboard, including trials that another machine trained."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from storage.trials.images import fetch_image
 
 
 class TrialImages:
-    """A store of Optuna's kind: the home folder's, which fetches what is not there.
+    """Artifact store for Optuna: the home folder's store, which fetches missing images.
 
-    Workers put the images of their trials into the folder of their own home. They are artifacts as well, so
-    where machines share no folder they are fetched by digest when somebody looks at them.
+    Workers put the images of their trials into the folder of their own home. The images are also artifacts,
+    so where machines share no folder they are fetched by digest when somebody looks at them.
     """
 
     def __init__(self, database: Database) -> None:
@@ -25,7 +25,7 @@ class TrialImages:
         self._folder = FileSystemArtifactStore(folder)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open an image, or what a person has uploaded."""
+        """Open an image, or a file that a person uploaded."""
         try:
             return self._folder.open_reader(artifact_id)
         except ArtifactNotFound:
@@ -34,9 +34,9 @@ class TrialImages:
             return self._folder.open_reader(artifact_id)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Keep what a person uploads: in this home alone."""
+        """Store a file that a person uploads, in this home only."""
         self._folder.write(artifact_id, content_body)
 
     def remove(self, artifact_id: str) -> None:
-        """Delete what a person has uploaded, or an image, which comes back if it is opened again."""
+        """Delete an uploaded file or an image; an image is fetched again when it is next opened."""
         self._folder.remove(artifact_id)

@@ -1,4 +1,4 @@
-"""Keeps what the Optuna dashboard shows of ours up to date: notes of a study and its trials, and a figure."""
+"""Keeps our part of the Optuna dashboard up to date: notes of a study and its trials, and a figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BORDER = (
 
 @cache
 def _part(name: str) -> ModuleType:
-    """A module of the Optuna dashboard without the dashboard: its import takes seconds (scikit-learn)."""
+    """Import a module of the Optuna dashboard without its package, which takes seconds (scikit-learn)."""
     package = find_spec("optuna_dashboard")
     assert package is not None
     assert package.origin is not None
@@ -43,15 +43,15 @@ def _part(name: str) -> ModuleType:
 
 
 def _notes() -> ModuleType:
-    """How the dashboard keeps notes.
+    """The dashboard's module for notes.
 
-    Not its ``save_note``, which reads all notes of a study again for each that is compared or written.
+    Its ``save_note`` is not used: for each note that it compares or writes, it reads all notes of a study.
     """
     return _part("_note")
 
 
 def write_optuna_figures(study: Study, record: StudyRecord) -> None:
-    """Put error against cost on the study's page, where it changed."""
+    """Put the figure of error against cost on the study's page, if it changed."""
     from dashboards.figures import cost  # plotly takes a second to import
 
     if not record.complete:
@@ -64,15 +64,15 @@ def write_optuna_figures(study: Study, record: StudyRecord) -> None:
         try:
             attributes = storage.get_study_system_attrs(study.optuna_study_id)
         except KeyError:
-            return  # deleted in the dashboard, as the notes say
+            return  # the study was deleted in the dashboard; write_optuna_notes logs a warning
         if part.get_plotly_graph_objects(attributes).get(FIGURE) != text:
             part.save_graph_object_json(storage, study.optuna_study_id, key, text)
 
 
 def write_optuna_notes(study: Study) -> None:
-    """Write the notes of the study and of its ended trials, where they changed.
+    """Write the notes of the study and of its ended trials, if they changed.
 
-    What a person wrote below :data:`BORDER`, or in the place of a note of ours, stays.
+    What a person wrote below :data:`BORDER`, or before our first note, is kept.
     """
     storage = study.database.optuna
     summary, trials = summarize_study(study.database, study), trial_rows(study.database, study)
@@ -114,7 +114,7 @@ def write_optuna_notes(study: Study) -> None:
 
 
 def _by_trial(attributes: Mapping[str, Any]) -> dict[int | None, dict[str, Any]]:
-    """What belongs to the note of each trial, by Optuna's id of it, and of the study (None)."""
+    """Attributes that belong to the note of each trial, by its Optuna id, and of the study (None)."""
     found: defaultdict[int | None, dict[str, Any]] = defaultdict(dict)
     for key, value in attributes.items():
         whose = key.removeprefix("dashboard:").partition(":")[0]
@@ -123,6 +123,6 @@ def _by_trial(attributes: Mapping[str, Any]) -> dict[int | None, dict[str, Any]]
 
 
 def with_own_text(note: str, old: str) -> str:
-    """``note``, with what a person added to the ``old`` one."""
+    """``note``, followed by what a person added to the ``old`` one."""
     _, border, own = old.rpartition(BORDER)
     return note + BORDER + (own if border else f"\n{old}" if old else "")

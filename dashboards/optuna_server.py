@@ -1,10 +1,10 @@
-"""Serves our first page, and the Optuna dashboard, of the storage that the environment names.
+"""Serve our pages and the Optuna dashboard for the storage that the environment names.
 
-Started as a process of its own. The storage's URL, which may hold a password, comes from the environment,
-where a list of processes does not show it. Requests are served by threads (:mod:`dashboards.wsgi_server`):
-``optuna_dashboard.run_server`` answers one at a time. Ours are ``/``, the pages below ``/anitune``
-(:mod:`dashboards.page.app`), and ``/mlflow``, which leads to the MLflow server: notes link to runs by it, and
-so stay right when that server has another port tomorrow.
+It runs as a process of its own. The storage's URL, which may hold a password, comes from the environment,
+where a list of processes does not show it. Threads serve the requests (:mod:`dashboards.wsgi_server`), since
+``optuna_dashboard.run_server`` answers one at a time. Our own paths are ``/``, the pages below ``/anitune``
+(:mod:`dashboards.page.app`), and ``/mlflow``, which redirects to the MLflow server: notes link to runs by it,
+and so stay right when that server has another port tomorrow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
-    """Answer what is below ``/anitune`` by ``pages``, and lead there from ``/``; the rest is ``app``'s."""
+    """Let ``pages`` answer below ``/anitune``, and redirect ``/`` there; ``app`` answers the rest."""
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -48,17 +48,17 @@ def with_pages(app: WSGIApplication, pages: WSGIApplication) -> WSGIApplication:
 
 
 def with_mlflow(app: WSGIApplication, mlflow: str, home: Path, own_names: Container[str]) -> WSGIApplication:
-    """Answer ``/mlflow`` with a redirection to the server ``mlflow``; the rest is ``app``'s.
+    """Answer ``/mlflow`` with a redirection to the server ``mlflow``; ``app`` answers the rest.
 
     ``mlflow`` is a URL, or the port of a server on this machine, which the browser then reaches by the host
-    name that it has used for this one. It keeps the part of the address after ``#``, which names the page.
-    Who is let in here is signed in there, too, if that server was started in the same home folder, and the
-    address leads to this machine for sure.
+    name that it used for this one. The browser keeps the part of the address after ``#``, which names the
+    page. The redirection also signs in there if that server was started in the same home folder, and if the
+    address certainly leads to this machine.
 
     Parameters
     ----------
     own_names
-        Those of this machine besides loopback.
+        Names of this machine besides loopback.
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -68,7 +68,7 @@ def with_mlflow(app: WSGIApplication, mlflow: str, home: Path, own_names: Contai
         in_url = f"[{name}]" if ":" in name else name
         location = mlflow if "://" in mlflow else f"http://{in_url}:{mlflow}/"
         token = read_token(home, mlflow if "://" in mlflow else f"http://localhost:{mlflow}")
-        # On another machine localhost is that one; behind a proxy's name another port is not ours.
+        # On another machine localhost is that machine; behind a proxy's name another port is not ours.
         leads_here = is_loopback(name) or ("://" not in mlflow and name in own_names)
         location = with_token(location, token if leads_here else None)
         start_response("302 Found", [("Location", location), ("Cache-Control", "no-store")])
@@ -99,7 +99,7 @@ def main() -> None:
         database.settings.home,
         allowed_names(arguments.host),
     )
-    # The sign-in page is none of those that with_safe_answers knows.
+    # The sign-in page is not among the pages that with_safe_answers knows.
     access = given_access(arguments)
     _log_with_time()
     with given_listener(arguments) as listener:

@@ -1,6 +1,6 @@
 """Parallel coordinates: each complete trial of a study as a line through its settings.
 
-Drawn as plain lines, not as plotly's own kind of trace: that one needs WebGL, and cannot be printed.
+Drawn as plain lines rather than plotly's own trace type, which needs WebGL and cannot be printed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def parallel(record: StudyRecord) -> Chart:
     names = [name for name in settings if all(value is not None for value in settings[name])]
     columns = {name: _positions(settings[name], name) for name in names}
     errors = [error_of(trial) for trial in complete]
-    columns["MAE"] = _positions([*errors], "learning_rate")  # on a log scale, as that setting
+    columns["MAE"] = _positions([*errors], "learning_rate")  # on a log scale, like that setting
     figure = go.Figure()
-    # Lines of one shade are one trace, with gaps: thousands of traces would be slow.
+    # Lines of one shade form one trace, with gaps: thousands of traces would be slow.
     shades = _shades(len(complete))
     for first, last, color, width in shades:
         x: list[float | None] = []
@@ -97,7 +97,7 @@ def _positions(values: Sequence[Any], name: str) -> _Column:
 
 
 def _shades(count: int) -> list[tuple[int, int, str, float]]:
-    """Ranges of ranks (first, behind the last, counted from 0), colour and width; the best are drawn last."""
+    """Ranges of ranks (first, one past the last, from 0) with colour and width; the best are drawn last."""
     ends = sorted({min(end, count) for end in (1, 3, 10, max(10, count // 4), max(10, count // 2), count)})
     colors = (ORANGE, BLUE, "rgba(59,130,214,0.7)", "rgba(59,130,214,0.4)", "rgba(140,148,160,0.4)")
     shades = []

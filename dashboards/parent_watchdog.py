@@ -1,7 +1,8 @@
-"""Runs a module as ``python -m`` does, and ends it, with its children, when its starter is gone.
+"""Runs a module as ``python -m`` does, and ends it, with its children, when its parent is gone.
 
-A parent that is killed cannot stop what it started. But the kernel closes its end of the pipe that is the
-standard input here, and that is noticed. To be started in a session of its own: the whole process group ends.
+A parent that is killed cannot stop what it started. But the kernel then closes the parent's end of the pipe
+that is the standard input here, and a thread notices that. Start it in a session of its own, because the
+whole process group is ended.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Who is ahead, and by more than chance: places of a leaderboard from the records of a study.
+"""Leaderboard of a study: ranks of its trials, and which differences are more than chance.
 
-Two things make the error of a configuration a matter of luck: the seed of its training, seen where equal
-settings were trained several times, and which structures the validation part happens to hold. The first is
-measured where there are replicates; the second follows from mean and root mean square of the errors, because
-of n structures the mean of the sizes |e| has the standard error sqrt((RMSE^2 - MAE^2) / n). That holds for
-independent structures: where a split keeps molecules whole it is not used.
+Two things make the error of a configuration a matter of chance: the seed of its training, and which
+structures the validation set happens to hold. The first is measured where equal settings were trained several
+times; the second follows from mean and root mean square of the errors, because for n structures the mean of
+the absolute errors has the standard error sqrt((RMSE^2 - MAE^2) / n). That holds for independent structures,
+so it is not used where a split keeps molecules whole.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow
 
 CONFIDENCE: Final = 1.96
-"""Standard errors on each side of an interval of 95 %."""
+"""Standard errors on each side of a 95 % interval."""
 
 NEAR: Final = 1.5
-"""Replicates whose mean is above the best error by more than this factor do not say what is noise there."""
+"""Replicates whose mean is above the best error by more than this factor do not count for the noise."""
 
 FEW_COMPLETE: Final = 30
 """With fewer complete trials the importance of a setting is mostly chance."""
 
-#: Settings that do not make another configuration: seeds, and where and how it is computed.
+#: Settings that do not make another configuration: seeds, and where and how trials are computed.
 _NOT_COMPARED: Final = ("seed", "checkpoint_seconds", "device", "threads")
 
 _PERMUTATION: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
@@ -38,7 +38,7 @@ _PERMUTATION: Final = ("complete", "paused", "pruned", "running", "interrupted",
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation of the validation MAE over seeds, kcal/mol, of ``count`` trainings."""
+    """Mean and standard deviation of the validation MAE over seeds, kcal/mol, from ``count`` trainings."""
 
     mean: float
     deviation: float
@@ -52,8 +52,8 @@ class Noise:
     Attributes
     ----------
     kind
-        ``seeds``: measured on equal settings with several seeds, pooled over ``groups`` of them near the
-        best; ``structures``: only the standard error of the best trial on this validation part is known.
+        ``seeds``: measured on equal settings with several seeds, pooled over ``groups`` such sets near the
+        best; ``structures``: only the standard error of the best trial on this validation set is known.
     deviation
         Standard deviation of one value, kcal/mol.
     freedom
@@ -67,7 +67,7 @@ class Noise:
 
     @property
     def margin(self) -> float:
-        """A difference of two trials below this says nothing (95 %), kcal/mol."""
+        """Two trials that differ by less than this cannot be told apart (95 %), kcal/mol."""
         from scipy.special import stdtrit
 
         return float(stdtrit(self.freedom, 0.975)) * math.sqrt(2) * self.deviation
@@ -80,13 +80,13 @@ class Place:
     Attributes
     ----------
     rank
-        Of complete trials of the study itself; None for all others.
+        Rank among the complete trials of the study itself; None for all others.
     spread
-        Over seeds, where equal settings were trained several times.
+        Spread over seeds, where equal settings were trained several times.
     interval
-        Half the width of the 95 % confidence interval that a finite validation part gives, kcal/mol.
+        Half the width of the 95 % confidence interval, which comes from the finite validation set, kcal/mol.
     in_noise
-        Complete, and no more above the best trial than chance explains.
+        Whether the trial is complete, and no more above the best than chance explains.
     """
 
     trial: TrialRow
@@ -98,15 +98,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All places, the best first, and the noise that they are compared by.
+    """All places, the best first, and the noise of their errors.
 
     Attributes
     ----------
     noise
-        None: it is not known.
+        None if it is not known.
     by_molecule
-        The split keeps molecules whole. Errors of the structures of one are alike, so no interval follows
-        from the number of structures.
+        Whether the split keeps molecules whole. Errors of the structures of one molecule are alike, so no
+        interval follows from the number of structures.
     """
 
     places: tuple[Place, ...]
@@ -115,14 +115,14 @@ class Leaderboard:
 
 
 def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboard:
-    """All trials and the rows of the reference in their places.
+    """Rank all trials, together with the rows of the reference.
 
-    Complete trials come by validation MAE, then pruned ones by theirs, then the rest.
+    Complete trials come first, by validation MAE, then pruned ones by theirs, then the rest.
 
     Parameters
     ----------
     structures
-        Of the validation part; None: as the records tell.
+        Number of structures in the validation set; None: estimate it from the records.
     """
     by_molecule = record.config.get("split", {}).get("by") == "molecule"
     count = None if by_molecule else structures or validation_structures(record)
@@ -155,12 +155,12 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
 
 
 def pareto_front(trials: Sequence[TrialRow], cost: Mapping[int, float]) -> list[TrialRow]:
-    """Those that no other beats in both error and cost, the cheapest first.
+    """Trials that no other beats in both error and cost, the cheapest first.
 
     Parameters
     ----------
     cost
-        By the number of a trial; less is better. Trials without a cost are left out.
+        Cost by trial number; less is better. Trials without a cost are left out.
     """
     front: list[TrialRow] = []
     known = [trial for trial in trials if trial.number in cost]
@@ -171,10 +171,10 @@ def pareto_front(trials: Sequence[TrialRow], cost: Mapping[int, float]) -> list[
 
 
 def validation_structures(record: StudyRecord) -> int | None:
-    """About how many structures the validation part has; None before a trial has ended.
+    """Estimate how many structures the validation set has; None before a trial has ended.
 
-    By the size of the training part, which the speed of a trial tells, and the shares of the split. With
-    whole molecules in one part it is an estimate.
+    The estimate uses the size of the training set, which follows from the speed of a trial, and the shares of
+    the split. It is rough where the split keeps molecules whole.
     """
     for trial in [*record.complete, *record.rows]:
         rate, seconds = trial.summary.get("structures_per_second"), trial.summary.get("seconds")
@@ -189,7 +189,7 @@ def validation_structures(record: StudyRecord) -> int | None:
 
 
 def standard_error(trial: TrialRow, structures: int | None) -> float | None:
-    """Of the validation MAE of a trial, kcal/mol, since the validation part is finite; None: not known."""
+    """Standard error of a trial's validation MAE on the finite validation set, kcal/mol; None: not known."""
     mae, rmse = trial.summary.get("val/mae_kcalmol"), trial.summary.get("val/rmse_kcalmol")
     if structures is None or mae is None or rmse is None:
         return None
@@ -197,11 +197,11 @@ def standard_error(trial: TrialRow, structures: int | None) -> float | None:
 
 
 def _spreads(record: StudyRecord) -> dict[str, Spread]:
-    """By settings: the spread of those that were trained with several seeds, by trials or a promotion."""
+    """Spread of equal settings trained with several seeds, by trials or a promotion; by settings."""
     values: defaultdict[str, list[float]] = defaultdict(list)
     for home in filter(None, (record, record.reference)):
         for trial in home.trials:
-            # What took another's result was not trained, and says nothing of seeds.
+            # A duplicate configuration was not trained, and says nothing about seeds.
             if trial.state == "complete" and trial.value is not None and DUPLICATE_TAG not in trial.tags:
                 values[_settings(trial)].append(trial.value)
         by_number = {trial.number: trial for trial in home.trials}
@@ -227,6 +227,6 @@ def _noise(record: StudyRecord, spreads: Mapping[str, Spread], structures: int |
 
 
 def _settings(trial: TrialRow) -> str:
-    """Equal for trials that differ by their seed alone."""
+    """A key that is equal for trials that differ only in their seed."""
     config = {key: value for key, value in (trial.config or {}).items() if key not in _NOT_COMPARED}
     return json.dumps([config, trial.tags.get("start_from")], sort_keys=True)

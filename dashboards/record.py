@@ -1,4 +1,4 @@
-"""A study as it stands, read in one go for all who show it: page, report, notebook and both dashboards."""
+"""Current record of a study, read once for whatever shows it: page, report, notebook and both dashboards."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from storage.studies import StudySummary, open_study, summarize_study
 from storage.trials.views import TrialRow, metric_curves, trial_rows
 
 CURVES: Final = 5
-"""Trials whose curves stand out."""
+"""Number of trials whose curves are highlighted."""
 
 FAINT_CURVES: Final = 150
-"""Trials at most whose curves are drawn behind those."""
+"""Maximum number of trials whose curves are drawn faint behind those."""
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study with its trials.
+    """A study with its trials and promotions.
 
     Attributes
     ----------
     optuna_id
         Optuna's id of the study.
     config
-        As the study file said it, filled in.
+        Settings of the study file, with defaults filled in.
     facts
-        Fingerprints of what it was trained on.
+        Fingerprints of the data and settings that it was trained on.
     trials
-        By number.
+        In the order of their numbers.
     promotions, evaluations
-        Of the study, and of its test part; the first one first.
+        Promotions, and evaluations on the test set; the oldest first.
     members
-        Trainings of ensembles: settings of a trial with other seeds, on the parts that the study has.
+        Trainings of ensembles: settings of a trial with other seeds, on the subsets of the study.
     reference
-        The listed configurations that are trained beside it, from a study of their own; there may be none.
+        The study of listed configurations that are trained beside it, if any.
     """
 
     name: str
@@ -62,12 +62,12 @@ class StudyRecord:
 
     @property
     def promoted(self) -> Promotion | None:
-        """The latest promotion that came to a registered model."""
+        """The latest promotion that led to a registered model."""
         return next((each for each in reversed(self.promotions) if each.model_name is not None), None)
 
     @property
     def winner(self) -> TrialRow | None:
-        """The trial that was promoted; where none was, the best."""
+        """The promoted trial; the best one if none was promoted."""
         if (promoted := self.promoted) is not None:
             return next(trial for trial in self.trials if trial.number == promoted.choice)
         return next(iter(self.complete), None)
@@ -79,7 +79,7 @@ class StudyRecord:
 
 
 def read_study(database: Database, name: str) -> StudyRecord:
-    """The study of that name as it stands.
+    """Read the current record of the study of that name.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def read_study(database: Database, name: str) -> StudyRecord:
 
 
 def read_curves(database: Database, record: StudyRecord) -> dict[int, list[tuple[int, float]]]:
-    """Validation MAE (kcal/mol) over the epochs by number of a trial: of the best, and some of the rest."""
+    """Validation MAE (kcal/mol) over the epochs by trial number, of the best trials and some of the rest."""
     best = [trial.number for trial in record.complete[:CURVES]]
     rest = [trial.number for trial in record.trials if trial.epochs and trial.number not in best]
     step = max(1, len(rest) // FAINT_CURVES)
@@ -119,7 +119,7 @@ def _read_reference(database: Database, name: str) -> StudyRecord | None:
 
 
 def error_of(trial: TrialRow) -> float:
-    """Best validation MAE of a trial, kcal/mol; infinity where there is none."""
+    """Best validation MAE of a trial, kcal/mol; infinity if there is none."""
     return trial.value if trial.value is not None else float("inf")
 
 
@@ -129,5 +129,5 @@ def name_of(trial: TrialRow) -> str:
 
 
 def architecture_of(trial: TrialRow) -> str:
-    """The network as one word, as ``384-128-64-1 silu``; a dash before one was proposed."""
+    """The network as text, such as ``384-128-64-1 silu``; a dash before a network was proposed."""
     return trial.tags.get("arch", "–")

@@ -1,7 +1,7 @@
-"""Headers that keep the pages of the Optuna dashboard from being used against whoever opens them.
+"""Headers that protect people who open the pages of the Optuna dashboard.
 
-Two clicks on its pages delete a study, so no other site may frame them. What people and workers attach to
-trials is served from the same address, so a browser must never take it for a page or a script of ours.
+Two clicks on its pages delete a study, so no other site may frame them. Attachments of trials, by people and
+workers, are served from the same address, so a browser must never treat one as a page or script of ours.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 RASTER_IMAGES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
-"""Types of attachments that a browser may show. SVG is none of them: it may hold scripts."""
+"""Types of attachments that a browser may show. SVG is not among them, because it may hold scripts."""
 
 _TABLES: Final = "/csv/"
-"""Trials of a study as comma-separated values are served below this address."""
+"""Path below which the trials of a study are served as comma-separated values."""
 
 _PAGES: Final = (
     "/anitune/",
@@ -31,12 +31,12 @@ _PAGES: Final = (
     "/incompatible-rdb-schema",
     "/static/",
 )
-"""Addresses below which no attachment is served; what is not listed counts as one.
+"""Paths below which no attachment is served; all other paths count as attachments.
 
-The other way round a path such as ``/artif%FFacts`` would get by: Bottle drops the bytes that it cannot read.
+A list of attachment paths would let ``/artif%FFacts`` through: Bottle drops the bytes that it cannot read.
 """
 
-# A browser enforces this policy besides the one that a page may have of its own.
+# A browser enforces this policy in addition to any that a page has of its own.
 _POLICY: Final = ("Content-Security-Policy", "frame-ancestors 'self'; base-uri 'none'; form-action 'self'")
 _ATTACHMENT_POLICY: Final = ("Content-Security-Policy", "sandbox; default-src 'none'")
 _DEFAULTS: Final = {
@@ -47,10 +47,10 @@ _DEFAULTS: Final = {
 
 
 def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
-    """Add the headers to every answer of ``app``, and serve attachments as files to be saved.
+    """Wrap ``app``: add the headers to every answer, and serve attachments as downloads.
 
-    Only raster images keep their type and are shown. No answer may be read by pages of other sites.
-    Tables hold no formulas (:mod:`trainer.csv_text`).
+    Only raster images keep their type and are shown. Pages of other sites can read no answer. Tables hold no
+    formulas (:mod:`trainer.csv_text`).
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -76,7 +76,7 @@ def with_safe_answers(app: WSGIApplication) -> WSGIApplication:
 
 
 def _plain_table(content: bytes) -> bytes:
-    """The table of trials as Optuna writes it, without text that a spreadsheet takes for a formula."""
+    """The table of trials that Optuna wrote, without text that a spreadsheet takes for a formula."""
     csv.field_size_limit(max(csv.field_size_limit(), len(content)))
     rows = list(csv.reader(io.StringIO(content.decode(errors="replace"), newline="")))
     text = io.StringIO(newline="")

@@ -32,19 +32,19 @@ from storage.tracking.mlflow_tables import check_tables, follow_folder
 logger = logging.getLogger("anitune")
 
 START_SECONDS = 180.0
-"""Longest wait for an answer. MLflow needs about 20 s on two cores, more when it first makes its tables."""
+"""Longest wait for an answer. MLflow needs about 20 s on two cores, and more when it creates its tables."""
 
 POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class DashboardAddresses:
-    """Where they answer, our page beside the Optuna dashboard; no slash at the end.
+    """Addresses of the servers, without a slash at the end; our page is on the Optuna dashboard's.
 
     Attributes
     ----------
     mlflow_token, optuna_token
-        The secrets of their starts; None of an MLflow that was not started in this home.
+        The secrets of these starts; None for an MLflow that was not started in this home.
     """
 
     mlflow: str
@@ -80,7 +80,7 @@ class _Server:
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     def answers(self) -> bool:
-        # Not through a proxy that the environment names: this is an address of this machine.
+        # Without the proxy that the environment may name: this is an address of this machine.
         return answers(self.health, trust_env=False)
 
     def stop(self) -> None:
@@ -112,17 +112,17 @@ class Dashboards:
         self._opener = opener
 
     def open(self, link: str) -> None:
-        """Open a link in the browser, by a page that leads to it: lists of processes show what is opened."""
+        """Open a link in the browser by a page that redirects to it: lists of processes show arguments."""
         write_private(self._opener, f'<meta http-equiv="refresh" content="0; url={html.escape(link)}">\n')
         webbrowser.open(self._opener.as_uri())
 
     def watch(self) -> None:
-        """Return never: until a signal's exception, or a server's end.
+        """Watch the servers until one ends, or until the exception of a signal; never returns.
 
         Raises
         ------
         ServerEndedError
-            with the name of the server and the last line that it logged.
+            with the name of the server and the last line of its log.
         """
         while True:
             for server in self._servers:
@@ -141,21 +141,22 @@ def run_dashboards(
 ) -> Iterator[Dashboards]:
     """Start both servers, wait until they answer, and stop them at the end of the block, however it ends.
 
-    Where the tracking URI is a server's already, that one is linked to and no MLflow is started. A port that
-    is not given is a free one; that of our page and Optuna the usual one of the home, if it is free. The
-    servers log to files under ``settings.logs``. They let in those alone who have the secret of this start.
+    If the tracking URI is the address of a server, the pages link to that server and no MLflow is started. A
+    port that is not given is a free one; for our page and Optuna it is the usual one of the home if that is
+    free. The servers log to files under ``settings.logs``, and let in only those who have the secret of this
+    start.
 
     Parameters
     ----------
     allowed_hosts
-        Names by which they are called, beside those that this machine knows of itself.
+        Further names by which the servers may be called, besides the names of this machine.
 
     Raises
     ------
     AddressError
-        when the host is not this machine's, or the port is taken.
+        if the host is not this machine's, or the port is taken.
     ServerEndedError
-        when a server does not come up.
+        if a server does not start.
     """
     if not is_loopback(host):
         logger.warning(
@@ -198,7 +199,7 @@ def run_dashboards(
                 logger.warning("The MLflow server %s does not answer.", mlflow)
             mlflow_token = read_token(settings.home, settings.tracking_uri)
         else:
-            with alone_with(settings.mlflow_artifacts):  # a relay may be making them
+            with alone_with(settings.mlflow_artifacts):  # a relay may be creating the tables
                 check_tables(settings.tracking_uri)
                 follow_folder(settings.tracking_uri, settings.mlflow_artifacts)
             own = running.enter_context(listen_for("--mlflow-port", host, mlflow_port))
@@ -218,7 +219,7 @@ def run_dashboards(
 
 @contextmanager
 def _secret(home: Path, *ports: int) -> Iterator[str]:
-    """The secret of servers on these ports of this machine, for the time of the block."""
+    """Create the secret of the servers on these ports, and remove it at the end of the block."""
     token = make_token(home, *ports)
     try:
         yield token
@@ -229,7 +230,7 @@ def _secret(home: Path, *ports: int) -> Iterator[str]:
 
 def _listen_for_pages(settings: Settings, host: str, port: int | None) -> socket.socket:
     if port is None:
-        with suppress(AddressError):  # then on any other
+        with suppress(AddressError):  # then on any other port
             return listen_for("--optuna-port", host, links.usual_port(settings))
     return listen_for("--optuna-port", host, port)
 
@@ -245,13 +246,13 @@ def _server(
     log: Path,
     health: str,
 ) -> Iterator[_Server]:
-    # It is the server's alone from now on: when that ends, nobody listens.
+    # From now on only the server holds the socket: when the server ends, nobody listens.
     with listener, log.open("ab") as output:
         start = output.tell()
         process = subprocess.Popen(
-            # -P: what lies in the current folder is never imported.
+            # -P: modules of the current folder are never imported.
             [sys.executable, "-P", "-m", "dashboards.parent_watchdog", module, *arguments],
-            stdin=subprocess.PIPE,  # held open by us alone, see dashboards.parent_watchdog
+            stdin=subprocess.PIPE,  # held open by this process alone, see dashboards.parent_watchdog
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(environment),
@@ -267,12 +268,12 @@ def _server(
 
 
 def public_url(url: str) -> str:
-    """A server's URL as it may be shown and linked to: without user, password and last slash."""
+    """A server's URL in a form that may be shown and linked to: without user, password and last slash."""
     return str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
 
 
 def answers(url: str, trust_env: bool = True) -> bool:
-    """Whether a server answers there that all is well."""
+    """Whether a server answers this URL with status 200."""
     try:
         return httpx.get(url, timeout=5.0, trust_env=trust_env).status_code == 200
     except httpx.TransportError:

@@ -1,4 +1,4 @@
-"""What the study's run in MLflow holds of the study as it stands: the leaderboard, and plots as pictures."""
+"""Artifacts of the study's run in MLflow: the current leaderboard, and plots as images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEADERBOARD: Final = "leaderboard.csv"
 
 
 def study_files(record: StudyRecord) -> dict[str, bytes]:
-    """Leaderboard and plots by their paths; the plots once there is a complete trial."""
+    """Leaderboard and plots by their paths; the plots only once a trial is complete."""
     from dashboards import figures
     from dashboards.drawing import png
     from dashboards.report.trial_table import trials_csv

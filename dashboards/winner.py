@@ -1,4 +1,4 @@
-"""What is said of the winner of a study: the promoted model, or the best trial."""
+"""Statements about the winner of a study: the promoted model, or the best trial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.networks.smoothness import kink_warning
 
 
 def smoothness_warning(record: StudyRecord) -> str | None:
-    """That the winner is nothing for molecular dynamics, if so."""
+    """A warning if the winner is unsuitable for molecular dynamics, else None."""
     winner = record.winner
     if winner is None or winner.config is None:
         return None
@@ -18,7 +18,7 @@ def smoothness_warning(record: StudyRecord) -> str | None:
 
 
 def format_promoted(record: StudyRecord) -> str | None:
-    """The registered model of a study, and what it reached on the test part; None: nothing was promoted."""
+    """The registered model of a study and its error on the test set; None if nothing was promoted."""
     promotion, trial = record.promoted, record.winner
     if promotion is None or trial is None:
         return None

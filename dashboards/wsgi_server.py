@@ -1,7 +1,7 @@
-"""Serves a WSGI application over HTTP: uvicorn reads and writes, a few threads run the application.
+"""Serve a WSGI application over HTTP: uvicorn reads and writes, and a few threads run the application.
 
-A thread is taken when a request has arrived as a whole, and given back when its answer is complete. So people
-with slow connections, or who send half of a request and wait, keep nobody else from the pages.
+A request gets a thread once it has arrived as a whole, and gives it back when its answer is complete. So
+clients that are slow, or that send half of a request and wait, keep nobody else from the pages.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anitune")
 
 THREADS: Final = 12
-"""Requests that are answered at a time; each may use a connection of the pool of a database, which has 15."""
+"""Requests answered at a time; each may use a connection of the database's pool, which has 15."""
 
 WAITING_SECONDS: Final = 30.0
-"""Within this time a request must have arrived, or something of an answer have been taken."""
+"""Time within which a request must arrive, or a part of an answer be taken."""
 
 BODY_BYTES: Final = 128 * 2**20
-"""Largest body of a request: that which the Optuna dashboard takes."""
+"""Largest body of a request: as much as the Optuna dashboard accepts."""
 
 _HEADER_BYTES: Final = 2**16
-"""The longest headers: the address of a table of trials names each of them."""
+"""Maximum size of the headers; the address of a table of trials names each of them."""
 
 _MEMORY_BYTES: Final = 2**20
 """Larger bodies are written to a temporary file."""
@@ -72,9 +72,9 @@ class WSGIServer(uvicorn.Server):
 
 
 class _Impatient(H11Protocol):
-    """Ends a connection when a request does not arrive, or its answer is not taken, for long.
+    """Ends a connection if a request does not arrive, or its answer is not taken, in time.
 
-    Uvicorn itself ends only connections on which nothing has come since the last answer.
+    Uvicorn itself ends only connections on which nothing has arrived since the last answer.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -113,7 +113,7 @@ class _Impatient(H11Protocol):
 
 
 class _Threaded:
-    """A WSGI application as one of ASGI."""
+    """Adapts a WSGI application to ASGI."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
@@ -155,7 +155,7 @@ class _Threaded:
             if hasattr(answer, "close"):
                 answer.close()
         status, headers = begun[-1]
-        if int(status[:3]) >= 400:  # a page asks for news every few seconds: successes are not logged
+        if int(status[:3]) >= 400:  # a page polls every few seconds, so successes are not logged
             logger.warning("%s %s: %s", environ["REQUEST_METHOD"], environ["PATH_INFO"], status)
         kept = [(name.lower(), value) for name, value in headers if name.lower() != "date"]  # uvicorn's own
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in kept]
@@ -163,7 +163,7 @@ class _Threaded:
 
 
 def _environ(scope: HTTPScope, body: IO[bytes], size: int) -> WSGIEnvironment:
-    """The request as WSGI says it, its path and headers as text of one byte a letter."""
+    """The request as a WSGI environ; path and headers are Latin-1 text, one character for each byte."""
     host, port = scope["server"] or ("localhost", None)
     environ: WSGIEnvironment = {
         "REQUEST_METHOD": scope["method"],
@@ -184,14 +184,14 @@ def _environ(scope: HTTPScope, body: IO[bytes], size: int) -> WSGIEnvironment:
     }
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").upper()
-        if "_" in name:  # WSGI could not tell X_Y from X-Y
+        if "_" in name:  # WSGI cannot tell X_Y from X-Y
             continue
         key = f"HTTP_{name.replace('-', '_')}"
         before = f"{environ[key]}{'; ' if name == 'COOKIE' else ','}" if key in environ else ""
         environ[key] = before + value.decode("latin-1")
     if (kind := environ.pop("HTTP_CONTENT_TYPE", None)) is not None:
         environ["CONTENT_TYPE"] = kind
-    environ.pop("HTTP_TRANSFER_ENCODING", None)  # the body is whole
+    environ.pop("HTTP_TRANSFER_ENCODING", None)  # the body has arrived as a whole
     if environ.pop("HTTP_CONTENT_LENGTH", None) is not None or size:
         environ["CONTENT_LENGTH"] = str(size)
     return environ

@@ -19,16 +19,16 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from trainer.task import Task
 
-# Read by torch when it is first imported, here and in the processes that tests start: tests run side by side.
+# torch reads it at its first import, here and in the processes that tests start. Tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # Under nohup, and after & in a script, SIGINT is ignored, and the processes that tests send it to would
-# inherit that. A signal with a handler is back at its default in a new program.
+# inherit that. A signal with a handler is reset to its default in a new program.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The time of one example says more of the machine than of the code. The same examples each time, so that a
-# change is judged by what it changed; `pytest --hypothesis-profile=random` looks for new ones.
+# The time of one example depends more on the machine than on the code. The examples are the same each time,
+# so that a change is judged by what it changed; `pytest --hypothesis-profile=random` looks for new ones.
 settings.register_profile("anitune", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None)
 settings.load_profile("anitune")
@@ -61,7 +61,7 @@ STRUCTURES_A_MOLECULE = 40
 
 
 def pair_energy(symbols: str, coordinates: np.ndarray) -> np.ndarray:
-    """Self-energies and a Morse curve for each pair of atoms, (Nc,) hartree for (Nc, Na, 3) Å."""
+    """Self-energies plus a Morse curve for each pair of atoms, (Nc,) hartree for (Nc, Na, 3) Å."""
     energy = np.full(len(coordinates), sum(SELF_ENERGIES[s] for s in symbols))
     for i in range(len(symbols)):
         for j in range(i):
@@ -73,7 +73,7 @@ def pair_energy(symbols: str, coordinates: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def passwords_of_other_tests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process replaces each password that it has read in all that it says; here one runs many tests."""
+    """Forget passwords between tests: a process masks each password it has read in all of its output."""
     if (addresses := sys.modules.get("storage.addresses")) is not None:
         monkeypatch.setattr(addresses, "_replaced", {})
 
@@ -97,13 +97,13 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def feature_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A feature store that all tests share."""
+    """The folder of a feature store that all tests share."""
     return tmp_path_factory.mktemp("features")
 
 
 @pytest.fixture(scope="session")
 def task(data_file: Path, feature_root: Path) -> Task:
-    """The data of ``data_file``: 96 structures to train on, 12 to validate, 12 to test."""
+    """The task of ``data_file``: 96 structures to train on, 12 to validate, 12 to test."""
     from trainer.config import DataConfig, FeatureConfig, SplitConfig
     from trainer.progress import no_progress
     from trainer.task import prepare_task
@@ -114,7 +114,7 @@ def task(data_file: Path, feature_root: Path) -> Task:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """URL of the maintenance database of a real server: ``ANITUNE_TEST_POSTGRES_URL``, or one of our own."""
+    """URL of the maintenance database of a server: ``ANITUNE_TEST_POSTGRES_URL``, or one started here."""
     if given := os.environ.get("ANITUNE_TEST_POSTGRES_URL"):
         yield given.replace("postgresql+psycopg://", "postgresql://")
         return
@@ -138,14 +138,14 @@ def postgresql_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def make_postgresql_database(postgresql_server: str) -> Iterator[Callable[..., str]]:
-    """Makes an empty database, with options of ``CREATE DATABASE``, that goes in the end; answers its URL."""
+    """Function that creates an empty database with ``CREATE DATABASE`` options; removed at the end."""
     import psycopg
     from sqlalchemy.engine import make_url
 
     made: list[str] = []
 
     def make(options: str = "") -> str:
-        name = f"anitune_test_{uuid.uuid4().hex}"  # others may use the server, too
+        name = f"anitune_test_{uuid.uuid4().hex}"  # others may use the same server
         with psycopg.connect(postgresql_server, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} {options}".encode())
         made.append(name)
@@ -168,7 +168,7 @@ def postgresql_url(_postgresql_database: str) -> str:
     """URL of an empty database."""
     import psycopg
 
-    # Emptied, not made anew: a database is 300 files, and some disks take a second to delete them.
+    # Emptied, not created again: a database is 300 files, and some disks take a second to delete them.
     url = _postgresql_database.replace("postgresql+psycopg://", "postgresql://")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
@@ -178,7 +178,7 @@ def postgresql_url(_postgresql_database: str) -> str:
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A folder that other users can enter, unlike pytest's."""
+    """A folder that other users can enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory(prefix="anitune-test-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -186,7 +186,7 @@ def public_folder() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def logger_of_a_fresh_process() -> Iterator[None]:
-    """Take back what the command line, run inside a test, does to our logger."""
+    """Undo what the command line, run inside a test, does to our logger."""
     logger = logging.getLogger("anitune")
     state = logger.level, logger.propagate, list(logger.handlers)
     yield
@@ -195,12 +195,12 @@ def logger_of_a_fresh_process() -> Iterator[None]:
 
 
 REPORT = "report"
-"""The property of a test under which its report travels, also from the processes of pytest-xdist."""
+"""Property of a test that carries its report, also from the processes of pytest-xdist."""
 
 
 @pytest.fixture
 def print_report(record_property: Callable[[str, object], None]) -> Callable[[Iterable[str]], None]:
-    """Takes the lines of what a test has proved. They are shown after all tests, whether it passes or not."""
+    """Function that takes the lines of a test's report; shown after all tests, whether it passes or not."""
 
     def take(lines: Iterable[str]) -> None:
         record_property(REPORT, "\n".join(lines))
@@ -209,7 +209,7 @@ def print_report(record_property: Callable[[str, object], None]) -> Callable[[It
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show the reports: what a test prints itself is seen only if it fails."""
+    """Show the reports, because pytest shows the output of a test only if it fails."""
     reports = [
         (test.nodeid, text)
         for tests in terminalreporter.stats.values()

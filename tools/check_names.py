@@ -1,7 +1,7 @@
-"""Refuse names that were given up for the field's own: ``python -m tools.check_names``.
+"""Refuse names that were replaced by the field's own words: ``python -m tools.check_names``.
 
-The list is ``[tool.names.replaced]`` in ``pyproject.toml``: words, or words joined by underscores where each
-of them alone is an ordinary one. It is compared with the words of definitions and of module names: ``twin``
+The list is ``[tool.names.replaced]`` in ``pyproject.toml``: words, or words joined by underscores if each of
+them alone is an ordinary word. It is compared with the words in names of definitions and modules: ``twin``
 refuses ``find_twin`` and ``TwinTag``. Columns that keep an old name can still be read.
 """
 
@@ -18,14 +18,14 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 FOLDERS: Final = ("trainer", "storage", "search", "dashboards", "benchmarks", "tools", "tests", "examples")
 
-#: Migrations stay as they were when databases went through them.
+#: Migrations are not checked, because they must stay as databases have run them.
 FROZEN: Final = ROOT / "storage" / "records" / "migrations" / "versions"
 
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
 def main() -> None:
-    """Print every replaced name with its place; the exit code is 1 if there are any."""
+    """Print every replaced name with its location; the exit code is 1 if there are any."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     files = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
     found = [
@@ -39,11 +39,11 @@ def main() -> None:
 
 
 def replaced_names(module: str, source: str, replaced: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """Line and message of each definition in a module, and of its own name, that uses a replaced word.
+    """Line and message for each name that uses a replaced word, of the module itself or of a definition.
 
     Parameters
     ----------
-    replaced : the field's name by the replaced one, in snake case
+    replaced : new words by the replaced ones, in snake case
     """
     for line, name in [(1, module), *definitions(ast.parse(source))]:
         words = _words(name)

@@ -1,4 +1,4 @@
-"""The page about the command line, made from it."""
+"""Generates the page about the command line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VARIABLES = (
 
 
 def commands_page() -> str:
-    """The page about the command line."""
+    """Generate the page about the command line."""
     command: Any = typer.main.get_command(app)
     commands = list(_commands(command, "anitune"))
     contents = [(f"[`{path}`](#{anchor(path)})", paragraphs(each.help)[0]) for path, each in commands]
@@ -62,7 +62,7 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """All commands and how they are called, those in groups first."""
+    """All commands with the words that call them, those in groups first."""
     shown = {name: each for name, each in group.commands.items() if not each.hidden}
     groups = [name for name, each in shown.items() if hasattr(each, "commands")]
     for name in groups:

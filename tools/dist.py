@@ -1,7 +1,7 @@
-"""Builds the wheel, and tries it as who installs it does: ``make dist``.
+"""Builds the wheel, and tries it as a user who installs it: ``make dist``.
 
 It is installed into a fresh environment and used from an empty folder, by the command line and from Python.
-What it depends on is lent by the environment that this runs in, so that it takes seconds.
+The environment that this runs in lends it the dependencies, so that this takes seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ print(study.leaderboard())
 print(study.figure("history"))
 print(study.best.model.predict(molecule("H2O"), unit="eV"))
 """
-"""What a notebook does."""
+"""Program that uses the wheel as a notebook would."""
 
 COMMANDS = (
     ("data", "info", "sample"),
@@ -42,13 +42,13 @@ COMMANDS = (
     ("report", "tried"),
     ("study", "verify", "tried"),
 )
-"""What is typed after that, of whose files a wheel may lack some: data, templates, migrations."""
+"""Commands run after the program. They need files that a wheel may lack: data, templates, migrations."""
 
 
 def build(folder: Path) -> Path:
-    """Build the wheel into a folder, and answer its path."""
+    """Build the wheel into a folder, and return its path."""
     with tempfile.TemporaryDirectory(prefix="anitune-build-") as copied:
-        # Of a copy: setuptools would put what an earlier build left in build/ into the wheel.
+        # From a copy: setuptools would include files that an earlier build left in build/.
         for name in SOURCES:
             source, target = ROOT / name, Path(copied) / name
             if source.is_dir():
@@ -60,7 +60,7 @@ def build(folder: Path) -> Path:
 
 
 def install(wheel: Path, environment: Path) -> Path:
-    """Make an environment with the wheel in it, and answer the folder of its programs."""
+    """Create an environment with the wheel in it, and return the folder of its programs."""
     venv.create(environment, symlinks=True)
     programs = environment / "bin"
     python = str(programs / "python")
@@ -73,7 +73,7 @@ def install(wheel: Path, environment: Path) -> Path:
 
 
 def try_it(programs: Path, folder: Path) -> str:
-    """Use what is installed from an empty folder; all that it said."""
+    """Use the installed wheel from an empty folder, and return all output."""
     said = _run(str(programs / "python"), "-c", PROGRAM, folder=folder)
     return said + "".join(_run(str(programs / "anitune"), *words, folder=folder) for words in COMMANDS)
 
@@ -91,7 +91,7 @@ def _run(*words: str, folder: Path = ROOT) -> str:
 
 
 def main() -> None:
-    """Build, install and try."""
+    """Build, install and try the wheel."""
     wheel = build(DIST)
     with tempfile.TemporaryDirectory(prefix="anitune-dist-") as folder:
         programs = install(wheel, Path(folder) / "environment")

@@ -22,7 +22,7 @@ from trainer.progress import no_progress
 OUT = Path(__file__).resolve().parent.parent / "examples" / "small-molecules.extxyz"
 SMILES = ("C", "N", "O", "C#C", "CN", "C#N", "CO", "C=O")
 STRUCTURES = 60
-"""Of each molecule."""
+"""Number of structures of each molecule."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Runs a notebook in a Jupyter kernel, in place, and keeps what each cell shows.
+"""Runs a notebook in a Jupyter kernel, in place, and keeps the outputs of its cells.
 
 ::
 
@@ -20,12 +20,12 @@ from nbclient import NotebookClient
 
 
 def execute(path: Path, home: Path, seconds: int = 600) -> Any:
-    """The notebook with the outputs of its cells.
+    """Execute a notebook, and return it with the outputs of its cells.
 
     Parameters
     ----------
-    home : for the records of its studies
-    seconds : that a cell may take
+    home : home folder for the records of its studies
+    seconds : time limit of a cell
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -33,7 +33,7 @@ def execute(path: Path, home: Path, seconds: int = 600) -> Any:
     )
     client.execute(env={**os.environ, "ANITUNE_HOME": str(home)})
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of this run
+        cell.metadata.pop("execution", None)  # holds times of this run
     return notebook
 
 

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Run benchmarks.gpu_proof from this checkout, with a Python whose torch has CUDA. Nothing else need be installed:
-# packages that are missing go into a folder of their own, from the wheels in .whl if that folder is here, else
-# from the index, in the versions of requirements.lock. torch stays the one that is there.
+# Run benchmarks.gpu_proof from this checkout, with a Python whose torch has CUDA. Nothing else need be
+# installed: missing packages go into a folder of their own, from the wheels in .whl if that folder exists,
+# else from the index, in the versions of requirements.lock. The installed torch is kept.
 set -eu
 cd "$(dirname "$0")/.."
 packages=$PWD/build/gpu-proof-packages
 
-# Importable name and distribution, where they differ; torch is never among them.
+# Importable name, and the name of the distribution where it differs; torch is never among them.
 needed="numpy h5py filelock safetensors tqdm torchani pydantic pydantic_core:pydantic-core
 annotated_types:annotated-types typing_inspection:typing-inspection typing_extensions:typing-extensions
 pytest iniconfig pluggy packaging pygments pytest_timeout:pytest-timeout hypothesis sortedcontainers"

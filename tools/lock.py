@@ -1,6 +1,6 @@
 """Pin the versions of everything that pyproject.toml names, in a fresh environment: ``make lock``.
 
-torch is pinned first and by hand: its builds differ between machines (CPU, CUDA), its version must not.
+torch is pinned first and by hand: its builds differ between machines (CPU, CUDA), but its version must not.
 """
 
 from __future__ import annotations

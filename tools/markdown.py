@@ -1,4 +1,4 @@
-"""Settings and their tables, as they are written in Markdown."""
+"""Formats settings and tables of settings in Markdown."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 LONGEST_LIST = 8
-"""Values of a list that are written out."""
+"""Longest list whose values are all written out."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with a line of headings."""
+    """A Markdown table with a line of headings."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def anchor(heading: str) -> str:
-    """How GitHub calls the place of a heading."""
+    """The anchor that GitHub gives to a heading."""
     return heading.replace("`", "").replace(".", "").replace(" ", "-").lower()
 
 
@@ -30,7 +30,7 @@ def paragraphs(text: str | None) -> list[str]:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as one writes it into a study file."""
+    """A value in the form that a study file uses."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ show: blocks of commands, settings, programs and output."""
+"""Reads README.md and the pages of docs/: blocks of commands, settings, programs and output."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Block:
     Attributes
     ----------
     page : path of its page in the repository
-    line : of its fence, from 1
-    info : what stands behind the fence
+    line : line of its opening fence, from 1
+    info : text after the opening fence
     """
 
     page: str
@@ -32,21 +32,21 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where to find it, for a message."""
+        """Page and line, for a message."""
         return f"{self.page}:{self.line}"
 
     @property
     def kind(self) -> str:
-        """commands, output, or what stands behind the fence."""
+        """``commands``, ``output``, or the text after the fence."""
         if self.info == "":
-            # Output begins with spaces where a table does.
+            # Output begins with spaces if it is a table.
             return "output" if self.text.startswith(" ") else "commands"
         kinds = {"sh": "commands", "sh fails": "commands", "text": "output", "text output": "output"}
         return kinds.get(self.info, self.info)
 
     @property
     def title(self) -> str:
-        """Its first line, if that is a comment: the name of a file."""
+        """The first line, if it is a comment: the name of a file."""
         first, _, _ = self.text.partition("\n")
         return first.removeprefix("# ") if first.startswith("# ") else ""
 
@@ -57,8 +57,8 @@ class Command:
 
     Attributes
     ----------
-    line : the line that it stands on
-    variables : what is set for it alone
+    line : the line that contains it
+    variables : environment variables that are set for it alone
     words : the program and its arguments
     """
 
@@ -75,14 +75,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of documentation; its path is that in the repository."""
+    """A page of documentation, with its path in the repository."""
 
     path: str
     text: str
 
     @property
     def blocks(self) -> list[Block]:
-        """Its fenced blocks."""
+        """The fenced blocks of the page."""
         return [
             Block(self.path, self.text.count("\n", 0, found.start()) + 1, found[1], found[2])
             for found in _FENCE.finditer(self.text)
@@ -90,7 +90,7 @@ class Page:
 
     @property
     def prose(self) -> str:
-        """All that is in no block."""
+        """The text outside of blocks."""
         return _FENCE.sub("", self.text)
 
 
@@ -101,7 +101,7 @@ def pages() -> list[Page]:
 
 
 def commands(block: Block) -> Iterator[Command]:
-    """The commands of a block of them, in their order."""
+    """The commands of a block, in order."""
     for line in block.text.replace("\\\n", " ").splitlines():
         words: list[str] = []
         for word in [*shlex.split(line, comments=True), "&&"]:

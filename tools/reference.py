@@ -1,6 +1,6 @@
-"""Make the reference pages from what they describe: ``python -m tools.reference``.
+"""Generate the reference pages from the code that they describe: ``python -m tools.reference``.
 
-A test compares the pages with what this makes.
+A test compares the pages with the output of this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/study-file.md": study_file_page,
     "docs/commands.md": commands_page,
 }
-"""Every page that is made, by its path in the repository."""
+"""Every generated page, by its path in the repository."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The page about study files, made from their schema."""
+"""Generates the page about study files from their schema."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ SECTIONS: Mapping[str, type] = {
     "pruner": PrunerConfig,
     "limits": Limits,
 }
-"""Sections of a study file, in the order of the page; ``space`` is told by itself."""
+"""Sections of a study file, in the order of the page; ``space`` is described separately."""
 
 LINKS: Mapping[str, str] = {name: name for name in (*SECTIONS, "space")} | {"rows.training": "training"}
-"""Which section tells what a setting may hold."""
+"""The section that describes what a setting may hold."""
 
 KINDS: Mapping[Any, str] = {
     int: "whole number",
@@ -104,7 +104,7 @@ One training without a search. The file has these sections, with the same settin
 
 
 def study_file_page() -> str:
-    """The page about study files, and about the file of ``anitune train``."""
+    """Generate the page about study files, and about the file of ``anitune train``."""
     parts = [INTRODUCTION, _fields_table(StudyConfig, "")]
     for name, kind in SECTIONS.items():
         if name == "rows":
@@ -154,7 +154,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _values(annotation: Any, notes: list[Any]) -> str:
-    """What a setting may be, in words."""
+    """The values that a setting may have, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [

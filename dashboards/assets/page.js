@@ -1,8 +1,8 @@
-// Sorts tables by a click on a heading, draws the figures, and keeps a page that is served up to date.
+// Sorts tables by a click on a heading, draws the figures, and keeps a served page up to date.
 'use strict';
 
 const SECONDS = 15;
-const chosen = {}; // by table: column and direction, so that news do not undo what a person sorted by
+const chosen = {}; // column and direction by table, so that an update keeps the chosen order
 
 function sortTable(table, column, ascending) {
   const body = table.tBodies[0];
@@ -14,7 +14,7 @@ function sortTable(table, column, ascending) {
   };
   const rows = Array.from(body.rows, row => [value(row), row]);
   rows.sort(([a], [b]) => {
-    if (a === null || b === null) return (a === null) - (b === null); // what has no value comes last
+    if (a === null || b === null) return (a === null) - (b === null); // rows without a value come last
     return (numeric ? a - b : a.localeCompare(b, undefined, {numeric: true})) * (ascending ? 1 : -1);
   });
   body.append(...rows.map(([, row]) => row));
@@ -50,8 +50,8 @@ function draw(root) {
   }
 }
 
-// News replace the content of the page, figures as well, but neither its scrolling nor its sorting.
-let version; // of what is shown
+// An update replaces the content of the page, figures included, but keeps its scrolling and sorting.
+let version; // ETag of the shown content
 
 async function refresh() {
   if (document.hidden) return;
@@ -63,7 +63,7 @@ async function refresh() {
   const scrolled = Array.from(old.querySelectorAll('.scroll'), e => [e.scrollLeft, e.scrollTop]);
   const next = document.importNode(news.getElementById('main'), true);
   makeSortable(next);
-  old.querySelectorAll('.js-plotly-plot').forEach(p => Plotly.purge(p)); // they would listen to the window for ever
+  old.querySelectorAll('.js-plotly-plot').forEach(p => Plotly.purge(p)); // drops their window listeners
   old.replaceWith(next);
   draw(next);
   next.querySelectorAll('.scroll').forEach((e, i) => {

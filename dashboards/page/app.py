@@ -1,7 +1,7 @@
-"""The first page that people open: studies, leaderboards and live workers, read from SQL for each request.
+"""The first page that people open: studies, leaderboards and running workers, read from SQL for each request.
 
-It lives under ``/anitune`` in the server of the Optuna dashboard, so its links to that one, and to MLflow by
-``/mlflow``, hold whatever the port. It only reads, takes no input but addresses, and loads nothing from
+The server of the Optuna dashboard serves it under ``/anitune``, so its links to that dashboard, and to MLflow
+by ``/mlflow``, hold for any port. It only reads, takes no input but addresses, and loads nothing from
 elsewhere.
 """
 
@@ -34,7 +34,7 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Styles inline, because plotly sets them; nothing from elsewhere, and no script but our two files."""
+"""Allows inline styles, which plotly sets; nothing from elsewhere, and no scripts but our two files."""
 
 _HEADERS: Final = {
     "Content-Security-Policy": _POLICY,
@@ -46,7 +46,7 @@ _HEADERS: Final = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A reason, and the trials that failed for it."""
+    """A reason, and the trials that failed because of it."""
 
     reason: str
     trials: tuple[TrialRow, ...]
@@ -91,7 +91,7 @@ def make_app(database: Database) -> Flask:
     def finish(response: Response) -> Response:
         response.headers.update(_HEADERS)
         if response.mimetype == "text/html" and response.status_code == 200:
-            response.cache_control.no_cache = True  # ask each time whether it is still the same
+            response.cache_control.no_cache = True  # the browser asks each time whether the page has changed
             response.add_etag()
             response.make_conditional(request)
         return response

@@ -1,4 +1,4 @@
-"""Requests for the same page that come at the same time share one computation."""
+"""Share one computation among simultaneous requests for the same page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ T = TypeVar("T")
 
 
 class Coalescing(Generic[T]):
-    """Computes a value once for all who wait for it.
+    """Computes a value once for all callers that wait for it.
 
-    A caller never gets what another had begun to compute before: it might not know of what happened since. So
-    callers that come during a computation wait for its end, and share the next one. Nothing is kept.
+    A caller never gets the result of a computation that began before its call, which might miss what happened
+    since. So callers that come during a computation wait for its end, and share the next one. No result is
+    kept.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Coalescing(Generic[T]):
         Raises
         ------
         Exception
-            that of ``compute``, for all who shared it.
+            the exception of ``compute``, for all who shared it.
         """
         with self._lock:
             shared = self._next.get(key)

@@ -1,4 +1,4 @@
-"""What a report says: from the records of studies to sections of text, tables and figures."""
+"""Content of a report: from the records of studies to sections of text, tables and figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dashboards.report.reproduce import commands, study_file
 from dashboards.winner import format_promoted, smoothness_warning
 
 PLACES: Final = 40
-"""Places of a leaderboard that a report shows; the table of all trials is a file of its own."""
+"""Maximum number of places of a leaderboard in a report; the table of all trials is a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Table:
     Attributes
     ----------
     name
-        Tells tables apart.
+        Unique name of the table in its report.
     numbers
-        The columns that are numbers.
+        Indices of the numeric columns.
     marked
-        Rows that stand out: those of the reference study.
+        Indices of highlighted rows: those of the reference study.
     values
-        By column, what its cells are sorted by where their text, as of a duration, does not say it.
+        Sort keys of a column, by its index, where the text of its cells, such as a duration, does not sort.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report under its title: text, then a table, figures, and text to be copied."""
+    """A titled part of a report: text, then a table, figures, and text to be copied."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -59,14 +59,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Source:
-    """All that is known of a study: its records, the curves of its trials, and its data.
+    """All that is known about a study: its records, the curves of its trials, and its data.
 
     Attributes
     ----------
     curves
-        Validation MAE over the epochs, kcal/mol, by number of a trial.
+        Validation MAE over the epochs, kcal/mol, by trial number.
     notes
-        Further sections, such as of promotions and of evaluations on the test set.
+        Further sections, such as promotions and evaluations on the test set.
     """
 
     record: StudyRecord
@@ -85,12 +85,12 @@ class StudyReport:
 
 
 def make_report(sources: Sequence[Source], made: str) -> StudyReport:
-    """The report of one study, or of several beside each other.
+    """Make the report of one study, or of several next to each other.
 
     Parameters
     ----------
     made
-        When, for the reader.
+        Date and time of the report as text.
     """
     names = [source.record.name for source in sources]
     if len(sources) == 1:

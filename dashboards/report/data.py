@@ -1,4 +1,4 @@
-"""What a study was trained on, read again from its files for a report."""
+"""Data of a study, read again from its files for a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.errors import TrainerError
 from trainer.progress import no_progress
 
 LARGEST_BYTES: Final = 2**31
-"""Larger files are not read for a report: it would take minutes."""
+"""Files larger than this are not read for a report, because it would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class StudyData:
     Attributes
     ----------
     summary
-        What the files hold; None where they cannot be read here.
+        Summary of the files; None if they cannot be read here.
     parts
-        Structures of the training, the validation and the test part.
+        Numbers of structures of the training, validation and test set.
     why_not
         Why there is no summary.
     """
@@ -41,7 +41,7 @@ class StudyData:
 
 
 def read_data(record: StudyRecord, home: Path) -> StudyData:
-    """Read the data files again; what cannot be read, or was changed since, is said instead."""
+    """Read the data files again, or say why they cannot be read or were changed since."""
     files = find_again(record.config["data"]["files"], (home, home.parent, Path.cwd()))
     try:
         if sum(Path(file).stat().st_size for file in files if file != SAMPLE) > LARGEST_BYTES:

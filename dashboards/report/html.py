@@ -1,4 +1,4 @@
-"""A report as one page that needs no other file and no network."""
+"""A report as a single page that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dashboards.report.contents import StudyReport
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
-"""All that the page needs is in it: a browser is told to fetch nothing."""
+"""The browser must fetch nothing, since the page contains all that it needs."""
 
 
 def report_html(report: StudyReport) -> str:
-    """The page, with plotly in it once."""
+    """Render the page, with plotly included once."""
     template = _environment().get_template("report.html")
     return template.render(
         report=report,

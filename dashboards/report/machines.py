@@ -1,4 +1,4 @@
-"""On which machines, and with which versions, the trials of a study were trained."""
+"""Machines and versions of the workers that trained the trials of a study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.trials.views import TrialRow
 
 
 def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], list[float]]:
-    """Headings, rows, and their seconds: a row for each kind of device of each machine."""
+    """Headings, rows and their seconds: one row for each kind of device of each machine."""
     found: defaultdict[tuple[str, str], list[TrialRow]] = defaultdict(list)
     for trial in record.trials:
         found[trial.worker.host, trial.worker.device].append(trial)
@@ -31,7 +31,7 @@ def machines_table(record: StudyRecord) -> tuple[tuple[str, ...], tuple[tuple[st
 
 
 def format_versions(record: StudyRecord) -> list[str]:
-    """Which versions of which programs the workers had."""
+    """Versions of the programs that the workers had."""
     kinds = {tuple(sorted(trial.worker.versions.items())) for trial in record.trials}
     several = "" if len(kinds) < 2 else f"The workers had {len(kinds)} different sets of versions. "
     return [

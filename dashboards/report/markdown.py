@@ -1,4 +1,4 @@
-"""A report as Markdown with pictures beside it, for the supplement of a paper."""
+"""A report as Markdown with image files, for the supplement of a paper."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dashboards.report.contents import Section, StudyReport, Table
 
 @dataclass(frozen=True)
 class Markdown:
-    """The text, and the pictures that it shows, by file name."""
+    """The text, and the images that it shows, by file name."""
 
     text: str
     pictures: dict[str, bytes]
 
 
 def report_markdown(report: StudyReport, folder: str) -> Markdown:
-    """The report as Markdown.
+    """Render the report as Markdown.
 
     Parameters
     ----------
     folder
-        Where the pictures will lie, as seen from the text.
+        Folder of the images, relative to the text.
     """
     pictures: dict[str, bytes] = {}
     lines = [f"# {markdown_text(report.title)}", "", report.subtitle, ""]

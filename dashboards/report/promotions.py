@@ -1,4 +1,4 @@
-"""What promotions of a study found, and who opened its test part: shown in every report from then on."""
+"""Report sections on promotions and on test-set evaluations, which every later report shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDS = {"structure": "on folds of structures", "molecule": "on folds of whole 
 
 
 def promotion_sections(database: Database, record: StudyRecord) -> tuple[Section, ...]:
-    """A section for each promotion that came so far as to choose, and one of the evaluations, if any."""
+    """A section for each promotion that got as far as a choice, and one on the evaluations, if any."""
     study = open_study(database, record.name)
     chosen = [each for each in promotions(database, study) if each.results is not None]
     sections = [_promotion(record, each, len(chosen)) for each in chosen]

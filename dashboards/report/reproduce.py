@@ -1,6 +1,7 @@
-"""How to run a study again: its file as it can be given to ``anitune study run``, and the commands.
+"""How to run a study again: its file in a form for ``anitune study run``, and the commands.
 
-People paste both. The records may be of somebody else, so no word of theirs is more than a word to a shell.
+People paste both into a shell. The records may come from somebody else, so each of their words is quoted and
+cannot run anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{7,64}")
 
 
 def study_file(record: StudyRecord) -> str:
-    """The study as a study file, with all that was filled in."""
+    """The study as a study file, with defaults filled in."""
     budget = record.summary.budget
     limits: dict[str, Any] = {
         "trials": budget.trials if record.config.get("rows") is None else None,
@@ -51,7 +52,7 @@ def commands(record: StudyRecord) -> str:
 
 
 def _options(record: StudyRecord) -> list[str]:
-    """The options that read the data files as the study did, where those of the command are others."""
+    """Options to read the data files as the study did, where they differ from the defaults of the command."""
     data, found = record.config["data"], list[str]()
     for name in ("energy", "unit", "length_unit", "molecule", "duplicates", "unusual"):
         if data.get(name) not in (None, "refuse"):
@@ -66,7 +67,7 @@ def _options(record: StudyRecord) -> list[str]:
 
 
 def shell_word(text: str) -> str:
-    """A word as it is pasted into bash, without characters that a terminal would take for keys."""
+    """Quote a word for bash, without characters that a terminal would take for keys."""
     if text.isprintable():
         return shlex.quote(text)
     return f"$'{''.join(map(_escaped, text))}'"
@@ -85,7 +86,7 @@ def _hexadecimal(text: str) -> str:
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that are null, which a file leaves out."""
+    """Settings without null values, which a study file leaves out."""
     return {
         name: _said(value) if isinstance(value, dict) else value
         for name, value in config.items()

@@ -1,4 +1,4 @@
-"""All trials of some studies as one table: for a file of comma-separated values, and for notebooks."""
+"""All trials of one or more studies as a table, for CSV files and notebooks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from trainer.csv_text import csv_text
 
 
 def trials_table(records: Sequence[StudyRecord], reference: bool = True) -> list[dict[str, Any]]:
-    """A row a trial, the best of each study first.
+    """One row for each trial, the best of each study first.
 
-    Settings are named ``config.NAME``, and what was measured of a trial as it is recorded, such as
+    Settings are named ``config.NAME``, and metrics as they are recorded, such as
     ``val/mae_kcalmol_heavy_2`` (kcal/mol).
 
     Parameters
     ----------
     reference
-        Whether the rows of the reference study are there, too; they have no rank.
+        Whether to include the rows of the reference study, which have no rank.
     """
     rows = []
     for record in records:
@@ -53,7 +53,7 @@ def trials_table(records: Sequence[StudyRecord], reference: bool = True) -> list
 
 
 def trials_csv(records: Sequence[StudyRecord]) -> str:
-    """The same as comma-separated values with a head line."""
+    """The same table as comma-separated values with a header line."""
     return csv_text(trials_table(records), columns=("study", "trial"))
 
 

@@ -1,4 +1,4 @@
-"""Writes a report of studies as it stands in the records, in the form that was asked for."""
+"""Write a report of studies from their current records, in the requested format."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Form = Literal["html", "md", "csv"]
 def write_report(
     database: Database, studies: Sequence[str], form: Form = "html", out: Path | None = None
 ) -> Path:
-    """Write a report of one study, or of several beside each other, and give back its path.
+    """Write a report of one study, or of several next to each other, and return its path.
 
     Parameters
     ----------
     out
-        Its file; None: one named after the studies in the folder ``reports`` of the home. Pictures of a
-        report in Markdown lie in a folder beside it.
+        File to write; None: a file named after the studies in the folder ``reports`` of the home. Images of a
+        Markdown report are in a folder next to it.
 
     Raises
     ------
     StudyNotFoundError
-        if there is no study of a name.
+        if there is no study with one of the names.
     OutputError
-        if it cannot be written.
+        if the file cannot be written.
     """
     records = [read_study(database, name) for name in dict.fromkeys(studies)]
     if out is None:

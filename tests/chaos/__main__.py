@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="each kind of fault once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     arguments = parser.parse_args()
-    # SIGTERM ends the run as Ctrl-C does, so the servers and workers end with it.
+    # SIGTERM ends the run like Ctrl-C, so that the servers and workers end as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     report = run_chaos((short_plan if arguments.short else long_plan)(arguments.seed))
     print("\n".join(report.lines()))

@@ -1,4 +1,4 @@
-"""Workers as real processes: one that ends is replaced, until nothing is left to train."""
+"""A fleet of worker processes: one that ends is replaced until nothing is left to train."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from storage.studies import Study
 from tests.chaos.plan import Kind
 
 FULL_AT = 4_096
-"""Bytes that a file may have on the full disk: less than a checkpoint has."""
+"""Maximum size of a file on the full disk, bytes: too small for a checkpoint."""
 
 MET_FULL_DISK = "checkpoint.safetensors: cannot be written: File too large"
-"""What a worker says whose checkpoint found no room."""
+"""Message of a worker whose checkpoint found no room."""
 
 
 class Fleet:
-    """So many workers of a study.
+    """A constant number of workers of a study.
 
     Attributes
     ----------
-    ends : how often workers ended with which exit code; that of a signal is negative
-    last_words : of workers that gave up
-    reached : workers that ended by what was done to them, by kind
+    ends : number of workers that ended, by exit code; the code of a signal is negative
+    last_words : last lines of workers that gave up
+    reached : number of workers that ended because of a fault, by kind of fault
     """
 
     def __init__(self, study: Study, count: int, logs: Path, environment: dict[str, str]) -> None:
@@ -85,11 +85,11 @@ class Fleet:
 
     @property
     def size(self) -> int:
-        """Workers that live."""
+        """Number of running workers."""
         return len(self._workers)
 
     def training(self, *where: ColumnElement[bool]) -> set[int]:
-        """Workers whose trials nobody has taken over."""
+        """Process ids of workers that hold a trial."""
         held = select(attempts.c.worker).where(
             attempts.c.study_id == self._study.id, attempts.c.ended_at.is_(None), *where
         )
@@ -97,17 +97,17 @@ class Fleet:
             return {worker["pid"] for worker in connection.scalars(held)}
 
     def choose(self, chance: random.Random) -> int | None:
-        """A worker that trains and was left alone so far; None if there is none now.
+        """Choose a worker that holds a trial and has not been hurt yet; None if there is none now.
 
-        None whose trial was hurt before it got on: a trial whose workers die in a row before they finish an
-        epoch is rightly given up.
+        Workers whose trial was hurt before it made progress are left out: a trial whose workers die in a row
+        before they finish an epoch is rightly given up.
         """
         got_on = self.training((attempts.c.attempt == 1) | (attempts.c.epochs > 0))
         pids = sorted(got_on & self._workers.keys() - self._hurt)
         return chance.choice(pids) if pids else None
 
     def send(self, pid: int, number: signal.Signals) -> None:
-        """Send a signal to a worker, if it lives."""
+        """Send a signal to a worker if it is running."""
         if number == signal.SIGCONT:
             self._hurt.discard(pid)
         else:
@@ -116,7 +116,7 @@ class Fleet:
             self._workers[pid].send_signal(number)
 
     def hurt(self, kind: Kind, pid: int) -> None:
-        """Kill a worker, tell it to end, or fill its disk. It counts when the worker has ended by that."""
+        """Kill a worker, tell it to end, or fill its disk; counted once the worker has ended by it."""
         self._done_to[pid] = kind
         match kind:
             case "kill":
@@ -131,12 +131,12 @@ class Fleet:
                 raise AssertionError(f"{kind} ends no worker")
 
     def take_missed(self) -> list[Kind]:
-        """What was done, since last asked, to workers that had ended before, or ended otherwise."""
+        """Kinds of faults since the last call whose worker had ended before, or ended for another reason."""
         missed, self._missed = self._missed, []
         return missed
 
     def end(self) -> None:
-        """Kill those that are left."""
+        """Kill the remaining workers."""
         for worker in self._workers.values():
             worker.kill()
             worker.wait()
@@ -144,12 +144,12 @@ class Fleet:
 
 
 def _ended_by(kind: Kind, code: int, said: str) -> bool:
-    """Whether what was done to a worker is what it ended by.
+    """Whether a worker ended because of the fault.
 
     Parameters
     ----------
-    code : that it ended with; that of a signal is negative
-    said : its output
+    code : exit code of the worker; negative for a signal
+    said : output of the worker
     """
     match kind:
         case "kill":

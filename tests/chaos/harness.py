@@ -1,4 +1,4 @@
-"""Runs a study while everything under it breaks, and measures what was lost: nothing may be."""
+"""Runs a study while everything under it breaks, and measures what was lost, which must be nothing."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ limits: {{trials: {trials}}}
 R = TypeVar("R")
 
 HASTE = 0.6
-"""Part of the trials by whose end all faults have come: a machine may be faster than the plan."""
+"""Fraction of the trials by whose end all faults must have come: a machine may be faster than the plan."""
 
 PATIENCE = 1800.0
-"""Until a study that does not come to its end is given up, s."""
+"""Time after which a study that does not end is given up, s."""
 
 
 def run_chaos(plan: FaultPlan) -> ChaosReport:
-    """Run the plan, in a folder that is gone afterwards."""
-    # Not below a folder of root's: PostgreSQL runs as another user.
+    """Run the plan in a temporary folder."""
+    # Not below a folder of root, because PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="anitune-chaos-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)
@@ -144,7 +144,7 @@ class _Chaos:
                 if self._fleet.size == 0 and not (self._later or self._paused_workers):
                     break
             if due is None and any(trial.epochs > 0 for trial in trials):
-                due = time.monotonic()  # the first fault does not wait for what the workers import
+                due = time.monotonic()  # the imports of the workers do not count
             while (
                 due is not None
                 and faults
@@ -157,8 +157,8 @@ class _Chaos:
             self._repeated.update(missed)
             waiting += missed
             if not ended:
-                # A fault for which there is no victim now waits; those after it do not.
-                # By turns: a relay is killed at a delivery, for which the server must be there for a while.
+                # A fault for which there is no victim now waits; those after it do not. Faults of MLflow take
+                # turns: a relay is killed at a delivery, for which the server must run for a while.
                 waiting.sort(key=lambda kind: kind == self._last_of_server)
                 waiting = [kind for kind in waiting if not self._inject(kind)]
             time.sleep(0.25)
@@ -190,13 +190,13 @@ class _Chaos:
                     self._paused_workers.stop(pid)
                 else:
                     self._fleet.hurt(kind, pid)
-                return True  # counted when it has had its effect
+                return True  # counted once it has had its effect
         self._injected[kind] += 1
         logger.info("chaos: %s", DESCRIPTIONS[kind])
         return True
 
     def _missed(self) -> list[Kind]:
-        """Faults, since last asked, that had no effect: they come once more."""
+        """Faults, since the last call, that had no effect and are repeated."""
         missed = self._fleet.take_missed()
         missed += ["stop"] * self._paused_workers.take_missed()
         while self._missed_relays:  # another thread adds to them
@@ -214,7 +214,7 @@ class _Chaos:
         self._mlflow_away = False
 
     def _kill_relay(self) -> None:
-        """Called between MLflow's answer and the relay's own record of it."""
+        """Kill the relay between MLflow's answer and the relay's own record of it."""
         holder = select(relays.c.pid).where(relays.c.study_id == self._study.id)
         try:
             with self._study.database.reading() as connection:
@@ -245,13 +245,13 @@ class _Chaos:
         return len(trials) >= self._plan.trials and all(trial.ended is not None for trial in trials)
 
     def _is_late(self, faults: Sequence[object], trials: list[TrialRow]) -> bool:
-        """Whether the study would end before these faults have come."""
+        """Whether the study would end before the remaining faults have come."""
         return 1 - len(faults) / sum(self._plan.counts.values()) < self._ended_fraction(trials)
 
     def _pace(self, trials: list[TrialRow]) -> None:
-        """Let no trial begin while MLflow is away, where the study would end before it was away often enough.
+        """Pause the study while MLflow is away, if it might end before MLflow was away often enough.
 
-        Else a fast machine is through with the trials before the server has come back for the first time.
+        Otherwise a fast machine finishes the trials before the server has come back for the first time.
         """
         reached = self._reached()
         next_fraction = min((reached[kind] + 1) / count for kind, count in self._plan.counts.items())
@@ -262,7 +262,7 @@ class _Chaos:
             self._paused = pause
 
     def _ended_fraction(self, trials: list[TrialRow]) -> float:
-        # Most paused trials never go on.
+        # Most paused trials are never resumed.
         done = sum(trial.ended is not None or trial.state == "paused" for trial in trials)
         return done / (HASTE * self._plan.trials)
 
@@ -347,7 +347,7 @@ class _Chaos:
 
 
 def _patiently(action: Callable[[], R]) -> R:
-    """Repeat what can be repeated until PostgreSQL is back."""
+    """Repeat an action until PostgreSQL is back."""
     while True:
         try:
             return action()
@@ -356,7 +356,7 @@ def _patiently(action: Callable[[], R]) -> R:
 
 
 def _epochs_of_checkpoint(folder: Path) -> int:
-    """Epochs in the record of a checkpoint, which stands in the header of its file; 0: there is none."""
+    """Number of epochs in the record in a checkpoint's file header; 0 if there is no checkpoint."""
     file = folder / "checkpoint.safetensors"
     if not file.exists():
         return 0
@@ -367,7 +367,7 @@ def _epochs_of_checkpoint(folder: Path) -> int:
 
 
 def _anitune(environment: dict[str, str], *arguments: str, fails: bool = False) -> str:
-    """What a command of ours prints; ``fails``: also if it exits with 1."""
+    """Run one of our commands and return its output; with ``fails``, exit code 1 is accepted as well."""
     answer = subprocess.run(
         [sys.executable, "-m", "search.cli.main", *arguments],
         env={**os.environ, **environment},

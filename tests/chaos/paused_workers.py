@@ -1,4 +1,4 @@
-"""Workers that sleep past their lease, and are woken when another one has their trial."""
+"""Workers that are paused past their lease, and resumed once another worker has taken over their trial."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from storage.studies import Study
 from tests.chaos.fleet import Fleet
 
 LONGEST_PAUSE: Final = 90.0
-"""A worker is woken by then also if nobody was free to take its trial, s. That counts nothing."""
+"""Time after which a worker is resumed even if its trial was not taken over, s. It does not count then."""
 
 DRAIN_SECONDS: Final = 1.0
-"""By then what a worker had asked of the database when it was stopped is done, s."""
+"""Time by which the database requests of a stopped worker are done, s."""
 
 EXPIRED: Final = "expired"
-"""The outcome of an attempt whose worker fell silent. It is given by the one who takes the trial over."""
+"""Outcome of an attempt whose worker lost its heartbeat, recorded by the worker that takes the trial over."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class _Hold:
 class _PausedWorker:
     pid: int
     since: float
-    hold: _Hold | None = None  # what it sleeps on, once that is known
+    hold: _Hold | None = None  # the attempt of the paused worker, once it is known
 
 
 class PausedWorkers:
-    """Stops workers, and counts those that were woken after their trial had been taken over.
+    """Pauses workers, and counts those that were resumed after their trial had been taken over.
 
     Attributes
     ----------
-    overtaken : so many were
+    overtaken : number of those workers
     """
 
     def __init__(self, study: Study, fleet: Fleet) -> None:
@@ -59,12 +59,12 @@ class PausedWorkers:
         return len(self._paused)
 
     def stop(self, pid: int) -> None:
-        """Let a worker sleep."""
+        """Pause a worker."""
         self._fleet.send(pid, signal.SIGSTOP)
         self._paused.append(_PausedWorker(pid, time.monotonic()))
 
     def wake(self) -> None:
-        """Wake those whose trial another worker has by now. It can be repeated if the database is away."""
+        """Resume workers whose trial has been taken over. It can be repeated if the database is away."""
         for paused in list(self._paused):
             slept = time.monotonic() - paused.since
             if slept < DRAIN_SECONDS:
@@ -83,17 +83,17 @@ class PausedWorkers:
             self._missed += outcome != EXPIRED
 
     def take_missed(self) -> int:
-        """How many, since last asked, had ended, or were woken without that anybody had their trial."""
+        """Workers since the last call that had ended, or were resumed without losing their trial."""
         missed, self._missed = self._missed, 0
         return missed
 
     def written_since(self) -> int:
-        """Rows of the record that overtaken workers have added or changed since they were woken."""
+        """Number of rows that overtaken workers have added or changed since they were resumed."""
         with self._study.database.reading() as connection:
             return sum(len(self._rows(connection, hold) - before) for hold, before in self._written.items())
 
     def _outcome(self, connection: Connection, paused: _PausedWorker) -> str | None:
-        """What has become of the attempt that a worker sleeps on; None: it lasts."""
+        """Outcome of the attempt of a paused worker; None if it has not ended."""
         if paused.hold is None:
             query = (
                 select(attempts.c.number, attempts.c.attempt, attempts.c.worker)
@@ -106,7 +106,7 @@ class PausedWorkers:
                 if row.worker["pid"] == paused.pid
             ]
             if not held:
-                return "none"  # it fell asleep between two trials
+                return "none"  # it was paused between two trials
             paused.hold = held[-1]
         outcome: str | None = connection.execute(
             select(attempts.c.outcome).where(
@@ -118,7 +118,7 @@ class PausedWorkers:
         return outcome
 
     def _rows(self, connection: Connection, hold: _Hold) -> frozenset[object]:
-        """All that the record has of an attempt."""
+        """All rows that belong to an attempt."""
         columns = (
             (metrics, ("key", "step", "value", "time_ms")),
             (artifacts, ("path", "digest")),
@@ -139,10 +139,10 @@ class PausedWorkers:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process lives, and is stopped."""
+    """Whether a process exists and is stopped."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-    # Its name, in brackets, may hold anything.
+    # The process name, in brackets, may contain anything.
     return status.rpartition(")")[2].split()[0] in ("T", "t")

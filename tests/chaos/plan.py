@@ -1,4 +1,4 @@
-"""What breaks, and when: the same for the same seed."""
+"""Which faults come when; the same seed gives the same plan."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DESCRIPTIONS: Final[Mapping[Kind, str]] = {
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """A study, and what is done to it.
+    """A study, and the faults that it meets.
 
     Attributes
     ----------
-    counts : how often each kind of fault must have had its effect
+    counts : how many faults of each kind must have an effect
     gap : mean time between two faults, s
-    away : how long a killed MLflow server stays away until it is started again, s
-    lease : how long a silent worker keeps its trial, s
+    away : time until a killed MLflow server is started again, s
+    lease : time that a worker without heartbeat keeps its trial, s
     """
 
     seed: int
@@ -42,7 +42,7 @@ class FaultPlan:
     lease: float
 
     def faults(self) -> list[tuple[float, Kind]]:
-        """Each fault and how long after the one before it comes, s."""
+        """Each fault, with its delay after the one before, s."""
         chance = random.Random(self.seed)
         kinds = [kind for kind, count in self.counts.items() for _ in range(count)]
         chance.shuffle(kinds)
@@ -50,7 +50,7 @@ class FaultPlan:
 
 
 def long_plan(seed: int) -> FaultPlan:
-    """About ten minutes on two cores."""
+    """A plan of about ten minutes on two cores."""
     counts: Mapping[Kind, int] = {
         "kill": 20,
         "terminate": 5,
@@ -60,11 +60,11 @@ def long_plan(seed: int) -> FaultPlan:
         "mlflow": 5,
         "relay": 5,
     }
-    # A killed MLflow server is back after a minute, of which it takes a third to start.
+    # A killed MLflow server is back after a minute, a third of which it takes to start.
     return FaultPlan(seed, 60, 4, 64, counts, gap=8.0, away=40.0, lease=8.0)
 
 
 def short_plan(seed: int) -> FaultPlan:
-    """Each kind of fault once."""
+    """A plan with each kind of fault once."""
     counts: Mapping[Kind, int] = dict.fromkeys(DESCRIPTIONS, 1)
     return FaultPlan(seed, 8, 2, 20, counts, gap=3.0, away=3.0, lease=6.0)

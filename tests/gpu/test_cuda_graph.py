@@ -27,7 +27,7 @@ def test_a_function_is_captured_at_its_second_call() -> None:
 
 def test_nothing_else_is_begun_on_the_stream_of_captures() -> None:
     recording = cuda_graph._recording_stream(GPU)
-    # More than torch has: it hands them out again.
+    # More streams than torch has: it hands them out repeatedly.
     assert recording not in [torch.cuda.Stream(GPU) for _ in range(100)]  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Where a training on a GPU gets its AEVs."""
+"""Sources of AEVs for a training on a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GPU = torch.device("cuda", 0)
 
 
 def structures(task: Task) -> np.ndarray:
-    """All structures but some, in an order of their own."""
+    """A hundred structures of the task in a random order."""
     return np.random.default_rng(2).permutation(task.dataset.structures)[:100]
 
 
@@ -49,7 +49,7 @@ def shape_of(features: DeviceFeatures, size: int) -> BatchShape:
 
 
 def batches(features: DeviceFeatures, some: Positions) -> Iterator[torch.Tensor]:
-    """The AEVs of each batch, (C, F) on the host."""
+    """Yield the AEVs of each batch, (C, F) on the host."""
     shape = shape_of(features, some.shape[1])
     found = torch.empty((len(some), shape.indices), dtype=torch.int32, device=GPU)
     features.layouts.lay_out(torch.from_numpy(some).to(GPU), shape, found)
@@ -84,7 +84,7 @@ def test_computed_aevs_stay_on_the_device(task: Task, monkeypatch: pytest.Monkey
     shape = shape_of(features, 9)
     stage = features.batches(shape).source
     (positions,) = batch_positions(1, 9)
-    features.compute(positions, shape, stage)  # sets up what the molecules need
+    features.compute(positions, shape, stage)  # sets up state for the molecules
     to, copied = torch.Tensor.to, []
 
     def watched(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_computed_aevs_stay_on_the_device(task: Task, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.Tensor, "to", watched)
     features.compute(positions, shape, stage)
-    # Coordinates and places of atoms go there, and nothing comes back.
+    # Coordinates and positions of atoms are copied to the device, and nothing is copied back.
     assert 0 < max(copied) < stage.numel() / 10
     assert min(copied) > 0
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_streamed_and_a_line_says_so(
     assert isinstance(task.features, StoredFeatures)
     features = StoredFeatures(task.dataset, task.aev, task.features._tables)
     needed = stored_subset(task).atoms * features.length * 4
-    free = [*[needed / GPU_SHARE - 1] * 2, needed / GPU_SHARE + 1]  # it looks again after making room
+    free = [*[needed / GPU_SHARE - 1] * 2, needed / GPU_SHARE + 1]  # checked again after memory was released
     monkeypatch.setattr(source, "free_memory", lambda device: free.pop())
     with caplog.at_level(logging.WARNING, "anitune"):
         assert isinstance(features._new_device_subset(structures(task), GPU, torch.float32), DeviceTable)
@@ -158,6 +158,6 @@ def test_an_error_of_reading_reaches_the_training(task: Task, monkeypatch: pytes
     done: list[None] = []
     with pytest.raises(OSError, match="the disk is gone"):
         done.extend(feed(task, some))
-    # Those before it were right, and are used.
+    # Batches before the error were right, and are used.
     assert len(done) == 9
     assert reading_threads() == before

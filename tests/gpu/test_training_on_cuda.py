@@ -1,4 +1,4 @@
-"""Trainings on an NVIDIA GPU, beside the same on the CPU and beside each other."""
+"""Trainings on an NVIDIA GPU, compared with the CPU and with each other."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "tf32", "bfloat16")
 #: in float32 for all others.
 TO_CPU = {"float64": 1e-6, "float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 
-#: Of a training on the same GPU that is repeated in another way.
+#: Largest relative difference between two trainings on the same GPU that are run in different ways.
 REPEATED = 1e-6
 
 
 def train(task: Task, configs: list[TrainConfig], epochs: int = 3) -> list[tuple[EpochRecord, ...]]:
-    """The histories of trainings side by side."""
+    """Histories of trainings that run side by side."""
     trainings = [Training(task, config, None) for config in configs]
     pack = Pack(trainings)
     for order in range(epochs):
@@ -69,7 +69,7 @@ def losses(history: tuple[EpochRecord, ...]) -> list[tuple[float, float, float]]
 
 
 def with_features_of_its_own(task: Task) -> Task:
-    """Nothing of it is on the device yet."""
+    """The same task with new features, of which nothing is on the device yet."""
     features = task.features
     assert isinstance(features, StoredFeatures)
     return dataclasses.replace(task, features=StoredFeatures(task.dataset, task.aev, features._tables))
@@ -77,7 +77,7 @@ def with_features_of_its_own(task: Task) -> Task:
 
 @pytest.fixture
 def streamed_task(task: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
-    """No part of it fits into the share of the device's memory."""
+    """A task of which no subset fits into the share of the device's memory."""
     monkeypatch.setattr(source, "GPU_SHARE", 0.0)
     return with_features_of_its_own(task)
 
@@ -150,7 +150,7 @@ def test_low_precision_takes_effect_and_only_in_steps(task: Task) -> None:
     }
     assert histories["bfloat16"][0][0] != histories["float32"][0][0]
     assert histories["tf32"][0][0] != histories["float32"][0][0]
-    # What is evaluated is evaluated in float32.
+    # Evaluation runs in float32.
     training = Training(task, dataclasses.replace(CONFIG, precision="tf32"), None)
     assert not any(Pack([training]).train_epoch(0))
     errors = evaluate(training.best_model(), task, task.split.validation).errors
@@ -260,13 +260,13 @@ def test_a_streamed_epoch_can_end_in_its_middle(streamed_task: Task, monkeypatch
 
 @pytest.fixture
 def refusing_to_wait(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """From the begin of an epoch until its losses are read the host may not wait for the device."""
+    """Forbid the host to wait for the device from the start of an epoch until its losses are read."""
     begun: list[str] = []
     begin, prepare = device_epochs._Step._begin, DeviceEpochs._prepare
 
     def begin_and_refuse(self: device_epochs._Step, epoch: device_epochs._Epoch) -> None:
         begun.append("epoch")
-        # The first epoch sets up what steps need, and records.
+        # The first epoch sets up what steps need, and captures.
         if len(begun) > 1:
             torch.cuda.set_sync_debug_mode("error")
         begin(self, epoch)

@@ -1,9 +1,9 @@
-"""Runs a program on pretended CUDA cards.
+"""Runs a program on emulated CUDA cards.
 
 ``python -m tools.pretended_cuda worker my-study`` is ``anitune worker my-study``;
 ``python -m tools.pretended_cuda -m benchmarks --topics ...`` is ``python -m benchmarks --topics ...``.
-The environment says how many cards there are and what fails: see :mod:`tools.pretended_cuda.install` and
-:mod:`tools.pretended_cuda.failures`. Processes that the program starts have no pretended cards.
+The environment sets the number of cards and the failures: see :mod:`tools.pretended_cuda.install` and
+:mod:`tools.pretended_cuda.failures`. Processes that the program starts have no emulated cards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tools.pretended_cuda.install import install
 
 
 def main() -> None:
-    """Install the cards, then run what the arguments name."""
+    """Install the cards, then run the program that the arguments name."""
     module, arguments = "search.cli.main", sys.argv[1:]
     if arguments[:1] == ["-m"]:
         module, arguments = arguments[1], arguments[2:]

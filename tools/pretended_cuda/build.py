@@ -1,6 +1,6 @@
 """Compiles ``guard.cpp`` at first use, and loads it.
 
-``python -m tools.pretended_cuda.build`` builds it, or says why this cannot be done and ends with 1.
+``python -m tools.pretended_cuda.build`` builds it, or prints why it cannot and exits with 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def find_compiler() -> list[str] | None:
 
 
 def load_guard() -> ctypes.CDLL:
-    """The compiled guard, from the cache if this version of torch and of the source was built before."""
+    """Load the compiled guard; it is built only once for each version of torch and of the source."""
     import torch
 
     key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
@@ -47,7 +47,7 @@ def _compile(library: Path, torch_folder: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     options = ["-O1", "-shared", "-fPIC", "-std=c++20", f"-I{torch_folder}/include"]
     link = [f"-L{torch_folder}/lib", "-lc10"]
-    # Processes that build at the same time do not see each other's halves.
+    # Processes that build at the same time must not see each other's unfinished files.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         subprocess.run([*compiler, *options, str(SOURCE), "-o", str(built), *link], check=True)

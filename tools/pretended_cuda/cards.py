@@ -1,4 +1,4 @@
-"""The pretended cards: their memory, and which of them the program has used."""
+"""The emulated cards: their memory, and which of them the program has used."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tools.pretended_cuda import failures
 
 NAME: Final = "pretended (computed on the CPU; no card has seen anything)"
 
-#: Allocations are multiples of this, as torch makes them.
+#: Allocations are multiples of this, as in torch.
 BLOCK: Final = 512
 
-#: Held while the books below are changed.
+#: Held while the records below are changed.
 LOCK: Final = threading.RLock()
 
 
 class Pool:
-    """Memory that belongs to graphs: theirs until the last of them is gone."""
+    """Memory that belongs to graphs, until the last of them is gone."""
 
     def __init__(self, card: Card) -> None:
         self.live = self.peak = 0
@@ -29,13 +29,13 @@ class Pool:
 
 
 class Card:
-    """One card.
+    """An emulated card.
 
     Attributes
     ----------
-    total : bytes of its memory
+    total : size of its memory, bytes
     others : bytes that other processes take
-    fraction : of the memory, what this process may take
+    fraction : share of the memory that this process may take
     context : whether the program has used the card; a context takes memory on a real one
     """
 
@@ -84,7 +84,7 @@ class Card:
         self.reserved = self.used()
 
     def stats(self) -> dict[str, Any]:
-        """Of :func:`torch.cuda.memory_stats`, what is kept here."""
+        """The part of :func:`torch.cuda.memory_stats` that is recorded here."""
         self.reserved = max(self.reserved, self.used())
         return {
             "allocated_bytes": {"all": {"current": self.allocated, "peak": self.peak}},
@@ -93,12 +93,12 @@ class Card:
 
 
 class Access:
-    """Which operations last used some memory.
+    """The operations that last used some memory.
 
     Attributes
     ----------
-    written : the last that wrote it: its stream and its number there
-    read : for each stream, the last that read it since
+    written : the last that wrote it, as stream and number there
+    read : for each stream, the last that read it since then
     """
 
     def __init__(self) -> None:
@@ -107,12 +107,12 @@ class Access:
 
 
 class Allocation(Access):
-    """Memory on a card, as long as a tensor of the program lies in it."""
+    """Memory on a card, as long as a tensor of the program is in it."""
 
     def __init__(self, inner: Tensor, card: Card, pool: Pool | None) -> None:
         super().__init__()
         self._size = 0
-        # Held, so that its address is not that of another one meanwhile.
+        # Held, so that its address is not reused meanwhile.
         self._storage = inner.untyped_storage()
         self.card, self.pool = card, pool
         size = -(-self._storage.nbytes() // BLOCK) * BLOCK
@@ -128,12 +128,12 @@ _allocations: WeakValueDictionary[int, Allocation] = WeakValueDictionary()
 
 
 def find_allocation(inner: Tensor) -> Allocation | None:
-    """The memory in which a tensor lies, if the program still has a tensor there."""
+    """The memory of a tensor, if the program still has a tensor there."""
     return _allocations.get(inner.untyped_storage()._cdata)
 
 
 def allocation_of(inner: Tensor, index: int, pool: Pool | None) -> Allocation:
-    """The memory in which a tensor lies; allocated now if it is new."""
+    """The memory of a tensor, allocated now if it is new."""
     with LOCK:
         found = find_allocation(inner)
         if found is None:
@@ -143,7 +143,7 @@ def allocation_of(inner: Tensor, index: int, pool: Pool | None) -> Allocation:
 
 
 def set_memory(*, free: int | None = None, total: int | None = None, index: int = 0) -> None:
-    """Give a card so much memory, in bytes, of which so much is free now for this process."""
+    """Set the total memory of a card, and how much of it is now free for this process, in bytes."""
     card = CARDS[index]
     card.empty_cache()
     if total is not None:

@@ -1,7 +1,7 @@
 """Tensors that say ``cuda:0`` and compute on the CPU; each operation on them is checked.
 
-Where a card would raise an error its error is raised, and where a card would be silently wrong
-:class:`CudaCheckError`.
+Where a card would raise an error, its error is raised; where a card would silently give wrong results,
+:class:`CudaCheckError` is raised.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tools.pretended_cuda.cards import CARDS, LOCK, allocation_of, find_allocati
 from tools.pretended_cuda.failures import CudaCheckError
 from tools.pretended_cuda.streams import capturing, current_queue, refuse_in_capture, wait
 
-#: The arguments of matrix products that a card rounds to TensorFloat-32 when it is asked to. Custom operators
-#: that follow the same setting can be added.
+#: Arguments of matrix products that a card rounds to TensorFloat-32 if the setting asks for it. Custom
+#: operators that follow the same setting can be added.
 TF32_OPERANDS: Final[dict[str, tuple[int, ...]]] = {
     "aten::mm": (0, 1),
     "aten::bmm": (0, 1),
@@ -32,7 +32,7 @@ TF32_OPERANDS: Final[dict[str, tuple[int, ...]]] = {
     "aten::_addmm_activation": (1, 2),
 }
 
-#: The host must know a result of these, at least its shape.
+#: Operations for which the host must know a result, at least its shape.
 _WAITS: Final = frozenset(
     f"aten::{name}"
     for name in [
@@ -57,14 +57,14 @@ _NO_KERNEL: Final = frozenset(
     f"aten::{name}" for name in ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")
 )
 
-#: Page-locked memory of the host, by the address of its storage.
+#: Addresses of storages in page-locked memory of the host.
 PINNED: Final[set[int]] = set()
 
 _generators: Final[WeakValueDictionary[int, Generator]] = WeakValueDictionary()
 
 
 class Generator(torch.Generator):
-    """Takes the place of ``torch.Generator``; that of a card draws the numbers of the CPU."""
+    """Replaces ``torch.Generator``; a generator of a card draws the numbers of the CPU."""
 
     _cdata: int
     _device: torch.device
@@ -89,7 +89,7 @@ class Generator(torch.Generator):
 
 
 class CudaTensor(torch.Tensor):
-    """A tensor of a card; ``_inner`` has its numbers."""
+    """A tensor on a card; ``_inner`` holds its numbers."""
 
     _inner: Tensor
 
@@ -165,7 +165,7 @@ class CudaTensor(torch.Tensor):
 
 
 def card_index(device: torch.device) -> int:
-    """The number of a CUDA device: of the current one if it has none.
+    """The number of a CUDA device; that of the current one if it has none.
 
     Raises
     ------
@@ -179,13 +179,13 @@ def card_index(device: torch.device) -> int:
 
 
 def round_to_tf32(tensor: Tensor) -> Tensor:
-    """A float32 tensor with 10 bits of each mantissa, rounded to the nearest."""
+    """Round a float32 tensor to 10 bits of mantissa, to the nearest."""
     rounded = ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return torch.where(tensor.isfinite(), rounded, tensor)
 
 
 def dispatch(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Do an operation of which a tensor is on a card, or will be."""
+    """Run an operation that has a tensor on a card, or creates one there."""
     name = func._schema.name
     flat, spec = tree_flatten((args, kwargs))
     there = [x for x in flat if isinstance(x, CudaTensor)]
@@ -226,7 +226,7 @@ def dispatch(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _launch(func: Any, index: int, args: Any, kwargs: Any, wrappers: dict[int, CudaTensor]) -> Any:
-    """Do an operation on the numbers, and count or capture it."""
+    """Run an operation on the inner tensors, and count or capture it."""
     name = func._schema.name
     queue = current_queue(index)
     graph = queue.graph
@@ -294,7 +294,7 @@ def _written_arguments(func: Any) -> list[tuple[int, str]]:
 
 
 def _mutated(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an operation changes, those in lists among them."""
+    """The tensors that an operation changes, including those in lists."""
     values = [args[i] if i < len(args) else kwargs.get(key) for i, key in _written_arguments(func)]
     return [x for x in tree_flatten(values)[0] if isinstance(x, Tensor)]
 
@@ -303,7 +303,7 @@ def _check_one_device(name: str, args: Sequence[Any], indices: set[int], here: l
     devices = [f"cuda:{i}" for i in sorted(indices)]
     for tensor in here:
         if name in _INDEXING and tensor is not args[0]:
-            # Indices of the host are copied.
+            # Index tensors of the host are copied to the card.
             _copy_from_host(tensor, min(indices), non_blocking=False)
         elif tensor.dim() > 0:
             devices.append("cpu")
@@ -367,5 +367,5 @@ def _count_copy(name: str, copy: Tensor) -> Tensor:
 
 
 def is_pinned(tensor: Tensor, device: Any = None) -> bool:
-    """Takes the place of ``Tensor.is_pinned``."""
+    """Replaces ``Tensor.is_pinned``."""
     return not isinstance(tensor, CudaTensor) and tensor.untyped_storage()._cdata in PINNED

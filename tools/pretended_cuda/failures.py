@@ -5,9 +5,9 @@ In the same process, from a test::
     with injected("out_of_memory", at=3):       # the third allocation from here on
         ...
 
-In a child process, by the environment: ``PRETENDED_CUDA_FAIL=out_of_memory:120,ecc@replay:7`` are the 120th
-allocation and the seventh replay of a graph. With ``PRETENDED_CUDA_FAIL_ONCE=<file>`` only the first process
-fails that creates the file, so that one which replaces it goes on.
+In a child process, by the environment: ``PRETENDED_CUDA_FAIL=out_of_memory:120,ecc@replay:7`` means the 120th
+allocation and the seventh replay of a graph. With ``PRETENDED_CUDA_FAIL_ONCE=<file>`` only the process that
+creates the file fails, so that the process which replaces it succeeds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Final, Literal, get_args
 import torch
 
 Event = Literal["allocation", "pinned", "operation", "product", "instantiate", "replay", "wait"]
-"""What is counted: an allocation of device memory or of pinned memory, an operation that is not in a graph, a
-matrix product among them, the instantiation and the replay of a graph, a wait of the host."""
+"""Counted events: allocation of device memory or of pinned memory, operation outside of a graph, matrix
+product among those, instantiation and replay of a graph, and wait of the host."""
 
 _ADVICE: Final = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below "
@@ -34,25 +34,25 @@ _ADVICE: Final = (
 
 
 class CudaCheckError(AssertionError):
-    """A program that would be wrong on a card, where nothing might tell."""
+    """The program would be wrong on a card, possibly without any error there."""
 
 
 def cuda_error(code: int, text: str) -> torch.AcceleratorError:
-    """What torch raises for an error of the CUDA runtime."""
+    """The error that torch raises for an error of the CUDA runtime."""
     error = torch.AcceleratorError(f"CUDA error: {text}{_ADVICE}")
     error.error_code = code  # type: ignore[attr-defined]
     return error
 
 
 def out_of_memory(size: int, index: int, total: int, free: int) -> torch.OutOfMemoryError:
-    """What the allocator of torch raises."""
+    """The error that torch's allocator raises."""
     return torch.OutOfMemoryError(
         f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU {index} has a total capacity of "
         f"{total / 2**30:.2f} GiB of which {free / 2**20:.2f} MiB is free."
     )
 
 
-#: For each kind of failure, the event at which it happens by itself, and its error.
+#: For each kind of failure, its default event and its error.
 KINDS: Final[dict[str, tuple[Event, Callable[[], Exception]]]] = {
     "out_of_memory": ("allocation", lambda: out_of_memory(2 << 20, 0, 140 << 30, 0)),
     "pinned_memory": ("pinned", lambda: cuda_error(2, "out of memory")),
@@ -68,7 +68,7 @@ KINDS: Final[dict[str, tuple[Event, Callable[[], Exception]]]] = {
     "ecc": ("operation", lambda: cuda_error(214, "uncorrectable ECC error encountered")),
 }
 
-#: After one of these the process can do nothing with its cards any more.
+#: After one of these failures the process can no longer use its cards.
 DEVICE_FAULTS: Final = ("illegal_memory_access", "ecc")
 
 
@@ -97,13 +97,13 @@ _lock = threading.Lock()
 
 
 def inject(kind: str, at: int = 1, event: Event | None = None, once: Path | None = None) -> None:
-    """Let a failure happen at the ``at``-th event from now on.
+    """Make a failure happen at the ``at``-th event from now on.
 
     Parameters
     ----------
     kind : one of :data:`KINDS`
-    event : where another than that of its kind is meant
-    once : a file that marks, for all processes, that it happened
+    event : event to count, if not the default one of the kind
+    once : a marker file, so that the failure happens in only one process
     """
     if kind not in KINDS or (event is not None and event not in get_args(Event)):
         raise ValueError(f"no such failure: {kind}@{event}; there are {', '.join(KINDS)}")
@@ -112,7 +112,7 @@ def inject(kind: str, at: int = 1, event: Event | None = None, once: Path | None
 
 @contextmanager
 def injected(kind: str, at: int = 1, event: Event | None = None) -> Iterator[None]:
-    """Inject a failure, and forget it and a device fault at the end of the block."""
+    """Inject a failure for the block, and clear all failures and device faults at its end."""
     inject(kind, at, event)
     try:
         yield
@@ -121,7 +121,7 @@ def injected(kind: str, at: int = 1, event: Event | None = None) -> Iterator[Non
 
 
 def inject_from_environment() -> None:
-    """Inject what the environment asks for."""
+    """Inject the failures that the environment asks for."""
     marker = os.environ.get("PRETENDED_CUDA_FAIL_ONCE")
     for asked in filter(None, os.environ.get("PRETENDED_CUDA_FAIL", "").split(",")):
         what, _, at = asked.partition(":")
@@ -130,14 +130,14 @@ def inject_from_environment() -> None:
 
 
 def clear() -> None:
-    """Forget all injected failures, and a device fault."""
+    """Clear all injected failures and any device fault."""
     global _fault
     _planned.clear()
     _fault = None
 
 
 def check(event: Event | None = None) -> None:
-    """Raise what is due at an event, or at any call after a device fault."""
+    """Raise a failure that is due at an event, or that of an earlier device fault at any call."""
     global _fault
     if _fault is not None:
         raise KINDS[_fault][1]()

@@ -17,7 +17,7 @@ from tools.pretended_cuda.failures import CudaCheckError, cuda_error
 from tools.pretended_cuda.streams import CAPTURES, NOT_PERMITTED, Queue, current_queue
 from tools.pretended_cuda.traffic import COUNTS, Counts
 
-#: Captures, by their number of operations; and how often one was replayed.
+#: Number of captures by their number of operations, and number of replays.
 CAPTURED: Final[Counter[int]] = Counter()
 REPLAYS: Final[Counter[str]] = Counter()
 
@@ -26,12 +26,12 @@ _pools: Final[WeakValueDictionary[tuple[int, int], Pool]] = WeakValueDictionary(
 
 @dataclass
 class _Operation:
-    """One that was captured.
+    """A captured operation.
 
     Attributes
     ----------
-    run : does it, on the memory that it was captured with
-    fresh : the tensors that it makes, in memory of the graph
+    run : runs it on the memory that it was captured with
+    fresh : the tensors that it creates, in memory of the graph
     """
 
     name: str
@@ -40,13 +40,13 @@ class _Operation:
 
 
 class GraphBase:
-    """What ``torch.cuda.CUDAGraph`` is derived from.
+    """Base class of ``torch.cuda.CUDAGraph``.
 
     Attributes
     ----------
     counts : operations and bytes of a replay
     mode : the capture error mode
-    invalid : whether something was begun that cannot be captured
+    invalid : whether the capture has met something that cannot be captured
     """
 
     _keep_graph: bool
@@ -76,7 +76,7 @@ class GraphBase:
         self._generators.append(generator)
 
     def has_generator(self, generator: Any) -> bool:
-        """Whether it was registered."""
+        """Whether a generator was registered."""
         return any(known._cdata == generator._cdata for known in self._generators)
 
     def capture_begin(self, pool: tuple[int, int] | None = None, capture_error_mode: str = "global") -> None:
@@ -96,16 +96,16 @@ class GraphBase:
         self.join(queue)
 
     def join(self, queue: Queue) -> None:
-        """Capture this stream too: it waits for an event in a stream that is captured."""
+        """Capture this stream too, because it waits for an event of a captured stream."""
         self._queues.append(queue)
         queue.graph = self
 
     def access(self, memory: Allocation) -> Access:
-        """Which operations of the capture last used some memory."""
+        """The operations of the capture that last used some memory."""
         return self._accesses.setdefault(memory, Access())
 
     def before(self, read: Iterable[Tensor], written: Iterable[Tensor]) -> None:
-        """Note what an operation is about to use."""
+        """Note the tensors that an operation is about to use."""
         for tensors, noted in ((read, self._read), (written, self._written)):
             for tensor in tensors:
                 key = tensor.untyped_storage()._cdata
@@ -118,7 +118,7 @@ class GraphBase:
                     self._before[key] = whole, whole.clone()
 
     def own(self, made: Iterable[Tensor]) -> None:
-        """Note the tensors that an operation has made, in memory of the graph."""
+        """Note the tensors that an operation has created, in memory of the graph."""
         for tensor in made:
             self._own[tensor.untyped_storage()._cdata] = tensor
 
@@ -133,7 +133,7 @@ class GraphBase:
         joined = all(origin.seen.get(queue, 0) >= queue.work for queue in self._queues[1:])
         for queue in self._queues:
             queue.graph = None
-        # Nothing was done: what was there before is there still, and what is new holds anything.
+        # A capture runs nothing: restore what was there before, and fill new memory with arbitrary values.
         for whole, copy in self._before.values():
             whole.copy_(copy)
         self._before.clear()
@@ -201,7 +201,7 @@ def _alive(references: Iterable[ref[Allocation]]) -> list[Allocation]:
 
 
 def _poison(tensor: Tensor) -> None:
-    """What nobody has computed: not a number, or an index that is out of range."""
+    """Fill a tensor with values that nobody computed: not a number, or an index that is out of range."""
     if tensor.is_floating_point():
         tensor.fill_(float("nan"))
     elif tensor.dtype == torch.bool:

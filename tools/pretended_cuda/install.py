@@ -1,10 +1,10 @@
-"""Makes a CPU build of torch believe in CUDA cards, from here on and in this process.
+"""Makes a CPU build of torch see emulated CUDA cards, from then on and in this process.
 
-The Python half of ``torch.cuda`` stays what it is: the functions of ``torch._C`` that a CUDA build has are
+The Python half of ``torch.cuda`` is unchanged; only the functions of ``torch._C`` that a CUDA build has are
 supplied, so that a device without an index is refused where torch refuses it.
 
-Not modelled: kernels and their rounding (but TensorFloat-32), cuBLAS, speed, autograd on a card, memory that
-is freed while another stream works on it, and numbers that the host reads before a copy to it has ended.
+Not modelled: kernels and their rounding (except TensorFloat-32), cuBLAS, speed, autograd on a card, memory
+that is freed while another stream works on it, and numbers that the host reads before a copy to it has ended.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from tools.pretended_cuda import device, failures, graphs, streams
 from tools.pretended_cuda.build import load_guard
 from tools.pretended_cuda.cards import CARDS, NAME, Card
 
-#: Of an NVIDIA H200, in bytes.
+#: Memory of an NVIDIA H200, bytes.
 MEMORY: Final = 140 << 30
 
 _library: Any = None
 
 
 def installed() -> bool:
-    """Whether this process has pretended cards."""
+    """Whether this process has emulated cards."""
     return _library is not None
 
 
 def install(cards: int | None = None) -> None:
-    """Let torch see pretended CUDA cards, before anything has asked it for cards.
+    """Make torch see emulated CUDA cards, before anything has asked it for cards.
 
     Parameters
     ----------
-    cards : how many; by default ``PRETENDED_CUDA_CARDS``, or 1. Of the memory of each other processes leave
-        ``PRETENDED_CUDA_FREE_GIB``, or all
+    cards : how many; by default ``PRETENDED_CUDA_CARDS``, or 1. ``PRETENDED_CUDA_FREE_GIB`` sets how much
+        memory of each is left by other processes; by default all
     """
     global _library
     if installed():
@@ -56,17 +56,17 @@ def install(cards: int | None = None) -> None:
     _supply_functions(guard)
     _replace_classes()
     _pin_memory_here()
-    # Parameters of a module on the CPU cannot become those of a card in their place.
+    # Parameters of a CPU module cannot be converted in place to those of a card.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     _library = _take_operations()
 
 
 def _take_operations() -> Any:
-    """Let the operations that make tensors of a card come to us; those that use one come by its class."""
+    """Route operations that create tensors on a card to ``dispatch``; the class routes those that use one."""
     library: Any = torch.library.Library
     others = library("_", "IMPL")
     others.fallback(device.dispatch, "CUDA")
-    # These would make an empty tensor and then change its shape.
+    # These would create an empty tensor and then change its shape.
     factories = library("aten", "IMPL")
     aten: Any = torch.ops.aten
     for packet in (aten.arange, aten.randperm, aten.linspace, aten.eye):
@@ -97,7 +97,7 @@ def _supply_functions(guard: Any) -> None:
         return before
 
     def maybe_exchange(index: int) -> int:
-        # No context is made where there is none yet.
+        # This creates no context where there is none yet.
         before: int = guard.get_device()
         guard.set_device(index)
         return before
@@ -178,7 +178,7 @@ def _supply_functions(guard: Any) -> None:
     }
     for name, function in functions.items():
         setattr(torch._C, name, function)
-    # What torch.cuda took from there when it was imported.
+    # torch.cuda copied these from torch._C when it was imported.
     cuda._is_in_bad_fork = functions["_cuda_isInBadFork"]
     cuda._exchange_device, cuda._maybe_exchange_device = exchange, maybe_exchange
     cuda._get_device_properties = properties
@@ -197,7 +197,7 @@ def _replace_classes() -> None:
 
 
 def _pin_memory_here() -> None:
-    """Replace what pins memory, and what makes a tensor of a card from numbers of the host."""
+    """Replace functions that pin memory, and those that make a tensor on a card from numbers of the host."""
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
         failures.check("pinned")

@@ -1,4 +1,4 @@
-"""Runs tests on pretended CUDA cards: ``python -m pytest -p tools.pretended_cuda.plugin tests/gpu``."""
+"""Runs tests on emulated CUDA cards: ``python -m pytest -p tools.pretended_cuda.plugin tests/gpu``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Not before: torch is imported here, and tests/conftest.py sets its number of threads.
+    # Not earlier: this imports torch, and tests/conftest.py must set its number of threads before.
     from tools.pretended_cuda.install import install
 
     install()
@@ -21,7 +21,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    # All that they miss is here.
+    # The emulated cards have all that tests need, so none may be skipped.
     if reporter is not None and reporter.stats.get("skipped") and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,7 +1,7 @@
 """Streams, events and waits of the host.
 
-Everything is done at once and in the order of the program. What real streams may do in another order is found
-by vector clocks: a stream that uses memory which another one has written must have waited for that.
+Everything is done at once, in the order of the program. Vector clocks find what real streams may do in
+another order: a stream that uses memory which another stream has written must have waited for that stream.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from tools.pretended_cuda import failures
 from tools.pretended_cuda.cards import CARDS, LOCK, Allocation
 from tools.pretended_cuda.failures import CudaCheckError, cuda_error
 
-#: How often the host waited, by what it waited for.
+#: Number of waits of the host, by kind.
 WAITS: Final[Counter[str]] = Counter()
 
 NOT_PERMITTED: Final = "operation not permitted when stream is capturing"
 
 
 class Queue:
-    """A stream: many ``torch.cuda.Stream`` can stand for it.
+    """A stream, which several ``torch.cuda.Stream`` objects may share.
 
     Attributes
     ----------
     graph : the graph into which it is being captured
     work : number of its last operation
-    seen : for other streams, the number of the last operation that was over before what begins here now
+    seen : for other streams, the number of the last operation that has ended before the next one here begins
     """
 
     def __init__(self, index: int, number: int) -> None:
@@ -48,11 +48,11 @@ class Queue:
         return {**self.seen, self: self.work}
 
     def launch(self, read: Iterable[Allocation], written: Iterable[Allocation]) -> None:
-        """Begin an operation, and check that those of other streams on its memory were waited for."""
+        """Start an operation, and check that the stream has waited for others that use its memory."""
         with LOCK:
             self.see(_host.seen)
             self.work += 1
-            # What is captured is not done yet: a graph has marks of its own.
+            # Captured operations have not run yet, so a graph has its own records of accesses.
             for memory in read:
                 access = memory if self.graph is None else self.graph.access(memory)
                 self._check(access.written)
@@ -70,7 +70,7 @@ class Queue:
 
 _queues: dict[tuple[int, int], Queue] = {}
 _host: Final = Queue(-1, -1)
-#: torch hands out so many streams of a priority and a card, again and again.
+#: Number of streams that torch has for each priority and card, and hands out in turn.
 POOL: Final = 32
 _handed_out: Final[Counter[tuple[int, int]]] = Counter()
 _local: Final = threading.local()
@@ -79,7 +79,7 @@ CAPTURES: Final[list[Any]] = []
 
 
 def queue(index: int, number: int = 0) -> Queue:
-    """A stream of a card; the default one has the number 0."""
+    """A stream of a card; the default stream has the number 0."""
     with LOCK:
         if (index, number) not in _queues:
             _queues[index, number] = Queue(index, number)
@@ -105,7 +105,7 @@ def set_stream(stream_id: int, device_index: int, device_type: int) -> None:
 
 
 def capturing() -> Any:
-    """The graph into which a current stream of this thread is captured; None if there is none."""
+    """The graph that a current stream of this thread is captured into; None if there is none."""
     return next((graph for q in _current().values() if (graph := q.graph) is not None), None)
 
 
@@ -119,7 +119,7 @@ def get_sync_mode() -> int:
 
 
 def refuse_in_capture(what: str) -> None:
-    """Raise if this cannot be done now because a capture is underway."""
+    """Raise an error if a capture forbids this operation now."""
     graph = capturing()
     if graph is not None:
         graph.invalid = True
@@ -129,12 +129,12 @@ def refuse_in_capture(what: str) -> None:
 
 
 def wait(what: str, over: dict[Queue, int], *, debugged: bool = True) -> None:
-    """Let the host wait.
+    """Make the host wait.
 
     Parameters
     ----------
-    over : what has ended then
-    debugged : whether ``torch.cuda.set_sync_debug_mode`` minds it
+    over : the operations that have ended afterwards
+    debugged : whether ``torch.cuda.set_sync_debug_mode`` applies to it
     """
     failures.check("wait")
     refuse_in_capture(what)
@@ -155,7 +155,7 @@ def synchronize_device() -> None:
 
 
 class StreamBase:
-    """What ``torch.cuda.Stream`` is derived from."""
+    """Base class of ``torch.cuda.Stream``."""
 
     stream_id: int
     device_index: int
@@ -203,7 +203,7 @@ class StreamBase:
 
 
 class EventBase:
-    """What ``torch.cuda.Event`` is derived from."""
+    """Base class of ``torch.cuda.Event``."""
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, **_: bool) -> EventBase:
         self = object.__new__(cls)

@@ -1,8 +1,9 @@
 """Counts operations, and the bytes that they move in the memory of a card.
 
 An operation counts as one, though some start several kernels (a sort, a sum along a long axis); views and
-allocations count nothing. Each tensor that an operation reads or writes counts once, at its size: what a
-cache saves or a kernel reads twice is not seen. Of a copy between the host and a card the card's side counts.
+allocations count nothing. Each tensor that an operation reads or writes counts once, at its size, because
+cache hits and repeated reads of a kernel are not visible. Of a copy between the host and a card, only the
+card's side counts.
 
 >>> with counting() as counts:
 ...     step()
@@ -22,16 +23,16 @@ from torch import Tensor
 
 from tools.pretended_cuda.cards import LOCK
 
-#: Bytes that an operator moves, as a function of its arguments, where the sum of all that it is given is not
-#: it: ``TRAFFIC["anitune::linear"] = lambda input, weight, out: ...``.
+#: Functions of an operator's arguments that return the bytes it moves, where that is not the sum of all its
+#: tensors: ``TRAFFIC["anitune::linear"] = lambda input, weight, out: ...``.
 TRAFFIC: Final[dict[str, Callable[..., int]]] = {}
 
-#: These read of their first argument what they write, and of the rest all.
+#: These read as much of their first argument as they write, and all of the other arguments.
 _GATHERS: Final = frozenset(
     f"aten::{name}" for name in ("index_select", "index", "gather", "embedding", "take", "masked_select")
 )
 
-#: These write into their first argument what their last tensor holds, and read it before if they add.
+#: These write their last tensor into their first argument, which they also read if they add.
 _SCATTERS: Final = {
     **dict.fromkeys((f"aten::{name}" for name in ("index_copy_", "index_put_", "scatter_")), 2),
     **dict.fromkeys((f"aten::{name}" for name in ("index_add_", "scatter_add_")), 3),
@@ -55,12 +56,12 @@ _OVERWRITES: Final = frozenset(
 
 @dataclass
 class Counts:
-    """What was done, by the name of the operator.
+    """Counts of operations and bytes, by the name of the operator.
 
     Attributes
     ----------
-    launches : what the host began: operations that are not in a graph, and replays
-    operations, bytes : those in graphs among them
+    launches : launches by the host: operations outside of graphs, and replays
+    operations, bytes : counts of all operations, including those in graphs
     """
 
     launches: int = 0
@@ -83,12 +84,12 @@ class Counts:
         )
 
 
-#: Since the last reset.
+#: Counts since the last reset.
 COUNTS: Final = Counts()
 
 
 def snapshot() -> Counts:
-    """A copy of what was counted since the last reset."""
+    """Copy the counts since the last reset."""
     with LOCK:
         copy = Counts()
         copy += COUNTS
@@ -96,7 +97,7 @@ def snapshot() -> Counts:
 
 
 def reset() -> None:
-    """Begin to count at zero."""
+    """Reset the counts to zero."""
     with LOCK:
         COUNTS.launches = 0
         COUNTS.operations.clear()
@@ -105,7 +106,7 @@ def reset() -> None:
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Count what the block does; the counts are there after it."""
+    """Count the operations of the block; the counts are filled in at its end."""
     before, counts = snapshot(), Counts()
     try:
         yield counts
@@ -127,7 +128,7 @@ def bytes_moved(
 
     Parameters
     ----------
-    read, written : its tensors on the card, of which those that are changed are in both
+    read, written : its tensors on the card; changed tensors are in both
     """
     if name in TRAFFIC:
         return TRAFFIC[name](*args, **kwargs)
