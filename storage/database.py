@@ -304,7 +304,7 @@ def _openable(url: URL) -> URL:
 
 
 def _is_writable(path: Path) -> bool:
-    # effective_ids checks the rights of the effective user. Root passes unless the file system is read-only.
+    # Check the rights of the effective user and, for root, who has all rights, the kind of file system.
     return os.access(path, os.W_OK) and os.access(path, os.W_OK, effective_ids=True)
 
 

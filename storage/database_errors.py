@@ -53,7 +53,7 @@ def has_no_free_connection(error: BaseException) -> bool:
 
 def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     where = redacted(url)
-    if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
+    if isinstance(error, exc.TimeoutError):  # from the pool, which the threads of a worker share
         return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
     ours = is_of_anitune_up(url, home)
     advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"

@@ -135,7 +135,7 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         elif states[folder] not in ("running", "paused"):
             of_attempts = sorted(path for path in folder.glob("*") if not path.is_symlink())
             checkpoints = [file for each in of_attempts for file in sorted(each.glob(f"*{checkpoint}"))]
-            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # also rejected
+            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # rejected ones too
     return found
 
 

@@ -185,7 +185,7 @@ rungs = Table(
     Column("value", Double, nullable=False),  # best validation MAE so far, kcal/mol
     Column(
         "earlier_marks", PlainJSON, nullable=False
-    ),  # the trial's attributes of the pruner, before its decision
+    ),  # the pruner's attributes of the trial, before its decision
     Column("stop", Boolean),  # null: not decided yet
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
 )

@@ -247,7 +247,7 @@ class Relay:
         """The runs with undelivered rows and without rejected ones, in order of delivery.
 
         First comes the study's run, then the trial runs that have waited longest. Runs whose delivery failed
-        come last, the most recently tried at the end, since otherwise they would block the others for ever.
+        come last, the most recently tried at the end, since otherwise they would block the others forever.
         """
         with self._db.reading() as connection:
             numbers = connection.scalars(

@@ -42,7 +42,7 @@ def view_tags(time_ms: int) -> dict[str, str]:
     """
     state = {
         "searchFilter": "",
-        "orderByKey": f"metrics.`{FINAL_METRIC}`",  # sorting also unfolds the runs under the study's
+        "orderByKey": f"metrics.`{FINAL_METRIC}`",  # sorting also shows the child runs of the study's run
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",

@@ -211,9 +211,9 @@ class Attempt:
         Whether it was done; not if the original was paused and has been resumed since.
         """
         with self._database.writing() as connection:
-            locked_row(connection, self.study)  # the original is not resumed meanwhile
+            locked_row(connection, self.study)  # so that the original is not resumed meanwhile
             row = fencing.find(connection, self._lease)
-            if row.ended_at is None or row.outcome != original.state:  # else: as in :meth:`finish`
+            if row.ended_at is None or row.outcome != original.state:  # else a retry, see :meth:`finish`
                 fencing.refuse_ended(self._lease, row)
                 if duplicate_configs.find(connection, self._trial(connection)) != original:
                     return False

@@ -48,7 +48,7 @@ def no_promotion(results: Sequence[RungResult], may_begin: bool) -> int | None:
 
 
 def rung_results(database: Database, study: Study) -> list[RungResult]:
-    """Results at all rungs, without duplicates and failed trials, which are no basis for a comparison."""
+    """Results at all rungs, without those of duplicates and failed trials, which say nothing about others."""
     with database.reading() as connection:
         return results_in(connection, study.id)
 

@@ -36,7 +36,7 @@ LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
 """A worker that sends no heartbeat for this time loses its trial, s. The variable is for tests."""
 
 CRASHES_ALLOWED = 3
-"""A trial is given up after so many workers in a row die, or lose their device, before an epoch ends."""
+"""A trial is given up after this many workers in a row die, or lose their device, before an epoch ends."""
 
 LOST_HEARTBEATS_ALLOWED = 10
 """The same limit including workers lost with their machine, which the trial may have taken down."""
@@ -147,7 +147,7 @@ def claim_trial(
             claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
             if claim is None:
                 claim = _promote_or_begin(connection, study, worker, lease_seconds, in_hand, promotion)
-        # Pending sync are trials of workers that died before it, and those that were just given up.
+        # These are trials whose workers died before the sync, and trials that were just given up.
         pending = finalize.pending_sync(connection, study, leave=in_hand)
     for number in pending:
         finalize.sync_to_optuna(database, study, number)
