@@ -1,4 +1,4 @@
-"""Addresses of databases and servers: checked when they are read, and never shown with a secret."""
+"""Addresses of databases and servers: validates them when read, and hides their secrets in every output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 from storage.errors import SettingsError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL  # its import takes long, and no help needs it
+    from sqlalchemy.engine import URL  # imported only where needed, since the import is slow
 
 HTTP: Final = ("http", "https")
 
@@ -27,32 +27,32 @@ _DATABASES = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 _SECRET_QUERY_KEYS = frozenset({"password", "sslpassword"})
 _SECRET_VARIABLES = ("PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _WORD = re.compile(r"[A-Za-z]?[a-z]{1,9}|[A-Z]{1,10}|[0-9]{1,6}|.{1,3}", re.DOTALL)
-"""Secrets that any text may hold by chance: they are replaced only where a secret is due."""
+"""Secrets that any text may contain by chance: replaced only where :data:`_SECRET_IS_DUE` matches."""
 
 _SECRET_IS_DUE = (
     r"(?P<before>(?::|//)(?={0}@)|(?:passw(?:or)?d|pwd|token)['\"]?\s*[=:]\s*['\"]?|bearer\s+){0}(?!\w)"
 )
-"""Before the @ of a URL, as the value of a query or of a setting, and in a header; to be filled in."""
+"""Template for places of a secret: before the @ of a URL, as value of a query or setting, in a header."""
 
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[\w.,-]*))(?::(?P<port>.*))?")
 _WITHOUT_SCHEME = re.compile(r"(?P<host>[A-Za-z0-9.-]+):(?P<port>\d{1,5})/?")
 
 _replaced: dict[str, str] = {}
-"""What is never shown of the addresses that this process has read, and what is shown in its place."""
+"""Secrets of the addresses that this process has read, and the text shown in their place."""
 
 
 def storage_address(text: str, name: str) -> str:
-    """The URL of a database of the records, as SQLAlchemy takes it; the file of SQLite is absolute.
+    """Validate the URL of a database of the records; return it for SQLAlchemy, with an absolute SQLite file.
 
     Parameters
     ----------
     name
-        Where it was read (a variable, an option), for messages.
+        Where the address was read (a variable, an option), for messages.
 
     Raises
     ------
     SettingsError
-        in a line that names the place and what is wrong, and repeats nothing of the address.
+        with one line that names the place and the mistake, and repeats nothing of the address.
     """
     scheme = _scheme(text)
     backend, _, driver = scheme.partition("+")
@@ -70,7 +70,7 @@ def storage_address(text: str, name: str) -> str:
 
 
 def tracking_address(text: str, name: str) -> str:
-    """The address of an MLflow server or database; see :func:`storage_address`."""
+    """Validate the address of an MLflow server or database; see :func:`storage_address`."""
     scheme, backend = _scheme(text), _backend(text)
     if scheme in HTTP:
         _check_server(text, name)
@@ -90,24 +90,24 @@ def tracking_address(text: str, name: str) -> str:
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a file of SQLite, whatever its name."""
+    """The URL of an SQLite file with any name."""
     from sqlalchemy.engine import URL
 
     plain = URL.create("sqlite", database=str(file)).render_as_string()
     if plain.endswith(str(file)):
         return plain
-    # MLflow makes the folder that stands after "sqlite:///", in which % is not read as it is here.
+    # MLflow creates the folder named after "sqlite:///", and does not decode % there as SQLAlchemy does.
     return URL.create("sqlite+pysqlite", database=str(file)).render_as_string()
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a URL of SQLite; None: it is another address."""
+    """The file of an SQLite URL; None for any other address."""
     parsed = _parsed(url) if _backend(url) == "sqlite" else None
     return Path(str(parsed.database)) if parsed is not None else None
 
 
 def redacted(url: str) -> str:
-    """The URL as it may be shown: without passwords."""
+    """The URL without passwords, for messages."""
     if (parsed := _parsed(url)) is None:
         return _UNREADABLE
     if parsed.username and not parsed.password and parsed.drivername.lower() in HTTP:  # it may be a token
@@ -117,12 +117,12 @@ def redacted(url: str) -> str:
 
 
 def has_password(text: str) -> bool:
-    """Whether an address holds a password, as far as one can tell: also one that cannot be read."""
+    """Whether an address seems to hold a password; works also for an address that cannot be parsed."""
     return any(True for _ in _secrets(text))
 
 
 def without_secrets(text: str) -> str:
-    """A text without the passwords of the addresses that were read, and of the environment."""
+    """A text without the passwords of the environment and of the addresses that were read."""
     hidden = dict(_replaced)
     for variable in _SECRET_VARIABLES:
         if value := os.environ.get(variable):
@@ -137,7 +137,7 @@ def without_secrets(text: str) -> str:
 
 
 class WithoutSecrets(logging.Filter):
-    """Lets every record of a logger through, without secrets."""
+    """Logging filter that removes secrets and passes every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = without_secrets(record.getMessage()), None
@@ -185,7 +185,7 @@ def _server(text: str, name: str) -> URL:
 
 
 def _check_server(text: str, name: str) -> None:
-    """Refuse what programs read in different ways: some of them take a password for a host, and show it."""
+    """Refuse an address that programs parse in different ways: some would show its password as the host."""
     _remember(text)
     rest = text.partition("://")[2]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
@@ -218,7 +218,7 @@ def _check_server(text: str, name: str) -> None:
             " %2F for /"
         )
     if _replaced.pop(text, None) is not None:
-        # Without the scheme: what we make of the address has another one.
+        # Without the scheme, because the URL made from the address has another one.
         _replaced[rest] = redacted(text).partition("://")[2]
 
 
@@ -231,7 +231,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _secrets(text: str) -> Iterator[tuple[str, str]]:
-    """User and password, as they are written: of what cannot be read, all that could be one."""
+    """User and password as written; if the address cannot be parsed, everything that could be a password."""
     if _backend(text) == "sqlite":
         return
     rest = text.partition("://")[2] or text
@@ -256,7 +256,7 @@ def _remember(text: str) -> None:
 
 
 def _forms(user: str, password: str) -> set[str]:
-    """A password as it is written in addresses, in texts of Python and JSON, and when signing in by HTTP."""
+    """The forms of a password in addresses, in strings of Python and JSON, and in HTTP authentication."""
     forms = {password}
     for plain in (unquote(password), unquote_plus(password)):
         quoted = {quote(plain, safe=""), quote(plain), quote(plain, safe=" +"), quote_plus(plain)}

@@ -1,7 +1,7 @@
-"""Compares SQL, Optuna and MLflow about a study. SQL is the record: what differs from it is wrong.
+"""Compares what SQL, Optuna and MLflow hold about a study. SQL is the record: what differs from it is wrong.
 
-MLflow is read first and the records afterwards, in one state: what a relay tells meanwhile makes no
-difference that is none.
+MLflow is read first and the records afterwards, in one snapshot, so that deliveries of a relay in between do
+not show up as differences.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ RepairAction = Literal[
     "free name",
     "fetch",
 ]
-"""What :func:`storage.repair.repair` does about a difference."""
+"""How :func:`storage.repair.repair` repairs a difference."""
 
 _HARMLESS = (TrialState.WAITING, TrialState.FAIL)
-"""States in which a trial that only Optuna has may stay: it is still to come, or counts for nothing."""
+"""States in which a trial that only Optuna has is harmless: it is enqueued, or failed and so ignored."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which the stores do not agree.
+    """A difference between the stores.
 
     Attributes
     ----------
     number
-        Of the trial; None: of the study.
+        Number of the trial; None if the study itself differs.
     action
-        What mends it; None: nothing can.
+        The action that repairs it; None if it cannot be repaired.
     subject
-        What must be mended, where the trial does not say it: a run's id, an artifact's path.
+        The object to repair, where the trial does not determine it: the id of a run, the path of an artifact.
     """
 
     number: int | None
@@ -70,18 +70,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was compared, and how it differs.
+    """Result of an audit: the differences, and how much was compared.
 
     Attributes
     ----------
     trials
-        Number of trials by state. Those ``waiting`` were handed back, and the next worker goes on with them.
+        Number of trials by state. Those ``waiting`` were handed back; the next worker continues them.
     budget
         Trials that may begin; None: no limit.
     runs, metrics, artifacts
-        Of trials in MLflow, found as the record has them or not.
+        How many of the trials' runs, metrics and artifacts were compared with MLflow, equal or not.
     changing
-        Runs that were not compared: MLflow was told more about them meanwhile.
+        Runs that were not compared, because the relay delivered to them meanwhile.
     """
 
     differences: tuple[Difference, ...]
@@ -95,7 +95,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What MLflow has: its runs, and of each run the values of each metric and step."""
+    """The state of MLflow: its runs, and for each run the values of each metric and step."""
 
     runs: list[FoundRun]
     values: dict[str, dict[tuple[str, int], list[float]]]
@@ -104,7 +104,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Record:
-    """What SQL has, in one state. ``changing_runs`` are the runs that MLflow got more about meanwhile."""
+    """A snapshot of SQL. ``changing_runs`` are the runs that the relay delivered to during the audit."""
 
     study: Row[Any]
     trials: list[Row[Any]]
@@ -116,7 +116,7 @@ class _Record:
 
 
 def verify(study: Study) -> Audit:
-    """Compare everything that the three stores hold about a study; artifacts by downloading them.
+    """Compare everything that the three stores hold about a study; artifacts are downloaded for that.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
 
 
 def _of_trials(record: _Record) -> Iterator[Difference]:
-    """The budget, and whether somebody works on what is said to run."""
+    """Check the budget, and that a worker holds the lease of each running trial."""
     budget = record.study.budget_trials
     if budget is not None and len(record.trials) > budget:
         yield Difference(
@@ -258,7 +258,7 @@ def _of_optuna(record: _Record) -> Iterator[Difference]:
 
 
 class _Comparison:
-    """Compares runs, and counts what was compared."""
+    """Compares the runs in MLflow with the record, and counts what was compared."""
 
     def __init__(self, study: Study, record: _Record, shown: _Shown, runs: MlflowRuns, key: str) -> None:
         self.runs = self.metrics = self.artifacts = self.changing = 0
@@ -285,7 +285,7 @@ class _Comparison:
         yield from self._of_study()
         expected = {self._key}
         for trial in self._record.trials:
-            if trial.state != "running" or trial.config is not None:  # else MLflow is not told of it yet
+            if trial.state != "running" or trial.config is not None:  # else it has no messages for MLflow yet
                 expected.add(f"{self._key}/{trial.number}")
                 yield from self._of_trial(trial)
         for key in self._active.keys() - expected:
@@ -313,7 +313,7 @@ class _Comparison:
         history = self._shown.values[run.id]
         contents = [*_of_params(number, run.params, params), *_of_metrics(number, history, values)]
         if number in self._record.undelivered:
-            # What is not there is still to come. But what contradicts the record would be refused for ever.
+            # Missing contents are still to come. But MLflow refuses values that contradict those it has.
             yield from (found for found in contents if found.action == "make anew")
             return
         self.runs += 1
@@ -331,7 +331,7 @@ class _Comparison:
     def _choose(
         self, number: int | None, key: str, recorded: str | None
     ) -> tuple[FoundRun | None, list[Difference]]:
-        """The run to be compared, if one can be now; and what is wrong with the runs there are."""
+        """The run to compare, if there is one now; and the differences in which runs exist."""
         if number in self._record.changing_runs:
             self.changing += 1
             return None, []
@@ -367,7 +367,7 @@ class _Comparison:
 
 
 def _expected(trial: Row[Any], record: _Record) -> tuple[str, dict[str, str], dict[tuple[str, int], float]]:
-    """Status, tags and metrics that the run of a trial must have."""
+    """The status, tags and metrics that the run of a trial must have."""
     values = dict(record.values.get(trial.number, {}))
     tags = {projection.PARENT_TAG: record.study.mlflow_run_id}
     if (unfinished := projection.UNFINISHED.get(trial.state)) is not None:
@@ -403,6 +403,6 @@ def _of_metrics(
 
 
 def _same(shown: float, recorded: float) -> bool:
-    """Whether MLflow shows what was recorded: it keeps infinity as the largest number."""
+    """Whether MLflow shows the recorded value; it stores infinity as the largest float."""
     largest = sys.float_info.max
     return shown == max(-largest, min(largest, recorded)) or (math.isnan(shown) and math.isnan(recorded))

@@ -1,6 +1,6 @@
-"""Keeps names that come from elsewhere inside our own folders, whoever wrote them: a record, MLflow, a link.
+"""Confines names that come from elsewhere (a record, MLflow, a link) to the folders of anitune.
 
-What is deleted, uploaded to or read from by such a name is a direct child of a folder of ours, or nothing.
+Such a name can only delete, write or read a direct child of one of these folders.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from storage.errors import OutsideFolderError
 
 
 def child(folder: Path, name: str) -> Path:
-    """The direct child of a folder that a name stands for, whether it exists or not.
+    """The path of a folder's direct child with this name, whether it exists or not.
 
-    The folder itself may be a link, as to a larger disk. What lies in it may not.
+    The folder itself may be a link, for example to a larger disk. Its child may not.
 
     Raises
     ------
     OutsideFolderError
-        if the name is ``..``, a path, or that of a link.
+        if the name is ``..`` or a path, or if the child is a link.
     """
     found = _named(folder, name)
     if found.is_symlink():
@@ -29,12 +29,12 @@ def child(folder: Path, name: str) -> Path:
 
 
 def descendant(folder: Path, path: str) -> Path:
-    """What a path of several names, divided by slashes, stands for below a folder; each as :func:`child`.
+    """Resolve a path of names separated by slashes below a folder; each name is checked by :func:`child`.
 
     Raises
     ------
     OutsideFolderError
-        as :func:`child`, for each of the names.
+        as :func:`child`, for each name.
     """
     found = folder
     for name in path.split("/"):
@@ -43,7 +43,7 @@ def descendant(folder: Path, path: str) -> Path:
 
 
 def remove_child(folder: Path, name: str) -> None:
-    """Delete the direct child of that name with all that is in it; of a link the link alone.
+    """Delete the direct child of that name and its contents; if it is a link, only the link.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def remove_child(folder: Path, name: str) -> None:
 
 
 def _named(folder: Path, name: str) -> Path:
-    # A path of more than one part, "." and "" have another name than themselves.
+    # For a path of several parts, "." and "", Path.name differs from the text.
     if not name or "\0" in name or name == ".." or Path(name).name != name:
         raise OutsideFolderError(f"{name!r} names nothing in {folder}")
     return folder / name

@@ -1,7 +1,7 @@
-"""Connections to a PostgreSQL that many workers share: each has one while it needs it, and none in between.
+"""Connection pool for a PostgreSQL server that many workers share: a worker holds no connection while idle.
 
-Transactions come in bursts, as when a trial begins or a relay looks for work; a training says nothing for
-minutes. So what a transaction gives back is kept for a moment only.
+Transactions come in bursts, for example when a trial begins or a relay looks for work; a training sends
+nothing for minutes. So the pool keeps a returned connection only for a moment.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from storage.database_errors import has_no_free_connection
 
 IDLE_SECONDS: Final = 0.2
-"""How long a connection is kept that nobody uses: longer than a worker takes between two transactions."""
+"""How long an idle connection is kept, s: longer than the gap between the transactions of a burst."""
 
 LONGEST_SECONDS: Final = 2.0
-"""Age at which one is not kept any more: under load, others have waited for it."""
+"""Age from which a returned connection is closed, s: under load, other workers wait for it."""
 
 PATIENCE: Final = 30.0
-"""How long we wait for a free connection, s: shorter than a lease."""
+"""How long to wait for a free connection, s: shorter than a lease."""
 
 
 class MomentaryPool(NullPool):
-    """Keeps one connection for a moment after its transaction, and all others not at all.
+    """Keeps one connection for a moment after its transaction and closes all others at once.
 
-    Where the server has none free, it is waited for: others give theirs back all the time.
+    If the server has no free connection, the pool waits: other workers return theirs all the time.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class MomentaryPool(NullPool):
         return kept
 
     def _close_idle(self) -> None:
-        """Close what is kept once nobody has used it for long; ends then, or where nothing is kept."""
+        """Close the kept connection once it has been idle; return then, or when none is kept."""
         while True:
             time.sleep(IDLE_SECONDS)
             with self._guard:

@@ -1,4 +1,4 @@
-"""The SQL database of the records: SQLite for one machine, PostgreSQL for many. Optuna lives in it too."""
+"""The SQL database of the records, which Optuna shares: SQLite for one machine, PostgreSQL for many."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ log = logging.getLogger("anitune")
 R = TypeVar("R")
 
 OPENING_PATIENCE = 120.0
-"""How long we wait for another process that is making or changing the tables, s."""
+"""How long to wait for another process that creates or changes the tables, s."""
 
 STARTING_PATIENCE = 120.0
-"""How long we wait for a PostgreSQL that starts, or recovers from a crash, s."""
+"""How long to wait for a PostgreSQL server that starts, or recovers from a crash, s."""
 
-# A worker that was stopped (SIGSTOP, a sleeping laptop) may hold row locks: its transaction is ended before
-# others give up waiting for it, and all of that is shorter than a lease.
+# A suspended worker (SIGSTOP, a sleeping laptop) may hold row locks. The server ends its transaction before
+# others stop waiting for the lock, and both times are shorter than a lease.
 _POSTGRESQL_OPTIONS = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=20s"
 _POSTGRESQL_CONNECTION = {
     "connect_timeout": 10,  # s
@@ -72,14 +72,14 @@ _NETWORK_FILESYSTEMS = frozenset(
 class Database:
     """An open database: our tables through :meth:`reading` and :meth:`writing`, Optuna's through ``optuna``.
 
-    Never call Optuna inside a block of :meth:`writing`: on SQLite it would wait for that very block.
+    Never call Optuna inside a block of :meth:`writing`: on SQLite the call would wait for the block to end.
 
     Attributes
     ----------
     settings
-        What it was opened with.
+        The settings that it was opened with.
     engine
-        SQLAlchemy's engine of our tables.
+        SQLAlchemy's engine for our tables.
     optuna
         Optuna's storage on the same database. Its writes obey :func:`storage.trials.fencing.fenced`.
     """
@@ -89,35 +89,35 @@ class Database:
         self.engine = engine
         self.optuna: BaseStorage = optuna.storages.get_storage(rdb)
         self._rdb = rdb
-        # SQLite's transactions see one state by themselves.
+        # A transaction of SQLite reads a snapshot anyway.
         one_state = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         self._readers = engine.execution_options(reading=True, **one_state)
         fencing.guard(rdb.scoped_session.session_factory)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection to read our tables with: it sees one state, and blocks nobody."""
-        # Committed, not rolled back: with that psycopg forgets the statements that the server has prepared.
+        """A connection for reading our tables: it sees one snapshot and blocks nobody."""
+        # Commit, because after a rollback psycopg forgets the statements that the server has prepared.
         with self.plain_errors(), self._readers.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction: committed at the end of the block, undone if the block raises."""
+        """A transaction: committed at the end of the block, rolled back if the block raises."""
         with self.plain_errors(), self.engine.begin() as connection:
             yield connection
 
     @property
     def read_only(self) -> bool:
-        """Whether it is a file that cannot be written: what there is can be looked at."""
+        """Whether the database is a file that can only be read."""
         return _is_read_only(self.engine.url)
 
     def plain_errors(self) -> AbstractContextManager[None]:
-        """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
+        """Turn errors of SQLAlchemy and Optuna in the block into a :class:`DatabaseError` of one line."""
         return plain_errors(self.settings.storage_url, self.settings.home)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         _dispose(self._rdb)
         self.engine.dispose()
 
@@ -130,7 +130,7 @@ class Database:
 
 @dataclass(frozen=True)
 class Migration:
-    """What was brought up to date: the versions of its tables before (none: there were no tables) and now."""
+    """A migration: whose tables, and their versions before (None if there were no tables) and now."""
 
     what: str
     before: str | None
@@ -138,17 +138,17 @@ class Migration:
 
 
 def open_database(settings: Settings) -> Database:
-    """Open the database, and make its tables where there are none.
+    """Open the database, and create its tables if there are none.
 
-    Any number of processes may do so at once. A PostgreSQL that is starting is waited for.
+    Any number of processes may do so at once. The call waits for a PostgreSQL server that is starting.
 
     Raises
     ------
     DatabaseError
-        in one line: it does not answer, does not let us in, cannot be written, or its tables are of an older
-        or a newer version.
+        with a message of one line, if the database does not answer, refuses access, cannot be written, or
+        its tables have an older or a newer version.
     SettingsError
-        if it keeps texts without an encoding.
+        if it stores text without an encoding.
     """
     return _when_it_has_started(lambda: _open(settings))
 
@@ -177,12 +177,12 @@ def _open(settings: Settings) -> Database:
 
 
 def migrate_database(settings: Settings) -> list[Migration]:
-    """Bring our tables and Optuna's to the versions of the installed programs; one process at a time does so.
+    """Migrate our tables and Optuna's to the versions of the installed programs, one process at a time.
 
     Raises
     ------
     DatabaseError, SettingsError
-        in one line, as :func:`open_database`; a migration that fails leaves our tables as they were.
+        as :func:`open_database`; a migration that fails leaves our tables as they were.
     """
     return _when_it_has_started(lambda: _migrate(settings))
 
@@ -210,7 +210,7 @@ def _migrate(settings: Settings) -> list[Migration]:
 
 
 def _when_it_has_started(action: Callable[[], R]) -> R:
-    """Do what asks a database first, again and again while that is starting."""
+    """Run an action that first connects to the database; repeat it while the database is starting."""
     said = False
 
     def say(state: RetryCallState) -> None:
@@ -230,7 +230,7 @@ def _when_it_has_started(action: Callable[[], R]) -> R:
 
 
 def _connect(url: URL) -> tuple[Engine, dict[str, Any]]:
-    """The engine of our tables, and the options of Optuna's."""
+    """The engine for our tables, and the options for Optuna's engine."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
@@ -262,7 +262,7 @@ def _refuse_older(settings: Settings, program: str, version: str | None, head: s
 
 
 def network_filesystem(path: Path, mounts: str) -> str | None:
-    """The kind of the network file system that holds an absolute path, by the text of ``/proc/mounts``."""
+    """The kind of network file system that holds an absolute path, by the text of ``/proc/mounts``."""
     kind = ""
     longest = -1
     for line in mounts.splitlines():
@@ -292,19 +292,19 @@ def _prepare_folder(file: Path) -> None:
 
 
 def _openable(url: URL) -> URL:
-    """The URL of a file of SQLite, which is opened for reading alone where it cannot be written."""
+    """The URL of an SQLite file, changed to open read-only where the file or its folder cannot be written."""
     file = Path(str(url.database)).resolve()
     if not file.exists() or (_is_writable(file) and _is_writable(file.parent)):
         return url
     options = {"mode": "ro", "uri": "true"}
-    # Nobody writes, so SQLite needs no file beside it for locks, and could not make one.
+    # Nobody writes, so SQLite needs no lock file beside it, and could not create one.
     if not file.with_name(f"{file.name}-wal").exists():
         options["immutable"] = "1"
     return URL.create("sqlite", database=file.as_uri(), query=options)
 
 
 def _is_writable(path: Path) -> bool:
-    # The rights of the effective user, and for root, whom these do not concern, the kind of the file system.
+    # Check the rights of the effective user and, for root, who has all rights, the kind of file system.
     return os.access(path, os.W_OK) and os.access(path, os.W_OK, effective_ids=True)
 
 
@@ -316,9 +316,10 @@ def _engine_options(url: URL) -> dict[str, Any]:
 
 
 def _begin_by_ourselves(engine: Engine) -> None:
-    """Let a transaction of ours take SQLite's write lock when it begins.
+    """Make transactions take SQLite's write lock when they begin.
 
-    The driver would begin at the first write, and fail at once if another process wrote since our first read.
+    The driver would take it at the first write, and fail at once if another process wrote since the first
+    read.
     """
 
     @event.listens_for(engine, "connect")
@@ -333,7 +334,7 @@ def _begin_by_ourselves(engine: Engine) -> None:
 
 
 def refuse_no_encoding(engine: Engine) -> None:
-    """Let connecting raise :class:`SettingsError` where a PostgreSQL keeps bytes in place of texts."""
+    """Reject PostgreSQL databases with the encoding SQL_ASCII: connecting raises :class:`SettingsError`."""
 
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy asks for the server's version
     def check(connection: Any, record: Any) -> None:
@@ -356,7 +357,7 @@ def _optuna_version(engine: Engine) -> str | None:
 
 @contextmanager
 def opening_lock(engine: Engine) -> Iterator[None]:
-    """Let one process at a time make or change the tables of a database."""
+    """Lock under which one process at a time creates or changes the tables of a database."""
     if engine.dialect.name == "sqlite":
         url = engine.url
         if _is_read_only(url):
@@ -374,7 +375,7 @@ def opening_lock(engine: Engine) -> Iterator[None]:
             ) from error
         return
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # Closed, not given back to the pool: its end frees the lock, whatever happens.
+        # Detached, so that the connection is closed instead of returned: closing always frees the lock.
         connection.detach()
         connection.execute(text(f"SET lock_timeout = '{OPENING_PATIENCE:.0f}s'"))
         connection.execute(text(f"SELECT pg_advisory_lock({_OPENING_LOCK})"))
@@ -383,20 +384,20 @@ def opening_lock(engine: Engine) -> Iterator[None]:
 
 def _make_tables(settings: Settings, engine: Engine, options: dict[str, Any]) -> None:
     if engine.dialect.name == "sqlite":
-        # A property of the file, so that Optuna's connections have it too: readers do not block the writer.
+        # With WAL readers do not block the writer. The file keeps the mode, so it applies to Optuna too.
         raw = engine.raw_connection()
         try:
             raw.cursor().execute("PRAGMA journal_mode = WAL")
         finally:
             raw.close()
-    # Optuna may have been here before us. It must not add to tables of another version.
+    # Optuna may have created its tables before. It must not add to tables of another version.
     _dispose(_optuna_storage(settings, options, make_tables=_optuna_version(engine) is None))
     with engine.begin() as connection:
         schema.upgrade(connection)
 
 
 def _optuna_storage(settings: Settings, options: dict[str, Any], *, make_tables: bool) -> RDBStorage:
-    # Optuna fills a template in the URL.
+    # Optuna formats the URL as a template, so braces are doubled.
     url = make_url(settings.storage_url)
     if url.get_backend_name() == "sqlite":
         url = _openable(url)

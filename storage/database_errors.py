@@ -1,4 +1,4 @@
-"""What goes wrong with a database, in one line that says what to do."""
+"""Error translation: turns database errors into messages of one line that say what to do."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from storage.errors import (
 from storage.settings import is_of_anitune_up
 
 SQLITE_PATIENCE = 30.0
-"""How long a write to SQLite waits for another process's, s."""
+"""How long a write to SQLite waits for the write of another process, s."""
 
-# What the server says when it cannot serve: a broken connection, a wrong password, no such database, a full
-# disk or too many connections, shutting down or starting, and an idle transaction that it ended.
+# SQLSTATE prefixes of a server that cannot serve: a broken connection, a wrong password, no such database, a
+# full disk or too many connections, shutting down or starting, and an idle transaction that it ended.
 _AWAY = ("08", "28", "3D", "53", "57P", "25P03")
-# Its reason to let nobody in yet. Who is refused is told no code.
+# Messages of a server that accepts no connections yet. A refused client gets no SQLSTATE.
 _STARTING = re.compile(
     r"database system is (starting up|in recovery mode|not (yet )?accepting|shutting down)"
 )
-# Of the server, of a role or a database, and of pgbouncer.
+# Messages about the limit of the server, of a role or a database, and of pgbouncer.
 _FULL = re.compile(r"too many (clients|connections)|remaining connection slots|no more connections allowed")
 _BUSY = ("55P03", "40P01", "40001")  # waited too long for a lock, deadlock, conflict
 
 
 @contextmanager
 def plain_errors(url: str, home: Path) -> Iterator[None]:
-    """Turn what SQLAlchemy and Optuna raise in the block into a :class:`DatabaseError` of one line."""
+    """Turn errors of SQLAlchemy and Optuna in the block into a :class:`DatabaseError` of one line."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
@@ -47,18 +47,18 @@ def plain_errors(url: str, home: Path) -> Iterator[None]:
 
 
 def has_no_free_connection(error: BaseException) -> bool:
-    """Whether a server has let us in no more than others."""
+    """Whether a server refused a connection because its limit of connections is reached."""
     return _FULL.search(str(error)) is not None
 
 
 def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     where = redacted(url)
-    if isinstance(error, exc.TimeoutError):  # of the pool, which the threads of a worker share
+    if isinstance(error, exc.TimeoutError):  # from the pool, which the threads of a worker share
         return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
     ours = is_of_anitune_up(url, home)
     advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
     if isinstance(error, exc.PendingRollbackError):
-        # Optuna took a broken connection for a query that is too long, and asked again.
+        # Optuna mistook a broken connection for a query that is too long, and repeated it.
         return DatabaseUnreachableError(f"{where}: the connection broke; {advice}")
     if not isinstance(error, exc.DBAPIError) or error.orig is None:
         return DatabaseError(f"{where}: {_first_line(error)}")
@@ -76,7 +76,7 @@ def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
         return DatabaseBusyError(f"{where}: {said}")
     if _STARTING.search(str(error.orig)):
         return DatabaseStartingError(f"{where}: {said}; try again in a minute")
-    away = state is None and isinstance(error, exc.OperationalError)  # no server spoke
+    away = state is None and isinstance(error, exc.OperationalError)  # no server answered
     if error.connection_invalidated or away or (state or "").startswith(_AWAY):
         return DatabaseUnreachableError(f"{where}: {said}; {advice}")
     return DatabaseError(f"{where}: {said}")
@@ -94,7 +94,7 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
     if "full" in said:
         return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
-    if "I/O error" in said:  # also of a disk so full that not even the file of locks can grow
+    if "I/O error" in said:  # also when the disk is so full that not even the lock file can grow
         return DatabaseError(f"{where}: {said}; check the disk, and that it has free space")
     if "not a database" in said or "malformed" in said:
         return DatabaseError(f"{where}: {said}; bring back a copy of the file, or choose another one")

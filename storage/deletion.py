@@ -1,6 +1,6 @@
-"""A study is deleted from MLflow, from Optuna's tables, from ours, and with it the files that it alone needs.
+"""Deletes a study from MLflow, from Optuna's tables and from ours, with the files that only it needs.
 
-Our row of the study goes last: where a step fails, or the process dies, the same is done again.
+Our row of the study is deleted last: if a step fails or the process dies, the deletion can be repeated.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from storage.tracking.relay import study_run_key
 log = logging.getLogger("anitune")
 
 PATIENCE = 120.0
-"""How long we wait for the workers of a stopped study to hand their trials back, s."""
+"""How long to wait for the workers of a stopped study to hand their trials back, s."""
 
 _POLL_SECONDS = 0.5
 
-# Those that refer to others first.
+# Tables that refer to others come first.
 _TABLES: tuple[Table, ...] = (
     promotion_failures,
     promotion_trainings,
@@ -63,23 +63,23 @@ _TABLES: tuple[Table, ...] = (
 
 
 def delete_study(database: Database, study: Study, patience: float = PATIENCE) -> None:
-    """Delete everything about a study. MLflow keeps what is deleted there until ``mlflow gc``.
+    """Delete everything about a study. MLflow keeps deleted runs until ``mlflow gc``.
 
-    Models that were promoted from it stay in MLflow's registry: people may use them. So does the record
-    of who opened its test part.
+    Models that were promoted from the study stay in MLflow's registry, since people may use them. The
+    record of its test-set evaluations stays too.
 
     Raises
     ------
     StudyStateError
-        if workers train trials of it, and it was not stopped before, or they do not let go of them.
+        if workers train its trials and it was not stopped before, or they do not hand the trials back.
     TrackingUnavailableError
-        if MLflow cannot be told now; nothing was deleted.
+        if MLflow does not answer; nothing was deleted.
     """
     _close(database, study)
     _await_workers(database, study, patience)
-    seize_lease(study)  # no relay writes about it from now on
+    seize_lease(study)  # from now on no relay writes about the study
     _delete_in_mlflow(database, study)
-    # It may be gone: deleted in the dashboard, or by a deletion that did not come to its end.
+    # It may be gone already, deleted in the dashboard or by an interrupted deletion.
     with database.plain_errors(), suppress(KeyError):
         database.optuna.delete_study(study.optuna_study_id)
     foreign = foreign_folders(database)
@@ -94,13 +94,13 @@ def delete_study(database: Database, study: Study, patience: float = PATIENCE) -
         for naming in NAMING:
             query = select(naming.c.digest).where(naming.c.study_id == study.id)
             digests |= set(connection.execute(query).scalars())
-        # Who opened a test part stays known: it is that of other studies too, or of the next one.
+        # Test-set evaluations stay recorded: other studies, also later ones, may have the same test set.
         forgotten = update(evaluations).where(evaluations.c.study_id == study.id)
         connection.execute(forgotten.values(study_id=None, promotion_id=None))
         for table in _TABLES:
             connection.execute(delete(table).where(table.c.study_id == study.id))
         connection.execute(delete(studies).where(studies.c.id == study.id))
-    if not foreign:  # else what is known by content or number alone may be another database's, too
+    if not foreign:  # else a file known only by its digest or number may belong to another database
         for _ in remove_blobs(database, sorted(digests)):
             pass
         remove_images(database, study.id)
@@ -142,13 +142,13 @@ def _delete_in_mlflow(database: Database, study: Study) -> None:
         of_trials = select(trials.c.mlflow_run_id).where(trials.c.study_id == study.id)
         recorded = [run, *connection.execute(of_trials).scalars()]
     if experiment is None:
-        return  # MLflow was never told of it
+        return  # MLflow never received it
     open_runs(database.settings).forget(experiment, study_run_key(study))
     _remove_files_of_runs(database, study, [each for each in recorded if each is not None])
 
 
 def _remove_files_of_runs(database: Database, study: Study, runs: Iterable[str]) -> None:
-    """Remove the folders that the records name: people rename experiments, and MLflow finds another place."""
+    """Remove the folders that the records name: MLflow would look elsewhere for a renamed experiment."""
     try:
         of_study = child(database.settings.mlflow_artifacts, study.name)
         for run in runs:
@@ -156,5 +156,5 @@ def _remove_files_of_runs(database: Database, study: Study, runs: Iterable[str])
     except OutsideFolderError as error:
         log.warning("study %s: the files of its runs are left where they are: %s", study.name, error)
     else:
-        with suppress(OSError):  # there is none, or it holds what others have put there
+        with suppress(OSError):  # the folder does not exist, or holds files of others
             of_study.rmdir()

@@ -1,4 +1,4 @@
-"""What can go wrong with the records, in the user's words. A docstring is the default message."""
+"""Errors of the storage, in the user's words. The docstring of a class is its default message."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Who looked at a test part, when, and for which trial: each time is recorded for good.
+"""Test-set evaluations: who evaluated on a test set, when, and for which trial. Each is recorded for good.
 
-Studies with the same data and split have the same test part. An evaluation is one of all of them, and
-outlasts its own study.
+Studies with the same data and split share a test set. An evaluation counts for all of them, and its record
+outlasts the study.
 
-The number that a first look gives is an honest one, since nothing was chosen by it. A second look can be a
-choice: so it needs a word of its own, and whoever reads a report is shown both.
+The error of the first evaluation is unbiased, since nothing was chosen by it. A second evaluation could serve
+as a choice, so it needs the option ``--again``, and every report shows both.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from storage.studies import Study
 
 @dataclass(frozen=True)
 class EvaluationOnTestSet:
-    """One look at the test part.
+    """One evaluation on the test set.
 
     Attributes
     ----------
     study
-        Name of the study that it was opened for, which may be deleted by now.
+        Name of the study that was evaluated; it may be deleted by now.
     promotion
-        Id of the promotion that did it; None: it was deleted.
+        Id of the promotion that ran the evaluation; None if it was deleted.
     number, config
-        The trial that it was opened for, and its settings.
+        Number and settings of the evaluated trial.
     ensemble
-        Digest of the files that were measured; None: opened by an older version.
+        Digest of the evaluated model files; None if an older version ran the evaluation.
     opened_by
         User and host.
     opened_at
         Seconds since 1970-01-01 UTC.
     test_mae
-        Of the ensemble, kcal/mol; None: it was opened, and the promotion has not come further.
+        MAE of the ensemble, kcal/mol; None if the promotion recorded the evaluation but no result yet.
     """
 
     study: str
@@ -64,18 +64,18 @@ class EvaluationOnTestSet:
 
 
 def evaluations_on_test_set(database: Database, study: Study) -> list[EvaluationOnTestSet]:
-    """All evaluations on the study's test set, also for other studies, the first one first."""
+    """All evaluations on the study's test set, also for other studies, oldest first."""
     with database.reading() as connection:
         return _evaluations(connection, study.facts_in(connection))
 
 
 def refuse_another_evaluation(study: Study, known: list[EvaluationOnTestSet]) -> None:
-    """Say that the test part was opened before, if it was.
+    """Raise if there were evaluations on the test set.
 
     Raises
     ------
     AlreadyEvaluatedError
-        with who opened it, and what to do.
+        with a message that says who ran the first one, and what to do.
     """
     if known:
         others = f", and {len(known) - 1} more times" if len(known) > 1 else ""
@@ -86,17 +86,17 @@ def refuse_another_evaluation(study: Study, known: list[EvaluationOnTestSet]) ->
 
 
 def refuse_another_ensemble(study: Study, evaluation: EvaluationOnTestSet, ensemble: str | None) -> None:
-    """Make sure that what a promotion goes on with is what it opened the test part for.
+    """Make sure that a promotion continues with the ensemble for which it recorded a test-set evaluation.
 
     Parameters
     ----------
     ensemble
-        Digest of its files; None: there are none.
+        Digest of the ensemble's files; None if there are none.
 
     Raises
     ------
     AlreadyEvaluatedError
-        if it is not, with what to do.
+        if the ensemble is another one; the message says what to do.
     """
     if ensemble is None or ensemble != evaluation.ensemble:
         raise AlreadyEvaluatedError(
@@ -116,26 +116,27 @@ def record_evaluation(
     *,
     again: bool,
 ) -> EvaluationOnTestSet:
-    """Record that the test part is opened now; what follows may look at it.
+    """Record a test-set evaluation before it runs.
 
-    A promotion opens it once: where it did, this gives that evaluation.
+    A promotion has one evaluation: if it is recorded already, this returns it.
 
     Parameters
     ----------
     number, config
-        The trial that was chosen, and its settings.
+        Number and settings of the chosen trial.
     ensemble
-        Digest of the files that will be measured.
+        Digest of the model files that will be evaluated.
     again
-        Whether it may have been opened before, by another promotion.
+        Whether to allow an evaluation after those of other promotions.
 
     Raises
     ------
     AlreadyEvaluatedError
-        if it was opened before, and must not be again; or by this promotion, for another ensemble.
+        if there was an evaluation before and ``again`` is False, or if this promotion recorded one for
+        another ensemble.
     """
     with database.writing() as connection:
-        if connection.dialect.name == "postgresql":  # of two that open at once one is the first
+        if connection.dialect.name == "postgresql":  # two at once take turns
             connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
         facts = study.facts_in(connection)
         known = _evaluations(connection, facts)
@@ -160,7 +161,7 @@ def record_evaluation(
 
 
 def record_test_error(database: Database, study: Study, promotion: int, test_mae: float) -> None:
-    """Keep what the look at the test part gave, kcal/mol; what is known already stays."""
+    """Record the result of a test-set evaluation, kcal/mol; a result already recorded stays."""
     this = (
         table.c.study_id == study.id,
         table.c.promotion_id == promotion,
@@ -172,7 +173,7 @@ def record_test_error(database: Database, study: Study, promotion: int, test_mae
 
 def _evaluations(connection: Connection, facts: Mapping[str, str]) -> list[EvaluationOnTestSet]:
     if not {"data", "split"} <= facts.keys():
-        return []  # nobody knows its test part yet
+        return []  # its test set is not known yet
     same = (table.c.data == facts["data"], table.c.split == facts["split"])
     query = select(table).where(*same).order_by(table.c.id)
     return [_evaluation(row) for row in connection.execute(query)]
@@ -194,5 +195,5 @@ def _evaluation(row: Row[Any]) -> EvaluationOnTestSet:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # in a container a user may have a number only
+    except (KeyError, OSError):  # in a container a user may have only a number
         return f"uid {os.getuid()}"

@@ -1,4 +1,4 @@
-"""Files of the storage that appear whole or not at all."""
+"""Atomic writes: a file of the storage appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import IO, Final
 
 PARTIAL: Final = ".partial"
-"""How the name of a file ends that is not finished; it begins with a dot."""
+"""Suffix of an unfinished file; its name begins with a dot."""
 
 
 def partial_name(path: Path) -> Path:
-    """Where to write what is to be at ``path``: a name that nobody foresees, so that no link waits there."""
+    """A temporary name beside ``path`` that nobody can predict, so nobody can have put a link there."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, durable and in the place of ``path`` at the end of the block, unless that raises."""
+    """Open a new file that durably replaces ``path`` at the end of the block, unless the block raises."""
     partial = partial_name(path)
     try:
-        with partial.open("xb") as file:  # of a name that is taken, also by a link, it makes nothing
+        with partial.open("xb") as file:  # "x" fails where the name is taken, also by a link
             yield file
             file.flush()
             os.fsync(file.fileno())

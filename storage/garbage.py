@@ -1,11 +1,11 @@
-"""Files that no record needs: blobs, images, and what is left of trials. All of it may go while workers work.
+"""Finds and removes files that no record needs: blobs, images and remains of trials, also while workers run.
 
-A worker stores a blob first and its row afterwards, in between it looks like garbage. So blobs are deleted in
-a transaction that lets no artifact row be written, and a worker, once it has written its row, looks whether
-the blob is still there. What a killed process left half-written is deleted a day later.
+A worker stores a blob first and its row afterwards; in between the blob looks like garbage. So blobs are
+deleted in a transaction that blocks writes of artifact rows, and a worker checks that the blob still exists
+once it has written its row. Files that a killed process left half-written are deleted a day later.
 
-The folder of a trial, and its checkpoint while the trial has not ended, belong to its row, which is there
-before them.
+The folder of a trial, and its checkpoint while the trial has not ended, belong to the trial's row, which
+exists before them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from storage.records.tables import artifacts, studies, trials
 from storage.trials.images import IMAGE
 
 UNFINISHED_SECONDS = 86_400.0
-"""A file that is being written so long is not written any more."""
+"""Age from which an unfinished file counts as abandoned, s."""
 
 _AT_ONCE = 100
-"""Blobs that are deleted in one transaction: workers wait for it."""
+"""Number of blobs deleted in one transaction, for which workers wait."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Garbage:
     Attributes
     ----------
     kind
-        ``copy``: of an artifact that is kept in the database.
+        ``copy`` is a file copy of an artifact that the database holds.
     path
-        Of an artifact in the database: its digest.
+        For an artifact in the database, its digest.
     blob
         Name of an artifact in the store of blobs.
     """
@@ -60,7 +60,7 @@ class Garbage:
 
 
 def find_garbage(database: Database, checkpoint: str) -> list[Garbage]:
-    """What nothing in the records needs of the files in the home folder, and where artifacts are kept.
+    """Find the files in the home folder and the artifact store that no record needs.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def find_garbage(database: Database, checkpoint: str) -> list[Garbage]:
 
 
 def remove(database: Database, garbage: Collection[Garbage]) -> Iterator[Garbage]:
-    """Delete what was found, and tell of each when it is gone; what is needed by now stays."""
+    """Delete the garbage and yield each item once it is gone; an item that is needed by now stays."""
     for each in garbage:
         if each.kind != "artifact":
             remove_child(each.path.parent, each.path.name)
@@ -96,7 +96,7 @@ def remove(database: Database, garbage: Collection[Garbage]) -> Iterator[Garbage
 
 
 def remove_blobs(database: Database, digests: Iterable[str]) -> Iterator[str]:
-    """Delete those of the blobs (or half-written ones, by name) that no row names; answers which."""
+    """Delete the blobs (or half-written ones, by name) that no row names; yield those deleted."""
     store = open_blobs(database)
     remaining = iter(digests)
     while some := list(itertools.islice(remaining, _AT_ONCE)):
@@ -118,7 +118,7 @@ def size_of(path: Path) -> int:
 
 
 def _trials(database: Database, checkpoint: str) -> list[Garbage]:
-    # Before the rows are read: a row is there before its folder.
+    # List the folders before reading the rows: a row exists before its folder.
     folders = sorted(path for path in (database.settings.home / "trials").glob("*/*") if is_trial(path))
     query = select(studies.c.name, trials.c.number, trials.c.state).join(
         trials, trials.c.study_id == studies.c.id
@@ -135,7 +135,7 @@ def _trials(database: Database, checkpoint: str) -> list[Garbage]:
         elif states[folder] not in ("running", "paused"):
             of_attempts = sorted(path for path in folder.glob("*") if not path.is_symlink())
             checkpoints = [file for each in of_attempts for file in sorted(each.glob(f"*{checkpoint}"))]
-            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # refused ones, too
+            found += [Garbage("checkpoint", file, size_of(file)) for file in checkpoints]  # rejected ones too
     return found
 
 
@@ -159,7 +159,7 @@ def _of(blobs: list[StoredBlob], kind: Literal["artifact", "copy"], needed: set[
 
 
 def _half_written(database: Database) -> Iterator[Garbage]:
-    """What killed processes left of files that were to appear whole, outside of the store of blobs."""
+    """Files outside the blob store that killed processes left unfinished."""
     settings, old = database.settings, time.time() - UNFINISHED_SECONDS
     for top in (settings.home / "trials", settings.home / "promotions", settings.optuna_artifacts):
         for folder, folders, files in os.walk(top):  # follows no link
@@ -172,7 +172,7 @@ def _half_written(database: Database) -> Iterator[Garbage]:
 
 
 def _images(database: Database) -> list[Garbage]:
-    """Copies for the Optuna dashboard; what people have uploaded there has other names."""
+    """Unneeded copies for the Optuna dashboard; files that people uploaded there have other names."""
     images = sorted(database.settings.optuna_artifacts.glob("*"))
     query = select(artifacts.c.study_id, artifacts.c.number, artifacts.c.digest)
     with database.reading() as connection:

@@ -1,9 +1,9 @@
-"""The life of a study: open, paused, stopped or archived, and how much it may still do.
+"""Lifecycle of a study: open, paused, stopped or archived; and its remaining budget.
 
-Workers begin trials of an open study only: a claim reads the state in the transaction that makes it. Of a
-paused study the trials in hand are finished, and its workers wait. Of a stopped one the trials in hand are
-handed back, and its workers leave: they learn of it when they renew their leases. An archived one is stopped,
-and not shown among the others.
+Workers begin trials of an open study only: a claim reads the state in its own transaction. If a study is
+paused, its workers finish their current trials and wait. If it is stopped, they hand their trials back and
+leave; they learn of it when they renew their leases. An archived study is stopped, and hidden from the list
+of studies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WAY_OUT: dict[StudyState, str] = {
 
 
 def study_state(database: Database, study: Study) -> StudyState:
-    """How the study stands.
+    """The state of the study.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def study_state(database: Database, study: Study) -> StudyState:
 
 
 def has_other_files(database: Database, name: str, config: Mapping[str, Any]) -> bool:
-    """Whether there is a study of that name that differs in data files alone, and does not know these."""
+    """Whether a study of that name differs only in its data files, and these files are new to it."""
     with database.reading() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
     if row is None:
@@ -58,12 +58,12 @@ def has_other_files(database: Database, name: str, config: Mapping[str, Any]) ->
 
 
 def add_files(database: Database, name: str, files: list[str], fingerprint: str) -> None:
-    """Let a study know where else its data is, as on another machine; the recorded files stay.
+    """Record other paths of a study's data, for example on another machine; the recorded files stay.
 
     Raises
     ------
     FactsChangedError
-        if the study was begun with other data than that of the fingerprint.
+        if the study began with data of another fingerprint.
     """
     with database.writing() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
@@ -77,7 +77,7 @@ def add_files(database: Database, name: str, files: list[str], fingerprint: str)
 
 
 def change_state(database: Database, study: Study, to: StudyState, *, of: Collection[StudyState]) -> None:
-    """Bring a study that is in one of the states ``of`` to another.
+    """Change the state of a study that is in one of the states ``of``.
 
     Raises
     ------
@@ -92,17 +92,17 @@ def change_state(database: Database, study: Study, to: StudyState, *, of: Collec
 
 
 def wrong_state(study: Study, state: StudyState) -> StudyStateError:
-    """The error to raise where a study is in a state in which nothing is done with it."""
+    """The error for an action that the state of a study does not allow."""
     return StudyStateError(f"study {study.name!r} is {state}{_WAY_OUT[state].format(study.name)}")
 
 
 def extend_budget(database: Database, study: Study, more: Budget) -> Budget:
-    """Add to the limits of a study; answers the new ones.
+    """Add to the limits of a study and return the new ones.
 
     Raises
     ------
     StudyStateError
-        if it has no such limit.
+        if the study has no such limit.
     """
     with database.writing() as connection:
         budget = budget_of(locked_row(connection, study))
@@ -115,7 +115,7 @@ def extend_budget(database: Database, study: Study, more: Budget) -> Budget:
 
 
 def limit_to_begun(database: Database, study: Study) -> None:
-    """Let no more trials of a study begin than have begun: nothing is left that could be tried."""
+    """Limit the budget to the trials that have begun: no configuration is left to try."""
     with database.writing() as connection:
         locked_row(connection, study)
         begun = select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
@@ -131,7 +131,7 @@ def lease_holders(connection: Connection, study: Study) -> list[str]:
 
 
 def locked_row(connection: Connection, study: Study) -> Row[Any]:
-    """The study's row, which no claim sees changed before the open transaction ends.
+    """Lock the study's row until the open transaction ends, so that claims wait for it.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def locked_row(connection: Connection, study: Study) -> Row[Any]:
     return row
 
 
-# Its key does not change: rows that refer to the study, as of metrics to be delivered, are written meanwhile.
+# The key does not change, so rows that refer to the study, such as outbox rows, can be written meanwhile.
 _LOCKED: Final = select(studies).where(of_study()).with_for_update(key_share=True)
 
 

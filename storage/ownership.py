@@ -1,6 +1,6 @@
-"""Folders of a database's files: a mark in them, which the database knows, tells them from another one's.
+"""Ownership markers: a file in a folder names the database whose files are there.
 
-Databases may share a home folder, but not the folder of a study in it: its name is all that it is known by.
+Databases may share a home folder, but not the folder of a study in it, which has only the study's name.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from storage.records.tables import identity, studies, trials
 from storage.settings import HOME_VARIABLE, STORAGE_VARIABLE
 
 STUDY_MARKER: Final = ".anitune-study"
-"""A file in the folder of a study's trials, whose content is the mark of its database."""
+"""Name of the file in the folder of a study's trials that holds the ownership marker of the database."""
 
 
 def ownership_marker(connection: Connection) -> str:
-    """The mark of a database: random, made with its tables, and the same in a copy or backup of it."""
+    """The marker of a database: random, created with its tables, and the same in a copy or backup of it."""
     marker: str = connection.execute(select(identity.c.mark)).scalar_one()
     return marker
 
 
 def read_marker(file: Path) -> str | None:
-    """The mark in a file; None if there is none."""
+    """The marker in a file; None if there is none."""
     try:
         return file.read_text().strip() or None
     except OSError:
@@ -36,19 +36,19 @@ def read_marker(file: Path) -> str | None:
 
 
 def write_marker(file: Path, marker: str) -> None:
-    """Make the folder of a file the one of the database with this mark."""
+    """Write the marker into a file, so that its folder belongs to the database with this marker."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as new:
         new.write(f"{marker}\n".encode())
 
 
 def own_study_folder(database: Database, study: str) -> None:
-    """Mark the folder of a study's trials; to be called before its trials are claimed.
+    """Put the ownership marker into the folder of a study's trials; call it before claiming trials.
 
     Raises
     ------
     FolderTakenError
-        if it is of another database, which has a study of the same name.
+        if the folder belongs to another database, which has a study of the same name.
     """
     folder = database.settings.study_folder(study)
     if folder in foreign_folders(database):
@@ -60,9 +60,9 @@ def own_study_folder(database: Database, study: str) -> None:
 
 
 def foreign_folders(database: Database) -> list[Path]:
-    """The folders of studies, in the home folder, that are of another database.
+    """The folders of studies in the home folder that belong to another database.
 
-    One without a mark, as an older program made it, is of the database that has trials of that study.
+    A folder without a marker, made by an older version, belongs to the database with trials of that study.
     """
     folders = sorted((database.settings.home / "trials").glob("*/"))
     with database.reading() as connection:
@@ -78,7 +78,7 @@ def foreign_folders(database: Database) -> list[Path]:
 
 
 def taken(database: Database, folder: Path) -> FolderTakenError:
-    """What to do about a folder of another database."""
+    """The error for a folder of another database; its message says what to do."""
     return FolderTakenError(
         f"{folder}: its trials are of another database than {redacted(database.settings.storage_url)}:"
         f" correct {STORAGE_VARIABLE}, set {HOME_VARIABLE} to another folder, or move this one away if nobody"
@@ -87,5 +87,5 @@ def taken(database: Database, folder: Path) -> FolderTakenError:
 
 
 def is_trial(folder: Path) -> bool:
-    """Whether it is a trial's, and one that we have made: what a link leads to is not ours to delete."""
+    """Whether anitune made this folder for a trial; the target of a link must not be deleted."""
     return folder.name.isdecimal() and not folder.is_symlink() and not folder.parent.is_symlink()

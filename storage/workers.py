@@ -1,4 +1,4 @@
-"""The workers that live: each shows a sign of life, also while it has no trial."""
+"""Running workers: each sends heartbeats, also while it has no trial."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from storage.records.tables import attempts, metrics, now, studies, trials, work
 from storage.trials.queue import LEASE_SECONDS, WorkerInfo
 
 EPOCH_SECONDS = "train/epoch_seconds"
-"""The metric that tells how long an epoch took."""
+"""The metric of the duration of an epoch, s."""
 
 RETENTION_SECONDS = 86_400.0
-"""How long the row of a worker that fell silent stays."""
+"""How long the row of a worker is kept after its last heartbeat, s."""
 
 
 @dataclass(frozen=True)
 class TrialInHand:
-    """A trial that a worker trains now: its study, number, attempt, and epochs reached of those planned."""
+    """A trial that a worker trains now: its study, number, attempt, and the epochs reached and planned."""
 
     study: str
     number: int
@@ -36,20 +36,20 @@ class TrialInHand:
 
 @dataclass(frozen=True)
 class LiveWorker:
-    """A worker whose last sign of life is recent.
+    """A worker whose last heartbeat is recent.
 
     Attributes
     ----------
     gpu
-        What it was pinned to, as in ``CUDA_VISIBLE_DEVICES``; None: nothing.
+        The device that it is pinned to, as in ``CUDA_VISIBLE_DEVICES``; None if it is not pinned.
     study
-        The study that it works on; None: any.
+        The study that it works on; None if it serves all studies.
     started, renewed
         Seconds since 1970-01-01 UTC.
     silent
-        Seconds since its last sign of life.
+        Seconds since its last heartbeat.
     structures_per_second
-        Of all its trials together, by the last epoch of each; None: none is finished.
+        Speed of all its trials together, by the last epoch of each; None before the first epoch has ended.
     """
 
     name: str
@@ -66,9 +66,9 @@ class LiveWorker:
 
 
 class WorkerHeartbeat:
-    """Shows for as long as the block lasts, from a thread of its own, that a worker lives.
+    """Context manager that sends a worker's heartbeats from its own thread while the block lasts.
 
-    A database that is away does not disturb the work.
+    The work continues while the database is unavailable.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class WorkerHeartbeat:
             with self._database.writing() as connection:
                 connection.execute(delete(workers).where(workers.c.token == self._token))
         except DatabaseError:
-            pass  # the row ends by itself
+            pass  # the row expires by itself
 
     @property
     def silent(self) -> float:
-        """Seconds since the last sign of life that the database has."""
+        """Seconds since the last heartbeat that the database received."""
         return time.monotonic() - self._renewed
 
     def set_structures(self, count: int) -> None:
-        """Say how many structures an epoch has."""
+        """Record how many structures an epoch has."""
         self._renew(structures=count)
 
     def _keep(self) -> None:
@@ -125,7 +125,7 @@ class WorkerHeartbeat:
             try:
                 self._renew()
             except DatabaseError:
-                continue  # told again when the time comes
+                continue  # the next heartbeat tries again
 
     def _renew(self, **values: Any) -> None:
         row = update(workers).where(workers.c.token == self._token)
@@ -135,7 +135,7 @@ class WorkerHeartbeat:
 
 
 def live_workers(database: Database) -> list[LiveWorker]:
-    """All workers that live, by name."""
+    """All running workers, sorted by name."""
     silent = (now() - workers.c.renewed_at).label("silent")
     query = select(workers, silent).where(workers.c.lease_until >= now())
     with database.reading() as connection:
@@ -167,7 +167,7 @@ def live_workers(database: Database) -> list[LiveWorker]:
 def _trials_in_hand(
     connection: Connection,
 ) -> dict[tuple[str, str, int], list[tuple[TrialInHand, float | None]]]:
-    """By name, host and process id of a worker: its trials, and the seconds of the last epoch of each."""
+    """Maps name, host and process id of a worker to its trials, each with the seconds of its last epoch."""
     every = attempts.alias("every")
     reached = (
         select(func.max(every.c.last_epoch))

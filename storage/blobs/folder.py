@@ -1,4 +1,4 @@
-"""Blobs as files of a folder."""
+"""Blob store in a folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _HALF_WRITTEN = re.compile(rf"{re.escape(_INCOMING)}[^/]+|[0-9a-f]{{2}}/\.[^/]+{
 
 
 class FolderBlobs(BlobStore):
-    """A folder of files, each named by its digest.
+    """Blobs as files of a folder, each named by its digest.
 
-    Any number of processes may write the same blob: each writes a file of its own and renames it, and whoever
-    is last replaces equal bytes by equal bytes.
+    Any number of processes may write the same blob: each writes its own file and renames it, so the last one
+    replaces equal bytes by equal bytes.
 
     Parameters
     ----------
     root
-        The folder. It is made with the first blob.
+        The folder. The first blob creates it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -70,12 +70,12 @@ class FolderBlobs(BlobStore):
         return place
 
     def place(self, digest: str) -> Path:
-        """Where the blob is, or would be."""
+        """The path of the blob, whether it exists or not."""
         checked_digest(digest)
         return self.root / digest[:2] / digest
 
     def delete(self, name: str) -> None:
-        # It may come from a record, which others can write, and the folder of the blob may be a link.
+        # The name may come from a record, which others can write, and the blob's folder may be a link.
         if is_digest(name) or _HALF_WRITTEN.fullmatch(name):
             folder, _, file = (f"{name[:2]}/{name}" if is_digest(name) else name).rpartition("/")
             with suppress(OutsideFolderError):
@@ -91,7 +91,7 @@ class FolderBlobs(BlobStore):
             try:
                 status = path.stat()
             except FileNotFoundError:
-                continue  # renamed, or deleted, at this moment
+                continue  # just renamed or deleted
             name, written = (
                 (path.name, None)
                 if is_digest(path.name)

@@ -1,4 +1,4 @@
-"""Blobs in the database of the records, which every worker reaches."""
+"""Blob store in the database of the records, which every worker can reach."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from storage.files import partial_name
 from storage.records.tables import blob_parts, blobs, now
 
 PART: Final = 4 << 20
-"""Bytes of a row: PostgreSQL ends at 1 GB, and both sides hold a few copies of one in memory."""
+"""Bytes per row: PostgreSQL's limit is 1 GB, and client and server hold a few copies of a row in memory."""
 
 
 class DatabaseBlobs(BlobStore):
-    """Rows of a PostgreSQL database. A file that is asked for is copied into a folder of this machine."""
+    """Blobs as rows of a PostgreSQL database; a requested file is copied into a folder of this machine."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,11 +43,11 @@ class DatabaseBlobs(BlobStore):
         return digest
 
     def _write(self, digest: str, size: int, pieces: Iterator[bytes]) -> str:
-        """Write all rows or, where the content has another digest, none; answers its digest."""
+        """Write all rows, or none if the content has another digest; return the digest of the content."""
         found = hashlib.sha256()
         with self._database.plain_errors(), self._database.engine.connect() as connection:
             row = postgresql.insert(blobs).values(digest=digest, size=size, created_at=now())
-            # Changed, so that of two who write the same blob one waits for the other.
+            # The update locks the row, so that a second writer of the same blob waits for the first.
             known = row.on_conflict_do_update(index_elements=["digest"], set_={"size": size})
             connection.execute(known)
             connection.execute(delete(blob_parts).where(blob_parts.c.digest == digest))
@@ -65,7 +65,7 @@ class DatabaseBlobs(BlobStore):
             return connection.execute(query).first() is not None
 
     def read(self, digest: str) -> Iterator[bytes]:
-        with self._database.reading() as connection:  # one state, whoever writes or deletes it meanwhile
+        with self._database.reading() as connection:  # one snapshot, even if another process writes meanwhile
             query = select(blobs.c.digest).where(blobs.c.digest == checked_digest(digest))
             if connection.execute(query).first() is None:
                 raise BlobMissingError(f"blob {digest}: the database does not have it; it was deleted")
@@ -85,7 +85,7 @@ class DatabaseBlobs(BlobStore):
 
     @contextmanager
     def lend(self, digest: str) -> Iterator[Path]:
-        # Not the copy that stays, which others may read; half-written it is to who looks for garbage.
+        # Not the permanent copy, which others may read. Its name marks it as unfinished, and so as garbage.
         lent = partial_name(self._copies.place(digest))
         self.copy(digest, lent)
         try:

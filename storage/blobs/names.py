@@ -1,4 +1,4 @@
-"""Names of artifacts: paths within a run, which never lead out of the folder that they are put into."""
+"""Names of artifacts: paths within a run that never lead out of the folder they are written to."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final
 from storage.errors import ArtifactNameError
 
 LONGEST: Final = 200
-"""Characters: less than a file system, a bucket and MLflow allow."""
+"""Maximum number of characters, below the limits of file systems, buckets and MLflow."""
 
-# No percent sign: a server that decodes a path once more would find another one. No word begins with a dot.
+# No percent sign: a server that decodes a path twice would find another one. No word begins with a dot.
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"{_WORD}(/{_WORD})*")
 
 
 def checked_name(path: str) -> str:
-    """The path itself, as ``plots/loss.png``.
+    """Validate a path such as ``plots/loss.png`` and return it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which blobs the records name: the others are garbage."""
+"""Finds the blobs that the records name; all others are garbage."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from storage.records.tables import artifacts, checkpoints, outbox
 from storage.tracking.outbox import ArtifactMessage
 
 NAMING = (artifacts, checkpoints)
-"""The tables whose rows name blobs for good."""
+"""The tables whose rows name blobs permanently."""
 
 
 def needed_digests(connection: Connection) -> set[str]:
-    """Of artifacts, of those earlier ones that MLflow is still to be told of, and of checkpoints."""
+    """Digests of artifacts, of replaced artifacts still to be delivered to MLflow, and of checkpoints."""
     waiting = select(outbox.c.payload).where(
         outbox.c.kind == ArtifactMessage.kind, outbox.c.delivered_at.is_(None)
     )

@@ -1,8 +1,8 @@
-"""Where the blobs of a database are, and that all who work with it mean the same place.
+"""Decides where the blobs of a database are, and makes sure that all workers use the same place.
 
-Unless something else is set, they are in the home folder, which the machines must then share; nothing is
-recorded of that. The first worker that is told of another place brings what there is to it, and records it:
-from then on nobody looks, or writes, elsewhere.
+By default blobs are in the home folder, which the machines must then share; this is not recorded. The first
+worker with another place in its settings copies the existing blobs there and records the place. From then on
+every process uses that place only.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from storage.records.tables import artifact_place, artifacts
 from storage.settings import ARTIFACTS_VARIABLE, IN_DATABASE, STORAGE_VARIABLE, Settings
 
 ARTIFACTS_MARKER: Final = ".anitune-artifacts"
-"""A file in a folder outside the home, whose content is the mark of its database."""
+"""Name of the file in an artifact folder outside the home that holds the database's ownership marker."""
 
 
 def open_blobs(database: Database) -> BlobStore:
-    """The store of the blobs of a database.
+    """The blob store of a database.
 
     Raises
     ------
     SettingsError
-        if they are elsewhere than the settings say.
+        if the blobs are in another place than the settings say.
     """
     with database.reading() as connection:
         recorded, marker = _recorded(connection), ownership_marker(connection)
@@ -45,14 +45,14 @@ def open_blobs(database: Database) -> BlobStore:
 
 
 def resolve_artifact_location(database: Database) -> None:
-    """Agree with the other workers on where blobs are; to be called before trials are claimed.
+    """Agree with the other workers on where blobs are; call it before claiming trials.
 
     Raises
     ------
     SettingsError
-        if they are elsewhere than the settings say, or the folder belongs to another database.
+        if the blobs are in another place than the settings say, or the folder belongs to another database.
     BlobMissingError
-        if there are files of trials that are neither in this home folder nor at the new place.
+        if some files of trials are neither in this home folder nor in the new place.
     """
     with database.reading() as connection:
         recorded, marker = _recorded(connection), ownership_marker(connection)
@@ -60,7 +60,7 @@ def resolve_artifact_location(database: Database) -> None:
         with (
             database.plain_errors(),
             opening_lock(database.engine),
-        ):  # of those that come first, one at a time
+        ):  # one worker at a time
             with database.reading() as connection:
                 recorded = _recorded(connection)
             if recorded is None:
@@ -135,7 +135,7 @@ def _claim_folder(settings: Settings, marker: str) -> None:
 
 
 def _bring_from_home(database: Database) -> None:
-    """Copy what the records name and this home folder has: before, every home kept its own."""
+    """Copy the blobs that the records name from this home folder, where they were before."""
     old, new = FolderBlobs(database.settings.home / "artifacts"), _store(database)
     with database.reading() as connection:
         named = connection.execute(select(artifacts.c.digest).distinct()).scalars().all()

@@ -1,4 +1,4 @@
-"""Files kept under the SHA-256 digest of their content: the bytes behind every artifact of a trial."""
+"""Interface of blob stores, which keep the files of artifacts under the SHA-256 digest of their content."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class StoredBlob:
-    """A blob, or what is half-written.
+    """A blob, or an unfinished file of one.
 
     Attributes
     ----------
     name
-        The digest; of what is half-written, a name that :meth:`BlobStore.delete` knows.
+        The digest; for an unfinished file, a name that :meth:`BlobStore.delete` accepts.
     path
-        Where it is; in a database, its name.
+        Path of the file; in a database, the name of the blob.
     written_at
-        When what is half-written last grew, s since 1970; None: it is finished.
+        Last write to an unfinished file, s since 1970; None if it is finished.
     """
 
     name: str
@@ -37,19 +37,19 @@ class StoredBlob:
 
 
 class BlobStore(ABC):
-    """Blobs, each named by its digest. One never changes, so any number of processes may write the same."""
+    """Blobs named by their digests. A blob never changes, so many processes may write the same one."""
 
     @abstractmethod
     def put(self, file: Path) -> str:
-        """Keep a copy of ``file`` and return the digest that names it.
+        """Store a copy of ``file`` and return its digest, which names it.
 
-        It is durable when this returns, so that a record written afterwards never names a blob that a power
-        cut took. A damaged one of the same digest is replaced.
+        The copy is durable when this returns, so that a record written afterwards never names a blob that a
+        power cut destroyed. A damaged blob with the same digest is replaced.
 
         Raises
         ------
         BlobWriteError
-            if the file cannot be read or the copy not written; no part of it stays.
+            if the file cannot be read or the copy cannot be written; no part of it stays.
         """
 
     @abstractmethod
@@ -58,7 +58,7 @@ class BlobStore(ABC):
 
     @abstractmethod
     def read(self, digest: str) -> Iterator[bytes]:
-        """The content, piece by piece.
+        """Yield the content in pieces.
 
         Raises
         ------
@@ -68,7 +68,7 @@ class BlobStore(ABC):
 
     @abstractmethod
     def path(self, digest: str) -> Path:
-        """A file of this machine with the content, to be read only.
+        """A file on this machine with the content; it must not be changed.
 
         Raises
         ------
@@ -78,25 +78,25 @@ class BlobStore(ABC):
 
     @contextmanager
     def lend(self, digest: str) -> Iterator[Path]:
-        """A file of this machine with exactly that content, as long as the block lasts.
+        """A file on this machine with verified content, which may disappear after the block.
 
         Raises
         ------
         BlobMissingError, BlobDamagedError
             as :meth:`verify`.
         BlobWriteError
-            if it must be copied to this machine, and cannot.
+            if it cannot be copied to this machine.
         """
         self.verify(digest)
         yield self.path(digest)
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Delete a blob, or what is half-written; who reads its file now reads it to the end."""
+        """Delete a blob or an unfinished file; a process that has the file open can read it to the end."""
 
     @abstractmethod
     def stored(self) -> list[StoredBlob]:
-        """All that there is."""
+        """All blobs and unfinished files."""
 
     def verify(self, digest: str) -> None:
         """Read the whole blob and compare it with its name.
@@ -114,12 +114,12 @@ class BlobStore(ABC):
         _compare(digest, found.hexdigest())
 
     def copy(self, digest: str, target: Path) -> None:
-        """Let there be a file with the content at ``target``, which replaces what is there.
+        """Copy the content to ``target``, replacing an existing file.
 
         Raises
         ------
         BlobMissingError, BlobDamagedError
-            as :meth:`verify`; what is at ``target`` stays.
+            as :meth:`verify`; an existing file at ``target`` stays.
         BlobWriteError
             if it cannot be written.
         """
@@ -139,17 +139,17 @@ class BlobStore(ABC):
 
 
 def is_digest(name: str) -> bool:
-    """Whether it can name a blob."""
+    """Whether a name is a SHA-256 digest, and so can name a blob."""
     return _DIGEST.fullmatch(name) is not None
 
 
 def checked_digest(digest: str) -> str:
-    """The digest itself. It comes from a database row: it must never lead out of a store.
+    """Validate a digest from a database row and return it: as a path it must not lead out of a store.
 
     Raises
     ------
     BlobMissingError
-        if it is none.
+        if it is not a SHA-256 digest.
     """
     if not is_digest(digest):
         raise BlobMissingError(f"{digest!r} is no SHA-256 digest")

@@ -1,6 +1,6 @@
-"""Statements about one trial or study that are made once, and executed with its key.
+"""Conditions and parameters for statements about one trial or study that are built once and reused.
 
-SQLAlchemy takes longer to make a statement than PostgreSQL to answer it, and a trial needs some forty.
+SQLAlchemy takes longer to build a statement than PostgreSQL to answer it, and a trial needs about forty.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from storage.records.tables import studies
 
 
 def of_study(column: ColumnElement[Any] = studies.c.id) -> ColumnElement[bool]:
-    """Whether a column has the id of the study of :func:`study_key`."""
+    """Condition that a column has the study id of :func:`study_key`."""
     return column == bindparam("of_study")
 
 
 def of_trial(table: Table) -> ColumnElement[bool]:
-    """Whether a row is of the trial of :func:`trial_key`."""
+    """Condition that a row belongs to the trial of :func:`trial_key`."""
     return of_study(table.c.study_id) & (table.c.number == bindparam("of_number"))
 
 

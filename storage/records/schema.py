@@ -1,7 +1,6 @@
-"""The versions of the tables, and how a database is brought to the newest.
+"""Versions of the tables, and the upgrade of a database to the newest one.
 
-A change of ``tables.py`` needs a migration, of which ``python -m storage.records.schema "what changes"``
-writes the draft.
+A change of ``tables.py`` needs a migration; ``python -m storage.records.schema "what changes"`` drafts it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def version(connection: Connection) -> str | None:
-    """The version of the tables, or ``None`` where there are none.
+    """The version of the tables, or ``None`` if there are none.
 
     Raises
     ------
     SchemaTooNewError
-        if a newer program made them.
+        if a newer version of the program made them.
     """
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     found = context.get_current_revision()
@@ -48,12 +47,12 @@ def head() -> str:
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the tables to the version of this program, in the open transaction."""
+    """Upgrade the tables to the version of this program, in the open transaction."""
     alembic.command.upgrade(_config(connection), "head")
 
 
 def context_options() -> dict[str, Any]:
-    """How alembic looks at a database that also holds tables of Optuna."""
+    """Options with which alembic ignores Optuna's tables in the same database."""
     return {
         "target_metadata": metadata,
         "version_table": VERSION_TABLE,

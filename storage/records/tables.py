@@ -1,7 +1,7 @@
-"""The tables of the records: what happened, in one SQL database beside Optuna's own tables.
+"""The tables of the records, in one SQL database together with Optuna's tables.
 
 All times are seconds since 1970-01-01 UTC by the clock of the database (see :class:`now`), except
-``anitune_metrics.time_ms``, which the worker measured.
+``anitune_metrics.time_ms``, which is by the clock of the worker.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VERSION_TABLE = "anitune_alembic_version"
 
 
 class PlainJSON(TypeDecorator[Any]):
-    """A JSON value as text, alike on every database; NaN and infinity survive, as in Python's json."""
+    """A JSON value as text, the same on every database; NaN and infinity are kept, as in Python's json."""
 
     impl = Text
     cache_ok = True
@@ -58,8 +58,8 @@ class PlainJSON(TypeDecorator[Any]):
             ) from None
 
 
-class now(FunctionElement[float]):  # noqa: N801  (named as the SQL function that it stands for)
-    """Seconds since 1970-01-01 UTC by the database's clock: workers on many machines agree on it."""
+class now(FunctionElement[float]):  # noqa: N801  (named like the SQL function)
+    """Seconds since 1970-01-01 UTC by the database's clock, which workers on all machines share."""
 
     type = Double()
     inherit_cache = True
@@ -67,7 +67,7 @@ class now(FunctionElement[float]):  # noqa: N801  (named as the SQL function tha
 
 @compiles(now, "postgresql")
 def _now_postgresql(element: now, compiler: SQLCompiler, **_: Any) -> str:
-    # now() would be the time at which the transaction began, before it waited for a lock.
+    # PostgreSQL's now() is the time at which the transaction began, before it waited for a lock.
     return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 
 
@@ -86,7 +86,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite counts up a primary key by itself only if it is an INTEGER.
+# SQLite autoincrements a primary key only if it is an INTEGER.
 _RowId = BigInteger().with_variant(Integer, "sqlite")
 
 studies = Table(
@@ -96,14 +96,14 @@ studies = Table(
     Column("name", String(100), nullable=False, unique=True),
     Column("optuna_study_id", Integer, nullable=False),
     Column("config", PlainJSON, nullable=False),
-    Column("other_files", PlainJSON),  # lists of files that hold the same data, the one named last first
+    Column("other_files", PlainJSON),  # lists of files with the same data, the latest list first
     Column("budget_trials", Integer),
     Column("budget_seconds", Double),
     Column("budget_epochs", Integer),
-    Column("asked", PlainJSON),  # the limits that the study file had when it was read last
+    Column("asked", PlainJSON),  # the limits in the study file when it was last read
     Column("facts", PlainJSON, nullable=False),
     Column("state", String(16), nullable=False, server_default="open"),  # see storage.lifecycle
-    Column("priority", Integer, nullable=False, server_default="0"),  # the higher is served first
+    Column("priority", Integer, nullable=False, server_default="0"),  # higher is served first
     Column("created_at", Double, nullable=False),
     Column("mlflow_experiment_id", String(64)),
     Column("mlflow_run_id", String(64)),
@@ -126,15 +126,15 @@ trials = Table(
     Column("tags", PlainJSON, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
-    Column("told", Boolean, nullable=False),  # whether Optuna knows the end
+    Column("told", Boolean, nullable=False),  # whether the result is synced to Optuna
     Column("mlflow_run_id", String(64)),
-    # Digest of all that decides the result but for the seed of the trial's own; null: it is compared to none
+    # Digest of everything that determines the result, except the trial's own seed; null: not compared
     Column("settings", String(64)),
-    Column("same_as", Integer),  # number of the trial of equal settings whose result it takes
+    Column("same_as", Integer),  # number of the original with equal settings, whose result it takes
 )
 Index("ix_anitune_trials_settings", trials.c.study_id, trials.c.settings)
 Index("ix_anitune_trials_best", trials.c.study_id, trials.c.state, trials.c.value, trials.c.number)
-Index(  # those that run, and those whose end Optuna is to be told: few, however long the study
+Index(  # running trials and those pending sync to Optuna: few, however long the study
     "ix_anitune_trials_untold",
     trials.c.study_id,
     trials.c.number,
@@ -156,7 +156,7 @@ attempts = Table(
     Column("ended_at", Double),
     Column(
         "outcome", String(16)
-    ),  # paused, complete, pruned, failed, handed_back, crashed, expired; null: none yet
+    ),  # paused, complete, pruned, failed, handed_back, crashed, expired; null: not ended
     Column("reason", Text),
     Column("epochs", Integer, nullable=False),  # trained in this attempt
     Column("last_epoch", Integer, nullable=False),  # reached in this attempt; 0: none
@@ -185,7 +185,7 @@ rungs = Table(
     Column("value", Double, nullable=False),  # best validation MAE so far, kcal/mol
     Column(
         "earlier_marks", PlainJSON, nullable=False
-    ),  # the pruner's attributes of the trial before it was asked
+    ),  # the pruner's attributes of the trial, before its decision
     Column("stop", Boolean),  # null: not decided yet
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
 )
@@ -195,7 +195,7 @@ artifacts = Table(
     metadata,
     Column("study_id", Integer, primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("path", String(250), primary_key=True),  # within the run, as plots/loss.png
+    Column("path", String(250), primary_key=True),  # within the run, such as plots/loss.png
     Column("position", Integer, nullable=False),  # order within the trial, from 1
     Column("digest", String(64), nullable=False),  # sha256 of the content, hexadecimal
     Column("size", BigInteger, nullable=False),  # bytes
@@ -203,19 +203,19 @@ artifacts = Table(
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
 )
 
-checkpoints = Table(  # of trials that run: the last one of each, where machines share no folder
+checkpoints = Table(  # the last checkpoint of each running trial, where machines share no folder
     "anitune_checkpoints",
     metadata,
     Column("study_id", Integer, primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, nullable=False),  # that saved it
-    Column("epoch", Integer, nullable=False),  # after which
+    Column("attempt", Integer, nullable=False),  # the one that saved it
+    Column("epoch", Integer, nullable=False),  # epochs trained by then
     Column("digest", String(64), nullable=False),  # sha256 of the content, hexadecimal
     Column("size", BigInteger, nullable=False),  # bytes
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
 )
 
-blobs = Table(  # the bytes of artifacts and checkpoints, where they are kept in the database
+blobs = Table(  # artifacts and checkpoints, if they are stored in the database
     "anitune_blobs",
     metadata,
     Column("digest", String(64), primary_key=True),  # sha256 of the content, hexadecimal
@@ -231,21 +231,19 @@ blob_parts = Table(
     Column("content", LargeBinary, nullable=False),
 )
 
-artifact_place = (
-    Table(  # one row, or none: each machine keeps them in its home folder. See storage.blobs.place
-        "anitune_artifact_place",
-        metadata,
-        Column("id", Integer, primary_key=True, autoincrement=False),  # 1
-        Column("kind", String(16), nullable=False),  # folder, database
-        Column("folder", Text),  # as the first worker named it
-    )
+artifact_place = Table(  # one row; no row: artifacts are in the home folder. See storage.blobs.place
+    "anitune_artifact_place",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1
+    Column("kind", String(16), nullable=False),  # folder, database
+    Column("folder", Text),  # the path on the first worker's machine
 )
 
 identity = Table(  # one row
     "anitune_identity",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),  # 1
-    Column("mark", String(32), nullable=False),  # by which its folders are known: see storage.ownership
+    Column("mark", String(32), nullable=False),  # ownership marker of its folders: see storage.ownership
 )
 
 outbox = Table(
@@ -258,7 +256,7 @@ outbox = Table(
     Column("payload", PlainJSON, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("delivered_at", Double),
-    Column("parked", Text),  # why the tracking server will never take it
+    Column("parked", Text),  # why the tracking server rejected it for good
 )
 Index(
     "ix_anitune_outbox_open",
@@ -279,7 +277,7 @@ relays = Table(
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
     Column("last_error", Text),
-    Column("address", Text),  # that it delivers to, without a password; null: of an older program
+    Column("address", Text),  # tracking server, without a password; null: older program
 )
 
 workers = Table(
@@ -287,9 +285,9 @@ workers = Table(
     metadata,
     Column("token", String(32), primary_key=True),
     Column("worker", PlainJSON, nullable=False),  # the fields of WorkerInfo
-    Column("gpu", String(250)),  # that it was pinned to, as CUDA_VISIBLE_DEVICES; null: it sees all
+    Column("gpu", String(250)),  # pinned device, as in CUDA_VISIBLE_DEVICES; null: not pinned
     Column("study", String(100)),  # name; null: any
-    Column("structures", Integer),  # of the training part; null: not known yet
+    Column("structures", Integer),  # of the training set; null: not known yet
     Column("started_at", Double, nullable=False),
     Column("renewed_at", Double, nullable=False),
     Column("lease_until", Double, nullable=False),
@@ -306,11 +304,11 @@ promotions = Table(
     ),  # the candidates' numbers, runs and members: see search.promote
     Column("worker", PlainJSON, nullable=False),  # the fields of WorkerInfo
     Column("started_at", Double, nullable=False),
-    Column("ended_at", Double),  # null: it goes on when it is begun again
-    Column("results", PlainJSON),  # of the candidates on the folds; null: not all are trained
+    Column("ended_at", Double),  # null: a new start continues it
+    Column("results", PlainJSON),  # of the candidates on the folds; null: not all trained yet
     Column("choice", Integer),  # number of the chosen trial
-    Column("reason", Text),  # why that one, in words
-    Column("test", PlainJSON),  # of the ensemble; null: it was not measured yet
+    Column("reason", Text),  # why this trial was chosen
+    Column("test", PlainJSON),  # errors of the ensemble on the test set; null: not evaluated yet
     Column("model_name", String(250)),  # in the registry; null: not registered yet
     Column("model_version", String(32)),
 )
@@ -319,10 +317,10 @@ promotion_trainings = Table(
     "anitune_promotion_trainings",
     metadata,
     Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
-    Column("key", String(64), primary_key=True),  # digest of all that decides the result
-    Column("number", Integer, nullable=False),  # of the trial whose settings they are
+    Column("key", String(64), primary_key=True),  # digest of everything that determines the result
+    Column("number", Integer, nullable=False),  # of the trial whose settings it uses
     Column("kind", String(16), nullable=False),  # structure or molecule (folds), member (of an ensemble)
-    Column("run", Integer, nullable=False),  # counts within the kind, from 0
+    Column("run", Integer, nullable=False),  # index within the kind, from 0
     Column("value", Double, nullable=False),  # best validation MAE, kcal/mol
     Column("summary", PlainJSON, nullable=False),
     Column("ended_at", Double, nullable=False),
@@ -332,7 +330,7 @@ promotion_failures = Table(
     "anitune_promotion_failures",
     metadata,
     Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
-    Column("key", String(64), primary_key=True),  # as of a training
+    Column("key", String(64), primary_key=True),  # as in promotion_trainings
     Column("reason", Text, nullable=False),
 )
 
@@ -342,20 +340,20 @@ evaluations = Table(
     Column("id", _RowId, primary_key=True),
     Column("study_id", Integer, ForeignKey(studies.c.id)),  # null: it was deleted
     Column("promotion_id", _RowId, ForeignKey(promotions.c.id), unique=True),
-    Column("study", String(100), nullable=False),  # its name, which outlasts it
-    Column("data", String(64), nullable=False),  # fingerprints: which test part
+    Column("study", String(100), nullable=False),  # its name, kept after its deletion
+    Column("data", String(64), nullable=False),  # with split: fingerprints that identify the test set
     Column("split", String(64), nullable=False),
-    Column("number", Integer, nullable=False),  # of the trial that it was opened for
+    Column("number", Integer, nullable=False),  # of the evaluated trial
     Column("config", PlainJSON, nullable=False),  # of that trial
     Column("ensemble", String(64)),  # digest of its files; null: older than this column
     Column("opened_by", String(255), nullable=False),
     Column("opened_at", Double, nullable=False),
-    Column("test_mae", Double),  # of the ensemble, kcal/mol; null: opened, but never measured
+    Column("test_mae", Double),  # of the ensemble, kcal/mol; null: no result was recorded
     Index("ix_anitune_test_openings_data", "data", "split"),
 )
 
 
 def seconds_spent() -> ColumnElement[float]:
-    """Seconds that an attempt took: to its end, or while it lasts to now, or to the end of its lease."""
+    """Seconds that an attempt took: until it ended, else until now or the expiry of its lease, if earlier."""
     last_sign = case((attempts.c.lease_until < now(), attempts.c.lease_until), else_=now())
     return func.coalesce(attempts.c.ended_at, last_sign) - attempts.c.started_at

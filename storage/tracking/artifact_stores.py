@@ -1,7 +1,7 @@
-"""Where MLflow keeps the files of a run: with its server, or in our own folder, and nowhere else.
+"""Restricts the files of MLflow's runs to two places: MLflow's server, or anitune's own folder.
 
-A run names its place itself, and whoever can write to the tracking server writes that name. MLflow's client
-would follow it anywhere: to a folder of this machine, or with our password to another host.
+The address of the files is part of the run, and anybody who can write to the tracking server can set it.
+MLflow's client would follow it to any folder of this machine, or with our password to any host.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 _PROXIED: Final = "mlflow-artifacts"
-"""Scheme of what a server passes on, to wherever it keeps it."""
+"""Scheme of files that the server stores on the client's behalf."""
 
 _FOLDER: Final = "artifacts"
-"""Of a run, in the folder of the run in that of its experiment."""
+"""Name of the artifact folder of a run: EXPERIMENT/RUN/artifacts."""
 
 
 def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepository:
-    """The store of the files of a run, which writes to and reads from that place alone.
+    """The store of the files of a run, which reads and writes only in the run's place.
 
     Parameters
     ----------
     tracking_uri
-        Of the server or database that has told us of the run.
+        URI of the server or database that the run comes from.
     root
-        Our own folder of the files of runs.
+        Our own folder for the files of runs.
 
     Raises
     ------
     TrackingRefusedError, OutsideFolderError
-        if they are elsewhere.
+        if the files are in any other place.
     """
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
@@ -69,12 +69,12 @@ def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepositor
 
 
 def upload(store: ArtifactRepository, files: Mapping[str, Path]) -> None:
-    """Put files into a store, by their paths there (such as plots/loss.png).
+    """Upload files, given by their paths in the store (such as plots/loss.png).
 
     Raises
     ------
     OutsideFolderError
-        if a link is in the way, where the store is a folder of this machine.
+        if the store is a folder of this machine and a link is in the way.
     """
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -83,7 +83,7 @@ def upload(store: ArtifactRepository, files: Mapping[str, Path]) -> None:
             descendant(Path(store.artifact_dir), path)
     with tempfile.TemporaryDirectory() as named:
         for path, file in files.items():
-            link = Path(named) / path  # MLflow keeps the names that the files have here
+            link = Path(named) / path  # MLflow takes the names of the local files
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
         store.log_artifacts(named)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""How our processes sign in to MLflow servers that were started on this machine.
+"""Authentication with the MLflow servers that were started on this machine.
 
-Elsewhere MLflow's own means count: ``MLFLOW_TRACKING_TOKEN``, or ``MLFLOW_TRACKING_USERNAME`` and its
-password, or ``~/.netrc``.
+For other servers MLflow's own settings apply: ``MLFLOW_TRACKING_TOKEN``, or ``MLFLOW_TRACKING_USERNAME`` and
+its password, or ``~/.netrc``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _NAME, _VARIABLE = "anitune", "MLFLOW_TRACKING_AUTH"
 
 
 def use_tokens(tracking_uri: str) -> None:
-    """Let MLflow's client of this process send the server the secret of its start, if it has one here.
+    """Make MLflow's client in this process send a local server its secret, if there is one.
 
-    The secret is read for each request: the server may be started again. Where there is none, the client does
-    as always: it would not look at a password in the address beside a sign-in of ours.
+    The secret is read for each request, since the server may be restarted. If there is none, the client stays
+    as it is: with our authentication it would ignore a password in the address.
     """
     if read_token(home_folder(), tracking_uri) is not None:
         _register()
@@ -41,12 +41,12 @@ def _register() -> None:
         def get_auth(self) -> object:
             return _sign_in
 
-    # As its entry point "mlflow.request_auth_provider" would: that takes effect only where we are installed.
+    # The entry point "mlflow.request_auth_provider" does the same, but only if the package is installed.
     registry._request_auth_provider_registry.register(Provider)  # type: ignore[no-untyped-call]
 
 
 def _sign_in(request: Any) -> Any:
-    """Add the secret to a request of the library requests, if it goes to a server that has one."""
+    """Add the secret to a request of the library requests, if its server has one."""
     if (token := read_token(home_folder(), request.url)) is not None:
         request.headers["Authorization"] = f"Bearer {token}"
     return request

@@ -1,4 +1,4 @@
-"""A registered model out of MLflow's registry."""
+"""Downloads of registered models from MLflow's registry."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SCHEME = "models:/"
-"""How the address of a registered model begins."""
+"""Prefix of the address of a registered model."""
 
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 _RECORD = "ensemble.json"
-"""Of the folder of networks among a model's files."""
+"""Name of the file that marks the folder of networks among a model's files."""
 
 
 def download_model(settings: Settings, address: str, into: Path) -> Path:
-    """Download a registered model, and answer the folder of its networks.
+    """Download a registered model, and return the folder of its networks.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def download_model(settings: Settings, address: str, into: Path) -> Path:
     Raises
     ------
     ModelNotFoundError
-        if the address is none, or there is no such model, or none of ours.
+        if the address is not valid, there is no such model, or it is not one of anitune's.
     TrackingUnavailableError
         if MLflow does not answer.
     """
@@ -49,7 +49,7 @@ def download_model(settings: Settings, address: str, into: Path) -> Path:
             if alias
             else client.get_model_version(name, parts["version"])
         )
-        # By the run and not by the address of its files: that may be one that only the server can reach.
+        # Use the run, not the address of the files, which perhaps only the server can reach.
         run = client.get_run(str(found.run_id)).info
         return run.run_id, str(found.source).removeprefix(str(run.artifact_uri)).strip("/")
 

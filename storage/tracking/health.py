@@ -1,4 +1,4 @@
-"""What a relay did lately, for who watches it."""
+"""Relay health counters for the metrics endpoint."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from storage.tracking.lease import LEASE_SECONDS, RelayLease
 
 @dataclass
 class RelayHealth:
-    """Told by a relay as it goes on; read from another thread. Times by ``time.monotonic()``.
+    """Health of a relay, which updates it while another thread reads it. Times are ``time.monotonic()``.
 
     Attributes
     ----------
     delivered
-        Rows that MLflow has taken.
+        Rows that MLflow has accepted.
     errors
-        Passes that the tracking server or the database kept from coming to their end.
+        Passes that failed because of the tracking server or the database.
     last_delivery
-        When rows were taken last, if any were.
+        Time of the last accepted rows, if there were any.
     last_pass
-        When a pass over the outbox ended last, well or not; before the first one, when the relay began.
+        End of the last pass over the outbox, successful or not; before the first pass, start of the relay.
     lease
-        The right to deliver, while the relay has it.
+        The lease of the relay, while it has one.
     """
 
     delivered: int = 0
@@ -34,17 +34,17 @@ class RelayHealth:
 
     @property
     def well(self) -> bool:
-        """Whether the lease is held for sure: the relay renews it in each pass, and with each batch."""
+        """Whether the relay certainly holds the lease, which it renews in each pass and with each batch."""
         return self.lease is not None and time.monotonic() - self.lease.renewed < LEASE_SECONDS
 
     def passed(self, delivered: int) -> None:
-        """A pass came to its end, and MLflow has so many rows more."""
+        """Count a successful pass, and the rows that it delivered."""
         self.last_pass = time.monotonic()
         if delivered:
             self.delivered += delivered
             self.last_delivery = self.last_pass
 
     def failed(self) -> None:
-        """A pass did not come to its end."""
+        """Count a failed pass."""
         self.last_pass = time.monotonic()
         self.errors += 1

@@ -1,4 +1,4 @@
-"""One relay a study: the row that says which process delivers, and until when that holds."""
+"""Lease of a relay: a row that says which process delivers a study, and until when."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from storage.records.tables import now, relays, studies
 from storage.studies import Study
 
 LEASE_SECONDS = 120.0
-"""Longer than a call to MLflow takes, which its timeout ends after 30 s without a byte."""
+"""Duration of a lease, longer than a call to MLflow, which times out after 30 s without a byte."""
 
 RELAY_PATIENCE = 30.0
-"""How long a person waits for a relay to end by itself, s."""
+"""How long a command waits for a relay to end by itself, s."""
 
 
 _WAY = re.compile(r"MLFLOW_TRACKING_(?!AUTH$).*|(https?|all)_proxy", re.IGNORECASE)
-"""Variables that decide how a tracking server is reached, and whether it lets us in.
+"""Variables that affect the route to a tracking server, and the authentication with it.
 
-Not those that our own processes set: they differ between a relay and the command that looks at it.
+MLFLOW_TRACKING_AUTH, which our own processes set, is excluded: a relay and a command may differ in it.
 """
 
 
 class RelayLease:
     """The right to deliver one study, as long as every write goes through :meth:`writing`.
 
-    The token proves it, to whomever it was handed.
+    The token proves the right; a process may hand it to another one.
 
     Attributes
     ----------
     renewed
-        When this process held it for sure, by ``time.monotonic()``.
+        When this process last certainly held the lease, by ``time.monotonic()``.
     """
 
     def __init__(self, study: Study, token: str) -> None:
@@ -76,24 +76,24 @@ class RelayLease:
             pass
 
     def record_error(self, message: str | None) -> None:
-        """Say what keeps the tracking server from being told (nothing: ``None``)."""
+        """Record why rows cannot be delivered; ``None`` clears the error."""
         with self.writing(last_error=message and without_secrets(message)):
             pass
 
     def hand_to(self, pid: int) -> None:
-        """Let the lease end with that process of this machine, not with us."""
+        """Bind the lease to another process of this machine, instead of to this one."""
         with self.writing(pid=pid):
             pass
 
     def release(self) -> None:
-        """Let the next relay begin at once."""
+        """End the lease, so that the next relay can begin at once."""
         with self.writing(lease_until=now()):
             pass
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that delivers a study now, and the address that it delivers to, if that is known."""
+    """The process that delivers a study now, and the address that it delivers to, if known."""
 
     host: str
     pid: int
@@ -104,11 +104,11 @@ class Holder:
 
     @property
     def stop_command(self) -> str:
-        """The command that ends it."""
+        """The command that ends the relay."""
         return f"`kill {self.pid}`" + (f" on {self.host}" if self.host != socket.gethostname() else "")
 
     def delivers_elsewhere(self, study: Study) -> bool:
-        """Whether it delivers to another address than we would, or gets there in another way."""
+        """Whether the relay delivers to another address than this process would, or by another route."""
         if self.address not in (None, _address(study)):
             return True
         if self.host != socket.gethostname() or self.pid == os.getpid():
@@ -129,12 +129,12 @@ def _address(study: Study) -> str:
 
 
 def take_lease(study: Study) -> RelayLease | None:
-    """The lease of a study, or ``None`` while another relay holds it."""
+    """Take the lease of a study; return ``None`` while another relay holds it."""
     return _take(study, from_running=False)
 
 
 def seize_lease(study: Study) -> RelayLease:
-    """Take the lease from whoever holds it, for good: that relay ends before it writes again."""
+    """Take the lease even if a running relay holds it; that relay ends before its next write."""
     lease = _take(study, from_running=True)
     assert lease is not None, "nobody is spared"
     return lease
@@ -153,7 +153,7 @@ def _take(study: Study, *, from_running: bool) -> RelayLease | None:
         "address": _address(study),
     }
     with study.database.writing() as connection:
-        # Two relays that start together come here one after the other.
+        # This lock serializes relays that start at the same time.
         connection.execute(select(studies.c.id).where(studies.c.id == study.id).with_for_update())
         holder = _holder(connection, study)
         if holder is None:
@@ -166,12 +166,12 @@ def _take(study: Study, *, from_running: bool) -> RelayLease | None:
 
 
 def wait_for_lease(study: Study) -> RelayLease:
-    """The lease of a study, once its relay has ended, or at once from one that delivers elsewhere.
+    """Take the lease of a study once its relay has ended, or at once from a relay that delivers elsewhere.
 
     Raises
     ------
     RelayBusyError
-        if a relay has delivered the study for :data:`RELAY_PATIENCE`.
+        if the relay has not ended after :data:`RELAY_PATIENCE`.
     """
     deadline = time.monotonic() + RELAY_PATIENCE
     while (lease := take_lease(study)) is None:
@@ -193,14 +193,14 @@ def is_relay_running(study: Study) -> bool:
 
 
 def running_relay(study: Study) -> Holder | None:
-    """The relay that delivers the study now."""
+    """The relay that delivers the study now, if there is one."""
     with study.database.reading() as connection:
         row = _holder(connection, study)
     return Holder(row.host, row.pid, row.address) if row is not None and _is_running(row) else None
 
 
 def last_error(study: Study) -> str | None:
-    """What keeps the relay from delivering."""
+    """The error that keeps the relay from delivering, if there is one."""
     with study.database.reading() as connection:
         return connection.scalar(select(relays.c.last_error).where(relays.c.study_id == study.id))
 
@@ -213,11 +213,11 @@ def _holder(connection: Connection, study: Study) -> Row[Any] | None:
 
 
 def _is_running(holder: Row[Any]) -> bool:
-    """Whether the lease holds. That of a process of this machine ends with the process."""
+    """Whether the lease is valid. A lease held by a process of this machine ends with the process."""
     if not holder.valid or holder.host != socket.gethostname():
         return bool(holder.valid)
     try:
-        # One that has died stays in the table of processes until its parent asks for its end.
+        # A dead process stays in the process table as a zombie until its parent reaps it.
         return bool(psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

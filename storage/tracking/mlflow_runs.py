@@ -1,7 +1,6 @@
-"""MLflow, spoken to so that every call may be repeated: the result is the same as of one call.
+"""Client of MLflow with idempotent calls: a repeated call has the same result as a single one.
 
-MLflow is imported when the first :class:`MlflowRuns` is made: that takes seconds, and belongs into a
-process that does not train.
+The first :class:`MlflowRuns` imports MLflow, which takes seconds; make it in a process that does not train.
 """
 
 from __future__ import annotations
@@ -44,28 +43,28 @@ R = TypeVar("R")
 RunStatus = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 KEY_TAG = "anitune.key"
-"""Names what a run stands for. MLflow chooses run ids itself: by this tag a run is found again."""
+"""Tag with the key of a run, by which the run is found again, since MLflow chooses run ids itself."""
 
 _ENVIRONMENT = {
     **QUIET,
-    # MLflow's own retries repeat a create whose answer was lost, and that makes a second run.
+    # MLflow's own retries would repeat a create whose answer was lost, and so make a second run.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Files go to the server itself, not to addresses that it names.
+    # Transfer files only with the server itself, not with addresses that it names.
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
 }
 
 _ALL = 3
-"""MLflow's ViewType.ALL: what was deleted, too."""
+"""MLflow's ViewType.ALL, which includes deleted runs."""
 
 _BULK = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 _RUNS_IN_BULK, _ROWS_IN_BULK = 100, 25_000
-"""The server's own limits: it answers no more rows, and does not say that there are more."""
+"""The server's own limits: it returns no more rows, and does not say that it left some out."""
 
-# Answers that say nothing about the request itself: sign in, not allowed (yet), too slow, too many.
+# Temporary statuses, which do not judge the request itself: sign in, not allowed (yet), too slow, too many.
 _PASSING_STATUS = frozenset({401, 403, 407, 408, 425, 429, 499})
 _USER_INFO = re.compile(r"://[^/\s]*@")
 _MESSAGE_LENGTH = 500  # characters
@@ -73,7 +72,7 @@ _MESSAGE_LENGTH = 500  # characters
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run as MLflow has it; ``metrics`` are the names of its metrics."""
+    """A run in MLflow; ``metrics`` are the names of its metrics."""
 
     id: str
     key: str
@@ -85,7 +84,7 @@ class FoundRun:
 
 
 def alone_with(artifact_root: Path | None) -> AbstractContextManager[object]:
-    """One process at a time: MLflow makes the tables of an embedded database when it first opens it."""
+    """Lock for one process at a time: MLflow creates the tables of an embedded database on first use."""
     if artifact_root is None:
         return nullcontext()
     artifact_root.mkdir(parents=True, exist_ok=True)
@@ -95,15 +94,15 @@ def alone_with(artifact_root: Path | None) -> AbstractContextManager[object]:
 class MlflowRuns:
     """The experiments and runs of one tracking server or database.
 
-    Every method raises :class:`TrackingUnavailableError` where it is worth trying again later, and
-    :class:`TrackingRefusedError` where it is not.
+    Every method raises :class:`TrackingUnavailableError` if a later retry may succeed, and
+    :class:`TrackingRefusedError` if not.
 
     Parameters
     ----------
     tracking_uri
-        Of a server (http, https) or of a database. It may hold a password, and is never shown.
+        URI of a server (http, https) or of a database. It may hold a password, and is never shown.
     artifact_root
-        Our own folder of the files of runs, where they are if there is no server.
+        Our own folder for the files of runs, used if there is no server.
     """
 
     def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
@@ -123,18 +122,18 @@ class MlflowRuns:
                 self._client = MlflowClient(tracking_uri)
                 self._client.search_experiments(max_results=1)
         except (TrackingRefusedError, DatabaseError) as error:
-            # Not to take a first question is no verdict on what is to be delivered.
+            # A refused first request says nothing about the messages to be delivered.
             raise TrackingUnavailableError(str(error)) from None
-        # What was imported stays. To look through it for garbage takes half a second, each time.
+        # Exclude the imported modules from garbage collection: each scan of them would take half a second.
         gc.freeze()
 
     def ask(self, question: Callable[[MlflowClient], R]) -> R:
-        """What MLflow's own client answers, where no method here asks it."""
+        """Call MLflow's own client, for requests without a method in this class."""
         with _translated():
             return question(self._client)
 
     def experiment(self, name: str, tags: Mapping[str, str]) -> str:
-        """The id of the experiment of that name, which is made if need be, with these tags."""
+        """The id of the experiment of that name; creates it with these tags if necessary."""
         with _translated():
             found = self._client.get_experiment_by_name(name) or self._create_experiment(name, tags)
         if found.lifecycle_stage != "active":
@@ -153,9 +152,9 @@ class MlflowRuns:
     def find_or_create(
         self, experiment: str, key: str, name: str, start_ms: int, tags: Mapping[str, str]
     ) -> str:
-        """The id of the run that stands for ``key``, which is made if need be.
+        """The id of the run with this key; creates it if necessary.
 
-        Where an unlucky create made two, the one with the lowest id stays and the others are deleted.
+        If repeated requests created several, the run with the lowest id stays and the others are deleted.
 
         Parameters
         ----------
@@ -173,16 +172,16 @@ class MlflowRuns:
         return str(found[0])
 
     def delete_doubles(self, experiment: str, key: str, keep: str) -> None:
-        """Delete the runs that stand for ``key`` except one: a slow server may have made them after all."""
+        """Delete the runs with this key except one; a slow server may have created others late."""
         with _translated():
             found = [run.info.run_id for run in self._with_key(experiment, key)]
         self._delete(run for run in found if run != keep)
 
     def forget(self, experiment: str, key: str) -> None:
-        """Delete the runs of ``key`` and of the keys under it, and an experiment that has no others.
+        """Delete the runs of ``key`` and of the keys below it, and the experiment if it has no other runs.
 
-        Their files are not touched: what they are is not for MLflow to say.
-        The name of the experiment is free then. MLflow keeps what is deleted until ``mlflow gc``.
+        Their files are not touched, since MLflow's addresses of files are not trusted. The name of a deleted
+        experiment becomes free. MLflow keeps deleted runs and experiments until ``mlflow gc``.
         """
         from mlflow.exceptions import MlflowException
 
@@ -202,7 +201,7 @@ class MlflowRuns:
                     ours.append(run.info.run_id)
                 else:
                     others += 1
-            if others:  # of a study of the same name in another database, or of a person
+            if others:  # they belong to a study of the same name in another database, or to a person
                 for each in ours:
                     self._client.delete_run(each)
                 return
@@ -224,26 +223,26 @@ class MlflowRuns:
         self._delete([run])
 
     def restore(self, run: str) -> None:
-        """Bring a deleted run back."""
+        """Restore a deleted run."""
         with _translated():
             self._client.restore_run(run)
 
     def deleted_experiment(self, name: str) -> str | None:
-        """The id of the deleted experiment of that name, if there is one: no other can be given it."""
+        """The id of the deleted experiment of that name, if there is one; it blocks the name."""
         with _translated():
             found = self._client.get_experiment_by_name(name)
         return str(found.experiment_id) if found is not None and found.lifecycle_stage != "active" else None
 
     def free_name(self, experiment: str) -> None:
-        """Let another experiment have the name of a deleted one, which stays deleted."""
+        """Rename a deleted experiment, so that another can take its name; it stays deleted."""
         with _translated():
-            self._client.restore_experiment(experiment)  # MLflow renames no deleted one
+            self._client.restore_experiment(experiment)  # MLflow does not rename deleted experiments
             name = self._client.get_experiment(experiment).name
             self._client.rename_experiment(experiment, f"{name} (deleted {experiment})")
             self._client.delete_experiment(experiment)
 
     def restore_experiment(self, experiment: str) -> None:
-        """Bring a deleted experiment back, with all its runs."""
+        """Restore a deleted experiment with all its runs."""
         with _translated():
             self._client.restore_experiment(experiment)
 
@@ -265,8 +264,8 @@ class MlflowRuns:
     ) -> None:
         """Write metrics with their own steps and times, parameters and tags.
 
-        A metric that is there already stays one, a tag is overwritten, another value of a parameter is
-        refused. The client divides what is more than MLflow takes in one request.
+        A metric that exists is not duplicated, a tag is overwritten, and another value of a parameter is
+        refused. The client splits data beyond MLflow's limits into several requests.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -279,17 +278,17 @@ class MlflowRuns:
             )
 
     def upload(self, run: str, files: Mapping[str, Path]) -> None:
-        """Put files among the artifacts of a run, by their paths there (such as plots/loss.png)."""
+        """Upload files as artifacts of a run, given by their paths in the run (such as plots/loss.png)."""
         _refuse_names(files)
         with _translated():
             artifact_stores.upload(self._store(run), files)
 
     def _store(self, run: str) -> ArtifactRepository:
-        # By one answer about the run: the client would ask again, and be given another place.
+        # Use one answer about the run: MLflow's client would ask again, and might get another place.
         return artifact_stores.open_store(self._client.get_run(run).info, self._uri, self._artifact_root)
 
     def set_status(self, run: str, status: RunStatus, end_ms: int | None = None) -> None:
-        """Say what became of a run; ``end_ms`` in milliseconds since 1970-01-01 UTC, if it ended."""
+        """Set the status of a run; ``end_ms`` is in milliseconds since 1970-01-01 UTC, if it ended."""
         with _translated():
             if end_ms is None:
                 self._client.update_run(run, status)
@@ -305,10 +304,10 @@ class MlflowRuns:
             return None
 
     def find(self, experiment: str, key: str) -> list[FoundRun]:
-        """The runs that stand for ``key`` or ``key/...``, also deleted ones."""
+        """The runs with the key ``key`` or ``key/...``, also deleted ones."""
         found: list[FoundRun] = []
         token = None
-        # An underscore in a name matches any letter: what is not ours is left out here.
+        # An underscore in the key matches any letter, so foreign runs are filtered out below.
         words = f"tags.`{KEY_TAG}` LIKE '{key}%'"
         with _translated():
             while True:
@@ -349,7 +348,7 @@ class MlflowRuns:
         return self._histories(runs[:half], metric) + self._histories(runs[half:], metric)
 
     def _bulk(self, runs: Sequence[str], metric: str) -> list[tuple[str, MetricRow]]:
-        """One question about many runs: the client itself asks run by run."""
+        """Request a metric of many runs at once, since MLflow's client asks run by run."""
         from mlflow.utils.rest_utils import http_request, verify_rest_response
 
         store: Any = self._client._tracking_client.store
@@ -380,12 +379,12 @@ class MlflowRuns:
 
 
 def open_runs(settings: Settings) -> MlflowRuns:
-    """The tracking server or database of these settings."""
+    """Open the tracking server or database of these settings."""
     return MlflowRuns(settings.tracking_uri, artifact_root=settings.mlflow_artifacts)
 
 
 def _refuse_names(paths: Iterable[str]) -> None:
-    """Names come from the records, which others may write, too."""
+    """Refuse invalid artifact names, which come from records that others can write."""
     try:
         for path in paths:
             checked_name(path)
@@ -395,14 +394,14 @@ def _refuse_names(paths: Iterable[str]) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what MLflow raises into our errors, on one line and without a password."""
+    """Turn MLflow's exceptions into our errors, with one line and no password."""
     try:
         yield
     except (DatabaseError, TrackingRefusedError):
         raise
     except OutsideFolderError as error:
         raise TrackingRefusedError(str(error)) from None
-    except Exception as error:  # the stores of databases, HTTP and clouds share no class of errors
+    except Exception as error:  # the stores for databases, HTTP and clouds share no base class of errors
         line = " ".join(_USER_INFO.sub("://***@", without_secrets(str(error))).split())[:_MESSAGE_LENGTH]
         kind = TrackingRefusedError if _is_final(error) else TrackingUnavailableError
         # Not "from error": its text and those of its causes may hold the URL.
@@ -410,14 +409,14 @@ def _translated() -> Iterator[None]:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the server understood, and will say the same again: a 4xx of its own."""
+    """Whether the server will refuse a repetition too, since it answered with its own 4xx status."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        # An unknown path is not MLflow's answer, but perhaps that of a proxy with nothing behind it.
+        # An unknown path may be the answer of a proxy without MLflow behind it.
         return error.error_code != "ENDPOINT_NOT_FOUND" and _is_final_status(status)
-    answer: Any = getattr(error, "response", None)  # as errors of requests have it, which uploads raise
+    answer: Any = getattr(error, "response", None)  # as in the errors of requests, which uploads raise
     return _is_final_status(getattr(answer, "status_code", None))
 
 

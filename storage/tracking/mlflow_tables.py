@@ -1,7 +1,7 @@
-"""The versions of MLflow's tables, where MLflow is a database of ours and no server.
+"""Checks and migrates MLflow's tables, where MLflow is used through a database instead of a server.
 
-MLflow makes and changes them itself: those of an older MLflow, whenever a newer one opens them and misses a
-table. So they are looked at before MLflow opens them.
+MLflow creates its tables itself, and migrates older ones whenever a newer version opens them and misses a
+table. So their version is checked before MLflow opens them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from storage.database_errors import plain_errors
 from storage.errors import SchemaTooNewError, SchemaTooOldError, SettingsError
 
 _PLACE = ".place"
-"""A file in the folder of MLflow's files: the addresses of that folder by which MLflow knows some of them.
+"""Name of a file in MLflow's artifact folder that lists the addresses of this folder in MLflow's tables.
 
-A database that does not move along with the home has a file of its own, with a digest in its name."""
+A database outside the home folder has its own such file, with a digest in its name."""
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -37,17 +37,17 @@ _ADDRESSES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns of MLflow that hold addresses of files."""
+"""MLflow's tables and columns that hold addresses of files."""
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Its log lines may hold the URL with a password; what goes wrong is said by our errors.
+    # MLflow's log lines may hold the URL with a password; our own errors report failures.
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
 
 
 def is_database(tracking_uri: str) -> bool:
-    """Whether MLflow's tables are reached directly, and not through a server."""
+    """Whether MLflow's tables are accessed directly, not through a server."""
     try:
         return make_url(tracking_uri).get_backend_name() in ("sqlite", "postgresql")
     except ArgumentError:
@@ -55,14 +55,14 @@ def is_database(tracking_uri: str) -> bool:
 
 
 def check_tables(tracking_uri: str) -> None:
-    """Refuse tables of another version; a database without tables is right, and so is a server.
+    """Refuse tables of another version; a database without tables passes, and so does a server.
 
-    MLflow is imported where there are tables.
+    If there are tables, the check imports MLflow.
 
     Raises
     ------
     SchemaTooOldError, SchemaTooNewError
-        in one line.
+        with a message of one line.
     """
     if not is_database(tracking_uri):
         return
@@ -83,14 +83,14 @@ def check_tables(tracking_uri: str) -> None:
 
 
 def follow_folder(tracking_uri: str, artifact_root: Path) -> None:
-    """Let MLflow look for files in the folder where they are now, after a home was renamed or copied.
+    """Update the artifact addresses in MLflow's tables after a home folder was renamed or copied.
 
-    MLflow keeps the absolute address of the folder of each experiment, run and model. Those below the places
-    where the folder was, which a file in it tells, are changed in one transaction. A database outside of the
-    home, which another home may use, is changed once there is nothing at such a place any more; until then
-    the file in the folder still tells of it.
+    MLflow stores the absolute address of the folder of each experiment, run and model. A file in the artifact
+    folder lists its former addresses; the addresses below them are changed in one transaction. A database
+    outside the home folder may serve another home. Its addresses change only once the former folder is gone;
+    until then the file keeps the former address.
 
-    Must be called by one process at a time; the tables are of the installed MLflow.
+    Only one process at a time may call this, and the tables must have the version of the installed MLflow.
     """
     alone, here = _moves_along(tracking_uri, artifact_root), artifact_root.as_uri()
     name = _PLACE if alone else f"{_PLACE}-{sha256(redacted(tracking_uri).encode()).hexdigest()[:16]}"
@@ -127,7 +127,7 @@ def _folder(uri: str) -> Path:
 
 
 def _former_places(connection: Connection, artifact_root: Path) -> list[str]:
-    """Where the folder was when an older program wrote into it: what lies in it now is said to be there."""
+    """Former addresses of a folder without that file, taken from the experiments whose files are in it."""
     experiments = table("experiments", column("artifact_location", String))
     found = set()
     for location in connection.scalars(select(experiments.c.artifact_location)):
@@ -149,12 +149,12 @@ def _replace_beginnings(connection: Connection, old: str, new: str) -> None:
 
 
 def migrate_tables(tracking_uri: str) -> Migration:
-    """Make MLflow's tables, or bring them to the version of the installed one; one process at a time does so.
+    """Create MLflow's tables, or migrate them to the installed version, one process at a time.
 
     Raises
     ------
     DatabaseError
-        in one line.
+        with a message of one line.
     """
     with suppress(SchemaTooOldError):
         check_tables(tracking_uri)
@@ -178,7 +178,7 @@ def migrate_tables(tracking_uri: str) -> Migration:
 def _version(tracking_uri: str) -> str | None:
     url = make_url(tracking_uri)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        return None  # looking would make the file
+        return None  # connecting would create the file
     try:
         engine = create_engine(url)
     except ModuleNotFoundError as error:
@@ -197,7 +197,7 @@ def _version(tracking_uri: str) -> str | None:
 
 
 def _known() -> tuple[str, set[str]]:
-    """The version of the installed MLflow, and all that it has had."""
+    """The table version of the installed MLflow, and all earlier versions with it."""
     os.environ.update(QUIET)
     mlflow = importlib.util.find_spec("mlflow")
     assert mlflow is not None, "it is a dependency"

@@ -1,8 +1,8 @@
-"""What the tracking server must be told: rows written in the very transaction that records what happened.
+"""Outbox of messages for the tracking server, written in the transaction that records the event itself.
 
-A row never changes what it says; its ``created_at`` is the time at which that happened. The relay
-delivers the rows of a study in the order of their ids, and marks them delivered (``delivered_at``), or
-parked with the reason if the server will never take them.
+The message of a row never changes; its ``created_at`` is the time of the event. The relay delivers the rows
+of a study in the order of their ids, and marks them as delivered (``delivered_at``), or as rejected, with the
+reason, if the server will never accept them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert
 from storage.records.tables import now, outbox
 
 METRICS_A_ROW = 1000
-"""Metrics in one row at most: what MLflow takes in one batch."""
+"""Maximum number of metrics in a row, which is MLflow's limit for a batch."""
 
 TrialEnd = Literal["complete", "pruned", "failed"]
 
@@ -25,7 +25,7 @@ TrialEnd = Literal["complete", "pruned", "failed"]
 class MetricRow:
     """One value of a metric at a step (an epoch).
 
-    ``time_ms`` is when the worker measured it: milliseconds since 1970-01-01 UTC.
+    ``time_ms`` is the time at which the worker measured it: milliseconds since 1970-01-01 UTC.
     """
 
     key: str
@@ -36,7 +36,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class StudyMessage:
-    """A study began, or learned something about itself. A later one adds to the tags of an earlier one."""
+    """A study began, or new facts about it were recorded. Later messages add to the tags of earlier ones."""
 
     kind = "study"
     config: dict[str, Any]
@@ -45,17 +45,17 @@ class StudyMessage:
 
 @dataclass(frozen=True)
 class TrialStartMessage:
-    """A trial began: its configuration is known. Comes once, before all others of the trial."""
+    """A trial began, and its configuration is known. It is the first message of a trial, sent once."""
 
     kind = "trial_start"
     params: dict[str, Any]
-    """What a person compares trials by: flat names, plain values."""
+    """Parameters by which people compare trials: flat names, plain values."""
     tags: dict[str, str]
 
 
 @dataclass(frozen=True)
 class TrialTagsMessage:
-    """Another attempt goes on with the trial: tags to be set over those before."""
+    """Another attempt continues the trial; its tags replace earlier ones."""
 
     kind = "trial_tags"
     tags: dict[str, str]
@@ -63,7 +63,7 @@ class TrialTagsMessage:
 
 @dataclass(frozen=True)
 class TrialStateMessage:
-    """A trial was paused at a rung, or runs again."""
+    """A trial was paused at a rung, or resumed."""
 
     kind = "trial_state"
     state: Literal["paused", "running"]
@@ -79,18 +79,18 @@ class MetricsMessage:
 
 @dataclass(frozen=True)
 class ArtifactMessage:
-    """A file of the trial, whose content is among the blobs."""
+    """A file of the trial, whose content is in the blob store."""
 
     kind = "artifact"
     path: str
-    """Within the run, as plots/loss.png."""
+    """Path within the run, such as plots/loss.png."""
     digest: str
     size: int
 
 
 @dataclass(frozen=True)
 class TrialEndMessage:
-    """A trial ended. Comes once, after all others of the trial."""
+    """A trial ended. It is the last message of a trial, sent once."""
 
     kind = "trial_end"
     state: TrialEnd

@@ -1,4 +1,4 @@
-"""The relay as a process of its own, one a study: MLflow's import and its calls would disturb a training."""
+"""Runs the relay of a study in its own process, since MLflow's import and calls would disturb a training."""
 
 from __future__ import annotations
 
@@ -52,46 +52,46 @@ from storage.tracking.relay import FileWriter, NoteWriter, Relay, retry_rejected
 log = logging.getLogger("anitune")
 
 POLL_SECONDS = 0.5
-"""How often the outbox is looked into."""
+"""Interval at which the relay checks the outbox, s."""
 
 SYNC_POLL_SECONDS = 0.1
-"""How often ``sync`` looks whether the relay is done: a person waits."""
+"""Interval at which ``sync`` checks whether the relay is done, s; short, since a person waits."""
 
 IDLE_SECONDS = 20.0
-"""A relay ends when for so long there was nothing to deliver, and nobody works on the study."""
+"""A relay ends after this time without rows to deliver, if no worker works on the study."""
 
 GIVE_UP_SECONDS = 3600.0
-"""A relay ends when for so long the server was away, and nobody works on the study. The rows stay."""
+"""A relay ends if the server is away for this time and no worker works on the study. The rows stay."""
 
 LONGEST_WAIT_SECONDS = 30.0
-"""Between two tries to reach a server that is away."""
+"""Longest wait between two attempts to reach a server that is away."""
 
 SAY_SECONDS = 2.0
-"""``sync`` says for which relay it waits when it has waited for so long."""
+"""After this time ``sync`` reports which relay it waits for."""
 
 SYNC_TRIES = 4
 
 LEASE_VARIABLE = "ANITUNE_RELAY_LEASE"
-"""Hands a relay the lease that was taken for it, so that no second one is started meanwhile."""
+"""Passes to a relay the lease that was taken for it, so that no second relay starts meanwhile."""
 
 _started: list[subprocess.Popen[bytes]] = []
-"""Relays that this process started: kept, since one that ended is a zombie until it is asked for."""
+"""Relays that this process started, kept to be reaped: an exited one stays a zombie until then."""
 
 _AWAY = (DatabaseUnreachableError, DatabaseBusyError)
 _PASSING = (TrackingUnavailableError, *_AWAY, OSError)
-"""What ends by itself, or by somebody who frees some space: it is tried again."""
+"""Errors that pass by themselves, or once somebody frees disk space; the operation is retried."""
 
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What a synchronous delivery came to, in rows of the outbox.
+    """Result of a synchronous delivery, in rows of the outbox.
 
     Attributes
     ----------
     delivered
-        Rows that MLflow has now and had not before.
+        Rows newly delivered to MLflow.
     rejected
-        Rows that remain: MLflow will not take them, or one before them.
+        Rows that remain, because MLflow rejects them or an earlier row of the same run.
     """
 
     delivered: int
@@ -101,8 +101,9 @@ class SyncResult:
 def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
     """Start a relay in the background, unless one delivers the study already.
 
-    It is a session of its own, outlives us, ends by itself, and logs to ``logs/relay-STUDY.log`` in the home
-    folder. Where one lives this costs one query: call it whenever a worker takes a trial.
+    The relay has its own process session, outlives this process, ends by itself, and logs to
+    ``logs/relay-STUDY.log`` in the home folder. If one is running, the call costs one query: make it whenever
+    a worker claims a trial.
     """
     _forget_ended()
     if is_relay_running(study):
@@ -114,7 +115,7 @@ def start_relay(study: Study) -> subprocess.Popen[bytes] | None:
         if lease is None:
             return None
         relay = subprocess.Popen(
-            # -P: what lies in the current folder is never imported.
+            # With -P nothing is imported from the current folder.
             [sys.executable, "-P", "-m", "search.cli.main", "relay", "--", study.name],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -139,14 +140,14 @@ def run_relay(
     health: RelayHealth | None = None,
     write_files: FileWriter | None = None,
 ) -> None:
-    """Deliver a study until nobody works on it and nothing is left, or until SIGTERM.
+    """Deliver a study until no worker works on it and nothing is left, or until SIGTERM.
 
-    Returns at once where another relay delivers. Must be called in the main thread, for the signals.
+    It returns at once if another relay delivers. Call it in the main thread, because it handles signals.
 
     Parameters
     ----------
     health
-        Told what goes on, if somebody watches.
+        Counters to update, for monitoring.
     """
     health = health or RelayHealth()
     stopping = Event()
@@ -162,9 +163,9 @@ def run_relay(
         relay = patiently(Relay, lease, write_note, stopping, write_files)
         log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
         try:
-            with suppress(*_PASSING):  # told to end, or nobody waits for it any more
+            with suppress(*_PASSING):  # stopped by a signal, or gave up
                 _deliver_while_open(relay, health, trouble, patiently, stopping, idle_seconds)
-            with suppress(*_PASSING):  # the next relay says it
+            with suppress(*_PASSING):  # the next relay syncs it
                 relay.sync_study()
             with suppress(*_AWAY):  # the lease ends with this process
                 lease.release()
@@ -172,15 +173,15 @@ def run_relay(
         except RelayLeaseLostError as error:
             log.warning("%s: relay ends: %s", study.name, error)
             with suppress(*_PASSING):
-                if undelivered(study):  # who took over may have ended before we said something too late
+                if undelivered(study):  # late writes may have made rows undelivered after the new relay ended
                     start_relay(study)
 
 
 def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:
-    """Deliver all that a study has to tell, now; parked queues are tried again.
+    """Deliver all outbox rows of a study now, and retry rejected ones.
 
-    Where a relay delivers already, wait for it. From one that delivers to another address, or with other
-    proxies or passwords, the study is taken over at once.
+    If a relay is delivering, wait for it; but take over at once from a relay that delivers to another
+    address, or with other proxies or passwords.
 
     Raises
     ------
@@ -190,7 +191,7 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
     before = left = undelivered(study)
     retry_rejected(study)
     never = Event()
-    patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # who waits for us is told at the end
+    patiently = _patience(stop_after_attempt(SYNC_TRIES), never)  # failures are reported only at the end
     began = well = time.monotonic()
     taken_over, notified = None, False
     while (lease := take_lease(study)) is None:
@@ -199,9 +200,9 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             taken_over, lease = holder, seize_lease(study)
             break
         last, left = left, undelivered(study)
-        if (trouble := last_error(study)) is None or left < last:  # it is said until a pass had none
+        if (trouble := last_error(study)) is None or left < last:  # it stays until a pass succeeds
             well = time.monotonic()
-        elif time.monotonic() - well > 2 * LONGEST_WAIT_SECONDS:  # the relay has tried again since, in vain
+        elif time.monotonic() - well > 2 * LONGEST_WAIT_SECONDS:  # the relay has retried in vain
             raise TrackingUnavailableError(
                 f"{trouble} (says its relay, {holder}; to end that: {holder.stop_command})"
                 if holder
@@ -213,7 +214,7 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             )
             notified = True
         if left == 0:
-            # The relay may not have come to this yet. It follows from the trials alone: twice does no harm.
+            # The relay may not have synced the study's run yet. Doing it twice is harmless.
             patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).sync_study)
             return SyncResult(delivered=before, rejected=0)
         time.sleep(SYNC_POLL_SECONDS)
@@ -225,7 +226,7 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
         patiently(relay.sync_study)
     finally:
         lease.release()
-        # Workers of another machine start one there again: this one may not reach the server tomorrow.
+        # Workers of another machine start a relay there: this machine may not reach the server later.
         if taken_over is not None and taken_over.host == socket.gethostname() and _is_worked_on(study):
             start_relay(study)
     left = undelivered(study)
@@ -233,7 +234,7 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
 
 
 def _forget_ended() -> None:
-    """Let the relays of ours that have ended be gone: until then their leases seem to be held."""
+    """Reap exited relays; a zombie process still appears to hold its lease."""
     _started[:] = [relay for relay in _started if relay.poll() is None]
 
 
@@ -248,7 +249,7 @@ def _deliver_while_open(
     idle_since = time.monotonic()
 
     def goes_on() -> bool:
-        """One pass, which can be repeated from any point; answers whether another one follows."""
+        """Make one pass, which can be repeated from any point; return whether another one follows."""
         nonlocal idle_since
         if delivered := relay.deliver():
             idle_since = time.monotonic()
@@ -263,7 +264,7 @@ def _deliver_while_open(
         if _is_worked_on(relay.study):
             idle_since = time.monotonic()
             return True
-        relay.sync_study()  # nobody will start another relay to say how the study ended
+        relay.sync_study()  # no other relay will start to sync the final state of the study
         return False
 
     while not stopping.is_set() and patiently(goes_on):
@@ -271,7 +272,7 @@ def _deliver_while_open(
 
 
 class _Trouble:
-    """Says what keeps us from delivering: once in the log, and in the relay's row for ``sync``."""
+    """Reports why delivery fails: once in the log, and in the relay's row for ``sync``."""
 
     def __init__(self, study: Study, health: RelayHealth) -> None:
         self._study = study
@@ -284,8 +285,8 @@ class _Trouble:
         error = state.outcome.exception()
         if str(error) == self._said:
             return
-        with suppress(*_AWAY):  # then it is said after the next try
-            if not isinstance(error, DatabaseError):  # otherwise it is the records that cannot be written
+        with suppress(*_AWAY):  # then it is reported after the next try
+            if not isinstance(error, DatabaseError):  # after a DatabaseError the records cannot be written
                 self._record(str(error))
             self._said = str(error)
             log.warning("%s: not delivered yet: %s", self._study.name, error)
@@ -302,7 +303,7 @@ class _Trouble:
 
 
 class _GivenUp(stop_after_delay):
-    """Whether it has taken too long, and nobody works on the study."""
+    """Stops retrying after :data:`GIVE_UP_SECONDS` if no worker works on the study."""
 
     def __init__(self, study: Study) -> None:
         super().__init__(GIVE_UP_SECONDS)
@@ -312,7 +313,7 @@ class _GivenUp(stop_after_delay):
         try:
             return super().__call__(retry_state) and not _is_worked_on(self._study)
         except _AWAY:
-            return True  # nor can anybody work
+            return True  # without the database no worker can work either
 
 
 def _patience(
@@ -342,7 +343,7 @@ def _set_by_signals(event: Event) -> Iterator[None]:
 
 
 def _is_worked_on(study: Study) -> bool:
-    """Whether a worker holds a trial."""
+    """Whether a worker holds a lease of a trial."""
     held = select(attempts.c.number).where(
         attempts.c.study_id == study.id, attempts.c.ended_at.is_(None), attempts.c.lease_until > now()
     )

@@ -1,4 +1,4 @@
-"""What a message looks like in MLflow: names, tags, colours and states that its UI shows."""
+"""Maps messages to the names, tags, colours and states that MLflow's UI shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOR_TAG = "mlflow.runColor"
 STATE_TAG = "optuna.state"
 
 FINAL_METRIC = "final/val_mae_kcalmol"
-"""Of complete trials only: by a metric's last step a pruned trial can be ahead of a complete one."""
+"""Only complete trials have it: by the last step of a metric a pruned trial can beat a complete one."""
 
 RUNNING_TAGS = {STATE_TAG: "RUNNING"}
 
@@ -24,7 +24,7 @@ UNFINISHED: Final[Mapping[str, tuple[RunStatus, dict[str, str]]]] = {
     "running": ("RUNNING", RUNNING_TAGS),
     "paused": ("SCHEDULED", {STATE_TAG: "PAUSED"}),
 }
-"""Status and tags of the run of a trial that has not ended, by its state."""
+"""Run status and tags of a trial that has not ended, by the trial's state."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _End:
     status: RunStatus
     optuna_state: str
     color: str | None
-    """MLflow marks KILLED and FAILED alike. It gives complete trials colours that tell them apart."""
+    """None lets MLflow choose distinct colours for complete trials. It shows KILLED and FAILED alike."""
 
 
 _ENDS: Mapping[TrialEnd, _End] = {
@@ -43,7 +43,7 @@ _ENDS: Mapping[TrialEnd, _End] = {
 
 
 def study_run_key(name: str, created_at: float) -> str:
-    """Names a study in MLflow for good: another home folder may have a study of the same name."""
+    """A permanent key of a study in MLflow, where another home folder may have a study of the same name."""
     return f"{name}@{round(created_at * 1000)}"
 
 
@@ -53,17 +53,17 @@ def run_name(number: int) -> str:
 
 
 def param_texts(params: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow keeps them: text as it is, all else as JSON."""
+    """Parameters as MLflow stores them: text unchanged, everything else as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
 
 
 def end_status(message: TrialEndMessage) -> RunStatus:
-    """The status of the run of a trial that ended."""
+    """Run status of a trial that ended."""
     return _ENDS[message.state].status
 
 
 def end_tags(message: TrialEndMessage) -> dict[str, str]:
-    """The tags that say what became of a trial."""
+    """Tags with the result of a trial."""
     end = _ENDS[message.state]
     tags = {**message.tags, STATE_TAG: end.optuna_state}
     if end.color is not None:
@@ -76,9 +76,9 @@ def end_tags(message: TrialEndMessage) -> dict[str, str]:
 
 
 def end_metrics(message: TrialEndMessage, ended_ms: int) -> list[MetricRow]:
-    """What a trial came to: its cost always (``cost/...``), its accuracy if it is complete (``final/...``).
+    """Final metrics of a trial: always its cost (``cost/...``), and its accuracy if complete (``final/...``).
 
-    Accuracies are the keys of the summary with a part before a slash: ``val/mae_kcalmol_heavy_2`` becomes
+    Accuracies are the summary keys that contain a slash: ``val/mae_kcalmol_heavy_2`` becomes
     ``final/val_mae_kcalmol_heavy_2``.
     """
     values: dict[str, float] = {}
@@ -88,5 +88,5 @@ def end_metrics(message: TrialEndMessage, ended_ms: int) -> list[MetricRow]:
         elif message.state == "complete":
             values[f"final/{key.replace('/', '_')}"] = value
     if message.state == "complete" and message.value is not None:
-        values[FINAL_METRIC] = message.value  # the very number that Optuna has
+        values[FINAL_METRIC] = message.value  # exactly the number in Optuna
     return [MetricRow(key, step=0, value=value, time_ms=ended_ms) for key, value in values.items()]

@@ -1,4 +1,4 @@
-"""Telling MLflow everything again: after a backup was restored, or where MLflow begins anew with nothing."""
+"""Redelivery of everything to MLflow, after a backup was restored or with a new, empty MLflow."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from storage.tracking.lease import wait_for_lease
 
 
 def reset_deliveries(study: Study) -> None:
-    """Take nothing for delivered any more, nor any run of MLflow for known.
+    """Mark all rows of a study as undelivered, and forget the ids of its MLflow runs.
 
-    What MLflow has of the study stays as it is: its runs are found again by what they stand for.
+    Existing data in MLflow stays: runs are found again by their key tags.
 
     Raises
     ------

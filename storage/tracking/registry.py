@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "_promoted-models"
-"""Of the runs that hold the files: not that of a study, which no study is named like. A model outlasts it."""
+"""Experiment of the runs with model files. No study can have this name, and models outlast studies."""
 
 CHAMPION = "champion"
 """The alias of the version that was promoted last."""
 
 KEY = "anitune.promotion"
-"""The tag of a version that names its promotion: by it a version is found again."""
+"""The tag that names the promotion of a version, by which the version is found again."""
 
 _MODEL = "model"
 """The folder of the model among the artifacts of its run."""
@@ -35,7 +35,7 @@ _NOTE = "mlflow.note.content"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model for MLflow's pyfunc flavor, made from code: nothing of it is ever un-pickled.
+    """A model for MLflow's pyfunc flavor, defined by code, so that nothing is unpickled.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class ModelFiles:
     inputs, outputs
         Columns of the signature, as in MLflow's JSON.
     example
-        Of the input.
+        An example input.
     requirements
-        Packages that it needs, as pip takes them.
+        Packages that the model needs, as requirements for pip.
     """
 
     script: Path
@@ -69,7 +69,7 @@ class RegisteredModel:
 
     @property
     def uri(self) -> str:
-        """What ``mlflow.pyfunc.load_model`` takes, for this very version."""
+        """URI of this version for ``mlflow.pyfunc.load_model``."""
         return f"models:/{self.name}/{self.version}"
 
 
@@ -83,27 +83,27 @@ def register_model(
     metrics: Mapping[str, float],
     description: str,
 ) -> RegisteredModel:
-    """Make the next version of the model of this name, and let it be the champion.
+    """Create the next version of the model of this name, and make it the champion.
 
-    Called again with the same ``key`` it gives the version that is there.
+    If a version with this ``key`` exists, it is used instead of a new one.
 
     Parameters
     ----------
     key
-        Names what the version is of.
+        Identifies the promotion of the version.
     tags
-        Of the version and of its run: where it comes from.
+        Tags of the version and of its run, which say where it comes from.
     metrics
-        Of the run.
+        Metrics of the run.
     description
-        What people read first; Markdown.
+        Description of the version and note of its run, in Markdown.
 
     Raises
     ------
     TrackingUnavailableError, TrackingRefusedError
-        if MLflow does not answer, or does not take it.
+        if MLflow does not answer, or refuses the model.
     """
-    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # the requirements are given: no tool is asked
+    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # the requirements are given, not detected
     runs = open_runs(settings)
     known = runs.ask(lambda client: _version_of(client, name, key))
     if known is None:
@@ -123,7 +123,7 @@ def _log(
     metrics: Mapping[str, float],
     description: str,
 ) -> str:
-    """Upload the model to a run of its own; answers the id of that."""
+    """Upload the model to its own run; return the id of the run."""
     now_ms = round(time.time() * 1000)
     experiment = runs.experiment(EXPERIMENT, {})
     run = runs.find_or_create(experiment, key, name, now_ms, {**tags, _NOTE: description})

@@ -1,8 +1,8 @@
-"""Delivers the outbox of one study to MLflow: in order for each run, as often as it takes, with one result.
+"""Delivers the outbox of one study to MLflow, in order for each run; deliveries are idempotent.
 
-MLflow is a projection of the records. What is said twice (after a crash, a timeout, a lost answer) changes
-nothing there: each call of :class:`~storage.tracking.mlflow_runs.MlflowRuns` may be repeated, and what it
-says comes from the rows. A row is marked delivered only after MLflow has taken it.
+MLflow is a projection of the records. A repeated delivery (after a crash, a timeout, a lost answer) changes
+nothing there: each call of :class:`~storage.tracking.mlflow_runs.MlflowRuns` may be repeated, and its
+contents come from the rows. A row is marked delivered only after MLflow has accepted it.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ from storage.tracking.saved_view import view_tags
 log = logging.getLogger("anitune")
 
 NoteWriter = Callable[[int | None], str]
-"""Gives the Markdown note of a trial's run by the trial's number, and of the study's run for ``None``."""
+"""Returns the Markdown note of a trial's run for the trial's number, and of the study's run for ``None``."""
 
 FileWriter = Callable[[], Mapping[str, bytes]]
-"""Gives the files that the study's run holds of the study as it stands, by their paths there."""
+"""Returns the current files of the study's run, by their paths in the run."""
 
 ROWS_AT_ONCE = 100
 """Rows of a run that are read together, so that a long queue does not fill the memory."""
 
 FAILURES_IN_A_PASS = 3
-"""After so many runs that could not be delivered the server counts as away."""
+"""Number of failed runs after which the server counts as away, and the pass ends."""
 
 RENEW_SECONDS = 15.0
-"""A lease that was not renewed for so long is, before MLflow is told anything."""
+"""Renew a lease older than this before calling MLflow."""
 
 STUDY_NOTE_SECONDS = 15.0
-"""The study's run tells how the study stands; not more often than this."""
+"""Shortest interval between updates of the status and note of the study's run."""
 
 STUDY_FILES_SECONDS = 120.0
-"""Its files, which take seconds to draw, are brought up to date not more often than this, and at the end."""
+"""Shortest interval between updates of its files, which take seconds to draw, except for the last one."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Relay:
     Parameters
     ----------
     lease
-        Every write to the records is refused once another relay has it.
+        The lease of this relay; every write to the records is refused once another relay has it.
     write_note
         See :data:`NoteWriter`.
     stopping
-        Ends a pass after the batch in hand.
+        Event that ends a pass after the current batch.
     write_files
-        See :data:`FileWriter`; None: the study's run has no files that change.
+        See :data:`FileWriter`; None if the study's run has no files that change.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Relay:
         self._write_note = write_note
         self._stopping = stopping
         self._blobs = open_blobs(self._db)
-        self._failed: dict[int | None, float] = {}  # when last, by time.monotonic()
-        self._study_synced = float("-inf")  # when, by time.monotonic()
-        self._study_changed = True  # the relay before us may have ended before it said so
+        self._failed: dict[int | None, float] = {}  # time of the last failure, by time.monotonic()
+        self._study_synced = float("-inf")  # time of the last sync, by time.monotonic()
+        self._study_changed = True  # an earlier relay may have ended before its sync
         self._write_files = write_files
         self._files_synced = time.monotonic()  # a study that has just begun has nothing to draw
         self._files_changed = True
@@ -125,12 +125,12 @@ class Relay:
         return study_run_key(self.study)
 
     def deliver(self) -> int:
-        """Pass once over all runs that have something to tell; answers how many rows MLflow has taken.
+        """Make one pass over all runs with undelivered rows; return how many rows MLflow has accepted.
 
         Raises
         ------
         TrackingUnavailableError
-            at the end of the pass, if some of it must be tried again.
+            at the end of the pass, if some runs must be retried.
         RelayLeaseLostError
             if another relay took over.
         """
@@ -141,12 +141,12 @@ class Relay:
             if self._stopping.is_set() or len(failures) == FAILURES_IN_A_PASS:
                 break
             if number is not None and self._run_id(None) is None:
-                break  # a trial's run lies under the study's
+                break  # the run of a trial needs that of the study as its parent
             try:
                 delivered += self._deliver_run(number)
                 self._failed.pop(number, None)
             except (TrackingUnavailableError, BlobWriteError, OSError) as error:
-                # It may be this run that the server, or our disk, cannot cope with: the others go on.
+                # The server, or our disk, may fail only for this run, so continue with the others.
                 failures.append(error)
                 self._failed[number] = time.monotonic()
         if time.monotonic() - self._study_synced > STUDY_NOTE_SECONDS:
@@ -156,7 +156,7 @@ class Relay:
         return delivered
 
     def _hold(self) -> None:
-        """Be sure of the lease: this process may have been stopped for long."""
+        """Renew the lease if necessary: this process may have been suspended for a long time."""
         if time.monotonic() - self.lease.renewed > RENEW_SECONDS:
             self.lease.renew()
 
@@ -173,7 +173,7 @@ class Relay:
                 self._redeliver_after(number, after=batch[-1])
                 raise
             except (TrackingRefusedError, BlobMissingError, BlobDamagedError) as refusal:
-                if len(batch) > 1:  # one of them: those before it are taken
+                if len(batch) > 1:  # one row is refused: send them one by one
                     batches.extendleft([row] for row in reversed(batch))
                     continue
                 self._reject(number, batch[0], str(refusal))
@@ -182,7 +182,7 @@ class Relay:
         return delivered
 
     def _redeliver_after(self, number: int | None, after: _Row) -> None:
-        """Take what follows a row for undelivered: what we have said late may lie over it in MLflow."""
+        """Mark all later rows as undelivered: our late write may have overwritten them in MLflow."""
         with self._db.writing() as connection:
             connection.execute(
                 update(outbox)
@@ -195,11 +195,11 @@ class Relay:
             )
 
     def sync_study(self) -> None:
-        """Bring status, note and files of the study's run up to date, if a trial began or ended.
+        """Update status, note and files of the study's run, if a trial began or ended.
 
-        They are derived from the trials, so nothing is lost where this fails: it is made good the next time.
-        If the study comes to rest meanwhile, or goes on, it is said again. Of two relays, one of which was
-        stopped for long, whoever speaks last has then said what is so.
+        They are derived from the trials, so nothing is lost if this fails: the next sync makes up for it. If
+        all trials end meanwhile, or one begins, the update is repeated. So even if one of two relays was
+        suspended for a long time, the last one to write has written the current state.
         """
         if not self._study_changed or (run := self._run_id(None)) is None:
             return
@@ -215,7 +215,7 @@ class Relay:
         self._study_synced = time.monotonic()
 
     def _ended(self) -> float | None:
-        """When the last trial ended, s since 1970; None if there is none, or one has not."""
+        """When the last trial ended, s since 1970; None if there is no trial, or one has not ended."""
         ends = select(trials.c.ended_at).where(trials.c.study_id == self.study.id)
         with self._db.reading() as connection:
             known = connection.scalars(ends).all()
@@ -244,10 +244,10 @@ class Relay:
         self._files_synced = time.monotonic()
 
     def _waiting(self) -> list[int | None]:
-        """The runs with undelivered rows that are not parked, in the order of their turns.
+        """The runs with undelivered rows and without rejected ones, in order of delivery.
 
-        The study's, then the longest waiting; behind these, since they would hold them up for ever, those
-        that could not be delivered, the last tried last.
+        First comes the study's run, then the trial runs that have waited longest. Runs whose delivery failed
+        come last, the most recently tried at the end, since otherwise they would block the others forever.
         """
         with self._db.reading() as connection:
             numbers = connection.scalars(
@@ -297,9 +297,9 @@ class Relay:
                 assert_never(row.message)
 
     def _files(self, number: int | None, batch: Iterable[_Row], stack: ExitStack) -> dict[str, Path]:
-        """The files of a batch of artifacts, which have the content that the record names.
+        """The files of a batch of artifacts, except those with a newer version in the records.
 
-        A trial that went on after a pause has newer files at the same paths, and the older ones may be gone.
+        A trial that was resumed after a pause has newer files at the same paths; the older ones may be gone.
         """
         with self._db.reading() as connection:
             of_trial = (artifacts.c.study_id == self.study.id, artifacts.c.number == number)
@@ -355,7 +355,7 @@ class Relay:
                     .where(trials.c.study_id == self.study.id, trials.c.number == number)
                     .values(mlflow_run_id=run)
                 )
-        else:  # it is told again: somebody may have changed the status
+        else:  # redelivery: somebody may have changed the status
             self._runs.set_status(run, "RUNNING")
         self._runs.log(run, params=projection.param_texts(message.params), tags=tags)
         self._study_changed = True
@@ -391,7 +391,7 @@ class Relay:
         return experiment
 
     def _run_id(self, number: int | None) -> str | None:
-        """The recorded run of a trial, or of the study."""
+        """The recorded run id of a trial, or of the study."""
         if number is None:
             query = select(studies.c.mlflow_run_id).where(studies.c.id == self.study.id)
         else:
@@ -408,7 +408,7 @@ class Relay:
 
 
 def study_run_key(study: Study) -> str:
-    """Names the study in MLflow for good: another home folder may have a study of the same name."""
+    """The permanent key of the study in MLflow, see :func:`storage.tracking.projection.study_run_key`."""
     with study.database.reading() as connection:
         query = select(studies.c.created_at).where(studies.c.id == study.id)
         created = connection.execute(query).scalar_one()
@@ -416,21 +416,21 @@ def study_run_key(study: Study) -> str:
 
 
 def retry_rejected(study: Study) -> None:
-    """Let parked queues be tried again, as after a person removed the cause."""
+    """Clear the rejections of rows, so that they are tried again, for example after the cause is removed."""
     with study.database.writing() as connection:
         connection.execute(update(outbox).where(*_undelivered(study)).values(parked=None))
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """Rows of the outbox that MLflow does not have.
+    """Numbers of outbox rows that are not delivered to MLflow.
 
     Attributes
     ----------
     waiting
-        Those that will be delivered.
+        Rows that will be delivered.
     rejected
-        Those that it refused: each holds up what comes after it about its run.
+        Rows that MLflow refused; each blocks the later rows of its run.
     """
 
     waiting: int
@@ -438,7 +438,7 @@ class Backlog:
 
 
 def backlog(study: Study) -> Backlog:
-    """What there is to deliver, and what cannot be."""
+    """Count the undelivered rows of a study."""
     query = select(func.count(), func.count(outbox.c.parked)).where(*_undelivered(study))
     with study.database.reading() as connection:
         rows, rejected = connection.execute(query).one()
@@ -446,7 +446,7 @@ def backlog(study: Study) -> Backlog:
 
 
 def undelivered(study: Study) -> int:
-    """Rows of the outbox that MLflow has not taken yet."""
+    """Number of outbox rows that MLflow has not accepted yet."""
     with study.database.reading() as connection:
         return connection.execute(
             select(func.count()).select_from(outbox).where(*_undelivered(study))
@@ -458,7 +458,7 @@ def _undelivered(study: Study) -> tuple[ColumnElement[bool], ...]:
 
 
 def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Rows one by one, but files together, and metrics as far as MLflow takes them in one request."""
+    """Group rows into batches: single rows, but files together, and metrics up to MLflow's limit."""
     batch: list[_Row] = []
     metrics = 0
     for row in rows:
@@ -483,7 +483,7 @@ def _metrics(row: _Row) -> tuple[Any, ...]:
 
 
 def _names(numbers: Iterable[int | None]) -> str:
-    """Runs in words, as "the study, trial 3"; of many the first."""
+    """Runs in words, such as "the study, trial 3"; only the first ones if there are many."""
     ordered = sorted(numbers, key=lambda number: -1 if number is None else number)
     names = ["the study" if number is None else f"trial {number}" for number in ordered]
     more = " and others" if len(names) > FAILURES_IN_A_PASS else ""

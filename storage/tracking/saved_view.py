@@ -1,7 +1,7 @@
-"""A saved view of an experiment: MLflow by itself shows neither architectures nor errors, and curves last.
+"""A saved view of an experiment: by default MLflow shows neither architectures nor errors, and curves last.
 
-MLflow keeps the views that people share as tags of the experiment. Their form is not documented; it is that
-of MLflow 3.17, and a test in a browser notices when it changes.
+MLflow stores shared views as tags of the experiment. Their format is not documented; the one used here is
+that of MLflow 3.17, and a browser test notices when it changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from storage.tracking.projection import FINAL_METRIC, STATE_TAG
 
 VIEW = "leaderboard"
-"""Its name, in the menu of views and in addresses."""
+"""Name of the view, in the menu of views and in addresses."""
 
 _WIDTHS = {
     "tags.`arch`": 190,
@@ -33,16 +33,16 @@ _SECTION = "Curves"
 
 
 def view_tags(time_ms: int) -> dict[str, str]:
-    """The tag that gives an experiment the view; MLflow takes 5,000 characters.
+    """The tag that gives an experiment the view; MLflow's limit is 5,000 characters.
 
     Parameters
     ----------
     time_ms
-        When the view is said to be made: milliseconds since 1970-01-01 UTC.
+        Creation time recorded in the view: milliseconds since 1970-01-01 UTC.
     """
     state = {
         "searchFilter": "",
-        "orderByKey": f"metrics.`{FINAL_METRIC}`",  # sorting also unfolds the runs under the study's
+        "orderByKey": f"metrics.`{FINAL_METRIC}`",  # sorting also shows the child runs of the study's run
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -57,7 +57,7 @@ def view_tags(time_ms: int) -> dict[str, str]:
         "runsHiddenMode": "FIRST_20_RUNS",
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": True,  # ours stays above those that MLflow adds
+        "isAccordionReordered": True,  # keeps our section above those that MLflow adds
         "groupBy": None,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
@@ -106,5 +106,5 @@ def _curve(metric: str) -> dict[str, Any]:
 
 
 def _identity(name: str) -> str:
-    """MLflow gives charts and sections ids by chance; ours are the same for the same name."""
+    """Id of a chart or section. MLflow's are random; these depend only on the name."""
     return str(uuid5(NAMESPACE_URL, f"anitune:{name}"))

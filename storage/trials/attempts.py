@@ -1,4 +1,4 @@
-"""The writing side of one attempt at a trial. Every write is refused once another worker has the trial."""
+"""Writes of one attempt at a trial. Every write is refused once another worker has the trial."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ from storage.trials.finalize import TrialResult
 from storage.trials.queue import Claim, WorkerInfo, worker_tags
 
 PATIENCE = 600.0
-"""How long a training waits for a database that is away, s."""
+"""How long a training waits for an unavailable database, s."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 PASSING = retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError))
-"""What ends by itself, for tenacity."""
+"""Condition of tenacity to retry errors that pass by themselves."""
 
 
 def _patient(method: Callable[Concatenate[Attempt, P], R]) -> Callable[Concatenate[Attempt, P], R]:
-    """Repeat a method while the database is away: each of them can be repeated without another effect."""
+    """Repeat a method while the database is unavailable; all these methods are idempotent."""
 
     @functools.wraps(method)
     def repeated(self: Attempt, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,9 +80,9 @@ def _patient(method: Callable[Concatenate[Attempt, P], R]) -> Callable[Concatena
 
 
 class Attempt:
-    """What a worker records of a trial that it claimed.
+    """Records the progress and result of a trial that a worker has claimed.
 
-    Every method but :meth:`renew` waits for a database that is away, up to ``patience`` seconds.
+    Every method but :meth:`renew` waits for an unavailable database, up to ``patience`` seconds.
     All raise :class:`LeaseLostError`, and write nothing, once another worker has the trial.
     """
 
@@ -96,11 +96,11 @@ class Attempt:
         self._token = {"of_token": claim.token}
 
     def fenced(self) -> AbstractContextManager[None]:
-        """A block in which Optuna's own writes, in this thread, are refused once the lease is lost."""
+        """Refuse Optuna's own writes in the block and thread once the lease is lost."""
         return fencing.fenced(self._lease)
 
     def renew(self) -> StudyState:
-        """Show a sign of life: the lease begins anew. Answers the state of the study."""
+        """Renew the lease as a heartbeat; return the state of the study."""
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
             connection.execute(_RENEWED, self._token | {"lease_seconds": self.claim.lease_seconds})
@@ -119,26 +119,25 @@ class Attempt:
         proposed: Mapping[str, tuple[float, str]] | None = None,
         ran_on: tuple[str, str] | None = None,
     ) -> None:
-        """Keep what was proposed for the trial; done once, at its first attempt that comes so far.
+        """Record the proposed configuration of the trial; the first attempt that gets this far does it once.
 
         Parameters
         ----------
         config
-            All settings of the training, to repeat it with.
+            All settings of the training, with which it can be reproduced.
         params
-            The few that people compare trials by: flat names, plain values.
+            The few parameters by which people compare trials: flat names, plain values.
         planned_epochs
             Epochs of the trial if nothing stops it.
         tags
-            Words worth a column, as the architecture.
+            Texts for table columns, such as the architecture.
         settings
-            Digest of what is equal in trials of which one is enough: see
-            :mod:`storage.trials.duplicate_configs`;
-            None: the trial is trained in any case.
+            Digest that is equal for duplicate configurations, see :mod:`storage.trials.duplicate_configs`;
+            None if the trial is trained in any case.
         proposed
-            The parameters as Optuna keeps them: value and distribution (JSON) by name.
+            The parameters as Optuna stores them: value and distribution (JSON) by name.
         ran_on
-            As the parameters of :meth:`record_device`, in the same transaction.
+            The arguments of :meth:`record_device`, to record them in the same transaction.
 
         Raises
         ------
@@ -172,12 +171,12 @@ class Attempt:
 
     @_patient
     def record_device(self, device: str, precision: str) -> None:
-        """Keep where this attempt trains, and in which precision: another one may be of another kind.
+        """Record the device and the precision of this attempt, which may differ from those of other attempts.
 
         Parameters
         ----------
         device
-            In words, which begin with its kind.
+            Description of the device that begins with its kind.
         """
         with self._database.writing() as connection:
             fencing.hold(connection, self._lease)
@@ -187,17 +186,17 @@ class Attempt:
 
     @_patient
     def find_original(self) -> OriginalTrial | None:
-        """The trial of equal settings whose result this one is to take, if there is one.
+        """The trial with equal settings whose result this one takes, if there is one.
 
-        Of such trials the first that asks is trained, and those that wait for it are claimed when it has
-        ended. If it fails, the next that asks is trained.
+        Of trials with equal settings, the first that calls this is trained. Trials that wait for it are
+        claimed when it has ended. If it fails, the next one that calls this is trained.
         """
         with self._database.reading() as connection:
             trial = self._trial(connection)
             if trial.same_as is None and not duplicate_configs.exists(connection, trial):
-                return None  # what comes later is a duplicate of this one
+                return None  # later trials become duplicates of this one
         with self._database.writing() as connection:
-            locked_row(connection, self.study)  # of two that ask at once one is the first
+            locked_row(connection, self.study)  # serializes simultaneous calls
             fencing.hold(connection, self._lease)
             original = duplicate_configs.find(connection, self._trial(connection))
             self._update_trial(connection, same_as=original.number if original is not None else None)
@@ -205,16 +204,16 @@ class Attempt:
 
     @_patient
     def reuse_result(self, original: OriginalTrial) -> bool:
-        """End the trial as its original has ended, with its metrics, rungs and artifacts.
+        """End the trial like its original, with the original's metrics, rungs and artifacts.
 
         Returns
         -------
-        Whether it was done; not if the original was paused and goes on by now.
+        Whether it was done; not if the original was paused and has been resumed since.
         """
         with self._database.writing() as connection:
-            locked_row(connection, self.study)  # the original is not resumed meanwhile
+            locked_row(connection, self.study)  # so that the original is not resumed meanwhile
             row = fencing.find(connection, self._lease)
-            if row.ended_at is None or row.outcome != original.state:  # else: as in :meth:`finish`
+            if row.ended_at is None or row.outcome != original.state:  # else a retry, see :meth:`finish`
                 fencing.refuse_ended(self._lease, row)
                 if duplicate_configs.find(connection, self._trial(connection)) != original:
                     return False
@@ -235,12 +234,12 @@ class Attempt:
 
     @_patient
     def record_metrics(self, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None = None) -> None:
-        """Keep metrics of epochs. Of a metric and step that are known the first value stays.
+        """Record metrics of epochs. If a metric already has a value at a step, that value stays.
 
         Parameters
         ----------
         checkpoint
-            That was saved after these epochs, where it is to be kept for workers on other machines.
+            The checkpoint saved after these epochs, if it must be stored for workers on other machines.
         """
         with StoredCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
             attempt = fencing.hold(connection, self._lease)
@@ -261,9 +260,9 @@ class Attempt:
         decide: Callable[[FrozenTrial], bool],
         checkpoint: SavedCheckpoint | None = None,
     ) -> bool:
-        """Keep metrics, report to Optuna, and decide whether to stop the trial here.
+        """Record metrics, report to Optuna, and decide whether to stop the trial here.
 
-        A decision is made once: after a crash the one that was recorded is given again.
+        A decision is made once: after a crash the recorded one is returned again.
 
         Parameters
         ----------
@@ -274,9 +273,9 @@ class Attempt:
         rows
             Metrics of the epochs since the last call.
         decide
-            Asks the pruner about the trial as Optuna has it now.
+            Asks the pruner about the current state of the trial in Optuna.
         checkpoint
-            As of :meth:`record_metrics`.
+            As in :meth:`record_metrics`.
 
         Raises
         ------
@@ -300,7 +299,9 @@ class Attempt:
 
     @_patient
     def record_artifacts(self, files: Mapping[str, Path]) -> None:
-        """Keep files of the trial by their paths within its run, as ``plots/loss.png``; the last ones stay.
+        """Store files of the trial, by their paths within its run, such as ``plots/loss.png``.
+
+        A later file replaces an earlier one with the same path.
 
         Raises
         ------
@@ -324,24 +325,24 @@ class Attempt:
         summary: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """End the trial: in our record, then in Optuna with its attributes and images.
+        """End the trial in our record, then in Optuna with its attributes and images.
 
         Parameters
         ----------
         state
-            What became of it.
+            The final state.
         value
-            Best validation MAE, kcal/mol; a pruned trial has its own.
+            Best validation MAE, kcal/mol; a pruned trial has one, too.
         reason
-            Why it stopped, in a person's words.
+            Why the trial stopped, in plain words.
         summary, tags
-            Numbers and words worth a column: they become user attributes in Optuna.
+            Numbers and texts for table columns; they become user attributes in Optuna.
         """
         reason = reason and without_secrets(reason)
         result = TrialResult(state, value, reason, summary or {}, tags or {})
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
-            # Ended so by us: the acknowledgement of the first try was lost.
+            # If this attempt has ended it already, the acknowledgement of the first try was lost.
             if row.ended_at is None or row.outcome != result.state:
                 fencing.refuse_ended(self._lease, row)
                 finalize.record(connection, self._trial(connection), result)
@@ -355,13 +356,13 @@ class Attempt:
         Parameters
         ----------
         value, reason, summary
-            As of :meth:`finish`: what the trial has so far.
+            As in :meth:`finish`, for the trial so far.
         most
-            Trials of the study that may be paused at once: the least promising end as pruned.
+            How many trials of the study may be paused at once; the least promising others end as pruned.
 
         Returns
         -------
-        Whether it is paused, and not one that has ended as pruned.
+        Whether the trial is paused; if not, it has ended as pruned.
 
         Raises
         ------
@@ -371,7 +372,7 @@ class Attempt:
         with self._database.writing() as connection:
             locked_row(connection, self.study)
             row = fencing.find(connection, self._lease)
-            # Paused by us: the acknowledgement of the first try was lost.
+            # If this attempt has paused it already, the acknowledgement of the first try was lost.
             if row.ended_at is None or row.outcome != "paused":
                 fencing.refuse_ended(self._lease, row)
                 if not paused.pause(connection, self._trial(connection), value, reason, summary):
@@ -382,15 +383,15 @@ class Attempt:
 
     @_patient
     def hand_back(self, reason: str, *, crashed: bool = False) -> None:
-        """Give the trial back unfinished: the next claim goes on with it at once.
+        """Hand the trial back unfinished, so that the next claim continues it at once.
 
-        Where we have ended it, there is nothing to give back: the next claim tells Optuna of it.
+        If this attempt has ended the trial, nothing is handed back; the next claim syncs the end to Optuna.
 
         Parameters
         ----------
         crashed
-            Whether the device failed while the trial was trained, which may be why: too often, and it is
-            given up, as if its workers had died.
+            Whether the device failed during the training, perhaps because of the trial: after several such
+            crashes the trial is given up, as if its workers had died.
         """
         with self._database.writing() as connection:
             row = fencing.find(connection, self._lease)
@@ -401,7 +402,7 @@ class Attempt:
     def _open_rung(
         self, step: int, value: float, rows: Sequence[MetricRow], checkpoint: SavedCheckpoint | None
     ) -> bool | None:
-        """Keep the metrics, the checkpoint and the rung; its decision, if one was recorded."""
+        """Record the metrics, the checkpoint and the rung; return its decision if one is recorded."""
         with StoredCheckpoint(self._database, checkpoint) as kept, self._database.writing() as connection:
             attempt = fencing.hold(connection, self._lease)
             self._record_metrics(connection, attempt, rows)
@@ -420,8 +421,8 @@ class Attempt:
                 )
                 return None
             if rung.stop is None:
-                # asha and hyperband mark a rung as passed before they answer: asked again, they would
-                # let the trial pass.
+                # asha and hyperband mark a rung as passed before they return their decision: asked again,
+                # they would let the trial pass.
                 optuna_rows.drop_pruner_attributes(connection, trial_id, keep=rung.earlier_marks)
             decision: bool | None = rung.stop
             return decision
@@ -436,7 +437,7 @@ class Attempt:
             self._update_attempt(connection, epochs=attempt.epochs + len(epochs), last_epoch=max(epochs))
 
     def _insert_metrics(self, connection: Connection, rows: Sequence[MetricRow]) -> tuple[MetricRow, ...]:
-        """Write the rows whose metric and step are new, and give those back."""
+        """Write the rows whose metric and step are new, and return them."""
         values = [
             {
                 "study_id": self.study.id,
@@ -449,7 +450,7 @@ class Attempt:
             }
             for row in rows
         ]
-        # The rows as parameters: a statement that names each of them would be compiled anew each time.
+        # Pass the rows as parameters: a statement with all rows in it would be compiled again each time.
         new = _new_metrics(connection.dialect.name)
         written = {tuple(key) for key in connection.execute(new, values)}
         return tuple(row for row in rows if (row.key, row.step) in written)
@@ -484,7 +485,7 @@ def _new_metrics(dialect: str) -> ReturningInsert[Any]:
     return insert(metrics).on_conflict_do_nothing().returning(metrics.c.key, metrics.c.step)
 
 
-# Executed for each trial, and so made once: see storage.records.keys.
+# These statements run for each trial, so they are made once: see storage.records.keys.
 _STUDY_STATE: Final = select(studies.c.state).where(of_study())
 _TRIAL: Final = select(trials).where(of_trial(trials))
 _UPDATED_TRIAL: Final = update(trials).where(of_trial(trials))

@@ -1,8 +1,9 @@
-"""The last checkpoint of each trial that runs, kept with the artifacts, where machines share no folder.
+"""Stores the last checkpoint of each running trial with the artifacts, where machines share no folder.
 
-Each attempt keeps what its training has saved in the transaction of the metrics up to there, which its lease
-guards: a worker that has lost the trial replaces nothing. There is one a trial: a new one replaces it, and
-the end of the trial removes it. What a worker puts that dies, or is refused, before it names it is garbage.
+An attempt records a checkpoint in the same transaction as the metrics up to its epoch. The lease guards this
+transaction, so a worker that has lost the trial replaces nothing. Each trial has one checkpoint: a new one
+replaces it, and the end of the trial removes it. If a worker stores the bytes and then dies or is refused
+before it writes their row, they are garbage.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ log = logging.getLogger("anitune")
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that a training has saved, and the number of its last epoch."""
+    """A checkpoint file of a training, and the number of its last epoch."""
 
     file: Path
     epoch: int
 
 
 class StoredCheckpoint:
-    """Keeps a checkpoint, if there is one; the block calls :meth:`record` in a transaction, and commits."""
+    """Stores a checkpoint, if there is one; the block calls :meth:`record` in a transaction, and commits."""
 
     def __init__(self, database: Database, saved: SavedCheckpoint | None) -> None:
         self._database = database
@@ -42,12 +43,12 @@ class StoredCheckpoint:
 
     def __enter__(self) -> Self:
         if self._saved is not None:
-            # The bytes first: a row never names what is not there.
+            # Store the bytes first, so that a row never names a missing blob.
             self._digest = open_blobs(self._database).put(self._saved.file)
         return self
 
     def record(self, connection: Connection, attempt: Row[Any]) -> None:
-        """Let it be the checkpoint of the trial of an attempt, whose row is locked."""
+        """Make it the checkpoint of the attempt's trial; the row of the attempt must be locked."""
         if self._saved is None:
             return
         this = _is(attempt.study_id, attempt.number)
@@ -69,26 +70,26 @@ class StoredCheckpoint:
         if self._saved is None or kind is not None:
             return
         blobs = open_blobs(self._database)
-        # Until the row was written nothing told storage.garbage that these bytes are needed.
+        # Before the row was written, storage.garbage may have deleted these bytes as unneeded.
         if not blobs.holds(self._digest):
             blobs.put(self._saved.file)
-        if self._replaced is not None:  # it holds the times of its epochs: no other row names it
+        if self._replaced is not None:  # it contains the times of its epochs, so no other row names it
             blobs.delete(self._replaced)
 
 
 def fetch(database: Database, study: Study, number: int, target: Path, after: int) -> int | None:
-    """Bring the checkpoint of a trial to ``target`` if it goes further than what is there.
+    """Copy the stored checkpoint of a trial to ``target`` if it is later than the one there.
 
-    Where its bytes are lost, that is said, and the trial goes on with what there is.
+    If its bytes are lost, a warning is logged, and the trial continues with the file at ``target``.
 
     Parameters
     ----------
     after
-        Last epoch of the checkpoint at ``target``; 0: there is none.
+        Last epoch of the checkpoint at ``target``; 0 if there is none.
 
     Returns
     -------
-    Its last epoch; None: nothing was brought.
+    Last epoch of the copied checkpoint; None if nothing was copied.
     """
     if not database.settings.artifacts_elsewhere:
         return None
@@ -106,7 +107,7 @@ def fetch(database: Database, study: Study, number: int, target: Path, after: in
 
 
 def drop(connection: Connection, study: Study, number: int) -> str | None:
-    """Remove the row of a trial's checkpoint; the digest of its blob, which is to be deleted then."""
+    """Remove the row of a trial's checkpoint; return the digest of its blob, which the caller must delete."""
     this = _is(study.id, number)
     dropped = connection.execute(delete(checkpoints).where(*this).returning(checkpoints.c.digest))
     digest: str | None = dropped.scalar()

@@ -1,4 +1,4 @@
-"""Trials of equal settings: one of them is trained, and the others take its result."""
+"""Result reuse for trials with equal settings: one of them is trained, and the others take its result."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from storage.trials import optuna_rows
 from storage.trials.finalize import TrialResult
 
 DUPLICATE_TAG = "same_as"
-"""Says of which trial a result is."""
+"""Tag that names the original trial of a reused result."""
 
 
 @dataclass(frozen=True)
 class OriginalTrial:
-    """The trial of equal settings that is trained.
+    """The trial with equal settings whose result the duplicates take.
 
     Attributes
     ----------
     state
-        A paused one counts as pruned: nobody knows whether it is ever resumed.
+        State of the trial; a paused one counts as pruned, since it may never be resumed.
     value
         Best validation MAE, kcal/mol, once it has ended.
     epochs
-        That it has.
+        Number of epochs that it has trained.
     """
 
     number: int
@@ -39,9 +39,9 @@ class OriginalTrial:
 
 
 def find(connection: Connection, trial: Row[Any]) -> OriginalTrial | None:
-    """The trial whose result this one (a row of ``anitune_trials``) is to take, if there is one."""
+    """The trial whose result this one (a row of ``anitune_trials``) takes, if there is one."""
     if trial.settings is None or _epochs(connection, trial.study_id, trial.number):
-        return None  # it is trained itself
+        return None  # this trial is trained itself
     query = (
         select(trials)
         .where(
@@ -83,7 +83,7 @@ def history(connection: Connection, study_id: int, number: int) -> list[MetricRo
 def copy_files_and_rungs(
     connection: Connection, trial: Row[Any], original: OriginalTrial, attempt: int
 ) -> list[ArtifactMessage]:
-    """Give a trial the rungs and artifacts of its original; answers what the tracking server must be told."""
+    """Copy the rungs and artifacts of the original to a trial; return the messages for MLflow."""
     source = _trial(connection, trial.study_id, original.number)
     optuna_rows.copy_reports(connection, source.optuna_trial_id, trial.optuna_trial_id)
     for table, columns, changed in (
@@ -101,7 +101,7 @@ def copy_files_and_rungs(
 
 
 def result(connection: Connection, trial: Row[Any], original: OriginalTrial) -> TrialResult:
-    """What a trial ends with: as its original has ended, and a tag that says so."""
+    """The result of a duplicate: that of its original, with a tag that names the original."""
     source = _trial(connection, trial.study_id, original.number)
     return TrialResult(
         cast(TrialEnd, original.state),

@@ -1,7 +1,7 @@
-"""No worker writes about a trial that another worker has taken over.
+"""Fencing: refuses writes of a worker about a trial that another worker has taken over.
 
-The lease is read in the very transaction that writes, and its row is locked until that ends: a check before
-the write would race with a worker that was stopped in between and wakes up later.
+The lease is read in the transaction that writes, and its row is locked until the transaction ends. With a
+separate check before the write, a worker could be suspended in between and write after losing the trial.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Lease:
 def hold(connection: Connection, lease: Lease) -> Row[Any]:
     """The row of the attempt, locked until the open transaction ends.
 
-    A lease whose time is over is good until someone takes the trial over: that ends the attempt.
+    An expired lease stays valid until another worker takes the trial over, which ends the attempt.
 
     Raises
     ------
@@ -44,12 +44,12 @@ def hold(connection: Connection, lease: Lease) -> Row[Any]:
 
 
 def refuse_ended(lease: Lease, row: Row[Any]) -> None:
-    """Make sure that the attempt of a row from :func:`find` goes on.
+    """Make sure that the attempt of a row from :func:`find` has not ended.
 
     Raises
     ------
     LeaseLostError
-        if it has ended.
+        if it has.
     """
     if row.ended_at is not None:
         raise LeaseLostError(
@@ -73,7 +73,7 @@ def find(connection: Connection, lease: Lease) -> Row[Any]:
 
 @contextmanager
 def fenced(lease: Lease) -> Iterator[None]:
-    """Refuse Optuna's own writes in this block, in this thread, once the lease is lost."""
+    """Refuse Optuna's own writes in this block and thread once the lease is lost."""
     token = _fence.set(lease)
     try:
         yield
@@ -93,13 +93,13 @@ def _check(session: Session) -> None:
     lease = _fence.get()
     if lease is None:
         return
-    # SQLite takes its write lock with the first write: only from then on the lease cannot change.
+    # SQLite takes its write lock with the first write; only from then on the lease cannot change.
     session.flush()
     if session.execute(_LIVE, asdict(lease)).first() is None:
         raise LeaseLostError(f"trial {lease.number}: another worker has taken it over, nothing was written")
 
 
-# Asked at each write, and so made once.
+# These statements run at each write, so they are made once.
 _THIS: Final = select(attempts).where(
     *(attempts.c[name] == bindparam(name) for name in ("study_id", "number", "token"))
 )

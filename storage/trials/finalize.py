@@ -1,7 +1,7 @@
-"""How a trial ends: first in our record, then in Optuna, each step repeatable.
+"""Finalizes trials: first in our record, then in Optuna; each step can be repeated.
 
-Optuna is told the end, the attributes and the images of a trial in one transaction, after the record has
-them: a worker that dies before leaves a trial that the next claim settles from the record.
+The end, the attributes and the images of a trial are written to Optuna's tables in one transaction, after the
+record has them. If a worker dies in between, the next claim syncs the trial to Optuna from the record.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ OPTUNA_STATES = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-"""What Optuna calls the states of trials that have ended."""
+"""Optuna's states of trials that have ended, by ours."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial.
+    """The result of a trial.
 
     Attributes
     ----------
     value
-        Best validation MAE, kcal/mol; a pruned trial keeps its own.
+        Best validation MAE, kcal/mol; a pruned trial has one, too.
     reason
-        Why it stopped, in a person's words.
+        Why the trial stopped, in plain words.
     summary, tags
-        Numbers and words worth a column: they become user attributes in Optuna.
+        Numbers and texts for table columns; they become user attributes in Optuna.
     """
 
     state: TrialEnd
@@ -78,14 +78,14 @@ def record(connection: Connection, trial: Row[Any], result: TrialResult) -> None
 
 
 def pending_sync(connection: Connection, study: Study, leave: Collection[int] = ()) -> Sequence[int]:
-    """The trials of whose end Optuna is to be told, but for those to ``leave`` alone."""
+    """The trials whose end is pending sync to Optuna, except those in ``leave``."""
     return connection.execute(_PENDING_SYNC, study_key(study.id) | {"leave": list(leave)}).scalars().all()
 
 
 def sync_to_optuna(database: Database, study: Study, number: int) -> None:
-    """Give Optuna the attributes and images of a trial that has ended, then tell it.
+    """Write the attributes, images and end of a trial that has ended to Optuna.
 
-    Two processes may do this at once: they write the same.
+    Two processes may do this at the same time, since they write the same.
     """
     this = trial_key(study.id, number)
     with database.reading() as connection:
@@ -94,10 +94,10 @@ def sync_to_optuna(database: Database, study: Study, number: int) -> None:
         rows = [row for row in _artifact_rows(connection, trial) if is_image(row.path)]
     images = dict(shown for row in rows if (shown := show_image(database, row)) is not None)
     value = None if trial.state == "failed" else trial.value
-    # Here, since also a trial ends whose last worker died, and did not come to it.
+    # The logs are stored here, because the last worker may have died before it could store them.
     logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
     with trial_artifacts.stored(database, logs) as kept, database.writing() as connection:
-        # One after the other: the second finds what the first has written.
+        # The lock serializes processes: the second one finds what the first has written.
         connection.execute(_LOCKED, this)
         trial_artifacts.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
@@ -131,7 +131,7 @@ def _artifact_rows(connection: Connection, trial: Row[Any]) -> list[Row[Any]]:
     return list(connection.execute(_ARTIFACTS, trial_key(trial.study_id, trial.number)))
 
 
-# Executed for each trial, and so made once: see storage.records.keys.
+# These statements run for each trial, so they are made once: see storage.records.keys.
 _TRIAL: Final = select(trials).where(of_trial(trials))
 _LOCKED: Final = select(trials.c.number).where(of_trial(trials)).with_for_update()
 _UPDATED: Final = update(trials).where(of_trial(trials))

@@ -1,4 +1,4 @@
-"""Keeps the lease of an attempt while it lasts."""
+"""Heartbeat that renews the lease of an attempt."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from storage.lifecycle import CLOSED
 from storage.trials.attempts import Attempt
 
 HEARTBEATS_PER_LEASE = 12
-"""Of a lease, while it lasts: with each a worker learns whether its study was stopped."""
+"""Renewals per duration of a lease. With each, a worker learns whether its study was stopped."""
 
 
 class Heartbeat:
-    """Renews the lease of an attempt in a thread of its own, for as long as the block lasts.
+    """Context manager that renews the lease of an attempt in its own thread while the block lasts.
 
     Attributes
     ----------
     lost
-        Set when another worker has taken the trial over. A database that is away, or refuses, does not set
-        it: once it is back, either the lease is renewed, or it was really lost.
+        Set when another worker has taken the trial over. Database errors do not set it: once the database is
+        back, the lease is either renewed or found lost.
     unwanted
-        Set when the study was stopped or archived: the trial is to be handed back.
+        Set when the study was stopped or archived, so that the worker must hand the trial back.
     """
 
     def __init__(self, attempt: Attempt) -> None:
@@ -61,7 +61,7 @@ class Heartbeat:
                 if retrying(self._attempt.renew) in CLOSED:
                     self.unwanted.set()
         except (LeaseLostError, DatabaseError):
-            pass  # the latter: told to stop while the database was away
+            pass  # DatabaseError: stopped while the database was away
         finally:
-            if not self._stop.is_set():  # whatever ends this thread: nobody keeps the lease now
+            if not self._stop.is_set():  # whatever ended this thread, the lease is no longer renewed
                 self.lost.set()

@@ -1,4 +1,4 @@
-"""Images of trials, where the Optuna dashboard looks for them: copies of artifacts in the home folder."""
+"""Images of trials for the Optuna dashboard: copies of artifacts in the home folder."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from storage.records.tables import artifacts
 log = logging.getLogger("anitune")
 
 IMAGE: Final = re.compile(r"\d+-(?P<study>\d+)-(?P<number>\d+)-(?P<digest>[0-9a-f]{16})")
-"""Name of a copy; what people have uploaded in the dashboard has other names."""
+"""Name of a copy; files that people uploaded in the dashboard have other names."""
 
 
 def is_image(path: str) -> bool:
-    """Whether an artifact of that path is shown."""
+    """Whether the artifact at this path is an image, which the dashboard shows."""
     return (mimetypes.guess_type(path)[0] or "").startswith("image/")
 
 
 def show_image(database: Database, row: Row[Any]) -> tuple[str, str] | None:
-    """Put an image (a row of artifacts) where the Optuna dashboard looks; the attribute that hangs it there.
+    """Copy an image (a row of artifacts) for the Optuna dashboard; return the attribute that makes it appear.
 
-    Not by ``upload_artifact``: it gives random ids, by which the dashboard orders images, and a repetition
-    would hang the image twice.
+    Optuna's ``upload_artifact`` is not used: it makes random ids, by which the dashboard sorts images, and a
+    repeated call would show the image twice.
     """
     try:
         artifact_id = f"{row.position:02d}-{row.study_id}-{row.number}-{checked_digest(row.digest)[:16]}"
@@ -50,7 +50,7 @@ def show_image(database: Database, row: Row[Any]) -> tuple[str, str] | None:
 
 
 def fetch_image(database: Database, artifact_id: str) -> bool:
-    """Make the copy here of an image of a trial that another machine has trained; whether there is one."""
+    """Copy an image of a trial from another machine to this one; return whether there is such an image."""
     name = IMAGE.fullmatch(artifact_id)
     if name is None:
         return False

@@ -1,8 +1,8 @@
-"""The few statements of ours on Optuna's own tables.
+"""Our own statements on Optuna's tables.
 
-Optuna commits every call by itself. Made in our transaction instead, a trial of Optuna and the claim of it
-exist both or not at all: no crash leaves a trial that nobody owns, and no lost acknowledgement makes a
-second one.
+Optuna commits every call separately. These statements run in our transaction instead, so that a trial in
+Optuna and its claim exist together or not at all: no crash leaves a trial without an owner, and no lost
+acknowledgement creates a second trial.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _results: Table = models.TrialValueModel.__table__
 _params: Table = models.TrialParamModel.__table__
 
 PAUSED = "paused"
-"""User attribute of a trial that is paused."""
+"""User attribute that marks a paused trial."""
 
 _PRUNER_PREFIX = "completed_rung_"
-"""Beginning of the attributes by which asha and hyperband remember the rungs that a trial has passed."""
+"""Prefix of the attributes in which asha and hyperband record the rungs that a trial has passed."""
 
 
 @dataclass(frozen=True)
 class OptunaTrial:
-    """A trial as Optuna has it. ``value`` is its objective."""
+    """A trial in Optuna. ``value`` is its objective."""
 
     id: int
     state: TrialState
@@ -60,7 +60,7 @@ class OptunaTrial:
 
 
 def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, OptunaTrial]:
-    """Every trial of a study by its number: what is there, not what Optuna remembers of it."""
+    """Every trial of a study by its number, read from the tables and not from Optuna's cache."""
     query = (
         select(_trials.c.number, _trials.c.trial_id, _trials.c.state, _results.c.value, _results.c.value_type)
         .join_from(_trials, _results, _trials.c.trial_id == _results.c.trial_id, isouter=True)
@@ -76,7 +76,7 @@ def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, Optuna
 
 
 def set_state(connection: Connection, optuna_trial_id: int, state: TrialState) -> None:
-    """Set the state of a trial, also of one that has ended, and drop its value; Optuna refuses that."""
+    """Set the state of a trial and drop its value, also after its end, which Optuna itself refuses."""
     this = _trials.c.trial_id == optuna_trial_id
     connection.execute(delete(_results).where(_results.c.trial_id == optuna_trial_id))
     connection.execute(update(_trials).where(this).values(state=state, datetime_complete=None))
@@ -87,7 +87,7 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int,
 
     Returns
     -------
-    Its number, its id, and what :func:`asked_for` finds.
+    Its number, its id, and the result of :func:`asked_for`.
 
     Raises
     ------
@@ -108,9 +108,9 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int,
 
 
 def asked_for(connection: Connection, optuna_trial_id: int) -> Any:
-    """What somebody wants the parameters of a trial to be: a value by name, unless it was written by hand.
+    """The enqueued configuration of a trial: values by parameter name, or anything if written by hand.
 
-    Nobody has checked it: Optuna, its dashboard, and whoever reaches the database, write such trials.
+    It is not validated: Optuna, its dashboard, and anybody with access to the database can write such trials.
     """
     query = select(_attributes.c.value_json).where(
         _attributes.c.trial_id == optuna_trial_id, _attributes.c.key == "fixed_params"
@@ -127,7 +127,7 @@ def asked_for(connection: Connection, optuna_trial_id: int) -> Any:
 
 
 def _value(row: Row[Any]) -> Any:
-    """That of a parameter, which a trial that was made by hand can have before it begins."""
+    """The value of a parameter; a trial created by hand can have parameters before it begins."""
     try:
         return json_to_distribution(row.distribution_json).to_external_repr(row.param_value)
     except (ValueError, KeyError, TypeError, IndexError):
@@ -135,12 +135,12 @@ def _value(row: Row[Any]) -> Any:
 
 
 def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str, tuple[float, str]]) -> bool:
-    """Set the parameters of a trial, all at once; whether Optuna knows the trial, and not its end.
+    """Replace all parameters of a trial; return whether the trial exists in Optuna and has not ended.
 
     Parameters
     ----------
     params
-        Value and distribution (JSON) by name, as Optuna keeps them. They replace those that the trial has.
+        Value and distribution (JSON) by name, as Optuna stores them.
     """
     state = _locked_state(connection, optuna_trial_id)
     if state is None or state.is_finished():
@@ -170,14 +170,14 @@ def end_trial(
     user: Mapping[str, Any],
     system: Mapping[str, Any],
 ) -> bool:
-    """End a trial, with its objective and attributes; whether Optuna knows it. An end that it has stays.
+    """End a trial with its objective and attributes; return whether it exists. An earlier end stays.
 
     Parameters
     ----------
     value
-        Its objective; None: it has none.
+        The objective; None if the trial has none.
     user, system
-        The two kinds of attributes, by key: plain JSON values.
+        The two kinds of attributes, as plain JSON values by key.
     """
     now = _locked_state(connection, optuna_trial_id)
     if now is None or now.is_finished():
@@ -202,7 +202,12 @@ def end_trial(
 
 
 def mark_paused(connection: Connection, optuna_trial_id: int, words: str) -> bool:
-    """Say in Optuna, which has no such state, that a trial is paused; whether Optuna has it as running."""
+    """Mark a trial as paused by an attribute, since Optuna has no such state.
+
+    Returns
+    -------
+    Whether it was marked: not if it has ended or was deleted in Optuna.
+    """
     state = _locked_state(connection, optuna_trial_id)
     if state is None or state.is_finished():
         return False
@@ -212,7 +217,7 @@ def mark_paused(connection: Connection, optuna_trial_id: int, words: str) -> boo
 
 
 def unmark_paused(connection: Connection, optuna_trial_id: int) -> bool:
-    """Undo :func:`mark_paused`; whether Optuna has the trial as running."""
+    """Undo :func:`mark_paused`; return whether the trial exists in Optuna and has not ended."""
     state = _locked_state(connection, optuna_trial_id)
     this = (_user_attributes.c.trial_id == optuna_trial_id, _user_attributes.c.key == PAUSED)
     connection.execute(delete(_user_attributes).where(*this))
@@ -220,9 +225,9 @@ def unmark_paused(connection: Connection, optuna_trial_id: int) -> bool:
 
 
 def copy_reports(connection: Connection, source: int, target: int) -> None:
-    """Give the trial of the id ``target`` what the other one reported at rungs.
+    """Copy the values that the trial with id ``source`` reported at rungs to the one with id ``target``.
 
-    Not the pruner's marks: of trials that are trained once, one is compared with others. And the rungs of
+    The pruner's attributes are not copied: only the trained trial is compared with others, and the rungs of
     hyperband depend on the number of a trial.
     """
     columns = ("step", "intermediate_value", "intermediate_value_type")
@@ -234,7 +239,7 @@ def copy_reports(connection: Connection, source: int, target: int) -> None:
 
 
 def pruner_attributes(connection: Connection, optuna_trial_id: int) -> list[str]:
-    """Names of the rungs that the pruner has marked as passed."""
+    """Names of the attributes by which the pruner has marked rungs as passed."""
     query = (
         select(_attributes.c.key).where(*_pruner_attributes_of(optuna_trial_id)).order_by(_attributes.c.key)
     )
@@ -242,20 +247,20 @@ def pruner_attributes(connection: Connection, optuna_trial_id: int) -> list[str]
 
 
 def drop_pruner_attributes(connection: Connection, optuna_trial_id: int, keep: Collection[str]) -> None:
-    """Take back the marks of a rung whose decision was never recorded, so that the pruner decides afresh."""
+    """Remove the pruner's attributes of a rung without a recorded decision, so that it decides again."""
     connection.execute(
         delete(_attributes).where(*_pruner_attributes_of(optuna_trial_id), _attributes.c.key.not_in(keep))
     )
 
 
 def _locked_state(connection: Connection, optuna_trial_id: int) -> TrialState | None:
-    """The state of a trial, whose row is locked until the open transaction ends; None if it was deleted."""
+    """Lock the row of a trial until the transaction ends; return its state, or None if it was deleted."""
     state: TrialState | None = connection.execute(_LOCKED_STATE, {"of_trial": optuna_trial_id}).scalar()
     return state
 
 
 def _now() -> datetime:
-    """As Optuna's columns keep times: in UTC, without saying so. Its models show them as local ones."""
+    """The time as in Optuna's columns: UTC without a time zone. Optuna's models show it as local time."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
@@ -268,13 +273,13 @@ def _pruner_attributes_of(optuna_trial_id: int) -> tuple[Any, ...]:
 
 @cache
 def _added(table: Table, dialect: str) -> Insert:
-    """New rows; those that are there stay."""
+    """Insert of rows that leaves existing ones unchanged."""
     return _insert(table, dialect).on_conflict_do_nothing()
 
 
 @cache
 def _set(table: Table, dialect: str) -> Insert:
-    """Rows of attributes, whether they are there or not."""
+    """Insert of rows of attributes that replaces existing values."""
     new = _insert(table, dialect)
     return new.on_conflict_do_update(
         index_elements=[table.c.trial_id, table.c.key], set_={"value_json": new.excluded.value_json}
@@ -285,15 +290,15 @@ def _insert(table: Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
-# Executed for each trial, and so made once: see storage.records.keys.
+# These statements run for each trial, so they are made once: see storage.records.keys.
 _OURS: Final = _trials.c.study_id == bindparam("of_study")
 _THIS: Final = _trials.c.trial_id == bindparam("of_trial")
-_LOCKED_STUDY: Final = (  # the lock that Optuna takes itself when it numbers a trial
+_LOCKED_STUDY: Final = (  # the lock that Optuna itself takes to number a trial
     select(_studies.c.study_id).where(_studies.c.study_id == bindparam("of_study")).with_for_update()
 )
 _FIRST_WAITING: Final = (
     select(_trials.c.number, _trials.c.trial_id)
-    # Of those that have begun, one can be set back by hand.
+    # A trial that has begun can be set back to waiting by hand; exclude those that we have.
     .where(
         _OURS,
         _trials.c.state == TrialState.WAITING,

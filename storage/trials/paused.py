@@ -19,14 +19,14 @@ from storage.trials.finalize import TrialResult
 
 @dataclass(frozen=True)
 class RungResult:
-    """What a trial had reached at a rung.
+    """The result of a trial at a rung.
 
     Attributes
     ----------
     step
         The epoch of the rung.
     value
-        Best validation MAE until then, kcal/mol.
+        Best validation MAE up to that epoch, kcal/mol.
     paused
         Whether the trial waits at this rung.
     """
@@ -38,17 +38,17 @@ class RungResult:
 
 
 Promotion = Callable[[Sequence[RungResult], bool], int | None]
-"""Chooses the paused trial to resume next, or None. It is given the results at all rungs, and whether new
-trials may still begin."""
+"""Chooses the paused trial to resume next, or None. The arguments are the results at all rungs, and whether
+new trials may still begin."""
 
 
 def no_promotion(results: Sequence[RungResult], may_begin: bool) -> int | None:
-    """Resume none: for studies whose pruner pauses nothing."""
+    """Resume no trial, for studies whose pruner pauses none."""
     return None
 
 
 def rung_results(database: Database, study: Study) -> list[RungResult]:
-    """Results at all rungs. A duplicate and a failed trial have none: they say nothing about the others."""
+    """Results at all rungs, without those of duplicates and failed trials, which say nothing about others."""
     with database.reading() as connection:
         return results_in(connection, study.id)
 
@@ -69,7 +69,7 @@ def pause(
 ) -> bool:
     """Pause a trial (a row of ``anitune_trials``) in the open transaction, unless it was ended in Optuna.
 
-    It keeps what it would end with as a pruned trial.
+    The trial keeps the values with which it would end as pruned.
 
     Returns
     -------
@@ -84,10 +84,10 @@ def pause(
 
 
 def resume(connection: Connection, study: Study, number: int) -> Row[Any] | None:
-    """Let a paused trial go on beyond its rung; answers its row of ``anitune_trials``.
+    """Resume a paused trial beyond its rung; return its row of ``anitune_trials``.
 
-    The decision of the rung is changed, so the training does not stop there once more. A trial that was ended
-    or deleted in the Optuna dashboard fails in place of that, and the answer is None.
+    The decision of the rung is changed, so that the training does not stop there again. A trial that was
+    ended or deleted in the Optuna dashboard fails instead, and the function returns None.
     """
     this = trial_key(study.id, number)
     trial = connection.execute(_TRIAL, this).one()
@@ -104,8 +104,8 @@ def resume(connection: Connection, study: Study, number: int) -> Row[Any] | None
 def end_surplus(connection: Connection, study: Study, keep: int) -> None:
     """End the paused trials beyond the ``keep`` most promising as pruned, in the open transaction.
 
-    Those at late rungs are the most promising, and at one rung those with low errors. Optuna is told by the
-    next claim. The study's row must be locked, so no claim resumes a trial meanwhile.
+    Trials at later rungs are more promising, and at the same rung those with lower errors. The next claim
+    syncs the end to Optuna. The study's row must be locked, so that no claim resumes a trial meanwhile.
     """
     waiting = [result for result in results_in(connection, study.id) if result.paused]
     waiting.sort(key=lambda result: (-result.step, result.value, result.number))
@@ -115,7 +115,7 @@ def end_surplus(connection: Connection, study: Study, keep: int) -> None:
         finalize.record(connection, trial, TrialResult("pruned", trial.value, trial.reason, trial.summary))
 
 
-# Executed for each claim, and so made once: see storage.records.keys.
+# These statements run for each claim, so they are made once: see storage.records.keys.
 _TRIAL: Final = select(trials).where(of_trial(trials))
 _UPDATED: Final = update(trials).where(of_trial(trials))
 _PAUSED: Final = (

@@ -1,4 +1,4 @@
-"""Who trains what: the budget is spent, and a lease given, in one transaction under the lock of the study."""
+"""Claims of trials: one transaction under the lock of the study spends the budget and grants the lease."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from storage.trials import finalize, optuna_rows, paused
 from storage.trials.paused import Promotion, no_promotion
 
 LEASE_SECONDS = float(os.environ.get("ANITUNE_LEASE_SECONDS", "60"))
-"""A worker that shows no sign of life for so long loses its trial, s. The variable is for tests of that."""
+"""A worker that sends no heartbeat for this time loses its trial, s. The variable is for tests."""
 
 CRASHES_ALLOWED = 3
-"""Workers in a row that die, or lose their device, before an epoch of a trial ends, until it is given up."""
+"""A trial is given up after this many workers in a row die, or lose their device, before an epoch ends."""
 
 LOST_HEARTBEATS_ALLOWED = 10
-"""As many, if also those are counted whose whole machine was lost: the trial might be what takes it down."""
+"""The same limit including workers lost with their machine, which the trial may have taken down."""
 
 _CRASHES = ("expired", "crashed")
-"""Outcomes of an attempt that may be the trial's fault."""
+"""Outcomes of an attempt that the trial may have caused."""
 
 _TOGETHER_SECONDS = LEASE_SECONDS / 4
-"""Workers of one machine that have shown no sign of life since so nearly the same time were lost with it."""
+"""Workers of one machine whose last heartbeats are at most this far apart, s, were lost with the machine."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class WorkerInfo:
     Attributes
     ----------
     device
-        As ``cuda:0 NVIDIA H200``; of an attempt, where its training is.
+        Such as ``cuda:0 NVIDIA H200``; for an attempt, the device of its training.
     precision
-        Of the products in the training of an attempt; None: not known yet, or older than this field.
+        Precision of the matrix products in the training of an attempt; None if not known yet, or if the
+        attempt is older than this field.
     """
 
     name: str
@@ -70,25 +71,25 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this worker, and no other, may work on while it renews the lease.
+    """A trial that only this worker may work on while it renews the lease.
 
     Attributes
     ----------
     number, optuna_trial_id
-        Of the trial, in Optuna too.
+        Number of the trial, here and in Optuna, and its id in Optuna.
     attempt
-        Counts the workers that tried, from 1.
+        Number of the attempt, from 1.
     token
-        Proves the claim to the database.
+        Fencing token, which proves the claim to the database.
     config, params
-        As an earlier attempt recorded them; None if no configuration was proposed yet.
+        The configuration that an earlier attempt recorded; None if none was proposed yet.
     lease_seconds
         How long the claim lasts without a renewal, s.
     last_chance
-        Whether the trial is given up if this attempt, too, dies before its first epoch.
+        Whether the trial is given up if this attempt also dies before its first epoch.
     asked_for
-        Parameters that somebody wants it to have, by name, while no configuration was proposed yet; as
-        they stand in Optuna's queue, where nobody has checked them.
+        Enqueued configuration, by parameter name, of a trial without a proposed one; it comes from Optuna's
+        queue without validation.
     ran_on
         Device and precision of each earlier attempt that has recorded them.
     """
@@ -116,22 +117,22 @@ def claim_trial(
     early: Collection[int] = (),
     promotion: Promotion = no_promotion,
 ) -> Claim | None:
-    """Claim the next trial of the study; None if there is none to begin or to go on with now.
+    """Claim the next trial of the study; None if there is none to begin or to continue now.
 
-    Only an open study gives trials. First comes one whose worker died or handed it back; then a paused one
-    that is promoted; then, while the budget lasts, one that waits in Optuna's queue, or else a new one. When
-    none can come any more, those that are still paused end as pruned.
+    Only an open study has trials to claim. A claim takes first a trial whose worker died or handed it back;
+    then a promoted paused trial; then, while the budget lasts, a trial that waits in Optuna's queue, or else
+    a new one. When no trial can begin or resume any more, those that are still paused end as pruned.
 
-    The budget limits what begins, and a trial that has begun may exceed it. Once the hours or epochs are
-    spent, a paused trial is promoted only where no other one is, or will be, complete.
+    The budget limits which trials begin; a begun trial may exceed it. Once the hours or epochs are spent, a
+    paused trial is promoted only if no other one is complete or running.
 
     Parameters
     ----------
     in_hand
-        Numbers of the trials that this worker trains at present. It takes none of them from itself, and
-        beside them none on its last chance: what kills the worker might be one of them.
+        Numbers of the trials that this worker trains now. It does not claim them again, and it claims no
+        trial on its last chance beside them, since any of them could kill the worker.
     early
-        Numbers of trials that it is too early to go on with.
+        Numbers of trials that must not be continued yet.
     promotion
         Chooses among the paused trials.
 
@@ -146,7 +147,7 @@ def claim_trial(
             claim = _take_over(connection, study, worker, lease_seconds, in_hand, early)
             if claim is None:
                 claim = _promote_or_begin(connection, study, worker, lease_seconds, in_hand, promotion)
-        # Of workers that died before they told Optuna, and trials that were given up just now.
+        # These are trials whose workers died before the sync, and trials that were just given up.
         pending = finalize.pending_sync(connection, study, leave=in_hand)
     for number in pending:
         finalize.sync_to_optuna(database, study, number)
@@ -154,7 +155,7 @@ def claim_trial(
 
 
 def open_trials(database: Database, study: Study) -> set[int]:
-    """Trials that have begun and not ended, on whatever machine; one of them may still become claimable."""
+    """Trials that have begun and not ended, on any machine; each may still become claimable."""
     query = select(trials.c.number).where(
         trials.c.study_id == study.id,
         trials.c.state.in_(("running", "paused")),
@@ -165,7 +166,7 @@ def open_trials(database: Database, study: Study) -> set[int]:
 
 
 def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
-    """What the tracking server shows of the worker of an attempt."""
+    """Tags by which MLflow shows the worker of an attempt."""
     return {
         "attempt": str(attempt),
         "worker": worker.name,
@@ -177,19 +178,19 @@ def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
 
 
 def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
-    """Name of the open study that is the first to have a trial to claim: by priority, then by age.
+    """Name of the first open study with a trial to claim, by priority, then by age.
 
     Parameters
     ----------
     leave
-        Names of studies that are not meant.
+        Names of studies to leave out.
     """
     query = (
         select(studies.c.name)
         .where(
             studies.c.state == "open",
             studies.c.name.not_in(leave),
-            # While others train, nobody knows which of the paused trials is the next.
+            # While other trials train, the next paused trial to promote is not known.
             _abandoned().exists()
             | (_in_state("paused").exists() & ~_in_state("running").exists())
             | _within_budget(),
@@ -215,7 +216,7 @@ def _promote_or_begin(
         spent = not may_begin and connection.execute(_WITHIN_EFFORT, this).first() is None
         if spent and connection.execute(_COMPLETE_OR_RUNNING, this).first() is not None:
             break
-        # One that was paused just now may still be in the hand of another slot of this worker.
+        # A trial that was just paused may still be in use by this worker.
         results = [
             replace(result, paused=result.paused and result.number not in in_hand)
             for result in paused.results_in(connection, study.id)
@@ -234,7 +235,7 @@ def _promote_or_begin(
 
 
 def _within_budget() -> ColumnElement[bool]:
-    """Whether a row of ``anitune_studies`` has not spent its budget."""
+    """Condition that a row of ``anitune_studies`` has budget left."""
     begun = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
     return and_(
         studies.c.budget_trials.is_(None) | (begun.scalar_subquery() < studies.c.budget_trials),
@@ -243,7 +244,7 @@ def _within_budget() -> ColumnElement[bool]:
 
 
 def _within_effort() -> ColumnElement[bool]:
-    """Whether a row of ``anitune_studies`` has not spent its hours and epochs."""
+    """Condition that a row of ``anitune_studies`` has hours and epochs left."""
 
     def sum_of(spent: ColumnElement[Any]) -> ScalarSelect[Any]:
         total = select(func.coalesce(func.sum(spent), 0)).where(attempts.c.study_id == studies.c.id)
@@ -256,7 +257,7 @@ def _within_effort() -> ColumnElement[bool]:
 
 
 def _abandoned() -> Select[Any]:
-    """Trials of a row of ``anitune_studies`` that nobody works on, and that may be gone on with."""
+    """Trials of a row of ``anitune_studies`` that no worker has, and that can be continued."""
     return (
         select(trials, attempts.c.ended_at.label("attempt_ended_at"))
         .join(
@@ -276,7 +277,7 @@ def _abandoned() -> Select[Any]:
 
 
 def _in_state(state: str) -> Select[Any]:
-    """Trials of a row of ``anitune_studies`` that are running, or paused."""
+    """Trials of a row of ``anitune_studies`` in a state: running or paused."""
     return select(trials.c.number).where(
         trials.c.study_id == studies.c.id, trials.c.state == state, trials.c.told.is_(False)
     )
@@ -348,7 +349,7 @@ def _go_on(
     lease_seconds: float,
     last_chance: bool = False,
 ) -> Claim:
-    """Begin another attempt at a trial that nobody works on."""
+    """Begin another attempt at a trial that no worker has."""
     attempt = trial.attempt + 1
     connection.execute(update(trials).where(*_is(trial)).values(attempt=attempt))
     token = _begin_attempt(connection, study, trial.number, attempt, worker, lease_seconds)
@@ -431,9 +432,10 @@ def _end_expired_attempt(connection: Connection, trial: Row[Any]) -> None:
 
 
 def _crashes(connection: Connection, trial: Row[Any]) -> Sequence[Row[Any]]:
-    """The last attempts in a row that ended before an epoch of the trial, with their worker or its device.
+    """The latest consecutive attempts that lost their worker or device before an epoch of the trial ended.
 
-    It must not go round forever. Attempts that were handed back, as on preemption, say nothing of it.
+    They are counted so that a trial that kills its workers is not retried forever. Attempts that were handed
+    back, for example on preemption, are skipped.
     """
     query = (
         select(attempts)
@@ -450,14 +452,14 @@ def _crashes(connection: Connection, trial: Row[Any]) -> Sequence[Row[Any]]:
 
 
 def _given_up(crashes: Sequence[Row[Any]]) -> str:
-    """Why a trial is given up, after these crashes, the last one first."""
+    """The reason for which a trial is given up, from its crashes, latest first."""
     reason = f"{len(crashes)} workers in a row died before they finished an epoch"
     said = next((row.reason for row in crashes if row.outcome == "crashed"), None)
     return reason if said is None else f"{said} ({reason}, or lost their device)"
 
 
 def _lost_with_its_machine(connection: Connection, attempt: Row[Any]) -> bool:
-    """Whether another worker of the machine fell silent, or lost its device, together with that attempt's."""
+    """Whether another worker of the machine went silent, or lost its device, at the same time."""
     too = attempts.c.outcome == attempt.outcome
     if attempt.outcome == "expired":
         too |= attempts.c.ended_at.is_(None)
@@ -494,7 +496,7 @@ _FIRST_ABANDONED: Final = (
     .where(of_study(), trials.c.number.not_in(bindparam("leave", expanding=True)))
     .order_by(trials.c.number)
     .limit(1)
-    # A row that its worker has locked is about to be renewed or ended.
+    # Skip locked rows: their workers are about to renew or end them.
     .with_for_update(of=attempts, skip_locked=True)
 )
 _NEW_TRIAL: Final = insert(trials).values(created_at=now())

@@ -1,4 +1,4 @@
-"""The files of a trial: bytes by digest, a row that names them, and word of them to the tracking server."""
+"""Artifacts of a trial: the bytes in the blob store, a row that names them, and a message for MLflow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from storage.records.tables import artifacts
 from storage.tracking.outbox import ArtifactMessage, enqueue
 
 StoredArtifacts = Mapping[str, tuple[str, int]]
-"""Digest and size (bytes) of files by their paths within the run, as ``plots/loss.png``."""
+"""Digest and size (bytes) of files, by their paths within the run, such as ``plots/loss.png``."""
 
 
 @contextmanager
 def stored(database: Database, files: Mapping[str, Path]) -> Iterator[StoredArtifacts]:
-    """Keep the bytes of files; the block writes the rows that name them, and commits.
+    """Store the bytes of files; the block writes the rows that name them, and commits.
 
     Raises
     ------
@@ -35,17 +35,17 @@ def stored(database: Database, files: Mapping[str, Path]) -> Iterator[StoredArti
         yield {}
         return
     blobs = open_blobs(database)
-    # The bytes first: a row never names a file that is not there.
+    # Store the bytes first, so that a row never names a missing file.
     kept = {checked_name(path): (blobs.put(file), file.stat().st_size) for path, file in files.items()}
     yield kept
-    # Until the rows were written nothing told storage.garbage that these bytes are needed.
+    # Before the rows were written, storage.garbage may have deleted these bytes as unneeded.
     for path, (digest, _) in kept.items():
         if not blobs.holds(digest):
             blobs.put(files[path])
 
 
 def record(connection: Connection, study_id: int, number: int, attempt: int, kept: StoredArtifacts) -> None:
-    """Write the rows of files, and tell of those that are new or have changed; the last ones stay."""
+    """Write the rows of files, replacing earlier ones, and enqueue messages for new or changed files."""
     ours = trial_key(study_id, number)
     known = {row.path: row.digest for row in connection.execute(_KNOWN, ours)}
     for path, (digest, size) in kept.items():

@@ -1,4 +1,4 @@
-"""What the records say about the trials of a study, for people and for tables."""
+"""Views of the trials of a study, for display and for tables."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ class ArtifactRow:
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """An attempt at a trial that trained epochs of it.
+    """An attempt that trained at least one epoch of a trial.
 
     Attributes
     ----------
     attempt
-        Its number, from 1.
+        Number of the attempt, from 1.
     device
-        In words, which begin with its kind, as ``cuda:0 NVIDIA H200``.
+        Description of the device that begins with its kind, such as ``cuda:0 NVIDIA H200``.
     precision
-        Of the products; None: older than this field, then the configuration of the trial tells.
+        Precision of the matrix products; None for attempts older than this field, for which the configuration
+        of the trial has it.
     """
 
     attempt: int
@@ -54,24 +55,24 @@ class TrialRow:
     Attributes
     ----------
     state
-        ``interrupted``: it was handed back or its worker fell silent, and the next claim goes on with it.
+        ``interrupted``: the trial was handed back or its worker lost its lease; the next claim continues it.
         ``paused``: it waits at a rung until later results put it among the best there.
     value
         Best validation MAE, kcal/mol.
     config, params, tags, planned_epochs
-        As proposed; None, and no tags, before.
+        The proposed configuration; before the proposal None, and no tags.
     attempt, worker
-        The latest.
+        The latest attempt, and its worker.
     started, ended
         Seconds since 1970-01-01 UTC.
     seconds
-        Spent in all attempts together.
+        Total time of all attempts.
     epochs
-        Reached.
+        Number of the last epoch reached.
     trained_epochs
-        In all attempts together; more than ``epochs`` if a crash made some be repeated.
+        Total over all attempts; more than ``epochs`` if some were repeated after a crash.
     attempts
-        Those that trained epochs of it.
+        The attempts that trained at least one epoch.
     """
 
     number: int
@@ -133,7 +134,7 @@ def metric_history(database: Database, study: Study, number: int) -> dict[str, t
 def metric_curves(
     database: Database, study: Study, key: str, numbers: Collection[int]
 ) -> dict[int, list[tuple[int, float]]]:
-    """One metric of some trials: by number of a trial, steps and values in their order."""
+    """One metric of some trials: for each trial number, steps and values in order."""
     query = (
         select(metrics.c.number, metrics.c.step, metrics.c.value)
         .where(metrics.c.study_id == study.id, metrics.c.key == key, metrics.c.number.in_(numbers))
@@ -197,7 +198,7 @@ def _artifacts(
 def _earlier_attempts(
     connection: Connection, study: Study, number: int | None = None
 ) -> dict[int, tuple[AttemptRow, ...]]:
-    """By number of a trial, those before the latest that trained epochs of it: there are few."""
+    """For each trial number, the attempts before the latest that trained epochs; there are few."""
     query = (
         select(attempts.c.number, attempts.c.attempt, attempts.c.worker)
         .join(trials, (trials.c.study_id == attempts.c.study_id) & (trials.c.number == attempts.c.number))
@@ -216,7 +217,7 @@ def _earlier_attempts(
 
 
 def device_kind(device: str) -> str:
-    """The kind of a device in words, as cpu or cuda."""
+    """The kind of a device, such as cpu or cuda, from its description."""
     return device.partition(" ")[0].partition(":")[0]
 
 
