@@ -319,7 +319,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class FoldConfig:
-    """A fold of the structures outside the test set: it is the validation set, the rest are trained on."""
+    """One fold of the structures outside the test set validates, and the others are trained on."""
 
     by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one fold")]
     folds: Annotated[int, Field(ge=2, description="number of folds")]
