@@ -212,7 +212,7 @@ class Layouts:
 
 
 def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort the atoms of molecules by element; return the element and the index among its kind of each atom.
+    """Sort the atoms of molecules by element; return each atom's element, and its index among that element.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ class StoredSubset:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that tensors may still take on a GPU, of which the process may have a share only."""
+    """Return the bytes that tensors may still take on a GPU, within the share that this process may use."""
     free, total = torch.cuda.mem_get_info(device)
     taken = torch.cuda.memory_allocated(device)
     kept = torch.cuda.memory_reserved(device) - taken

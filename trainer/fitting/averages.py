@@ -16,7 +16,7 @@ def new_share(decay: float, step: torch.Tensor) -> torch.Tensor: ...
 
 
 def new_share(decay: float, step: int | torch.Tensor) -> float | torch.Tensor:
-    """Return the weight of the parameters after a number of steps in their moving average.
+    """Return the share with which the weights after a number of steps enter their moving average.
 
     A step counts ``decay`` times as much as the step after it. The decay grows to its full value over the
     first steps, as (1 + n) / (10 + n) after n steps: otherwise the initial weights would dominate the average

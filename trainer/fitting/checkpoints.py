@@ -193,6 +193,6 @@ def _differences(found: Identity, wanted: Identity) -> list[str]:
         for section, name in names
         if name not in found.get(section, {}) or found[section][name] != wanted[section][name]
     ]
-    # Names in a file are untrusted, and there may be any number of them: they are not repeated.
+    # Names in a file are untrusted, and there may be any number of them: the message does not repeat them.
     unknown = {(section, name) for section, values in found.items() for name in values} - set(names)
     return differing + (["settings that are not known here"] if unknown else [])

@@ -24,7 +24,7 @@ class GraphedCall:
 
     Attributes
     ----------
-    graph : None before it has been captured
+    graph : the captured graph; None before the capture
     """
 
     def __init__(

@@ -109,7 +109,7 @@ class DeviceEpochs:
         return self._any.validation.errors(self._predictions.run(self._predict))
 
     def graphs(self) -> tuple[tuple[torch.cuda.CUDAGraph, int], ...]:
-        """Return the graphs of a step and of a predicted batch, each with its replays in an epoch."""
+        """Return the graphs of a step and of a predicted batch, each with its replays per epoch."""
         calls = (self._step(usual=True).call, self._steps), (self._predict, self._predictions.steps)
         return tuple((call.graph, times) for call, times in calls if call.graph is not None)
 

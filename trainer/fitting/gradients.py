@@ -71,7 +71,7 @@ class Gradient:
 
         Returns
         -------
-        The weighted sum, (1,).
+        The sum of the weighted squared errors, (1,).
         """
         if self._drops:
             self._dropout.manual_seed(seed)

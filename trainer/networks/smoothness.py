@@ -1,4 +1,4 @@
-"""Which networks have discontinuous forces. This module does not import torch, so that reports load fast."""
+"""Which networks have discontinuous forces. It imports no torch, for modules that only show the warning."""
 
 from __future__ import annotations
 
