@@ -1,7 +1,7 @@
-"""The settings of one training run: each declared once, with its default, range, unit and meaning.
+"""The settings of one training run, each declared once with its default, range, unit and meaning.
 
-The search space, the study file's schema, the command line's help and the table in the docs are made
-from these declarations (see :func:`searchable_fields`).
+The search space, the schema of the study file, the help of the command line and the table in the docs are
+generated from these declarations (see :func:`searchable_fields`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class SearchRange:
-    """Where a study looks for a number by default."""
+    """The range that a study searches for a number by default."""
 
     low: float
     high: float
@@ -50,14 +50,14 @@ class SearchRange:
 
 @dataclasses.dataclass(frozen=True)
 class SearchChoices:
-    """What a study chooses from by default."""
+    """The choices that a study searches by default."""
 
     values: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchWidths:
-    """How deep and wide a study builds the hidden layers by default."""
+    """The range of depths and widths of the hidden layers that a study searches by default."""
 
     layers: SearchRange
     width: SearchRange
@@ -68,7 +68,7 @@ SearchDefault = SearchRange | SearchChoices | SearchWidths
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """Everything that decides the result of a training on given data, split and features."""
+    """All settings that decide the result of a training on given data, split and features."""
 
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, le=4096)], ...],
@@ -157,7 +157,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AEVConfig:
-    """Constants of the atomic environment vectors (the defaults are those of ANI-1x: 384 numbers an atom).
+    """Constants of the atomic environment vectors (default: those of ANI-1x, with 384 numbers per atom).
 
     Smith, Isayev, Roitberg, Chem. Sci. 8, 3192 (2017), equations 3 and 4.
     """
@@ -202,7 +202,7 @@ class AEVConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class FeatureConfig:
-    """How features are computed and kept."""
+    """How features are computed and stored."""
 
     aev: AEVConfig = dataclasses.field(default_factory=AEVConfig)
     store_limit_gib: Annotated[
@@ -219,7 +219,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Which structures are used; ``sample`` names the data set that ships with the package."""
+    """Which structures are used; the file name ``sample`` means the data set that ships with the package."""
 
     files: Annotated[
         tuple[str, ...],
@@ -283,7 +283,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SplitConfig:
-    """How the data is divided into training, validation and test part."""
+    """How the data is divided into training, validation and test set."""
 
     by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one part")] = (
         "structure"
@@ -319,7 +319,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class FoldConfig:
-    """A fold of what is not in the test part of a split: it validates, and the others are trained on."""
+    """One fold of the structures outside the test set validates, and the others are trained on."""
 
     by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one fold")]
     folds: Annotated[int, Field(ge=2, description="number of folds")]
@@ -333,7 +333,7 @@ class FoldConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """One training without a search: the file of ``anitune train``."""
+    """Settings of one training without a search: the file of ``anitune train``."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
@@ -355,13 +355,13 @@ def load_config(
 
     Parameters
     ----------
-    where : the file that the values come from, for messages
-    lines : the line of each key in that file, by the path to the key
+    where : name of the file that the values come from, for messages
+    lines : line number of each key in that file, by the path to the key
 
     Raises
     ------
     ConfigError
-        with one line that names ``where``, each offending key and what it may be.
+        with one line that names ``where``, each offending key and its allowed values.
     """
     try:
         found = TypeAdapter(kind).validate_python(values)
@@ -374,12 +374,12 @@ def load_config(
 
 
 def dump_config(config: Any) -> dict[str, Any]:
-    """Settings as plain JSON values, all of them, in the order of their declaration."""
+    """Return all settings as plain JSON values, in the order of their declaration."""
     return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
 
 
 def searchable_fields() -> dict[str, SearchDefault]:
-    """The settings of :class:`TrainConfig` that a study may search, and where it looks by default."""
+    """Return the default search range of each setting of :class:`TrainConfig` that a study may search."""
     found: dict[str, SearchDefault] = {}
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
         if get_origin(hint) is Annotated:

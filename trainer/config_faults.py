@@ -1,4 +1,4 @@
-"""What is wrong with settings, in the words of whoever wrote the file."""
+"""Error messages for wrong settings, in the terms of the person who wrote the file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 KeyPath = tuple[str | int, ...]
-"""The keys and places in lists that lead to a value."""
+"""The keys and list indices that lead to a value."""
 
 Fault = tuple[KeyPath, str]
-"""Where it is, and what."""
+"""The path to a wrong value, and the message."""
 
-#: Faults of one file that are told.
+#: Number of faults of one file that are shown.
 SHOWN: Final = 10
 
 _SHORT: Final = reprlib.Repr()
@@ -22,27 +22,27 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def faults_of(error: ValidationError) -> list[Fault]:
-    """What pydantic found, without what follows from another fault."""
+    """Return the faults that pydantic found, without those that follow from another one."""
     found = error.errors()
     return [
         (fault["loc"], _plain(fault))
         for fault in found
-        # A list whose items are at fault is called too short, too.
+        # pydantic also reports a list with faulty items as too short.
         if fault["type"] != "too_short"
         or not any(other["loc"][: len(fault["loc"])] == fault["loc"] != other["loc"] for other in found)
     ]
 
 
 def in_one_line(faults: Sequence[Fault], lines: Mapping[KeyPath, int]) -> str:
-    """The first of some faults, each with its key and its line in the file."""
+    """Join the first faults into one line, each with its key and its line in the file."""
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     line = "; ".join(_described(path, message, lines) for path, message in faults[:SHOWN]) + more
-    # A name that somebody chose may hold an end of line, or what a terminal obeys.
+    # A name that somebody chose may contain a line break or a control sequence of a terminal.
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def mistaken_kinds(values: Any, found: Any, path: KeyPath = ()) -> Iterator[Fault]:
-    """Where a number was taken for true or false, or one of these for a number, as Python does."""
+    """Yield the values where pydantic took a boolean for a number or a number for a boolean."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             inside = found.get(key) if isinstance(found, Mapping) else getattr(found, str(key), None)
@@ -60,7 +60,7 @@ def mistaken_kinds(values: Any, found: Any, path: KeyPath = ()) -> Iterator[Faul
 
 
 def _described(loc: KeyPath, message: str, lines: Mapping[KeyPath, int]) -> str:
-    # Names in angle brackets tell which of several forms a value has; no key of the file has them.
+    # pydantic marks the form of a union in angle brackets; no key of the file contains them.
     path = tuple(part for part in loc if not str(part).startswith("<"))
     if not path:
         return message
@@ -70,12 +70,12 @@ def _described(loc: KeyPath, message: str, lines: Mapping[KeyPath, int]) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as one would write it in a file, and no more of it than fits into a line."""
+    """Return a value as a person would write it in a file, shortened to fit into a line."""
     words = {True: "true", False: "false", None: "null"}
     return words[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
-#: What a value should be, where pydantic has Python's words.
+#: What a value should be, where pydantic uses terms of Python.
 _KINDS: Final = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",

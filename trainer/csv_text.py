@@ -1,4 +1,4 @@
-"""Tables as comma-separated values that a spreadsheet opens without computing anything."""
+"""Comma-separated values that a spreadsheet opens without evaluating any cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-# What begins a formula, also behind a semicolon: where that divides the cells, it begins one, too.
+# The start of a formula, also after a semicolon, because some programs divide cells there.
 _FORMULA: Final = re.compile(r"(^|;)(?=[=+\-@\t\n＝＋－＠])")
 
 # The csv module does not quote a carriage return, which ends a row for some readers.
@@ -16,12 +16,12 @@ _RETURN: Final = re.compile(r"\r\n?")
 
 
 def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
-    """The rows under a head line; cells of text that a spreadsheet would take for formulas begin with ``'``.
+    """Return the rows under a header line; a ``'`` precedes text that a spreadsheet would take for a formula.
 
     Parameters
     ----------
     columns
-        Of a table without rows; others have those of their first row.
+        Columns of a table without rows; other tables have the columns of their first row.
     """
     names = list(rows[0]) if rows else columns
     text = io.StringIO()
@@ -32,7 +32,7 @@ def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) 
 
 
 def plain_cell(value: object) -> object:
-    """The value; of text that begins a formula, and is no number, such that it does not."""
+    """Return the value, with a ``'`` before text that starts a formula and is not a number."""
     if not isinstance(value, str) or _is_number(value):
         return value
     return _FORMULA.sub(r"\1'", _RETURN.sub("\n", value))

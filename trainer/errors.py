@@ -1,4 +1,4 @@
-"""What can go wrong in one training run, in the user's words."""
+"""Errors of one training run, in the user's terms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckpointError(TrainerError):
 
 
 class ModelFileError(TrainerError):
-    """A model file is damaged, or not one of ours."""
+    """A model file is damaged, or anitune did not write it."""
 
 
 class TrainingFailed(TrainerError):  # noqa: N818  (an outcome, not a fault of the program)
@@ -32,7 +32,7 @@ class TrainingFailed(TrainerError):  # noqa: N818  (an outcome, not a fault of t
 
 
 class TrainingCutOff(TrainingFailed):
-    """The machine ended the training, as for want of memory: at another time it may come to its end."""
+    """The machine ended the training, for example for lack of memory; it may succeed at another time."""
 
 
 class DeviceError(TrainerError):
@@ -50,7 +50,7 @@ class DeviceError(TrainerError):
 
 
 class MemoryTakenError(TrainerError):
-    """Other processes have the memory of the GPU: no training fits beside them."""
+    """Other processes use the memory of the GPU: no training fits beside them."""
 
 
 class MissingExtraError(TrainerError):
@@ -62,7 +62,7 @@ class OutputError(TrainerError):
 
 
 class ExportError(TrainerError):
-    """An exported model does not do what the model does."""
+    """An exported model does not predict what the original model does."""
 
 
 class DownloadError(TrainerError):

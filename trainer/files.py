@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing files so that they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from trainer.errors import OutputError
 
 
 def write_by_rename(path: Path, content: bytes) -> None:
-    """Write a file that readers see with all of ``content`` or not at all; see :func:`replacing`."""
+    """Write a file that readers see complete or not at all; see :func:`replacing`."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what is to be at ``path``: it is put there at the end of the block, unless that raises.
+    """Yield a temporary path to write to, and rename it to ``path`` at the end unless the block raises.
 
     Raises
     ------
     OutputError
-        if it cannot be written; what was at ``path`` before is still there, and nothing beside it.
+        if it cannot be written; then ``path`` is unchanged and the temporary file is removed.
     """
     partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch(exist_ok=False)  # of a name that is taken, also by a link, it makes nothing
+        partial.touch(exist_ok=False)  # fails if the name is taken, even by a link
         try:
             yield partial
             put_in_place(partial, path)
@@ -40,19 +40,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def partial_name(path: Path) -> Path:
-    """Where to write what is to be at ``path``: a name that nobody foresees, so that no link waits there."""
+    """Return an unpredictable temporary name beside ``path``, so that nobody can plant a link there."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Rename a finished file to ``path``, which holds all of it also after a power cut."""
+    """Rename a finished file to ``path``, so that it is complete there even after a power cut."""
     with finished.open("rb") as file:
         os.fsync(file.fileno())
     finished.replace(path)
 
 
 def cannot_be_written(path: Path, error: OSError) -> OutputError:
-    """The error to raise where the system refuses to write at ``path``."""
+    """Return the error to raise where the system refuses to write at ``path``."""
     return OutputError(
         f"{path}: cannot be written: {error.strerror or error};"
         " free space, or choose a folder that can be written"
@@ -60,6 +60,6 @@ def cannot_be_written(path: Path, error: OSError) -> OutputError:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in ``folder``, which now has one writer."""
+    """Remove the temporary files that killed processes left in ``folder``, which now has one writer."""
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)

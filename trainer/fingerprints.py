@@ -1,4 +1,4 @@
-"""Digests that tell whether two settings are the same."""
+"""Digests that show whether two settings are equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""Progress callback protocol."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called now and then by work that a person may wait for."""
+    """Callback that long work calls now and then."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of the named stage are finished."""
+        """Report that ``done`` of ``total`` units of the named stage are finished."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""

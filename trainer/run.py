@@ -1,4 +1,4 @@
-"""One training with everything that is kept of it: numbers, curves, plots and the network."""
+"""One training with all its artifacts: metrics, curves, plots and the network."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from trainer.task import Task
 
 logger = logging.getLogger("anitune")
 
-#: Names of the files of a training that others read.
+#: Names of the files of a training that other modules read.
 MODEL: Final = "model.safetensors"
 HISTORY: Final = "history.csv"
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a training.
+    """The result of a training.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class TrainingResult:
     best_val_mae : least validation MAE of the epochs, kcal/mol: the objective; NaN if stopped in the first
     best_epoch : the epoch that reached it, whose weights are kept; 0 if stopped in the first
     epochs : epochs trained
-    metrics : of the best weights on the validation part and of the run, by name; empty if stopped
+    metrics : by name, of the best weights on the validation set and of the run; empty if stopped
     history : every epoch
     artifacts : the files written; empty if stopped
     """
@@ -75,11 +75,11 @@ def run_training(
     scheduler: PackScheduler | None = None,
     progress: Progress = no_progress,
 ) -> TrainingResult:
-    """Train, evaluate the best weights on the validation part, and write all of it into ``folder``.
+    """Train, evaluate the best weights on the validation set, and write all results into ``folder``.
 
     The files are ``config.json`` (which ``anitune train`` reads), ``metrics.json``, ``history.csv``,
-    ``model.safetensors`` and ``plots/``. The checkpoint stays beside them: called again after the end, this
-    gives the same result without training.
+    ``model.safetensors`` and ``plots/``. The checkpoint stays beside them: a call after the end returns the
+    same result without training.
 
     Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
     """
@@ -106,12 +106,12 @@ def run_training(
                 evaluation = scheduler.with_room(
                     device, partial(evaluate, model, task, task.split.validation), reporter.should_stop
                 )
-            # What follows needs the device no more, whatever becomes of it.
+            # The rest runs on the CPU, so it does not depend on the device any more.
             peak, model = peak_memory_mib(device), model.cpu()
     metrics: dict[str, float] = {}
     artifacts: tuple[Path, ...] = ()
     if model is not None and evaluation is not None:
-        # Imported late: drawing takes a second to load, which a worker that trains does not wait for.
+        # Imported late: the import takes a second, which a worker that trains need not wait for.
         from trainer.evaluation.plots import draw_plots
 
         metrics = measure(evaluation, "val") | _run_metrics(task, config, model, result, peak)

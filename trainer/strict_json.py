@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written."""
+"""Strict reader for JSON from untrusted files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-#: The largest file that is read: those of ours have some kB.
+#: The largest file that is read; anitune's own files have some kB.
 MOST_BYTES: Final = 2**24
 
 
 def read_json(path: Path) -> Any:
-    """The plain values in a file; see :func:`parse_json`.
+    """Return the plain values in a file; see :func:`parse_json`.
 
     Raises
     ------
     OSError
         if it cannot be read.
     ValueError
-        with one line, if it is not such a file, or a large one.
+        with one line, if it is not such a file, or larger than ``MOST_BYTES``.
     """
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
@@ -31,16 +31,16 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The plain values of a JSON text.
+    """Return the plain values of a JSON text.
 
     Raises
     ------
     ValueError
-        with one line, if it is not JSON, or what Python's own reader takes or chokes on: NaN, an infinite
-        number, a key that occurs twice in an object, or values nested deeper than 200.
+        with one line, if it is not JSON, or has what Python's own reader accepts or fails on: NaN, an
+        infinite number, a key that occurs twice in an object, or values nested deeper than 200.
     """
-    # Its depth is bounded, where the other one raises a RecursionError, or leaves that to whoever shows or
-    # compares the values.
+    # This parser bounds the depth. Python's raises a RecursionError, or leaves that to the code that prints
+    # or compares the values.
     from_json(text, allow_inf_nan=False)
     return json.loads(text, object_pairs_hook=_object, parse_float=_number)
 

@@ -27,19 +27,19 @@ logger = logging.getLogger("anitune")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TaskData:
-    """All that a network is trained on but the features.
+    """Everything that a network is trained on except the features.
 
     Attributes
     ----------
-    settings : the sections ``data``, ``split``, ``features``, and ``fold`` if it is one, of a run's settings,
-        as plain JSON values
+    settings : the sections ``data``, ``split``, ``features``, and ``fold`` if a fold is used, of the
+        settings of a run, as plain JSON values
     dataset : all structures, S
-    split : the part of each structure
+    split : the subset of each structure
     aev : the constants of the features
     self_energies : energy of a single atom by element, hartree
-    energies : (S,) float64, hartree: energies less the self-energies of the atoms, what networks learn
-    fingerprints : what tells this task from others, by kind (data, split, self_energies, features)
-    balances : what all compositions of the training part have in common: no other one can be predicted
+    energies : (S,) float64, hartree: energies less the self-energies of the atoms; networks learn these
+    fingerprints : digests that identify this task, by kind (data, split, self_energies, features)
+    balances : what all compositions of the training set have in common: no other composition can be predicted
     """
 
     settings: dict[str, Any]
@@ -54,11 +54,11 @@ class TaskData:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task(TaskData):
-    """What a network is trained on.
+    """The data and features that a network is trained on.
 
     Attributes
     ----------
-    features : where the AEVs of any structures come from
+    features : source of the AEVs of any structures
     """
 
     features: FeatureSource
@@ -76,12 +76,12 @@ def prepare_task(
 
     Parameters
     ----------
-    fold : train and validate on a fold of what is not test; None: on the parts of ``split``
+    fold : train and validate on a fold of the structures outside the test set; None: the subsets of ``split``
 
     Raises
     ------
     DataError
-        if the data cannot be used as it is, or is too little for a training and a validation part.
+        if the data cannot be used as it is, or is too small for a training and a validation set.
     FeatureStoreError
         if the features can be neither read nor computed.
     """
@@ -96,17 +96,17 @@ def prepare_data(
     fold: FoldConfig | None = None,
     cache: Path | None = None,
 ) -> TaskData:
-    """Read the data and divide it. What :func:`add_features` makes of it can be trained on.
+    """Read the data and divide it. :func:`add_features` completes the result for training.
 
     Parameters
     ----------
-    fold : train and validate on a fold of what is not test; None: on the parts of ``split``
-    cache : folder of the features, where arrays of large files are kept too; None: nowhere
+    fold : train and validate on a fold of the structures outside the test set; None: the subsets of ``split``
+    cache : folder of the features, where arrays of large files are cached too; None: no cache
 
     Raises
     ------
     DataError
-        if the data cannot be used as it is, or is too little for a training and a validation part.
+        if the data cannot be used as it is, or is too small for a training and a validation set.
     """
     files = ", ".join(data.files)
     dataset = replace(read_data(data, progress, cache), told_apart_by=split.molecules)
@@ -129,7 +129,7 @@ def prepare_data(
         )
     self_energies = data.self_energies or fit_self_energies(dataset, labels, features.aev.elements)
     trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(labels.train))]
-    # Also where energies of single atoms are given: networks divide what is left among the atoms as freely.
+    # Also if energies of single atoms are given: networks divide the rest among the atoms just as freely.
     known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
     if known:
         logger.warning(
@@ -149,7 +149,7 @@ def prepare_data(
         fingerprints={
             "data": dataset.fingerprint,
             "split": labels.fingerprint,
-            # Those that are fitted follow from data and split; their last bits depend on the machine.
+            # Fitted energies follow from data and split; their last bits depend on the machine.
             "self_energies": digest_of(data.self_energies) if data.self_energies else "fitted",
             "features": digest_of(dump_config(features.aev)),
         },

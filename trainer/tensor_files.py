@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says of its tensors, before any memory is taken for them."""
+"""Read the header of a safetensors file: shapes and types of its tensors, before memory is allocated."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-#: By the names that safetensors has for them.
+#: By the names that safetensors uses.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TensorKind:
-    """The shape of a tensor and the type of its numbers; a string names a type that no file of ours has."""
+    """Shape and dtype of a tensor; a string is the name of a dtype that no file of anitune uses."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
@@ -24,12 +24,12 @@ class TensorKind:
 
 
 def kind_of(tensor: torch.Tensor) -> TensorKind:
-    """The kind of a tensor in memory."""
+    """Return the kind of a tensor in memory."""
     return TensorKind(tuple(tensor.shape), tensor.dtype)
 
 
 def tensor_kinds(file: Any) -> dict[str, TensorKind]:
-    """The kinds of the tensors in a file that ``safetensors.safe_open`` has opened; none is read."""
+    """Return the kinds of the tensors in a file opened by ``safetensors.safe_open``, without reading them."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     return {
         name: TensorKind(tuple(some.get_shape()), _DTYPES.get(some.get_dtype(), some.get_dtype()))
@@ -38,7 +38,7 @@ def tensor_kinds(file: Any) -> dict[str, TensorKind]:
 
 
 def misfit(found: Mapping[str, TensorKind], wanted: Mapping[str, TensorKind]) -> str | None:
-    """The first tensor that is missing, too many, or of another kind, in words."""
+    """Describe the first tensor that is missing, unexpected, or of another kind; None: all match."""
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"

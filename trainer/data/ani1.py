@@ -1,7 +1,7 @@
 """The layout of the ANI-1 release: Smith, Isayev, Roitberg, Sci. Data 4, 170193 (2017).
 
-torchani's ``ANIDataset`` writes it too: atomic numbers in place of symbols, a row of them for each structure,
-groups by formula or by number of atoms, and charges of ions.
+torchani's ``ANIDataset`` writes it too: with atomic numbers in place of symbols, a row of them for each
+structure, groups by formula or by number of atoms, and charges of ions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHARGES: Final = "charges"
 
 
 def _uncharged(group: Group, data: DataConfig) -> npt.NDArray[np.bool_] | None:
-    """Which structures are used; None: all. Charges of atoms, which files also call so, are left alone."""
+    """Return which structures are used; None: all. Charges of atoms, under the same name, are ignored."""
     charges = group.read(_CHARGES) if _CHARGES in group else np.empty((0, 0))
     if charges.ndim != 1 or charges.dtype.kind not in "fiu":
         return None
@@ -83,7 +83,7 @@ ANI1 = Layout(
     high_energy=_HIGH_ENERGY,
 )
 
-#: As torchani reads it too, with another name of the elements.
+#: Variant that torchani reads too, with another name for the elements.
 TORCHANI = Layout(
     elements="numbers",
     coordinates=_COORDINATES,

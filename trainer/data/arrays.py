@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files: none larger than its file can hold, none that was not written.
+"""Reads arrays of HDF5 files; refuses arrays larger than their file can hold and those never written.
 
 The low-level interface of h5py is used, which reads many small arrays several times faster.
 """
@@ -18,16 +18,16 @@ from h5py import h5d, h5o, h5p, h5s, h5t, h5z
 from trainer.data.links import MOST_LINKS, LinkedFiles, Place, printable
 from trainer.errors import DataError
 
-#: Bytes of an array over its bytes in the file: zlib cannot compress better than 1,032 to 1.
+#: Largest ratio of an array's size to its size in the file: zlib cannot compress better than 1,032 to 1.
 MOST_COMPRESSED: Final = 1_100
 
-#: An array may have as many bytes whatever the size of its file.
+#: An array may have this many bytes whatever the size of its file.
 SMALL: Final = 2**20
 
 #: Bytes of memory of this machine.
 MEMORY: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-#: Filters that are not part of HDF5, by the number that is registered for them.
+#: Filters that are not part of HDF5, by their registered number.
 PLUGINS: Final = {
     305: "lzo",
     307: "bzip2",
@@ -44,7 +44,7 @@ PLUGINS: Final = {
 
 
 class Arrays:
-    """Reads whole datasets of a file and of those that it links to."""
+    """Reads whole datasets of a file and of the files that it links to."""
 
     def __init__(self, files: LinkedFiles) -> None:
         self._files = files
@@ -52,15 +52,14 @@ class Arrays:
         self._filters: dict[int, bool] = {}
         self._file_types: list[tuple[h5t.TypeID, np.dtype[Any]]] = []
         self._memory_types: dict[np.dtype[Any], h5t.TypeID] = {}
-        # Each array is read once: few slots for chunks are enough, and many take time whenever one is opened.
+        # Each array is read once, so a few slots for chunks suffice; many would slow down every opening.
         self._access = h5p.create(h5p.DATASET_ACCESS)
         self._access.set_chunk_cache(521, 2**23, 1.0)
 
     def read(self, place: Place, what: str, hops: int = 0) -> npt.NDArray[Any]:
-        """All of a dataset, which messages call ``what``."""
+        """Read a whole dataset; ``what`` is its name in messages."""
         dataset = self._open(place, what)
-        # Values in one piece in this very file: they are neither compressed nor elsewhere. That is soon
-        # found.
+        # Contiguous values in this very file are neither compressed nor elsewhere, and this check is fast.
         made = dataset.get_create_plist() if dataset.get_offset() is None else None
         if made is not None:
             self._refuse_unreadable(made, what)
@@ -77,7 +76,7 @@ class Arrays:
             return np.asarray(h5py.Dataset(dataset)[()])
         values = np.empty(shape, dtype)
         if dtype not in self._memory_types:
-            self._memory_types[dtype] = h5t.py_create(np.dtype(dtype.str))  # of enumerations: their integers
+            self._memory_types[dtype] = h5t.py_create(np.dtype(dtype.str))  # enumerations become integers
         dataset.read(h5s.ALL, h5s.ALL, values, self._memory_types[dtype])
         return values
 
@@ -90,7 +89,7 @@ class Arrays:
             raise DataError(f"{what} is no dataset; rename that group") from error
 
     def _type_of(self, dataset: h5d.DatasetID, what: str) -> np.dtype[Any]:
-        """The type as NumPy calls it; types in files are alike, and comparing them is faster."""
+        """Return the type in NumPy's terms; cached, as a file has few types and comparing them is faster."""
         kind = dataset.get_type()
         for known, as_numpy in self._file_types:
             if known == kind:
@@ -105,7 +104,7 @@ class Arrays:
         return dtype
 
     def _refuse_unreadable(self, made: Any, what: str) -> None:
-        """Make sure that the values are in the file, and that their filters are installed."""
+        """Raise an error if the values are in another file, or their filters are not installed."""
         if made.get_external_count():
             name = os.fsdecode(made.get_external(0)[0])
             raise DataError(
@@ -131,7 +130,7 @@ class Arrays:
     ) -> None:
         """Refuse arrays that were not written, and those that cannot be as large as they claim.
 
-        A chunk is decompressed whole: counted are all bytes of all chunks.
+        A chunk is decompressed as a whole, so the bytes of all chunks are counted.
         """
         size = math.prod(shape) * dtype.itemsize
         if size == 0:
@@ -175,7 +174,7 @@ class Arrays:
     def _read_virtual(
         self, place: Place, dataset: h5d.DatasetID, made: Any, what: str, hops: int
     ) -> npt.NDArray[Any]:
-        """Put a virtual dataset together from its sources. HDF5 itself leaves zeros where one is missing."""
+        """Assemble a virtual dataset from its sources. HDF5 itself gives zeros where a source is missing."""
         if hops == MOST_LINKS:
             raise DataError(f"{what} is virtual, and its sources lead from one to another without an end")
         dtype, shape = self._type_of(dataset, what), dataset.shape
@@ -214,7 +213,7 @@ class Arrays:
 
 
 def _selected(space: h5s.SpaceID, shape: tuple[int, ...]) -> list[npt.NDArray[np.int64]] | None:
-    """The indices of a selection along each axis; None: it is no regular one, or reaches out of the shape."""
+    """Return the indices of a selection along each axis; None if it is not regular or exceeds the shape."""
     if space.get_select_type() == h5s.SEL_ALL:
         return [np.arange(length) for length in shape]
     if space.get_select_type() != h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
@@ -228,7 +227,7 @@ def _selected(space: h5s.SpaceID, shape: tuple[int, ...]) -> list[npt.NDArray[np
 
 
 def _fills_with_nan(made: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether gaps are read as NaN, which is no value that could be taken for one."""
+    """Return whether gaps are read as NaN, which cannot be mistaken for a value."""
     if dtype.kind != "f" or made.fill_value_defined() != h5d.FILL_VALUE_USER_DEFINED:
         return False
     value = np.zeros((), dtype)

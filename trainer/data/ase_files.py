@@ -1,4 +1,4 @@
-"""Databases of ASE, and whatever else it reads as structures with energies: trajectories, outputs."""
+"""ASE databases, and other files that ASE reads as structures with energies: trajectories, outputs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from trainer.data.xyz import CHARGES, ENERGY, SPINS, UNPAIRED
 from trainer.errors import DataError
 from trainer.progress import Progress
 
-#: How the file of a SQLite database begins.
+#: Signature of a SQLite database.
 SQLITE: Final = b"SQLite format 3\0"
 
-#: What ASE calls so is no file, or is read by a program of its own.
+#: Formats of ASE that are not files, or that need a separate program.
 NOT_FILES: Final = frozenset({"bundletrajectory", "postgresql", "mysql", "eon", "gpw"})
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A structure, as ASE has it."""
+    """A structure as ASE returns it."""
 
     numbers: Any
     positions: Any
@@ -42,7 +42,7 @@ class _Frame:
 def read_database(
     path: Path, kind: str, energy: str | None, molecule: str | None, progress: Progress
 ) -> Frames:
-    """All rows of a database of ASE.
+    """Read all rows of an ASE database.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def read_database(
 
 
 def _refuse_other_database(path: Path) -> None:
-    """Refuse databases of other programs: ASE would make its tables in them."""
+    """Refuse databases of other programs: ASE would create its tables in them."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         tables = database.execute("SELECT name FROM sqlite_master WHERE name = 'systems'").fetchall()
     if not tables:
@@ -82,7 +82,7 @@ def _refuse_other_database(path: Path) -> None:
 
 
 def ase_format(path: Path) -> str | None:
-    """What ASE takes a file for; None: it does not know it, or cannot read structures from it."""
+    """Return ASE's name of the file's format; None if it is unknown or ASE cannot read structures from it."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:
@@ -95,12 +95,12 @@ def ase_format(path: Path) -> str | None:
 def read_trajectory(
     path: Path, kind: str, energy: str | None, molecule: str | None, progress: Progress
 ) -> Frames:
-    """All structures of a file that ASE reads.
+    """Read all structures of a file that ASE reads.
 
     Parameters
     ----------
-    kind : the format, as ASE calls it
-    energy, molecule : keys of what ASE calls the info of structures
+    kind : ASE's name of the format
+    energy, molecule : keys of the ``info`` of the structures
     """
 
     def images() -> Iterator[_Frame]:
@@ -110,7 +110,7 @@ def read_trajectory(
         for number, atoms in enumerate(iread(str(path.absolute()), index=":", format=kind), start=1):
             if number % 256 == 0:
                 progress(stage, number, number + 1)
-            results = {} if atoms.calc is None else atoms.calc.results  # nothing is computed
+            results = {} if atoms.calc is None else atoms.calc.results  # this computes nothing
             yield _Frame(
                 atoms.numbers,
                 atoms.positions,
@@ -126,11 +126,11 @@ def read_trajectory(
 
 
 def _frames(frames: Iterator[_Frame], path: Path, energy: str | None, molecule: str | None) -> Frames:
-    """Structures as arrays; whatever ASE stumbles upon is said in one line."""
+    """Collect structures as arrays, and describe any error of ASE in one line."""
     found: list[_Frame] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what ASE does not need of a file
+            warnings.simplefilter("ignore")  # about parts of a file that ASE ignores
             found += frames
     except DataError:
         raise
@@ -181,6 +181,6 @@ def _number(path: Path, number: int, key: str, value: Any) -> float:
 
 
 def _differs(frame: _Frame, keys: Mapping[str, tuple[float, ...]], of_atoms: Any) -> bool:
-    """Whether a structure says that it is charged, or has unpaired electrons."""
+    """Return whether a structure is marked as charged, or as having unpaired electrons."""
     said = [frame.values[key] not in fine for key, fine in keys.items() if key in frame.values]
     return any(said) or (of_atoms is not None and bool(abs(np.sum(of_atoms)) > UNPAIRED))

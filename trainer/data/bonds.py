@@ -1,4 +1,4 @@
-"""Which molecule a structure is of, by its bonds."""
+"""Assignment of structures to molecules by their bonds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from trainer.data.dataset import Molecule
 
-#: Two atoms are bonded up to so many times the sum of their radii.
+#: Two atoms are bonded up to this many times the sum of their radii.
 BONDED: Final = 1.25
 
-#: By so many bonds broken and formed, structures of one molecule differ.
+#: Structures of one molecule may differ by this many broken and formed bonds.
 DISTORTED: Final = 2
 
-#: Covalent radii, Å, from hydrogen on: Cordero et al., Dalton Trans. 2008, 2832. Those without one: 1.6.
+#: Covalent radii, Å, from hydrogen on: Cordero et al., Dalton Trans. 2008, 2832. Elements without one: 1.6.
 _RADII = """
     .31 .28 1.28 .96 .84 .76 .71 .66 .57 .58 1.66 1.41 1.21 1.11 1.07 1.05 1.02 1.06 2.03 1.76 1.70 1.60
     1.53 1.39 1.39 1.32 1.26 1.24 1.32 1.22 1.22 1.20 1.19 1.20 1.20 1.16 2.20 1.95 1.90 1.75 1.64 1.54 1.47
@@ -28,16 +28,16 @@ _RADII = """
 RADII: Final = np.full(256, 1.6)
 RADII[1 : len(_RADII.split()) + 1] = [float(radius) for radius in _RADII.split()]
 
-#: Molecules whose graphs are in memory at once, times the atoms of each, squared.
+#: Limit of the number of molecules whose graphs are in memory at once, times the squared number of atoms.
 NUMBERS: Final = 2**20
 
 
 def bond_graphs(molecules: Sequence[Molecule]) -> tuple[str, ...]:
-    """A name for the bond graph of each molecule, (M,): molecules of the same bonds have the same.
+    """Return a name for the bond graph of each molecule, (M,), which molecules with the same bonds share.
 
-    The bonds are those of the structure of the lowest energy. Graphs are told apart by the Weisfeiler-Lehman
-    test (Shervashidze et al., J. Mach. Learn. Res. 12, 2539 (2011)): the few that it cannot tell apart, and
-    stereoisomers, count as one molecule, which then is in one part of a split.
+    The bonds are those of the structure with the lowest energy. Graphs are distinguished by the
+    Weisfeiler-Lehman test (Shervashidze et al., J. Mach. Learn. Res. 12, 2539 (2011)). The few graphs that it
+    cannot distinguish, and stereoisomers, count as one molecule, which is then in one subset of a split.
     """
     names = [""] * len(molecules)
     by_atoms: dict[int, list[int]] = {}
@@ -55,7 +55,7 @@ def bond_graphs(molecules: Sequence[Molecule]) -> tuple[str, ...]:
 
 
 def _graphs(coordinates: npt.NDArray[np.float64], numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """A number for each bond graph, (n,), of coordinates (n, Na, 3) in Å and atomic numbers (n, Na)."""
+    """Return a number for each bond graph, (n,), from coordinates (n, Na, 3) in Å and numbers (n, Na)."""
     apart = np.linalg.norm(coordinates[:, :, None] - coordinates[:, None], axis=3)
     radii = RADII[numbers]
     bonded = (apart < BONDED * (radii[:, :, None] + radii[:, None])) & ~np.eye(numbers.shape[1], dtype=bool)
@@ -68,7 +68,7 @@ def _graphs(coordinates: npt.NDArray[np.float64], numbers: npt.NDArray[np.uint8]
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64 (Steele et al., OOPSLA 2014): sums of such numbers differ where sets of the values do."""
+    """Apply SplitMix64 (Steele et al., OOPSLA 2014): sums of results differ where sets of values differ."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -76,11 +76,12 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def same_bonds(coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The molecule of each of some structures of the same atoms in the same order, (n,), a number from 0.
+    """Return the molecule, (n,) numbered from 0, of structures with the same atoms in the same order.
 
-    Structures are of one molecule if their bonds are the same. A structure of rarer bonds is of the commonest
-    molecule from which it differs by ``DISTORTED`` bonds at most, or only by broken or only by formed ones:
-    so a bond that a vibration stretches makes no molecule of its own. Isomers that are so near are one.
+    Structures belong to one molecule if their bonds are the same. A structure with rarer bonds belongs to the
+    most common molecule from which it differs by at most ``DISTORTED`` bonds, or only by broken or only by
+    formed bonds. So a bond that a vibration stretches does not make a separate molecule. Isomers that are
+    this similar count as one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A data set as one file in the layout of the ANI-1 release."""
+"""Export of a data set as one file in the layout of the ANI-1 release."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _RESERVED: Final = {"", ".", "..", *ANI1.keys}
 
 
 def write_ani1(path: Path, dataset: Dataset, progress: Progress) -> None:
-    """Write a group for each molecule, in their order: a split divides the file as it does the data set.
+    """Write a group for each molecule, in their order, so that a split divides the file like the data set.
 
-    Groups have the names of the molecules where HDF5, which sorts them, keeps the order; else a number.
+    Groups have the names of the molecules if HDF5, which sorts names, keeps that order; else numbers.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def write_ani1(path: Path, dataset: Dataset, progress: Progress) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise OutputError if there is a file, which may be one of those that are read."""
+    """Raise OutputError if the file exists, as it may be one of the files that are read."""
     if path.exists():
         raise OutputError(f"{path}: there is such a file; delete it, or choose another name")
 

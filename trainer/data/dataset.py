@@ -24,12 +24,12 @@ class Molecule:
     Attributes
     ----------
     name : the group that holds it in its file
-    smiles : its SMILES, or an empty string where the file has none
+    smiles : its SMILES, or an empty string if the file has none
     atomic_numbers : (Na,) uint8 array
     coordinates : (Nc, Na, 3) float32 array, Å
     energies : (Nc,) float64 array, hartree
-    isomers : whether the structures are of all molecules of a formula, as in the ANI-1x release
-    label : what its file says to tell it from others (``data.molecule``); empty: its SMILES or bonds tell
+    isomers : whether the structures are of all molecules with this formula, as in the ANI-1x release
+    label : name in its file that distinguishes it from others (``data.molecule``); empty: SMILES or bonds do
     """
 
     name: str
@@ -73,7 +73,7 @@ class Molecule:
 
 
 def formula_of(atoms: Mapping[str, int] | Iterable[str]) -> str:
-    """The formula of some atoms, which are counted or symbols, in alphabetical order, like ``C2H6O``."""
+    """Return the formula of counts or symbols of atoms, in alphabetical order, like ``C2H6O``."""
     return "".join(f"{s}{n if n > 1 else ''}" for s, n in sorted(Counter(atoms).items()))
 
 
@@ -85,7 +85,7 @@ class Dataset:
 
     Attributes
     ----------
-    told_apart_by : what tells molecules without SMILES apart: their bonds, or the names of their groups
+    told_apart_by : how molecules without SMILES are distinguished: by bonds, or by the names of their groups
     """
 
     molecules: tuple[Molecule, ...]
@@ -93,7 +93,7 @@ class Dataset:
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """(M + 1,) array: where the structures of each molecule begin, and their total number."""
+        """(M + 1,) array: the first structure of each molecule, and the total number of structures."""
         return np.cumsum([0, *(m.structures for m in self.molecules)], dtype=np.int64)
 
     @property
@@ -103,31 +103,31 @@ class Dataset:
 
     @cached_property
     def elements(self) -> tuple[str, ...]:
-        """The symbols that occur, in the order of the atomic numbers."""
+        """Symbols that occur, in the order of the atomic numbers."""
         numbers = {int(n) for m in self.molecules for n in np.unique(m.atomic_numbers)}
         return tuple(SYMBOLS[n - 1] for n in sorted(numbers))
 
     def molecule_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The positions in ``molecules`` of the structures with these global indices, (n,) for (n,)."""
+        """Return the index in ``molecules`` of each structure with these global indices, (n,)."""
         return np.searchsorted(self.offsets, indices, side="right") - 1
 
     def energies(self) -> npt.NDArray[np.float64]:
-        """Energies of all structures, (S,) float64, hartree."""
+        """Return the energies of all structures, (S,) float64, hartree."""
         return np.concatenate([m.energies for m in self.molecules])
 
     def heavy_atoms(self) -> npt.NDArray[np.int64]:
-        """Number of heavy atoms of each molecule, (M,)."""
+        """Return the number of heavy atoms of each molecule, (M,)."""
         return np.array([m.heavy_atoms for m in self.molecules], dtype=np.int64)
 
     def identities(self) -> tuple[str, ...]:
-        """What tells each molecule from the others, (M,): groups that share it are one molecule.
+        """Return a key for each molecule, (M,); groups with the same key are one molecule.
 
-        It is the label where there is one, else the SMILES where every molecule has one, else the bond graph.
-        A group that holds all isomers of a formula is one with every molecule of that formula: then no
-        molecule is met twice.
+        The key is the label if there is one, else the SMILES if every molecule has one, else the bond graph.
+        A group that holds all isomers of a formula counts as one with every molecule of that formula, so that
+        no molecule occurs twice.
 
-        With ``told_apart_by="names"`` it is the name where no molecule has a SMILES, and the formula where
-        some have: so studies were divided before bonds were looked at.
+        With ``told_apart_by="names"`` it is the name if no molecule has a SMILES, and the formula if some
+        have: this is how studies were divided before bonds were considered.
         """
         with_smiles = [bool(m.smiles) for m in self.molecules]
         if self.told_apart_by == "names" and not all(with_smiles):

@@ -1,4 +1,4 @@
-"""Density-functional theory by PySCF (extra ``dft``): energies, optimized geometries, Hessians."""
+"""Density-functional theory with PySCF (extra ``dft``): energies, optimized geometries, Hessians."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCF_TOLERANCE = 1e-9  # hartree
 
 @dataclass(frozen=True)
 class SinglePoint:
-    """An energy in hartree, whether the SCF converged, and the density matrix it ended with."""
+    """Energy in hartree, whether the SCF converged, and its final density matrix."""
 
     energy: float
     converged: bool
@@ -30,7 +30,7 @@ class SinglePoint:
 
 
 def provenance() -> dict[str, str | int | float]:
-    """Everything of the level of theory that another person needs to repeat an energy."""
+    """Return everything about the level of theory that is needed to reproduce an energy."""
     return {
         "functional": "omegaB97X",
         "basis": "6-31G(d), Cartesian d functions",
@@ -43,12 +43,12 @@ def provenance() -> dict[str, str | int | float]:
 
 
 def _mean_field(symbols: tuple[str, ...], coordinates: FloatArray) -> Any:
-    """A restricted Kohn-Sham calculation of a neutral molecule in one thread, coordinates in Å."""
+    """Set up a restricted Kohn-Sham calculation of a neutral molecule in one thread, coordinates in Å."""
     from pyscf import dft, gto, lib
     from pyscf.scf import hf
 
     class LongRangeInCore(dft.rks.RKS):  # type: ignore[misc]
-        """Keeps the long-range integrals, which PySCF computes anew in each iteration (half of the time)."""
+        """Caches the long-range integrals, which PySCF recomputes in each iteration (half of the time)."""
 
         _keys: ClassVar = {"_long_range"}
         _long_range: Any = None
@@ -74,7 +74,7 @@ def _mean_field(symbols: tuple[str, ...], coordinates: FloatArray) -> Any:
             dm = self.make_rdm1() if dm is None else dm
             return hf.dot_eri_dm(self._long_range, dm, hermi, with_j, with_k)
 
-    # More threads would change the last bits of a sum; the generator runs one process a core instead.
+    # More threads would change the last bits of a sum; the generator runs one process per core instead.
     lib.num_threads(1)
     molecule = gto.M(
         atom=list(zip(symbols, coordinates.tolist(), strict=True)),
@@ -94,7 +94,7 @@ def _mean_field(symbols: tuple[str, ...], coordinates: FloatArray) -> Any:
 def single_point(
     symbols: tuple[str, ...], coordinates: FloatArray, guess: FloatArray | None = None
 ) -> SinglePoint:
-    """Energy of one structure.
+    """Compute the energy of one structure.
 
     Parameters
     ----------
@@ -110,12 +110,12 @@ def single_point(
 
 
 def initial_geometry(smiles: str) -> tuple[tuple[str, ...], FloatArray]:
-    """Chemical symbols and a force-field geometry, (Na, 3) Å, of a molecule with its hydrogens."""
+    """Return symbols and a force-field geometry, (Na, 3) Å, of a molecule with its hydrogens."""
     from rdkit import Chem
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    # The seed of the embedding is no choice of the user's: the optimized geometry is what counts.
+    # The seed of the embedding need not be a setting: the geometry is optimized afterwards.
     if rdDistGeom.EmbedMolecule(molecule, randomSeed=7) != 0:
         raise ValueError(f"no three-dimensional geometry could be embedded for {smiles}")
     rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)
@@ -124,12 +124,12 @@ def initial_geometry(smiles: str) -> tuple[tuple[str, ...], FloatArray]:
 
 
 def optimized_modes(symbols: tuple[str, ...], coordinates: FloatArray) -> NormalModes:
-    """Optimize a geometry and find its vibrations from the analytic Hessian; coordinates (Na, 3) in Å."""
+    """Optimize a geometry and compute its vibrations from the analytic Hessian; coordinates (Na, 3) in Å."""
     from pyscf.geomopt.geometric_solver import optimize
 
     start = _mean_field(symbols, coordinates)
     start.kernel()
-    # geomeTRIC prints its log and writes scratch files beside its prefix: neither is of use here.
+    # geomeTRIC prints its log and writes scratch files beside its prefix; both are discarded.
     with (
         tempfile.TemporaryDirectory() as scratch,
         contextlib.chdir(scratch),

@@ -1,6 +1,6 @@
-"""Structures that a data set holds more than once: rotated, with atoms in another order, or rounded.
+"""Duplicate structures of a data set, also if they are rotated, rounded, or have atoms in another order.
 
-One of two such structures may train and the other validate, and then an error says nothing.
+If one of two such structures is trained on and the other validates, the validation error is meaningless.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from trainer.data.dataset import Molecule
 
 logger = logging.getLogger("anitune")
 
-#: Energies of one structure differ by less, hartree, beside the steps of their type.
+#: Largest difference between energies of one structure, hartree, in addition to the steps of their type.
 SAME_ENERGY: Final = 1e-6
 
-#: Sorted distances of one structure differ by less, Å.
+#: Largest difference between sorted distances of one structure, Å.
 SAME_DISTANCE: Final = 1e-3
 
-#: Structures of one composition that may have the energy of one of them.
+#: Limit of the structures of one composition that are compared with one of them for having its energy.
 MOST_ALIKE: Final = 1_000
 
-#: Pairs of structures whose distances are in memory at once.
+#: Number of pairs of structures whose distances are in memory at once.
 PAIRS: Final = 2**14
 
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """Which structures are there a second time.
+    """The duplicate structures of a data set.
 
     Attributes
     ----------
     structures : number of all structures
-    second : (n,) ascending numbers of structures, from 0, before each of which the same one is met
-    first : (n,) numbers of the latter
+    second : (n,) indices of the duplicates, ascending, from 0; each has the same structure before it
+    first : (n,) indices of these earlier structures
     """
 
     structures: int
@@ -49,10 +49,10 @@ class Duplicates:
 def find_duplicates(molecules: Sequence[Molecule]) -> Duplicates:
     """Find structures of equal composition, energy and distances of each pair of elements.
 
-    Those of a composition are sorted by energy, and each is compared with the next ones within
-    ``SAME_ENERGY``, ``MOST_ALIKE`` at most. Mirror images count as the same: their energies are, and so are
-    their features. Each structure that is there a second time is the same as its first one within both
-    tolerances: of a fine scan, whose neighbors are alike and whose ends are not, some stay.
+    The structures of a composition are sorted by energy, and each is compared with the next ones within
+    ``SAME_ENERGY``, at most ``MOST_ALIKE``. Mirror images count as equal, because their energies and features
+    are. Each duplicate equals its first structure within both tolerances. So of a fine scan, whose neighbors
+    are equal but whose ends are not, some structures stay.
     """
     offsets = np.cumsum([0, *(m.structures for m in molecules)])
     alike: dict[bytes, list[int]] = {}
@@ -69,7 +69,7 @@ def find_duplicates(molecules: Sequence[Molecule]) -> Duplicates:
 
 
 def _among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
-    """Firsts and seconds, (2, n), by their numbers in molecules of one composition."""
+    """Return first and second indices, (2, n), among the structures of molecules of one composition."""
     unsorted = np.concatenate([m.energies for m in molecules])
     order = np.argsort(unsorted, kind="stable")
     energies, window = unsorted[order], SAME_ENERGY + _step(molecules)
@@ -97,7 +97,7 @@ def _among(molecules: Sequence[Molecule]) -> npt.NDArray[np.int64]:
         same[some] = _same(coordinates, rest[some], rest[some] + step, numbers)
         found.append(np.stack([rest[same], rest[same] + step]))
         step += 1
-        rest = rest[~same]  # what the first is the same as, the second is too
+        rest = rest[~same]  # a structure equal to the first of a pair is also equal to its second
         rest = rest[rest + step < len(energies)]
         rest = rest[energies[rest + step] - energies[rest] <= window]
     pairs = order[np.concatenate(found, axis=1)]
@@ -118,7 +118,7 @@ def _firsts_and_seconds(
     pairs: npt.NDArray[np.int64],
     same_as: Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
 ) -> npt.NDArray[np.int64]:
-    """Of each chain of pairs: structures that stay, and those that are the same as one of them, (2, n)."""
+    """Return pairs (2, n) for each chain of pairs: a structure that stays, and one that is equal to it."""
     start = _first_of_each(structures, pairs)
     sizes = np.bincount(start, minlength=structures)[start]
     second = np.flatnonzero((sizes == 2) & (start != np.arange(structures)))
@@ -136,7 +136,7 @@ def _firsts_and_seconds(
 
 
 def _step(molecules: Sequence[Molecule]) -> float:
-    """The step of float32 at the largest energy, hartree, of those whose energies are exact in it; else 0."""
+    """Return the step of float32 at the largest energy, hartree, of molecules with float32 energies, or 0."""
     step = 0.0
     for molecule in molecules:
         with np.errstate(over="ignore"):
@@ -147,7 +147,7 @@ def _step(molecules: Sequence[Molecule]) -> float:
 
 
 def _by_element(molecule: Molecule) -> npt.NDArray[np.float32]:
-    """Coordinates, (Nc, Na, 3) Å, of the atoms in the order of their numbers."""
+    """Return coordinates, (Nc, Na, 3) Å, with the atoms in the order of their numbers."""
     numbers = molecule.atomic_numbers
     if (numbers[1:] >= numbers[:-1]).all():
         return molecule.coordinates
@@ -157,11 +157,11 @@ def _by_element(molecule: Molecule) -> npt.NDArray[np.float32]:
 def _moments(
     coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Squared distances from the centre by element, (n, E) Å^2, and how much those of one structure differ.
+    """Return squared distances from the center by element, (n, E) Å^2, and how much they may differ.
 
     They follow from the distances d between N atoms, |x_i|^2 = sum_j d_ij^2 / N - sum_jk d_jk^2 / 2 N^2, and
-    tell most structures apart at once. If no d differs by more than e, no sum over n atoms does by more than
-    2 e sqrt(n (sum + n s)) + n e sqrt(2 s), where s is the mean over all atoms.
+    distinguish most structures quickly. If no d differs by more than e, no sum over n atoms differs by more
+    than 2 e sqrt(n (sum + n s)) + n e sqrt(2 s), where s is the mean over all atoms.
     """
     squares = np.square(coordinates - coordinates.mean(axis=1, keepdims=True)).sum(axis=2)
     starts = np.flatnonzero(np.diff(numbers, prepend=0))
@@ -178,7 +178,7 @@ def _same(
     other: npt.NDArray[np.int64],
     numbers: npt.NDArray[np.uint8],
 ) -> npt.NDArray[np.bool_]:
-    """Whether the sorted distances of two structures agree, (n,)."""
+    """Return whether the sorted distances of each two structures agree, (n,)."""
     found = np.empty(len(one), bool)
     for begin in range(0, len(one), PAIRS):
         some = slice(begin, begin + PAIRS)
@@ -189,7 +189,7 @@ def _same(
 
 
 def _first_of_each(structures: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The smallest number that a chain of pairs, (2, n), leads to from each structure, (S,)."""
+    """Return the smallest index that a chain of pairs, (2, n), connects to each structure, (S,)."""
     first = np.arange(structures)
     while len(pairs[0]):
         smaller = first[pairs].min(axis=0)
@@ -204,7 +204,7 @@ def _first_of_each(structures: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray
 def _sorted_distances(
     coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """Distances of all pairs of atoms, those of each pair of elements sorted, (n, P) Å.
+    """Return distances of all pairs of atoms, sorted within each pair of elements, (n, P) Å.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Download of the official ANI-1 archive: resumable, and checked against the digest of its first use."""
+"""Download of the official ANI-1 archive; it can be resumed, and its digest is recorded and checked."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _ATTEMPTS = 5
 def fetch_ani1(to: Path, progress: Progress, *, url: str = ANI1_URL, retry_seconds: float = 1.0) -> Path:
     """Download the ANI-1 archive into the folder ``to``, or check the one that is there.
 
-    A broken connection is taken up again where it broke, also by a later call, from the ``.part`` file.
+    An interrupted download continues where it stopped, also in a later call, from the ``.part`` file.
     The SHA-256 of the finished archive is written beside it on first use and compared from then on.
 
     Parameters
     ----------
-    progress : called with the bytes done and to be done
-    retry_seconds : wait before the second attempt; it doubles with each further one
+    progress : called with the bytes done and the total
+    retry_seconds : wait before the second attempt; it doubles with each further attempt
 
     Raises
     ------
     DownloadError
-        if the server cannot be reached or refuses; what has come so far is kept for the next call.
+        if the server cannot be reached or refuses; the bytes received so far are kept for the next call.
     DataError
-        if the archive is not the one that was recorded.
+        if the digest of the archive differs from the recorded one.
     OutputError
         if ``to`` cannot be written.
     """
@@ -63,7 +63,7 @@ def _download(archive: Path, url: str, progress: Progress, retry_seconds: float)
     part = archive.with_name(f"{archive.name}.part")
     attempts = Retrying(
         retry=retry_if_exception_type(httpx.TransportError),
-        # Without a single byte there is no network to wait for.
+        # Without a single byte received there is probably no network, so retrying is pointless.
         stop=lambda attempt: attempt.attempt_number >= _ATTEMPTS or not part.exists(),
         wait=wait_exponential(multiplier=retry_seconds),
         reraise=True,
@@ -85,7 +85,7 @@ def _download(archive: Path, url: str, progress: Progress, retry_seconds: float)
 
 
 def _continue_download(part: Path, url: str, progress: Progress) -> None:
-    """Append to ``part`` what it lacks, or begin anew where the file on the server is another one by now."""
+    """Append the missing bytes to ``part``, or start over if the file on the server has changed."""
     begun = part.stat().st_size if part.exists() else 0
     validator = _validator_file(part)
     headers = {"Accept-Encoding": "identity"}
@@ -93,7 +93,7 @@ def _continue_download(part: Path, url: str, progress: Progress) -> None:
         headers |= {"Range": f"bytes={begun}-", "If-Range": version}
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30.0) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # Nothing is left to be sent: the last call ended between the last byte and the renaming.
+            # Nothing is left to send: the last call ended between the last byte and the renaming.
             if response.headers.get("Content-Range") != f"bytes */{begun}":
                 part.unlink()
                 _continue_download(part, url, progress)
@@ -105,7 +105,7 @@ def _continue_download(part: Path, url: str, progress: Progress) -> None:
             raise DownloadError(f"{url}: the server sends another range of bytes than it was asked for")
         total = done + int(response.headers.get("Content-Length", 0))
         with open(part, "ab" if resumed else "wb", opener=_open_no_link) as file:
-            # Only now is what an earlier version left in the file gone.
+            # Only now has the content of an earlier version been removed from the file.
             write_by_rename(validator, _version(response).encode())
             for chunk in response.iter_bytes():
                 file.write(chunk)
@@ -114,18 +114,18 @@ def _continue_download(part: Path, url: str, progress: Progress) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """The name is the same each time, so that a download can be gone on with: a link may wait there."""
+    """Open without following links: the name is fixed, to allow resuming, so somebody could plant a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _version(response: httpx.Response) -> str:
-    """What ``If-Range`` may name; a weak ETag it may not (RFC 9110, section 13.1.5)."""
+    """Return the validator for ``If-Range``, which may not be a weak ETag (RFC 9110, section 13.1.5)."""
     tag: str = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def _validator_file(part: Path) -> Path:
-    """Keeps what the server said of the version of a file, which ``If-Range`` sends back."""
+    """Return the path of the file that stores the server's version of the archive, for ``If-Range``."""
     return part.with_name(f"{part.name}.version")
 
 
@@ -133,7 +133,7 @@ def _check_digest(archive: Path, progress: Progress) -> None:
     record = archive.with_name(f"{archive.name}.sha256")
     found = _digest(archive, progress)
     if not record.exists():
-        # In the format of the program sha256sum, which can check it too.
+        # In the format of sha256sum, which can check it too.
         write_by_rename(record, f"{found}  {archive.name}\n".encode())
     elif (recorded := record.read_text().split()[0]) != found:
         raise DataError(

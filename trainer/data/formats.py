@@ -1,4 +1,4 @@
-"""Which format a file is in, by what it holds; and the readers of those that are not HDF5."""
+"""Detection of a file's format from its content, and the readers of formats other than HDF5."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ JSON_DATABASE: Final = "json"
 _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 _SUFFIXES: Final = (".h5", ".hdf5")
 
-#: Bytes at the begin of a file that are looked at.
+#: Number of bytes at the beginning of a file that are inspected.
 _BEGIN: Final = 4096
 
 
 def find_format(path: Path) -> str:
-    """The format of a file: one of the names above, or what ASE calls it.
+    """Return the format of a file: one of the names above, or ASE's name.
 
     Raises
     ------
     DataError
-        if there is no file, or it is in no format that is known.
+        if the file does not exist, or is in no known format.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; correct its name, or bring it there")
@@ -58,7 +58,7 @@ def find_format(path: Path) -> str:
     if looks_like_xyz(begin):
         return XYZ
     if path.suffix.lower() in _SUFFIXES:
-        return HDF5  # its reader says what is wrong with it
+        return HDF5  # its reader reports what is wrong with the file
     found_by_ase = ase_format(path)
     if found_by_ase in ("extxyz", "xyz"):
         return XYZ
@@ -73,7 +73,7 @@ def find_format(path: Path) -> str:
 def read_other(
     path: Path, format_of_file: str, data: DataConfig, progress: Progress, cache: Path | None
 ) -> list[Reading]:
-    """The molecules of a file that is not HDF5."""
+    """Read the molecules of a file that is not HDF5."""
     if format_of_file == NPZ:
         if data.molecule is not None:
             raise DataError(f"{path}: data.molecule is for files without groups; leave it out")

@@ -1,4 +1,4 @@
-"""Data files that are no longer at their recorded paths, as after a folder was moved."""
+"""Finds data files that are no longer at their recorded paths, for example after a folder was moved."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ log = logging.getLogger("anitune")
 
 
 def find_again(files: Iterable[str], folders: Sequence[Path]) -> tuple[str, ...]:
-    """The paths of data files: as recorded, else the longest end of each that exists below a folder.
+    """Return the paths of data files: as recorded, else the longest trailing part that exists below a folder.
 
-    Whoever uses them compares the fingerprint of their content with the recorded one. What is found nowhere
-    keeps its path, which the reader then names.
+    The caller must compare the fingerprint of their content with the recorded one. A file that is not found
+    keeps its path, which the reader then reports.
     """
     return tuple(_found(file, folders) for file in files)
 

@@ -1,7 +1,7 @@
-"""Arrays of large files without groups, kept so that a file is parsed once.
+"""Cache of the arrays of large files without groups, so that a file is parsed once.
 
-They lie beside the feature stores, in a folder named by the digest of the file, which ``anitune gc`` deletes
-when it was not used for a day.
+The arrays are beside the feature stores, in a folder named by the digest of the file. ``anitune gc`` deletes
+a folder that has not been used for a day.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger("anitune")
 #: Smaller files are parsed each time.
 LARGE: Final = 2**24
 
-#: Of what is kept: another one is not read.
+#: Version of the cached content; other versions are not read.
 FORMAT: Final = 1
 
 ARRAYS: Final = "frames.npz"
@@ -39,12 +39,12 @@ _CHUNK: Final = 2**22
 def cached_frames(
     path: Path, settings: object, cache: Path | None, progress: Progress, read: Callable[[], Frames]
 ) -> Frames:
-    """The structures of a file, from the cache if it was read before.
+    """Return the structures of a file, from the cache if it has been read before.
 
     Parameters
     ----------
-    settings : what the arrays depend on beside the file, as plain JSON values
-    cache : folder of the cache; None: there is none
+    settings : what the arrays depend on besides the file, as plain JSON values
+    cache : folder of the cache; None: no cache
     read : parses the file
     """
     if cache is None or path.stat().st_size < LARGE:
@@ -69,7 +69,7 @@ def cached_frames(
 
 
 def _digest(path: Path, progress: Progress) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -1,7 +1,7 @@
-"""Files without groups: structures one after the other, each with its own atoms.
+"""Files without groups: structures one after another, each with its own atoms.
 
-Those of the same atoms in the same order and of the same molecule are brought together, as a group of an HDF5
-file has them. Molecules stand in the order of their first structures.
+Structures with the same atoms in the same order and of the same molecule are collected, like a group of an
+HDF5 file. Molecules are in the order of their first structures.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Frames:
     atoms : (F,) int64 array, number of atoms of each structure
     energies : (F,) float64 array; NaN where there is none
     periodic, charged, open_shell : (F,) bool arrays
-    molecules : (F,) array of text: what the structures say of their molecules; empty where nothing was asked
-    keys : what structures without an energy have instead
+    molecules : (F,) array of text: the molecule that each structure names; empty if it was not asked for
+    keys : keys that structures without an energy have instead
     """
 
     numbers: npt.NDArray[np.uint8]
@@ -49,16 +49,16 @@ class Frames:
 def readings_of(
     frames: Frames, where: str, data: DataConfig, units: Units, one: bool = False
 ) -> list[Reading]:
-    """The molecules of a file, with finite values.
+    """Return the molecules of a file, with finite values.
 
     Parameters
     ----------
-    one : whether all structures are of one molecule, whatever their bonds
+    one : whether all structures belong to one molecule, whatever their bonds
 
     Raises
     ------
     DataError
-        if there is no structure, or one that cannot be used and is not to be left out.
+        if there is no structure, or one that cannot be used and that the settings do not leave out.
     """
     if not len(frames.atoms):
         raise DataError(f"{where}: there is no structure in it")
@@ -123,5 +123,5 @@ def readings_of(
 
 
 def _others(frames: Frames) -> str:
-    """What structures without an energy have instead, for a message."""
+    """List the keys that structures without an energy have instead, for a message."""
     return f" (they have {', '.join(frames.keys.tolist())})" if len(frames.keys) else ""

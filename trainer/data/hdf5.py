@@ -1,6 +1,6 @@
-"""HDF5 files that may come from anybody: the groups in them, by links too, and the arrays of each.
+"""Reads untrusted HDF5 files: their groups, including linked ones, and the arrays of each group.
 
-A file can name other files: by external links, virtual data sets and external storage. It can also claim
+A file can name other files, by external links, virtual datasets and external storage. It can also claim
 arrays that are far larger than itself. h5py follows all of that. Here links are followed within the folder
 of the file (:mod:`trainer.data.links`), and arrays are checked before memory is allocated
 (:mod:`trainer.data.arrays`).
@@ -32,8 +32,8 @@ class Group:
     Attributes
     ----------
     name : its path in the file that was opened, without the first slash
-    place : itself, where links lead to
-    members : its datasets, where links lead to
+    place : its location after following links
+    members : locations of its datasets after following links
     """
 
     source: DataFile
@@ -43,7 +43,7 @@ class Group:
 
     @property
     def file(self) -> str:
-        """The file, as it was named."""
+        """The file, as the user named it."""
         return str(self.source.path)
 
     @property
@@ -52,16 +52,16 @@ class Group:
         return f"{self.source.path}, group {printable('/' + self.name)}"
 
     def __contains__(self, key: str) -> bool:
-        """Whether there is a dataset of this name."""
+        """Return whether there is a dataset of this name."""
         return key in self.members
 
     def read(self, key: str) -> npt.NDArray[Any]:
-        """All of a dataset.
+        """Read a whole dataset.
 
         Raises
         ------
         DataError
-            if there is none, or it cannot be read as it is.
+            if it does not exist, or cannot be read as it is.
         """
         if key not in self.members:
             raise DataError(f"{self.where}: there is no dataset '{key}'; add it, or leave the group out")
@@ -70,7 +70,7 @@ class Group:
 
 @contextmanager
 def open_hdf5(path: Path, keys: Sequence[str], links_outside: bool = False) -> Iterator[DataFile]:
-    """An HDF5 file and the datasets in it that have one of these names.
+    """Open an HDF5 file and find the datasets in it that have one of these names.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def open_hdf5(path: Path, keys: Sequence[str], links_outside: bool = False) -> I
     Raises
     ------
     DataError
-        if it is none, leads to places that it may not, or turns out to be damaged in the block.
+        if it is not an HDF5 file, leads to forbidden places, or turns out to be damaged in the block.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; correct its name, or bring it there")
@@ -92,7 +92,7 @@ def open_hdf5(path: Path, keys: Sequence[str], links_outside: bool = False) -> I
         except MemoryError as error:
             raise DataError(f"{path}: its arrays do not fit into the memory of this machine") from error
         except (OSError, RuntimeError, KeyError, ValueError) as error:
-            # What h5py raises for a damaged file depends on where it stumbles.
+            # The exception that h5py raises for a damaged file depends on where reading fails.
             raise DataError(explain(path, error)) from error
 
 
@@ -101,10 +101,9 @@ class DataFile:
 
     Attributes
     ----------
-    path : the file, as it was named
+    path : the file, as the user named it
     groups : the groups that hold a dataset of one of ``keys``: first its own in the order of their names,
-    then
-        those that links lead to
+        then those that links lead to
     """
 
     def __init__(self, path: Path, keys: frozenset[str], links_outside: bool, stack: ExitStack) -> None:
@@ -115,7 +114,7 @@ class DataFile:
         self.groups = self._find_groups()
 
     def read(self, place: Place, what: str) -> npt.NDArray[Any]:
-        """All of a dataset, which messages call ``what``."""
+        """Read a whole dataset; ``what`` is its name in messages."""
         return self._arrays.read(place, what)
 
     def _find_groups(self) -> list[Group]:
@@ -125,20 +124,20 @@ class DataFile:
             name, place = ahead.pop(0)
             begun.add(place)
             groups, links = self._visit(place, name)
-            if name or links:  # only links can lead to a group a second time
+            if name or links:  # only links can lead to a group twice
                 groups = [group for group in groups if self._is_new(group.place, seen)]
             found += groups
             for link, target in links:
-                # Hard links lead on from where a visit began: what lies there is found without this link.
+                # A visit follows hard links itself, so it finds what is below its start without this link.
                 if self._files.kind(target) == h5o.TYPE_GROUP and not _lies_in(target, begun):
                     begun.add(target)
                     ahead.append((link, target))
         return found
 
     def _visit(self, place: Place, name: str) -> tuple[list[Group], list[tuple[str, Place]]]:
-        """The groups below a place, and its links other than hard ones that name no dataset of a layout."""
+        """Return the groups below a place, and its soft and external links that name no known dataset."""
         links: list[tuple[bytes, int]] = []
-        top = h5g.open(self._files.file(place.file), place.path)  # its links do not keep it open
+        top = h5g.open(self._files.file(place.file), place.path)  # kept, as its links do not keep it open
 
         def note(path: bytes, info: Any) -> bool:
             links.append((path, info.type))
@@ -170,7 +169,7 @@ class DataFile:
                 others.append((f"{name}/{at}".strip("/"), target))
         groups = []
         for parent, datasets in members.items():
-            # A group may have the name of a dataset; what lies below a path shows that it is one.
+            # A group may have the name of a dataset; if a path has members, it is a group.
             kept = {
                 k: p for k, p in datasets.items() if (parent + b"/" + k.encode()).lstrip(b"/") not in members
             }
@@ -188,7 +187,7 @@ class DataFile:
 
 
 def _lies_in(place: Place, others: Set[Place]) -> bool:
-    """Whether one of some others is the place, or on the way to it."""
+    """Return whether ``others`` contains the place or one of its parents."""
     path = place.path.rstrip(b"/")
     while path:
         if Place(place.file, path) in others:

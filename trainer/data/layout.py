@@ -1,4 +1,4 @@
-"""What the readers of all HDF5 layouts share: arrays of one group, checked, as molecules."""
+"""Shared code of the readers of all HDF5 layouts: checked arrays of one group, as molecules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.data.links import printable
 from trainer.data.units import ENERGY_UNITS, LENGTH_UNITS
 from trainer.errors import DataError
 
-#: Stands for no atom where structures of several sizes share an array, as in torchani.
+#: Marks a missing atom where structures of several sizes share an array, as in torchani.
 PADDING: Final = -1
 
 
@@ -26,16 +26,16 @@ PADDING: Final = -1
 class Layout:
     """How molecules are written in an HDF5 file.
 
-    A group is of a layout if it holds its elements, its coordinates and one of its energies.
+    A group has a layout if it holds its elements, its coordinates and one of its energies.
 
     Attributes
     ----------
     elements, coordinates : names of datasets
     energies : names of the energies that it may have; ``data.energy`` names another one
-    read : the molecules of one group; the arguments after it are the name of the energies and the settings
+    read : returns the molecules of a group, given the group, the name of the energies and the settings
     optional : other datasets that are read
     high_energy : names of the coordinates and energies of high-energy structures, if it has such
-    length_unit : of the coordinates; energies are in hartree
+    length_unit : unit of the coordinates; energies are in hartree
     """
 
     elements: str
@@ -48,16 +48,16 @@ class Layout:
 
     @property
     def structure(self) -> tuple[str, str]:
-        """The names of elements and coordinates."""
+        """Names of elements and coordinates."""
         return self.elements, self.coordinates
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The names of all datasets that are read."""
+        """Names of all datasets that are read."""
         return (*self.structure, *self.energies, *self.optional, *(self.high_energy or ()))
 
     def energies_of(self, group: Group, energy: str | None) -> list[str]:
-        """The names of energies by which a group is of this layout; ``energy``: the one to look for."""
+        """Return the names of energies with which a group has this layout; ``energy``: only look for this."""
         if self.elements not in group:
             return []
         if self.coordinates in group:
@@ -68,12 +68,12 @@ class Layout:
         return [self.energies[0]] if high and self.has_high_energy(group) else []
 
     def has_high_energy(self, group: Group) -> bool:
-        """Whether a group holds high-energy structures.
+        """Return whether a group holds high-energy structures.
 
         Raises
         ------
         DataError
-            if it holds half of what they need.
+            if it holds only one of the two datasets that they need.
         """
         present = [key for key in self.high_energy or () if key in group]
         if len(present) == 1:
@@ -86,28 +86,28 @@ class Layout:
 
 @dataclass(frozen=True)
 class Units:
-    """How many units of energy of a file are a hartree, and how many Å its unit of length is."""
+    """The units of a file: units of energy per hartree, and Å per unit of length."""
 
     energy: float = 1.0
     length: float = 1.0
 
 
 def units_of(data: DataConfig, energy: EnergyUnit = "hartree", length: LengthUnit = "angstrom") -> Units:
-    """The units of a file, which are these unless the settings name others."""
+    """Return the units of a file: these defaults unless the settings name others."""
     return Units(ENERGY_UNITS[data.unit or energy], LENGTH_UNITS[data.length_unit or length])
 
 
 @dataclass(frozen=True, eq=False)
 class Structures:
-    """Structures of the same atoms, as they come from a file.
+    """Structures with the same atoms, as read from a file.
 
     Attributes
     ----------
     numbers : (Na,) uint8 array, atomic numbers
     coordinates : (Nc, Na, 3) float32 array, Å
-    energies : (Nc,) float64 array, hartree; empty where none were asked for
-    rows : (Nc,) array: their places in the arrays of the file
-    resolution : the distance of neighboring numbers in the type of the energies, hartree
+    energies : (Nc,) float64 array, hartree; empty if none were asked for
+    rows : (Nc,) array: their indices in the arrays of the file
+    resolution : spacing of adjacent numbers in the type of the energies, hartree
     """
 
     numbers: npt.NDArray[np.uint8]
@@ -119,16 +119,16 @@ class Structures:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A molecule and where it comes from.
+    """A molecule and its origin.
 
     Attributes
     ----------
     where : file and group
-    rows : (Nc,) array: the places of the structures in the arrays of the file
-    high_from : of the first high-energy structure, which come last, from arrays of their own
-    resolution : the distance of neighboring numbers in the type of the energies, hartree
+    rows : (Nc,) array: the indices of the structures in the arrays of the file
+    high_from : index of the first high-energy structure; these come last, from separate arrays
+    resolution : spacing of adjacent numbers in the type of the energies, hartree
     file : the file alone
-    units : those that the file was read in
+    units : the units in which the file was read
     """
 
     molecule: Molecule
@@ -140,7 +140,7 @@ class Reading:
     units: Units = Units()
 
     def place(self, index: int) -> str:
-        """File, group and number of a structure, for a message."""
+        """Return file, group and number of a structure, for a message."""
         of = " of those of high energy" if index >= self.high_from else ""
         return f"{self.where}, structure {self.rows[index]}{of} (from 0)"
 
@@ -155,17 +155,17 @@ def structures_of_group(
     missing_is_nan: bool = False,
     usable: npt.NDArray[np.bool_] | None = None,
 ) -> list[Structures]:
-    """The structures of a group, with finite values and shapes that fit together, by their atoms.
+    """Read the structures of a group, grouped by their atoms, with finite values and matching shapes.
 
-    Species are chemical symbols or atomic numbers, of all structures or in a row for each; -1, an empty
-    symbol and, where the coordinates show it, 0 fill up a row. Energies are as many numbers as structures, in
-    one row or column.
+    Species are chemical symbols or atomic numbers, common to all structures or in a row for each. Padding of
+    a row is -1, an empty symbol and, if the coordinates show it, 0. Energies are as many numbers as
+    structures, in one row or column.
 
     Parameters
     ----------
-    species, coordinates, energies : names of datasets; None: energies do not matter
+    species, coordinates, energies : names of datasets; None: energies are not read
     missing_is_nan : leave out structures whose energy is NaN
-    usable : (Nc,) which structures are not left out; None: all
+    usable : (Nc,) which structures are kept; None: all
     """
     numbers = _numbers(group, species)
     positions, resolution = _numeric(group, coordinates), 0.0
@@ -196,7 +196,7 @@ def structures_of_group(
             f"{group.where}: the shapes disagree: {names}, '{coordinates}' {shape}{described}; they must be "
             f"(structures, {many}, 3)" + (" and (structures,)" if energies else "")
         )
-    with np.errstate(over="ignore"):  # an infinite number is refused below
+    with np.errstate(over="ignore"):  # infinite numbers are refused below
         if units.length != 1.0:
             positions = positions.astype(np.float64) * units.length
         positions = positions.astype(np.float32)
@@ -227,9 +227,9 @@ def structures_of_group(
 def _without_padding(
     group: Group, key: str, numbers: npt.NDArray[np.int64], positions: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-    """Species and coordinates without what fills up a row, if there is one for all structures.
+    """Remove the padding from species and coordinates if all structures share a row of species.
 
-    Where each structure has a row, what fills it up is ``PADDING``.
+    If each structure has a row, mark the padding with ``PADDING``.
     """
     present = numbers > 0
     if present.all() or positions.ndim != 3:
@@ -249,24 +249,24 @@ def _without_padding(
 def _refuse_zeros(
     group: Group, key: str, numbers: npt.NDArray[np.int64], positions: npt.NDArray[Any]
 ) -> None:
-    """Refuse 0 for a species, unless no atom can be there: it may stand for the first of some elements."""
+    """Refuse 0 as a species, unless no atom can be there: it may be the index of an element in a list."""
     zero = numbers == 0
     at = positions[zero]
-    if np.isnan(at).all():  # also if there is none
+    if np.isnan(at).all():  # also if there is no 0
         return
-    # A single atom may be at the origin, but not several of one structure.
+    # One atom may be at the origin, but not several atoms of one structure.
     if at.any() or zero.sum(axis=1).max() < 2:
         raise _no_number(group, key, 0)
 
 
 def name_of(group: Group, numbers: npt.NDArray[np.uint8], alone: bool) -> str:
-    """What a molecule is called: the path of its group, and the formula where the group holds several."""
+    """Return the name of a molecule: its group's path, with the formula if the group holds several."""
     name = group.name or "molecule"
     return name if alone else f"{name} {formula_of(SYMBOLS[n - 1] for n in numbers.tolist())}"
 
 
 def smiles_of(group: Group) -> str:
-    """The release keeps a SMILES as an array of single characters; a plain string is met too; empty: none."""
+    """Return the SMILES, an array of single characters in the release or a plain string; empty: none."""
     if "smiles" not in group:
         return ""
     return b"".join(
@@ -293,7 +293,7 @@ def _numeric(group: Group, key: str) -> npt.NDArray[Any]:
 
 
 def _resolution(energies: npt.NDArray[Any]) -> float:
-    """The distance of neighboring numbers at the largest of some energies; 0 in float64, where it is none."""
+    """Return the spacing of adjacent numbers at the largest energy; 0 for float64, where it is negligible."""
     if energies.dtype.kind != "f":
         return 1.0
     if energies.dtype.itemsize >= 8:
@@ -303,7 +303,7 @@ def _resolution(energies: npt.NDArray[Any]) -> float:
 
 
 def _numbers(group: Group, key: str) -> npt.NDArray[np.int64]:
-    """Atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` for no atom, or 0."""
+    """Return atomic numbers of a dataset of symbols or integers, in its shape; ``PADDING`` or 0: no atom."""
     values = group.read(key)
     if values.dtype.kind not in "iuSO":
         raise DataError(
@@ -336,7 +336,7 @@ def _number_of_symbol(value: bytes | str, group: Group, key: str) -> int:
     symbol = text.strip("\0 \t\r\n")
     if not symbol:
         return PADDING
-    # All lower case is a habit of some programs; CO could be two elements, or cobalt.
+    # Some programs write lower case. All upper case is refused: CO could be two elements, or cobalt.
     number = ATOMIC_NUMBERS.get(symbol) or (
         ATOMIC_NUMBERS.get(symbol.capitalize()) if symbol.islower() else None
     )
@@ -354,5 +354,5 @@ def _atoms(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
 
 @cache
 def _shared(numbers: bytes) -> npt.NDArray[np.uint8]:
-    """One array for all molecules of the same atoms; it is read-only."""
+    """Return one read-only array for all molecules with the same atoms."""
     return np.frombuffer(numbers, np.uint8)

@@ -1,7 +1,7 @@
-"""Files that an HDF5 file names, and where its links lead.
+"""Other files that an HDF5 file names, and the targets of its links.
 
-HDF5 would look for them in several folders, one of which an environment variable names. Here a name starts
-from the folder of the file that holds it, and leads nowhere else unless that is allowed.
+HDF5 would search several folders, one of which an environment variable names. Here a name is relative to
+the folder of the file that holds it, and may not leave that folder unless this is allowed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from h5py import h5f, h5l, h5o
 
 from trainer.errors import DataError
 
-#: Groups in groups: HDF5 visits them by recursion, and would overflow the stack.
+#: Greatest depth of groups: HDF5 visits them by recursion, and would overflow the stack.
 DEEPEST: Final = 100
 
-#: Links that lead from one to another before a path is given up, as in HDF5.
+#: Number of links that may lead from one to another in a path, as in HDF5.
 MOST_LINKS: Final = 16
 
 
 @dataclass(frozen=True)
 class Place:
-    """An object by its file and the path of hard links that leads to it there."""
+    """An object, by its file and the path of hard links to it in that file."""
 
     file: Path
     path: bytes
 
 
 def printable(text: str) -> str:
-    """A text of a file in one line, without sequences that a terminal would obey."""
+    """Return a text of a file in one line, without control sequences of a terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -44,7 +44,7 @@ def printable(text: str) -> str:
 
 
 def explain(path: Path, error: Exception) -> str:
-    """What is wrong with a file that h5py does not open or read, and what to do."""
+    """Describe why h5py cannot open or read a file, and what to do."""
     cause = printable(" ".join(str(error).split()))
     number = getattr(error, "errno", None)
     if isinstance(error, PermissionError) or "errno = 13" in cause:
@@ -70,15 +70,15 @@ def explain(path: Path, error: Exception) -> str:
 
 
 class DanglingLinkError(DataError):
-    """A link leads to nothing."""
+    """A link has no target."""
 
 
 class LinkedFiles:
-    """An HDF5 file and those that it links to, opened when they are needed.
+    """An HDF5 file and the files that it links to, which are opened when needed.
 
     Parameters
     ----------
-    path : the file, as it was named
+    path : the file, as the user named it
     outside : follow links to files outside its folder
     stack : closes the files
     """
@@ -92,20 +92,20 @@ class LinkedFiles:
         self._open: dict[Path, h5f.FileID] = {}
 
     def kind(self, place: Place) -> int:
-        """Of the object there: one of ``h5py.h5o.TYPE_...``."""
+        """Return the kind of an object: one of ``h5py.h5o.TYPE_...``."""
         return int(h5o.get_info(self.file(place.file), place.path).type)
 
     def address(self, place: Place) -> int:
-        """Of the object there in its file, which several paths may lead to."""
+        """Return the address of an object in its file, to which several paths may lead."""
         return int(h5o.get_info(self.file(place.file), place.path).addr)
 
     def resolve(self, file: Path, path: bytes) -> Place:
-        """Follow the links of a path to the place where it ends.
+        """Follow the links of a path to its target.
 
         Raises
         ------
         DanglingLinkError
-            if nothing is there.
+            if there is no target.
         """
         link = f"{self.path}, link {printable(path.decode('utf-8', 'replace'))}"
         at, ahead, hops = b"", path.split(b"/"), 0
@@ -143,7 +143,7 @@ class LinkedFiles:
         return Place(file, at or b"/")
 
     def other(self, origin: Path, name: str, what: str) -> Path:
-        """The file that another one names, relative to its folder."""
+        """Return the file that another file names, relative to that file's folder."""
         if "\0" in name:
             raise DataError(f"{what}: it leads to {printable(name)}, which is no name of a file")
         target = (origin.parent / name).resolve()

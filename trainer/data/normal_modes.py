@@ -53,7 +53,7 @@ def normal_modes(equilibrium: FloatArray, masses: FloatArray, hessian: FloatArra
     for axis in np.eye(3):
         rigid.append((np.tile(axis, (atoms, 1))).ravel() * root_mass)
         rigid.append(np.cross(axis, centred).ravel() * root_mass)
-    # A linear molecule has only two rotations: the rank says how many vectors span the rigid motions.
+    # A linear molecule has only two rotations: the rank is the number of rigid motions.
     u, singular, _ = np.linalg.svd(np.array(rigid).T, full_matrices=True)
     rank = int(np.sum(singular > 1e-4 * singular[0]))
     internal = u[:, rank:]
@@ -78,7 +78,7 @@ def normal_modes(equilibrium: FloatArray, masses: FloatArray, hessian: FloatArra
 def sample_structure(
     modes: NormalModes, temperature_range: tuple[float, float], rng: np.random.Generator
 ) -> tuple[FloatArray, float]:
-    """Draw one distorted structure, (Na, 3) Å, and the temperature it was drawn at, K.
+    """Draw one distorted structure, (Na, 3) Å; return it with the temperature at which it was drawn, K.
 
     Every mode i is displaced by R_i = ±sqrt(3 c_i Na kB T / K_i), where the c_i are random, positive
     and sum to at most one: the harmonic energy is at most 3/2 Na kB T

@@ -1,7 +1,7 @@
-"""Arrays of NumPy in a file ``.npz``, of one molecule: as sGDML and rMD17 write them.
+"""NumPy arrays of one molecule in a file ``.npz``, as sGDML and rMD17 write them.
 
 Chmiela et al., Sci. Adv. 3, e1603015 (2017); Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1,
-045018 (2020). Those of sGDML state their units.
+045018 (2020). Files of sGDML state their units.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYOUTS: Final[Mapping[str, tuple[str, str, str]]] = {
     "rMD17": ("nuclear_charges", "coords", "energies"),
 }
 
-#: How files state units.
+#: How files write the units.
 _ENERGY_UNITS: Final[Mapping[str, EnergyUnit]] = {
     "kcal/mol": "kcal/mol",
     "kj/mol": "kJ/mol",
@@ -56,12 +56,12 @@ _LENGTH_UNITS: Final[Mapping[str, LengthUnit]] = {
 
 
 def read_npz(path: Path, data: DataConfig) -> list[Reading]:
-    """The structures of a file.
+    """Read the structures of a file.
 
     Raises
     ------
     DataError
-        if it is in no known layout or in two, or neither it nor the settings say the unit of its energies.
+        if it has no known layout or two, or neither the file nor the settings say the unit of the energies.
     """
     values = _load(path, data)
     fitting = {
@@ -117,7 +117,7 @@ def read_npz(path: Path, data: DataConfig) -> list[Reading]:
 
 
 def _load(path: Path, data: DataConfig) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a layout, and what says their units; nothing is un-pickled."""
+    """Load the arrays of a layout and its units, without unpickling anything."""
     wanted = {key for keys in LAYOUTS.values() for key in keys} | {"e_unit", "r_unit", data.energy}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -140,7 +140,7 @@ def _described(name: str) -> str:
 def _stated(
     values: Mapping[str, Any], key: str, known: Mapping[str, T], path: Path, setting: str
 ) -> T | None:
-    """The unit that a file states; None: it states none."""
+    """Return the unit that a file states; None if it states none."""
     if key not in values:
         return None
     said = values[key].ravel().tolist()

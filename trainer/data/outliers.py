@@ -1,4 +1,4 @@
-"""Energies far from all others of their molecule: most are of computations that did not converge."""
+"""Energies far from all others of their molecule; most come from computations that did not converge."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy.typing as npt
 
 from trainer.data.dataset import Molecule
 
-#: Robust standard deviations from the median that are too far.
+#: Distance from the median, in robust standard deviations, beyond which an energy is an outlier.
 FAR: Final = 10.0
 
-#: A robust standard deviation is at least this, hartree: copies of one structure are no outliers.
+#: Lower limit of a robust standard deviation, hartree, so that copies of one structure are not outliers.
 LEAST: Final = 1e-3
 
-#: Of fewer structures no spread is known.
+#: With fewer structures the spread is not known.
 FEWEST: Final = 10
 
-#: The standard deviation of normal values over the median of their distances from the median.
+#: Ratio of the standard deviation of normal values to the median of their distances from the median.
 OF_MEDIAN: Final = 1.4826
 
 
 def deviations(molecule: Molecule) -> npt.NDArray[np.float64]:
-    """How far the energy of each structure is from the median, (Nc,), in robust standard deviations."""
+    """Return the distance of each energy from the median, (Nc,), in robust standard deviations."""
     apart = np.abs(molecule.energies - np.median(molecule.energies))
     if len(apart) < FEWEST:
         return np.zeros(len(apart))
@@ -33,5 +33,5 @@ def deviations(molecule: Molecule) -> npt.NDArray[np.float64]:
 
 
 def find_outliers(molecules: Sequence[Molecule]) -> npt.NDArray[np.bool_]:
-    """Which of all structures are outliers, (S,)."""
+    """Return which of all structures are outliers, (S,)."""
     return np.concatenate([deviations(molecule) > FAR for molecule in molecules])

@@ -1,4 +1,4 @@
-"""What no structure can be: atoms at one place, energies that no molecule has, the same energy everywhere."""
+"""Checks for impossible structures: coinciding atoms, impossible energies, the same energy everywhere."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from trainer.data.elements import SYMBOLS
 from trainer.data.layout import Reading
 from trainer.errors import DataError
 
-#: No two nuclei are nearer, Å: the bond of H2 has 0.74.
+#: Least distance of two nuclei, Å: the bond of H2 has 0.74.
 CLOSEST: Final = 0.1
 
-#: No atom is farther from the middle of its structure, Å.
+#: Greatest distance of an atom from the center of its structure, Å.
 FARTHEST: Final = 1e4
 
-#: Of the energy of an atom in Thomas-Fermi theory, 0.77 Z^(7/3) hartree: real ones are below, in eV 27 times
-#: above.
+#: Greatest multiple of the energy of an atom in Thomas-Fermi theory, 0.77 Z^(7/3) hartree: real energies are
+#: below it, and energies in eV are 27 times as large.
 MOST_ENERGY: Final = 10.0
 
-#: Structures whose distances are in memory at once, times the atoms of each, squared.
+#: Limit of the number of structures whose distances are in memory at once, times the squared number of atoms.
 NUMBERS: Final = 2**21
 
 _ATOMIC: Final = np.arange(256) ** (7 / 3)
 
 
 def refuse_implausible(readings: Sequence[Reading]) -> None:
-    """Look at all structures.
+    """Raise an error if a structure has an impossible energy or impossible coordinates.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def _refuse_energies(readings: Sequence[Reading]) -> None:
 
 
 def refuse_equal_energies(readings: Sequence[Reading]) -> None:
-    """Look at structures each of which is there once: copies of one have the same energy.
+    """Raise an error if all structures, or all of one molecule, have one energy; expects no duplicates.
 
     Raises
     ------
@@ -95,14 +95,14 @@ def _refuse_coordinates(readings: Sequence[Reading]) -> None:
 def _blocks(
     readings: Sequence[Reading],
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """All structures of two atoms or more: their readings, numbers in these, and coordinates, (n, Na, 3)."""
+    """Yield structures of two atoms or more: their readings, indices there, and coordinates, (n, Na, 3)."""
     by_atoms: dict[int, list[int]] = {}
     for number, reading in enumerate(readings):
         by_atoms.setdefault(reading.molecule.atoms, []).append(number)
     for atoms, numbers in by_atoms.items():
         counts = np.array([readings[n].molecule.structures for n in numbers])
         ends, step, first = np.cumsum(counts), max(1, NUMBERS // atoms**2), 0
-        while first < len(numbers):  # as many whole molecules as fit; a large one in several blocks
+        while first < len(numbers):  # as many whole molecules as fit; large molecules take several blocks
             last = max(
                 first + 1, int(np.searchsorted(ends, (ends[first - 1] if first else 0) + step, side="right"))
             )
@@ -121,7 +121,7 @@ def _blocks(
 
 
 def _suspicious(coordinates: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Structures that may have a fault, by distances with an error of rounding: (n,) for (n, Na, 3)."""
+    """Return structures (n,) that may have a fault, by distances with rounding errors, from (n, Na, 3)."""
     with np.errstate(over="ignore", invalid="ignore"):
         centred = coordinates - coordinates.mean(axis=1, keepdims=True)
         squares = np.einsum("nai,nai->na", centred, centred)
@@ -137,7 +137,7 @@ def _suspicious(coordinates: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 
 def _fault(coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8] | None = None) -> str | None:
-    """What is wrong with one structure, in words; None: nothing."""
+    """Describe what is wrong with one structure; None if nothing is."""
     exact = coordinates.astype(np.float64)
     if len(exact) > 1 and not exact.any():
         return "all its coordinates are zero"
@@ -153,7 +153,7 @@ def _fault(coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8] 
 
 
 def _owner(readings: Sequence[Reading], index: int) -> tuple[Reading, int]:
-    """The reading that holds a structure, by its number among all, and its number there."""
+    """Return the reading that holds the structure with this index among all, and its index there."""
     for reading in readings:
         if index < reading.molecule.structures:
             return reading, index

@@ -1,4 +1,4 @@
-"""From files to a data set."""
+"""Reading a data set from files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger("anitune")
 #: The layouts of HDF5 files; other formats are in :mod:`trainer.data.formats`.
 READERS: dict[str, Layout] = {"ANI-1": ANI1, "ANI-1x": ANI1X, "torchani": TORCHANI, "SPICE": SPICE}
 
-#: Energies of a type with wider steps are warned of, kcal/mol.
+#: Energies whose type has wider steps than this, kcal/mol, cause a warning.
 COARSE: Final = 1e-3
 
 
@@ -49,19 +49,19 @@ def read_dataset(
     cache: Path | None = None,
     **settings: Any,
 ) -> Dataset:
-    """Read all molecules of some files; the format of each is found from what it holds.
+    """Read all molecules of some files, whose formats are detected from their content.
 
     Parameters
     ----------
-    files : paths; the string ``sample`` names the shipped file
+    files : paths; the string ``sample`` means the shipped file
     high_energy : include the high-energy structures of the ANI-1 layout
     cache : folder for the arrays of large files without groups; None: they are parsed each time
-    settings : others of :class:`trainer.config.DataConfig`
+    settings : other fields of :class:`trainer.config.DataConfig`
 
     Raises
     ------
     DataError
-        with one line that names file and group, where a file cannot be used as it is.
+        with one line that names file and group, if a file cannot be used as it is.
     """
     data = DataConfig(high_energy=high_energy, **settings)
     paths = [sample_file() if file == SAMPLE else Path(file) for file in files]
@@ -103,7 +103,7 @@ def read_dataset(
 
 
 def _without_outliers(readings: Sequence[Reading], data: DataConfig) -> Dataset:
-    """The data set, without structures whose energy is far from the others of their molecule if so asked."""
+    """Return the data set, without outliers of the energy if the settings ask for that."""
     if data.drop_outliers:
         far = find_outliers([reading.molecule for reading in readings])
         logger.warning(
@@ -120,7 +120,7 @@ def _of_each(readings: Sequence[Reading], values: npt.NDArray[np.bool_]) -> list
 
 
 def _those(readings: Sequence[Reading], kept: npt.NDArray[np.bool_]) -> list[Reading]:
-    """What was read, but only some of its structures, (S,)."""
+    """Return the readings with only some of their structures, (S,)."""
     once = []
     for reading, k in zip(readings, _of_each(readings, kept), strict=True):
         molecule = reading.molecule
@@ -132,7 +132,7 @@ def _those(readings: Sequence[Reading], kept: npt.NDArray[np.bool_]) -> list[Rea
 
 
 def read_data(data: DataConfig, progress: Progress, cache: Path | None = None) -> Dataset:
-    """The structures that a study or a training uses; see :func:`read_dataset`."""
+    """Read the structures that a study or a training uses; see :func:`read_dataset`."""
     settings = {field.name: getattr(data, field.name) for field in fields(data)}
     settings.pop("self_energies")
     return read_dataset(settings.pop("files"), progress=progress, cache=cache, **settings)
@@ -140,12 +140,12 @@ def read_data(data: DataConfig, progress: Progress, cache: Path | None = None) -
 
 @contextmanager
 def open_data_file(path: Path, links_outside: bool = False) -> Iterator[tuple[DataFile, list[Group], Layout]]:
-    """An HDF5 file, its groups that hold structures, with energies or without, and their layout.
+    """Open an HDF5 file; yield it, its groups with structures (even without energies), and their layout.
 
     Raises
     ------
     DataError
-        if it is none, holds structures in no known layout, or turns out to be damaged in the block.
+        if it is not an HDF5 file, has no known layout, or turns out to be damaged in the block.
     """
     with open_hdf5(path, [key for layout in READERS.values() for key in layout.keys], links_outside) as file:
         fitting = {
@@ -203,7 +203,7 @@ def _read_hdf5(path: Path, data: DataConfig, progress: Progress) -> list[Reading
 
 
 def _layout_of(file: DataFile, energy: str | None) -> tuple[Layout, str]:
-    """The only layout that groups of a file are of, and the name of their energies."""
+    """Return the only layout that groups of a file have, and the name of their energies."""
     fitting = {
         (name, key): group
         for group in file.groups
@@ -217,7 +217,7 @@ def _layout_of(file: DataFile, energy: str | None) -> tuple[Layout, str]:
 
 
 def _only(fitting: Mapping[K, Group]) -> K:
-    """The only layout that groups of a file fit: its name, or that and the name of the energies."""
+    """Return the only layout that groups of a file have: its name, or this with the name of the energies."""
     if len(fitting) > 1:
         (one, first), (other, second), *_ = fitting.items()
         at = first.where if first is second else f"{first.where}, and group {printable('/' + second.name)}"
@@ -250,7 +250,7 @@ def _unknown_layout(file: DataFile, energy: str | None) -> DataError:
 
 
 def _duplicates_line(found: Duplicates, readings: Sequence[Reading]) -> str:
-    """How many structures are there twice, and two of them."""
+    """Describe how many duplicate structures there are, and one pair of them."""
     offsets = np.cumsum([0, *(reading.molecule.structures for reading in readings)])
 
     def place(index: int) -> str:

@@ -1,7 +1,7 @@
 """The project's own data set: structures by normal-mode sampling, energies by density-functional theory.
 
-The work is cut into small pieces (a molecule's geometry and vibrations; ten structures of it), each a
-file in a work folder beside the output that appears by rename. A killed run resumes from these.
+The work is divided into small tasks (a molecule's geometry and vibrations; ten structures of it). Each
+writes a file that appears by rename in a work folder beside the output. A killed run resumes from these.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MOLECULES: dict[int, tuple[str, ...]] = {
     3: ("CCO", "CC=O", "CC#N", "NC=O", "OC=O", "C=C=O", "N=C=O", "CC#C", "O=C=O", "COC"),
 }
 
-#: Structures of each molecule, by number of heavy atoms, and the seed of the shipped sample.
+#: Number of structures of each molecule, by number of heavy atoms, and the seed of the shipped sample.
 SHIPPED_COUNTS: dict[int, int] = {1: 300, 2: 270, 3: 100}
 SHIPPED_SEED = 20170217
 
@@ -52,7 +52,7 @@ TEMPERATURES: dict[int, tuple[float, float]] = {1: (300.0, 2000.0), 2: (300.0, 1
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """How many structures of which molecules, and the seed that decides each of them."""
+    """The molecules, their numbers of structures, and the seed that decides each structure."""
 
     molecules: tuple[str, ...]
     structures: tuple[int, ...]
@@ -60,7 +60,7 @@ class SamplePlan:
     seed: int
 
     def tasks(self) -> Iterator[tuple[int, int, int]]:
-        """(molecule, first structure, end) of every piece, cheap molecules first."""
+        """Yield (molecule, first structure, end) of every task, cheap molecules first."""
         for molecule, count in enumerate(self.structures):
             for first in range(0, count, STRUCTURES_PER_TASK):
                 yield molecule, first, min(first + STRUCTURES_PER_TASK, count)
@@ -68,7 +68,7 @@ class SamplePlan:
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What a finished sample holds."""
+    """The contents of a finished sample."""
 
     molecules: int
     structures: int
@@ -103,10 +103,10 @@ def generate_sample(
 
     Parameters
     ----------
-    output : the HDF5 file, which appears when everything is computed
+    output : the HDF5 file, which appears when everything has been computed
     plan : the molecules, counts and seed
-    workers : processes, one thread each
-    progress : called with (stage, done, total) after every piece
+    workers : number of processes, with one thread each
+    progress : called with (stage, done, total) after every task
 
     Raises
     ------
@@ -171,7 +171,7 @@ def _generate(
 
 @contextlib.contextmanager
 def _one_thread_a_process() -> Iterator[None]:
-    """Spawned workers inherit the environment before they load a BLAS."""
+    """Limit BLAS to one thread: spawned workers inherit the environment before they load it."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -183,9 +183,9 @@ def _one_thread_a_process() -> Iterator[None]:
 
 
 def _exit_with_parent(parent_pipe: Connection) -> None:
-    """Make a worker end with the generator, however that ends: a pool's own workers would wait for ever.
+    """Make a worker end with the generator, however that ends: the workers of a pool would wait forever.
 
-    Nobody writes to the pipe. It is at its end when the generator has closed its side, or is gone.
+    Nobody writes to the pipe. It reaches its end when the generator closes its side or dies.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the generator decides
 
@@ -209,7 +209,7 @@ def _drain(futures: set[Future[None]], stage: str, progress: Progress) -> None:
 
 
 def _claim_work_folder(work: Path, plan: SamplePlan, level: dict[str, str | int | float]) -> None:
-    """A work folder belongs to one plan and level of theory: mixing two would give a file of neither."""
+    """Claim a work folder for one plan and level of theory: mixing two would give a file of neither."""
     claim = json.dumps({"plan": asdict(plan), "level": level}, indent=1)
     stamp = work / "plan.json"
     if stamp.exists():
@@ -261,11 +261,11 @@ def _compute_task(work: Path, plan: SamplePlan, molecule: int, first: int, end: 
     temperatures = TEMPERATURES[plan.heavy_atoms[molecule]]
     coordinates, energies, kelvin = [], [], []
     for index in range(first, end):
-        # A structure depends on the plan's seed, the molecule and its number alone: not on workers or order.
+        # A structure depends only on the plan's seed, the molecule and its index, not on workers or order.
         key = int.from_bytes(plan.molecules[molecule].encode(), "big")
         rng = np.random.default_rng([plan.seed, key, index])
         structure, temperature = sample_structure(modes, temperatures, rng)
-        # The file keeps float32 coordinates: the energy belongs to exactly those.
+        # The file stores float32 coordinates, so the energy is computed for exactly those.
         stored = structure.astype(np.float32)
         point = single_point(symbols, stored.astype(np.float64), prepared["density"])
         coordinates.append(stored)
@@ -281,7 +281,7 @@ def _assemble(
 ) -> SampleSummary:
     structures = high_energy = unconverged = 0
     numbers: dict[int, int] = {}
-    # In memory: HDF5 does not end a file in good order that it could not write, on a full disk say.
+    # Built in memory, because HDF5 fails badly on a file that it cannot write, for example on a full disk.
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for i, smiles in enumerate(plan.molecules):
@@ -291,7 +291,7 @@ def _assemble(
             energies = np.concatenate([p["energies"] for p in tasks])
             temperatures = np.concatenate([p["temperatures"] for p in tasks])
             converged = np.isfinite(energies)
-            # A NaN compares false, so that an unconverged structure is in neither part.
+            # A NaN compares false, so an unconverged structure is in neither group.
             high = (energies - float(prepared["energy"])) * HARTREE_TO_KCALMOL > HIGH_ENERGY_KCALMOL
             low = converged & ~high
 
@@ -320,7 +320,7 @@ def _assemble(
         file.attrs["units"] = "coordinates Å, energies hartree, force constants hartree/Å^2, temperatures K"
         file.attrs["high_energy_above_kcalmol"] = HIGH_ENERGY_KCALMOL
         file.attrs["unconverged"] = unconverged
-    # From the work folder, so that a killed run leaves nothing beside the output.
+    # Moved from the work folder, so that a killed run leaves nothing beside the output.
     assembled = work / output.name
     write_by_rename(assembled, content.getvalue())
     put_in_place(assembled, output)
@@ -339,6 +339,6 @@ def _write_arrays(
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of a file of NumPy's."""
+    """Return all arrays of a NumPy file."""
     with np.load(path) as file:
         return dict(file)

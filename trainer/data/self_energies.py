@@ -1,4 +1,4 @@
-"""Self-energies: what each atom adds to the energy of a structure whatever its surroundings."""
+"""Self-energies: the contribution of each atom to the energy of a structure, whatever its surroundings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.errors import DataError
 
 
 def fit_self_energies(dataset: Dataset, split: Split, elements: Sequence[str]) -> dict[str, float]:
-    """Linear least squares of the energies of the training part on its numbers of atoms.
+    """Fit the energies of the training set to its numbers of atoms by linear least squares.
 
-    Where the compositions do not determine the solution (a single molecule, say), it is the one of
+    If the compositions do not determine the solution (for example, a single molecule), it is the solution of
     minimum norm.
 
     Parameters
     ----------
-    elements : the elements that a network exists for
+    elements : the elements for which there is a network
 
     Returns
     -------
@@ -29,7 +29,7 @@ def fit_self_energies(dataset: Dataset, split: Split, elements: Sequence[str]) -
     Raises
     ------
     DataError
-        if the data holds an element that is not in ``elements``, or not in the training part.
+        if the data holds an element that is not in ``elements``, or not in the training set.
     """
     if unknown := [e for e in dataset.elements if e not in elements]:
         raise DataError(
@@ -46,8 +46,8 @@ def fit_self_energies(dataset: Dataset, split: Split, elements: Sequence[str]) -
             f"{', '.join(missing)} occurs in the validation or test part but not in the training part, so "
             "no self-energy can be fitted: change split.seed or split.fractions"
         )
-    # The rows of one molecule are all equal: its mean energy, weighted by the square root of their
-    # number, gives the same solution as the rows themselves.
+    # The rows of one molecule are equal: one row with its mean energy, weighted by the square root of their
+    # number, gives the same solution.
     sums = np.bincount(owners, weights=dataset.energies()[split.train], minlength=len(weights))
     root = np.sqrt(weights[trained])
     solution, *_ = np.linalg.lstsq(
@@ -57,12 +57,12 @@ def fit_self_energies(dataset: Dataset, split: Split, elements: Sequence[str]) -
 
 
 def subtract(dataset: Dataset, self_energies: Mapping[str, float]) -> npt.NDArray[np.float64]:
-    """Energies of all structures less their atoms' self-energies, (S,) float64, hartree.
+    """Return the energies of all structures less their atoms' self-energies, (S,) float64, hartree.
 
     Raises
     ------
     DataError
-        if the data holds an element that has no self-energy.
+        if the data holds an element without a self-energy.
     """
     if missing := [e for e in dataset.elements if e not in self_energies]:
         raise DataError(f"data.self_energies lacks {', '.join(missing)}, which the data holds: add it")
@@ -74,7 +74,7 @@ def subtract(dataset: Dataset, self_energies: Mapping[str, float]) -> npt.NDArra
 
 
 def composition_counts(dataset: Dataset, elements: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Number of atoms of each element in each molecule, (M, E)."""
+    """Return the number of atoms of each element in each molecule, (M, E)."""
     return np.array(
         [[m.composition.get(e, 0) for e in elements] for m in dataset.molecules], dtype=np.float64
     )

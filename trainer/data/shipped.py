@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-#: The word that names the shipped data set wherever a file is asked for.
+#: The name of the shipped data set wherever a file is asked for.
 SAMPLE = "sample"
 
 
 def sample_file() -> Path:
-    """The shipped HDF5 file: omegaB97X/6-31G(d) energies in the ANI-1 release layout."""
+    """Return the shipped HDF5 file: omegaB97X/6-31G(d) energies in the ANI-1 release layout."""
     return Path(str(resources.files("trainer.data") / "ani1_sample.h5"))

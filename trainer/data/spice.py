@@ -17,7 +17,7 @@ from trainer.data.unusable import usable
 
 
 def _charge(smiles: str) -> int:
-    """The sum of the formal charges in a SMILES: ``[NH3+:1]``, ``[Ca+2]``, ``[O--]``."""
+    """Return the sum of the formal charges in a SMILES: ``[NH3+:1]``, ``[Ca+2]``, ``[O--]``."""
     found = re.findall(r"([+-]+)(\d*)(?::\d+)?\]", smiles)
     return sum(
         (len(signs) if not digits else int(digits)) * (1 if signs[0] == "+" else -1)

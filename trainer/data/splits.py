@@ -1,6 +1,6 @@
-"""Division of the data into training, validation and test part.
+"""Division of the data into training, validation and test set.
 
-Every structure has exactly one label, so that no structure can be in two parts.
+Every structure has exactly one label, so that no structure can be in two subsets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEST: Final = 2
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The part of every structure.
+    """The subset of every structure.
 
     Attributes
     ----------
@@ -55,14 +55,14 @@ class Split:
 
 
 def split_dataset(dataset: Dataset, config: SplitConfig) -> Split:
-    """Label every structure, by structure or by molecule (shares are then of the number of molecules).
+    """Label every structure, by structure or by molecule (then shares refer to the number of molecules).
 
-    The test part depends on the seed and its share alone: it is the same for every fold.
+    The test set depends only on the seed and its share: it is the same for every fold.
 
     Raises
     ------
     DataError
-        if there are too few structures or molecules for the parts.
+        if there are too few structures or molecules for the subsets.
     """
     if config.by == "structure":
         return Split(_label_units(dataset.structures, config, "structures"))
@@ -72,9 +72,10 @@ def split_dataset(dataset: Dataset, config: SplitConfig) -> Split:
 
 
 def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
-    """Let one fold of what is not test validate, and train on the others. The test part stays what it is.
+    """Make one fold of the structures outside the test set the validation set, and train on the others.
 
-    Folds are of as equal numbers of structures, or of molecules, as can be.
+    The test set does not change. The numbers of structures, or of molecules, of the folds are as equal as
+    possible.
 
     Raises
     ------
@@ -96,13 +97,13 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
 
 
 def fold_units(dataset: Dataset, split: Split, by: Literal["structure", "molecule"]) -> npt.NDArray[np.int64]:
-    """What is kept whole in a fold: a number for each structure that is not in the test part, (n,)."""
+    """Return the unit that is kept whole in a fold for each structure outside the test set, (n,)."""
     rest = np.flatnonzero(split.labels != TEST)
     return rest if by == "structure" else _molecule_numbers(dataset)[dataset.molecule_of(rest)]
 
 
 def _molecule_numbers(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """A number for each molecule, (M,), from 0: groups of the same identity are one, and go together."""
+    """Return a number from 0 for each molecule, (M,); groups with the same identity have the same number."""
     numbers: dict[str, int] = {}
     return np.array(
         [numbers.setdefault(identity, len(numbers)) for identity in dataset.identities()], dtype=np.int64
@@ -110,7 +111,7 @@ def _molecule_numbers(dataset: Dataset) -> npt.NDArray[np.int64]:
 
 
 def _label_units(count: int, config: SplitConfig, units: str) -> npt.NDArray[np.uint8]:
-    """The part of each of ``count`` units, of which a share above 0 gets at least one."""
+    """Return the subset of each of ``count`` units; a share above 0 gets at least one unit."""
     _, validation_share, test_share = config.fractions
     order = _permutation(count, config.seed)
     test = _size(test_share, count)
@@ -118,7 +119,7 @@ def _label_units(count: int, config: SplitConfig, units: str) -> npt.NDArray[np.
     if config.folds is None:
         validation = rest[: _size(validation_share, count)]
     else:
-        # With folds, the share of the validation part is one fold of what is not test.
+        # With folds, the validation set is one fold of the units outside the test set.
         if len(rest) < config.folds:
             raise DataError(
                 f"too few {units} ({count}) for {config.folds} folds and a test part of {test}: "
@@ -142,5 +143,5 @@ def _size(share: float, count: int) -> int:
 
 
 def _permutation(count: int, seed: int) -> npt.NDArray[np.int64]:
-    """NumPy keeps the raw numbers of a bit generator the same for ever, but not those of ``Generator``."""
+    """Return a permutation from raw numbers, which NumPy never changes, unlike those of ``Generator``."""
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")

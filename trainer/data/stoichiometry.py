@@ -1,6 +1,6 @@
-"""Which compositions some others determine: a linear fit of energies by element knows nothing beyond those.
+"""Compositions that others determine: a linear fit of energies by element cannot predict any beyond those.
 
-Where all molecules have two H for each O, only 2 E(H) + E(O) is known.
+If all molecules have two H for each O, only 2 E(H) + E(O) is known.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from fractions import Fraction
 from math import lcm
 
 Balance = dict[str, int]
-"""A sum of numbers of atoms, each with a factor, that is zero in every molecule: {H: 1, O: -2}."""
+"""A linear combination of numbers of atoms that is zero in every molecule: {H: 1, O: -2}."""
 
 
 def balances(compositions: Iterable[Mapping[str, int]], elements: Sequence[str]) -> tuple[Balance, ...]:
-    """What all of some compositions have in common: a basis, empty where they determine each element.
+    """Return a basis of what all compositions have in common; empty if they determine each element.
 
     The arithmetic is exact.
     """
@@ -40,7 +40,7 @@ def balances(compositions: Iterable[Mapping[str, int]], elements: Sequence[str])
 
 
 def broken(known: Iterable[Mapping[str, int]], composition: Mapping[str, int]) -> Mapping[str, int] | None:
-    """The first balance that a composition does not keep; None: the others determine it."""
+    """Return the first balance that a composition violates; None: the others determine it."""
     for balance in known:
         if sum(factor * composition.get(element, 0) for element, factor in balance.items()):
             return balance
@@ -48,7 +48,7 @@ def broken(known: Iterable[Mapping[str, int]], composition: Mapping[str, int]) -
 
 
 def balance_text(balance: Mapping[str, int]) -> str:
-    """A balance as an equation, as ``H = 2 O``; of a single element as ``no F``."""
+    """Return a balance as an equation, such as ``H = 2 O``."""
 
     def side(sign: int) -> str:
         terms = [(abs(n), e) for e, n in balance.items() if n * sign > 0]

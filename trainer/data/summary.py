@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers."""
+"""Summary of a data set in numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.evaluation.units import HARTREE_TO_KCALMOL
 
 @dataclass(frozen=True)
 class HeavyAtomsSummary:
-    """The molecules of one number of heavy atoms.
+    """The molecules with one number of heavy atoms.
 
     Energies are in hartree; ``widest_kcalmol`` is the largest span of the energies of one molecule.
     """
@@ -33,8 +33,8 @@ class HeavyAtomsSummary:
 class Outlier:
     """A structure whose energy is far from all others of its molecule.
 
-    ``structure`` counts those of the molecule from 0; ``deviations`` are robust standard deviations from the
-    median.
+    ``structure`` is its index in the molecule, from 0; ``deviations`` is the distance from the median in
+    robust standard deviations.
     """
 
     molecule: str
@@ -45,7 +45,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """A whole data set.
+    """Summary of a whole data set.
 
     ``atoms`` counts the atoms of all structures. ``balances`` are equations that hold for every composition,
     like ``H = 2 O``: energies by element are then not determined.

@@ -1,4 +1,4 @@
-"""What tells that energies or coordinates are in another unit than they are read in."""
+"""Checks that energies and coordinates are in the unit in which they are read."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ ATOMS: Final = {
     15: -341.2, 16: -398.1, 17: -460.1, 18: -527.5,
 }  # fmt: skip
 
-#: Total energies are between so many times the sum of the energies of their atoms. In the units that can be
-#: mistaken for each other they differ by a factor of 4.184 at least.
+#: Total energies are between these multiples of the sum of the energies of their atoms. Units that can be
+#: mistaken for each other differ by a factor of at least 4.184.
 TOTAL: Final = (0.5, 2.0)
 
-#: The nearest atom is at so many times the sum of the covalent radii, for so large a share of the atoms.
+#: The nearest atom is between these multiples of the sum of the covalent radii, for at least this share of
+#: the atoms.
 BOND: Final = (0.8, 1.3)
 MOST: Final = 0.9
 
-#: Fewer atoms tell nothing.
+#: With fewer atoms nothing can be concluded.
 FEWEST: Final = 24
 
-#: Structures of each molecule that are looked at for distances.
+#: Number of structures of each molecule whose distances are checked.
 LOOKED_AT: Final = 16
 
 
 def refuse_other_units(readings: Sequence[Reading], data: DataConfig) -> None:
-    """Look at each file.
+    """Raise an error if the values of a file look like another unit.
 
     Raises
     ------
@@ -58,13 +59,13 @@ def _refuse_energies(file: str, readings: Sequence[Reading]) -> None:
     shares, units = [], {reading.units.energy for reading in readings}
     for reading in readings:
         numbers, energies = reading.molecule.atomic_numbers.tolist(), reading.molecule.energies
-        # Energies that are all the same are said to be that, and not of another unit.
+        # Equal energies are reported as such by another check, not as another unit.
         if all(n in ATOMS for n in numbers) and (len(energies) < 3 or (energies != energies[0]).any()):
             shares.append(energies / sum(ATOMS[n] for n in numbers))
     if not shares:
         return
     share, (read_as,) = float(np.median(np.concatenate(shares))), units
-    if TOTAL[0] < share < TOTAL[1] or share == 0:  # zeros are said to be the same energy, and no unit of it
+    if TOTAL[0] < share < TOTAL[1] or share == 0:  # zeros are reported as equal energies
         return
     name = next(unit for unit, factor in ENERGY_UNITS.items() if factor == read_as)
     for unit, factor in ENERGY_UNITS.items():
@@ -106,7 +107,7 @@ def _share_of_bonds(apart: npt.NDArray[np.float64]) -> float:
 
 
 def _nearest(reading: Reading) -> npt.NDArray[np.float64]:
-    """The least distance of each atom over the sum of the radii, of some structures of a molecule."""
+    """Return the least distance of each atom over the sum of the radii, for some structures of a molecule."""
     molecule = reading.molecule
     some = molecule.coordinates[:: max(1, molecule.structures // LOOKED_AT)].astype(np.float64)
     radii = RADII[molecule.atomic_numbers]

@@ -8,8 +8,8 @@ from typing import Final
 from trainer.config import EnergyUnit, LengthUnit
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 
-#: How many of a unit are one hartree. The constants are those of ASE (CODATA 2014), which most files in eV
-#: come from: what was multiplied by them comes back as it was.
+#: Number of units per hartree. The constants are those of ASE (CODATA 2014), which most files in eV come
+#: from, so that values that were multiplied by them come back unchanged.
 ENERGY_UNITS: Final[Mapping[EnergyUnit, float]] = {
     "hartree": 1.0,
     "eV": 27.211386024367243,
@@ -17,5 +17,5 @@ ENERGY_UNITS: Final[Mapping[EnergyUnit, float]] = {
     "kJ/mol": 2625.4996387552483,
 }
 
-#: How many Å one of a unit is.
+#: Å per unit.
 LENGTH_UNITS: Final[Mapping[LengthUnit, float]] = {"angstrom": 1.0, "bohr": 0.5291772105638411}

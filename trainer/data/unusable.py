@@ -1,4 +1,4 @@
-"""Structures that no network here can learn from: without an energy, periodic, charged or open-shell."""
+"""Structures that the networks cannot learn from: without an energy, periodic, charged or open-shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REASONS: Final[Mapping[Unusable, tuple[str, str]]] = {
     "open_shell": ("open-shell", "the networks know nothing of a spin"),
 }
 
-#: Those that a network can learn from, if a file holds no others.
+#: Kinds that a network can learn from, if a file holds no others.
 UNUSUAL: Final[tuple[Unusable, ...]] = ("charged", "open_shell")
 
 
@@ -28,18 +28,18 @@ def usable(
     data: DataConfig,
     hint: str = "",
 ) -> npt.NDArray[np.bool_]:
-    """Which of some structures are used, (n,).
+    """Return which structures are used, (n,).
 
     Parameters
     ----------
     where : file and group, for messages
     faults : (n,) which structures have each fault
-    hint : what else a message says of those without an energy
+    hint : addition to the message about structures without an energy
 
     Raises
     ------
     DataError
-        if a structure has a fault, and the settings tell neither to leave it out nor to use it.
+        if a structure has a fault, and the settings neither leave it out nor use it.
     """
     left_out = np.zeros(len(next(iter(faults.values()))), bool)
     for kind, wrong in faults.items():

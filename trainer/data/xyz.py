@@ -1,7 +1,7 @@
 """XYZ, plain or extended as ASE writes it: many structures in one text file, which may be gzipped.
 
-ASE's own reader makes an object of each structure, and takes some 10 minutes for a million. Here the atoms of
-many structures are parsed at once.
+ASE's own reader creates an object for each structure, and takes some 10 minutes for a million structures.
+Here the atoms of many structures are parsed at once.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from trainer.progress import Progress, no_progress
 
 GZIP: Final = b"\x1f\x8b"
 
-#: Byte order mark, which some editors begin a text with.
+#: Byte order mark, with which some editors begin a text.
 BOM: Final = b"\xef\xbb\xbf"
 
-#: The key of energies in what ASE writes.
+#: The key of energies in files that ASE writes.
 ENERGY: Final = "energy"
 
-#: Bytes of text that are parsed at once, and those that one structure may take.
+#: Bytes of text that are parsed at once, and the most bytes of one structure.
 BLOCK: Final = 2**24
 LARGEST: Final = 2**28
 
-#: Bytes of memory of an atom: its number, and its coordinates twice.
+#: Bytes of memory per atom: its number, and its coordinates twice.
 HELD: Final = 1 + 2 * 24
 
-#: Columns where a comment names none: symbols of elements, or atomic numbers, come first.
+#: Columns if a comment names none: chemical symbols, or atomic numbers, come first.
 PLAIN: Final = b"species:S:1:pos:R:3"
 NUMBERED: Final = b"Z:I:1:pos:R:3"
 
-#: Keys of a comment that say what its structure is; some programs write them in other letters.
+#: Keys of a comment that describe its structure; some programs write them in another case.
 STRUCTURAL: Final = (b"properties", b"lattice", b"pbc")
 
 _ITEM: Final = re.compile(
     rb"""([^\s="'{}\[\]]+)\s*=\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{[^}]*\}|\[[^\]]*\]|\S+)"""
 )
 
-#: What says that a structure has a charge or unpaired electrons: the key, and the value of those that have
+#: Keys that say that a structure has a charge or unpaired electrons, with the values of structures that have
 #: none.
 CHARGES: Final[Mapping[str, tuple[float, ...]]] = {"charge": (0.0,), "total_charge": (0.0,)}
 SPINS: Final[Mapping[str, tuple[float, ...]]] = {
@@ -60,7 +60,7 @@ SPINS: Final[Mapping[str, tuple[float, ...]]] = {
     "spin_multiplicity": (1.0,),
 }
 
-#: Sums of charges, or of magnetic moments, that are more than an error of rounding.
+#: Sums of charges, or of magnetic moments, above this are more than a rounding error.
 UNPAIRED: Final = 0.5
 
 _NUMBERS: Final = {symbol.encode(): number for symbol, number in ATOMIC_NUMBERS.items()}
@@ -68,7 +68,7 @@ _NUMBERS: Final = {symbol.encode(): number for symbol, number in ATOMIC_NUMBERS.
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where a structure has what: the first column of each, and their number."""
+    """The first column of each quantity of an atom, and the number of columns."""
 
     symbols: int | None
     numbers: int | None
@@ -80,7 +80,7 @@ class _Columns:
 
 @dataclass(frozen=True)
 class _Keys:
-    """The keys of comments that tell the energy of a structure, and its molecule."""
+    """The keys of comments that hold the energy and the molecule of a structure."""
 
     energy: str
     molecule: str | None
@@ -88,14 +88,14 @@ class _Keys:
 
 @dataclass
 class Parsed:
-    """The structures of a file, one after the other.
+    """The structures of a file, one after another.
 
     Attributes
     ----------
-    numbers, coordinates : arrays, which together have all atoms
-    atoms : of each structure
-    lines : where each structure begins in the file, from 1
-    periodic : whether each has a cell that repeats
+    numbers, coordinates : arrays that together hold all atoms
+    atoms : number of atoms of each structure
+    lines : first line of each structure in the file, from 1
+    periodic : whether each structure has a repeating cell
     """
 
     numbers: list[Any] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Parsed:
 
 @dataclass
 class _Run:
-    """The atoms of structures one after the other that have the same columns."""
+    """The atoms of consecutive structures with the same columns."""
 
     properties: bytes
     place: str
@@ -122,13 +122,13 @@ class _Run:
 
 
 def looks_like_xyz(begin: bytes) -> bool:
-    """Whether a file begins with a number of atoms, a comment, and an atom."""
+    """Return whether a file begins with a number of atoms, a comment, and an atom."""
     lines = begin.removeprefix(BOM).lstrip().split(b"\n")
     return len(lines) > 2 and re.fullmatch(rb"\d{1,9}\s*", lines[0]) is not None and len(lines[2].split()) > 3
 
 
 def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Progress) -> Frames:
-    """All structures of an extended XYZ file, with what it says of them.
+    """Read all structures of an extended XYZ file, with the properties that it states.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def read_xyz(path: Path, energy: str | None, molecule: str | None, progress: Pro
 
 
 def read_xyz_atoms(path: Path) -> Parsed:
-    """The atoms of all structures of an XYZ file alone, whatever else it says of them.
+    """Read only the atoms of all structures of an XYZ file.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def read_xyz_atoms(path: Path) -> Parsed:
 
 
 def atoms_of(parsed: Parsed) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
-    """Atomic numbers, (A,), and coordinates, (A, 3), of the atoms of all structures."""
+    """Return atomic numbers, (A,), and coordinates, (A, 3), of the atoms of all structures."""
     return (
         np.concatenate([np.empty(0, np.uint8), *parsed.numbers]),
         np.concatenate([np.empty((0, 3)), *parsed.coordinates]),
@@ -199,7 +199,7 @@ def _parse(path: Path, keys: _Keys | None, progress: Progress) -> Parsed:
 
 
 def _blocks(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Pieces of a file, whose lines end as on Unix or Windows, and an empty one at its end."""
+    """Yield blocks of a file, with line ends of Unix or Windows, and an empty block at its end."""
     old_macintosh = None
     try:
         while block := file.read(BLOCK):
@@ -219,22 +219,22 @@ def _read_lines(
     keys: _Keys | None,
     parsed: Parsed,
 ) -> int:
-    """Parse the structures that some lines hold whole; their number of lines.
+    """Parse the complete structures in some lines; return their number of lines.
 
     Parameters
     ----------
-    first : the number of the first line in the file, from 1
-    last : whether the file ends with them
+    first : number of the first line in the file, from 1
+    last : whether the file ends with these lines
     """
     at, run = 0, _Run(b"", "")
-    end = len(lines) if last else len(lines) - 1  # the last line may go on
+    end = len(lines) if last else len(lines) - 1  # the last line may be incomplete
     while at < end:
         word = lines[at].strip()
         if not word:
             at += 1
             continue
         if not word.isdigit() or len(word) > 9 or int(word) == 0:
-            _flush(run, parsed)  # the fault may be in the lines above, whose number was another one
+            _flush(run, parsed)  # the error may be a wrong number of atoms in the lines above
             raise DataError(
                 f"{path}, line {first + at}: a number of atoms is due here, then a comment and the atoms "
                 f"(got {_shown(word)})"
@@ -274,7 +274,7 @@ def _usual_columns(atom: bytes) -> bytes:
 
 
 def _note_cell(items: dict[bytes, bytes], parsed: Parsed) -> None:
-    """Keep whether a structure is periodic, as its comment says."""
+    """Record whether the comment of a structure says that it is periodic."""
     if b"pbc" in items:
         parsed.periodic.append(re.search(rb"\b(T|True|true|1)\b", items[b"pbc"]) is not None)
     else:
@@ -282,7 +282,7 @@ def _note_cell(items: dict[bytes, bytes], parsed: Parsed) -> None:
 
 
 def _note(items: dict[bytes, bytes], place: str, keys: _Keys, parsed: Parsed) -> None:
-    """Keep what else the comment of a structure says."""
+    """Record the other properties in the comment of a structure."""
     value, molecule = items.get(keys.energy.encode()), keys.molecule
     if value is None:
         parsed.energies.append(np.nan)
@@ -329,8 +329,8 @@ def _flush(run: _Run, parsed: Parsed) -> None:
         )
     tokens = b"\n".join(run.lines).split()
     width, left = divmod(len(tokens), len(run.lines))
-    # Where a line has words too few and another as many too many, a symbol is found where a number is due;
-    # among numbers alone that would not be seen.
+    # If one line has too few words and another as many too many, a symbol appears where a number is due; if
+    # all columns are numbers, this would go unnoticed.
     if left or width < columns.width or len(run.lines[0].split()) != width or columns.symbols is None:
         width, tokens = columns.width, _cut(run, columns.width)
     try:
@@ -359,7 +359,7 @@ def _flush(run: _Run, parsed: Parsed) -> None:
 
 
 def _numbered(run: _Run) -> Iterator[tuple[int, list[bytes]]]:
-    """The number of each line of a run in the file, and its words."""
+    """Yield the number of each line of a run in the file, and its words."""
     begin = 0
     for at, count in zip(run.at, run.counts, strict=True):
         for index in range(count):
@@ -368,7 +368,7 @@ def _numbered(run: _Run) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def _cut(run: _Run, width: int) -> list[bytes]:
-    """The words of all atoms without those beyond the columns."""
+    """Return the words of all atoms, without words beyond the columns."""
     found: list[bytes] = []
     for number, words in _numbered(run):
         if len(words) < width:
@@ -402,7 +402,7 @@ def _wrong_atom(run: _Run, columns: _Columns) -> DataError:
 
 @cache
 def _columns(properties: bytes) -> _Columns | None:
-    """The columns that a comment names, as name:type:number:...; None: not those of atoms in space."""
+    """Parse the columns that a comment names, as name:type:number:...; None: not those of atoms in space."""
     words = _bare(properties).decode("utf-8", "replace").split(":")
     starts, width = dict[str, int](), 0
     for name, kind, count in zip(words[::3], words[1::3], words[2::3], strict=False):

@@ -1,4 +1,4 @@
-"""What a network predicts for some structures, beside what is true."""
+"""Predictions of a network for some structures, with the true values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Evaluation:
 def predict(
     model: ElementNetworks, subset: SubsetFeatures, structures: int, threads: Threads
 ) -> torch.Tensor:
-    """Energies of all structures of a part on the CPU, less self-energies, (structures,) hartree."""
+    """Predict the energies of a subset on the CPU, less self-energies, (structures,) hartree."""
     predicted = torch.empty(structures, dtype=next(model.parameters()).dtype)
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ def predict(
 
 
 def evaluate(model: ElementNetworks, task: Task, structures: npt.NDArray[np.int64]) -> Evaluation:
-    """Evaluate ``model`` on the structures with these global indices (n,)."""
+    """Evaluate ``model`` on the structures with the global indices ``structures`` (n,)."""
     parameter = next(model.parameters())
     if parameter.is_cuda:
         features = task.features.device_subset(structures, parameter.device, parameter.dtype)

@@ -1,4 +1,4 @@
-"""How far predictions are off: each metric once, overall and by kind of molecule."""
+"""Error metrics of predictions, overall and by kind of molecule."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from trainer.evaluation.evaluate import Evaluation
 
 
 def mean_absolute_error(errors: npt.NDArray[np.float64]) -> float:
-    """Mean of the sizes of the errors, in their unit."""
+    """Return the mean of the absolute errors, in their unit."""
     return float(np.abs(errors).mean())
 
 
 def root_mean_square_error(errors: npt.NDArray[np.float64]) -> float:
-    """Root of the mean of the squared errors, in their unit."""
+    """Return the root of the mean of the squared errors, in their unit."""
     return float(np.sqrt(np.square(errors).mean()))
 
 
 def max_error(errors: npt.NDArray[np.float64]) -> float:
-    """Size of the largest error, in its unit."""
+    """Return the largest absolute error, in its unit."""
     return float(np.abs(errors).max())
 
 
-#: From errors (n,) in kcal/mol to a number; what is here is recorded, shown and reported under its name.
+#: Functions of errors (n,) in kcal/mol. Every entry is recorded, shown and reported under its name.
 METRICS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
     "mae_kcalmol": mean_absolute_error,
     "rmse_kcalmol": root_mean_square_error,
@@ -34,7 +34,7 @@ METRICS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
 
 
 def measure(evaluation: Evaluation, subset: str) -> dict[str, float]:
-    """Every metric, overall, by number of heavy atoms and by element set.
+    """Compute every metric, overall, by number of heavy atoms and by element set.
 
     The names are ``subset/metric``, ``subset/metric_heavy_2`` and ``subset/metric_elements_CHO``.
     """

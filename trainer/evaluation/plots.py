@@ -1,4 +1,4 @@
-"""Pictures of one training: records in, figure out."""
+"""Plots of one training: functions from records to figures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.metrics import max_error, mean_absolute_error, root_mean_square_error
 from trainer.reporting import EpochRecord
 
-#: Above so many structures a density is drawn instead of points.
+#: With more structures than this, a density is drawn instead of points.
 POINTS: Final = 5000
 
-# Matplotlib's fonts and caches are not made for threads, and trials that train side by side may end at once.
+# Matplotlib's fonts and caches are not thread-safe, and trials that train side by side may end at once.
 _one_at_a_time = threading.Lock()
 
 _TRAINING: Final = "#3b6fb6"
@@ -30,7 +30,7 @@ _FAINT: Final = "#d5d9e0"
 
 
 def loss_figure(history: Sequence[EpochRecord]) -> Figure:
-    """Loss of training and validation part, and MAE of the validation part, against the epoch."""
+    """Plot loss of training and validation set, and MAE of the validation set, against the epoch."""
     epochs = [r.epoch for r in history]
     best = min(history, key=lambda r: r.val_mae)
     marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(history) < 30 else {}
@@ -59,7 +59,7 @@ def loss_figure(history: Sequence[EpochRecord]) -> Figure:
 
 
 def parity_figure(evaluation: Evaluation) -> Figure:
-    """Predicted against true energy of every structure."""
+    """Plot predicted against true energy of every structure."""
     predicted, target = evaluation.predicted, evaluation.target
     figure = Figure(figsize=(6.2, 5.4))
     figure.subplots_adjust(left=0.14, right=0.97, bottom=0.15, top=0.93)
@@ -91,10 +91,10 @@ def parity_figure(evaluation: Evaluation) -> Figure:
 
 
 def errors_figure(evaluation: Evaluation) -> Figure:
-    """Distribution of the errors."""
+    """Plot the distribution of the errors."""
     errors = evaluation.errors
     mae = mean_absolute_error(errors)
-    # A few outliers must not squeeze the rest into one bar: those beyond are counted in words.
+    # A few outliers must not squeeze the rest into one bar: the note says how many lie beyond.
     reach = float(np.quantile(np.abs(errors), 0.995)) * 1.1 or 1.0
     outside = int(np.sum(np.abs(errors) > reach))
     figure = Figure(figsize=(6.4, 4.2))
@@ -118,7 +118,7 @@ def errors_figure(evaluation: Evaluation) -> Figure:
 
 
 def draw_plots(history: Sequence[EpochRecord], evaluation: Evaluation) -> dict[str, bytes]:
-    """Every plot of a training as PNG, by file name."""
+    """Draw every plot of a training as PNG, by file name."""
     figures: dict[str, Callable[[], Figure]] = {
         "loss.png": lambda: loss_figure(history),
         "parity.png": lambda: parity_figure(evaluation),

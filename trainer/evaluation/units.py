@@ -1,4 +1,4 @@
-"""Units of what is reported."""
+"""Units of reported values."""
 
 from __future__ import annotations
 

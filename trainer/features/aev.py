@@ -22,22 +22,22 @@ from trainer.errors import DataError
 from trainer.features.batches import to_device
 
 with warnings.catch_warnings():
-    # torchani warns that its CUDA extensions were not compiled; the strategy used here needs none.
+    # torchani warns that its CUDA extensions were not compiled; the strategy used here does not need them.
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from torchani.aev import AEVComputer
 
-#: Angles and atoms in one chunk: its intermediate results take some 30 MiB. Much fewer, and the many small
-#: operations cost more than what they compute.
+#: Angles and atoms in one chunk, whose intermediate results take some 30 MiB. With much smaller chunks, the
+#: overhead of the many small operations would exceed their computation.
 MAX_TRIPLES: Final = 65_536
 MAX_ATOMS: Final = 8192
 
-#: Functions are computed of a multiple of so many rows. torch computes full vectors of numbers by other code
-#: than what is left over, which may have other last bits: nothing is left over.
+#: Functions are computed for a multiple of this many rows. torch computes the remainder of a vector by other
+#: code, which may give other last bits; with this multiple there is no remainder.
 ROWS: Final = 32
 
 
 def make_aev_computer(config: AEVConfig) -> AEVComputer:
-    """torchani's module for these constants, in float32 as torchani makes it."""
+    """Return torchani's module for these constants, in float32 as torchani makes it."""
     sections = [math.pi * (i + 0.5) / config.angle_sections for i in range(config.angle_sections)]
     return AEVComputer.from_constants(
         radial_cutoff=config.radial_cutoff,
@@ -54,21 +54,21 @@ def make_aev_computer(config: AEVConfig) -> AEVComputer:
 
 
 def aev_length(config: AEVConfig) -> int:
-    """Numbers in the AEV of one atom, F: 384 with the constants of ANI-1x."""
+    """Return the length of the AEV of one atom, F: 384 with the constants of ANI-1x."""
     kinds = len(config.elements)
     angular = len(config.angular_shifts) * config.angle_sections
     return kinds * len(config.radial_shifts) + kinds * (kinds + 1) // 2 * angular
 
 
 def columns(config: AEVConfig, neighbors: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The columns, (F_c,) ascending, of an atom's AEV that its neighbors can make differ from zero.
+    """Return the columns, (F_c,) ascending, of an atom's AEV that can differ from zero, given its neighbors.
 
     An AEV holds the radial terms of each element, then the angular terms of each pair of elements, the
     pairs in the order of the upper triangle of a matrix.
 
     Parameters
     ----------
-    neighbors : how many there are of each of ``AEVConfig.elements``
+    neighbors : number of neighbors of each of ``AEVConfig.elements``
     """
     kinds, radial = len(config.elements), len(config.radial_shifts)
     angular = len(config.angular_shifts) * config.angle_sections
@@ -80,18 +80,18 @@ def columns(config: AEVConfig, neighbors: Sequence[int]) -> npt.NDArray[np.int64
 
 
 def columns_of_set(config: AEVConfig, elements: Iterable[int]) -> npt.NDArray[np.int64]:
-    """The columns, (F_s,) ascending, that neighbors of these elements alone can make differ from zero."""
+    """Return the columns, (F_s,) ascending, that neighbors of these elements can make differ from zero."""
     present = set(elements)
     return columns(config, [2 * (e in present) for e in range(len(config.elements))])
 
 
 def refuse_other_elements(dataset: Dataset, config: AEVConfig) -> None:
-    """Make sure that there are features for every element of the data.
+    """Raise an error if the data has an element without features.
 
     Raises
     ------
     DataError
-        if there are not.
+        if there is one.
     """
     if unknown := [e for e in dataset.elements if e not in config.elements]:
         raise DataError(
@@ -101,11 +101,11 @@ def refuse_other_elements(dataset: Dataset, config: AEVConfig) -> None:
 
 
 class MoleculeFeatures:
-    """Computes AEVs of structures of one molecule at a time, so that nothing is padded.
+    """Computes AEVs of structures of one molecule at a time, so that no padding is needed.
 
-    The terms are torchani's. Which of them belong to which sum is found once a molecule, as all its
-    structures have the same atoms. What is computed on a device does not depend on which structures are
-    computed together, nor on the number of threads, to the last bit.
+    The terms are torchani's. The sum that each term belongs to is determined once per molecule, as all its
+    structures have the same atoms. On a given device the result does not depend on which structures are
+    computed together, or on the number of threads, to the last bit.
     """
 
     def __init__(self, config: AEVConfig, device: torch.device) -> None:
@@ -116,12 +116,12 @@ class MoleculeFeatures:
 
     @staticmethod
     def chunk(molecule: Molecule) -> int:
-        """How many structures of the molecule are computed at once."""
+        """Return the number of structures of the molecule that are computed at once."""
         triples = molecule.atoms * math.comb(molecule.atoms - 1, 2)
         return max(1, min(MAX_TRIPLES // max(1, triples), MAX_ATOMS // molecule.atoms))
 
     def compute(self, molecule: Molecule, structures: npt.NDArray[np.int64] | slice) -> Tensor:
-        """AEVs of these of the molecule's structures, n of them.
+        """Compute the AEVs of n structures of the molecule.
 
         Returns
         -------
@@ -135,7 +135,7 @@ class MoleculeFeatures:
 
     @torch.no_grad()
     def compact(self, molecule: Molecule, structures: npt.NDArray[np.int64] | slice) -> Tensor:
-        """What :meth:`compute` gives, but only the :func:`columns_of_set` of its elements: (n, Na, F_s)."""
+        """Compute as :meth:`compute`, but only the :func:`columns_of_set` of its elements: (n, Na, F_s)."""
         elements = self._elements(molecule)
         order = np.argsort(elements, kind="stable")
         species = tuple(elements[order].tolist())
@@ -155,7 +155,7 @@ class MoleculeFeatures:
         structures: npt.NDArray[np.int64] | slice,
         kept: Sequence[npt.NDArray[np.int64]],
     ) -> list[Tensor]:
-        """What :meth:`compute` gives, for each element of the molecule only some columns.
+        """Compute as :meth:`compute`, but only some columns for each element of the molecule.
 
         Parameters
         ----------
@@ -174,12 +174,12 @@ class MoleculeFeatures:
         ]
 
     def _elements(self, molecule: Molecule) -> npt.NDArray[np.int64]:
-        """The element of each atom, (Na,), as index into ``AEVConfig.elements``."""
+        """Return the element of each atom, (Na,), as index into ``AEVConfig.elements``."""
         elements: npt.NDArray[np.int64] = np.argmax(molecule.atomic_numbers[:, None] == self._numbers, axis=1)
         return elements
 
     def _compute_chunk(self, species: tuple[int, ...], coordinates: Tensor, aevs: Tensor) -> None:
-        """Write the AEVs of structures whose atoms are of these species into ``aevs``."""
+        """Write the AEVs of structures with atoms of these species into ``aevs``."""
         structures, atoms, _ = coordinates.shape
         radial, angular = self._computer.radial, self._computer.angular
         terms = _Terms(*(to_device(indices, self._device) for indices in _terms(species, structures)))
@@ -189,7 +189,7 @@ class MoleculeFeatures:
 
         near, begins = _kept(distances <= radial.cutoff, terms.first_pairs)
         values = radial(distances.index_select(0, _fill_up(near)))
-        # A sum of rows that follow each other has the same order on every device, unlike one by index_add.
+        # A sum of adjacent rows has the same order on every device, unlike a sum by index_add.
         sums = functional.embedding_bag(
             torch.arange(len(near), device=self._device), values, begins, mode="sum"
         )
@@ -207,7 +207,7 @@ class MoleculeFeatures:
         by_angle = angular.compute_cos_angles(cosines)
         by_distance = angular.compute_radial(one, other)
         by_distance *= angular.cutoff_fn(one, angular.cutoff) * angular.cutoff_fn(other, angular.cutoff)
-        # torchani's module multiplies the two for each angle: many numbers, of which only sums are needed.
+        # torchani's module computes the product for each angle: many numbers, of which only sums are needed.
         each = torch.arange(len(near), device=self._device)
         products = [
             functional.embedding_bag(each, by_angle, begins, mode="sum", per_sample_weights=weights)
@@ -217,7 +217,7 @@ class MoleculeFeatures:
 
 
 def _runs(numbers: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs of consecutive ones, from the first to the one after the last."""
+    """Divide ascending numbers into runs of consecutive numbers, from the first to one after the last."""
     if not len(numbers):
         return [(0, 0)]
     parts = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
@@ -225,13 +225,13 @@ def _runs(numbers: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _kept(mask: Tensor, firsts: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ``mask`` is true, and which of these places are the first at or after each of ``firsts``."""
+    """Return the indices where ``mask`` is true, and how many of them are before each of ``firsts``."""
     return mask.nonzero().flatten(), functional.pad(mask.cumsum(0), (1, 0)).index_select(0, firsts)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch from dividing the operations of the calling thread, each part with numbers left over."""
+    """Stop torch from dividing operations of the calling thread, as each share would have a remainder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -241,24 +241,24 @@ def _one_thread() -> Iterator[None]:
 
 
 def _fill_up(indices: Tensor) -> Tensor:
-    """Repeat the first index until their number is a multiple of ``ROWS``."""
+    """Repeat the first index until the length is a multiple of ``ROWS``."""
     missing = -len(indices) % ROWS
     return torch.cat([indices, indices[:1].expand(missing)])
 
 
 class _Terms(NamedTuple):
-    """The terms of the AEVs of structures with the same atoms, in the order of the sums that they belong to.
+    """The terms of the AEVs of structures with the same atoms, sorted by the sums that they belong to.
 
-    Atoms are numbered through all structures. A pair is an atom with another one of its structure. An angle
-    has its vertex at the atom of both its sides, which are pairs. There is a radial sum for each atom and
+    Atoms are numbered through all structures. A pair is an atom with another atom of its structure. An angle
+    has two pairs of the same atom, its vertex, as sides. There is a radial sum for each atom and
     element of the molecule, and an angular one for each atom and pair of these elements.
 
     Attributes
     ----------
     atoms, others : (P,) the atoms of each pair
-    first_pairs : for each radial sum, the first of its pairs
+    first_pairs : for each radial sum, its first pair
     one_side, other_side : (T,) the sides of each angle
-    first_angles : for each angular sum, the first of its angles
+    first_angles : for each angular sum, its first angle
     """
 
     atoms: Tensor
@@ -271,7 +271,7 @@ class _Terms(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _terms(species: tuple[int, ...], structures: int) -> _Terms:
-    """The terms of so many structures whose atoms are of these species, which are sorted."""
+    """Return the terms of this many structures whose atoms are of these species, in sorted order."""
     one, atoms = _terms_of_one(species), len(species)
     pairs, angles = len(one.atoms), len(one.one_side)
     return _Terms(
@@ -295,7 +295,7 @@ def _terms_of_one(species: tuple[int, ...]) -> _Terms:
 
     atoms, others = (~torch.eye(count, dtype=torch.bool)).nonzero().T
     pair_sums = atoms * kinds + kind[others]
-    # The pairs of an atom follow each other, and any two of them are the sides of an angle.
+    # The pairs of an atom are adjacent, and any two of them are the sides of an angle.
     sides = _of_each(torch.triu_indices(count - 1, count - 1, 1), count, count - 1)
     angle_sums = atoms[sides[0]] * kind_pairs + kind_pair[tuple(kind[others[sides]])]
     angle_sums, order = angle_sums.sort(stable=True)
@@ -310,6 +310,6 @@ def _terms_of_one(species: tuple[int, ...]) -> _Terms:
 
 
 def _of_each(indices: Tensor, things: int, count: int) -> Tensor:
-    """(..., n) indices into the ``count`` parts of a thing as (..., things * n), for so many things."""
+    """Repeat (..., n) indices into the ``count`` parts of a thing for this many things: (..., things * n)."""
     begins = torch.arange(things)[:, None] * count
     return (begins + indices[..., None, :]).flatten(-2)

@@ -1,14 +1,14 @@
-"""AEVs on disk: computed once, mapped into the memory of every process that trains on them.
+"""AEVs on disk: computed once, and mapped into the memory of every process that trains on them.
 
 A store is a folder ``<root>/<key>`` with a NumPy file for each element. It holds the AEVs of the element's
-atoms, first those of all structures of the first composition, then those of the next; of each only the
-columns that can differ from zero there. A manifest holds sizes and digests. The key is a digest of all that
-decides the content. The folder appears by rename once it is complete.
+atoms, first those of all structures of the first composition, then those of the next, each with only the
+columns that can differ from zero for that composition. A manifest holds sizes and digests. The key is a
+digest of everything that decides the content. The folder appears by rename once it is complete.
 
-To read a large store takes seconds. That all its digests are right is therefore remembered in the folder,
-with the identity and the time of change of each file, until a file or the system's boot is another one:
-after a power cut a file may lack what was written to it. Rot of the disk itself changes no time, and only
-a check of the digests finds it.
+Reading a large store takes seconds. So a successful check of the digests is recorded in the folder, with the
+inode and change time of each file. The record is valid until a file changes or the system restarts, because
+after a power cut a file may lack data that was written to it. Bit rot on the disk changes no time; only a
+check of the digests finds it.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from trainer.strict_json import read_json
 
 logger = logging.getLogger("anitune")
 
-#: To be raised when the same data and constants give other files.
+#: To be increased when the same data and constants give different files.
 FORMAT: Final = 3
 
 MANIFEST: Final = "manifest.json"
 CHECKED: Final = "checked.json"
 
-#: Another one after each start of the system. Where there is none, every opening checks the digests.
+#: Differs after each start of the system. Without this file, every opening checks the digests.
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-#: AEVs that a thread computes at a time, and all the memory that it takes to compute and to hand them over.
+#: Bytes of AEVs that a thread computes at a time, and all memory that it takes to compute and pass them on.
 CHUNK_BYTES: Final = 4 * 2**20
 THREAD_BYTES: Final = 64 * 2**20
 
@@ -67,11 +67,11 @@ class StoreTables:
 
     Attributes
     ----------
-    compositions : of its molecules
-    tables : for the number of each composition in ``compositions.each`` and each of its elements,
-        (N, c, F_e) float32: the AEVs of the element's c atoms in the structures of the composition's
-        molecules, in the order of the structures and within one in the file's order; only the ``columns`` of
-        the composition
+    compositions : the compositions of its molecules
+    tables : by the index of each composition in ``compositions.each`` and each of its elements, (N, c, F_e)
+        float32: the AEVs of the element's c atoms in the structures of the composition's molecules, in the
+        order of the structures, and within a structure in the file's order; only the ``columns`` of the
+        composition
     """
 
     compositions: Compositions
@@ -79,7 +79,7 @@ class StoreTables:
 
 
 def store_bytes(dataset: Dataset, config: AEVConfig) -> int:
-    """Size of the tables of a data set."""
+    """Return the size of the tables of a data set."""
     compositions = find_compositions(dataset, config)
     lengths = np.array([sum(some.row_lengths) for some in compositions.each])
     return 4 * int(lengths[compositions.of_molecule] @ np.diff(dataset.offsets))
@@ -94,12 +94,12 @@ def open_tables(
     memory: int = 2**29,
     check: bool = False,
 ) -> StoreTables:
-    """Map the AEVs of a data set, after building or rebuilding the store if it is missing or damaged.
+    """Map the AEVs of a data set; build or rebuild the store first if it is missing or damaged.
 
     Parameters
     ----------
-    memory : bytes that building may take; it bounds the number of threads, of which one is always there
-    check : read all files and compare their digests, even if it is remembered that they were right
+    memory : bytes that building may take; it limits the number of threads, but at least one runs
+    check : read all files and compare their digests, even if an earlier check is recorded
 
     Returns
     -------
@@ -108,7 +108,7 @@ def open_tables(
     Raises
     ------
     FeatureStoreError
-        if the store cannot be built or read; nothing half-built stays.
+        if the store cannot be built or read; no partial store is left.
     """
     content = {"format": FORMAT, "dataset": dataset.fingerprint, "aev": dump_config(config)}
     key = digest_of(content)
@@ -134,12 +134,12 @@ def open_tables(
 
 
 def _names(dataset: Dataset, config: AEVConfig) -> dict[int, str]:
-    """The file of each element."""
+    """Return the file name of each element."""
     return {e: f"{symbol}.npy" for e, symbol in enumerate(config.elements) if symbol in dataset.elements}
 
 
 def _shapes(dataset: Dataset, compositions: Compositions) -> dict[tuple[int, int], tuple[int, int, int]]:
-    """The shape of each table, by composition and element, in the order in which they stand in the files."""
+    """Return the shape of each table, by composition and element, in the order of the files."""
     structures = np.zeros(len(compositions.each), dtype=np.int64)
     np.add.at(structures, compositions.of_molecule, np.diff(dataset.offsets))
     return {
@@ -150,7 +150,7 @@ def _shapes(dataset: Dataset, compositions: Compositions) -> dict[tuple[int, int
 
 
 def _fault(folder: Path, content: dict[str, Any], check: bool) -> str | None:
-    """What is wrong with the store, in words, or None if every byte is as it was written."""
+    """Describe what is wrong with the store; None if every byte is as it was written."""
     try:
         manifest = read_json(folder / MANIFEST)
         if manifest["content"] != content:
@@ -165,7 +165,7 @@ def _fault(folder: Path, content: dict[str, Any], check: bool) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    # Of before they are read: a file that changes meanwhile is not taken for the one that was read.
+    # Taken before the files are read, so that a file which changes meanwhile does not count as checked.
     state = _state([path for path, _, _ in files])
     if not check and _is_checked(folder, state):
         return None
@@ -183,9 +183,9 @@ def _sha256(path: Path) -> str:
 
 
 def _state(paths: list[Path]) -> dict[str, Any]:
-    """What is another one when any of the files was changed, or may have been."""
+    """Return a state that differs once any of the files was changed, or may have been."""
     stats = {path.name: path.stat() for path in paths}
-    # The time of the last change, unlike that of the last modification, cannot be set.
+    # The change time, unlike the modification time, cannot be set.
     files = {name: [stat.st_ino, stat.st_ctime_ns] for name, stat in stats.items()}
     return {"boot": BOOT_ID.read_text().strip() if BOOT_ID.exists() else None, "files": files}
 
@@ -200,7 +200,7 @@ def _is_checked(folder: Path, state: dict[str, Any]) -> bool:
 
 
 def _remember_checked(folder: Path, state: dict[str, Any]) -> None:
-    # Where it cannot be written down, in a store that is shared for reading, every opening checks.
+    # If it cannot be recorded, as in a read-only shared store, every opening checks the digests.
     with suppress(OutputError):
         write_by_rename(folder / CHECKED, json.dumps(state).encode())
 
@@ -231,7 +231,7 @@ def _build(
     memory: int,
 ) -> None:
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    # What a killed process left; no other one is building now.
+    # Left by a killed process; no other process is building now.
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
@@ -253,7 +253,7 @@ def _write_tables(
     progress: Progress,
     memory: int,
 ) -> dict[str, dict[str, int | str]]:
-    """Write all files side by side, a piece of the structures at a time."""
+    """Write all files side by side, one chunk of structures at a time."""
     lengths = dict.fromkeys(_names(dataset, config), 0)
     for (_, e), shape in _shapes(dataset, compositions).items():
         lengths[e] += math.prod(shape)
@@ -287,7 +287,7 @@ class _Chunk:
 def _computed(
     dataset: Dataset, config: AEVConfig, compositions: Compositions, memory: int
 ) -> Generator[_Chunk]:
-    """All structures, by composition, computed some pieces ahead."""
+    """Yield all structures, by composition; some chunks are computed ahead."""
     features = MoleculeFeatures(config, torch.device("cpu"))
 
     def compute(m: int, begin: int, end: int) -> _Chunk:
@@ -300,7 +300,7 @@ def _computed(
 
     keep_freed_memory()
     threads = max(1, min(torch.get_num_threads(), memory // THREAD_BYTES))
-    # Each piece in a thread of its own: that scales better than to divide each of many small operations.
+    # One thread per chunk scales better than dividing each of many small operations.
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
         ahead: deque[Future[_Chunk]] = deque()
         for m in np.argsort(compositions.of_molecule, kind="stable").tolist():
@@ -343,7 +343,7 @@ class _Table:
 def _map(
     folder: Path, dataset: Dataset, config: AEVConfig, compositions: Compositions
 ) -> dict[tuple[int, int], Tensor]:
-    # Copy-on-write, as torch has no tensors that cannot be written: the files stay as they are.
+    # Copy-on-write, as torch has no read-only tensors: the files stay unchanged.
     files = {
         e: torch.from_numpy(np.load(folder / name, mmap_mode="c"))
         for e, name in _names(dataset, config).items()

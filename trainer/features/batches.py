@@ -1,4 +1,4 @@
-"""Batches of structures as their atoms, sorted by element, and where each atom belongs."""
+"""Batches of structures as atoms sorted by element, with the structure of each atom."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 
 class AtomSums(Protocol):
-    """Which atoms make up each of the B structures of a batch. Sums have a fixed order on every device."""
+    """The atoms that make up each of the B structures of a batch. Sums have a fixed order on every device."""
 
     def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
-        """What each structure has in all, (B, K), of what its atoms have, (n_e, K) for each element."""
+        """Sum the values of the atoms, (n_e, K) for each element, over each structure: (B, K)."""
 
     def to_atoms(self, of_structures: Tensor) -> Sequence[Tensor]:
-        """What the structure of each atom has, (n_e, K) for each element, of (B, K): the transpose.
+        """Copy the value of each structure, (B, K), to its atoms: (n_e, K) for each element; the transpose.
 
-        The tensors are new, and the caller's to change.
+        The tensors are new, and the caller may change them.
         """
 
 
 class EqualStructures:
-    """Structures with the same number of atoms of each element: the first c rows are of the first one.
+    """Structures with equal numbers of atoms of each element: the first c rows belong to the first structure.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ class EqualStructures:
 
 
 class CountedStructures:
-    """Structures of any atoms, those of each element in the order of the structures.
+    """Structures of any atoms; those of each element are in the order of the structures.
 
     Parameters
     ----------
     counts : (E, B) int64: atoms of each element in each structure
-    sizes : atoms of each element in all
+    sizes : total number of atoms of each element
     """
 
     def __init__(self, counts: Tensor, sizes: Sequence[int]) -> None:
@@ -75,14 +75,14 @@ class CountedStructures:
 
 
 class IndexedStructures:
-    """Structures of any atoms: n in all, those of the first element first.
+    """Structures of any atoms: n atoms in total, those of the first element first.
 
     Parameters
     ----------
     sizes : number of atoms of each element
-    owners : (n,) int64: which structure of the batch, 0 to B - 1, each of all the atoms belongs to
-    atoms : (A, B) int64: which of all the atoms, 0 to n - 1, make up each structure; filled up with n
-        where a structure has fewer than A
+    owners : (n,) int64: index of the structure in the batch, 0 to B - 1, that each atom belongs to
+    atoms : (A, B) int64: indices of the atoms, 0 to n - 1, that make up each structure; padded with n where a
+        structure has fewer than A
     """
 
     def __init__(self, sizes: Sequence[int], owners: Tensor, atoms: Tensor) -> None:
@@ -92,7 +92,7 @@ class IndexedStructures:
 
     def over_structures(self, of_atoms: Sequence[Tensor]) -> Tensor:
         """See :class:`AtomSums`."""
-        # What fills up the table of atoms points at the zero after the last one.
+        # Padding in the table of atoms points at the zero after the last atom.
         nothing = of_atoms[0].new_zeros((1, of_atoms[0].shape[1]))
         return torch.cat([*of_atoms, nothing])[self.atoms].sum(0)
 
@@ -103,16 +103,16 @@ class IndexedStructures:
 
 @dataclass(frozen=True, eq=False)
 class AtomBatch:
-    """The atoms of B structures, by element, and in the order of the structures.
+    """The atoms of B structures, by element and in the order of the structures.
 
     Attributes
     ----------
-    positions : (B,) int64: which structures of the part they are
-    elements : which elements they have, as places in the order of the networks
-    columns : for each of ``elements``, (F_e,) int64: which entries of the AEVs of its atoms are given, as the
-        others are zero; None: all
+    positions : (B,) int64: positions of the structures in the subset
+    elements : their elements, as indices in the order of the networks
+    columns : for each of ``elements``, (F_e,) int64: the AEV columns that are given, as the others are
+        zero; None: all
     aevs : for each of ``elements``, (n_e, F_e): the AEVs of its atoms, in the precision of the first products
-    sums : which atoms make up each structure
+    sums : the atoms that make up each structure
     """
 
     positions: Tensor
@@ -129,7 +129,7 @@ class AtomBatch:
 
 @dataclass(frozen=True, eq=False)
 class BatchLayout:
-    """Where the atoms of a batch stand in it; E elements, B structures, n atoms.
+    """Where the atoms of a batch are; E elements, B structures, n atoms.
 
     Attributes
     ----------
@@ -147,13 +147,13 @@ class BatchLayout:
 
 
 class Layouts:
-    """Which atoms some structures have, so that batches of them are laid out without a loop.
+    """The atoms of some structures, prepared so that batches of them are laid out without a loop.
 
     Parameters
     ----------
     counts : (M, E) number of atoms of each element in each molecule
     molecule : (n,) the molecule of each structure
-    first_rows : (E, n) where the atoms of each structure begin in the table of each element
+    first_rows : (E, n) first row of each structure's atoms in the table of each element
 
     Attributes
     ----------
@@ -174,9 +174,9 @@ class Layouts:
         self._element, self._place = sort_atoms(self._counts)
 
     def lay_out(self, positions: Tensor) -> list[BatchLayout]:
-        """Lay out N batches of B structures each, those at ``positions`` (N, B) int64 on the CPU.
+        """Lay out N batches of B structures each, given their ``positions`` (N, B) int64 on the CPU.
 
-        One call for several small batches costs little more than one for one of them.
+        A call for several small batches costs little more than a call for one of them.
         """
         batches, size = positions.shape
         molecule = self.molecule[positions]
@@ -188,7 +188,7 @@ class Layouts:
         shifts = self._first_rows[:, positions].transpose(0, 1) - begins
         rows = shifts.flatten()[run_of] + torch.arange(len(run_of))
         owners = run_of.remainder(size)
-        # From here on atoms count from the first one of their batch. One that a structure lacks has the
+        # From here on atoms count from the first atom of their batch. A missing atom of a structure has the
         # element after the last one, whose atoms "begin" behind all others.
         sizes = counts.sum(2)
         totals = sizes.sum(1)
@@ -212,7 +212,7 @@ class Layouts:
 
 
 def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The atoms of molecules sorted by element: of each the element, and the place among its kind.
+    """Sort the atoms of molecules by element; return each atom's element, and its index among that element.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    (A, M) both, a row for each atom of the largest molecule; the element is E where others have fewer.
+    Both (A, M), with a row for each atom of the largest molecule; the element is E where others have fewer.
     """
     kinds, most = counts.shape[1], int(counts.sum(1).max())
     element = torch.full((most, len(counts)), kinds)
@@ -233,5 +233,5 @@ def sort_atoms(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; a copy to a GPU is one that the host does not wait for."""
+    """Copy a tensor of the host to the device; the host does not wait for a copy to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

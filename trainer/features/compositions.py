@@ -1,4 +1,4 @@
-"""What molecules are made of: it decides which entries of the AEVs of their atoms are zero, and left out."""
+"""Compositions of molecules, which decide which AEV columns of their atoms are zero and left out."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Composition:
 
     Attributes
     ----------
-    elements : those of which there are atoms, as indices into ``AEVConfig.elements``, ascending
-    counts : how many atoms of each of these
-    columns : for each of these, (F_e,) int64, ascending: the AEV columns of its atoms that can differ from
-        zero among the other atoms
+    elements : the elements that it contains, as indices into ``AEVConfig.elements``, ascending
+    counts : number of atoms of each of these elements
+    columns : for each of these elements, (F_e,) int64, ascending: AEV columns of its atoms that can differ
+        from zero among the other atoms
     """
 
     elements: tuple[int, ...]
@@ -32,12 +32,12 @@ class Composition:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Equal for compositions with the same elements and columns."""
+        """A key that is equal for compositions with the same elements and columns."""
         return self.elements, *(some.tobytes() for some in self.columns)
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
-        """Numbers in the AEVs of all atoms of each element."""
+        """Total length of the AEVs of all atoms of each element."""
         return tuple(count * len(some) for count, some in zip(self.counts, self.columns, strict=True))
 
 
@@ -47,8 +47,8 @@ class Compositions:
 
     Attributes
     ----------
-    each : every one once
-    of_molecule : (M,) int64: that of each molecule, as an index into ``each``
+    each : every composition once
+    of_molecule : (M,) int64: index of the composition of each molecule in ``each``
     """
 
     each: tuple[Composition, ...]
@@ -56,7 +56,7 @@ class Compositions:
 
 
 def find_compositions(dataset: Dataset, config: AEVConfig) -> Compositions:
-    """Group the molecules of a data set by what they are made of."""
+    """Group the molecules of a data set by composition."""
     counts, of_molecule = np.unique(atom_counts(dataset, config.elements), axis=0, return_inverse=True)
     return Compositions(
         each=tuple(_composition(of_each, config) for of_each in counts),
@@ -75,7 +75,7 @@ def _composition(counts: npt.NDArray[np.int64], config: AEVConfig) -> Compositio
 
 
 def atom_counts(dataset: Dataset, elements: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Number of atoms of each element in each molecule, (M, E)."""
+    """Return the number of atoms of each element in each molecule, (M, E)."""
     numbers = np.array([ATOMIC_NUMBERS[e] for e in elements])
     return np.array(
         [(m.atomic_numbers[:, None] == numbers).sum(0) for m in dataset.molecules], dtype=np.int64

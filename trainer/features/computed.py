@@ -1,4 +1,4 @@
-"""AEVs that are computed for each batch, on the GPU where they are used."""
+"""AEVs that are computed for each batch, on the GPU that uses them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from trainer.features.static_batches import (
 
 
 class Computed(DeviceFeatures):
-    """The AEVs of structures, of which none is kept.
+    """Features of structures that compute the AEVs for each batch and store none.
 
     Parameters
     ----------
     counts : (M, E) number of atoms of each element in each molecule
     structures : (n,) global indices
-    dtype : of the AEVs
+    dtype : type of the AEVs
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Computed(DeviceFeatures):
         return _ComputedBatches(shape, self, stage)
 
     def compute(self, positions: Positions, shape: BatchShape, stage: Tensor) -> None:
-        """Bring the AEVs of the batch at ``positions`` (B,) into ``stage`` (C, F)."""
+        """Compute the AEVs of the batch at ``positions`` (B,) into ``stage`` (C, F)."""
         layouts, stage = self.layouts, stage.zero_()
         positions = positions[positions < layouts.structures]  # padding has no atoms
         molecule = layouts.molecule[positions]

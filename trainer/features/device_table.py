@@ -1,4 +1,4 @@
-"""AEVs of a subset that stay in the memory of a GPU, in one table of all its atoms."""
+"""AEVs of a subset in the memory of a GPU, in one table of all its atoms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.features.static_batches import (
     StaticBatches,
 )
 
-#: Rows that are copied at once.
+#: Number of rows that are copied at once.
 COPIED_ROWS: Final = 2**16
 
 
@@ -31,9 +31,9 @@ class StoredBlock:
     Attributes
     ----------
     key : composition and element, as in the store
-    stored : (N, c, F_e) the table that has their AEVs
-    source : (n,) int64: the structures there
-    target : (n * c,) int64: the rows of the atoms in a table of one's own
+    stored : (N, c, F_e) the table with their AEVs
+    source : (n,) int64: indices of the structures in ``stored``
+    target : (n * c,) int64: rows of the atoms in the table or batch that receives them
     """
 
     key: tuple[int, int]
@@ -44,14 +44,14 @@ class StoredBlock:
 
 @dataclass(frozen=True, eq=False)
 class StoredSubset:
-    """Where the store has the AEVs of the n structures of a part.
+    """Locations in the store of the AEVs of the n structures of a subset.
 
     Attributes
     ----------
     tables : the store
     counts : (M, E) number of atoms of each element in each molecule
     molecule : (n,) the molecule of each structure
-    places : (n,) the place of each structure in the tables of its composition
+    places : (n,) the index of each structure in the tables of its composition
     length : numbers in the AEV of an atom, F
     """
 
@@ -63,17 +63,17 @@ class StoredSubset:
 
     @property
     def atoms(self) -> int:
-        """In all structures."""
+        """Number of atoms in all structures."""
         return int(self.counts[self.molecule].sum())
 
     def blocks(
         self, positions: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]
     ) -> Iterator[StoredBlock]:
-        """Where the AEVs of some structures (B,) are, and where they go.
+        """Yield where the AEVs of some structures (B,) are stored, and where they go.
 
         Parameters
         ----------
-        begins : (B, E) the rows where the atoms of each structure begin in a table of one's own
+        begins : (B, E) first row of each structure's atoms in the table or batch that receives them
         """
         compositions = self.tables.compositions
         of_structure = compositions.of_molecule[self.molecule[positions]]
@@ -87,7 +87,7 @@ class StoredSubset:
                 yield StoredBlock((c, e), stored, source, torch.from_numpy(target).flatten())
 
     def columns(self, device: torch.device) -> dict[tuple[int, int], Tensor]:
-        """For each composition and element, (F_e,): the columns of an AEV that the store has."""
+        """Return the AEV columns that the store has, (F_e,), for each composition and element."""
         return {
             (c, e): torch.from_numpy(columns).to(device)
             for c, composition in enumerate(self.tables.compositions.each)
@@ -96,7 +96,7 @@ class StoredSubset:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that tensors may still take on a GPU, also if this process was given a share of it only."""
+    """Return the bytes that tensors may still take on a GPU, within the share that this process may use."""
     free, total = torch.cuda.mem_get_info(device)
     taken = torch.cuda.memory_allocated(device)
     kept = torch.cuda.memory_reserved(device) - taken
@@ -105,15 +105,15 @@ def free_memory(device: torch.device) -> int:
 
 
 class DeviceTable(DeviceFeatures):
-    """The AEVs of a subset on the device.
+    """Features of a subset whose AEVs are in one table on the device.
 
     Parameters
     ----------
-    dtype : of the AEVs
+    dtype : type of the AEVs
 
     Attributes
     ----------
-    table : (n + 1, F) elements one after another, each in the order of the structures; the last row is zero
+    table : (n + 1, F) one element after another, each in the order of the structures; the last row is zero
     """
 
     def __init__(self, subset: StoredSubset, device: torch.device, dtype: torch.dtype) -> None:
@@ -145,6 +145,6 @@ class _TableBatches(StaticBatches):
         self.source = table
 
     def feed(self, batch_positions: Callable[[], Positions], batches: int) -> Generator[None]:
-        # All of it is there.
+        # All AEVs are on the device already.
         for _ in range(batches):
             yield

@@ -1,4 +1,4 @@
-"""Parts of a data set as groups of structures, and how batches of a part are cut into pieces."""
+"""Subsets of a data set as groups of structures, and the division of their batches into micro-batches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from trainer.features.batches import (
 )
 from trainer.features.compositions import Composition
 
-#: Bytes of the AEVs that are worked on at once: they stay in the cache of a core.
+#: Bytes of the AEVs of a micro-batch: they stay in the cache of a core.
 MICRO_BATCH_BYTES: Final = 4 * 2**20
 
-#: Structures that small batches are laid out for at once, and that are worked on at once.
+#: Structures for which small batches are laid out at once, and the most structures of a whole micro-batch.
 LAID_OUT: Final = 4096
 WHOLE: Final = 1024
 
 Load = Callable[[], AtomBatch]
-"""Gathers some structures of a batch."""
+"""Gathers a micro-batch: some structures of a batch."""
 
 
 class SubsetFeatures(Protocol):
@@ -41,25 +41,25 @@ class SubsetFeatures(Protocol):
 
         Yields
         ------
-        For each batch of ``batch_size`` structures, pieces that make it up; each may be loaded and worked
-        on in a thread of its own.
+        For each batch of ``batch_size`` structures, its micro-batches; each may be loaded and used in its
+        own thread.
         """
 
 
 WriteAEVs = Callable[[int, Tensor, Sequence[Tensor]], None]
-"""For the number of a composition and what n of its structures are known by, (n,) int64: writes, for each
-element, the AEVs of its atoms into a tensor (n * c, F_e), float32 on the CPU."""
+"""Writes AEVs, given the index of a composition and the keys of n of its structures, (n,) int64: for each
+element, those of its atoms into a tensor (n * c, F_e), float32 on the CPU."""
 
 
 class Group:
-    """Structures of a part whose AEVs are given in the same columns, and so are worked on together.
+    """Structures of a subset whose AEVs are given in the same columns, so that they are processed together.
 
     Parameters
     ----------
-    compositions : of the structures, all of the same elements, by their numbers
-    members : for each composition, (n_c,) ascending: the positions of its structures in the part
-    known_by : for each composition, (n_c,): what ``write`` knows them by
-    columns : for each element, (F_e,): at least those that its atoms have in any composition
+    compositions : the compositions of the structures, by their index; all have the same elements
+    members : for each composition, (n_c,) ascending: the positions of its structures in the subset
+    known_by : for each composition, (n_c,): the keys by which ``write`` identifies its structures
+    columns : for each element, (F_e,): at least the columns that its atoms have in any of the compositions
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Group:
         self._dtype = dtype
 
     def load(self, chosen: Tensor) -> AtomBatch:
-        """The structures with these places in ``members``, (B,) ascending."""
+        """Load the structures at these indices of ``members``, (B,) ascending."""
         known_by = self._known_by.index_select(0, chosen)
         ends = torch.searchsorted(chosen, self._ends).tolist()
         in_runs = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
@@ -122,7 +122,7 @@ class Group:
         )
 
     def _fill(self, run: int, number: int, known_by: Tensor, rows: Sequence[Tensor]) -> None:
-        """Bring the AEVs of structures of a composition into these rows."""
+        """Write the AEVs of structures of a composition into these rows."""
         own = self._places[run]
         as_they_are = all(len(places) == some.shape[1] for places, some in zip(own, rows, strict=True))
         if as_they_are and rows[0].dtype == torch.float32:
@@ -139,11 +139,11 @@ class Group:
 
 
 class GroupedSubset:
-    """A part in several groups, whose batches are cut into pieces that fit a cache.
+    """A subset in several groups, whose batches are divided into micro-batches that fit a cache.
 
     Parameters
     ----------
-    groups : each structure of the part is in one of them
+    groups : each structure of the subset is in one of them
     itemsize : bytes of a number of an AEV
     """
 
@@ -153,7 +153,7 @@ class GroupedSubset:
         lengths = torch.tensor([len(group.members) for group in groups])
         self._ends = lengths.cumsum(0)
         self._begins = (self._ends - lengths).tolist()
-        # The number of each structure if all are counted group by group.
+        # Index of each structure if all are counted group by group.
         self._number = torch.empty(int(lengths.sum()), dtype=torch.int64)
         self._number[torch.cat([group.members for group in groups])] = torch.arange(len(self._number))
 
@@ -172,17 +172,17 @@ class GroupedSubset:
                     for some in torch.tensor_split(chosen, -(-(end - begin) // largest)):
                         micro_batches.append((group.largest_row * len(some), partial(group.load, some)))
                 begin = end
-            # Threads take them in turn: so each has about as much to do.
+            # Threads take them in turn, so that each has about the same amount of work.
             micro_batches.sort(key=lambda micro_batch: micro_batch[0], reverse=True)
             yield [load for _, load in micro_batches]
 
 
 class WholeSubset:
-    """A part of whose batches all structures are worked on by element, with all columns.
+    """A subset whose batches are processed by element, with all columns.
 
     Parameters
     ----------
-    gather : for each element, the AEVs of its atoms in a batch, (n_e, F)
+    gather : returns, for each element, the AEVs of its atoms in a batch, (n_e, F)
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class WholeSubset:
 
 
 def rows_of_runs(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Tensor:
-    """The rows of the runs that begin at ``starts`` and are ``counts`` long, one run after another."""
+    """Return the rows of the runs that begin at ``starts`` and have lengths ``counts``, one after another."""
     lengths = torch.from_numpy(counts)
     ends = lengths.cumsum(0)
     rows = torch.repeat_interleave(torch.from_numpy(starts) - (ends - lengths), lengths)

@@ -1,4 +1,4 @@
-"""Where a training gets the AEVs of its structures: from the store, or computed for each batch."""
+"""Sources of AEVs for a training: the store, or computation for each batch."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from trainer.progress import Progress
 
 logger = logging.getLogger("anitune")
 
-#: The AEVs of a subset are copied to a GPU if they take at most this share of its free memory, and to memory
-#: of their own on the CPU, for small batches, if they take at most so many GiB.
+#: The AEVs of a subset are copied to a GPU if they take at most this share of its free memory, and on the CPU
+#: to a dense table for small batches, if they take at most this many GiB.
 GPU_SHARE: Final = 0.8
 CPU_LIMIT_GIB: Final = 2.0
 
-#: From this batch size on a CPU works on each kind of composition by itself, and leaves out the zero columns.
-#: In smaller batches the many small operations would cost more than the products that are saved, and faster
-#: products save less.
+#: From this batch size on a CPU processes each kind of composition separately, and leaves out the zero
+#: columns. In smaller batches the overhead of the many small operations would exceed the products that are
+#: saved, and faster products save less.
 GROUPED_FROM: Final = {torch.float32: 512, torch.float64: 512, torch.bfloat16: 4096}
 
-#: Compositions with the same columns are worked on by themselves if a batch holds so many of their structures
-#: on average.
+#: Compositions with the same columns are processed separately if a batch holds at least this many of their
+#: structures on average.
 ALONE_FROM: Final = 64
 
 
@@ -63,27 +63,27 @@ class FeatureSource(Protocol):
 
     @property
     def length(self) -> int:
-        """Numbers in the AEV of an atom, F."""
+        """Length of the AEV of an atom, F."""
 
     def subset(
         self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
     ) -> SubsetFeatures:
-        """The features of the structures with these global indices, for batches of this size on the CPU."""
+        """Return features of structures with these global indices, for batches of this size on the CPU."""
 
     def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
-        """The features of the structures with these global indices on a GPU."""
+        """Return features of structures with these global indices on a GPU."""
 
 
 def open_features(
     dataset: Dataset, config: FeatureConfig, root: Path, progress: Progress, *, check: bool = False
 ) -> FeatureSource:
-    """The features of a data set: stored under ``root``, built now if need be, or computed if too large.
+    """Open the features of a data set: stored below ``root``, built if need be, or computed if too large.
 
     Parameters
     ----------
-    check : read a store that is there as a whole, and compare its digests
+    check : read an existing store completely, and compare its digests
 
     Raises
     ------
@@ -121,16 +121,16 @@ class StoredFeatures:
         self._dataset = dataset
         self._tables = tables
         self._counts = atom_counts(dataset, config.elements)
-        # In the tables the structures of a molecule follow those of the molecules before it that are of the
-        # same composition.
+        # In the tables the structures of a molecule follow those of earlier molecules with the same
+        # composition.
         of_molecule, structures = tables.compositions.of_molecule, np.diff(dataset.offsets)
         self._first = np.empty_like(structures)
         for c in range(len(tables.compositions.each)):
             of = of_molecule == c
             self._first[of] = np.cumsum(structures[of]) - structures[of]
-        # Trainings on the same part, at the same time or one after the other, share what is copied for it.
+        # Trainings on the same subset, at the same time or one after another, share its copy.
         self._parts: dict[tuple[object, ...], SubsetFeatures] = {}
-        # A table that no training uses is kept as long as there is room.
+        # A table that no training uses is kept as long as there is memory.
         self._device_subsets = WeakValueDictionary[tuple[object, ...], DeviceFeatures]()
         self._kept: list[DeviceTable] = []
         self._lock = threading.Lock()
@@ -138,7 +138,7 @@ class StoredFeatures:
     def subset(
         self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
     ) -> SubsetFeatures:
-        """Dense AEVs, copied for small batches if they fit; else gathered from the files."""
+        """Return dense AEVs, copied for small batches if they fit; otherwise gathered from the files."""
         molecule = self._dataset.molecule_of(structures)
         gib = int(self._counts[molecule].sum()) * self.length * dtype.itemsize / 2**30
         dense = batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB
@@ -158,7 +158,7 @@ class StoredFeatures:
     def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
-        """A table on the device if it fits; else batches are read from the files."""
+        """Return a table on the device if it fits; otherwise batches are read from the files."""
         key = (structures.tobytes(), device, dtype)
         with self._lock:
             subset = self._device_subsets.get(key)
@@ -167,7 +167,7 @@ class StoredFeatures:
             return subset
 
     def stored_subset(self, structures: npt.NDArray[np.int64]) -> StoredSubset:
-        """Where the store has the AEVs of the structures with these global indices."""
+        """Locate the AEVs of the structures with these global indices in the store."""
         molecule = self._dataset.molecule_of(structures)
         return StoredSubset(self._tables, self._counts, molecule, self._rows(structures), self.length)
 
@@ -178,7 +178,7 @@ class StoredFeatures:
         gib = subset.atoms * self.length * dtype.itemsize / 2**30
         free = free_memory(device) / 2**30
         if gib > GPU_SHARE * free and self._kept:
-            # Those that no training uses any more, as of another precision, make room.
+            # Tables that no training uses any more, for example of another precision, are released.
             self._kept.clear()
             release_memory(device)
             free = free_memory(device) / 2**30
@@ -196,7 +196,7 @@ class StoredFeatures:
         return Streamed(subset, device, dtype)
 
     def _rows(self, structures: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The places of structures in the tables of their compositions, (n,)."""
+        """Return the index of each structure in the tables of its composition, (n,)."""
         molecule = self._dataset.molecule_of(structures)
         rows: npt.NDArray[np.int64] = self._first[molecule] + structures - self._dataset.offsets[molecule]
         return rows
@@ -206,7 +206,7 @@ class StoredFeatures:
         for e, place in zip(elements, into, strict=True):
             table = self._tables.tables[composition, e]
             structures, count, length = table.shape
-            # A structure's atoms stand together: they are copied at once.
+            # A structure's atoms are adjacent, so they are copied at once.
             row = count * length
             torch.index_select(table.view(structures, row), 0, rows, out=place.view(len(rows), row))
 
@@ -251,7 +251,7 @@ class ComputedFeatures:
     def subset(
         self, structures: npt.NDArray[np.int64], dtype: torch.dtype, batch_size: int
     ) -> SubsetFeatures:
-        """Nothing is computed yet."""
+        """Return features that are computed when batches are loaded."""
         dataset, molecule = self._dataset, self._dataset.molecule_of(structures)
         features = MoleculeFeatures(self._config, torch.device("cpu"))
         if batch_size < GROUPED_FROM[dtype]:
@@ -266,7 +266,7 @@ class ComputedFeatures:
                     aevs[rows] = features.compute(dataset.molecules[m], within)
                 return aevs.split_with_sizes(layout.sizes)
 
-            # No table has rows of these.
+            # No table has rows for these structures.
             first_rows = np.zeros((len(self.elements), len(structures)), np.int64)
             return WholeSubset(Layouts(self._counts, molecule, first_rows), gather, dtype)
 
@@ -274,7 +274,7 @@ class ComputedFeatures:
             columns = self._compositions.each[composition].columns
             numbers = chosen.numpy()
             of = dataset.molecule_of(numbers)
-            # Ascending as they are, those of a molecule stand together.
+            # The numbers are ascending, so those of a molecule are adjacent.
             by_molecule = [
                 features.of_columns(dataset.molecules[m], numbers[of == m] - dataset.offsets[m], columns)
                 for m in np.unique(of)
@@ -288,12 +288,12 @@ class ComputedFeatures:
     def device_subset(
         self, structures: npt.NDArray[np.int64], device: torch.device, dtype: torch.dtype
     ) -> DeviceFeatures:
-        """Nothing is computed yet."""
+        """Return features that are computed for each batch."""
         return Computed(self._dataset, self._config, self._counts, structures, device, dtype)
 
 
 def _alone(compositions: Compositions, molecule: npt.NDArray[np.int64], batch_size: int) -> Sequence[int]:
-    """The compositions of whose kind there are enough in batches of structures of these molecules."""
+    """Return the compositions whose kind has enough structures in a batch of these molecules."""
     structures = np.bincount(compositions.of_molecule[molecule], minlength=len(compositions.each))
     in_a_batch = Counter[tuple[object, ...]]()
     for composition, number in zip(compositions.each, structures, strict=True):
@@ -311,12 +311,12 @@ def _grouped_subset(
     write: WriteAEVs,
     dtype: torch.dtype,
 ) -> SubsetFeatures:
-    """Structures of these molecules: by kinds of compositions, and by elements where those are few."""
+    """Group structures of these molecules by kinds of compositions, or by elements if a kind has too few."""
     of_structure = compositions.of_molecule[molecule]
     shared: dict[bytes, Tensor] = {}
 
     def once(columns: npt.NDArray[np.int64]) -> Tensor:
-        """Equal columns are one tensor: the weights of these are chosen once a batch."""
+        """Return one tensor for equal columns, so that their weights are selected once per batch."""
         return shared.setdefault(columns.tobytes(), torch.from_numpy(columns))
 
     together: dict[tuple[object, ...], list[int]] = {}

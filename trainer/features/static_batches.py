@@ -1,8 +1,8 @@
-"""Batches of one shape on a GPU: a step that takes them can be recorded once and replayed.
+"""Batches of one shape on a GPU, so that a step can be captured once and replayed.
 
-The atoms of each element are in a block of a fixed number of rows, its capacity. Rows without an atom are
-padding, and so are structures without atoms that fill up the last batch; neither reaches a sum. All batches
-of an epoch are laid out at once, before its first step.
+The atoms of each element are in a block with a fixed number of rows, its capacity. Rows without an atom are
+padding, and so are the structures without atoms that fill up the last batch; neither affects a sum. All
+batches of an epoch are laid out at once, before its first step.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from trainer.features.batches import sort_atoms
 
-#: Capacities are multiples of this: the rows that a kernel works on at once belong to one element.
+#: Capacities are multiples of this, so that the rows of a kernel's tile belong to one element.
 ROWS: Final = 64
 
-#: How far beyond the mean the usual capacity goes, in standard deviations of the atoms of a random batch.
+#: Margin of the usual capacity above the mean, in standard deviations of the atoms of a random batch.
 DEVIATIONS: Final = 6
 
-#: Numbers of a layout that are computed at once: it bounds the memory of intermediate results.
+#: Numbers of a layout that are computed at once; this limits the memory of intermediate results.
 LAID_OUT: Final = 2**24
 
 Positions = npt.NDArray[np.int64]
@@ -34,13 +34,13 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What all batches of an epoch have in common.
+    """The shape that all batches of an epoch have in common.
 
     Attributes
     ----------
-    size : structures, B
-    capacities : rows for the atoms of each element, C in all
-    atoms : of the largest structure, A
+    size : number of structures, B
+    capacities : rows for the atoms of each element, C in total
+    atoms : number of atoms of the largest structure, A
     """
 
     size: int
@@ -49,34 +49,34 @@ class BatchShape:
 
     @property
     def rows(self) -> int:
-        """Rows of a batch, C."""
+        """Number of rows of a batch, C."""
         return sum(self.capacities)
 
     @property
     def indices(self) -> int:
-        """Numbers of the layout of a batch: see :meth:`divide`."""
+        """Length of the layout of a batch: see :meth:`divide`."""
         return 2 * self.rows + self.atoms * self.size
 
     def divide(self, layout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The parts of the layout of a batch, (..., ``indices``) int32.
+        """Divide the layout of a batch, (..., ``indices``) int32, into its parts.
 
         Returns
         -------
-        rows : (..., C) the row of each atom in the table of the features; for padding its last one, of zeros
+        rows : (..., C) the row of each atom in the table of features; for padding the last row, which is zero
         owners : (..., C) the structure of each atom; B for padding
-        atoms : (..., A * B) the rows of the batch that make up the structures: of each its first atom, then
-            of each its second; C where it has fewer
+        atoms : (..., A * B) the rows of the batch that make up the structures: first the first atom of each
+            structure, then the second of each, and so on; C where a structure has fewer
         """
         rows, owners, atoms = layout.split_with_sizes([self.rows, self.rows, self.atoms * self.size], dim=-1)
         return rows, owners, atoms
 
     def over_structures(self, energies: Tensor, atoms: Tensor) -> Tensor:
-        """The energy of each structure, (B, K), of those of its atoms, (C + 1, K), whose last row is zero."""
+        """Sum the energies of atoms, (C + 1, K) with a last row of zeros, over each structure: (B, K)."""
         return energies.index_select(0, atoms).view(self.atoms, self.size, -1).sum(0)
 
 
 class DeviceLayouts:
-    """Which atoms the n structures of a subset have, and where their AEVs are: all on the device.
+    """The atoms of the n structures of a subset, and the rows of their AEVs, all on the device.
 
     Position n is a structure without atoms.
 
@@ -84,13 +84,13 @@ class DeviceLayouts:
     ----------
     counts : (M, E) number of atoms of each element in each molecule
     molecule : (n,) the molecule of each structure
-    first_rows : (E, n) where the atoms of each structure begin in one table of all elements
+    first_rows : (E, n) first row of each structure's atoms in one table of all elements
     device : where batches are laid out
 
     Attributes
     ----------
     structures : n
-    rows : of the table; the row behind the last one is that of padding
+    rows : number of rows of the table; the row after the last one is padding
     """
 
     def __init__(
@@ -114,15 +114,15 @@ class DeviceLayouts:
         self._first_rows = torch.from_numpy(np.concatenate([first_rows, none.T], axis=1)).to(device)
 
     def shape(self, size: int, capacities: Sequence[int]) -> BatchShape:
-        """Of batches of so many structures."""
+        """Return the shape of batches of this many structures."""
         return BatchShape(size, tuple(capacities), len(self._element))
 
     def capacities(self, batch_size: int, *, sure: bool) -> tuple[int, ...]:
-        """Rows for the atoms of each element in a batch of so many structures, at most n.
+        """Return the rows for the atoms of each element in a batch of this many structures, at most n.
 
         Parameters
         ----------
-        sure : so many that no batch has more; else so many that hardly one has
+        sure : return capacities that no batch exceeds; else those that hardly any batch exceeds
         """
         of_molecules = np.bincount(self.molecule, minlength=len(self.counts))
         found = []
@@ -130,7 +130,7 @@ class DeviceLayouts:
             mean = np.average(of_element, weights=of_molecules)
             spread = math.sqrt(np.average((of_element - mean) ** 2, weights=of_molecules))
             usual = mean * batch_size + DEVIATIONS * spread * math.sqrt(batch_size)
-            # The largest structures of all in one batch.
+            # The worst case: the largest of all structures in one batch.
             order = np.argsort(-of_element)
             ends = np.minimum(np.cumsum(of_molecules[order]), batch_size)
             most = int((np.diff(ends, prepend=0) * of_element[order]).sum())
@@ -138,30 +138,30 @@ class DeviceLayouts:
         return _rounded_up(found)
 
     def capacities_of(self, batch_positions: Positions) -> tuple[int, ...]:
-        """The least rows for the batches at these positions (N, B) of the host."""
+        """Return the smallest capacities for the batches at these positions (N, B) on the host."""
         counts = np.concatenate([self.counts, np.zeros((1, self.counts.shape[1]), np.int64)])
         molecule = np.append(self.molecule, len(self.counts))
         return _rounded_up(counts[molecule[batch_positions]].sum(1).max(0).tolist())
 
     def begins(self, positions: Positions, capacities: Sequence[int]) -> Positions:
-        """The first row of each structure's atoms of each element, (B, E), in the batch at ``positions``."""
+        """Return the first row of each structure's atoms, (B, E), in the batch at ``positions``."""
         counts = self.counts[self.molecule[positions]]
         blocks = np.cumsum(capacities) - np.array(capacities, dtype=np.int64)
         begins: Positions = blocks + np.cumsum(counts, axis=0) - counts
         return begins
 
     def fit(self, batch_positions: Tensor, capacities: Sequence[int]) -> Tensor:
-        """Whether the batches (N, B) do not exceed the capacities: a boolean scalar on the device."""
+        """Check that the batches (N, B) do not exceed the capacities: a boolean scalar on the device."""
         counts = self._counts.index_select(1, self._molecule[batch_positions.flatten()])
         most = counts.view(len(counts), *batch_positions.shape).sum(2).amax(1)
         return (most <= _on_device(capacities, self.device)).all()
 
     def lay_out(self, batch_positions: Tensor, shape: BatchShape, layouts: Tensor) -> None:
-        """Lay out the batches at these positions (N, B), which fit; the host does not wait for it.
+        """Lay out the batches at these positions (N, B), which must fit; the host does not wait for it.
 
         Parameters
         ----------
-        layouts : (N, ``shape.indices``) int32: is written
+        layouts : (N, ``shape.indices``) int32, output
         """
         at_once = max(1, LAID_OUT // shape.indices)
         for some, place in zip(
@@ -175,10 +175,10 @@ class DeviceLayouts:
         molecule = self._molecule.index_select(0, flat)
 
         def of_batches(of_structures: Tensor) -> Tensor:
-            """(N, X, B) for (X, N * B)."""
+            """Reshape (X, N * B) to (N, X, B)."""
             return of_structures.view(-1, batches, size).transpose(0, 1)
 
-        # The rows of a batch come in runs: one a structure, and one of padding, for each element.
+        # For each element, the rows of a batch are one run per structure and one run of padding.
         counts = of_batches(self._counts.index_select(1, molecule))
         capacities = _on_device(shape.capacities, self.device)[:, None]
         lengths = torch.cat([counts, capacities - counts.sum(2, keepdim=True)], 2)
@@ -186,14 +186,14 @@ class DeviceLayouts:
         begins = ends.view_as(lengths) - lengths
         row = torch.arange(batches * shape.rows, device=self.device)
         run = torch.searchsorted(ends, row, right=True)
-        # A run of padding begins behind the last row of the table, and all beyond is the row of padding.
+        # A run of padding begins behind the last row of the table; rows beyond become the padding row.
         first_rows = of_batches(self._first_rows.index_select(1, flat))
         behind = first_rows.new_full((batches, elements, 1), self.rows)
         shifts = torch.cat([first_rows, behind], 2) - begins
         rows, owners, atoms = shape.divide(layouts)
         rows.copy_((shifts.flatten().index_select(0, run) + row).clamp_(max=self.rows).view_as(rows))
         owners.copy_(run.remainder(size + 1).view_as(owners))
-        # From here on rows count from the first one of their batch. An atom that a structure lacks is of the
+        # From here on rows count from the first row of their batch. A missing atom of a structure has the
         # element after the last one, whose atoms "begin" behind all rows of the batch.
         first = torch.arange(batches, device=self.device)[:, None, None] * shape.rows
         begins = torch.cat([begins[:, :, :size] - first, begins.new_full((batches, 1, size), shape.rows)], 1)
@@ -203,13 +203,13 @@ class DeviceLayouts:
 
 
 class StaticBatches(ABC):
-    """Batches of one shape, for one that goes through them.
+    """Batches of one shape, for a single consumer.
 
     Attributes
     ----------
-    shape : of each
-    source : where the AEVs of the batch are: always in the same place
-    gathered : whether the rows of a layout are those of ``source``; else its first C rows are the batch
+    shape : shape of each batch
+    source : tensor that holds the AEVs of the batch, always at the same address
+    gathered : whether the rows of a layout refer to ``source``; else its first C rows are the batch
     """
 
     shape: BatchShape
@@ -218,13 +218,13 @@ class StaticBatches(ABC):
 
     @abstractmethod
     def feed(self, batch_positions: Callable[[], Positions], batches: int) -> Generator[None]:
-        """Bring one batch after another to where a step finds it.
+        """Provide one batch after another in ``source``.
 
-        Close it when it is not gone through to its end.
+        Close the generator if it is not exhausted.
 
         Parameters
         ----------
-        batch_positions : gives the positions (N, B) of all batches on the host, where they are needed there
+        batch_positions : returns the positions (N, B) of all batches on the host; called only if needed
         batches : N
         """
 
@@ -234,14 +234,14 @@ class DeviceFeatures(ABC):
 
     Attributes
     ----------
-    layouts : which atoms its structures have
+    layouts : the atoms of its structures
     """
 
     layouts: DeviceLayouts
 
     @abstractmethod
     def batches(self, shape: BatchShape) -> StaticBatches:
-        """Batches of this shape, for one that goes through them."""
+        """Return batches of this shape, for a single consumer."""
 
 
 def _rounded_up(rows: Sequence[int]) -> tuple[int, ...]:
@@ -250,5 +250,5 @@ def _rounded_up(rows: Sequence[int]) -> tuple[int, ...]:
 
 
 def _on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """A vector of few numbers, by operations that the host does not wait for."""
+    """Create a vector of few numbers, by operations that the host does not wait for."""
     return torch.cat([torch.full((1,), number, dtype=torch.int64, device=device) for number in numbers])

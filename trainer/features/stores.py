@@ -1,4 +1,4 @@
-"""The feature stores in a folder: what each is of, and how to delete it."""
+"""The feature stores in a folder: what each belongs to, and how to delete it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from trainer.features.aev_store import FORMAT, MANIFEST
 from trainer.fingerprints import digest_of
 from trainer.strict_json import read_json
 
-#: A store so young (s) may be of a study that has not said yet which one it needs, or was built ahead.
+#: A store younger than this (s) may belong to a study that has not recorded it yet, or was built ahead.
 YOUNG: Final = 86_400.0
 
 
 @dataclass(frozen=True)
 class UnneededStore:
-    """A feature store, or what is left of one."""
+    """A feature store, or the remains of one."""
 
     path: Path
     bytes: int
 
 
 def unneeded_stores(root: Path, needed: Collection[tuple[str, str]]) -> list[UnneededStore]:
-    """The stores below ``root`` that are not needed, and that were not built within a day.
+    """Return the stores below ``root`` that are not needed and were not built within the last day.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def unneeded_stores(root: Path, needed: Collection[tuple[str, str]]) -> list[Unn
 
 
 def remove_store(store: UnneededStore) -> bool:
-    """Delete a store; answers False, and leaves it, if a process builds it at this moment.
+    """Delete a store; return False and keep it if a process is building it.
 
-    Who has it mapped reads on: the system keeps the bytes until then.
+    Processes that have mapped it can still read it: the system keeps the bytes until they end.
     """
     lock = FileLock(store.path.with_name(f"{store.path.name.removesuffix('.unfinished')}.lock"))
     try:
@@ -57,7 +57,7 @@ def remove_store(store: UnneededStore) -> bool:
 
 
 def _of(folder: Path) -> tuple[str, str] | None:
-    """Fingerprints of the data and the features of a store; None if this program cannot use it."""
+    """Return the fingerprints of the data and the features of a store; None if this program cannot use it."""
     try:
         content = read_json(folder / MANIFEST)["content"]
         return (content["dataset"], digest_of(content["aev"])) if content["format"] == FORMAT else None

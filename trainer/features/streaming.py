@@ -1,8 +1,9 @@
-"""AEVs of a part that are too many for the device: read from the mapped store, batch by batch, ahead of use.
+"""AEVs of a subset that does not fit on the device: batches are read ahead of use from the mapped store.
 
 Threads gather the rows of the next batches into a ring of buffers in page-locked memory. From there they are
-copied to the device beside the computation, which waits for events on the device, and the host for neither.
-What is gathered and copied is compact, as it is stored; the device lays it out.
+copied to the device in parallel with the computation. The computation waits for events on the device; the
+host waits for neither. AEVs are gathered and copied in the compact form of the store; the device lays them
+out.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from trainer.features.static_batches import (
     StaticBatches,
 )
 
-#: Batches that are gathered at the same time, each in a thread of its own.
+#: Number of batches that are gathered at the same time, each in its own thread.
 READERS: Final = 8
 
 
 class Streamed(DeviceFeatures):
-    """The AEVs of a subset in the store.
+    """Features of a subset whose AEVs are read from the store.
 
     Parameters
     ----------
-    dtype : of the AEVs on the device
+    dtype : type of the AEVs on the device
     """
 
     def __init__(self, subset: StoredSubset, device: torch.device, dtype: torch.dtype) -> None:
@@ -54,11 +55,11 @@ class Streamed(DeviceFeatures):
         return _StreamedBatches(shape, self, stage)
 
     def read(self, batch_positions: Positions, shape: BatchShape) -> Generator[Slot]:
-        """Gather the batches at these positions (N, B), some ahead.
+        """Gather the batches at these positions (N, B), some of them ahead.
 
         Yields
         ------
-        For each batch a slot, which is filled again some time after the next one is asked for.
+        A slot for each batch; it is refilled some time after the next slot is asked for.
         """
         slots = [Slot(shape.rows, self._subset.length) for _ in range(min(READERS + 1, len(batch_positions)))]
         pool = ThreadPoolExecutor(READERS, initializer=partial(torch.set_num_threads, 1))
@@ -83,18 +84,18 @@ class Streamed(DeviceFeatures):
 
 
 class Slot:
-    """A buffer of the ring: the AEVs of a batch in the memory of the host, as the store has them.
+    """A buffer of the ring: the AEVs of a batch in the memory of the host, in the store's format.
 
     Parameters
     ----------
-    rows, length : atoms of a batch and numbers of an AEV at most
+    rows, length : maximum number of atoms of a batch, and length of an AEV
 
     Attributes
     ----------
     aevs : (V,) float32: blocks (n, F_s) one after another
-    rows : (R,) int64: where each of their rows belongs in the batch
-    blocks : for each of them, its composition and element, and its number of rows
-    copied : when all of it is on the device
+    rows : (R,) int64: the row of the batch for each of their rows
+    blocks : composition, element and number of rows of each block
+    copied : event that marks the end of the copy to the device
     """
 
     def __init__(self, rows: int, length: int) -> None:
@@ -102,17 +103,17 @@ class Slot:
         self._rows = torch.empty(rows, dtype=torch.int64, pin_memory=True)
         self.aevs, self.rows = self._aevs, self._rows
         self.blocks: list[tuple[tuple[int, int], int]] = []
-        # A thread that waits for it leaves the core to others.
+        # With blocking=True a waiting thread leaves the core to others.
         self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def fill(self, blocks: Iterable[StoredBlock]) -> None:
-        """Gather these blocks, once what was here before is on the device."""
+        """Gather these blocks, once the previous content has been copied to the device."""
         self.copied.synchronize()
         self.blocks = []
         numbers = rows = 0
         for block in blocks:
             structures, count, length = block.stored.shape
-            # The atoms of a structure stand together: they are copied at once.
+            # The atoms of a structure are adjacent, so they are copied at once.
             shape = len(block.source), count * length
             aevs = self._aevs[numbers : numbers + math.prod(shape)].view(shape)
             torch.index_select(block.stored.view(structures, -1), 0, block.source, out=aevs)
@@ -124,7 +125,7 @@ class Slot:
 
 
 class _Stage:
-    """Where batches arrive on the device, and the step finds them: always in the same place.
+    """The buffer on the device where batches arrive and the step reads them, always at the same address.
 
     Parameters
     ----------
@@ -146,18 +147,18 @@ class _Stage:
         self.aevs = torch.zeros((rows, length), dtype=dtype, device=device)
         self._columns = columns
         self._arrivals: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
-        # While a step works on one batch the next one arrives in a place of its own.
+        # While a step processes one batch, the next one arrives in another buffer.
         for _ in range(2):
             numbers = torch.empty(rows * length, device=device)
             places = torch.empty(rows, dtype=torch.int64, device=device)
             emptied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrivals.append((numbers, places, emptied))
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # What used the memory of these tensors before may not have ended.
+        # Earlier operations may still use the memory of these tensors.
         self._copies.wait_stream(torch.cuda.current_stream(device))
 
     def put(self, slot: Slot) -> None:
-        """Bring a batch here, once all that was begun before is done with the last one."""
+        """Copy a batch to the buffer, after all earlier operations have finished with the previous one."""
         numbers, places, emptied = self._arrivals[0]
         self._arrivals.rotate()
         steps = torch.cuda.current_stream(self.aevs.device)
@@ -166,7 +167,7 @@ class _Stage:
             numbers[: len(slot.aevs)].copy_(slot.aevs, non_blocking=True)
             places[: len(slot.rows)].copy_(slot.rows, non_blocking=True)
             slot.copied.record(self._copies)
-        # Should all of this be given up now, the memory is not reused before the copies have ended.
+        # If this is abandoned, the memory must not be reused before the copies have ended.
         numbers.record_stream(self._copies)
         places.record_stream(self._copies)
         steps.wait_event(slot.copied)
@@ -174,7 +175,7 @@ class _Stage:
         emptied.record(steps)
 
     def _lay_out(self, slot: Slot, aevs: Tensor, rows: Tensor) -> None:
-        # The columns that the store has not, and the rows of no atom.
+        # Zero the columns that the store does not have, and the rows without an atom.
         self.aevs.zero_()
         for key, count in slot.blocks:
             columns = self._columns[key]

@@ -16,11 +16,11 @@ def new_share(decay: float, step: torch.Tensor) -> torch.Tensor: ...
 
 
 def new_share(decay: float, step: int | torch.Tensor) -> float | torch.Tensor:
-    """What the weights after a number of steps count in the average that takes them in.
+    """Return the share with which the weights after a number of steps enter their moving average.
 
-    A step counts ``decay`` times the one after it. The decay grows to its full value over the first steps, as
-    (1 + n) / (10 + n) after n of them: otherwise the initial weights would dominate the average for the first
-    1 / (1 - decay) steps.
+    A step counts ``decay`` times as much as the step after it. The decay grows to its full value over the
+    first steps, as (1 + n) / (10 + n) after n steps: otherwise the initial weights would dominate the average
+    for the first 1 / (1 - decay) steps.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Checkpoints of one training: a single file that appears by rename.
+"""Checkpoints of one training, each a single file that appears by rename.
 
-Its tensors and its record (JSON in the header of the safetensors file) are one unit, under one digest.
+The tensors and the record (JSON in the header of the safetensors file) share one digest.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from trainer.tensor_files import TensorKind, misfit, tensor_kinds
 CHECKPOINT: Final = "checkpoint.safetensors"
 
 REFUSED: Final = "refused-"
-"""How the name of a checkpoint begins that was set aside."""
+"""Prefix of the name of a rejected checkpoint."""
 
 Identity = Mapping[str, Any]
-"""What a training must share with its checkpoint: plain JSON values, in sections."""
+"""What a training and its checkpoint must have in common: plain JSON values, in sections."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ _EPOCH: Final = TypeAdapter(EpochRecord)
 
 
 def weights_precision(precision: str) -> str:
-    """The precision of the weights in a training of this one: what its devices must have in common."""
+    """Return the precision of the weights, which stays the same where another device continues."""
     return "float32" if precision in ("tf32", "bfloat16") else precision
 
 
@@ -54,7 +54,7 @@ class Checkpoint:
     Attributes
     ----------
     identity : the settings and data of the training
-    history : the epochs so far; the schedule, the order of the data and the best epoch follow from it
+    history : the epochs so far; they determine the schedule, the permutation of the data and the best epoch
     tensors : weights, best weights, average, optimizer and generators, by name, on the CPU
     """
 
@@ -63,7 +63,7 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
 
     def copy(self) -> Checkpoint:
-        """The same in tensors of its own: a training on the CPU goes on to change those that it gave."""
+        """Return a copy with its own tensors: a training on the CPU goes on to change the originals."""
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         return Checkpoint(self.identity, self.history, tensors)
 
@@ -74,7 +74,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises
     ------
     OutputError
-        if it cannot be written; the earlier one is still there.
+        if it cannot be written; the earlier checkpoint is kept.
     """
     record = json.dumps(
         {
@@ -91,11 +91,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(
     path: Path, identity: Identity, wanted: Mapping[str, TensorKind] | None = None
 ) -> Checkpoint | None:
-    """The checkpoint at ``path``, if there is one.
+    """Return the checkpoint at ``path``, or None if there is none.
 
     Parameters
     ----------
-    wanted : the tensors that it must have; others are not read. None: it may have any
+    wanted : the tensors that it must have, and no others; None: any tensors
 
     Raises
     ------
@@ -119,7 +119,7 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in found}
         if header["digest"] != _digest(header["record"], tensors):
             raise damaged(path, "its digest does not fit")
-        # A digest guards against accidents. Who wrote the file on purpose has made one that fits.
+        # A digest guards against accidents only: a forged file has a matching digest.
         history = tuple(_epoch(number, epoch) for number, epoch in enumerate(record.history, 1))
     except (safetensors.SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
@@ -127,24 +127,24 @@ def load_checkpoint(
 
 
 def _read_record(text: str) -> _Record:
-    """The record in a file that somebody else may have written; its epochs are not checked yet."""
+    """Parse the record of an untrusted file; its epochs are not checked yet."""
     try:
         record = _RECORD.validate_python(parse_json(text))
     except ValueError as error:
         raise ValueError(f"its record cannot be read: {_first_line(error)}") from None
     if "precision" in (settings := record.identity.get("training", {})):
-        # Version 0.1.0 recorded that of the products.
+        # Version 0.1.0 recorded the precision of the products.
         settings["precision"] = weights_precision(settings["precision"])
     return record
 
 
 def damaged(path: Path, why: object) -> CheckpointError:
-    """The error to raise where a checkpoint cannot be gone on from."""
+    """Return the error to raise for a checkpoint that cannot be resumed from."""
     return CheckpointError(f"{path}: damaged ({why}); delete it to train from the start")
 
 
 def set_aside(path: Path) -> Path:
-    """Let a checkpoint that was refused stand in nobody's way; where it is then."""
+    """Move a rejected checkpoint aside and return its new path."""
     aside = path.with_name(f"{REFUSED}{path.name}")
     path.replace(aside)
     return aside
@@ -168,7 +168,7 @@ def _first_line(error: ValueError) -> str:
 
 
 def saved_epoch(path: Path) -> int:
-    """The last epoch of the checkpoint at ``path``; 0 if there is none, or it cannot be read."""
+    """Return the last epoch of the checkpoint at ``path``; 0 if there is none, or it cannot be read."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return len(_read_record(file.metadata()["record"]).history)
@@ -186,13 +186,13 @@ def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _differences(found: Identity, wanted: Identity) -> list[str]:
-    """The names of the values, ``section.name``, that are not the same in both."""
+    """Return the names, ``section.name``, of the values that differ between the two."""
     names = [(section, name) for section in sorted(wanted) for name in sorted(wanted[section])]
     differing = [
         f"{section}.{name}"
         for section, name in names
         if name not in found.get(section, {}) or found[section][name] != wanted[section][name]
     ]
-    # Their names may be anything, and as many as one likes.
+    # Names in a file are untrusted, and there may be any number of them: the message does not repeat them.
     unknown = {(section, name) for section, values in found.items() for name in values} - set(names)
     return differing + (["settings that are not known here"] if unknown else [])

@@ -1,4 +1,4 @@
-"""Operations on a GPU that are recorded once, as a CUDA graph, and replayed from then on."""
+"""Operations on a GPU that are captured once in a CUDA graph and replayed from then on."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from trainer.fitting.devices import CAPTURING, exhausted_memory, release_memory,
 
 
 class GraphedCall:
-    """A function without arguments whose operations are recorded at the second call, and then replayed.
+    """A function without arguments whose operations are captured at the second call and then replayed.
 
-    The first call is not recorded: it lets libraries and optimizers set up what they need. Everything that
-    the operations read and write must stay where it is.
+    The first call is not captured: it lets libraries and optimizers set up what they need. Everything that
+    the operations read and write must stay at the same address.
 
     Parameters
     ----------
-    run : the function; the host may not wait for the device in it
-    generators : of all random numbers that it draws
+    run : the function; the host must not wait for the device in it
+    generators : the generators of all random numbers that it draws
 
     Attributes
     ----------
-    graph : once it was recorded
+    graph : the captured graph; None before the capture
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class GraphedCall:
         self._device = device
         self._generators = generators
         self._called = False
-        self._ended = False  # whether the last capture came to its end
+        self._ended = False  # whether the last capture was ended
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        """Do it once more."""
+        """Run the operations once more."""
         if not self._called:
             self._run()
             self._called = True
@@ -48,12 +48,12 @@ class GraphedCall:
         self.graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        """Record the operations.
+        """Capture the operations.
 
         Raises
         ------
         DeviceError
-            if they cannot be: after a capture that failed nothing more can be trusted in this process.
+            if that fails: after a failed capture nothing on the device can be trusted in this process.
         """
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
@@ -61,7 +61,7 @@ class GraphedCall:
         failure: RuntimeError | None = None
         try:
             with CAPTURING, torch.cuda.device(self._device):
-                # Within a capture torch gives back no memory that it has kept for others.
+                # During a capture torch does not release cached memory.
                 release_memory(self._device)
                 self._capture(graph)
         except RuntimeError as error:
@@ -70,7 +70,7 @@ class GraphedCall:
             return graph
         if exhausted_memory(failure) is not None and self._ended:
             raise failure
-        # Not from it: what led to it is no reason to go on.
+        # Not chained: an out-of-memory error as its cause would suggest that the process can go on.
         raise DeviceError(f"a CUDA graph could not be recorded: {failure}", self._device)
 
     def _capture(self, graph: torch.cuda.CUDAGraph) -> None:
@@ -78,7 +78,7 @@ class GraphedCall:
         stream.wait_stream(current)
         self._ended = False
         with torch.cuda.stream(stream):
-            # This thread may not be that of the first call, and a handle cannot be made in a capture.
+            # This thread may differ from that of the first call, and a capture cannot create a handle.
             torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
             # Other threads may use the device meanwhile.
             graph.capture_begin(capture_error_mode="thread_local")
@@ -89,7 +89,7 @@ class GraphedCall:
                     graph.capture_end()
                     self._ended = True
                 except RuntimeError as error:
-                    # It was recorded, and is too large to be made ready: that leaves nothing behind.
+                    # It was captured, but is too large to be instantiated; this leaves the device usable.
                     self._ended = says_out_of_memory(error)
                     raise
         current.wait_stream(stream)
@@ -97,9 +97,9 @@ class GraphedCall:
 
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all, as libraries keep working memory for each stream on which they were used.
+    """Return the capture stream of a device, one for all graphs, as libraries keep memory for each stream.
 
-    torch hands out the same 32 streams of a priority again and again. Only this one has its priority, so that
-    nothing else is ever begun on it.
+    torch hands out the same 32 streams of a priority again and again. No other stream has this priority, so
+    nothing else ever runs on this one.
     """
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
-"""Epochs on a GPU: each step is a CUDA graph, and the host waits once an epoch, for the losses.
+"""Epochs on a GPU: each step is a CUDA graph, and the host waits once per epoch, for the losses.
 
 What changes from step to step is in tensors on the device: the layouts of all batches of the epoch, the
-number of the step, learning rates, and the losses. Each sum has a fixed order: a training that is repeated or
-resumed on the same kind of GPU, with the same versions, gives the same numbers to a relative 1e-6. Between a
-GPU and a CPU they differ in rounding: in float64 by about 1e-7 of a loss after an epoch, as a GPU keeps
-learning rates in float32. With dropout they differ by more, as its random numbers are others.
+number of the step, learning rates, and the losses. Each sum has a fixed order: a training that is reproduced
+or resumed on the same kind of GPU, with the same versions, gives the same numbers to a relative 1e-6. A GPU
+and a CPU differ in rounding: in float64 by about 1e-7 of a loss after an epoch, as a GPU keeps learning rates
+in float32. With dropout they differ by more, as they draw different random numbers.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class _Epoch:
 
     Attributes
     ----------
-    permutation : number of the order of the data
+    permutation : number of the permutation of the data
     permutations : (N, B) the positions of each batch, on the device
-    usual : whether no batch exceeds the usual capacities: a boolean on the device
-    on_host : gives ``permutations`` on the host
+    usual : whether all batches fit into the usual capacities: a boolean on the device
+    on_host : returns ``permutations`` on the host
     """
 
     permutation: int
@@ -51,13 +51,13 @@ class _Epoch:
 
 
 class DeviceEpochs:
-    """Takes trainings through the training subset on a GPU, an epoch at a time.
+    """Runs epochs of trainings on a GPU.
 
-    Each has a stream of its own: trainings with other batches, in other threads, are not in its way.
+    Each instance has its own stream, so trainings with other batches in other threads do not delay it.
 
     Parameters
     ----------
-    trainings : of a pack
+    trainings : the trainings of a pack
     """
 
     def __init__(self, trainings: Sequence[Training]) -> None:
@@ -79,28 +79,28 @@ class DeviceEpochs:
             self._predict = GraphedCall(self._predictions.step, self._any.device)
 
     def run(self, permutation: int) -> list[list[float]]:
-        """Go through the training subset in the order of this number, and evaluate.
+        """Go through the training set in the permutation of this number, and evaluate.
 
         Returns
         -------
         For each training, its mean loss and the
-        :meth:`~trainer.fitting.training.Subset.errors` of the validation subset.
+        :meth:`~trainer.fitting.training.Subset.errors` of the validation set.
         """
         with self._on_stream():
             epoch = self._ahead
             if epoch is None or epoch.permutation != permutation:
                 epoch = self._prepare(permutation)
-            # The steps of the last epoch are over: the host waits here for nothing but this number.
+            # The steps of the last epoch have finished: the host waits here only for this boolean.
             losses = self._step(usual=bool(epoch.usual)).epoch(epoch)
             measured = torch.stack([losses, *self._errors()], 1)
-            # While the device is at work.
+            # Prepared while the device is busy.
             self._ahead = self._prepare(permutation + 1)
-            # The only time in an epoch that the host waits for the device.
+            # Only here does the host wait for the device during an epoch.
             values: list[list[float]] = measured.tolist()
             return values
 
     def evaluate(self) -> list[list[float]]:
-        """For each training, the :meth:`~trainer.fitting.training.Subset.errors` of the validation subset."""
+        """For each training, the :meth:`~trainer.fitting.training.Subset.errors` of the validation set."""
         with self._on_stream():
             values: list[list[float]] = torch.stack(self._errors(), 1).tolist()
             return values
@@ -109,24 +109,24 @@ class DeviceEpochs:
         return self._any.validation.errors(self._predictions.run(self._predict))
 
     def graphs(self) -> tuple[tuple[torch.cuda.CUDAGraph, int], ...]:
-        """Of a step and of the prediction of a batch, with how often an epoch replays each of them."""
+        """Return the graphs of a step and of a predicted batch, each with its replays per epoch."""
         calls = (self._step(usual=True).call, self._steps), (self._predict, self._predictions.steps)
         return tuple((call.graph, times) for call, times in calls if call.graph is not None)
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Begin operations on the stream, after all that this thread has begun on the device."""
+        """Run operations on the stream, after everything that this thread has enqueued on the device."""
         device = self._any.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         try:
             with torch.cuda.stream(self._stream):
                 yield
         finally:
-            # Also where the epoch is given up: its memory may be used for something else then.
+            # Also if the epoch is abandoned: its memory may be reused then.
             torch.cuda.current_stream(device).wait_stream(self._stream)
 
     def _prepare(self, permutation: int) -> _Epoch:
-        """The order of an epoch, by operations that the host does not wait for."""
+        """Prepare the batches of an epoch, with operations that the host does not wait for."""
         structures, layouts = len(self._any.train), self._features.layouts
         keys = permutation_keys(structures, self._any.split_seed, permutation)
         padding = self._steps * self._size - structures
@@ -150,12 +150,12 @@ class DeviceEpochs:
 
 
 class _Step:
-    """One step of trainings side by side: everything that it reads and writes stays where it is.
+    """One step of trainings side by side: everything that it reads and writes keeps its address.
 
     Parameters
     ----------
-    batches : of their training subset, B structures each
-    steps : of an epoch, N
+    batches : batches of their training set, B structures each
+    steps : steps of an epoch, N
     """
 
     def __init__(self, trainings: Sequence[Training], batches: StaticBatches, steps: int) -> None:
@@ -173,7 +173,7 @@ class _Step:
             training=True,
         )
         self._drawing = [training for training in trainings if training.config.dropout]
-        # Padding counts nothing.
+        # Padding has the weight zero.
         nothing = subset.targets.new_zeros(1)
         self._targets = torch.cat([subset.targets, nothing])
         self._weights = torch.cat([subset.weights, nothing])
@@ -189,7 +189,7 @@ class _Step:
         self.call = GraphedCall(self._step, device, self._networks.generators)
 
     def epoch(self, epoch: _Epoch) -> Tensor:
-        """Go through the batches of an epoch: the mean losses, (K,) on the device."""
+        """Go through the batches of an epoch, and return the mean losses, (K,) on the device."""
         self._begin(epoch)
         with closing(self._batches.feed(epoch.on_host, self._steps)) as fed:
             for _ in fed:
@@ -202,7 +202,7 @@ class _Step:
         flat = epoch.permutations.flatten()
         targets, weights = self._values.unbind(1)
         targets.copy_(self._targets.index_select(0, flat).view_as(targets))
-        # The slope of a squared error is twice the error.
+        # The gradient of a squared error is twice the error.
         weights.copy_(2 * self._weights.index_select(0, flat).view_as(weights) / self._sizes)
         self._number.zero_()
         numbers = torch.arange(1, self._steps + 1, dtype=torch.float64, device=self._shares.device)
@@ -213,7 +213,7 @@ class _Step:
             generator.manual_seed(dropout_seed(training.config.seed, training.epoch + 1))
 
     def _step(self) -> None:
-        """Take the next batch, compute the gradients, and change the weights."""
+        """Take the next batch, compute the gradients, and update the weights."""
         rows, owners, atoms = self._shape.divide(self._layouts.index_select(0, self._number).squeeze(0))
         target, weight = self._values.index_select(0, self._number).view(2, -1, 1).unbind()
         source = self._batches.source

@@ -1,4 +1,4 @@
-"""Predicted energies of a whole subset on a GPU, of several networks at once."""
+"""Predicted energies of a whole subset on a GPU, for several networks at once."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from trainer.features.static_batches import DeviceFeatures
 from trainer.fitting.grouped_networks import GroupedNetworks
 from trainer.networks.model import ElementNetworks
 
-#: Structures that are evaluated at once.
+#: Number of structures that are evaluated at once.
 BATCH: Final = 8192
 
 
 class DevicePredictions:
-    """Predicts the energies of the n structures of a subset, always in their order.
+    """Predicts the energies of the n structures of a subset, in their order.
 
     Parameters
     ----------
-    models, weights : K networks, and their weights as :class:`~trainer.fitting.weights.FlatWeights` has them
+    models, weights : K networks, and their weights as in :class:`~trainer.fitting.weights.FlatWeights`
 
     Attributes
     ----------
-    steps : batches
+    steps : number of batches
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class DevicePredictions:
         self._number.add_(1)
 
     def run(self, step: Callable[[], None] | None = None) -> Tensor:
-        """Energies less self-energies, (n, K) hartree; valid until the next call.
+        """Return the energies less self-energies, (n, K) hartree; they are valid until the next call.
 
         Parameters
         ----------
-        step : what repeats :meth:`step`; None: itself
+        step : a function that runs :meth:`step`, such as its CUDA graph; None: :meth:`step` itself
         """
         self._number.zero_()
         with closing(self._batches.feed(lambda: self._batch_positions, self.steps)) as fed:

@@ -1,4 +1,4 @@
-"""Where a training runs, and what its errors mean: too little memory, or a device that has failed."""
+"""The device of a training, and what its errors mean: too little memory, or a device that has failed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, DeviceError, TrainerError, TrainingCutOff
 
-#: In smaller batches the products of a CPU are so small that rounding their factors costs what it saves.
+#: In smaller batches the products on a CPU are so small that rounding their operands costs what it saves.
 BFLOAT16_FROM: Final = 512
 
-#: What errors say that torch has no class for: of CUDA itself (pinned memory, graphs) and of cuBLAS.
+#: Texts of out-of-memory errors without a class in torch: of CUDA itself (pinned memory, graphs) and cuBLAS.
 OUT_OF_MEMORY_TEXTS: Final = (
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",
@@ -30,7 +30,7 @@ OUT_OF_MEMORY_TEXTS: Final = (
     "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
 )
 
-#: As many are of a device that has failed, where torch raises a plain RuntimeError.
+#: Texts of errors of a failed device, where torch raises a plain RuntimeError.
 DEVICE_TEXTS: Final = (
     "CUDA error:",
     "CUDA driver error:",
@@ -43,7 +43,7 @@ DEVICE_TEXTS: Final = (
 
 
 def find_device(name: str) -> torch.device:
-    """The device of the setting ``device``, a GPU always with its index.
+    """Return the device for the setting ``device``; a GPU always has its index.
 
     ``auto`` is a CUDA GPU where there is one, else the CPU; ``cuda`` is the current GPU of the thread.
 
@@ -61,14 +61,14 @@ def find_device(name: str) -> torch.device:
             f"training.device: {name} is asked for, but torch sees {gpus} CUDA GPUs; use cpu or auto"
         )
     if device.type == "cuda" and device.index is None:
-        # Asking for the current GPU would initialise CUDA; before that it is the first one.
+        # Asking for the current GPU would initialize CUDA; before that it is the first GPU.
         return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
     return device
 
 
 @contextmanager
 def current_device(device: torch.device) -> Iterator[None]:
-    """Make a GPU the current one of this thread: what names no device would open a context on the first."""
+    """Make a GPU current in this thread, as a call that names no device would open a context on the first."""
     if device.type != "cuda":
         yield
         return
@@ -77,10 +77,10 @@ def current_device(device: torch.device) -> Iterator[None]:
 
 
 def resolve_precision(config: TrainConfig) -> TrainConfig:
-    """The configuration with the precision in which it is trained on its device on this machine.
+    """Return the configuration with the precision in which it is trained on its device on this machine.
 
-    ``auto`` is the fastest precision that is as accurate as float32. ``tf32`` where there is none is
-    float32: a training that began on another machine can go on.
+    ``auto`` becomes the fastest precision that is as accurate as float32. ``tf32`` becomes float32 where the
+    device does not have it, so that a training from another machine can continue.
 
     Raises
     ------
@@ -98,14 +98,14 @@ def resolve_precision(config: TrainConfig) -> TrainConfig:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure anew on a GPU. The peak of a process cannot be taken back."""
+    """Reset the peak memory of a GPU. The peak of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory of all tensors on a GPU since the reset; on the CPU, of the whole process so far."""
+    """Return the peak memory of tensors on a GPU since the reset; on the CPU, of the whole process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -114,13 +114,13 @@ def peak_memory_mib(device: torch.device) -> float:
 
 @cache
 def describe_device(device: torch.device) -> str:
-    """A device in words, as ``cuda:0 NVIDIA H200``."""
+    """Return a device in words, as ``cuda:0 NVIDIA H200``."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 @cache
 def card_id(device: torch.device) -> str:
-    """What identifies a GPU, or a slice of one (MIG), to all processes of a machine: as a rule its UUID."""
+    """Return an id of a GPU, or a slice of it (MIG), for all processes of a machine: usually its UUID."""
     if device.type != "cuda":
         return str(device)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -132,35 +132,35 @@ def card_id(device: torch.device) -> str:
 
 
 def describe_card(device: torch.device) -> str:
-    """A GPU, so that a person finds it in the machine: name, UUID, and what this process may see."""
+    """Describe a GPU so that a person can find it: name, UUID, and what this process may see."""
     if device.type != "cuda":
         return str(device)
     try:
         words, known = describe_device(device), [card_id(device)]
-    except Exception:  # a card that has failed may not answer any more
+    except Exception:  # a failed card may not answer any more
         words, known = str(device), []
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         known.append(f"CUDA_VISIBLE_DEVICES={visible}")
     return f"{words} ({', '.join(known)})" if known else words
 
 
-#: Held while a CUDA graph is recorded: one at a time in a process, and no memory is given back meanwhile.
+#: Held during the capture of a CUDA graph: a process captures one at a time and releases no memory meanwhile.
 CAPTURING: Final = threading.RLock()
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back to the device what nothing uses any more."""
-    gc.collect()  # optimizers, and what a traceback holds, are cycles
+    """Return unused memory to the device."""
+    gc.collect()  # optimizers and tracebacks are in reference cycles
     if device.type == "cuda":
         with CAPTURING, torch.cuda.device(device):
             torch.cuda.empty_cache()
 
 
 def exhausted_memory(error: BaseException) -> Literal["device", "host"] | None:
-    """Which memory did not suffice, if that is what an error, or one that led to it, says.
+    """Return which memory was exhausted, if an error, or an error that led to it, says so.
 
-    ``device`` is that of a GPU, and the pinned memory beside it. An error that was explained already says
-    nothing.
+    ``device`` is the memory of a GPU, including pinned memory on the host. The result is None for an error
+    that has already been explained.
     """
     if isinstance(error, TrainerError) and not isinstance(error, DeviceError):
         return None
@@ -170,13 +170,13 @@ def exhausted_memory(error: BaseException) -> Literal["device", "host"] | None:
             return "device"
         if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause):
             return "host"
-        # Where a step is recorded, its end fails too.
+        # If a step fails while it is captured, the end of the capture fails too.
         cause = cause.__cause__ or cause.__context__
     return None
 
 
 def says_out_of_memory(error: BaseException) -> bool:
-    """Whether an error itself, whatever led to it, is that the memory of a GPU did not suffice."""
+    """Return whether an error itself, regardless of its causes, says that a GPU is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(some in str(error) for some in OUT_OF_MEMORY_TEXTS)
     )
@@ -184,7 +184,7 @@ def says_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
-    """Name the settings that decide how much memory is needed where the block has too little of it."""
+    """Explain an out-of-memory error in the block by the settings that decide how much memory is needed."""
     try:
         yield
     except (RuntimeError, MemoryError, DeviceError) as error:
@@ -200,7 +200,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
 
 @contextmanager
 def device_errors_explained(device: torch.device) -> Iterator[None]:
-    """Raise a :class:`DeviceError` that names the card where the GPU itself fails in the block."""
+    """Raise a :class:`DeviceError` that names the card if the GPU itself fails in the block."""
     try:
         yield
     except (RuntimeError, DeviceError) as error:

@@ -1,7 +1,7 @@
 """Gradients of the loss of a network on the CPU, written out layer by layer.
 
-The networks are so small that automatic differentiation takes longer to keep its books than the arithmetic
-takes. Here each product of matrices is one call that adds to its place in the gradient. On a GPU
+The networks are so small that the bookkeeping of automatic differentiation takes longer than the arithmetic.
+Here each product of matrices is one call that adds to its place in the gradient. On a GPU
 :mod:`trainer.fitting.grouped_networks` does the same for many networks at once.
 """
 
@@ -18,21 +18,21 @@ from trainer.features.batches import AtomBatch
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
-#: What the factors of the products of hidden layers are rounded to, by ``TrainConfig.precision``; sums are
-#: float32.
+#: Type that the operands of the products of hidden layers are rounded to, by ``TrainConfig.precision``; sums
+#: are float32.
 OPERAND_DTYPES: Final[Mapping[Precision, torch.dtype]] = {"bfloat16": torch.bfloat16}
 
-#: The rows of rounded factors are filled up to multiples of this.
+#: The number of rows of rounded operands is padded to a multiple of this.
 ROWS: Final = 64
 
 Backward = Callable[[Tensor], Tensor]
-"""From the gradient over an output to that over the input; adds to those of the weights on the way."""
+"""Maps the gradient of an output to that of the input, and adds the gradients of the weights on the way."""
 
 
 class Gradient:
     """The gradient of the loss of a network, summed up over micro-batches of a batch.
 
-    Each thread that works on a batch has one of its own.
+    Each thread that works on a batch has its own instance.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Gradient:
         ]
 
     def start(self) -> None:
-        """Forget what was added, and take over the weights as they are now."""
+        """Reset the sum, and read the current weights."""
         self.vector.zero_()
         for element in self._elements:
             element.start()
@@ -66,12 +66,12 @@ class Gradient:
 
         Parameters
         ----------
-        target, weight : (B,) energies, hartree, and what the squared error of each structure counts
-        seed : decides what is dropped
+        target, weight : (B,) energies, hartree, and the weight of the squared error of each structure
+        seed : decides which neurons are dropped
 
         Returns
         -------
-        The sum itself, (1,).
+        The sum of the weighted squared errors, (1,).
         """
         if self._drops:
             self._dropout.manual_seed(seed)
@@ -88,13 +88,13 @@ class Gradient:
         return (weighted * error).sum(0)
 
     def finish(self) -> None:
-        """Bring what was added into ``vector``."""
+        """Write the accumulated gradient to ``vector``."""
         for element in self._elements:
             element.finish()
 
 
 class _Layer:
-    """A layer and the parts of the gradient that belong to its weight (O, I) and bias (O,)."""
+    """A layer with views of the gradient for its weight (O, I) and bias (O,)."""
 
     def __init__(self, layer: torch.nn.Linear, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
@@ -109,23 +109,23 @@ class _ElementNetwork:
         self._config = config
         self._dropout = dropout
         self._low = OPERAND_DTYPES.get(config.precision)
-        # The factor and its gradient for each choice of columns that was met since the start.
+        # The operand and its gradient for each choice of columns since the start.
         self._chosen: dict[int, tuple[Tensor | None, Tensor, Tensor]] = {}
         self.start()
 
     def start(self) -> None:
-        """Take over the weights as they are now."""
+        """Read the current weights."""
         self._chosen.clear()
         self._operands = [self._operand(layer) for layer in self._later]
 
     def _operand(self, layer: _Layer) -> Tensor:
-        """The weight as it enters products. The single column of an output gains nothing from rounding."""
+        """Return the weight as an operand. The single column of an output gains nothing from rounding."""
         if self._low is None or layer is self._later[-1]:
             return layer.weight
         return layer.weight.to(self._low)
 
     def forward(self, aevs: Tensor, columns: Tensor | None) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Energies of the atoms, (n, 1) for (n, F_e)."""
+        """Compute the energies of the atoms, (n, 1) from (n, F_e); return them and a backward function."""
         x = aevs if self._low is None else _rounded(aevs, self._low)
         weight, gradient = self._choose(columns)
         output, activation_back = self._activate(_linear(x, weight, self._first.bias, len(aevs)))
@@ -144,7 +144,7 @@ class _ElementNetwork:
         return output, backward
 
     def _pass(self, layer: _Layer, operand: Tensor, x: Tensor) -> tuple[Tensor, Backward]:
-        """Through a layer behind the first one, and what follows it."""
+        """Compute a later layer, and return its activated output with its backward function."""
         rows, low = len(x), operand.dtype != layer.weight.dtype
         if low:
             x = _rounded(x, operand.dtype)
@@ -163,7 +163,7 @@ class _ElementNetwork:
         return output, backward
 
     def _activate(self, before: Tensor) -> tuple[Tensor, Backward]:
-        """Dropout and activation of what a layer gives."""
+        """Apply dropout and activation to the output of a layer."""
         scale: Tensor | None = None
         if self._config.dropout:
             keep = 1.0 - self._config.dropout
@@ -183,7 +183,7 @@ class _ElementNetwork:
         return output, backward
 
     def _choose(self, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The weights of these columns of the AEVs, and where the gradient over them is summed up."""
+        """Return the weights of these columns of the AEVs, and the tensor that accumulates their gradient."""
         key = id(columns)
         if key not in self._chosen:
             weight, gradient = self._first.weight, self._first.weight_gradient
@@ -202,15 +202,15 @@ class _ElementNetwork:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
-    """(n, O) for (n, I), (O, I) and (O,)."""
+    """Return (n, O) for (n, I), (O, I) and (O,)."""
     if x.dtype != bias.dtype:
-        # Widened first: to add tensors of two kinds takes three times as long.
+        # Converted first: adding tensors of two types takes three times as long.
         return (x @ weight.mT).narrow(0, 0, rows).to(bias.dtype).add_(bias)
     return torch.addmm(bias, x, weight.t())
 
 
 def _add_product(gradient: Tensor, grad_output: Tensor, x: Tensor) -> None:
-    """Add the gradient over a weight, from that over its outputs (n, O) and its input (n, I)."""
+    """Add the gradient of a weight, from that of its outputs (n, O) and its input (n, I)."""
     if x.dtype != gradient.dtype:
         gradient.add_((_rounded(grad_output, x.dtype).mT @ x).to(gradient.dtype))
     else:
@@ -218,16 +218,16 @@ def _add_product(gradient: Tensor, grad_output: Tensor, x: Tensor) -> None:
 
 
 def _times(grad_output: Tensor, operand: Tensor) -> Tensor:
-    """The product with a rounded factor, in the precision of ``grad_output``."""
+    """Multiply with a rounded operand, and return the product in the precision of ``grad_output``."""
     return (
         (_rounded(grad_output, operand.dtype) @ operand).narrow(0, 0, len(grad_output)).to(grad_output.dtype)
     )
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A factor of products of lower precision: rounded, and filled up with rows of zeros.
+    """Round an operand of low-precision products, and pad it with rows of zeros.
 
-    For such a product torch makes a program for each shape that it meets; this keeps them few.
+    For such products torch compiles a kernel for each shape; padding keeps the number of shapes small.
     """
     rows = len(x)
     if x.dtype == dtype and rows % ROWS == 0:

@@ -1,7 +1,7 @@
-"""The layers of networks side by side as lists of integers: where each operator finds what it works on.
+"""The layers of networks side by side as lists of integers, which tell each operator where its data is.
 
 Atoms are sorted by element: an element owns a range of rows of the batch, and each of its layers in each
-network is a job. Jobs are plain integers, because the schemas of operators know those.
+network is a job. Jobs are plain integers, because operator schemas support those.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from trainer.fitting.weights import parameter_offsets
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
-#: The columns of a hidden layer are filled up to a multiple of this.
+#: The columns of a hidden layer are padded to a multiple of this.
 COLUMNS: Final = 16
 
-#: The rows of a batch are divided into about so many splits, whose sums over rows run side by side: a program
-#: for each of the 132 multiprocessors of an H100 or H200 at 384 features and a width of 128, as there is room
-#: for one on each. More of them would write more partial sums.
+#: The rows of a batch are divided into about this many splits, whose sums over rows are computed in parallel:
+#: one program for each of the 132 multiprocessors of an H100 or H200, at 384 features and a width of 128, as
+#: each has room for one. More splits would write more partial sums.
 SPLITS: Final = 44
 
-#: A split has at least so many rows: up to here the loop over them costs less than a second operator.
+#: Least number of rows of a split: up to here the loop over them costs less than a second operator.
 SPLIT_ROWS: Final = 512
 
-#: The partial sums of an element's network take at most so many numbers, where several splits are left.
+#: Limit of the numbers in the partial sums of an element's network, if it has several splits.
 PARTIALS_LIMIT: Final = 2**23
 
-#: The code of an activation is its place here.
+#: The code of an activation is its index here.
 ACTIVATION_NAMES: Final = tuple(ACTIVATIONS)
 
 
@@ -41,18 +41,18 @@ class LayerJob(NamedTuple):
 
     Attributes
     ----------
-    network : k, the place of the network in its pack
-    vector : which of the vectors holds the weights; not ``network`` if they are constant
-    row, rows : the rows of the element in the batch
-    input_column, inputs : where the pre-activations of its input are in ``hidden``, and how many, I; the
-        column is -1 if the input is an AEV
-    output_column, outputs : the same of its output, O; of an output layer the column of ``energies``
-    weight, bias : where (O, I) weights and (O,) biases begin in the vector
-    activation : code of the function of its input; -1 for an AEV
-    noise, noise_width : where the noise of the first input of row 0 is, and from there to the next row; -1
-        and 0 if nothing is dropped
-    partial, partial_stride : where the gradient over the weights of the first split is in ``partials``, and
-        from there to the next split; the biases are as far behind it as in the vector
+    network : k, the index of the network in its pack
+    vector : index of the vector that holds the weights; differs from ``network`` if they are constant
+    row, rows : first row and number of rows of the element in the batch
+    input_column, inputs : first column of the pre-activations of its input in ``hidden``, and their number,
+        I; the column is -1 if the input is an AEV
+    output_column, outputs : the same for its output, O; for an output layer the column of ``energies``
+    weight, bias : offsets of the (O, I) weights and (O,) biases in the vector
+    activation : code of the activation of its input; -1 for an AEV
+    noise, noise_width : offset of the noise of the first input of row 0, and the stride between rows; -1
+        and 0 without dropout
+    partial, partial_stride : offset of the weight gradient of the first split in ``partials``, and the
+        stride between splits; the bias gradient follows at the same distance as in the vector
     splits, split_rows : how the rows are divided for the sums over rows
     """
 
@@ -79,7 +79,7 @@ class LayerJob(NamedTuple):
         return self.vector == self.network
 
     def split(self, number: int) -> LayerJob:
-        """The job of one split alone: its rows and its partial sums."""
+        """Return the job of a single split: its rows and its partial sums."""
         start = number * self.split_rows
         return self._replace(
             row=self.row + start,
@@ -91,7 +91,7 @@ class LayerJob(NamedTuple):
 class SumJob(NamedTuple):
     """Partial sums of one element's network: ``splits`` times ``length`` numbers from ``partial`` on.
 
-    Their sum goes to ``target``; all are places in ``partials``.
+    Their sum is written to ``target``; both are offsets in ``partials``.
     """
 
     target: int
@@ -106,13 +106,13 @@ class KernelPlan:
 
     Attributes
     ----------
-    depths : of each depth, the hidden layers of all elements and networks
+    depths : for each depth, the hidden layers of all elements and networks
     outputs : the output layers
-    sums : what is added up after all partial sums are there
-    columns : W, of the hidden layers of all networks
-    noise : for each network with dropout, the begin and the end of its noise
-    gradients : length of the gradient of each network; they are the begin of ``partials``
-    partials : numbers in ``partials``
+    sums : the sums to compute after all partial sums are there
+    columns : W, the columns of the hidden layers of all networks
+    noise : for each network with dropout, the start and the end of its noise
+    gradients : length of the gradient of each network; the gradients are at the start of ``partials``
+    partials : length of ``partials``
     """
 
     depths: tuple[tuple[LayerJob, ...], ...]
@@ -127,10 +127,10 @@ class KernelPlan:
 def make_plan(
     models: Sequence[ElementNetworks], capacities: Sequence[int], device: torch.device, training: bool
 ) -> KernelPlan:
-    """Jobs for the models, whose elements have so many rows each.
+    """Plan the jobs for the models; ``capacities`` are the numbers of rows of their elements.
 
-    How rows are divided depends on the capacities and on the network itself, never on its pack: so do
-    its numbers.
+    How rows are divided depends on the capacities and on the network itself, never on its pack. So its
+    numbers do not depend on its pack either.
     """
     layouts = [parameter_offsets(model, device) for model in models]
     gradients = tuple(length for _, length in layouts)
@@ -201,22 +201,22 @@ def make_plan(
 
 
 def flatten(jobs: Sequence[LayerJob] | Sequence[SumJob]) -> list[int]:
-    """Jobs as the argument ``int[]`` of an operator."""
+    """Flatten jobs to the argument ``int[]`` of an operator."""
     return list(itertools.chain.from_iterable(jobs))
 
 
 def layer_jobs(numbers: Sequence[int]) -> list[LayerJob]:
-    """The inverse of :func:`flatten`."""
+    """Invert :func:`flatten` for layer jobs."""
     return [LayerJob(*some) for some in zip(*[iter(numbers)] * len(LayerJob._fields), strict=True)]
 
 
 def sum_jobs(numbers: Sequence[int]) -> list[SumJob]:
-    """The inverse of :func:`flatten`."""
+    """Invert :func:`flatten` for sum jobs."""
     return [SumJob(*some) for some in zip(*[iter(numbers)] * len(SumJob._fields), strict=True)]
 
 
 def _widths(model: ElementNetworks) -> tuple[int, ...]:
-    """Of the hidden layers. An activated output is one of width 1, before an output that passes it on."""
+    """Return the hidden widths. An activated output is one of width 1, before a constant output layer."""
     return (*model.config.hidden, 1) if model.config.activate_output else model.config.hidden
 
 
@@ -225,7 +225,7 @@ def _depth(model: ElementNetworks) -> int:
 
 
 def _splits(rows: int, batch: int, size: int) -> tuple[int, int]:
-    """Number of splits of an element with so many rows and parameters, and rows of each."""
+    """Return the number of splits and the rows of each, for an element with these rows and parameters."""
     wanted = max(SPLIT_ROWS, -(-batch // SPLITS))
     splits = max(1, min(-(-rows // wanted), PARTIALS_LIMIT // size))
     split_rows = -(-rows // splits // ROWS) * ROWS

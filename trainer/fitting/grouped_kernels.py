@@ -12,7 +12,7 @@ import triton.language as tl
 from trainer.fitting.grouped_tables import FIELDS
 from trainer.networks.activations import CELU_ALPHA
 
-# Places of the fields of a program in its row of the table.
+# Indices of the fields of a program in its row of the table.
 _WIDTH = tl.constexpr(len(FIELDS))
 _ROW = tl.constexpr(FIELDS.index("row"))
 _ROW_END = tl.constexpr(FIELDS.index("row_end"))
@@ -33,13 +33,13 @@ _BIAS_PARTIAL = tl.constexpr(FIELDS.index("bias_partial"))
 
 _ALPHA = tl.constexpr(CELU_ALPHA)
 _SPLIT_BLOCK = tl.constexpr(16)
-# A number that is none stays one, as in torch: a training that diverged must not look like one that did not.
+# A NaN stays NaN, as in torch: a training that diverged must not look like one that did not.
 _NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _wide(table, field):
-    """A field of this program, int64."""
+    """Return a field of this program as int64."""
     return tl.load(table + tl.program_id(0) * _WIDTH + field)
 
 
@@ -50,13 +50,13 @@ def _field(table, field):
 
 @triton.jit
 def _column(table, field):
-    """Layers begin at multiples of 16 columns."""
+    """Return a column field. Layers begin at multiples of 16 columns."""
     return tl.multiple_of(_field(table, field), 16)
 
 
 @triton.jit
 def _count(table, field, ALIGNED: tl.constexpr):
-    """The width of a layer."""
+    """Return the width of a layer."""
     count = _field(table, field)
     if ALIGNED:
         count = tl.multiple_of(count, 16)
@@ -65,13 +65,13 @@ def _count(table, field, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _parameters(table, field):
-    """The address of weights or biases, which begin at multiples of 64 numbers."""
+    """Return the address of weights or biases, which begin at multiples of 64 numbers."""
     return tl.multiple_of(_wide(table, field).to(tl.pointer_type(tl.float32)), 16)
 
 
 @triton.jit
 def _activated(x, code):
-    """The function with this code (``ACTIVATION_NAMES``) of each number."""
+    """Apply the activation with this code (``ACTIVATION_NAMES``) to each number."""
     y = x
     if code == 0:  # relu
         y = tl.maximum(x, 0.0, propagate_nan=_NAN)
@@ -94,7 +94,7 @@ def _activated(x, code):
 
 @triton.jit
 def _derivative(x, code):
-    """Of :func:`_activated`."""
+    """Compute the derivative of :func:`_activated`."""
     d = x
     if code == 0:  # relu
         d = tl.where(x > 0, 1.0, tl.where(x == x, 0.0, x))
@@ -120,7 +120,7 @@ def _derivative(x, code):
 
 @triton.jit
 def _dropout_scale(table, noise, row, column, mask):
-    """What each number is multiplied with, 0 or 1 / keep; 1 where the network drops nothing."""
+    """Return the dropout factor of each number, 0 or 1 / keep; 1 where the network has no dropout."""
     start = _wide(table, _NOISE)
     keep = _field(table, _KEEP).to(tl.float32, bitcast=True)
     place = (
@@ -132,7 +132,7 @@ def _dropout_scale(table, noise, row, column, mask):
 
 @triton.jit
 def _before_activation(table, hidden, width, noise, row, column, mask, DROPS: tl.constexpr):
-    """A tile of a layer's input after dropout, and what dropout has multiplied it with."""
+    """Load a tile of a layer's input after dropout; return it with the dropout factors."""
     place = row.to(tl.int64)[:, None] * width + (_column(table, _INPUT_COLUMN) + column)[None, :]
     x = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
     scale = 1.0
@@ -144,13 +144,13 @@ def _before_activation(table, hidden, width, noise, row, column, mask, DROPS: tl
 
 @triton.jit
 def _operand(x, PRECISION: tl.constexpr):
-    """A factor of a product, rounded to the nearest."""
+    """Round an operand of a product to the nearest value of the precision."""
     if PRECISION == "bfloat16":
         x = x.to(tl.bfloat16)
     else:
         x = x.to(tl.float32)
         if PRECISION == "tf32":
-            # The hardware would cut the bits off.
+            # The hardware would truncate.
             x = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
     return x
 
@@ -229,7 +229,7 @@ def output_gradient_kernel(
     table, hidden_gradient, partials, hidden, width, noise, grad_outputs, networks,
     DROPS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program goes through the rows of a split, for some columns of the last hidden layer."""
+    """Process the rows of a split, for some columns of the last hidden layer."""
     column = _column(table, _TILE_COLUMN) + tl.arange(0, BLOCK_COLUMNS)
     is_column = column < _count(table, _INPUTS, ALIGNED)
     w = tl.load(_wide(table, _WEIGHT).to(tl.pointer_type(tl.float32)) + column, mask=is_column, other=0.0)
@@ -289,7 +289,7 @@ def _weight_gradient(
     FIRST: tl.constexpr, GATHER: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of the weights of a layer, summed over the rows of a split."""
+    """Compute the gradient of a tile of the weights of a layer, summed over the rows of a split."""
     output = _column(table, _TILE_OUTPUT) + tl.arange(0, BLOCK_ROWS)
     outputs = _count(table, _OUTPUTS, ALIGNED)
     is_output = output < outputs
@@ -329,7 +329,7 @@ def weight_gradient_kernel(
     DEEP: tl.constexpr, GATHER: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
-    """Of first layers and, if ``DEEP``, of others too."""
+    """Compute the gradients of first layers and, if ``DEEP``, of the other hidden layers too."""
     if DEEP:
         if _field(table, _INPUT_COLUMN) >= 0:
             _weight_gradient(
@@ -346,7 +346,7 @@ def weight_gradient_kernel(
 
 @triton.jit
 def sum_partials_kernel(table, partials, BLOCK: tl.constexpr):
-    """A program adds up some columns of the partial sums (splits, length) of an element's network."""
+    """Add up some columns of the partial sums (splits, length) of an element's network."""
     row = table + tl.program_id(0) * 5
     target = tl.load(row)
     partial = tl.load(row + 1)

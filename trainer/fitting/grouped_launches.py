@@ -1,8 +1,8 @@
 """Launches of the kernels, one for each operator of :mod:`trainer.fitting.grouped_operators` on a GPU.
 
-Imported only where they are used, as Triton comes with torch's builds for GPUs alone. Sizes of tiles follow
-from the number of rows of the batch alone, so that a network's numbers do not depend on its pack, but
-for the order in which a GPU's threads add up.
+Imported only where they are used, as Triton comes only with torch's builds for GPUs. Tile sizes depend only
+on the number of rows of the batch, so that a network's numbers do not depend on its pack, except for the
+order in which a GPU's threads add up.
 """
 
 from __future__ import annotations
@@ -171,19 +171,19 @@ def sum_partials(partials: Tensor, jobs: Sequence[int], table: Tensor) -> None:
 
 
 def _device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
+    """Make the tensor's device current, because Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def _given(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """What a kernel gets in place of a tensor that it does not read."""
+    """Return the tensor, or ``other`` as a placeholder for a tensor that the kernel does not read."""
     return other if tensor is None else tensor
 
 
 def _aligned(jobs: Sequence[int], outputs: bool = True) -> bool:
-    """Whether hidden layers are as wide as the columns that they are filled up to.
+    """Return whether the widths of hidden layers are multiples of ``COLUMNS``, so that they have no padding.
 
-    ``outputs``: whether the layers have such outputs
+    ``outputs``: whether the outputs of the jobs are hidden layers
     """
     return all(
         (job.input_column < 0 or job.inputs % COLUMNS == 0) and (not outputs or job.outputs % COLUMNS == 0)
@@ -198,7 +198,7 @@ def _options(operator: str, precision: Precision, batch: int) -> dict[str, int]:
         "BLOCK_COLUMNS": size.columns,
         "num_warps": size.warps,
         "num_stages": size.stages,
-        # Its default changes with the version of Triton.
+        # Triton's default changes with its version.
         "enable_fp_fusion": True,
     }
     return {**options, "BLOCK_INNER": size.inner} if size.inner else options

@@ -1,7 +1,7 @@
-"""Energies and gradients of networks side by side, of the atoms of a batch sorted by element.
+"""Energies and gradients of networks side by side, for the atoms of a batch sorted by element.
 
-The number of operators does not depend on how many networks and elements there are: each works on one depth,
-or on all layers, of all of them. On a GPU an operator is one launch of a Triton kernel
+The number of operators does not depend on the number of networks and elements: each works on one depth, or on
+all layers, of all of them. On a GPU an operator is one launch of a Triton kernel
 (:mod:`trainer.fitting.grouped_kernels`). On the CPU, in float64 and where Triton is missing it is a loop over
 the layers in plain torch, which rounds where the kernels round.
 
@@ -32,26 +32,26 @@ logger = logging.getLogger("anitune")
 class GroupedNetworks:
     """K networks and their gradients, for batches in which each element owns a fixed range of rows.
 
-    Element e owns ``capacities[e]`` rows after those of the elements before it. All memory is taken here and
-    stays where it is, so that a CUDA graph can record :meth:`forward` and :meth:`backward`. The sums over
-    rows have a fixed order, and what a network's numbers are does not depend on the others of its pack.
+    Element e owns ``capacities[e]`` rows after those of the elements before it. All memory is allocated here
+    and keeps its address, so that a CUDA graph can capture :meth:`forward` and :meth:`backward`. Sums over
+    rows have a fixed order, and a network's numbers do not depend on the other networks of its pack.
 
     Parameters
     ----------
-    models : of the same elements and features; of any widths, activations and dropouts
-    vectors : for each model, (N,) its weights as :class:`~trainer.fitting.weights.FlatWeights` lays them out;
-        they are read where they are now
+    models : networks of the same elements and features; widths, activations and dropouts may differ
+    vectors : for each model, (N,) its weights in the layout of :class:`~trainer.fitting.weights.FlatWeights`;
+        they are read at their current address
     capacities : rows of each element, multiples of :data:`ROWS`
-    precision : of the products; not auto
-    training : whether neurons are dropped, and gradients computed
+    precision : precision of the products; not auto
+    training : whether to apply dropout and compute gradients
 
     Attributes
     ----------
     energies : (C + 1, K) of the last forward, hartree; the last row is zero
-    gradients : for each model, (N,) after :meth:`backward`; none if not training
-    generators : for each model with dropout, of its noise; none if not training
-    noise : of the last forward; for each model with dropout, (C, W_k), where C rows of noise decide over its
-        hidden layers side by side, each filled up to a multiple of 16 columns
+    gradients : for each model, (N,) after :meth:`backward`; empty if not training
+    generators : for each model with dropout, the generator of its noise; empty if not training
+    noise : noise of the last forward; for each model with dropout, (C, W_k): a row for each row of the batch
+        with the noise of its hidden layers side by side, each padded to a multiple of 16 columns
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GroupedNetworks:
         self._plan = plan = make_plan(models, capacities, first.device, training)
         self._rows = rows
         self._precision = precision
-        # The last vector has the weight 1 and the bias 0 of outputs that pass on what they get.
+        # The last vector has the weight 1 and the bias 0 of output layers that pass on their input.
         self._vectors = [*(vector.detach() for vector in vectors), first.new_zeros(2)]
         self._vectors[-1][:1].fill_(1)
         self._keeps = [1.0 - model.config.dropout for model in models]
@@ -107,12 +107,12 @@ class GroupedNetworks:
 
     @torch.no_grad()
     def forward(self, source: Tensor, rows: Tensor | None) -> Tensor:
-        """Energies of the atoms, (C + 1, K) hartree; the last row is zero.
+        """Compute the energies of the atoms, (C + 1, K) hartree; the last row is zero.
 
         Parameters
         ----------
         source : (R, F) AEVs in float32, bfloat16 or float64
-        rows : (C,) int32, which AEV each row of the batch has; None: row c has AEV c
+        rows : (C,) int32, index of the AEV of each row of the batch; None: row c has AEV c
         """
         for noise, generator in zip(self.noise, self.generators, strict=True):
             noise.uniform_(generator=generator)
@@ -138,11 +138,11 @@ class GroupedNetworks:
 
     @torch.no_grad()
     def backward(self, source: Tensor, rows: Tensor | None, grad_outputs: Tensor) -> None:
-        """Set ``gradients``, from the input of the last :meth:`forward`.
+        """Compute ``gradients``, from the input of the last :meth:`forward`.
 
         Parameters
         ----------
-        grad_outputs : (C, K): the gradient of the loss over the energy of each atom; 0 for rows without one
+        grad_outputs : (C, K): gradient of the loss by the energy of each atom; 0 for rows without an atom
         """
         shared = self._hidden, self._noise
         jobs, table = self._output_gradient
@@ -178,7 +178,7 @@ class GroupedNetworks:
 
 
 def has_kernels(weights: Tensor) -> bool:
-    """Whether networks with such weights have Triton kernels. Where a GPU lacks them, a warning says why."""
+    """Return whether Triton kernels support such weights. Where a GPU lacks them, a warning says why."""
     if weights.device.type != "cuda" or weights.dtype != torch.float32:
         return False
     if torch.version.cuda is None:
@@ -192,7 +192,7 @@ def has_kernels(weights: Tensor) -> bool:
 
 @cache
 def _fault_of_triton() -> str | None:
-    """Why Triton cannot launch kernels here: for that it compiles a library with the machine's C compiler."""
+    """Return why Triton cannot launch kernels: for that it builds a library with the machine's C compiler."""
     try:
         _ = importlib.import_module("triton").runtime.driver.active.utils
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Operators on the layers of networks side by side, in plain torch, and where Triton's kernels take over.
+"""Operators on the layers of networks side by side, in plain torch or, on a GPU, as Triton kernels.
 
 Each takes its jobs as integers (:func:`trainer.fitting.grouped_jobs.flatten`), and for its kernel a table of
-what each program works on. Where the table is None, it loops over the jobs in plain
-torch: on the CPU, in float64 and where Triton is missing. It rounds where the kernels round.
+what each program works on. Without a table, it loops over the jobs in plain torch: on the CPU, in float64 and
+where Triton is missing. It rounds where the kernels round.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def linear(
     precision: Precision,
     table: Tensor | None,
 ) -> None:
-    """Pre-activations of hidden layers of one depth, into ``hidden``; ``source`` is for the first only."""
+    """Write pre-activations of hidden layers of one depth to ``hidden``; first layers read ``source``."""
     for job in layer_jobs(jobs):
         weight, bias = _weights(job, vectors[job.vector])
         x = _rounded(_input(job, hidden, source, rows, noise, keeps, weight.dtype), precision)
@@ -50,7 +50,7 @@ def atomic_energies(
     keeps: Sequence[float],
     table: Tensor | None,
 ) -> None:
-    """Energies of all atoms, always from unrounded numbers."""
+    """Compute the energies of all atoms, always from unrounded numbers."""
     for job in layer_jobs(jobs):
         weight, bias = _weights(job, vectors[job.vector])
         x = _input(job, hidden, None, None, noise, keeps, energies.dtype)
@@ -68,7 +68,7 @@ def output_gradient(
     keeps: Sequence[float],
     table: Tensor | None,
 ) -> None:
-    """Gradients over the last hidden layers and, in ``partials``, over the weights of the output layers."""
+    """Compute the gradients of last hidden layers and, in ``partials``, of the weights of output layers."""
     for job in layer_jobs(jobs):
         weight, _ = _weights(job, vectors[job.vector])
         grad_output = _columns(job, grad_outputs, job.output_column, 1)
@@ -90,7 +90,7 @@ def input_gradient(
     precision: Precision,
     table: Tensor | None,
 ) -> None:
-    """Gradients over the inputs of hidden layers of one depth, from those over their outputs."""
+    """Compute the gradients of the inputs of hidden layers of one depth, from those of their outputs."""
     for job in layer_jobs(jobs):
         weight, _ = _weights(job, vectors[job.vector])
         over_output = _columns(job, hidden_gradient, job.output_column, job.outputs).to(weight.dtype)
@@ -110,7 +110,7 @@ def weight_gradient_partials(
     precision: Precision,
     table: Tensor | None,
 ) -> None:
-    """Gradients over the weights of all hidden layers, summed over the rows of each split."""
+    """Compute the gradients of the weights of all hidden layers, summed over the rows of each split."""
     for job in layer_jobs(jobs):
         for number in range(job.splits):
             some = job.split(number)
@@ -129,13 +129,13 @@ def sum_partials(partials: Tensor, jobs: Sequence[int], table: Tensor | None) ->
 
 
 def _weights(job: LayerJob, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, I) and (O,)."""
+    """Return weights (O, I) and biases (O,)."""
     weight = vector[job.weight : job.weight + job.outputs * job.inputs].view(job.outputs, job.inputs)
     return weight, vector[job.bias : job.bias + job.outputs]
 
 
 def _columns(job: LayerJob, table: Tensor, column: int, count: int) -> Tensor:
-    """(n, count), the rows of the job."""
+    """Return the rows of the job in these columns, (n, count)."""
     return table[job.row : job.row + job.rows, column : column + count]
 
 
@@ -148,7 +148,7 @@ def _input(
     keeps: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """What a layer multiplies with its weights, (n, I)."""
+    """Return the input that a layer multiplies with its weights, (n, I)."""
     if job.input_column < 0:
         assert source is not None
         place = slice(job.row, job.row + job.rows)
@@ -160,7 +160,7 @@ def _input(
 def _before_activation(
     job: LayerJob, hidden: Tensor, noise: Tensor | None, keeps: Sequence[float], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """A copy of a layer's input before the activation, (n, I), and what dropout has multiplied it with."""
+    """Return a copy of a layer's input before the activation, (n, I), and the factors of its dropout."""
     before = _columns(job, hidden, job.input_column, job.inputs).to(dtype, copy=True).contiguous()
     if job.noise < 0:
         return before, None
@@ -183,7 +183,7 @@ def _store_input_gradient(
     keeps: Sequence[float],
     over_activation: Tensor,
 ) -> None:
-    """Go back through the activation and dropout of a layer's input; may overwrite the gradient (n, I)."""
+    """Backpropagate through activation and dropout of a layer's input; may overwrite the gradient (n, I)."""
     before, scale = _before_activation(job, hidden, noise, keeps, over_activation.dtype)
     activation = _activation(job)
     over_input = activation.backward(over_activation, before, activation.value(before))
@@ -195,7 +195,7 @@ def _store_input_gradient(
 def _store_partials(
     job: LayerJob, partials: Tensor, over_output: Tensor, x: Tensor, precision: Precision = "float32"
 ) -> None:
-    """The gradients over weights and biases, from (n, O) and (n, I)."""
+    """Store the gradients of weights and biases, from (n, O) and (n, I)."""
     product = _rounded(over_output, precision).t() @ _rounded(x, precision)
     bias = job.partial + job.bias - job.weight
     partials[job.partial : job.partial + product.numel()].copy_(product.flatten())
@@ -203,11 +203,11 @@ def _store_partials(
 
 
 def _rounded(factor: Tensor, precision: Precision) -> Tensor:
-    """A factor of a product as the hardware takes it, in the dtype of the sums."""
+    """Round an operand of a product as the hardware takes it; return it in the dtype of the sums."""
     if precision == "bfloat16":
         return factor.to(torch.bfloat16).to(factor.dtype)
     if precision == "tf32":
-        # Ten bits of the mantissa are left; the nearest number, of two the one farther from zero.
+        # Ten bits of the mantissa remain; rounds to the nearest number, ties away from zero.
         return factor.contiguous().view(torch.int32).add(1 << 12).bitwise_and_(-(1 << 13)).view(torch.float32)
     return factor
 
@@ -218,7 +218,7 @@ def _launches() -> ModuleType:
 
 
 def _choose(plain: Callable[..., None]) -> Callable[..., None]:
-    """The kernel of the same name and arguments where the last of these, the table, is given."""
+    """Return a function that calls the kernel of the same name if the last argument, the table, is given."""
 
     def run(*arguments: Any) -> None:
         function = plain if arguments[-1] is None else getattr(_launches(), plain.__name__)

@@ -1,4 +1,4 @@
-"""Which tile of which layer each program of a kernel computes: a row of integers a program."""
+"""Tables of the tile and layer that each program of a kernel computes, with a row of integers per program."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainer.config import Precision
 from trainer.features.batches import to_device
 from trainer.fitting.grouped_jobs import LayerJob, SumJob
 
-#: What a program is told: its rows of the batch; where its tile of columns, and for the gradient over weights
-#: of outputs, begins in the layer; and its layer (:class:`~trainer.fitting.grouped_jobs.LayerJob`), with
-#: addresses in place of offsets. ``keep`` has the bits of a float32. ``noise``, ``partial`` and ``bias_part``
-#: are :data:`NOWHERE` if nothing is dropped, nothing is trained, or another program sums up the biases.
+#: What a program needs to know: its rows of the batch; the first column of its tile and, for the gradient of
+#: weights, the first output; and its layer (:class:`~trainer.fitting.grouped_jobs.LayerJob`), with addresses
+#: in place of offsets. ``keep`` has the bits of a float32. ``noise``, ``partial`` and ``bias_partial`` are
+#: :data:`NOWHERE` without dropout, without training, or if another program sums up the biases.
 FIELDS: Final = (
     "row",
     "row_end",
@@ -36,22 +36,22 @@ FIELDS: Final = (
     "bias_partial",
 )
 
-#: A place that stays below zero whatever is added to it.
+#: An offset that stays negative whatever is added to it.
 NOWHERE: Final = -(2**40)
 
-#: Batches with so many rows or more have large tiles.
+#: Batches with at least this many rows use large tiles.
 LARGE_BATCH: Final = 16384
 
-#: Columns that a program of ``sum_partials`` adds up.
+#: Number of columns that a program of ``sum_partials`` adds up.
 SUM_COLUMNS: Final = 256
 
 
 class Tiles(NamedTuple):
-    """What a program computes: rows times columns, and so much at once of the dimension that is summed over.
+    """Tile size of a program: rows, columns, and the block size of the dimension that is summed over.
 
-    Of the gradient over weights the tile is outputs times inputs, and the sum is over rows of the batch. A
-    program of ``output_gradient`` goes through the rows of its split. ``inner`` is 0 where nothing is
-    multiplied.
+    For the gradient of weights the tile is outputs times inputs, and the sum is over rows of the batch. A
+    program of ``output_gradient`` goes through the rows of its split. ``inner`` is 0 for operators without
+    matrix products.
     """
 
     rows: int
@@ -62,10 +62,10 @@ class Tiles(NamedTuple):
 
 
 def tiles(operator: str, precision: Precision, batch: int) -> Tiles:
-    """For a batch of so many rows.
+    """Choose the tile size for a batch of ``batch`` rows.
 
     Large batches are bound by memory: up to 128 columns the input is read once. Small ones take as long as
-    their longest program, so that many programs share the work.
+    their longest program, so the work is divided among many programs.
     """
     large = batch >= LARGE_BATCH
     match operator:
@@ -77,7 +77,7 @@ def tiles(operator: str, precision: Precision, batch: int) -> Tiles:
         return Tiles(32, 32, 32 if precision == "float32" else 64, 4, 3)
     if precision == "float32":
         return Tiles(64, 128, 16, 8, 3)
-    # What goes through the activation afterwards needs registers for it.
+    # The activation that follows needs registers for the tile.
     return Tiles(64 if operator == "input_gradient" else 128, 128, 32, 8, 3)
 
 
@@ -89,9 +89,9 @@ def layer_table(
     precision: Precision,
     batch: int,
 ) -> Tensor:
-    """Of an operator on layers, (programs, fields) int64 on the device of the vectors.
+    """Build the table of an operator on layers, (programs, fields) int64 on the device of the vectors.
 
-    Programs that read the same rows follow each other, so that they find them in the cache.
+    Programs that read the same rows are adjacent, so that they find them in the cache.
     """
     addresses = [vector.data_ptr() for vector in vectors]
     programs = np.concatenate(
@@ -107,13 +107,13 @@ def layer_table(
 
 
 def sum_table(jobs: Sequence[SumJob], device: torch.device) -> Tensor:
-    """Of ``sum_partials``, (programs, 5) int64: a job and its first column."""
+    """Build the table of ``sum_partials``, (programs, 5) int64: a job and its first column."""
     programs = [(*job, column) for job in jobs for column in range(0, job.length, SUM_COLUMNS)]
     return to_device(torch.from_numpy(np.array(programs, dtype=np.int64)), device)
 
 
 def _places(operator: str, job: LayerJob, precision: Precision, batch: int) -> np.ndarray:
-    """Tiles of a job: where rows begin and end in it, where columns and outputs begin, (tiles, 4)."""
+    """Return the tiles of a job: first row, end of the rows, first column and first output, (tiles, 4)."""
     size = tiles(operator, precision, batch)
     step, columns, outputs = {
         "linear": (size.rows, range(0, job.outputs, size.columns), range(1)),
@@ -136,7 +136,7 @@ def _places(operator: str, job: LayerJob, precision: Precision, batch: int) -> n
 
 
 def _programs(job: LayerJob, places: np.ndarray, address: int, keep: float) -> np.ndarray:
-    """(tiles, fields)."""
+    """Return the rows of the table for the tiles of a job, (tiles, fields)."""
     split = places[:, 0] // job.split_rows
     partial = np.where(job.trained, job.partial + split * job.partial_stride, NOWHERE)
     size = 4  # bytes of a weight

@@ -1,4 +1,4 @@
-"""One training: epochs between checkpoints, rungs and a reason to stop."""
+"""The training loop: epochs, checkpoints, rungs and reasons to stop."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Outcome = Literal["finished", "pruned", "stopped"]
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A training and its best network: the initial one if it was stopped within its first epoch.
+    """The result of a training with its best network, the initial one if it stopped in its first epoch.
 
     Attributes
     ----------
     outcome : finished, pruned at a rung, or stopped by the reporter (then it may be resumed)
     history : every epoch
-    model : the network with the weights of that epoch (their average if it is on), in evaluation mode; None:
-        it was stopped while it waited for memory of the device
+    model : the network with the weights of the best epoch (their average if it is on), in evaluation mode;
+        None: it was stopped while it waited for memory of the device
     """
 
     outcome: Outcome
@@ -48,7 +48,7 @@ class FitResult:
 
     @property
     def best(self) -> EpochRecord:
-        """The (first) epoch of least validation MAE, where there is an epoch."""
+        """The first epoch with the least validation MAE; the history must not be empty."""
         return best_of(self.history)
 
 
@@ -63,26 +63,27 @@ def fit(
     scheduler: PackScheduler | None = None,
     progress: Progress = no_progress,
 ) -> FitResult:
-    """Train on the training part, and choose the epoch by the validation part. The test part is not touched.
+    """Train on the training set, and choose the epoch by the validation set. The test set is not touched.
 
     A checkpoint of this training in ``folder`` is resumed; on the CPU the numbers are then those of a
     training that was never interrupted, bit for bit.
 
-    When the reporter wants it to stop, it stops after the epoch. On the CPU a training leaves an epoch that
-    takes more than :data:`~trainer.fitting.pack.LONG_EPOCH` seconds, as the one before did, and the
-    checkpoint is that of the last whole epoch, of which a copy was kept: no whole epoch is repeated. A stop
-    within the first epoch leaves no checkpoint. While it evaluates, and within a batch, nothing is asked.
+    When the reporter asks it to stop, it stops after the epoch. On the CPU it also stops within an epoch that
+    takes more than :data:`~trainer.fitting.pack.LONG_EPOCH` seconds, if the epoch before did too. The
+    checkpoint is then that of the last whole epoch, of which a copy was kept, so no whole epoch is repeated.
+    A stop within the first epoch leaves no checkpoint. The reporter is not asked during evaluation and within
+    a batch.
 
-    Where the memory of a GPU does not suffice for all trainings of the scheduler, it goes on from its
-    checkpoint, with fewer beside it.
+    If the memory of a GPU does not suffice for all trainings of the scheduler, the training continues from
+    its checkpoint, with fewer beside it.
 
     Parameters
     ----------
-    folder : where the checkpoint is written, with one training at a time
-    rungs : epochs after which the reporter may prune; a rung that ends the training prunes nothing
-    warm_start : a model file whose weights are the initial ones
-    scheduler : of the trainings of other threads to share batches with; None: none
-    progress : told the epochs done
+    folder : where the checkpoint is written; only one training may use it at a time
+    rungs : epochs after which the reporter may prune; a rung at which the training finishes does not prune
+    warm_start : a model file whose weights are the initial weights
+    scheduler : shares batches with the trainings of other threads; None: no sharing
+    progress : called with the number of finished epochs
 
     Raises
     ------
@@ -91,7 +92,7 @@ def fit(
     CheckpointError
         if the checkpoint is of another training, or damaged.
     TrainingFailed
-        if the loss is not finite, or the memory does not suffice for this training alone.
+        if the loss is not finite, or this training alone does not fit into memory.
     DeviceError
         if the GPU has failed: this process can train nothing more.
     OutputError
@@ -123,7 +124,7 @@ def _fit(
 ) -> FitResult:
     training = Training(task, config, warm_start)
     if saved := load_checkpoint(checkpoint, training.identity, training.checkpoint_tensors()):
-        # Digests do not tell who made it.
+        # A valid digest does not prove that the file is genuine.
         if not 0 < len(saved.history) <= config.epochs:
             raise damaged(checkpoint, f"it has {len(saved.history)} epochs of {config.epochs}")
         training.restore(saved)
@@ -145,8 +146,8 @@ def _run(
     saved_at = time.monotonic()
     while True:
         progress("training", training.epoch, config.epochs)
-        # A resumed training comes here before its next epoch: the rung it stopped at may be undecided, and
-        # which of its epochs were reported is not known, so all are reported again.
+        # A resumed training comes here before its next epoch: the rung it stopped at may be undecided, and it
+        # is not known which of its epochs were reported, so all are reported again.
         if training.epoch > 0:
             finished = training.finished
             at_rung = training.epoch in rungs and not finished
@@ -178,16 +179,17 @@ def _run(
 
 
 def _before_a_long_epoch(training: Training, reporter: Reporter) -> tuple[Checkpoint | None, Leave | None]:
-    """What is needed to leave the next epoch, if it may be a long one on the CPU.
+    """Prepare to leave the next epoch, if it may be a long one on the CPU.
 
     Returns
     -------
-    The state to go back to, None before the first epoch; and who is asked, None: the epoch is not left.
+    The state to go back to, None before the first epoch; and a function that says whether to leave, None if
+    the epoch is not left.
     """
     if training.device.type != "cpu":
         return None, None
     if training.epoch == 0:
         return None, reporter.should_stop
     if training.history[-1].seconds < LONG_EPOCH:
-        return None, None  # a copy of the weights might be a part of its time that is felt
+        return None, None  # copying the weights might take a noticeable part of its time
     return training.snapshot().copy(), reporter.should_stop

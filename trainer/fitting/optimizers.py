@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.config import Optimizer, TrainConfig
 
-#: Weight decay is an L2 term of the loss in adam, and a shrinking of the weights beside it in adamw.
+#: Weight decay is an L2 term of the loss in adam, and a separate shrinking of the weights in adamw.
 OPTIMIZERS: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -17,9 +17,9 @@ OPTIMIZERS: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
 
 
 def make_optimizer(config: TrainConfig, weights: torch.nn.Parameter) -> torch.optim.Optimizer:
-    """The configured optimizer of ``weights`` (P,), one fused pass over them a step.
+    """Create the configured optimizer of ``weights`` (P,), with one fused pass over them per step.
 
-    On a GPU its rate is a tensor there, so that steps which are recorded once follow when it changes.
+    On a GPU its learning rate is a tensor there, so that a captured step follows its changes.
     """
     on_gpu = weights.is_cuda
     rate = torch.tensor(config.learning_rate, device=weights.device) if on_gpu else config.learning_rate
@@ -29,7 +29,7 @@ def make_optimizer(config: TrainConfig, weights: torch.nn.Parameter) -> torch.op
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the steps that follow have this learning rate."""
+    """Set the learning rate of the following steps."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
@@ -38,17 +38,17 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def step_together(optimizers: Sequence[torch.optim.Optimizer], gradients: Sequence[Tensor]) -> None:
-    """A step of optimizers that :func:`make_optimizer` made for a GPU, in few operations.
+    """Take a step with optimizers that :func:`make_optimizer` made for a GPU, in few operations.
 
     Parameters
     ----------
-    gradients : (N,) for the weights of each
+    gradients : (N,) for each optimizer
     """
     for optimizer, gradient in zip(optimizers, gradients, strict=True):
         optimizer.param_groups[0]["params"][0].grad = gradient
     if not all(optimizer.state for optimizer in optimizers):
         for optimizer in optimizers:
-            optimizer.step()  # the first one makes the state
+            optimizer.step()  # the first step creates the state
         return
     groups = [optimizer.param_groups[0] for optimizer in optimizers]
     weights = [group["params"][0] for group in groups]

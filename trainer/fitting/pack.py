@@ -16,25 +16,25 @@ from trainer.fitting.gradients import Gradient
 from trainer.fitting.randomness import data_permutation, dropout_seed
 from trainer.fitting.training import Training
 
-#: An epoch that takes no longer, s, is never left: its end is near.
+#: Seconds after which an epoch may be left; a shorter one ends soon anyway.
 LONG_EPOCH: Final = 2.0
 
-#: How often a training in a long epoch is asked whether to leave it, s.
+#: Seconds between the checks whether to leave a long epoch.
 ASKED_EVERY: Final = 0.2
 
 Leave = Callable[[], bool]
-"""Whether to leave the epoch. What it raises ends the epoch too."""
+"""Returns whether to leave the epoch. An exception raised here ends the epoch too."""
 
 
 class EpochLeft(Exception):  # noqa: N818  (nothing went wrong)
-    """The training was to leave its epoch, and did: its weights are those of no whole number of epochs."""
+    """A training left its epoch as asked: its weights do not belong to a whole number of epochs."""
 
 
 class Pack:
-    """Trainings whose batches are the same: on a GPU each batch goes through all networks at once.
+    """Trainings with the same batches: on a GPU each batch goes through all networks at once.
 
-    On the CPU, where that gains nothing, they take turns. Each training keeps what is its own: weights,
-    rates, schedule, random numbers, history, checkpoint. It does not depend on the others beyond the rounding
+    On the CPU, where that gains nothing, they take turns. Each training has its own weights, rates, schedule,
+    random numbers, history and checkpoint. It depends on the others only through the rounding of sums.
     of sums.
 
     Parameters
@@ -49,7 +49,7 @@ class Pack:
         self._on_cpu = [] if on_gpu else [_CpuEpochs(training) for training in trainings]
 
     def train_epoch(self, permutation: int, leave: Leave | None = None) -> tuple[TrainingFailed | None, ...]:
-        """Go through the training subset once, in the order of this number, and evaluate.
+        """Go through the training set once, in the permutation of this number, and evaluate.
 
         Parameters
         ----------
@@ -57,12 +57,12 @@ class Pack:
 
         Returns
         -------
-        For each training, what ended it, if anything did.
+        For each training, the error that ended it, or None.
 
         Raises
         ------
         EpochLeft
-            if it was to be left.
+            if ``leave`` said so.
         """
         started = time.perf_counter()
         for training in self.trainings:
@@ -82,14 +82,14 @@ class Pack:
 
 
 class _CpuEpochs:
-    """Takes a training through the training subset on the CPU."""
+    """Runs epochs of a training on the CPU."""
 
     def __init__(self, training: Training) -> None:
         self._training = training
         self._gradients = [Gradient(training.model) for _ in range(training.threads.count)]
 
     def run(self, permutation: int, leave: Leave | None) -> list[float]:
-        """Mean loss over the epoch in the order of this number, and the errors of the validation subset."""
+        """Run an epoch in the permutation of this number; return its mean loss and the validation errors."""
         training, subset = self._training, self._training.train
         batch_size = training.config.batch_size
         positions = torch.from_numpy(data_permutation(len(subset), training.split_seed, permutation))
@@ -119,7 +119,7 @@ class _CpuEpochs:
 
         Parameters
         ----------
-        seed : decides what the first of the pieces drops; each further piece adds one
+        seed : dropout seed of the first micro-batch; each further micro-batch adds one
         """
         subset = self._training.train
 

@@ -1,4 +1,4 @@
-"""Which trainings of several threads are on a device, and which of them go through the data together."""
+"""Scheduling of trainings in several threads: which are on a device, and which share batches."""
 
 from __future__ import annotations
 
@@ -20,57 +20,58 @@ from trainer.fitting.training import Training
 
 logger = logging.getLogger("anitune")
 
-#: How long trainings that are ready for their next epoch wait for one that is busy, s: writing a checkpoint,
-#: or asking whether it is pruned.
+#: Seconds that trainings which are ready for their next epoch wait for a busy one, which writes a checkpoint
+#: or asks whether it is pruned.
 PATIENCE: Final = 0.2
 
 R = TypeVar("R")
 
 
 class NoRoomError(Exception):
-    """The memory of the device does not suffice for so many trainings: try again, with fewer of them."""
+    """The device does not have the memory for so many trainings: try again, with fewer of them."""
 
 
 class PackScheduler:
-    """Trainings of several threads, which go through the data together where their batches are the same.
+    """Schedules trainings of several threads, which share batches where these are the same.
 
-    Every training asks for its epochs from its own thread. One that joins, or was away for an epoch, goes on
-    with the others at their next epoch, in the order of the data that they have come to; the order is part
-    of its record.
+    Every training asks for its epochs from its own thread. A training that joins, or missed an epoch,
+    continues with the others at their next epoch, in their next permutation of the data; the permutation is
+    part of its record.
 
-    A training that is on the device has a place there. After an out-of-memory error there are fewer places,
-    and those who have none wait, with nothing on the device but, at its end, the network to evaluate.
+    A training on the device has a place there. After an out-of-memory error there are fewer places, and
+    trainings without a place wait. They keep nothing on the device except, at the end, the network to
+    evaluate.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._joined: set[Training] = set()
-        self._ready: dict[Training, float] = {}  # since when
+        self._ready: dict[Training, float] = {}  # the time since when
         self._in_epoch: set[Training] = set()
-        self._epoch_ended: dict[tuple[object, ...], float] = {}  # when, the last one of each kind
+        self._epoch_ended: dict[tuple[object, ...], float] = {}  # end time of the last epoch of each group
         self._ended: dict[Training, BaseException | None] = {}
         self._packs: dict[tuple[object, ...], Pack] = {}
         self._places: float = math.inf
         self._placed = 0
-        self._too_large = False  # the only one that is on the device does not fit
-        self._waiting: deque[object] = deque()  # for a place; the first comes first
+        self._too_large = False  # whether the only training on the device does not fit
+        self._waiting: deque[object] = deque()  # for a place, first in, first out
 
     def with_room(self, device: torch.device, work: Callable[[], R], leave: Leave) -> R | None:
-        """Do what takes memory of the device; again, with fewer others beside it, where that did not suffice.
+        """Run ``work``, which takes memory of the device; repeat it with fewer trainings if memory runs out.
 
         Parameters
         ----------
-        work : keeps nothing on the device but what it returns
-        leave : asked now and then while it waits for others to end
+        work : must keep nothing on the device except what it returns
+        leave : asked now and then while the call waits for others to end
 
         Returns
         -------
-        What ``work`` returns; None: it was to leave before it could do it.
+        The result of ``work``; None: ``leave`` said to leave before it could run.
 
         Raises
         ------
         RuntimeError
-            as ``work`` does, also for lack of memory where it was alone on the device.
+            if ``work`` raises it, also for lack of memory if it was alone on the device.
         """
         while True:
             with self._place(leave) as placed:
@@ -79,7 +80,7 @@ class PackScheduler:
                 try:
                     return work()
                 except BaseException as error:
-                    # Whoever handles it may take long, and has no place for what its traceback holds.
+                    # The code that handles the error may run long, and must not hold memory by its traceback.
                     _drop_frames(error)
                     if not isinstance(error, NoRoomError) and not (
                         exhausted_memory(error) == "device" and self._make_room(1, device)
@@ -91,7 +92,7 @@ class PackScheduler:
 
     @contextmanager
     def _place(self, leave: Leave) -> Iterator[bool]:
-        """Have a place while the block lasts. False: there was none before ``leave`` said to leave."""
+        """Hold a place during the block. Yield False if ``leave`` said to leave before there was one."""
         me = object()
         with self._changed:
             self._waiting.append(me)
@@ -111,7 +112,7 @@ class PackScheduler:
                 self._changed.notify_all()
 
     def _take_place(self, me: object) -> bool:
-        """Take a place for the one in the queue, if there is one for it within ``PATIENCE``."""
+        """Take a place for ``me`` if it is first in the queue and there is a place within ``PATIENCE``."""
         with self._changed:
             if not self._changed.wait_for(
                 lambda: self._waiting[0] is me and self._placed < self._places, PATIENCE
@@ -119,15 +120,15 @@ class PackScheduler:
                 return False
             self._waiting.popleft()
             self._placed += 1
-            self._changed.notify_all()  # there may be one for the next, too
+            self._changed.notify_all()  # there may be a place for the next in the queue, too
             return True
 
     def _make_room(self, together: int, device: torch.device) -> bool:
-        """Have fewer places, as so many trainings together did not fit; False: one alone did not."""
+        """Reduce the places, as ``together`` trainings did not fit; return False if only one was there."""
         with self._changed:
             before = self._placed
             if before == 1:
-                # It was this one that others had no room beside: they have, once it has gone.
+                # This training left no room beside it; there is room again once it has gone.
                 self._too_large = True
                 return False
             self._places = max(1, min(self._places, before - math.ceil(together / 2)))
@@ -141,7 +142,7 @@ class PackScheduler:
 
     @contextmanager
     def joined(self, training: Training) -> Iterator[None]:
-        """Be waited for by the others."""
+        """Register a training during the block, so that the others wait for it."""
         with self._changed:
             self._joined.add(training)
         try:
@@ -149,7 +150,7 @@ class PackScheduler:
         finally:
             with self._changed:
                 self._joined.remove(training)
-                # A pack holds memory, and on a GPU what was recorded.
+                # A pack holds memory, and on a GPU its CUDA graphs.
                 for shared in [key for key, pack in self._packs.items() if training in pack.trainings]:
                     del self._packs[shared]
                 self._changed.notify_all()
@@ -159,16 +160,16 @@ class PackScheduler:
 
         Parameters
         ----------
-        leave : asked within an epoch that ``training`` has for itself: other trainings would lose theirs
+        leave : asked only if ``training`` is alone in its epoch, as other trainings would lose theirs
 
         Raises
         ------
         TrainingFailed
-            if a loss is not finite; other trainings go on.
+            if a loss is not finite; other trainings continue.
         EpochLeft
-            if it was to leave its epoch.
+            if ``leave`` said to leave the epoch.
         NoRoomError
-            if the memory of the device did not suffice for all that are on it.
+            if the device does not have the memory for all trainings on it.
         """
         together: list[Training] = []
         with self._changed:
@@ -190,10 +191,10 @@ class PackScheduler:
             raise failure
 
     def _complete(self, training: Training) -> list[Training]:
-        """Those that begin an epoch with ``training`` now; none while another is worth waiting for."""
+        """Return the trainings that begin an epoch with ``training`` now; empty to wait for another one."""
         others = [one for one in self._joined if _shared(one) == _shared(training)]
         if any(one in self._in_epoch for one in others):
-            return []  # however long it takes: beside it each would go through the data alone
+            return []  # however long that takes: otherwise each would go through the data alone
         ready = [one for one in others if one in self._ready]
         since = max(
             min(self._ready[one] for one in ready), self._epoch_ended.get(_shared(training), -math.inf)
@@ -210,7 +211,7 @@ class PackScheduler:
                 pack = Pack(together)
             with self._changed:
                 self._packs[_shared(together[0])] = pack
-            # Those that have begun know how far they have come; one that begins follows them.
+            # It is the highest number that a training which has begun would choose; new ones follow.
             begun = [training for training in together if training.history]
             permutation = max(training.next_permutation for training in begun or together)
             ends = pack.train_epoch(permutation, leave)
@@ -218,22 +219,22 @@ class PackScheduler:
         except BaseException as error:
             ends = (error,) * len(together)
             if exhausted_memory(error) == "device" and self._make_room(len(together), together[0].device):
-                # Errors of their own: the traceback of this one holds what takes the memory.
+                # New errors, because the traceback of this one holds the memory.
                 ends = [NoRoomError() for _ in together]
         with self._changed:
             self._ended.update(zip(together, ends, strict=True))
             self._in_epoch.difference_update(together)
-            # Those that have just ended an epoch are away for a while, and worth waiting for.
+            # Those that have just ended an epoch are busy for a moment, and worth waiting for.
             self._epoch_ended[_shared(together[0])] = time.monotonic()
             self._changed.notify_all()
 
 
 class GivenPermutations(PackScheduler):
-    """A pack of one: a training, which goes through the data in given orders, to repeat another.
+    """Trains one training alone, in given permutations of the data, to reproduce an earlier training.
 
     Parameters
     ----------
-    permutations : number of the order of each epoch
+    permutations : number of the permutation of each epoch
     """
 
     def __init__(self, permutations: Sequence[int]) -> None:
@@ -249,7 +250,7 @@ class GivenPermutations(PackScheduler):
 
 
 def _shared(training: Training) -> tuple[object, ...]:
-    """What trainings must have in common to go through the data together."""
+    """Return what trainings must have in common to share batches."""
     config = training.config
     return (
         id(training.task),
@@ -262,10 +263,10 @@ def _shared(training: Training) -> tuple[object, ...]:
 
 
 def _drop_frames(error: BaseException | None) -> None:
-    """Keep the tracebacks of an error, and of those that led to it, as text alone.
+    """Convert the tracebacks of an error and its causes to text.
 
-    Their frames would hold what is on the device. Clearing them is not enough: a frame keeps its function,
-    and with it all that the function encloses.
+    Their frames would keep tensors on the device. Clearing the frames is not enough: a frame keeps its
+    function, and with it all that the function encloses.
     """
     while error is not None:
         if error.__traceback__ is not None:
@@ -275,7 +276,7 @@ def _drop_frames(error: BaseException | None) -> None:
 
 
 def make_packs(trainings: Iterable[Training]) -> list[Pack]:
-    """As few packs as these trainings can go through the data in."""
+    """Group these trainings into as few packs as possible."""
     groups: dict[tuple[object, ...], list[Training]] = {}
     for training in trainings:
         groups.setdefault(_shared(training), []).append(training)

@@ -1,7 +1,7 @@
 """Learning rate of each epoch, by name of the schedule.
 
-A schedule is a function of the settings and of the validation MAEs so far. It has no state of its own,
-so that a resumed training goes on with the same rates.
+A schedule is a function of the settings and of the validation MAEs so far. It has no state,
+so that a resumed training continues with the same rates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _constant(config: TrainConfig, val_maes: Sequence[float]) -> float:
 
 
 def _plateau(config: TrainConfig, val_maes: Sequence[float]) -> float:
-    """Halved whenever the best validation MAE is ``PLATEAU_EPOCHS`` old, counted anew after each halving."""
+    """Halve the rate after ``PLATEAU_EPOCHS`` without a better validation MAE, and restart the count."""
     rate, best, waited = config.learning_rate, math.inf, 0
     for mae in val_maes:
         best, waited = (mae, 0) if mae < best else (best, waited + 1)
@@ -30,7 +30,7 @@ def _plateau(config: TrainConfig, val_maes: Sequence[float]) -> float:
 
 
 def _cosine(config: TrainConfig, val_maes: Sequence[float]) -> float:
-    """Half a cosine from the full rate in the first epoch to zero after the last.
+    """Follow half a cosine from the full rate in the first epoch to zero after the last.
 
     Loshchilov, Hutter, ICLR 2017, arXiv:1608.03983, equation 5 without restarts.
     """
@@ -45,5 +45,5 @@ SCHEDULES: dict[Schedule, Callable[[TrainConfig, Sequence[float]], float]] = {
 
 
 def next_learning_rate(config: TrainConfig, val_maes: Sequence[float]) -> float:
-    """The rate of the epoch that follows those with validation MAEs ``val_maes``."""
+    """Return the rate of the epoch after those with validation MAEs ``val_maes``."""
     return SCHEDULES[config.schedule](config, val_maes)

@@ -16,25 +16,25 @@ R = TypeVar("R")
 
 
 class Threads:
-    """Divides pieces of work among threads, always alike, so that sums have the same order each time.
+    """Divides micro-batches among threads, always in the same way, so that sums have a fixed order.
 
-    A piece fits into the cache of a core, and its operations run in the one thread: this scales better than
+    A micro-batch fits into the cache of a core, and its operations run in one thread: this scales better than
     dividing each operation, and does not wait for a busy core at each of them.
 
     Parameters
     ----------
-    count : number of threads; with one of them the work is done where it is asked for
+    count : number of threads; with one, the calling thread does the work
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        # The operations of a thread divide themselves no further. This setting is the calling thread's.
+        # An operation is not divided further. This setting is that of the calling thread.
         torch.set_num_threads(1)
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
 
     def map(self, work: Callable[[int, Sequence[T]], R], pieces: Sequence[T]) -> list[R]:
-        """``work(t, those of pieces that are thread t's)`` for each thread t that has any."""
+        """Return ``work(t, share of thread t)`` for each thread t that has a share of ``pieces``."""
         shares = [pieces[t :: self.count] for t in range(min(self.count, len(pieces)))]
         if len(shares) == 1:
             return [work(0, shares[0])]

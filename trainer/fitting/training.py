@@ -35,20 +35,20 @@ from trainer.reporting import EpochRecord
 from trainer.task import Task
 from trainer.tensor_files import TensorKind
 
-#: Raised with each change after which an old checkpoint would not go on as it began.
+#: Increased with each change after which a resumed training would differ from an uninterrupted one.
 CHECKPOINT_FORMAT = 3
 
-#: How the names of the optimizer's tensors begin in a checkpoint.
+#: Prefix of the names of the optimizer's tensors in a checkpoint.
 OPTIMIZER = "optimizer/"
 
 
 class Subset:
-    """The training or the validation subset on the device.
+    """The training or the validation set on the device.
 
     Attributes
     ----------
     targets : (n,) hartree
-    weights : (n,) what the squared error of each structure counts in the loss
+    weights : (n,) weight of the squared error of each structure in the loss
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class Subset:
 
     @property
     def features(self) -> SubsetFeatures:
-        """For a training on the CPU."""
+        """The features for a training on the CPU."""
         assert not isinstance(self._features, DeviceFeatures)
         return self._features
 
     @property
     def device_features(self) -> DeviceFeatures:
-        """For a training on a GPU."""
+        """The features for a training on a GPU."""
         assert isinstance(self._features, DeviceFeatures)
         return self._features
 
     def errors(self, predicted: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """How far K networks are off, by the energies (n, K) that they predict.
+        """Compute the errors of K networks from the energies (n, K) that they predict.
 
         Returns
         -------
@@ -99,22 +99,22 @@ class Subset:
 
 
 class Training:
-    """One training between two epochs.
+    """The state of one training between two epochs.
 
     Parameters
     ----------
-    warm_start : a model file whose weights are the initial ones
+    warm_start : a model file whose weights are the initial weights
 
     Attributes
     ----------
-    identity : what a checkpoint must share with this training
+    identity : what a checkpoint must have in common with this training
     history : the epochs so far
-    config, task : what it was made for
+    config, task : the settings and the data of the training
     device, threads : where it runs
-    split_seed : decides the orders in which it goes through the data
+    split_seed : decides the permutations in which it goes through the data
     train, validation : the subsets
     model, weights, optimizer : the network that is trained
-    evaluated_model, evaluated : what is evaluated and kept: the average of the weights if there is one
+    evaluated_model, evaluated : the network that is evaluated and kept, with averaged weights if that is on
     """
 
     def __init__(self, task: Task, config: TrainConfig, warm_start: Path | None) -> None:
@@ -122,7 +122,7 @@ class Training:
         self.history: tuple[EpochRecord, ...] = ()
         self.config = config
         self.device = find_device(config.device)
-        # A sum over more threads has other last bits: their number is a setting, and so part of the record.
+        # The number of threads changes the last bits of a sum, so it is a setting and part of the record.
         self.threads = Threads(config.threads)
         self.split_seed = int(task.settings["split"]["seed"])
         self.task = task
@@ -134,7 +134,7 @@ class Training:
             dtype,
             config.loss,
             config.batch_size,
-            # What is rounded for each product anyway is kept so.
+            # Stored rounded if each product would round it anyway.
             OPERAND_DTYPES.get(config.precision),
         )
         self.validation = Subset(task, task.split.validation, self.device, dtype, config.loss, BATCH)
@@ -154,22 +154,22 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """Number of epochs done."""
+        """Number of finished epochs."""
         return len(self.history)
 
     @property
     def next_permutation(self) -> int:
-        """The number of the order in which the next epoch goes through the data, if it can choose."""
+        """Number of the permutation of the next epoch, unless a pack sets another one."""
         return self.history[-1].order + 1 if self.history else first_permutation(self.config.seed)
 
     @property
     def best(self) -> EpochRecord:
-        """The (first) epoch of least validation MAE. There is one after the first epoch."""
+        """The first epoch with the least validation MAE; at least one epoch must have ended."""
         return best_of(self.history)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or so many passed without a better validation MAE."""
+        """Whether all epochs are done, or ``patience`` epochs passed without a better validation MAE."""
         if self.epoch == 0:
             return False
         patience = self.config.patience
@@ -178,14 +178,14 @@ class Training:
 
     @property
     def average(self) -> torch.Tensor | None:
-        """The moving average of the weights, (N,), if there is one."""
+        """The moving average of the weights, (N,), if it is on."""
         return None if self.config.ema_decay is None else self.evaluated.vector.detach()
 
     def best_model(self) -> ElementNetworks:
-        """A network with the weights of the best epoch, in evaluation mode."""
+        """Return a network with the weights of the best epoch, in evaluation mode."""
         model = self._network()
-        # Into tensors of its own, as in a model that is read from a file: where a matrix begins in memory
-        # decides the last bits of its products.
+        # Copied into separate tensors, as in a model read from a file: the address where a matrix begins
+        # affects the last bits of its products.
         load_weights(model, self.evaluated.compact(self._best_weights))
         return model.eval()
 
@@ -199,12 +199,12 @@ class Training:
         set_rate(self.optimizer, self._rate)
 
     def step(self, gradient: torch.Tensor, number: int) -> None:
-        """Change the weights on the CPU.
+        """Update the weights on the CPU.
 
         Parameters
         ----------
-        gradient : (P,) of the loss of a batch
-        number : of the step in the whole training, from 1
+        gradient : (P,) gradient of the loss of a batch
+        number : number of the step in the whole training, from 1
         """
         self.weights.vector.grad = gradient
         self.optimizer.step()
@@ -213,7 +213,7 @@ class Training:
             self.average.lerp_(self.weights.vector.detach(), new_share(self.config.ema_decay, number))
 
     def validate(self) -> list[float]:
-        """:meth:`Subset.errors` of the network that is evaluated, on the CPU."""
+        """Return :meth:`Subset.errors` of the network that is evaluated, on the CPU."""
         subset = self.validation
         predicted = predict(self.evaluated_model, subset.features, len(subset), self.threads)
         return [float(error) for error in subset.errors(predicted[:, None])]
@@ -223,9 +223,9 @@ class Training:
 
         Parameters
         ----------
-        losses : mean training loss, and :meth:`Subset.errors` of the validation subset
-        permutation : number of the order in which it went through the data
-        started : ``time.perf_counter()`` when it began
+        losses : mean training loss, and :meth:`Subset.errors` of the validation set
+        permutation : number of the permutation in which it went through the data
+        started : ``time.perf_counter()`` at its beginning
 
         Raises
         ------
@@ -256,7 +256,7 @@ class Training:
         self.history = (*self.history, record)
 
     def snapshot(self) -> Checkpoint:
-        """All that the following epochs depend on."""
+        """Return a checkpoint of everything that the following epochs depend on."""
         tensors = self._own_tensors()
         (state,) = self.optimizer.state_dict()["state"].values()
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
@@ -265,17 +265,17 @@ class Training:
         return Checkpoint(self.identity, self.history, on_cpu)
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds besides the state of the optimizer, each (N,) here and (P,) there."""
+        """Return what a checkpoint holds besides the optimizer's state, each (N,) here and (P,) there."""
         tensors = {"weights": self.weights.vector, "best": self._best_weights}
         if self.average is not None:
             tensors["average"] = self.evaluated.vector
         return tensors
 
     def checkpoint_tensors(self) -> dict[str, TensorKind]:
-        """The tensors of a checkpoint of this training."""
+        """Return the shapes and types of the tensors of a checkpoint of this training."""
         shape: tuple[int, ...] = (self.model.parameter_count,)
         kinds = {name: TensorKind(shape, tensor.dtype) for name, tensor in self._own_tensors().items()}
-        # The optimizer has no state before its first step: one of two weights shows what it will have.
+        # The optimizer has no state before its first step, so an optimizer of two weights shows what it has.
         weights = torch.nn.Parameter(torch.zeros(2, dtype=self.weights.vector.dtype, device=self.device))
         weights.grad = torch.zeros_like(weights)
         example = make_optimizer(self.config, weights)
@@ -285,7 +285,7 @@ class Training:
         return kinds
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a training with this identity, and these tensors, was at ``checkpoint``."""
+        """Continue from ``checkpoint``, whose identity and tensors must match this training."""
         self.history = checkpoint.history
         tensors = checkpoint.tensors
         spread = self.weights.spread
@@ -303,12 +303,12 @@ class Training:
 
 
 def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
-    """The (first) epoch of least validation MAE, of at least one."""
+    """Return the first epoch with the least validation MAE; the history must not be empty."""
     return min(history, key=lambda record: record.val_mae)
 
 
 def training_identity(task: Task, config: TrainConfig, warm_start: Path | None) -> Identity:
-    """What a checkpoint must share with a training of this configuration, whose precision is resolved.
+    """Return what a checkpoint must have in common with a training; the precision of ``config`` is resolved.
 
     Raises
     ------
@@ -316,8 +316,8 @@ def training_identity(task: Task, config: TrainConfig, warm_start: Path | None) 
         if the warm start cannot be read.
     """
     settings = dump_config(config)
-    # Where it runs and how often it is saved do not decide what is trained. Nor do the factors of products:
-    # another device, where it goes on, may have no such ones.
+    # Device and checkpoint interval do not decide what is trained. Nor does the precision of operands:
+    # another device that continues the training may not support it.
     del settings["device"], settings["checkpoint_seconds"]
     settings["precision"] = weights_precision(config.precision)
     started_from = {}

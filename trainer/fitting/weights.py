@@ -7,13 +7,13 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-#: On a GPU each parameter begins at a multiple of so many numbers: matrices that begin off a boundary of 16
-#: bytes are multiplied by slower kernels.
+#: On a GPU each parameter begins at a multiple of this many numbers: matrices that do not begin at a multiple
+#: of 16 bytes are multiplied by slower kernels.
 ALIGNMENT = 64
 
 
 def parameter_offsets(model: nn.Module, device: torch.device) -> tuple[tuple[int, ...], int]:
-    """Where each parameter begins in the vector of :class:`FlatWeights` on ``device``, and its length N."""
+    """Return the parameters' offsets in the vector of :class:`FlatWeights` on ``device``, and its length."""
     alignment = ALIGNMENT if device.type == "cuda" else 1
     ends = list(
         itertools.accumulate((-(-p.numel() // alignment) * alignment for p in model.parameters()), initial=0)
@@ -22,17 +22,17 @@ def parameter_offsets(model: nn.Module, device: torch.device) -> tuple[tuple[int
 
 
 class FlatWeights:
-    """All parameters of a network, laid out one after another in a vector that they are views of.
+    """All parameters of a network, which are views of one vector.
 
     A step of the optimizer, a copy and an average are then one operation each. For networks as small as
     these, a call for each parameter would cost more than its arithmetic.
 
-    On a GPU there are gaps between the parameters (:data:`ALIGNMENT`), which are zero and stay so: their
-    gradients are. A checkpoint has none, so that a training goes on on any device.
+    On a GPU there are gaps between the parameters (:data:`ALIGNMENT`). They stay zero, as their gradients
+    are zero. A checkpoint has no gaps, so that a training can continue on any device.
 
     Attributes
     ----------
-    vector : (N,) parameter; what is written to it the network has
+    vector : (N,) parameter; writing to it changes the weights of the network
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,20 +47,20 @@ class FlatWeights:
         self.vector = nn.Parameter(vector)
 
     def views(self, vector: Tensor) -> list[Tensor]:
-        """The parts of a vector (N,) that belong to each parameter, in the parameter's shape."""
+        """Return the view of each parameter in a vector (N,), in the parameter's shape."""
         return [
             vector.narrow(0, offset, shape.numel()).view(shape)
             for offset, shape in zip(self._offsets, self._shapes, strict=True)
         ]
 
     def compact(self, vector: Tensor) -> Tensor:
-        """A vector (N,) without its gaps, (P,); the vector itself where it has none."""
+        """Return a vector (N,) without its gaps, (P,); the vector itself if it has none."""
         if len(vector) == sum(shape.numel() for shape in self._shapes):
             return vector
         return torch.cat([view.flatten() for view in self.views(vector)])
 
     def spread(self, compact: Tensor) -> Tensor:
-        """A new vector (N,) on the device of the weights, from (P,): the inverse of :meth:`compact`."""
+        """Return a vector (N,) on the device of the weights, from (P,): the inverse of :meth:`compact`."""
         vector = torch.zeros_like(self.vector)
         parts = torch.split(compact.to(vector.device, vector.dtype), [s.numel() for s in self._shapes])
         for view, part in zip(self.views(vector), parts, strict=True):
@@ -68,18 +68,18 @@ class FlatWeights:
         return vector
 
     def copy(self) -> Tensor:
-        """The weights as they are now, (N,)."""
+        """Return a copy of the current weights, (N,)."""
         return self.vector.detach().clone()
 
     def load(self, vector: Tensor) -> None:
-        """Give the network the weights ``vector``, (N,)."""
+        """Set the weights of the network to ``vector``, (N,)."""
         with torch.no_grad():
             self.vector.copy_(vector)
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, vector: Tensor) -> None:
-    """Give a network whose parameters are tensors of their own the weights ``vector``, (P,) without gaps."""
+    """Set the weights of a network without a shared vector to ``vector``, (P,) without gaps."""
     parameters = list(model.parameters())
     for parameter, weights in zip(
         parameters, torch.split(vector, [p.numel() for p in parameters]), strict=True

@@ -1,4 +1,4 @@
-"""A model as a calculator of ASE: energies and forces for geometry optimizations and molecular dynamics."""
+"""A model as an ASE calculator: energies and forces for geometry optimizations and molecular dynamics."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from trainer.networks.smoothness import kink_warning
 
 
 class ModelWarning(UserWarning):
-    """What a model computes here may be wrong."""
+    """Predictions of a model may be wrong here."""
 
 
 class AnituneCalculator(Calculator):  # type: ignore[misc]
     """Energies and forces of molecules, by autograd through torchani's AEVs, in float64.
 
-    Beside ``energy`` (eV) and ``forces`` (eV/Å) the results have ``energy_spread`` (eV), the sample standard
-    deviation of the members, and ``novelty``, above 1 where the structure is far from the training data
-    (:class:`trainer.inference.domain.TrainingDomain`); each is NaN where the model cannot tell. To leave the
-    training data changes neither energy nor forces: a :class:`ModelWarning` says it, once.
+    Besides ``energy`` (eV) and ``forces`` (eV/Å) the results have ``energy_spread`` (eV), the sample standard
+    deviation of the members, and ``novelty``, which is above 1 if the structure is far from the training data
+    (:class:`trainer.inference.domain.TrainingDomain`); each is NaN if the model cannot provide it. Being far
+    from the training data changes neither energy nor forces, but causes a :class:`ModelWarning`, once.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         kinds = self._torchani.species_converter(numbers)
         aevs = self._torchani.aev_computer(kinds, coordinates)
         learned = self._torchani.neural_networks(kinds, aevs, ensemble_values=True)[:, 0]
-        # An atom alone has no environment that its energy could depend on.
+        # The energy of a single atom is independent of coordinates; the added term makes its gradient zero.
         (gradient,) = torch.autograd.grad(
             learned.mean() + 0 * coordinates.sum(), coordinates, materialize_grads=True
         )

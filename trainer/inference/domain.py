@@ -1,4 +1,4 @@
-"""Where a model was trained: what is kept of the training data to tell structures that are far from it."""
+"""The training domain of a model: a summary of the training data that identifies structures far from it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from trainer.errors import ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length
 from trainer.task import TaskData
 
-#: Structures of each part that are looked at, and atoms of an element among theirs.
+#: Number of structures of each subset that are sampled, and of atoms of an element among theirs.
 STRUCTURES: Final = 5_000
 ATOMS: Final = 10_000
 
-#: Environments of an element that are kept: 0.75 MB with the constants of ANI-1x.
+#: Number of environments of an element that are stored: 0.75 MB with the constants of ANI-1x.
 REFERENCES: Final = 500
 
-#: Of the threshold over the largest distance of the validation part: other structures of the same kind go
-#: a bit farther.
+#: Factor from the largest distance in the training and validation sets to the threshold: other structures of
+#: the same kind are a bit farther away.
 MARGIN: Final = 1.1
 
-#: Atoms whose distances are computed at once, always as many: the last bits of a product of matrices depend
-#: on how many rows it has, and those of an atom shall not depend on the others.
+#: Number of atoms whose distances are computed at once. It is fixed, because the last bits of a product of
+#: matrices depend on its number of rows, and those of an atom must not depend on the other atoms.
 ROWS: Final = 32
 
 
@@ -38,15 +38,15 @@ ROWS: Final = 32
 class TrainingDomain:
     """Typical environments of the training data, by element.
 
-    They are picked so that each other one is near to one of them. The *novelty* of an environment is its
-    distance to the nearest of them, by a threshold that the validation part sets. Above 1 it is unlike all
-    that the model was trained and judged on.
+    They are chosen so that every other environment is near one of them. The *novelty* of an environment is
+    its distance to the nearest of them, divided by a threshold from the training and validation sets. Above 1
+    the environment is unlike all those that the model was trained and validated on.
 
     Attributes
     ----------
-    references : for each element, (k, F) float32: AEVs of atoms of the training part
-    threshold : for each element, a Euclidean distance of AEVs: ``MARGIN`` times the largest to the nearest
-        reference that was met in the training and validation parts
+    references : for each element, (k, F) float32: AEVs of atoms of the training set
+    threshold : for each element, a Euclidean distance of AEVs: ``MARGIN`` times the largest distance to the
+        nearest reference in the training and validation sets
     """
 
     references: Mapping[str, Tensor]
@@ -54,15 +54,15 @@ class TrainingDomain:
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """The elements of the training part."""
+        """The elements of the training set."""
         return tuple(self.threshold)
 
     def novelty(self, element: str, aevs: Tensor) -> Tensor:
-        """Of atoms of an element, (n,) for their AEVs (n, F)."""
+        """Return the novelty of atoms of an element, (n,) for their AEVs (n, F)."""
         return _distances(self.references[element], aevs) / self.threshold[element]
 
     def to_bytes(self) -> bytes:
-        """The domain as a safetensors file."""
+        """Return the domain as the bytes of a safetensors file."""
         tensors = {f"references.{element}": some for element, some in self.references.items()}
         tensors |= {
             f"threshold.{element}": torch.tensor(some, dtype=torch.float64)
@@ -72,12 +72,12 @@ class TrainingDomain:
 
     @classmethod
     def from_bytes(cls, content: bytes, aev: AEVConfig, where: str) -> TrainingDomain:
-        """The domain in a file, for features of these constants.
+        """Read the domain from the bytes of a file, for features with these constants.
 
         Raises
         ------
         ModelFileError
-            if the file, which the message calls ``where``, is damaged, or belongs to other features.
+            if the file, named ``where`` in the message, is damaged, or belongs to other features.
         """
         try:
             tensors = safetensors.torch.load(content)
@@ -95,9 +95,9 @@ class TrainingDomain:
 
 
 def training_domain(task: TaskData) -> TrainingDomain:
-    """The environments of the training part; the thresholds are of the validation part.
+    """Select the environments of the training set, with thresholds that include the validation set.
 
-    At most ``STRUCTURES`` of either part are looked at, drawn by a fixed seed. It takes seconds.
+    At most ``STRUCTURES`` of each subset are used, drawn with a fixed seed. It takes seconds.
     """
     random = np.random.default_rng(0)
     trained = _environments(task, task.split.train, random)
@@ -115,7 +115,7 @@ def training_domain(task: TaskData) -> TrainingDomain:
 def _environments(
     task: TaskData, structures: npt.NDArray[np.int64], random: np.random.Generator
 ) -> dict[str, Tensor]:
-    """AEVs, (n, F), of atoms of each element in some of these structures."""
+    """Return AEVs, (n, F), of atoms of each element in some of these structures."""
     if len(structures) > STRUCTURES:
         structures = np.sort(random.choice(structures, STRUCTURES, replace=False))
     features = MoleculeFeatures(task.aev, torch.device("cpu"))
@@ -136,9 +136,10 @@ def _environments(
 
 
 def _cover(aevs: Tensor) -> tuple[Tensor, float]:
-    """Up to ``REFERENCES`` of some environments, each the farthest from those before; how far any other is.
+    """Choose up to ``REFERENCES`` environments, each the farthest from those before.
 
-    Gonzalez, Theor. Comput. Sci. 38, 293 (1985): no choice of as many comes nearer than half of it.
+    Return them with the largest distance of any other environment. Gonzalez, Theor. Comput. Sci. 38, 293
+    (1985): no choice of as many has less than half of this distance.
     """
     squares = (aevs * aevs).sum(1)
 
@@ -154,7 +155,7 @@ def _cover(aevs: Tensor) -> tuple[Tensor, float]:
 
 
 def _distances(references: Tensor, aevs: Tensor) -> Tensor:
-    """From each environment to the nearest reference, (n,) for (n, F)."""
+    """Return the distance from each environment to the nearest reference, (n,) for (n, F)."""
     filled_up = functional.pad(aevs, (0, 0, 0, -len(aevs) % ROWS))
     found = [torch.cdist(some, references).amin(1) for some in torch.split(filled_up, ROWS)]
     return torch.cat(found)[: len(aevs)]

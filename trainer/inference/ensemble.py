@@ -1,4 +1,4 @@
-"""Trained networks as one model: their mean is the prediction, their spread an uncertainty."""
+"""Several trained networks as one model: their mean is the prediction, their spread an uncertainty."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trainer.networks.files import CPU, SavedModel, load_model, save_model
 from trainer.progress import Progress, no_progress
 from trainer.strict_json import read_json
 
-#: Of an ensemble's folder: what is in it, its networks, and the domain of its training data.
+#: Files in the folder of an ensemble: its record, its networks, and the domain of its training data.
 RECORD: Final = "ensemble.json"
 MEMBER: Final = "member-{:02d}.safetensors"
 DOMAIN: Final = "domain.safetensors"
@@ -40,21 +40,21 @@ FORMAT: Final = 1
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class _Record:
-    """What the folder of an ensemble holds."""
+    """Record of the contents of an ensemble's folder."""
 
     format: int
     members: Annotated[int, Field(ge=1)]
     domain: bool
 
 
-#: The network in the folder of a training.
+#: File of the network in the folder of a training.
 OF_TRAINING: Final = "model.safetensors"
 
-#: Numbers in the AEVs that are in memory at once: 64 MiB.
+#: Numbers of the AEVs that are in memory at once: 64 MiB.
 MOST_NUMBERS: Final = 2**24
 
-#: From so many atoms on torchani's own list of neighbors is used: ours lists all angles of a molecule, near
-#: or far, which is made for the many structures of small ones.
+#: Molecules with more atoms than this use torchani's own neighbor list: ours lists all angles of a molecule,
+#: near or far, which is designed for many structures of small molecules.
 LARGE: Final = 120
 
 
@@ -65,11 +65,11 @@ class Predictions:
     Attributes
     ----------
     energies : (S,) float64, hartree: mean of the members
-    spread : (S,) float64, hartree: sample standard deviation of the members; NaN of a single one
+    spread : (S,) float64, hartree: sample standard deviation of the members; NaN for a single member
     members : (M, S) float64, hartree
-    novelty : (S,) float64: of the environment that is farthest from the training data, see
+    novelty : (S,) float64: novelty of the environment that is farthest from the training data, see
         :class:`trainer.inference.domain.TrainingDomain`; above 1 it is far; NaN if no domain is stored
-    largest_novelty_atom : (S,) int64: the atom of that environment, from 0 in the structure's order
+    largest_novelty_atom : (S,) int64: index of the atom with that environment, from 0, in the structure
     """
 
     energies: npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ class Predictions:
 
     @property
     def far(self) -> npt.NDArray[np.bool_]:
-        """Which structures hold an environment unlike the training data, (S,)."""
+        """Which structures have an environment unlike the training data, (S,)."""
         far: npt.NDArray[np.bool_] = self.novelty > 1
         return far
 
@@ -90,14 +90,14 @@ class Ensemble:
 
     Parameters
     ----------
-    members : one or more
-    domain : of their training data; without it no environment can be told to be far from that
+    members : one or more networks
+    domain : domain of their training data; without it no novelty is computed
 
     Attributes
     ----------
     aev : constants of the features
-    self_energies : energy of a single atom by element, hartree: mean of the members, whose own may differ
-        where they were fitted anew
+    self_energies : energy of a single atom by element, hartree: mean of the members, whose self-energies may
+        differ if they were fitted separately
 
     Raises
     ------
@@ -125,12 +125,12 @@ class Ensemble:
 
     @classmethod
     def open(cls, path: Path | str) -> Ensemble:
-        """The model in a model file, the folder of a training, or the folder of an ensemble.
+        """Open the model in a model file, the folder of a training, or the folder of an ensemble.
 
         Raises
         ------
         ModelFileError
-            if there is none, or a file is damaged.
+            if there is no model, or a file is damaged.
         """
         path = Path(path)
         if not path.is_dir():
@@ -165,12 +165,12 @@ class Ensemble:
         return ensemble
 
     def save(self, folder: Path) -> None:
-        """Write the ensemble as a folder, which appears by rename and takes the place of an earlier ensemble.
+        """Write the ensemble as a folder, which appears by rename and replaces an earlier ensemble.
 
         Raises
         ------
         OutputError
-            if it cannot be written, or something else is there; nothing half-written stays.
+            if it cannot be written, or something else is there; no partial folder is left.
         """
         partial = partial_name(folder)
         record = {"format": FORMAT, "members": len(self.members), "domain": self.domain is not None}
@@ -198,16 +198,16 @@ class Ensemble:
         *,
         any_composition: bool = False,
     ) -> Predictions:
-        """Energies of structures.
+        """Predict the energies of structures.
 
         Parameters
         ----------
-        any_composition : also of compositions that the training data do not determine
+        any_composition : also predict compositions that the training data do not determine
 
         Raises
         ------
         DataError
-            if the training data do not tell the energies of the atoms of one.
+            if the training data do not determine the energies of a structure's atoms.
         """
         self.refuse_unknown(structures, any_composition)
         members = np.empty((len(self.members), len(structures)))
@@ -231,14 +231,14 @@ class Ensemble:
         return Predictions(members.mean(axis=0), spread, members, novelty, largest_novelty_atom)
 
     def unknown_elements(self, structure: Structure) -> list[str]:
-        """The elements of a structure that were not in the training data."""
+        """Return the elements of a structure that were not in the training data."""
         return sorted(set(structure.symbols) - set(self.elements))
 
     def unknown(self, structure: Structure, any_composition: bool = False) -> str | None:
-        """Why the energies of the atoms of a structure are not known, in words; None: they are.
+        """Explain why the energies of a structure's atoms are not known; None if they are.
 
-        A composition is not known if it is no sum of multiples of those of the training data: where all of
-        them are H2O, OH is none. It may be predicted all the same with ``any_composition``.
+        A composition is known if it is a linear combination of those of the training data: if all of them
+        are H2O, OH is not known. With ``any_composition`` it may be predicted all the same.
         """
         if unknown := self.unknown_elements(structure):
             return (
@@ -254,12 +254,12 @@ class Ensemble:
         return None
 
     def refuse_unknown(self, structures: Sequence[Structure], any_composition: bool = False) -> None:
-        """Make sure that the energies of the atoms of all structures are known.
+        """Raise an error if the energies of the atoms of a structure are not known.
 
         Raises
         ------
         DataError
-            if not.
+            if they are not.
         """
         for number, structure in enumerate(structures):
             if unknown := self.unknown(structure, any_composition):
@@ -269,12 +269,12 @@ class Ensemble:
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """The elements that energies can be predicted of."""
+        """The elements whose energies can be predicted."""
         trained = self.self_energies if self.domain is None else self.domain.elements
         return tuple(element for element in self.aev.elements if element in trained)
 
     def _environments(self, molecule: Molecule) -> Iterator[tuple[slice, Tensor]]:
-        """Some of the molecule's structures at a time, and their AEVs, (n, Na, F)."""
+        """Yield some of the molecule's structures at a time, with their AEVs, (n, Na, F)."""
         step = max(1, MOST_NUMBERS // (molecule.atoms * aev_length(self.aev)))
         features = MoleculeFeatures(self.aev, CPU)
         for begin in range(0, molecule.structures, step):
@@ -295,12 +295,12 @@ class Ensemble:
         return torch.cat(each)
 
     def _by_element(self, molecule: Molecule, aevs: Tensor) -> dict[str, Tensor]:
-        """Of each element of the molecule the AEVs of its c atoms, (n, c, F)."""
+        """Return the AEVs of the c atoms of each element of the molecule, (n, c, F)."""
         counts = {e: molecule.composition[e] for e in self.aev.elements if e in molecule.composition}
         return dict(zip(counts, aevs.split_with_sizes(list(counts.values()), dim=1), strict=True))
 
     def _novelties(self, by_element: dict[str, Tensor], structures: int) -> Tensor:
-        """Of each atom, (n, Na)."""
+        """Return the novelty of each atom, (n, Na)."""
         assert self.domain is not None
         return torch.cat(
             [
@@ -315,7 +315,7 @@ class Ensemble:
 def _energies(
     saved: SavedModel, molecule: Molecule, by_element: dict[str, Tensor]
 ) -> npt.NDArray[np.float64]:
-    """Energies of a molecule's structures, (n,), hartree."""
+    """Return the energies of a molecule's structures, (n,), hartree."""
     dtype = next(saved.model.parameters()).dtype
     aevs = tuple(some.flatten(0, 1).to(dtype) for some in by_element.values())
     batch = AtomBatch(

@@ -1,4 +1,4 @@
-"""A model as a file that others can run without this package; each is compared with the model before."""
+"""Export of a model as a file that runs without this package; it is first compared with the model."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from trainer.inference.structures import Structure, structures_of
 from trainer.inference.torchani_model import describe, weights_of
 
 with warnings.catch_warnings():
-    # torchani warns that its CUDA extensions were not compiled; none is used here.
+    # torchani warns that its CUDA extensions were not compiled; they are not used here.
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from trainer.inference import torchani_loader
 
 Format = Literal["torchani", "torch-export"]
 
-#: What the total energies of an exported model may differ by, kcal/mol.
+#: Largest difference of the total energies of an exported model, kcal/mol.
 TOLERANCE: Final = 1e-3
 
-#: Written beside a file for torchani.
+#: Name of the loader that is written beside a file for torchani.
 LOADER: Final = "load_torchani.py"
 
-#: Structures that an exported model is compared on, and how many of one molecule.
+#: Number of structures on which an exported model is compared, and how many are of one molecule.
 COMPARED: Final = 200
 OF_EACH: Final = 4
 
@@ -48,7 +48,7 @@ Energies = npt.NDArray[np.float64]
 
 
 def sample_structures(ensemble: Ensemble) -> list[Structure]:
-    """Structures of the shipped sample that the model knows the elements of.
+    """Return structures of the shipped sample whose elements the model knows.
 
     Raises
     ------
@@ -67,16 +67,16 @@ def sample_structures(ensemble: Ensemble) -> list[Structure]:
 
 
 def export_model(ensemble: Ensemble, to: Format, out: Path, structures: Sequence[Structure]) -> float:
-    """Write the model in a format, and answer by how much its energies differ at most, kcal/mol.
+    """Write the model in a format, and return the largest difference of its energies, kcal/mol.
 
     Parameters
     ----------
-    structures : that are predicted by the written model, as it is loaded, and by the ensemble
+    structures : structures that the written and reloaded model and the ensemble predict
 
     Raises
     ------
     ExportError
-        if they differ by more than ``TOLERANCE``: nothing is written.
+        if the energies differ by more than ``TOLERANCE``; then nothing is written.
     OutputError
         if it cannot be written.
     """
@@ -113,7 +113,7 @@ def _load_torchani(path: Path) -> Callable[[Sequence[Structure]], Energies]:
 
 def _write_program(ensemble: Ensemble, path: Path) -> None:
     batch, atoms = torch.export.Dim("batch"), torch.export.Dim("atoms", min=2)
-    # Lengths that tell one dimension from another, and none of them 0 or 1, which torch takes for fixed.
+    # Distinct lengths identify the dimensions; torch would treat lengths 0 and 1 as fixed.
     numbers = torch.ones((2, 5), dtype=torch.int64)
     coordinates = torch.arange(30, dtype=torch.float64).view(2, 5, 3).cos()
     program = torch.export.export(
@@ -129,7 +129,7 @@ def _write_program(ensemble: Ensemble, path: Path) -> None:
 
 
 def _write_without_pickles(archive: io.BytesIO, path: Path) -> None:
-    """Write an archive of torch.export less its example input: it alone is pickled, and need not be there."""
+    """Write an archive of torch.export without its optional example input, the only entry that is pickled."""
     with zipfile.ZipFile(archive) as every, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
         for entry in every.infolist():
             example = "/sample_inputs/" in entry.filename
@@ -150,7 +150,7 @@ def _by_padding(
     padding: int,
     energies: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Energies:
-    """Energies of structures of all sizes together, some at a time, (S,) hartree."""
+    """Compute the energies of structures of all sizes, padded, some at a time, (S,) hartree."""
     every = []
     for begin in range(0, len(structures), 20):
         some = structures[begin : begin + 20]

@@ -20,7 +20,7 @@ HDF5: Final = (".h5", ".hdf5")
 
 
 def read_structures(path: Path, links_outside: bool = False) -> list[Structure]:
-    """The structures of a file, in their order; its ending tells HDF5 from xyz.
+    """Read the structures of a file, in their order; its suffix distinguishes HDF5 from xyz.
 
     Parameters
     ----------
@@ -29,8 +29,8 @@ def read_structures(path: Path, links_outside: bool = False) -> list[Structure]:
     Raises
     ------
     DataError
-        with one line that names the file and the place, if it cannot be read as such, holds no structure, or
-        a periodic one.
+        with one line that names the file and the place, if it cannot be read, or holds no structure or a
+        periodic one.
     """
     structures = _read_hdf5(path, links_outside) if path.suffix.lower() in HDF5 else _read_xyz(path)
     if not structures:

@@ -1,4 +1,4 @@
-"""An ensemble as one module of plain tensor operations, whose shapes follow from those of its input alone."""
+"""An ensemble as one module of plain tensor operations, whose shapes depend only on those of its input."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.networks.torchani_bridge import to_torchani
 
 
 class PortableModel(nn.Module):
-    """Total energies of padded structures, in float64.
+    """Computes total energies of padded structures, in float64.
 
-    Neighbor lists have a length that depends on the coordinates, which no exported program can have. Here
-    all pairs and triples of atoms are computed, and what is beyond a cutoff is multiplied by zero: memory
-    and time grow with the cube of the number of atoms.
+    The length of a neighbor list depends on the coordinates, which an exported program does not support. Here
+    all pairs and triples of atoms are computed, and terms beyond a cutoff are multiplied by zero: memory and
+    time grow with the cube of the number of atoms.
     """
 
     kinds: Tensor
@@ -34,7 +34,7 @@ class PortableModel(nn.Module):
         self.members = nn.ModuleList(to_torchani(each.model).double() for each in ensemble.members)
         self.elements = elements
         kinds = torch.zeros(len(SYMBOLS) + 1, len(elements), dtype=torch.float64)
-        # Padding adds nothing; of an unknown element nothing is known.
+        # Padding adds nothing; the energy of an unknown element is NaN.
         shifts = torch.full((len(ensemble.members), len(SYMBOLS) + 1), torch.nan, dtype=torch.float64)
         shifts[:, 0] = 0
         for place, element in enumerate(elements):
@@ -50,7 +50,9 @@ class PortableModel(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, numbers: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and their sample standard deviation over the members (NaN of one), (B,) each, hartree.
+        """Return energies and their sample standard deviation over the members, (B,) each, hartree.
+
+        The standard deviation of a single member is NaN.
 
         Parameters
         ----------
@@ -73,12 +75,12 @@ class PortableModel(nn.Module):
         return every.mean(0), every.std(0)
 
     def _aevs(self, kinds: Tensor, coordinates: Tensor) -> Tensor:
-        """(B, A, F)."""
+        """Compute the AEVs, (B, A, F)."""
         real = kinds.sum(-1)
         others = 1.0 - torch.eye(coordinates.shape[1], dtype=torch.float64, device=coordinates.device)
         pairs = real[:, :, None] * real[:, None, :] * others
         vectors = (coordinates[:, None, :, :] - coordinates[:, :, None, :]) * pairs[..., None]
-        # A square root has no derivative at zero: what is no pair has the distance one.
+        # The square root has no derivative at zero, so atoms that are not a pair get the distance one.
         squares = torch.where(pairs > 0, (vectors * vectors).sum(-1), 1.0)
         distances = squares.sqrt()
 
@@ -97,7 +99,7 @@ class PortableModel(nn.Module):
         terms = by_distance[..., :, None] * by_angle[..., None, :]
         of_pairs = torch.einsum("bijksz,bke->bijesz", terms, kinds)
         of_pairs = torch.einsum("bijesz,bjf->bifesz", of_pairs, kinds)
-        # Each angle was met from both sides; those of two elements are at two places.
+        # Each angle was counted from both sides; those of two different elements are in two entries.
         angular = of_pairs[:, :, self.upper[0], self.upper[1]] * self.halves[:, None, None]
         return torch.cat([of_elements, angular.flatten(2)], dim=-1)
 

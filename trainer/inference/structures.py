@@ -1,4 +1,4 @@
-"""Structures whose energies are wanted."""
+"""Structures whose energies are to be predicted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Structure:
 
     Attributes
     ----------
-    symbols : (Na,) of the elements
+    symbols : (Na,) symbols of the elements
     coordinates : (Na, 3) Å
     """
 
@@ -28,16 +28,16 @@ class Structure:
 
 
 def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> Structure:
-    """A structure of plain values.
+    """Create a structure from plain values.
 
     Parameters
     ----------
-    where : what a message names
+    where : name of the structure in messages
 
     Raises
     ------
     DataError
-        if a symbol is of no element, or the coordinates are no finite (Na, 3) numbers.
+        if a symbol is not that of an element, or the coordinates are not finite (Na, 3) numbers.
     """
     names = tuple(str(symbol) for symbol in symbols)
     if unknown := [name for name in names if name not in ATOMIC_NUMBERS]:
@@ -52,25 +52,25 @@ def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> S
 
 
 def structures_of(molecule: Molecule) -> list[Structure]:
-    """The structures of a molecule of a data set, in their order."""
+    """Return the structures of a molecule of a data set, in their order."""
     return [structure_of(molecule, number) for number in range(molecule.structures)]
 
 
 def structure_of(molecule: Molecule, number: int) -> Structure:
-    """One structure of a molecule of a data set."""
+    """Return one structure of a molecule of a data set."""
     symbols = tuple(SYMBOLS[n - 1] for n in molecule.atomic_numbers)
     return Structure(symbols, molecule.coordinates[number].astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)
 class Alike:
-    """Those of some structures that are of one composition, their atoms sorted by element.
+    """Structures of one composition, with their atoms sorted by element.
 
     Attributes
     ----------
-    molecule : with their n coordinates, each about its own center: far from the origin float32 is coarse
-    places : (n,) which of the structures they are
-    permutations : (n, Na) which atom of its structure each atom is
+    molecule : with their n coordinates, each centered: float32 is too coarse far from the origin
+    places : (n,) indices of the structures
+    permutations : (n, Na) index of each atom in its structure
     """
 
     molecule: Molecule
@@ -79,11 +79,11 @@ class Alike:
 
 
 def group_alike(structures: Sequence[Structure], elements: Sequence[str]) -> list[Alike]:
-    """Structures by composition, so that those of one are worked on together; without energies.
+    """Group structures by composition, without energies, so that those of a group are processed together.
 
     Parameters
     ----------
-    elements : all that occur, in the order that atoms are sorted by
+    elements : all elements that occur, in the order in which atoms are sorted
     """
     place_of = {ATOMIC_NUMBERS[element]: place for place, element in enumerate(elements)}
     groups: dict[tuple[int, ...], list[tuple[int, npt.NDArray[np.int64]]]] = {}

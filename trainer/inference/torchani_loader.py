@@ -1,4 +1,4 @@
-"""Loads a model that `anitune export --to torchani` wrote; it needs torch, torchani >= 2.9 and safetensors.
+"""Load a model that `anitune export --to torchani` wrote; this needs torch, torchani >= 2.9 and safetensors.
 
     from load_torchani import load_model
 
@@ -6,8 +6,8 @@
     energies = model((atomic_numbers, coordinates)).energies  # hartree; coordinates in Å, float64
 
 The model is a `torchani.arch.ANI`: `model.ase()` is its ASE calculator, `model.energies_qbcs(...)` gives the
-disagreement of its members. It computes in float64, because float32 has 0.01 kcal/mol at best for total
-energies; elements that it was not trained on have the energy NaN.
+disagreement of its members. It computes in float64, because float32 resolves total energies to 0.01 kcal/mol
+at best. Elements that it was not trained on have the energy NaN.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ ACTIVATIONS = {
 
 
 def load_model(path: str | Path) -> ANI:
-    """The model in a file, in evaluation mode.
+    """Load the model in a file, in evaluation mode.
 
     Raises
     ------
     ValueError
-        if the file is none of these, or its weights do not fit its description.
+        if the file is not such a model, or its weights do not match its description.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -68,13 +68,13 @@ def load_model(path: str | Path) -> ANI:
         fits = _parameters(record) == sum(tensor.numel() for tensor in weights.values())
     except (safetensors.SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a model for this loader ({error})") from error
-    if not fits:  # before there is memory for what the description asks for
+    if not fits:  # checked before memory is allocated for what the description asks for
         raise ValueError(f"{path}: the weights do not fit the description; the file is damaged")
     return build_model(record, weights)
 
 
 def _parameters(record: dict[str, Any]) -> int:
-    """The number of weights and biases of a model; -1 of one that cannot be."""
+    """Return the number of weights and biases of a model; -1 if the description is impossible."""
     aev, kinds = record["aev"], len(record["symbols"])
     angular = len(aev["angular_shifts"]) * aev["angle_sections"]
     features: int = kinds * len(aev["radial_shifts"]) + kinds * (kinds + 1) // 2 * angular
@@ -86,7 +86,7 @@ def _parameters(record: dict[str, Any]) -> int:
 
 
 def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:
-    """The model of this description and these weights, in evaluation mode."""
+    """Build the model with this description and these weights, in evaluation mode."""
     symbols, aev = record["symbols"], record["aev"]
     computer = AEVComputer.from_constants(
         radial_cutoff=aev["radial_cutoff"],
@@ -111,6 +111,6 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:
     networks.load_state_dict(weights)
     energies = [math.nan if energy is None else energy for energy in record["self_energies"]]
     model = ANI(symbols, computer, networks, SelfEnergy(symbols, energies)).double().eval()
-    # torchani keeps them in float32: too coarse for total energies.
+    # torchani stores them in float32, which is too coarse for total energies.
     model.energy_shifter.self_energies = torch.tensor(energies, dtype=torch.float64)
     return model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""An ensemble as a model of torchani."""
+"""Conversion of an ensemble to a torchani model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.inference.ensemble import Ensemble
 from trainer.networks.torchani_bridge import to_torchani
 
 with warnings.catch_warnings():
-    # torchani warns that its CUDA extensions were not compiled; none is used here.
+    # torchani warns that its CUDA extensions were not compiled; they are not used here.
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from torchani.arch import ANI
 
@@ -20,12 +20,12 @@ with warnings.catch_warnings():
 
 
 def as_torchani(ensemble: Ensemble) -> ANI:
-    """The ensemble as a model of torchani in float64: total energies in hartree for coordinates in Å."""
+    """Return the ensemble as a torchani model in float64: total energies in hartree for coordinates in Å."""
     return build_model(describe(ensemble), weights_of(ensemble))
 
 
 def describe(ensemble: Ensemble) -> dict[str, Any]:
-    """All of the model but its weights, as JSON values."""
+    """Describe everything of the model except its weights, as JSON values."""
     elements = ensemble.aev.elements
     known = [ensemble.self_energies[e] if e in ensemble.elements else None for e in elements]
     return {
@@ -44,7 +44,7 @@ def describe(ensemble: Ensemble) -> dict[str, Any]:
 
 
 def weights_of(ensemble: Ensemble) -> dict[str, Tensor]:
-    """The weights of torchani's ensemble of networks by their names there."""
+    """Return the weights of torchani's ensemble of networks, by their names there."""
     return {
         f"members.{number}.{name}": tensor.contiguous()
         for number, each in enumerate(ensemble.members)

@@ -21,13 +21,13 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ActivationFunction:
-    """A function of each number of a tensor.
+    """An elementwise activation function.
 
     Attributes
     ----------
-    value : y for x; may overwrite x where ``backward`` does without it
-    backward : the gradient over x, for that over y, x and y; torch's own kernels where it has them; may
-        overwrite the gradient over y
+    value : computes y from x; may overwrite x if ``backward`` does not need it
+    backward : computes the gradient with respect to x from that with respect to y, x and y, with torch's own
+        kernels where they exist; may overwrite the gradient with respect to y
     """
 
     value: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Model files: weights and what they belong to, in one safetensors file. Networks are rebuilt from code."""
+"""Model files: weights and their settings in one safetensors file. The network is rebuilt from code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.networks.model import WEIGHT_DTYPES, ElementNetworks, weight_shapes
 from trainer.strict_json import parse_json
 from trainer.tensor_files import TensorKind, misfit, tensor_kinds
 
-#: The one key of the file's metadata. (Of several keys the order, and so the bytes of the file, would vary.)
+#: The only key of the file's metadata. (With several keys, their order and so the bytes would vary.)
 METADATA: Final = "anitune"
 
 FORMAT: Final = 1
@@ -32,15 +32,15 @@ CPU: Final = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A network and what is needed to get total energies from it.
+    """A network with everything needed to predict total energies.
 
     Attributes
     ----------
     model : the network, in evaluation mode
     aev : the constants of its features
     self_energies : energy of a single atom by element, hartree, to be added to the network's energies
-    balances : what all compositions of the training part have in common (see
-        :mod:`trainer.data.stoichiometry`); empty: nothing, or it was not recorded
+    balances : what all compositions of the training set have in common (see
+        :mod:`trainer.data.stoichiometry`); empty: nothing, or not recorded
     """
 
     model: ElementNetworks
@@ -61,7 +61,7 @@ def save_model(
     Raises
     ------
     OutputError
-        if it cannot be written; nothing half-written stays.
+        if it cannot be written; no partial file is left.
     """
     record = {
         "format": FORMAT,
@@ -79,12 +79,12 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
     Raises
     ------
     ModelFileError
-        if the file cannot be read, is no model file, or its weights do not fit its settings.
+        if the file cannot be read, is not a model file, or its weights do not match its settings.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             config, aev, self_energies, balances = _settings((file.metadata() or {})[METADATA], str(path))
-            # Before there is memory for a network: settings of a few bytes can ask for any amount.
+            # Checked before a network is allocated: settings of a few bytes can ask for any amount of memory.
             found, wanted = tensor_kinds(file), _weights(config, aev)
             if fault := misfit(found, wanted):
                 raise ModelFileError(f"{path}: {fault}; the file is damaged")
@@ -112,7 +112,7 @@ def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, 
     aev = load_config(AEVConfig, record["aev"], where)
     energies = load_config(dict[str, FiniteFloat], record["self_energies"], f"{where}: self_energies")
     balances = load_config(tuple[Balance, ...], record.get("balances", ()), f"{where}: balances")
-    if config.precision == "auto":  # what it became is recorded
+    if config.precision == "auto":  # files record the resolved precision
         raise ValueError("it does not say in which precision its weights are")
     return config, aev, energies, balances
 
@@ -124,7 +124,7 @@ def _weights(config: TrainConfig, aev: AEVConfig) -> dict[str, TensorKind]:
 
 
 def warm_start(model: ElementNetworks, aev: AEVConfig, path: Path) -> None:
-    """Give a network that is to be trained the weights of a model file, in its own precision.
+    """Load the weights of a model file into a network that is about to be trained, in its own precision.
 
     Raises
     ------

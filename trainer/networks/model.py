@@ -16,7 +16,7 @@ from trainer.config import Precision, TrainConfig
 from trainer.features.batches import AtomBatch
 from trainer.networks.activations import ACTIVATIONS
 
-#: Of the weights, by ``TrainConfig.precision``.
+#: Types of the weights, by ``TrainConfig.precision``.
 WEIGHT_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -28,7 +28,7 @@ WEIGHT_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
 def weight_shapes(
     config: TrainConfig, elements: tuple[str, ...], input_size: int
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights of :class:`ElementNetworks` by their names, without any memory for them."""
+    """Return the shapes of the weights of :class:`ElementNetworks` by name, without allocating them."""
     sizes = (input_size, *config.hidden, 1)
     shapes: dict[str, tuple[int, ...]] = {}
     for element in elements:
@@ -39,11 +39,11 @@ def weight_shapes(
 
 
 class ElementNetworks(nn.Module):
-    """Energies of structures from the AEVs of their atoms, self-energies not included.
+    """Predicts energies of structures from the AEVs of their atoms, self-energies not included.
 
-    A hidden layer is a linear map, dropout and the activation, in this order; nothing is dropped here, but
-    in training (:mod:`trainer.fitting.gradients`). The initial weights follow from the seed of ``config``
-    alone, whatever the device and the state of torch's own generator.
+    A hidden layer is a linear map, dropout and the activation, in this order; dropout is not applied here but
+    in training (:mod:`trainer.fitting.gradients`). The initial weights depend only on the seed of ``config``,
+    not on the device or the state of torch's global generator.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class ElementNetworks(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, batch: AtomBatch) -> Tensor:
-        """Energies in hartree, (B,), without self-energies."""
+        """Return energies in hartree, (B,), without self-energies."""
         energies = [
             self._atomic_energies(self.layers(element), columns, aevs)
             for element, columns, aevs in zip(batch.elements, batch.columns, batch.aevs, strict=True)
@@ -88,11 +88,11 @@ class ElementNetworks(nn.Module):
         return batch.sums.over_structures(energies).squeeze(1)
 
     def layers(self, element: int) -> list[nn.Linear]:
-        """The layers of an element, by its place in ``elements``, the output last."""
+        """Return the layers of an element, by its index in ``elements``; the output layer is last."""
         return list(self.networks[self.elements[element]].children())  # type: ignore[arg-type]
 
     def _atomic_energies(self, layers: list[nn.Linear], columns: Tensor | None, aevs: Tensor) -> Tensor:
-        """(n_e, 1) for (n_e, F_e)."""
+        """Map AEVs (n_e, F_e) to atomic energies (n_e, 1)."""
         activation = ACTIVATIONS[self.config.activation].value
         first, *others = layers
         weight = first.weight if columns is None else first.weight.index_select(1, columns)
@@ -103,7 +103,7 @@ class ElementNetworks(nn.Module):
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A layer with torch's usual distribution, but drawn from ``generator``."""
+    """Return a layer with torch's usual initial distribution, drawn from ``generator``."""
     layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Which networks have forces that are not continuous; without torch, for those who only tell it."""
+"""Which networks have discontinuous forces. It imports no torch, for modules that only show the warning."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection
 from typing import Final
 
 KINKED: Final = ("relu",)
-"""Functions with a kink: forces jump where a structure crosses it."""
+"""Activations with a kink: forces jump where a structure crosses it."""
 
 
 def kink_warning(activations: Collection[str]) -> str | None:
-    """What is wrong with a model of these activations, as what it "has"; None: it is smooth."""
+    """Return what is wrong with a model with these activations, to follow "has"; None if it is smooth."""
     kinked = sorted(set(activations) & set(KINKED))
     if not kinked:
         return None

@@ -1,4 +1,4 @@
-"""Our networks as torchani's."""
+"""Conversion of our networks to torchani's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 
 with warnings.catch_warnings():
-    # torchani warns that its CUDA extensions were not compiled; none is used here.
+    # torchani warns that its CUDA extensions were not compiled; they are not used here.
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from torchani.nn import ANINetworks, AtomicNetwork
 
 
 class NamedActivation(nn.Module):
-    """One of ``ACTIVATIONS`` as a module: torchani has names for gelu and celu only."""
+    """An entry of ``ACTIVATIONS`` as a module: torchani only has names for gelu and celu."""
 
     def __init__(self, name: Activation) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ActivatedNetwork(AtomicNetwork):  # type: ignore[misc]
 
 
 def to_torchani(model: ElementNetworks) -> ANINetworks:
-    """A copy of the network that torchani's AEVComputer can feed, in evaluation mode: nothing is dropped.
+    """Return a copy of the network for torchani's AEVComputer, in evaluation mode: without dropout.
 
     Its energies are in hartree, self-energies not included.
     """
