@@ -56,9 +56,10 @@ def relay(
     from storage.tracking.health import RelayHealth
     from storage.tracking.process import run_relay
 
+    settings = load_settings()
     os.nice(NICENESS)
     _log_with_time()
-    with open_database(load_settings()) as database, ExitStack() as stack:
+    with open_database(settings) as database, ExitStack() as stack:
         opened = open_study(database, study)
         health = RelayHealth()
         if metrics_port is not None:

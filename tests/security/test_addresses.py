@@ -99,6 +99,7 @@ def test_every_command_refuses_it_in_a_line_that_does_not_repeat_it(
 ) -> None:
     address, says = HOSTILE[kind]
     monkeypatch.setenv(variable, address.format(SECRET))
+    niceness = os.nice(0)
     for command in COMMANDS:
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 2, (command, result.output)
@@ -108,6 +109,7 @@ def test_every_command_refuses_it_in_a_line_that_does_not_repeat_it(
             assert says in result.stderr
         refuse_secret(folder, result.output)
     assert not (folder / "home").exists()
+    assert os.nice(0) == niceness  # nothing has begun
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
