@@ -89,12 +89,12 @@ Energy = Annotated[
 InUnit = Annotated[
     EnergyUnit | None,
     typer.Option(
-        help="Unit of the energies. Default: eV in files that ASE reads, hartree in HDF5, in npz as it states."
+        help="Unit of the energies. Default: eV in files that ASE reads, hartree in HDF5, npz: as it states."
     ),
 ]
 InLengthUnit = Annotated[
     LengthUnit | None,
-    typer.Option(help="Unit of the coordinates. Default: in npz as it states, bohr in SPICE, else angstrom."),
+    typer.Option(help="Unit of the coordinates. Default: bohr in SPICE, npz: as it states, else angstrom."),
 ]
 MoleculeKey = Annotated[
     str | None,
