@@ -72,7 +72,7 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
 
 
 def create(study: str | Path, /, **settings: Any) -> Study:
-    """Create a study without training it: workers do. Parameters and errors are those of :func:`run`."""
+    """Create a study, so that workers can train its trials. See :func:`run` for parameters and errors."""
     from search.cli.study import create_studies, settings_of
     from storage.database import open_database
 

@@ -78,7 +78,7 @@ def sync(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Deliver to MLflow now whatever it does not have of a study yet."""
+    """Deliver to MLflow now everything about a study that it does not have yet."""
     from storage.database import open_database
     from storage.errors import TrackingUnavailableError
     from storage.settings import load_settings

@@ -31,7 +31,7 @@ def report(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the path as JSON.")] = False,
 ) -> None:
-    """Write a report that compares one or several studies, as one page that needs no network."""
+    """Write a report of one study, or a comparison of several, as one page that needs no network."""
     from dashboards.report.write import write_report
     from search.cli.output import working
     from storage.database import open_database

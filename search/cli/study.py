@@ -39,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @study_app.command()
 def create(file: File) -> None:
-    """Create a study without training it: workers do."""
+    """Create a study, so that workers can train its trials."""
     from search.study import load_study
     from storage.database import open_database
 
