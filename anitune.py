@@ -6,8 +6,8 @@
     study.leaderboard()
     study.best.model.predict(atoms)
 
-What is done here and by the commands is one: a study that was begun in a notebook goes on with
-``anitune worker my-study``, and the other way round.
+These functions and the commands work on the same studies: a study that was begun in a notebook continues with
+``anitune worker my-study``, and vice versa.
 """
 
 from __future__ import annotations

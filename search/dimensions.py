@@ -1,4 +1,4 @@
-"""Where a study looks: what stands under ``space`` in a study file."""
+"""The search space: the section ``space`` of a study file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.config import (
 )
 
 MAX_LAYERS = 4
-"""Hidden layers at most in a search."""
+"""Maximum number of hidden layers in a search."""
 
 N = TypeVar("N")
 
@@ -53,7 +53,7 @@ class Range(Generic[N]):
 
 @dataclass(frozen=True, config=STRICT)
 class Choices(Generic[N]):
-    """One of some values."""
+    """A list of values to choose from."""
 
     choices: Annotated[tuple[N, ...], Field(min_length=1)]
 
@@ -63,11 +63,11 @@ class Choices(Generic[N]):
 
 
 Dimension = Range[Any] | Choices[Any] | int | float | str | bool
-"""Where a setting is searched: a range, choices, or a single value (then it is not searched)."""
+"""Search range of a setting: a range, choices, or a single value, which is then not searched."""
 
 
 def default_dimensions() -> dict[str, Range[Any] | Choices[Any]]:
-    """Where a study looks if its file does not say; ``hidden`` is searched as ``layers`` and ``width``."""
+    """Return the default search space; ``hidden`` is searched as ``layers`` and ``width``."""
     found: dict[str, Range[Any] | Choices[Any]] = {}
     for name, default in searchable_fields().items():
         if isinstance(default, SearchWidths):
@@ -91,7 +91,7 @@ def _form(value: object) -> str:
 
 
 def _dimension_type(name: str) -> Any:
-    """The type of the dimension of a setting: its values obey the bounds of the setting itself."""
+    """Return the type of the dimension of a setting; its values obey the bounds of the setting itself."""
     hints = get_type_hints(TrainConfig, include_extras=True)
     if name == "layers":
         of: Any = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
@@ -121,12 +121,12 @@ def _no_list(value: object) -> object:
 
 def _no_architecture(value: object) -> object:
     if isinstance(value, list | tuple) and all(isinstance(width, int) for width in value):
-        value = [value]  # one architecture, where a list of them is due
+        value = [value]  # a single architecture where a list of architectures is expected
     return _no_list(value)
 
 
 def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:
-    """A mapping with any of these keys, and no others."""
+    """Make the schema of a mapping in which these keys, and no others, are allowed."""
     return GetPydanticSchema(
         lambda _, handler: core_schema.typed_dict_schema(
             {
@@ -139,7 +139,7 @@ def _settings_schema(types: Mapping[str, Any]) -> GetPydanticSchema:
 
 
 TrainSettings = Annotated[dict[str, Any], _settings_schema(get_type_hints(TrainConfig, include_extras=True))]
-"""Some of the settings of :class:`TrainConfig`."""
+"""A subset of the settings of :class:`TrainConfig`."""
 
 
 def _space_types() -> dict[str, Any]:
@@ -149,4 +149,4 @@ def _space_types() -> dict[str, Any]:
 
 
 Space = Annotated[dict[str, Dimension], _settings_schema(_space_types())]
-"""Where to look: ``hidden`` lists whole architectures, ``layers`` and ``width`` span all of some size."""
+"""Search space. ``hidden`` lists whole architectures; ``layers`` and ``width`` span all up to some size."""

@@ -1,4 +1,4 @@
-"""YAML files that people write, with the line of each key, so that a message can name it."""
+"""YAML files that people write, read with the line number of each key for error messages."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import yaml
 from search.errors import StudyFileError
 from trainer.config_faults import KeyPath
 
-#: A file has so many bytes at most, and so many values, with each alias (*) counted as what it stands for.
+#: Maximum numbers of bytes and of values in a file. An alias (*) counts as all values that it stands for.
 MOST_BYTES: Final = 2**21
 MOST_VALUES: Final = 20_000
 
-#: Mappings and lists within one another.
+#: Maximum nesting depth of mappings and lists.
 MOST_DEPTH: Final = 50
 
-#: An integer has so many digits at most.
+#: Maximum number of digits of an integer.
 MOST_DIGITS: Final = 100
 
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML mapping as it was read.
+    """A YAML mapping with line numbers.
 
     Attributes
     ----------
     path : the file
     values : plain values by key
-    lines : the line (from 1) of each key and list item, by the path to it
+    lines : line number, from 1, of each key and list item, by its path
     """
 
     path: Path
@@ -72,12 +72,12 @@ def read_document(path: Path) -> Document:
 
 
 def read_value(text: str) -> Any:
-    """The value that a text stands for, as it would after a key of a file.
+    """Parse a text as the value of a key in a file.
 
     Raises
     ------
     StudyFileError
-        if it is not YAML.
+        if the text is not YAML.
     """
     try:
         return _read(text)[0]
@@ -86,7 +86,7 @@ def read_value(text: str) -> Any:
 
 
 def write_document(values: Mapping[str, Any], ascii_only: bool = False) -> str:
-    """Settings as a text that :func:`read_document` reads, and programs that speak YAML 1.1 read alike."""
+    """Write settings as YAML that :func:`read_document` and readers of YAML 1.1 read alike."""
     text: str = yaml.dump(
         dict(values),
         Dumper=_Dumper,
@@ -99,19 +99,19 @@ def write_document(values: Mapping[str, Any], ascii_only: bool = False) -> str:
 
 
 def resolve_path(text: str, folder: Path) -> Path:
-    """The absolute path that a file of settings names.
+    """Return the absolute path that a file of settings names.
 
-    It starts from the folder of the file, or with ``~``. ``$VARIABLES`` are what they are in the environment,
-    unless there is a file whose name really has the ``$``.
+    Relative paths start from the folder of the file. ``~`` is expanded, and so are ``$VARIABLES``, unless a
+    file exists whose name really contains the ``$``.
     """
-    # Those of os.path raise nothing, whatever the text is.
+    # The functions of os.path do not raise, whatever the text is.
     text = os.path.expanduser(text)  # noqa: PTH111
     written = (folder / text).absolute()
     return written if os.path.exists(written) else (folder / os.path.expandvars(text)).absolute()  # noqa: PTH110
 
 
-class _Fault(Exception):  # noqa: N818  (told as a StudyFileError, with the file)
-    """What is wrong in a text, and in which line, from 1."""
+class _Fault(Exception):  # noqa: N818  (becomes a StudyFileError that names the file)
+    """An error in a text, with its line number, from 1."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -119,7 +119,7 @@ class _Fault(Exception):  # noqa: N818  (told as a StudyFileError, with the file
 
 
 def _read(text: str) -> tuple[Any, dict[KeyPath, int]]:
-    """The plain values of a text, and the lines of their keys."""
+    """Return the plain values of a text and the line numbers of their keys."""
     reader = _Reader()
     try:
         loader = _Loader(text)
@@ -135,7 +135,7 @@ def _read(text: str) -> tuple[Any, dict[KeyPath, int]]:
     return (reader.value(root, ()) if root is not None else None), reader.lines
 
 
-#: What is wrong most often, where PyYAML says how it noticed.
+#: Clearer messages for the commonest errors, by PyYAML's message.
 _CLEARER: Final = {
     "mapping values are not allowed here": (
         "here is no place for a colon: keys of one mapping begin in one column, and a text with a colon and a"
@@ -157,9 +157,9 @@ def _said(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """The words of the core schema of YAML 1.2, of which YAML 1.1 makes other values.
+    """A loader with the core schema of YAML 1.2, because YAML 1.1 reads some words as other values.
 
-    There 1:30 is 90, 010 is 8, yes and on are true, 2026-11-29 is a date, and 1e-3 a text.
+    In YAML 1.1, 1:30 is 90, 010 is 8, yes and on are true, 2026-11-29 is a date, and 1e-3 is a text.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as in the parent)
@@ -182,7 +182,7 @@ class _Loader(yaml.SafeLoader):
 _TAG: Final = "tag:yaml.org,2002:"
 _MERGE: Final = f"{_TAG}merge"
 
-#: YAML 1.2.2, section 10.3.2, and the merge key of 1.1, which is in use.
+#: Scalars of YAML 1.2.2, section 10.3.2, and the merge key of YAML 1.1, which is still in use.
 _SCALARS: Final = {
     f"{_TAG}null": r"null|Null|NULL|~|",
     f"{_TAG}bool": r"true|True|TRUE|false|False|FALSE",
@@ -195,7 +195,7 @@ _SCALARS: Final = {
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts texts into quotes that are other values in either version."""
+    """Quotes texts that YAML 1.1 or 1.2 would read as another type."""
 
 
 for _tag, _scalar_pattern in _SCALARS.items():
@@ -205,7 +205,7 @@ for _tag, _scalar_pattern in _SCALARS.items():
 
 @dataclass
 class _Reader:
-    """Makes plain values of the nodes of a text."""
+    """Converts the nodes of a text to plain values."""
 
     lines: dict[KeyPath, int] = field(default_factory=dict)
     count: int = 0
@@ -253,7 +253,7 @@ class _Reader:
 
 
 def _merged(node: yaml.Node) -> Iterator[yaml.Node]:
-    """The mappings that << brings into this one, each before those that it gives way to."""
+    """Yield the mappings that << merges into this one, the ones that take precedence last."""
     for key, value in node.value:
         if key.tag == _MERGE:
             yield from reversed(value.value) if isinstance(value, yaml.SequenceNode) else (value,)
@@ -265,7 +265,7 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
         return _text(node)
     if kind not in _SCALARS:
         raise _unknown(node)
-    if not re.fullmatch(_SCALARS[kind], text):  # as of !!int abc
+    if not re.fullmatch(_SCALARS[kind], text):  # such as !!int abc
         raise _Fault(f"{text[:80]!r} is no {kind.removeprefix(_TAG)}", node.start_mark.line + 1)
     if kind == f"{_TAG}null":
         return None
@@ -281,11 +281,11 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
 def _text(node: yaml.ScalarNode) -> str:
     line = node.start_mark.line + 1
     try:
-        # JSON writes some characters as two halves of UTF-16; a half alone is none.
+        # JSON writes some characters as a surrogate pair of UTF-16; half a pair is no character.
         text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise _Fault("a text holds half a character (\\ud800 to \\udfff)", line) from None
-    if "\0" in text:  # no database and no file name takes it
+    if "\0" in text:  # neither databases nor file names allow it
         raise _Fault("a text holds the character \\0", line)
     return text
 

@@ -1,10 +1,10 @@
-"""What can go wrong in a search, in the user's words."""
+"""Errors of a search, with messages for users."""
 
 from __future__ import annotations
 
 
 class SearchError(Exception):
-    """The search cannot go on."""
+    """The search cannot continue."""
 
 
 class StudyFileError(SearchError):

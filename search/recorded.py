@@ -1,4 +1,4 @@
-"""The configuration of a study as its record has it, with data files where they are now."""
+"""The recorded configuration of a study, with the current paths of its data files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def recorded_config(study: Study) -> StudyConfig:
-    """The configuration of a study, to train with."""
+    """Return the recorded configuration of a study, after looking for moved data files."""
     config = study_from_record(study.config, study.name)
     home = study.database.settings.home
     files = find_again(config.data.files, (home, home.parent, Path.cwd()))

@@ -1,4 +1,4 @@
-"""The study file: what is searched, on which data, how, and for how long."""
+"""The study file: what is searched, on which data, with which methods and limits."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class PrunerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Limits:
-    """When a study begins no more trials: whichever comes first."""
+    """When a study begins no more trials: at the limit that is reached first."""
 
     trials: Annotated[int | None, Field(ge=1, description="that begin; not for rows")] = None
     hours: Annotated[float | None, Field(gt=0, description="worked on all trials together"), Unit("h")] = None
@@ -128,7 +128,7 @@ class Limits:
 
 @dataclass(frozen=True, config=STRICT)
 class Row:
-    """A configuration that is trained as it stands."""
+    """A configuration that is trained as given."""
 
     label: Annotated[
         str,
@@ -219,7 +219,7 @@ class StudyConfig:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial that is not pruned."""
+        """Number of epochs of a trial that is not pruned."""
         return int(self.training.get("epochs", TrainConfig.epochs))
 
 
@@ -276,16 +276,15 @@ def _check_search(config: StudyConfig) -> None:
 
 
 def load_study(path: Path) -> StudyConfig:
-    """Read and check a study file, and the one that it refers to.
+    """Read and check a study file, and the reference study file that it names.
 
-    Paths in a study file start from its folder, or with ``~`` or ``$VARIABLE``. What a file does not say is
-    filled in, so that the record of a study tells all; of limits and places, which may change, it tells
-    nothing.
+    Paths in a study file are relative to its folder, or start with ``~`` or ``$VARIABLE``. Defaults are
+    filled in, so that the record of a study is complete. It omits limits and addresses, which may change.
 
     Raises
     ------
     StudyFileError, ConfigError
-        in one line that names the file, the key and its line.
+        with one line that names the file, the key and its line.
     """
     document = read_document(path)
     return study_from_settings(document.values, str(path), path.parent, document.lines)
@@ -294,17 +293,17 @@ def load_study(path: Path) -> StudyConfig:
 def study_from_settings(
     settings: Mapping[str, Any], where: str, folder: Path, lines: Mapping[KeyPath, int] | None = None
 ) -> StudyConfig:
-    """The study of the keys of a study file, and the one that it refers to.
+    """Check the settings of a study file, and read the reference study file that they name.
 
     Parameters
     ----------
     where : the file, for messages
-    folder : where relative paths start
+    folder : folder to which paths are relative
 
     Raises
     ------
     StudyFileError, ConfigError
-        in one line that names the key, and its line in a file.
+        with one line that names the key, and its line in a file.
     """
     values = dict(settings)
     reference = values.pop("reference", None)
@@ -319,7 +318,7 @@ def study_from_settings(
 
 
 def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
-    """The study of rows at ``path``, on the data and split of the main one."""
+    """Load a study of rows from a file, with the data, split and features of the main study."""
     document = read_document(path)
     values = document.values | {key: getattr(main, key) for key in ("data", "split", "features")}
     if "name" in values:
@@ -327,18 +326,18 @@ def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
     return study_from_values(values, str(path), document.lines)
 
 
-#: What settings meant before there was a choice, by section: records of those studies lack them.
+#: Former fixed behavior of settings that were added later, by section. Older records lack these settings.
 BEFORE: Mapping[str, Mapping[str, Any]] = {
     "data": {"duplicates": "keep", "links_outside": False, "unusual": "keep"},
     "split": {"molecules": "names"},
 }
 
-#: Defaults that were others before: a study keeps them if its file still leaves the setting out.
+#: Former defaults, which an existing study keeps while its file leaves the setting out.
 DEFAULTS_BEFORE: Mapping[str, Mapping[str, Any]] = {"pruner": {"kind": "hyperband", "reduction_factor": 3}}
 
 
 def _meant_before(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """What the settings of a section meant that a record does not know."""
+    """Return the former behavior of those settings of a section that an older record may lack."""
     pruner = record.get("pruner")
     if section == "pruner":
         return {"stop": True} if isinstance(pruner, Mapping) and pruner.get("kind") == "asha" else {}
@@ -346,7 +345,7 @@ def _meant_before(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 
 
 def recorded_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a study, from its record: what the record does not know is as it was then."""
+    """Complete the record of a study: settings that it lacks get their behavior at that time."""
     values = dict(record)
     for section in ("data", "split", "pruner"):
         if isinstance(values.get(section), Mapping) or section in BEFORE:
@@ -359,17 +358,17 @@ def recorded_values(record: Mapping[str, Any]) -> dict[str, Any]:
 def in_terms_of(
     record: Mapping[str, Any], values: Mapping[str, Any], name: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The values of a study, to compare with its record, which an earlier version may have made.
+    """Convert the values of a study for comparison with its record, which an earlier version may have made.
 
     Returns
     -------
-    Those of the settings that the record knows; and, of the others, what keeps an older meaning although the
-    default is another one now.
+    The values of the settings that the record has, and a list of settings that keep their former behavior or
+    default although the default has changed.
 
     Raises
     ------
     StudyExistsError
-        if a setting that the record does not know has neither the older meaning nor the default.
+        if a setting that the record lacks has neither its former behavior nor the default.
     """
     comparable, older = dict(values), []
     sections = (
@@ -380,7 +379,7 @@ def in_terms_of(
     )
     for section, kind in sections:
         if not isinstance(record.get(section), Mapping) or not isinstance(values.get(section), Mapping):
-            continue  # damaged, or only one has it: it differs as a whole
+            continue  # the section is damaged or missing on one side, so it differs as a whole
         defaults = dump_config(kind())
         comparable[section] = {key: value for key, value in values[section].items() if key in record[section]}
         for key, then in DEFAULTS_BEFORE.get(section, {}).items():
@@ -399,13 +398,13 @@ def in_terms_of(
                 )
             older.append(stays)
     if record.get("reference") and values.get("reference"):
-        # Its data and split are those of the study: nothing more is said of it.
+        # The reference study shares the study's data and split, so there is nothing more to list.
         comparable["reference"], _ = in_terms_of(record["reference"], values["reference"], name)
     return comparable, sorted(older)
 
 
 def study_from_record(record: Mapping[str, Any], name: str) -> StudyConfig:
-    """The study of a record, as it was made, also by an earlier version."""
+    """Return the study of a record, also of one that an earlier version made."""
     return study_from_values(recorded_values(record), f"the record of study {name}")
 
 
@@ -415,12 +414,13 @@ def study_from_values(
     lines: Mapping[KeyPath, int] | None = None,
     folder: Path | None = None,
 ) -> StudyConfig:
-    """The study of plain values, as read from a file or from its record, with all that they do not say.
+    """Check plain values of a study, from a file or a record, and fill in the defaults.
 
     Parameters
     ----------
     where : the file, for messages
-    folder : of the file, where relative paths of data files start; None: from a record, which has others
+    folder : folder of the file, to which paths of data files are relative; None: the values are of a record,
+        whose paths are absolute
     """
     filled = dict(values)
     if filled.get("rows") is None:
@@ -437,7 +437,7 @@ def study_from_values(
 
 
 def with_absolute_paths(data: DataConfig, folder: Path | None) -> DataConfig:
-    """The data of a file in a folder, or of a record (None), whose paths are taken as they are."""
+    """Resolve the paths of data files in a folder. Those of a record (None) are taken literally."""
     files = tuple(
         f if f == SAMPLE else str(Path(f).absolute() if folder is None else resolve_path(f, folder))
         for f in data.files

@@ -1,4 +1,4 @@
-"""A study file to begin with, for a data set: settings that suit its size, with the reason beside each."""
+"""A first study file for a data set: settings that suit its size, with the reason for each."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from trainer.data.splits import split_dataset
 from trainer.data.summary import summarize
 from trainer.features.aev import aev_length
 
-#: From so many molecules on, a validation part of whole molecules is large enough to compare by.
+#: Number of molecules from which a validation set of whole molecules is large enough for comparisons.
 MANY_MOLECULES: Final = 50
 
-#: Steps of the optimizer in an epoch that batch sizes aim at, and in a whole training.
+#: Desired number of optimizer steps in an epoch, and in a whole training.
 STEPS_AN_EPOCH: Final = 150
 STEPS: Final = 25_000
 
-#: Standard deviation of the size of an error over its mean, if errors are normal: sqrt(pi / 2 - 1).
+#: Standard deviation over mean of the absolute errors, if errors are normally distributed: sqrt(pi / 2 - 1).
 SPREAD: Final = math.sqrt(math.pi / 2 - 1)
 
 
 @dataclass(frozen=True)
 class _Space:
-    """Layers and widths to search, by the number of training structures."""
+    """Layers and widths to search, for fewer than ``below`` training structures."""
 
     below: float
     layers: tuple[int, int]
@@ -43,16 +43,16 @@ _SPACES: Final = (
 
 
 def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
-    """The text of a study file.
+    """Write the text of a study file.
 
     Parameters
     ----------
-    data : how the data set was read, with the paths of its files as they are to stand there
+    data : how the data set was read, with the paths of its files as the study file is to name them
 
     Raises
     ------
     DataError
-        if there are too few structures for the parts of a split.
+        if there are too few structures for the subsets of a split.
     """
     summary = summarize(dataset)
     by_molecule = summary.molecules >= MANY_MOLECULES
@@ -108,13 +108,13 @@ def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
 
 
 def study_name(file: str) -> str:
-    """A name for a study, from that of its data file."""
+    """Make a name for a study from the name of its data file."""
     stem = file.rsplit("/", 1)[-1].split(".", 1)[0]
     return re.sub("[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:60] or "my-study"
 
 
 def _features(dataset: Dataset) -> tuple[AEVConfig, list[str]]:
-    """The constants of the features, and their section if it must be there."""
+    """Return the constants of the features, and their section if the defaults do not suffice."""
     usual = AEVConfig()
     others = [element for element in dataset.elements if element not in usual.elements]
     if not others:
@@ -142,7 +142,7 @@ def _split_reasons(molecules: int, by_molecule: bool) -> list[str]:
 
 
 def _fractions(structures: int) -> tuple[float, float, float]:
-    """Smaller sets need a larger share to compare by, larger ones have enough in a smaller."""
+    """Return the shares of the subsets; small data sets need a larger share for validation and test."""
     if structures < 2_000:
         return 0.7, 0.15, 0.15
     return (0.8, 0.1, 0.1) if structures < 100_000 else (0.9, 0.05, 0.05)
@@ -168,7 +168,7 @@ def _power_of_two(value: float, low: int, high: int) -> int:
 
 
 def _rounded(value: float, low: int, high: int) -> int:
-    """To tens, between two bounds."""
+    """Round to tens, within two bounds."""
     return int(min(high, max(low, round(value, -1))))
 
 

@@ -1,4 +1,4 @@
-"""What a terminal and Jupyter show of results: tables with a few lines of text."""
+"""Display of results in a terminal and in Jupyter: tables with a few lines of text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Shown:
-    """Tables and lines, which show themselves as text in a terminal and as HTML in Jupyter.
+    """Tables and lines that are displayed as text in a terminal and as HTML in Jupyter.
 
     Parameters
     ----------

@@ -14,9 +14,9 @@ from dashboards.drawing import png
 
 
 class Figure(go.Figure):  # type: ignore[misc]
-    """A plotly figure that shows itself: interactive where Jupyter can, else as a picture, else in words.
+    """A plotly figure that is interactive where Jupyter supports it, else a picture, else a line of text.
 
-    Plotly's own way of showing figures needs nbformat in the kernel's environment.
+    Plotly's own display of figures needs nbformat in the kernel's environment; this one does not.
     """
 
     _ipython_display_ = None
@@ -36,4 +36,4 @@ class Figure(go.Figure):  # type: ignore[misc]
         }
 
     def _repr_html_(self) -> None:
-        """None: the bundle has all that is shown."""
+        """Return None: the MIME bundle already holds everything to display."""

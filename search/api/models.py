@@ -1,4 +1,4 @@
-"""Models in notebooks and programs: what ``anitune predict`` does, as functions."""
+"""Models in notebooks and programs: ``anitune predict`` as functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainer.inference.structures import Structure
 
 Structures: TypeAlias = "Atoms | Structure | str | Path | Iterable[Atoms | Structure | str | Path]"
-"""Atoms of ASE, files, or several of them."""
+"""``ase.Atoms``, structures, paths of files, or several of these."""
 
 
 def predict(
@@ -25,18 +25,18 @@ def predict(
     unit: str = "hartree",
     any_composition: bool = False,
 ) -> PredictedEnergies:
-    """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
+    """Predict the total energies of structures, with an uncertainty if the model is an ensemble.
 
     Parameters
     ----------
     model
-        A model file, the folder of a training or of an ensemble, ``models:/NAME@champion``, or a model.
+        A model file, the folder of a training or an ensemble, ``models:/NAME@champion``, or a model.
     structures
         ``ase.Atoms``, the path of a file of structures, or several of them.
     unit
-        Of the energies: hartree, kcal/mol or eV.
+        Unit of the energies: hartree, kcal/mol or eV.
     any_composition
-        Also of compositions that the training data do not determine.
+        Also predict compositions that the training data do not determine.
 
     Examples
     --------
@@ -45,21 +45,21 @@ def predict(
     Raises
     ------
     ModelFileError, ModelNotFoundError, DataError
-        if there is no such model, or a structure cannot be read.
+        if the model does not exist, or a structure cannot be read.
     """
     opened = model if isinstance(model, Model) else open_model(model)
     return opened.predict(structures, unit=unit, any_composition=any_composition)
 
 
 def open_model(model: str | Path) -> Model:
-    """The model of a path, or of an address in MLflow's registry."""
+    """Open the model at a path, or at an address in MLflow's registry."""
     from search.cli.models import open_model as open_ensemble
 
     return Model(open_ensemble(str(model)))
 
 
 class Model:
-    """A network, or an ensemble of them, which predicts energies of structures.
+    """A network or an ensemble of networks that predicts energies of structures.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class Model:
     def predict(
         self, structures: Structures, *, unit: str = "hartree", any_composition: bool = False
     ) -> PredictedEnergies:
-        """Total energies of structures. Parameters are those of :func:`predict`."""
+        """Predict the total energies of structures. The parameters are those of :func:`predict`."""
         from search.cli.predict import Place, Unit, predict_energies
         from trainer.errors import ConfigError
         from trainer.inference.files import read_structures
@@ -106,7 +106,7 @@ class Model:
         return predict_energies(self.ensemble, read, places, chosen, any_composition)
 
     def calculator(self) -> AnituneCalculator:
-        """A calculator of ASE: energies and forces, for optimizations and dynamics."""
+        """Make an ASE calculator of energies and forces, for optimizations and dynamics."""
         from trainer.inference.ase_calculator import AnituneCalculator
 
         return AnituneCalculator(self.ensemble)

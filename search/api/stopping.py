@@ -1,4 +1,4 @@
-"""What becomes of a cell, or a program, whose work is interrupted."""
+"""Interrupts of work that runs in a notebook cell or a program."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def said_if_stopped(raises: bool = False) -> Iterator[None]:
-    """Say that work which an interrupt stopped goes on when it is run again.
+    """Catch an interrupt, and print that running the same code again continues the work.
 
     Parameters
     ----------
-    raises : whether the interrupt goes on: there is no result without the rest of the work
+    raises : whether to raise KeyboardInterrupt afterwards, as there is no result to return yet
     """
     from search.work.stopping import Stopped
 

@@ -1,6 +1,6 @@
-"""Studies in notebooks and programs: what ``anitune study`` and ``anitune promote`` do, as functions.
+"""Studies in notebooks and programs: ``anitune study`` and ``anitune promote`` as functions.
 
-Everything heavy is imported where it is used, so that ``import anitune`` costs nothing.
+Heavy modules are imported where they are used, so that ``import anitune`` is fast.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from storage.trials.views import TrialRow
 
 
-# tqdm, which optuna and mlflow import, says so in a notebook without ipywidgets. Our progress needs none.
+# tqdm, which optuna and mlflow import, warns in a notebook without ipywidgets. We show progress without them.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> Study:
-    """Create a study, or go on with it, train all its trials in this process, and tell MLflow of them.
+    """Create or continue a study, train all its trials in this process, and report them to MLflow.
 
-    An interrupt (Ctrl-C, the stop button of a notebook) hands the trials in hand back, and the study as it is
-    then is returned. Run again, it goes on where it was. A second interrupt stops at once.
+    After an interrupt (Ctrl-C, the stop button of a notebook) the running trials are handed back, and the
+    study is returned as it is then. Another call continues from there. A second interrupt stops at once.
 
     Parameters
     ----------
     study
-        A study file, or the name of a study. Without settings the study of that name goes on.
+        A study file, or the name of a study. A name without settings continues that study.
     pack
-        Trials that are trained at once; None: as many as suit the machine.
+        Number of trials to train at once; None: as many as suit the machine.
     **settings
-        The keys of a study file, see docs/study-file.md. Shorter forms: ``data`` may be a path, or several,
-        and ``trials`` and ``hours`` stand for those of ``limits``.
+        The keys of a study file, see docs/study-file.md. Two short forms are accepted: ``data`` may be one or
+        several paths, and ``trials`` and ``hours`` are those of ``limits``.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
     Raises
     ------
     ConfigError, StudyFileError, DataError, StudyExistsError
-        in a line that says what is wrong.
+        with a line that says what is wrong.
     """
     from search.work.forkserver import start_forkserver
 
@@ -72,7 +72,7 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
 
 
 def create(study: str | Path, /, **settings: Any) -> Study:
-    """Make a study known, for workers to work on. Parameters and errors are those of :func:`run`."""
+    """Create a study, so that workers can train its trials. See :func:`run` for parameters and errors."""
     from search.cli.study import create_studies, settings_of
     from storage.database import open_database
 
@@ -84,17 +84,17 @@ def create(study: str | Path, /, **settings: Any) -> Study:
 
 
 def open(study: str, *, storage: str | None = None, tracking: str | None = None) -> Study:
-    """The study of that name.
+    """Open an existing study.
 
     Parameters
     ----------
     storage, tracking
-        Database of the records, and MLflow; None: as the environment says, see docs/study-file.md.
+        Addresses of the database and of MLflow; None: from the environment, see docs/study-file.md.
 
     Raises
     ------
     StudyNotFoundError
-        if there is none.
+        if there is no study of that name.
     """
     from storage.settings import load_settings
 
@@ -112,25 +112,25 @@ def promote(
 ) -> PromotedModel:
     """Compare the best configurations on folds, choose one, test it once, and register an ensemble of it.
 
-    Interrupted, it goes on where it was when it is called again.
+    After an interrupt, another call continues the promotion.
 
     Parameters
     ----------
     top
-        Candidates: so many of the best configurations.
+        Number of candidates, which are the best configurations.
     seeds
-        Run i of a candidate has fold i and seed i, counted round.
+        Number of seeds. Run i of a candidate uses fold i and seed i, both counted cyclically.
     folds
-        By structure, and as many by molecule, of all but the test part.
+        Number of folds by structure, and of folds by molecule, of all data except the test set.
     ensemble
-        Networks in the ensemble that is registered.
+        Number of networks in the registered ensemble.
     again
-        Open the test part although it was opened before.
+        Evaluate on the test set even if it was evaluated on before.
 
     Raises
     ------
-    AlreadyOpenedError
-        if the test part was opened by another promotion, and must not be again.
+    AlreadyEvaluatedError
+        if another promotion has evaluated on the test set, and ``again`` is not set.
     SearchError
         if there is nothing to promote.
     """
@@ -157,13 +157,13 @@ def promote(
 
 
 class Study:
-    """A study as it is now: each call reads the records again. :func:`run` or :func:`open` makes it.
+    """A study, as :func:`run` and :func:`open` return it. Each call reads its current records.
 
     Attributes
     ----------
     name
     settings
-        Where its records are.
+        Addresses of the stores that hold its records.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -186,7 +186,7 @@ class Study:
         return f"{head._repr_html_()}{self.leaderboard()._repr_html_()}"
 
     def run(self, *, pack: int | None = None) -> Study:
-        """Go on with the trials of the study in this process. See :func:`run`."""
+        """Train the remaining trials of the study in this process. See :func:`run`."""
         from search.cli.study import train_studies
         from search.cli.worker import with_reference
         from storage.database import open_database
@@ -197,23 +197,23 @@ class Study:
         return self
 
     def promote(self, **options: Any) -> PromotedModel:
-        """Make a model of the study. Parameters are those of :func:`promote`."""
+        """Promote the study to a model. The parameters are those of :func:`promote`."""
         return promote(self, **options)
 
     def leaderboard(self) -> Shown:
-        """The trials, the best first, and those of the reference study in their places; kcal/mol."""
+        """Rank the trials, the best first, with those of the reference study among them; in kcal/mol."""
         from search.cli.output import leaderboard
 
         record = self._records.record()
         return Shown(leaderboard(record.trials, record.rows))
 
     def frame(self, reference: bool = False) -> pd.DataFrame:
-        """A row a trial as a DataFrame, the best first; errors in kcal/mol, times in seconds.
+        """Return a DataFrame with one row per trial, the best first; errors in kcal/mol, times in seconds.
 
         Parameters
         ----------
         reference
-            Whether the rows of the reference study are among them, in their places.
+            Whether to include the rows of the reference study, sorted among the trials.
         """
         return self._records.trials(reference)
 
@@ -223,19 +223,19 @@ class Study:
         Raises
         ------
         NoResultError
-            if there is none of that name; the message lists those there are.
+            if there is no figure of that name; the message lists the names.
         """
         from search.api.figure import Figure
 
         return Figure(self._records.chart(name))
 
     def noise(self) -> str:
-        """What two trials must differ by to be told apart, and how that is known, in words."""
+        """Say by how much two trials must differ to be distinguishable, and how that was measured."""
         return self._records.noise()
 
     @property
     def best(self) -> BestTrial:
-        """The complete trial of the least validation MAE.
+        """The complete trial with the lowest validation MAE.
 
         Raises
         ------
@@ -254,13 +254,13 @@ class BestTrial:
     value
         Best validation MAE, kcal/mol.
     architecture
-        As ``384-128-64-1 silu``.
+        Layer sizes and activation, such as ``384-128-64-1 silu``.
     params
-        What was searched, as Optuna has it.
+        The hyperparameters that were searched, as Optuna stores them.
     config
         All settings of the training.
     metrics
-        What was measured of it, by name.
+        Measurements of the trial, by name.
     mlflow_run_id
     """
 
@@ -282,34 +282,36 @@ class BestTrial:
 
     @property
     def model_file(self) -> Path:
-        """Its weights, as safetensors.
+        """The path of its weights, a safetensors file.
 
         Raises
         ------
         BlobMissingError
-            if the file is not here: it was kept in another home.
+            if the file is not in this home folder: the trial was trained with another one.
         """
         return self._records.model_file()
 
     @property
     def model(self) -> Model:
-        """Its network, which predicts energies of structures."""
+        """The network, which predicts energies of structures."""
         from search.api.models import Model
 
         return Model(self._records.load_model())
 
 
 class PromotedModel:
-    """What a promotion came to: an ensemble in MLflow's registry.
+    """The result of a promotion: an ensemble in MLflow's registry.
 
     Attributes
     ----------
     name, version
-        In the registry.
+        Name and version of the ensemble in the registry.
     trial
-        The one whose settings were chosen, and why: ``reason``.
+        Number of the trial whose settings were chosen.
+    reason
+        Why that trial was chosen.
     test_mae
-        Of the ensemble on the test part, kcal/mol.
+        Error of the ensemble on the test set, kcal/mol.
     """
 
     def __init__(self, promotion: Promotion, settings: Settings, shown: Shown) -> None:
@@ -329,7 +331,7 @@ class PromotedModel:
 
     @property
     def model(self) -> Model:
-        """The ensemble, which predicts energies of structures with their uncertainties."""
+        """The ensemble, which predicts energies of structures with uncertainties."""
         from search.api.models import Model
         from search.cli.models import open_model
 
@@ -341,7 +343,7 @@ def _is_file(study: str | Path) -> bool:
 
 
 def _study_config(study: str | Path, settings: Mapping[str, Any]) -> StudyConfig:
-    """The study of a file, or of a name and the keys of a study file."""
+    """Configure a study from a file, or from a name and the keys of a study file."""
     from search.study import load_study, study_from_settings
     from trainer.errors import ConfigError
 
@@ -354,7 +356,7 @@ def _study_config(study: str | Path, settings: Mapping[str, Any]) -> StudyConfig
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a study file, without their shorter forms."""
+    """Expand the short forms of settings into the keys of a study file."""
     values = dict(settings)
     if "data" in values and not isinstance(values["data"], Mapping):
         files = values["data"]

@@ -1,4 +1,4 @@
-"""One training without a search: what ``anitune train`` does, as a function."""
+"""One training without a search: ``anitune train`` as a function."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def train(
     warm_start: str | Path | None = None,
     **settings: Any,
 ) -> TrainedNetwork:
-    """Train one network, and write its numbers, plots and weights into a folder.
+    """Train one network, and write its metrics, plots and weights into a folder.
 
-    Interrupted, it goes on at its last checkpoint when it is called again.
+    After an interrupt, another call continues from the last checkpoint.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ def train(
     out
         Folder of the results; None: ``trainings/NAME`` in the home folder.
     warm_start
-        A model file whose weights are the initial ones.
+        A model file that provides the initial weights.
     **settings
         The sections ``data``, ``split``, ``features``, ``training`` and ``fold`` of such a file; ``data`` may
-        be a path, or several.
+        be one or several paths.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def train(
     Raises
     ------
     ConfigError, DataError
-        in a line that says what is wrong.
+        with a line that says what is wrong.
     """
     from search.cli.train import own_folder, read_training, train_network, training_from_settings
     from storage.settings import load_settings
@@ -65,14 +65,14 @@ def train(
 
 
 class TrainedNetwork:
-    """What came of a training.
+    """The result of a training.
 
     Attributes
     ----------
     result
         Epochs, metrics and files.
     folder
-        Where the files are.
+        Folder of the files.
     """
 
     def __init__(self, result: TrainingResult, folder: Path) -> None:

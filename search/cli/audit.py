@@ -1,4 +1,4 @@
-"""``anitune study verify`` and ``repair``: whether the three stores agree about a study."""
+"""``anitune study verify`` and ``repair``: check that the three stores agree, and correct them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def verify(name: Name, as_json: Json = False) -> None:
-    """Prove that SQL, Optuna and MLflow agree about a study, or list every difference."""
+    """Check that SQL, Optuna and MLflow agree about a study, and list every difference."""
     from search.cli.output import working
     from storage.audit import verify as compare
     from storage.database import open_database
@@ -38,7 +38,7 @@ def verify(name: Name, as_json: Json = False) -> None:
 
 
 def repair(name: Name) -> None:
-    """Mend what verify lists: the record in SQL wins, also over changes made in a dashboard."""
+    """Repair what verify lists. The record in SQL wins, also over changes made in a dashboard."""
     from search.cli.output import working
     from search.cli.relay import note_writer
     from storage.database import open_database

@@ -22,24 +22,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anitune")
 
 Port = Annotated[
-    int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Default: any that is free.")
+    int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Port of MLflow. Default: any free one.")
 ]
 
 
 def dashboards(
     study: Annotated[
-        str | None, typer.Option("--study", metavar="NAME", help="Link to the pages of this study.")
+        str | None,
+        typer.Option("--study", metavar="NAME", help="Also print links to the pages of this study."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere, without TLS.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all, without TLS.")
     ] = "127.0.0.1",
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option(
             "--allowed-host",
             metavar="NAME",
-            help="Also answer to this name, such as that of a proxy, where links to MLflow then lead, with"
-            " its own port; may be repeated.",
+            help="Also answer to this host name, such as that of a proxy; links to MLflow then use it, with"
+            " MLflow's own port. May be repeated.",
         ),
     ] = None,
     mlflow_port: Port = None,
@@ -49,15 +50,15 @@ def dashboards(
             min=1,
             max=65535,
             metavar="PORT",
-            help="Also of the first page. Default: the same each time, or any that is free.",
+            help="Port of the first page and of Optuna's. Default: the same each time, or any free port.",
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the first page in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the links as a line of JSON.")] = False,
 ) -> None:
-    """Show studies on a page with leaderboards, in the MLflow UI and the Optuna dashboard, until Ctrl-C.
+    """Serve a page with leaderboards, the MLflow UI and the Optuna dashboard until Ctrl-C.
 
-    Its links hold the secret of this start, which nobody is let in without.
+    The printed links hold a secret of this start. Without it, nobody gets in.
     """
     from dashboards.optuna_notes import write_optuna_figures, write_optuna_notes
     from dashboards.record import read_study
@@ -77,7 +78,7 @@ def dashboards(
             logger.warning("%s cannot be written: what is changed on these pages is lost", settings.home)
             settings = looked_at(settings, Path(stack.enter_context(TemporaryDirectory(prefix="anitune-"))))
         elif shown is not None:
-            # A worker that was killed may have left both behind.
+            # A worker that was killed may have left both outdated.
             write_optuna_notes(shown)
             write_optuna_figures(shown, read_study(database, shown.name))
             if undelivered(shown):
@@ -104,7 +105,7 @@ def dashboards(
                 running.open(pages["study" if shown is not None else "page"])
             running.watch()
         except KeyboardInterrupt:
-            pass  # the usual end
+            pass  # this is how the command usually ends
 
 
 def _front_pages(addresses: DashboardAddresses) -> dict[str, str]:

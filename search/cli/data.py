@@ -1,4 +1,4 @@
-"""``anitune data``: look at data files, compute or download them, prepare their features."""
+"""``anitune data``: inspect, compute or download data files, and prepare their features."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from trainer.data.dataset import Dataset
     from trainer.data.summary import DatasetSummary
 
-data_app = typer.Typer(help="Look at data files, compute or download them, prepare their features.")
+data_app = typer.Typer(help="Inspect, compute or download data files, and prepare their features.")
 
 Files = Annotated[
     list[str],
-    typer.Argument(help="Extended XYZ, HDF5, npz, ASE databases or trajectories, or the word: sample"),
+    typer.Argument(help="Extended XYZ, HDF5, npz, ASE databases or trajectories, or the word sample."),
 ]
 HighEnergy = Annotated[bool, typer.Option("--high-energy", help="Include the high-energy structures.")]
 LinksOutside = Annotated[
@@ -39,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Duplicates(StrEnum):
-    """What becomes of structures that are there a second time."""
+    """How to treat duplicate structures."""
 
     REFUSE = "refuse"
     DROP = "drop"
@@ -47,12 +47,12 @@ class Duplicates(StrEnum):
 
 
 SecondTimes = Annotated[
-    Duplicates, typer.Option(help="Structures that are there a second time: an error, left out, or kept.")
+    Duplicates, typer.Option(help="Whether duplicate structures are an error, left out, or kept.")
 ]
 
 
 class Unusual(StrEnum):
-    """What becomes of structures whose values are unusual."""
+    """How to treat structures with unusual values."""
 
     REFUSE = "refuse"
     KEEP = "keep"
@@ -75,7 +75,7 @@ class LengthUnit(StrEnum):
 
 
 class Unusable(StrEnum):
-    """Structures that can be left out."""
+    """Kinds of structures that can be left out."""
 
     WITHOUT_ENERGY = "without_energy"
     PERIODIC = "periodic"
@@ -84,22 +84,26 @@ class Unusable(StrEnum):
 
 
 Energy = Annotated[
-    str | None, typer.Option(metavar="KEY", help="Key of the energies. Default: the usual one of the format.")
+    str | None, typer.Option(metavar="KEY", help="Key of the energies. Default: the format's usual key.")
 ]
 InUnit = Annotated[
     EnergyUnit | None,
-    typer.Option(help="Unit of the energies. Default: eV in what ASE reads, hartree in HDF5, as npz states."),
+    typer.Option(
+        help="Unit of the energies. Default: eV in files that ASE reads, hartree in HDF5, npz: as it states."
+    ),
 ]
 InLengthUnit = Annotated[
     LengthUnit | None,
-    typer.Option(help="Unit of the coordinates. Default: bohr in SPICE, as npz states, else angstrom."),
+    typer.Option(help="Unit of the coordinates. Default: bohr in SPICE, npz: as it states, else angstrom."),
 ]
 MoleculeKey = Annotated[
     str | None,
-    typer.Option(metavar="KEY", help="Key of the frames that tells their molecule. Default: their bonds."),
+    typer.Option(
+        metavar="KEY", help="Key of the frames that names their molecule. Default: found from bonds."
+    ),
 ]
 LeaveOut = Annotated[
-    list[Unusable] | None, typer.Option(help="Structures that are left out; may be repeated.")
+    list[Unusable] | None, typer.Option(help="Kind of structures to leave out. May be repeated.")
 ]
 DropOutliers = Annotated[
     bool,
@@ -108,14 +112,14 @@ DropOutliers = Annotated[
 UnusualValues = Annotated[
     Unusual,
     typer.Option(
-        help="Values that look like another unit or zero of energies, charged and open-shell structures: an "
-        "error, or kept."
+        help="Whether values that suggest another unit or energy zero, charged structures and open-shell "
+        "structures are an error or kept."
     ),
 ]
 
 
 class Archive(StrEnum):
-    """What can be downloaded."""
+    """Data sets that can be downloaded."""
 
     ANI1 = "ani1"
 
@@ -133,7 +137,7 @@ def _data_config(
     drop_outliers: DropOutliers = False,
     unusual: UnusualValues = Unusual.REFUSE,
 ) -> DataConfig:
-    """The data that the options of a command name."""
+    """Build the data configuration from the options of a command."""
     from trainer.config import DataConfig
 
     values: dict[str, Any] = {
@@ -152,7 +156,7 @@ def _data_config(
 
 
 def reads_data(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the files and options of :func:`_data_config` in the place of its parameter ``data``."""
+    """Replace the parameter ``data`` of a command by the files and options of :func:`_data_config`."""
     given = _parameters(_data_config)
     own = {name: each for name, each in _parameters(command).items() if name != "data"}
 
@@ -170,7 +174,7 @@ def reads_data(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function for keywords, with types in the place of their names."""
+    """Return the parameters of a function as keyword-only, with their annotations resolved to types."""
     types = get_type_hints(function, localns={"DataConfig": object}, include_extras=True)
     return {
         name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=types[name])
@@ -210,7 +214,7 @@ def info(data: DataConfig, as_json: Json = False) -> None:
 
 
 OUTLIERS = 10
-"""Structures with an unusual energy that are listed."""
+"""Number of structures with an unusual energy that are listed."""
 
 
 def _outlier_lines(summary: DatasetSummary) -> list[str]:
@@ -229,7 +233,7 @@ def _outlier_lines(summary: DatasetSummary) -> list[str]:
 
 
 def read_files(data: DataConfig) -> Dataset:
-    """Read data files, and show how far that is."""
+    """Read data files with a progress bar."""
     from storage.settings import load_settings
     from trainer.data.readers import read_data
 
@@ -283,24 +287,24 @@ def sample(
         list[str] | None,
         typer.Option(
             metavar="HEAVY=COUNT",
-            help="Structures of each molecule with so many heavy atoms; may be repeated. "
-            "Default: those of the shipped sample.",
+            help="Number of structures of each molecule with HEAVY heavy atoms. May be repeated. "
+            "Default: as in the shipped sample.",
         ),
     ] = None,
     molecule: Annotated[
         list[str] | None,
-        typer.Option(metavar="SMILES", help="Only this molecule of the list; may be repeated."),
+        typer.Option(metavar="SMILES", help="Only this molecule of the list. May be repeated."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Default: that of the shipped sample.")
+        int | None, typer.Option(min=0, metavar="N", help="Seed. Default: that of the shipped sample.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes. Default: one a core.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of processes. Default: one per core.")
     ] = None,
 ) -> None:
     """Compute structures and omegaB97X/6-31G(d) energies of small molecules (extra: dft).
 
-    A run that was stopped goes on where it was when it is started again with the same options.
+    To continue a stopped run, start it again with the same options.
     """
     import os
 
@@ -331,7 +335,7 @@ def fetch(
     archive: Annotated[Archive, typer.Argument(metavar="ani1", help="The data set.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to download into.")],
 ) -> None:
-    """Download an official archive (ani1: about 4.6 GB), or go on with it, and check it."""
+    """Download an official archive (ani1: about 4.6 GB) and check it; resume a partial download."""
     from trainer.data.fetch import fetch_ani1
 
     with progress_bar("bytes") as progress:
@@ -344,9 +348,11 @@ def fetch(
 @reads_data
 def features(
     data: DataConfig,
-    limit_gib: Annotated[float, typer.Option(min=0, metavar="GIB", help="Refuse to store more, GiB.")] = 32.0,
+    limit_gib: Annotated[
+        float, typer.Option(min=0, metavar="GIB", help="Refuse to store more than this many GiB.")
+    ] = 32.0,
 ) -> None:
-    """Compute the atomic environment vectors of data files ahead, once for all trials; or check them."""
+    """Compute the atomic environment vectors of data files once for all trials, or check stored ones."""
     from storage.settings import load_settings
     from trainer.config import FeatureConfig
     from trainer.features.source import StoredFeatures, open_features

@@ -1,4 +1,4 @@
-"""``anitune export``: a model for those who do not have this package."""
+"""``anitune export``: write a model for users without this package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from search.cli.terminal import echo
 
 
 class ExportFormat(StrEnum):
-    """What is written."""
+    """Formats of exported models."""
 
     TORCHANI = "torchani"
     TORCH_EXPORT = "torch-export"
@@ -24,16 +24,16 @@ _ENDINGS = {ExportFormat.TORCHANI: ".safetensors", ExportFormat.TORCH_EXPORT: ".
 
 def export(
     model: Model,
-    to: Annotated[ExportFormat, typer.Option(help="A model of torchani, or a program of torch.export.")],
+    to: Annotated[ExportFormat, typer.Option(help="A torchani model, or a torch.export program.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.safetensors for torchani, else FILE.pt2.")],
     check: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Structures to compare energies on. Default: of the sample."),
+        typer.Option(metavar="FILE", help="File of structures to compare energies on. Default: the sample."),
     ] = None,
 ) -> None:
-    """Write a model as a file for torchani or torch.export, once it was seen to give the same energies.
+    """Write a model as a file for torchani or torch.export, after checking that its energies are the same.
 
-    Beside a file for torchani lies load_torchani.py, which loads it without anitune.
+    For torchani, load_torchani.py is written next to the file; it loads the model without anitune.
     """
     from trainer.errors import ConfigError
 

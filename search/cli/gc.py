@@ -1,4 +1,4 @@
-"""``anitune gc``: deletes the files that nothing needs any more."""
+"""``anitune gc``: delete files that are no longer needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
-    """Delete checkpoints, artifacts and feature stores that no study needs; workers may go on meanwhile."""
+    """Delete checkpoints, artifacts and feature stores that no study needs. Workers may keep running."""
     from storage.database import open_database
     from storage.garbage import find_garbage, remove
     from storage.settings import load_settings
@@ -48,7 +48,7 @@ def _needed_features(database: Database) -> set[tuple[str, str]]:
 
 
 def format_bytes(size: float) -> str:
-    """A size in the unit that says most."""
+    """Format a size with a suitable binary unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"

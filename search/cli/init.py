@@ -1,4 +1,4 @@
-"""``anitune study init``: a study file that suits the data."""
+"""``anitune study init``: write a study file that suits the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def init(
     data: DataConfig,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the study. Default: that of the first file.")
+        str | None, typer.Option("--name", help="Name of the study. Default: the name of the first file.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.yaml", help="The file to write. Default: NAME.yaml.")
@@ -41,7 +41,7 @@ def init(
 
 
 def _path_in(file: str, folder: Path) -> str:
-    """The path of a data file as a study file in a folder names it."""
+    """Return the path of a data file as a study file in that folder names it."""
     from trainer.data.shipped import SAMPLE
 
     if file == SAMPLE:

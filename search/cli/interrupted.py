@@ -1,4 +1,4 @@
-"""How a command ends that a signal stopped: it says how to go on, and exits as such programs do."""
+"""End of a command that a signal stopped: a line on how to continue, and the usual exit code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from search.cli.terminal import echo
 
 @contextmanager
 def exit_if_stopped(command: str) -> Iterator[None]:
-    """Turn a signal that stops the block into the exit code of a program that it ended.
+    """Exit with 128 plus the number of the signal if a signal stops the block.
 
     Parameters
     ----------
-    command : goes on with the work
+    command : command that continues the work, for the message
     """
     from search.work.stopping import Stopped
 

@@ -1,4 +1,4 @@
-"""Progress in a cell of a Jupyter notebook: one output, whose content is replaced while the cell runs."""
+"""Progress in a Jupyter cell: one output whose content is replaced while the cell runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from storage.studies import StudyProgress
 
 INTERVAL: Final = 0.2
-"""Least time between two updates of an output, s."""
+"""Minimum time between two updates of an output, s."""
 
 LINES: Final = 10
-"""Trials that ended whose lines stay in the output: the leaderboard has them all."""
+"""Number of finished trials whose lines stay in the output; the leaderboard shows all."""
 
 
 class Cell:
-    """An output of the cell that is executed: some lines and, below them, bars. Threads may share it."""
+    """An output of the running cell: some lines with progress bars below them. Thread-safe."""
 
     def __init__(self) -> None:
         from IPython.display import display
@@ -42,7 +42,7 @@ class Cell:
             self._update()
 
     def show(self, key: Hashable, label: str, done: int, total: int | None, note: str = "") -> None:
-        """Show a bar, or change it; without a total, only the number."""
+        """Add or update a bar. Without a total, only the number is shown."""
         with self._lock:
             new = key not in self._bars
             self._bars[key] = (label, done, total, note)
@@ -86,7 +86,7 @@ def _bar(done: int, total: int | None) -> str:
 
 
 class CellProgress:
-    """A bar for each stage of work. See :class:`trainer.progress.Progress`."""
+    """Show a bar for each stage of work. See :class:`trainer.progress.Progress`."""
 
     def __init__(self) -> None:
         self._cell: Cell | None = None
@@ -97,7 +97,7 @@ class CellProgress:
 
 
 class CellWatcher:
-    """A line for each trial that ended, a bar for the study, and one for each trial that is being trained.
+    """Show a line for each finished trial, a bar for the study, and a bar for each running trial.
 
     See :class:`search.work.worker.Watcher`.
     """

@@ -1,4 +1,4 @@
-"""``anitune launch``: workers on this machine, on Slurm or on Kubernetes."""
+"""``anitune launch``: start workers on this machine, on Slurm or on Kubernetes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from search.cli.worker import Pack
 from search.launch.places import PLACES
 
 DETACHED_VARIABLE = "ANITUNE_LAUNCH"
-"""Hands a launcher in the background the name of its launch."""
+"""Environment variable that passes the name of the launch to a launcher in the background."""
 
 
 def _place(text: str) -> str:
@@ -32,9 +32,11 @@ def launch(
     ],
     gpus_per_node: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Workers of a node, each pinned to a GPU; 0: one, not pinned."),
+        typer.Option(
+            min=0, metavar="N", help="Workers per node, each pinned to a GPU; 0: one that is not pinned."
+        ),
     ] = 1,
-    nodes: Annotated[int, typer.Option(min=1, metavar="M", help="Nodes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, metavar="M", help="Number of nodes.")] = 1,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -43,12 +45,12 @@ def launch(
     ] = None,
     pack: Pack = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Stay in the background until the study is done.")
+        bool, typer.Option("--detach", help="Run in the background until the study is done.")
     ] = False,
 ) -> None:
-    """Start workers for a study, each pinned to a GPU, and stay with them until it is done.
+    """Start workers for a study, each pinned to a GPU, and wait until the study is done.
 
-    Ctrl-C, or SIGTERM, lets them hand their trials back. See docs/launching.md.
+    On Ctrl-C or SIGTERM the workers hand their trials back. See docs/launching.md.
     """
     from search.launch.config import LaunchConfig, load_launch
     from search.launch.launcher import launch as start
@@ -75,7 +77,7 @@ def launch(
         if detach:
             _detach(plan.name, plan.folder)
             return
-        # Workers here and Slurm's jobs inherit them; ps would show arguments to all.
+        # Local workers and Slurm jobs inherit the environment; ps would show arguments to everybody.
         os.environ |= settings.environment()
         echo(f"{plan.name}: logs in {plan.folder}", err=True)
 
@@ -100,7 +102,7 @@ def _refuse_sqlite(dialect: str, workers: int) -> None:
 
 
 def _detach(name: str, folder: Path) -> None:
-    """Do the same again in a session of its own, which outlives this terminal."""
+    """Run the same command in a new session, which outlives this terminal."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "launch.log"
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]

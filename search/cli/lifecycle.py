@@ -27,13 +27,13 @@ def enqueue(
     name: Name,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="Settings of a training (YAML): hidden: [128, 64]."),
+        typer.Argument(metavar="FILE", help="Settings of a training (YAML), such as hidden: [128, 64]."),
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, over those of FILE.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; it overrides FILE.")
     ] = None,
 ) -> None:
-    """Let a configuration of yours be the next trial that begins; what it leaves open is proposed."""
+    """Enqueue a configuration as the next trial. The sampler proposes the settings that it leaves open."""
     from search.documents import read_document
     from search.propose.enqueued import enqueued, params_from_settings, setting_value
     from search.study import study_from_record
@@ -62,15 +62,19 @@ def enqueue(
 
 def extend(
     name: Name,
-    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many trials more.")] = None,
-    hours: Annotated[
-        float | None, typer.Option(min=0, metavar="N", help="So many hours of work more.")
+    trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of additional trials.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many epochs more.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, metavar="N", help="Number of additional hours of work.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of additional epochs.")
+    ] = None,
 ) -> None:
-    """Give a study more of what its limits count.
+    """Raise the limits of a study.
 
-    `study run FILE` keeps that, until somebody edits a limit in the file.
+    `study run FILE` keeps the new limits until a limit in the file is edited.
     """
     from dashboards.formatting import format_budget
     from search.propose.samplers import trial_limit
@@ -87,7 +91,7 @@ def extend(
     with open_database(load_settings()) as database:
         study = open_study(database, name)
         most = trial_limit(study_from_record(study.config, name))
-        # What is recorded has no limits: a number of trials here is that of the rows, or the grid's points.
+        # The recorded study has no limits, so `most` counts the rows or grid points, if there are any.
         if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
             raise ConfigError(f"--trials: study {name!r} has no more than {most} trials: each is another one")
         budget = extend_budget(database, study, more)
@@ -95,27 +99,27 @@ def extend(
 
 
 def pause(name: Name) -> None:
-    """Let workers begin no new trial; those in hand go on, and the workers wait."""
+    """Begin no new trials. Running trials continue, and the workers wait."""
     _change(name, "paused", of=("open", "paused"))
     echo(f"{name}: paused; go on with: anitune study resume {name}")
 
 
 def resume(name: Name) -> None:
-    """Let workers begin trials again, after pause or stop."""
+    """Begin trials again after pause or stop."""
     _change(name, "open", of=("open", "paused", "stopped"))
     echo(f"{name}: open")
 
 
 def stop(name: Name) -> None:
-    """Let workers hand their trials back at the end of an epoch, and leave."""
+    """Stop the workers: they hand their trials back at the end of an epoch and exit."""
     _change(name, "stopped", of=("open", "paused", "stopped"))
     echo(f"{name}: stopped; go on with: anitune study resume {name}")
 
 
 def archive(
-    name: Name, undo: Annotated[bool, typer.Option("--undo", help="Bring it back; it is open then.")] = False
+    name: Name, undo: Annotated[bool, typer.Option("--undo", help="Unarchive the study and open it.")] = False
 ) -> None:
-    """Stop a study and hide it from lists."""
+    """Stop a study, and hide it from lists."""
     if undo:
         _change(name, "open", of={"archived"})
         echo(f"{name}: open")
@@ -124,7 +128,9 @@ def archive(
         echo(f"{name}: archived; bring it back with: anitune study archive --undo {name}")
 
 
-def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+def delete(
+    name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False
+) -> None:
     """Delete a study with its reference rows: records, MLflow runs, checkpoints and artifacts."""
     from search.cli.output import summary_lines, working
     from storage.database import open_database
@@ -145,7 +151,7 @@ def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not a
 
 
 def _with_rows(database: Database, name: str) -> list[Study]:
-    """A study and the rows that are trained beside it, if they have not been deleted."""
+    """Return the reference study of a study, unless it was deleted, and the study."""
     from search.study import study_from_record
     from storage.errors import StudyNotFoundError
     from storage.studies import open_study
@@ -159,12 +165,12 @@ def _with_rows(database: Database, name: str) -> list[Study]:
 
 
 def _change(name: str, to: StudyState, *, of: Collection[StudyState]) -> None:
-    """Change the state of a study and of the rows that are trained beside it."""
+    """Change the state of a study and of its reference study."""
     from storage.database import open_database
     from storage.lifecycle import change_state
     from storage.settings import load_settings
 
     with open_database(load_settings()) as database:
-        # The study itself first: it decides whether this can be done.
+        # The study itself comes first: its state decides whether the change is allowed.
         for study in reversed(_with_rows(database, name)):
             change_state(database, study, to, of=of)

@@ -1,4 +1,4 @@
-"""The command ``anitune``: joins the command groups, and turns our errors into one line and an exit code."""
+"""The command ``anitune``: joins the command groups, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from storage.errors import (
 from trainer.errors import ConfigError, DataError, ModelFileError, TrainerError
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
-"""Exit codes. A command that a signal ended exits with 128 + its number."""
+"""Exit codes. A command that a signal ended exits with 128 plus the number of the signal."""
 
 _OURS = (TrainerError, StorageError, SearchError, DashboardError)
 _CAUSED_BY_INPUT = (
@@ -68,7 +68,7 @@ _CAUSED_BY_INPUT = (
 
 
 class _Commands(TyperGroup):
-    """A command group whose errors a person can read."""
+    """A command group that prints errors as one readable line."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with printable_usage_errors():
@@ -158,7 +158,7 @@ def options(
 
 
 def _reach_this_machine_directly() -> None:
-    """Let no proxy stand between us, or the processes that we start, and servers of this machine."""
+    """Exclude this machine from the proxies, for this process and the processes that it starts."""
     if not getproxies():
         return
     for variable in ("no_proxy", "NO_PROXY"):
@@ -178,7 +178,7 @@ def _refuse_password(option: str, url: str | None, variable: str) -> None:
 def main() -> None:
     """Run the command line."""
     sys.excepthook = show_traceback
-    get_command(app)()  # and not app(), which sets a hook of its own
+    get_command(app)()  # app() would set an exception hook of its own
 
 
 if __name__ == "__main__":

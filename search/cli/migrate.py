@@ -1,4 +1,4 @@
-"""``anitune migrate``: the tables of all three, brought up to date after an upgrade of anitune."""
+"""``anitune migrate``: migrate the tables of anitune, Optuna and MLflow after an upgrade."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Bring the tables of anitune, Optuna and MLflow up to date, once, after an upgrade.
+    """Migrate the tables of anitune, Optuna and MLflow after an upgrade.
 
-    Stop the workers, and make a backup (docs/backup.md), before.
+    Stop the workers and make a backup first (docs/backup.md).
     """
     from search.cli.output import working
     from storage.settings import load_settings
@@ -47,7 +47,7 @@ def _migrate(settings: Settings) -> list[Migration]:
             return [*migrate_database(settings), migrate_tables(mlflow)]
     migrations = migrate_database(settings)
     if is_database(settings.tracking_uri):
-        with alone_with(settings.home / "mlartifacts"):  # no relay opens them meanwhile
+        with alone_with(settings.home / "mlartifacts"):  # so that no relay opens them meanwhile
             migrations.append(migrate_tables(settings.tracking_uri))
     return migrations
 

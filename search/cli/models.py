@@ -1,4 +1,4 @@
-"""The model that a command is given: a path, or the address of one in MLflow's registry."""
+"""The model argument of commands: a path, or an address in MLflow's registry."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model file, the folder of a training or of an ensemble, or models:/NAME@champion.",
+        help="A model file, the folder of a training or an ensemble, or models:/NAME@champion.",
     ),
 ]
 
 
 def open_model(model: str, settings: Settings | None = None) -> Ensemble:
-    """The model of that path or address.
+    """Open the model at a path or at an address in the registry.
 
     Parameters
     ----------
-    settings : where MLflow is; None: as the environment says
+    settings : where MLflow is; None: settings from the environment
     """
     from trainer.inference.ensemble import Ensemble
 

@@ -1,4 +1,4 @@
-"""What a person reads: the course of a study, its leaderboard, and why published figures differ."""
+"""Output for people: the progress of a study, its leaderboard, and why published figures differ."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from storage.trials.views import TrialRow
 
 WIDE = 132
-"""Columns where no terminal sets a limit."""
+"""Width of the output in columns if it does not go to a terminal."""
 
 PLACES = 40
-"""Places of a leaderboard that are shown."""
+"""Number of trials of a leaderboard that are shown."""
 
 
 class _PrintableConsole(Console):
-    """Rich's console; but its own control sequences are the only ones that it writes."""
+    """A rich console that writes no control sequences except its own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
@@ -41,11 +41,11 @@ class _PrintableConsole(Console):
 
 
 def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that does not squeeze tables when its output goes to a file.
+    """Make a console that does not squeeze tables when its output goes to a file.
 
     Parameters
     ----------
-    file : where its output goes; None: to a terminal or notebook, or where the program's output goes
+    file : where the output goes; None: to a terminal or notebook, or to the output of the program
     """
     console = _PrintableConsole(
         stderr=stderr, highlight=False, file=file, force_jupyter=False if file is not None else None
@@ -56,13 +56,13 @@ def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
 
 
 def print_value(console: Console, name: str, value: str) -> None:
-    """Print a line of a name and its value, which may be any text, such as a path."""
+    """Print a name and its value on a line. The value may be any text, such as a path."""
     console.print(Text.assemble((f"{name:<20}", "bold"), value), soft_wrap=True)
 
 
 @contextmanager
 def watch() -> Iterator[Watcher]:
-    """Show the course of a study: by bars on a terminal and in a notebook, else by a line a trial."""
+    """Show the progress of a study: as bars on a terminal and in a notebook, else as one line per trial."""
     console = make_console(stderr=True)
     if console.is_jupyter:
         from search.cli.jupyter import CellWatcher
@@ -89,7 +89,7 @@ def watch() -> Iterator[Watcher]:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Say what we wait for, with a spinner where a person looks on."""
+    """Print what the program waits for, with a spinner on a terminal."""
     console = make_console(stderr=True)
     if console.is_terminal:
         with console.status(f"{escape(what)} ..."):
@@ -100,7 +100,7 @@ def working(what: str) -> Iterator[None]:
 
 
 class _Lines:
-    """A line for each trial that ended."""
+    """Prints a line for each finished trial."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -116,7 +116,7 @@ class _Lines:
 
 
 class _Bars(_Lines):
-    """The lines, and below them one bar for the study and one for each trial that is being trained."""
+    """Prints the same lines and, below them, a bar for the study and one for each running trial."""
 
     def __init__(self, console: Console, bars: Progress) -> None:
         super().__init__(console)
@@ -136,7 +136,7 @@ class _Bars(_Lines):
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         super().ended(news, progress)
         self._show_study(progress)
-        if news.number in self._trials:  # one can fail before it begins
+        if news.number in self._trials:  # a trial can fail before it begins
             self._bars.remove_task(self._trials.pop(news.number))
 
     def _show_study(self, progress: StudyProgress) -> None:
@@ -152,18 +152,18 @@ class _Bars(_Lines):
 
 
 def trial_line(news: TrialNews, progress: StudyProgress) -> str:
-    """What has become of a trial, in a line."""
+    """Describe the outcome of a trial in a line."""
     total = f"/{progress.budget.trials}" if progress.budget.trials is not None else ""
     return f"{news.study} {ended_trials(progress)}{total}  {trial_title(news)}  {_outcome(news, progress)}"
 
 
 def ended_trials(progress: StudyProgress) -> int:
-    """The number of trials that have come to an end, good or bad."""
+    """Count the trials that have ended: complete, pruned or failed."""
     return sum(progress.trials[state] for state in ("complete", "pruned", "failed"))
 
 
 def trial_title(news: TrialNews) -> str:
-    """The name of a trial, and its architecture."""
+    """Return the name of a trial and its architecture."""
     label = f"row {news.label}" if news.label is not None else f"trial {news.number}"
     return f"{label}: {news.architecture}" if news.architecture else label
 
@@ -184,17 +184,17 @@ def _outcome(news: TrialNews, progress: StudyProgress) -> str:
 
 
 def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
-    """The complete trial of the least validation MAE."""
+    """Return the complete trial with the lowest validation MAE."""
     complete = [trial for trial in trials if trial.state == "complete"]
     return min(complete, key=_value, default=None)
 
 
 def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) -> Table:
-    """All trials, the best first: complete ones by validation MAE, then pruned ones, then the rest.
+    """Rank all trials: by state, complete ones first, and by validation MAE within a state.
 
     Parameters
     ----------
-    reference : rows that were trained beside the study, shown in their places but without a rank
+    reference : trials of the reference study, sorted among the others but without a rank
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     for heading in ("rank", "trial"):
@@ -249,7 +249,7 @@ def _cells(trial: TrialRow) -> list[str]:
 
 
 def rows_table(config: StudyConfig, trials: Sequence[TrialRow]) -> Table:
-    """Published figures beside ours, and why they differ."""
+    """Compare published figures with those of the trials, with the reasons why they differ."""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -289,7 +289,7 @@ def _settings(trial: TrialRow | None) -> str:
 
 
 def studies_table(summaries: Sequence[StudySummary]) -> Table:
-    """All studies, a line each."""
+    """List all studies, one per line."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="best: validation MAE, kcal/mol")
     table.add_column("study", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -313,7 +313,7 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
 
 
 def summary_lines(summary: StudySummary) -> list[str]:
-    """How a study stands."""
+    """Summarize a study in lines of text."""
     states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count) or "none yet"
     total = summary.epochs + summary.epochs_saved
     share = f" ({summary.epochs_saved / total:.0%} of what all trials would take)" if total else ""

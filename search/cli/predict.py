@@ -1,4 +1,4 @@
-"""``anitune predict``: energies of structures in files."""
+"""``anitune predict``: predict energies of structures in files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Unit(StrEnum):
-    """Of energies."""
+    """Units of energies."""
 
     HARTREE = "hartree"
     KCALMOL = "kcal/mol"
@@ -36,16 +36,16 @@ class Unit(StrEnum):
 
 
 _UNIT_NAMES = {Unit.HARTREE: "hartree", Unit.KCALMOL: "kcalmol", Unit.EV: "eV"}
-"""Units in the names of columns."""
+"""Names of the units in column names."""
 
 SHOWN = 20
-"""Warnings that are written in full."""
+"""Number of warnings that are printed; the rest is counted."""
 
 
 def predict(
     model: Model,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="xyz, extended xyz or HDF5 files.")],
-    unit: Annotated[Unit, typer.Option(help="Of the energies.")] = Unit.HARTREE,
+    unit: Annotated[Unit, typer.Option(help="Unit of the energies.")] = Unit.HARTREE,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE.csv|FILE.extxyz", help="Write a table, or the structures with energies."),
@@ -59,11 +59,11 @@ def predict(
     links_outside: LinksOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Predict the total energies of structures, with an uncertainty where the model is an ensemble.
+    """Predict the total energies of structures, with an uncertainty if the model is an ensemble.
 
-    The uncertainty is the standard deviation of the members. Structures with an environment unlike all of the
-    training data are named, and so are those with an element or a composition that it does not tell the
-    energies of, which have none.
+    The uncertainty is the standard deviation of the members. Warnings list structures with an environment
+    unlike all of the training data, and structures that get no energy because the training data do not
+    determine the energy of an element or of the composition.
     """
     from trainer.errors import ConfigError
     from trainer.inference.files import read_structures
@@ -96,12 +96,12 @@ def predict_energies(
     unit: Unit,
     any_composition: bool,
 ) -> PredictedEnergies:
-    """Predict the energies of structures, and warn of those that have none or are far from the training data.
+    """Predict energies, and warn of structures without one and of structures far from the training data.
 
     Parameters
     ----------
-    places : where the structures are from
-    any_composition : also of compositions that the training data do not determine
+    places : where the structures come from
+    any_composition : also predict compositions that the training data do not determine
     """
     with progress_bar() as progress:
         predictions = _predict(ensemble, structures, any_composition, progress)
@@ -113,7 +113,7 @@ def predict_energies(
 def _predict(
     ensemble: Ensemble, structures: Sequence[Structure], any_composition: bool, progress: Progress
 ) -> Predictions:
-    """Of all structures; NaN of those whose atoms the training data do not tell the energies of."""
+    """Predict all structures; NaN for those whose energies the training data do not determine."""
     import numpy as np
 
     from trainer.inference.ensemble import Predictions
@@ -137,11 +137,11 @@ def _predict(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a structure is from.
+    """Where a structure comes from.
 
     Attributes
     ----------
-    number : in the file, from 0
+    number : index in the file, from 0
     """
 
     file: str
@@ -150,7 +150,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PredictedEnergies:
-    """What was predicted, for people and programs."""
+    """Predicted energies, in formats for people and programs."""
 
     ensemble: Ensemble
     structures: Sequence[Structure]
@@ -160,7 +160,7 @@ class PredictedEnergies:
     any_composition: bool
 
     def warn(self) -> None:
-        """Say on standard error which structures have no energy, and which are far from the training data."""
+        """List on standard error the structures without energy and those far from the training data."""
         self._list(
             [
                 (s, f"no energy: {unknown}")
@@ -205,22 +205,22 @@ class PredictedEnergies:
 
     @property
     def energies(self) -> npt.NDArray[np.float64]:
-        """Total energies of the S structures, (S,), in the unit; NaN where the model cannot tell."""
+        """Total energies of the S structures, (S,), in the chosen unit; NaN where there is no energy."""
         return self.predictions.energies * _factor(self.unit)
 
     @property
     def uncertainties(self) -> npt.NDArray[np.float64]:
-        """Standard deviations of the members, (S,), in the unit; NaN of a single network."""
+        """Standard deviations of the members, (S,), in the chosen unit; NaN for a single network."""
         return self.predictions.spread * _factor(self.unit)
 
     def frame(self) -> pd.DataFrame:
-        """A row a structure; columns with a unit name it."""
+        """Return one row per structure; the names of the energy columns contain the unit."""
         import pandas as pd
 
         return pd.DataFrame(self._named_rows())
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a structure; what is not known is None."""
+        """Return one row per structure; unknown values are None."""
         from trainer.data.dataset import formula_of
 
         factor = _factor(self.unit)
@@ -247,11 +247,11 @@ class PredictedEnergies:
         ]
 
     def values(self) -> dict[str, Any]:
-        """For a program."""
+        """Return plain values for JSON."""
         return {"unit": self.unit.value, "members": len(self.ensemble.members), "structures": self.rows()}
 
     def text(self) -> str:
-        """For a person: columns, and nothing that a spreadsheet could not take."""
+        """Format a table for people: aligned columns."""
         digits = 6 if self.unit is Unit.HARTREE else 4
         lines = [f"{'energy':>16}  {'uncertainty':>12}     structure   [{self.unit.value}]"]
         for row in self.rows():
@@ -265,7 +265,7 @@ class PredictedEnergies:
         return "\n".join(lines)
 
     def csv(self) -> str:
-        """Energies with all their digits; their columns name the unit."""
+        """Format the rows as CSV with all digits; the names of the energy columns contain the unit."""
         from trainer.csv_text import csv_text
 
         return csv_text(self._named_rows())
@@ -278,7 +278,10 @@ class PredictedEnergies:
         return [{renamed.get(key, key): value for key, value in row.items()} for row in self.rows()]
 
     def extxyz(self) -> str:
-        """The structures, each with its energy; ``energy`` is taken for eV, others are called otherwise."""
+        """Format structures and energies as extended XYZ.
+
+        Readers take ``energy`` for eV, so the key of another unit has a suffix, such as ``energy_hartree``.
+        """
         suffix = "" if self.unit is Unit.EV else f"_{_UNIT_NAMES[self.unit]}"
         lines = []
         for structure, row in zip(self.structures, self.rows(), strict=True):

@@ -1,4 +1,4 @@
-"""Progress bars where a person waits."""
+"""Progress bars of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``anitune promote``: from the best trials of a study to a model in the registry."""
+"""``anitune promote``: turn the best trials of a study into a model in the registry."""
 
 from __future__ import annotations
 
@@ -27,22 +27,30 @@ if TYPE_CHECKING:
 
 def promote(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
-    top: Annotated[int, typer.Option(min=1, help="Candidates: so many of the best configurations.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of best configurations to compare.")] = 5,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Seeds: run i of a candidate has fold i and seed i, counted round.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of seeds. Run i of a candidate uses fold i and seed i, both counted cyclically.",
+        ),
     ] = 5,
     folds: Annotated[
-        int, typer.Option(min=2, help="Folds by structure and folds by molecule of all but the test part.")
+        int,
+        typer.Option(
+            min=2,
+            help="Number of folds by structure, and of folds by molecule, of all data except the test set.",
+        ),
     ] = 5,
-    ensemble: Annotated[int, typer.Option(min=1, help="Networks in the ensemble that is registered.")] = 8,
+    ensemble: Annotated[int, typer.Option(min=1, help="Number of networks in the registered ensemble.")] = 8,
     again: Annotated[
-        bool, typer.Option("--again", help="Open the test part although it was opened before.")
+        bool, typer.Option("--again", help="Evaluate on the test set even if it was evaluated on before.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the best configurations on folds, choose one, test it once, and register an ensemble of it.
 
-    A promotion that was stopped or killed goes on when it is started again.
+    To continue a promotion that was stopped or killed, start it again.
     """
     from search.work.forkserver import start_forkserver
 
@@ -73,17 +81,17 @@ def promote(
 def promote_study(
     database: Database, study: Study, options: Options, again: bool, quiet: bool = False
 ) -> tuple[Promoter, Promotion]:
-    """Say what a promotion will do, and go through all its steps that are not done.
+    """Print the plan of a promotion, and run all its remaining steps.
 
     Parameters
     ----------
-    again : whether the test part may be opened although it was before
-    quiet : keep standard output for the result
+    again : whether to evaluate on the test set even if it was evaluated on before
+    quiet : keep standard output free for the result
 
     Raises
     ------
     Stopped, KeyboardInterrupt
-        if a signal stopped the work: the next call goes on.
+        if a signal stopped the work; the next call continues it.
     """
     from search.promote.promotion import Promoter
     from search.recorded import recorded_config
@@ -93,7 +101,7 @@ def promote_study(
     config = recorded_config(study)
     with progress_bar() as progress:
         task = prepare_task(config.data, config.split, config.features, database.settings.features, progress)
-    study.set_facts(task.fingerprints)  # folds of other data would say nothing of its trials
+    study.set_facts(task.fingerprints)  # folds of other data say nothing about these trials
     promoter = Promoter(database, study, config, task, options, again=again)
     for line in _plan_lines(promoter):
         echo(line, err=quiet)
@@ -118,7 +126,7 @@ def _plan_lines(promoter: Promoter) -> list[str]:
 
 
 def results_table(promotion: Promotion, plan: PromotionPlan, decisive: str) -> Table:
-    """The candidates with their errors on folds, the chosen one marked."""
+    """Tabulate the candidates and their errors on folds, with the chosen one marked."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -164,7 +172,7 @@ def _difference(result: dict[str, Any], decisive: str) -> str:
 def result_lines(
     promotion: Promotion, plan: PromotionPlan, opened: list[EvaluationOnTestSet], tracking: str
 ) -> list[str]:
-    """What was chosen, its error on the test part, and how to load it, in the markup of rich."""
+    """Describe the choice, its error on the test set, and how to load it, in the markup of rich."""
     assert promotion.choice is not None
     return _result_lines(promotion, opened, tracking, plan.candidate(promotion.choice).config.activation)
 
@@ -180,7 +188,7 @@ def _result_lines(
 
     test = promotion.test or {}
     name, version = escape(str(promotion.model_name)), escape(str(promotion.model_version))
-    # JSON is a word of Python's, too: these lines are pasted.
+    # These lines are pasted into Python, where a JSON string is a valid literal.
     server = escape(json.dumps(redacted(tracking)))
     model = escape(json.dumps(f"models:/{promotion.model_name}@{CHAMPION}"))
     lines = [
@@ -205,7 +213,7 @@ def _result_lines(
 
 
 def _sign_in_lines(tracking: str) -> list[str]:
-    """What a program does before it asks a server that lets in nobody without the secret of its start."""
+    """Return the lines with which a program signs in to a local server, if that needs a secret."""
     from storage.settings import home_folder
     from storage.tokens import local_token_file
 

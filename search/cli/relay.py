@@ -1,4 +1,4 @@
-"""Tells MLflow what the records hold: in the background (``relay``), or now (``sync``)."""
+"""``anitune relay`` and ``sync``: deliver the records to MLflow, in the background or now."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("anitune")
 
 NICENESS = 10
-"""Training goes before telling of it."""
+"""Niceness of the relay process, so that training has priority."""
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -36,7 +36,7 @@ def relay(
             max=65535,
             metavar="PORT",
             envvar="ANITUNE_RELAY_METRICS_PORT",
-            help="Serve /metrics for Prometheus and /health on this port. Default: nothing is served.",
+            help="Serve /metrics for Prometheus and /health on this port. Default: neither is served.",
         ),
     ] = None,
     metrics_host: Annotated[
@@ -44,11 +44,11 @@ def relay(
         typer.Option(
             metavar="ADDRESS",
             envvar="ANITUNE_RELAY_METRICS_HOST",
-            help="Where --metrics-port listens; 0.0.0.0: everywhere.",
+            help="Address on which --metrics-port listens; 0.0.0.0: all.",
         ),
     ] = "127.0.0.1",
 ) -> None:
-    """Deliver a study to MLflow until nobody works on it; workers start this by themselves."""
+    """Deliver a study to MLflow until no worker is left. Workers start this command themselves."""
     from search.errors import SearchError
     from storage.database import open_database
     from storage.settings import load_settings
@@ -67,7 +67,7 @@ def relay(
 
             try:
                 stack.enter_context(serve_relay_metrics(metrics_host, metrics_port, opened, health))
-            except SearchError as error:  # of two studies' relays on one machine, say: both must deliver
+            except SearchError as error:  # such as two relays with one port: both must deliver
                 log.warning("%s: nobody can watch this relay: %s", study, error)
         run_relay(opened, note_writer(opened), health=health, write_files=file_writer(opened))
 
@@ -75,11 +75,11 @@ def relay(
 def sync(
     study: StudyName,
     again: Annotated[
-        bool, typer.Option("--again", help="Tell all of it again, as after restoring a backup.")
+        bool, typer.Option("--again", help="Deliver everything again, as after restoring a backup.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell MLflow everything about a study that it was not told yet, now."""
+    """Deliver to MLflow now everything about a study that it does not have yet."""
     from storage.database import open_database
     from storage.errors import TrackingUnavailableError
     from storage.settings import load_settings
@@ -104,7 +104,10 @@ def sync(
 
 
 def note_writer(study: Study) -> NoteWriter:
-    """Writes the notes that MLflow shows from what the records hold at that time, and Optuna's with them."""
+    """Return a function that writes MLflow's note of a study or trial from the records of that moment.
+
+    With the note of the study it also updates those in Optuna.
+    """
     from dashboards import links
     from dashboards.notes import mlflow_study_note, mlflow_trial_note
     from dashboards.optuna_notes import write_optuna_notes
@@ -127,10 +130,10 @@ def note_writer(study: Study) -> NoteWriter:
 
 
 def file_writer(study: Study) -> FileWriter:
-    """Draws the plots that the study's run holds in MLflow, and Optuna's figure of the study with them."""
+    """Return a function that draws the plots of the study's run in MLflow, and updates Optuna's figures."""
 
     def write() -> Mapping[str, bytes]:
-        # Imported late: what draws takes seconds to load, and a study that has just begun needs it not yet.
+        # Imported late: the plotting modules take seconds to load, and a new study does not need them yet.
         from dashboards.optuna_notes import write_optuna_figures
         from dashboards.record import read_study
         from dashboards.study_files import study_files

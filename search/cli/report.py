@@ -1,4 +1,4 @@
-"""``anitune report``: studies as one page to send to someone."""
+"""``anitune report``: write a report of studies as one page that can be sent to others."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: a file in the folder reports of the home."),
+        typer.Option(
+            "--out", metavar="FILE", help="File to write. Default: one in the folder reports of the home."
+        ),
     ] = None,
     form: Annotated[
         Literal["html", "md", "csv"] | None,
         typer.Option(
             "--format",
             help="html: one page with interactive plots; md: Markdown and pictures; csv: all trials. Default:"
-            " by the end of FILE's name, else html.",
+            " by the suffix of FILE, else html.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the path as JSON.")] = False,
 ) -> None:
-    """Write a report of a study, or of several beside each other: one page that needs no network."""
+    """Write a report of one study, or a comparison of several, as one page that needs no network."""
     from dashboards.report.write import write_report
     from search.cli.output import working
     from storage.database import open_database

@@ -1,4 +1,4 @@
-"""``anitune reproduce``: a trial once more, from its record alone."""
+"""``anitune reproduce``: train a trial again from its record alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from search.work.reproduce import Place, RecordedTrial, Reproduction
 
 DIFFERENT = 1
-"""Exit code."""
+"""Exit code if the losses differ."""
 
 
 def reproduce(
@@ -26,15 +26,15 @@ def reproduce(
         typer.Option(
             min=0,
             metavar="FRACTION",
-            help="Relative difference that is allowed. Default: none on the CPU, 1e-6 on a GPU, 0.1 where"
-            " attempts were on different kinds of device, or in different precisions.",
+            help="Allowed relative difference. Default: 0 on the CPU, 1e-6 on a GPU, 0.1 if attempts ran on"
+            " different kinds of device or in different precisions.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train a trial again from what was recorded of it alone, and compare the losses of all epochs.
+    """Train a trial again from its record alone, and compare the losses of all epochs.
 
-    It exits with 1 if they differ.
+    The exit code is 1 if they differ.
     """
     from search.recorded import recorded_config
     from search.work.reproduce import default_tolerance, recorded_trial, reproduce_trial

@@ -1,4 +1,4 @@
-"""``anitune study``: create a study, run it, and look at what came of it."""
+"""``anitune study``: create and run studies, and show their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("anitune")
 
-study_app = typer.Typer(help="Create and run studies, and look at what came of them.", no_args_is_help=True)
+study_app = typer.Typer(help="Create and run studies, and show their results.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The study file (YAML).")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
@@ -39,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @study_app.command()
 def create(file: File) -> None:
-    """Make a study known, for workers to work on."""
+    """Create a study, so that workers can train its trials."""
     from search.study import load_study
     from storage.database import open_database
 
@@ -51,7 +51,7 @@ def create(file: File) -> None:
 
 @study_app.command()
 def run(file: File, pack: Pack = None) -> None:
-    """Create a study, or go on with it, train all its trials here, and report."""
+    """Create or continue a study, train all its trials in this process, and report the results."""
     from search.work.forkserver import start_forkserver
 
     if pack != 1:
@@ -68,16 +68,16 @@ def run(file: File, pack: Pack = None) -> None:
 
 
 def run_study(database: Database, config: StudyConfig, pack: int | None) -> list[tuple[Study, StudyConfig]]:
-    """Create a study, or go on with it, train all its trials here, and tell MLflow of them.
+    """Create or continue a study, train all its trials in this process, and report them to MLflow.
 
     Returns
     -------
-    The study and, before it, the rows that were trained beside it.
+    The study and, before it, its reference study, if it has one.
 
     Raises
     ------
     Stopped, KeyboardInterrupt
-        if a signal stopped the work: the next run goes on.
+        if a signal stopped the work; the next run continues it.
     """
     from trainer.config import TrainConfig
     from trainer.fitting.devices import find_device
@@ -94,10 +94,10 @@ def train_studies(
     pack: int | None,
     data: TaskData | None = None,
 ) -> None:
-    """Train all trials of studies that share their data, and tell MLflow of them. See :func:`work_on`."""
+    """Train all trials of studies that share their data, and report them to MLflow. See :func:`work_on`."""
     work_on(database, studies, pack, data=data)
     with ThreadPoolExecutor(1) as pool:
-        notes = pool.submit(_write_notes, studies)  # also where MLflow is away
+        notes = pool.submit(_write_notes, studies)  # also if MLflow is down
         for study, _ in studies:
             _deliver(study)
         notes.result()
@@ -106,7 +106,7 @@ def train_studies(
 @study_app.command(name="list")
 def list_(
     as_json: Json = False,
-    archived: Annotated[bool, typer.Option("--archived", help="Show the archived ones instead.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Show the archived studies instead.")] = False,
 ) -> None:
     """Show all studies that are not archived."""
     from search.cli.output import make_console, studies_table
@@ -128,7 +128,7 @@ def list_(
 
 @study_app.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """Show how a study stands: trials by state, the best, time spent, epochs saved by pruning."""
+    """Show the state of a study: trials by state, the best one, time spent, epochs saved by pruning."""
     from rich.markup import escape
 
     from search.cli.output import leaderboard, make_console, rows_table, summary_lines
@@ -180,7 +180,7 @@ def best(name: Name, as_json: Json = False) -> None:
 
 
 def settings_of(config: StudyConfig) -> Settings:
-    """Places by the command line and the environment, else by the study file, else the defaults."""
+    """Load addresses from the command line or the environment, else the study file, else the defaults."""
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
 
     return load_settings(
@@ -190,7 +190,7 @@ def settings_of(config: StudyConfig) -> Settings:
 
 
 def _anitune(config: StudyConfig) -> str:
-    """The command with the places that the study file names: other commands do not read that file."""
+    """Return the command with the addresses of the study file, which other commands do not read."""
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
     words = ["anitune"]
@@ -204,11 +204,11 @@ def _anitune(config: StudyConfig) -> str:
 def create_studies(
     database: Database, config: StudyConfig
 ) -> tuple[list[tuple[Study, StudyConfig]], TaskData | None]:
-    """Create the study and, before it, its reference.
+    """Create the study and, before it, its reference study.
 
     Returns
     -------
-    Both, and the data, if it was read.
+    Both studies, and the data if it was read.
     """
     from search.propose.samplers import trial_limit
     from search.study import study_from_record
@@ -217,14 +217,14 @@ def create_studies(
     from trainer.task import prepare_data
 
     wanted = [each for each in (config.reference, config) if each is not None]
-    # A study stays: none is recorded before all names are free and the data can be trained on.
+    # A recorded study is permanent, so first check that all names are free and the data can be trained on.
     values = {each.name: _comparable(database, each) for each in wanted}
     moved = [each for each in wanted if has_other_files(database, each.name, values[each.name])]
     begun = [is_begun(database, each.name, values[each.name]) for each in wanted if each not in moved]
     data = None
     if moved or not all(begun):
         files, split = config.data, config.split
-        if moved:  # read as it was then, by an earlier version too
+        if moved:  # read with the recorded settings, also those of an earlier version
             then = study_from_record(open_study(database, moved[-1].name).config, moved[-1].name)
             files, split = replace(then.data, files=files.files), then.split
         with progress_bar() as progress:
@@ -239,7 +239,7 @@ def create_studies(
             seconds=hours * 3600 if hours is not None else None,
             epochs=each.limits.epochs,
         )
-        # The reference is wanted with the study.
+        # The reference study has the priority of the study.
         study = create_study(database, each.name, values[each.name], budget, config.priority)
         recorded = study_from_record(study.config, each.name)
         data_here = replace(recorded.data, files=each.data.files)
@@ -249,7 +249,7 @@ def create_studies(
 
 
 def _comparable(database: Database, config: StudyConfig) -> dict[str, Any]:
-    """A configuration as the record has it, if there is one; what an earlier version decides is said."""
+    """Express a configuration in the terms of its record, if any; log what an earlier version decided."""
     from search.study import in_terms_of
     from storage.errors import StudyNotFoundError
     from storage.studies import open_study
@@ -274,7 +274,7 @@ def _write_notes(studies: list[tuple[Study, StudyConfig]]) -> None:
 
 
 def _deliver(study: Study) -> None:
-    """Wait until MLflow knows all; what it cannot be told now is kept."""
+    """Wait until MLflow has everything; what cannot be delivered now stays in the outbox."""
     from search.cli.output import working
     from search.cli.relay import file_writer, note_writer
     from storage.errors import TrackingUnavailableError
@@ -320,7 +320,7 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
 
 
 def _write_report(database: Database, study: Study) -> Path | None:
-    """A page about the study; what it may lack is no reason to call the study failed."""
+    """Write the report of a study. If that fails, log it: the study itself has not failed."""
     from dashboards.report.write import write_report
     from trainer.errors import TrainerError
 

@@ -1,7 +1,7 @@
-"""What is written to a terminal: no text from a file, database or server may steer it.
+"""Output to a terminal, in which no text from a file, database or server may control the terminal.
 
-A name or a reason could hold escape sequences, which clear the screen, change the title or hide what comes
-before them. All that a command says goes through here or through the console of :mod:`search.cli.output`.
+A name or a reason could hold escape sequences, which clear the screen, change the title or hide the text
+before them. All output of commands goes through here or through the console of :mod:`search.cli.output`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def echo(text: str, err: bool = False) -> None:
 
 
 class StandardError(logging.Handler):
-    """Shows a record on standard error, also while a progress bar has taken that over."""
+    """Writes log records to standard error, also while a progress bar has replaced it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the message on a line of its own."""
@@ -36,7 +36,7 @@ class StandardError(logging.Handler):
 
 @contextmanager
 def printable_usage_errors() -> Iterator[None]:
-    """Let what Typer says of a wrong argument, which it repeats, be printable."""
+    """Make Typer's messages about wrong arguments printable, as they repeat the argument."""
     try:
         yield
     except TyperException as error:
@@ -45,6 +45,6 @@ def printable_usage_errors() -> Iterator[None]:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Write the traceback of an error that nobody caught; for ``sys.excepthook``."""
-    # The texts of an error and of its causes may hold an address.
+    """Write the traceback of an uncaught error; for ``sys.excepthook``."""
+    # The messages of an error and of its causes may contain an address with a password.
     sys.stderr.write(printable(without_secrets("".join(traceback.format_exception(kind, error, trace)))))

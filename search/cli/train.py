@@ -1,4 +1,4 @@
-"""``anitune train``: one training without a search."""
+"""``anitune train``: train one network without a search."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def train(
     ] = None,
     warm_start: Annotated[
         Path | None,
-        typer.Option(metavar="MODEL.safetensors", help="Begin with the weights of this model file."),
+        typer.Option(metavar="MODEL.safetensors", help="Start from the weights of this model file."),
     ] = None,
 ) -> None:
-    """Train one network, and write its numbers, plots and weights into a folder.
+    """Train one network, and write its metrics, plots and weights into a folder.
 
-    A training that was stopped or killed goes on at its last checkpoint when it is started again.
+    A training that was stopped or killed continues from its last checkpoint when it is started again.
     """
     from storage.settings import load_settings
 
@@ -51,7 +51,7 @@ def train(
 
 
 def result_text(result: TrainingResult, folder: Path) -> str:
-    """What came of a training that has ended, in lines."""
+    """Describe the result of a training in lines of text."""
     return (
         f"validation MAE  {result.best_val_mae:.3f} kcal/mol\n"
         f"best epoch      {result.best_epoch} of {result.epochs}\n"
@@ -60,12 +60,12 @@ def result_text(result: TrainingResult, folder: Path) -> str:
 
 
 def train_network(run: RunConfig, folder: Path, warm_start: Path | None = None) -> TrainingResult:
-    """Train one network, or go on with it, in a folder.
+    """Train one network in a folder, or continue its training there.
 
     Raises
     ------
     Stopped, KeyboardInterrupt
-        if a signal stopped the training: the next one in this folder goes on at its last checkpoint.
+        if a signal stopped the training; the next call with this folder continues from the last checkpoint.
     """
     from search.work.stopping import stop_on_signals
     from storage.settings import load_settings
@@ -85,14 +85,14 @@ def train_network(run: RunConfig, folder: Path, warm_start: Path | None = None) 
 
 
 def own_folder(trainings: Path, config: Path) -> Path:
-    """The folder that has the name of a configuration file."""
-    if not config.stem.strip("."):  # as of a file called ...yaml
+    """Return the folder that is named after a configuration file."""
+    if not config.stem.strip("."):  # such as a file named ...yaml
         raise typer.BadParameter(f"{config.name} gives no name to a folder: say one", param_hint="--out")
     return trainings / config.stem
 
 
 class _Stoppable(SilentReporter):
-    """Lets a signal end the training after an epoch."""
+    """Stops the training after an epoch if a signal has come."""
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
@@ -102,7 +102,7 @@ class _Stoppable(SilentReporter):
 
 
 def read_training(path: Path) -> RunConfig:
-    """The settings in a file, whose folder is where relative paths of data files start."""
+    """Read the settings of a training; relative paths of data files start from the folder of the file."""
     from search.documents import read_document
 
     document = read_document(path)
@@ -112,7 +112,7 @@ def read_training(path: Path) -> RunConfig:
 def training_from_settings(
     settings: Mapping[str, Any], where: str, folder: Path, lines: Mapping[KeyPath, int] | None = None
 ) -> RunConfig:
-    """The settings of a training.
+    """Check the settings of a training.
 
     Parameters
     ----------

@@ -26,15 +26,15 @@ def up(
     mlflow_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, metavar="PORT", help="Default: that of the last time, else any that is free."
+            min=1, max=65535, metavar="PORT", help="Port of MLflow. Default: as last time, else any free one."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Start PostgreSQL and MLflow on this machine, for all later commands with this home folder.
 
-    They run until `anitune down`. Where they run already, this shows their addresses. The link to MLflow
-    holds the secret of its start, which nobody is let in without.
+    They run until `anitune down`. If they run already, their addresses are shown. The link to MLflow holds
+    a secret of this start. Without it, nobody gets in.
     """
     from dashboards.local_servers import start_servers
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, home_folder, read_addresses
@@ -55,7 +55,7 @@ def up(
 
 
 def down() -> None:
-    """Stop the servers of `anitune up`; their data stays, and the next `anitune up` goes on with it."""
+    """Stop the servers of `anitune up`. Their data is kept for the next `anitune up`."""
     from dashboards.local_servers import stop_servers
     from storage.settings import home_folder
 
@@ -111,7 +111,7 @@ def _explain_sqlite(home: Path) -> None:
             if not list_studies(database):
                 return
     except StorageError:
-        pass  # what cannot be read now stays there as well
+        pass  # studies that cannot be read now are not moved either
     logger.warning(
         "the studies that this home has in SQLite stay there and are not moved; to use them:"
         " anitune --storage %s --tracking %s study list",

@@ -41,9 +41,9 @@ Pack = Annotated[
         "--pack",
         metavar="auto|N",
         parser=_trials_at_once,
-        help="Trials that are trained at once. Default: auto, on the CPU as many as its cores and the free"
+        help="Number of trials to train at once. Default: auto, on the CPU as many as its cores and the free"
         " memory allow, on a GPU as many as a short measurement finds worthwhile. With 1, and no other"
-        " worker, a study can be repeated.",
+        " worker, a study is reproducible.",
     ),
 ]
 
@@ -53,7 +53,7 @@ def worker(
         str | None, typer.Argument(metavar="[STUDY]", help="Name of the study. Default: all open ones.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="What to call this worker. Default: host and process id.")
+        str | None, typer.Option("--name", help="Name of this worker. Default: host and process id.")
     ] = None,
     pack: Pack = None,
     metrics_port: Annotated[
@@ -62,24 +62,24 @@ def worker(
             min=1,
             max=65535,
             metavar="PORT",
-            help="Serve /metrics for Prometheus and /health on this port. Default: nothing is served.",
+            help="Serve /metrics for Prometheus and /health on this port. Default: neither is served.",
         ),
     ] = None,
     metrics_host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where --metrics-port listens; 0.0.0.0: everywhere.")
+        str, typer.Option(metavar="ADDRESS", help="Address on which --metrics-port listens; 0.0.0.0: all.")
     ] = "127.0.0.1",
     idle_timeout: Annotated[
         float | None,
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Without STUDY: leave when for so long there was no trial. Default: never.",
+            help="Without STUDY: exit after this time without a trial. Default: never.",
         ),
     ] = None,
 ) -> None:
     """Train trials of a study until it is done, or of all open studies by priority and age.
 
-    Any number of workers may, on many machines.
+    Any number of workers may do so at once, on many machines.
     """
     if study is not None and idle_timeout is not None:
         raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
@@ -108,7 +108,7 @@ def worker(
 
 
 def with_reference(database: Database, study: Study) -> list[tuple[Study, StudyConfig]]:
-    """A study and, before it, the rows that are trained beside it."""
+    """Return a study and, before it, its reference study, if it has one."""
     from search.recorded import recorded_config
     from storage.studies import open_study
 
@@ -130,8 +130,8 @@ def work_on(
 
     Parameters
     ----------
-    pack : trials that are trained at once; None: as many as suit the machine
-    data : of the studies; None: it is read
+    pack : number of trials to train at once; None: as many as suit the machine
+    data : the data of the studies; None: it is read
     served : address and port of the metrics; None: they are not served
 
     Raises
@@ -139,9 +139,9 @@ def work_on(
     StudyStateError
         if one of the studies is stopped or archived.
     DeviceError
-        if the GPU has failed: the trials in hand were handed back.
+        if the GPU has failed; the running trials were handed back.
     Stopped
-        if a signal stopped the work: the trials in hand were handed back.
+        if a signal stopped the work; the running trials were handed back.
     """
     from search.work.card_faults import card_faults_recorded
     from search.work.stopping import stop_on_signals
@@ -170,7 +170,7 @@ def work_on(
             patiently(partial(study.set_facts, task.fingerprints))
         patiently(lambda: sign.set_structures(len(task.split.train)))
         stop, watcher = stack.enter_context(stop_on_signals()), stack.enter_context(watch())
-        stack.push(sign)  # it ends while signals still do no harm
+        stack.push(sign)  # the heartbeat ends while signals are still handled
         watcher = _watched(stack, served, watcher, sign)
         for study, config in studies:
             Worker(database, study, config, task, watcher, stop, start_relay, name, pack).work()
@@ -190,7 +190,7 @@ def _heartbeat(
 def _watched(
     stack: ExitStack, served: tuple[str, int] | None, watcher: Watcher, sign: WorkerHeartbeat
 ) -> Watcher:
-    """The watcher to tell what is done, which a monitor may ask if that is wanted."""
+    """Return the watcher, behind an HTTP monitor if metrics are to be served."""
     if served is None:
         return watcher
     from search.work.metrics import serve_metrics

@@ -1,4 +1,4 @@
-"""``anitune workers``: who works now, on what."""
+"""``anitune workers``: list the running workers and their trials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the workers that live: host, GPU, trials, epochs, speed, last sign of life."""
+    """List the running workers: host, GPU, trials, epochs, speed, time since the last heartbeat."""
     from search.cli.output import make_console
     from storage.database import open_database
     from storage.settings import load_settings
@@ -36,7 +36,7 @@ def workers(
 
 
 def workers_table(found: list[LiveWorker]) -> Table:
-    """All workers, a line each."""
+    """List all workers, one per line."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The launch file: what the machines are like on which workers are started."""
+"""The launch file: settings of the machines on which workers are started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _without_secrets(setup: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class SlurmConfig:
-    """Jobs of one node each, as they are asked for with sbatch."""
+    """Options of sbatch for jobs of one node each."""
 
     walltime: Annotated[
         str,
@@ -44,7 +44,7 @@ class SlurmConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class KubernetesConfig:
-    """Pods, one a node, and what they are given."""
+    """Settings of the pods, one per node."""
 
     image: Annotated[str, Field(min_length=1)]
     namespace: str = "default"
@@ -63,7 +63,7 @@ class KubernetesConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LaunchConfig:
-    """What a launch file holds: a section a kind of place, and what all of them share."""
+    """A launch file: shared settings, and a section for each kind of place."""
 
     setup: Annotated[
         str,
@@ -83,7 +83,7 @@ def load_launch(path: Path) -> LaunchConfig:
     Raises
     ------
     StudyFileError, ConfigError
-        in one line that names the file, the key and its line.
+        with one line that names the file, the key and its line.
     """
     document = read_document(path)
     return load_config(LaunchConfig, document.values, str(path), document.lines)

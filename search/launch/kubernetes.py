@@ -1,4 +1,4 @@
-"""Workers in pods of Kubernetes, one pod a node."""
+"""Workers in Kubernetes pods, one pod per node."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def kubernetes_provider(plan: LaunchPlan) -> ExecutionProvider:
-    """Pods with GPUs, variables from secrets, and time to hand trials back.
+    """Make a provider of pods with GPUs, variables from secrets, and time to hand trials back.
 
     Raises
     ------
     ConfigError
         if the launch file names no image.
     LaunchError
-        if the package or the configuration of a cluster is missing.
+        if the package kubernetes or the configuration of a cluster is missing.
     """
     wanted = plan.config.kubernetes
     if wanted is None:
@@ -67,7 +67,7 @@ def kubernetes_provider(plan: LaunchPlan) -> ExecutionProvider:
 
 
 class _CompletePods:
-    """Kubernetes' API, but pods get what Parsl has no option for: variables, secrets, time to end."""
+    """The Kubernetes API, with pod settings that Parsl does not offer: variables, secrets, time to end."""
 
     def __init__(self, api: Any, config: KubernetesConfig, variables: dict[str, str]) -> None:
         self._api = api
@@ -88,5 +88,5 @@ class _CompletePods:
             client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=secret))
             for secret in self._config.secrets
         ]
-        container.ports = None  # nobody calls a worker
+        container.ports = None  # nobody connects to a worker
         return self._api.create_namespaced_pod(namespace=namespace, body=body)

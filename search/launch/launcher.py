@@ -1,4 +1,4 @@
-"""Starts the workers of a launch through Parsl, and stays with them until the study is done."""
+"""Starts the workers of a launch through Parsl, and waits until the study is done."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ logger = logging.getLogger("anitune")
 POLL_SECONDS = 1.0
 
 STOPPED_CODES = (128 + signal.SIGTERM, 128 + signal.SIGINT)
-"""Exit codes of a worker that was asked to stop, as by a scheduler at the end of a job."""
+"""Exit codes of a worker that was asked to stop, for example by a scheduler at the end of a job."""
 
 HEARTBEAT_SECONDS, LOST_SECONDS = 10, 60
-"""How often Parsl hears of a node, and after how long without that the node counts as lost."""
+"""Interval of a node's heartbeats to Parsl, and time without them after which the node counts as lost, s."""
 
 
-# Ctrl-C on a terminal is for us alone, but Parsl's broker must not outlive us: nodes would wait for it.
+# Ctrl-C on a terminal must reach this process alone. But Parsl's broker must not outlive it, as nodes would
+# wait for the broker.
 _INTERCHANGE = ("setsid", "setpriv", "--pdeathsig", "TERM", "interchange.py")
 
 
 def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], int]) -> None:
     """Run the workers until one of them finds the study done, or until asked to stop.
 
-    A worker whose node was lost, or whose job came to its end, begins again on the next node. One whose card
-    has failed begins again there, until the card has failed too often.
+    A worker whose node was lost, or whose job ended, is started again on the next node. A worker whose card
+    has failed is started again on the same node, until the card has failed too often.
 
     Parameters
     ----------
-    left : how many workers of this launch live, by the records
+    left : counts the workers of this launch that are running according to the database
 
     Raises
     ------
@@ -61,7 +62,7 @@ def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], i
         with _parsl(plan, place) as kernel:
             _wait_for_workers(_start_workers(kernel, plan), plan, stop)
     finally:
-        # The end of Parsl has asked them.
+        # The end of Parsl has asked the workers to stop.
         if count := left():
             logger.info("%s: waiting for %d workers to end", plan.name, count)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -71,7 +72,7 @@ def launch(plan: LaunchPlan, place: str, stop: StopRequest, left: Callable[[], i
 
 @contextmanager
 def _parsl_folder(plan: LaunchPlan, place: str) -> Iterator[Path]:
-    """Parsl's own files, under a path that means itself in a shell: Parsl writes it into scripts unquoted."""
+    """Provide a folder for Parsl's files whose path needs no quotes in a shell: Parsl adds none."""
     folder = plan.folder / "parsl"
     if _is_plain(folder):
         yield folder
@@ -104,7 +105,7 @@ def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
     from parsl.executors import HighThroughputExecutor
     from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 
-    # Parsl finds its own programs, and nodes that share our file system find anitune, by the path.
+    # Through PATH, Parsl finds its own programs, and nodes that share our file system find anitune.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     executor = HighThroughputExecutor(
         label="workers",
@@ -112,7 +113,7 @@ def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
         address=ADDRESS if place == "local" else plan.config.address or address_by_hostname(),
         available_accelerators=[str(number) for number in range(plan.gpus_per_node)],
         max_workers_per_node=max(1, plan.gpus_per_node),
-        cores_per_worker=1e-6,  # GPUs are what is shared out
+        cores_per_worker=1e-6,  # GPUs limit the number of workers, not cores
         interchange_launch_cmd=_INTERCHANGE,
         launch_cmd=f"{BLOCK_FUNCTION} {DEFAULT_LAUNCH_CMD}",
         heartbeat_period=HEARTBEAT_SECONDS,
@@ -134,7 +135,7 @@ def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
 
 
 def _cost(error: Exception, task: object) -> float:
-    """What Parsl reckons a failure at: nothing where the machine was taken away. Leases guard the trials."""
+    """Return the retry cost of a failure: 0 if the machine was taken away, as leases protect the trials."""
     from parsl.app.errors import BashExitFailure
     from parsl.executors.high_throughput.errors import ManagerLost
 
@@ -168,7 +169,7 @@ def _wait_for_workers(workers: Mapping[Future[int], str], plan: LaunchPlan, stop
         for future in ended:
             error = future.exception()
             if error is None:
-                wait(pending, timeout=10 * POLL_SECONDS)  # the others find out, too
+                wait(pending, timeout=10 * POLL_SECONDS)  # until the others find the study done, too
                 return
             name = workers[future]
             logger.warning("%s failed: %s; see %s", name, str(error).strip(), logs[name])

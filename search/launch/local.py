@@ -15,12 +15,12 @@ ADDRESS = "127.0.0.1"
 
 
 def local_provider(plan: LaunchPlan) -> ExecutionProvider:
-    """One block of processes here.
+    """Make a provider of one block of processes on this machine.
 
     Raises
     ------
     ConfigError
-        for more than one node.
+        if more than one node is wanted.
     """
     from parsl.launchers import SimpleLauncher
     from parsl.providers import LocalProvider

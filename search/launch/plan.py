@@ -1,4 +1,4 @@
-"""What is to be launched, in plain values: a place turns it into a provider of machines."""
+"""The plan of a launch in plain values, from which a place makes a provider of machines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from search.launch.shell import BLOCK_SCRIPT
 
 
 class Scaling(TypedDict):
-    """How many blocks Parsl keeps: a block is a node, and one whose workers have ended is given back."""
+    """How many blocks Parsl keeps. A block is a node, which is given back when its workers have ended."""
 
     nodes_per_block: int
     init_blocks: int
@@ -26,13 +26,13 @@ class LaunchPlan:
     Attributes
     ----------
     name
-        Of this launch; its workers are called by it and a number.
+        Name of this launch; the names of its workers are this name and a number.
     gpus_per_node
-        Workers of a node, one pinned to each GPU; 0: one worker a node, pinned to none.
+        Workers per node, one pinned to each GPU; 0: one worker per node, which is not pinned.
     home
-        What ``ANITUNE_HOME`` is for the workers: workers on other machines must see it at the same place.
+        ``ANITUNE_HOME`` of the workers. Workers on other machines must see it at the same path.
     arguments
-        Of ``anitune worker``, besides the name.
+        Arguments of ``anitune worker``, except the name of the worker.
     """
 
     name: str
@@ -44,12 +44,12 @@ class LaunchPlan:
 
     @property
     def folder(self) -> Path:
-        """Where the logs of the workers and Parsl's own files go."""
+        """Folder of the workers' logs and of Parsl's files."""
         return self.home / "launches" / self.name
 
     @property
     def card_faults(self) -> Path:
-        """Where workers record that a card has failed."""
+        """Folder in which workers record failures of cards."""
         return self.folder / "card-faults"
 
     @property
@@ -60,7 +60,7 @@ class LaunchPlan:
 
     @property
     def scaling(self) -> Scaling:
-        """Of Parsl's provider."""
+        """Scaling options of Parsl's provider."""
         return {
             "nodes_per_block": 1,
             "init_blocks": self.nodes,
@@ -70,5 +70,5 @@ class LaunchPlan:
 
     @property
     def init(self) -> str:
-        """What the shell of a block does first."""
+        """Shell lines that a block runs first."""
         return f"{self.config.setup.rstrip()}\n{BLOCK_SCRIPT}"

@@ -1,8 +1,8 @@
-"""The shell side of a launch: what runs on a node around Parsl's pool of processes, and around each worker.
+"""Shell scripts of a launch, which run on a node around Parsl's process pool and around each worker.
 
-Parsl ends its pool within a second, which is too short to hand a trial back. So each worker is a session of
-its own, and the shell of the block (one node's job, pod or process group) sees to its end: when it is asked
-to stop it ends the pool, asks the workers to hand their trials back, and stays until they have gone.
+Parsl ends its pool within a second, which is too short to hand a trial back. So each worker runs in a session
+of its own, and the shell of the block (the job, pod or process group of a node) ends it: when the shell is
+asked to stop, it ends the pool, asks the workers to hand their trials back, and waits for them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from search.work.card_faults import FAULTS_VARIABLE
 
 GRACE_SECONDS = 60
-"""How long before its end a machine asks its workers to hand their trials back, s."""
+"""Time before the end of a machine's job at which its workers are asked to hand their trials back, s."""
 
 BLOCK_FUNCTION = "anitune_block"
-"""Runs the command that it is given as the pool of a block."""
+"""Name of the shell function that runs a command as the pool of a block."""
 
-# A shell acts on a signal after its command in the foreground; therefore the pool runs behind it.
+# A shell handles a signal only after its foreground command has ended, so the pool runs in the background.
 BLOCK_SCRIPT = f"""
 {BLOCK_FUNCTION}() {{
     set +eu  # whatever the set-up chose
@@ -45,7 +45,7 @@ anitune_workers() {{
 }}
 """
 
-# Where the scheduler gave us GPUs by number, Parsl's number is the place in that list.
+# If the scheduler assigned GPUs by number, Parsl's number is an index into that list.
 _PIN_SCRIPT = """
 if [ -n "$ANITUNE_GPUS" ]; then
     IFS=, read -ra gpus <<< "$ANITUNE_GPUS"
@@ -53,8 +53,8 @@ if [ -n "$ANITUNE_GPUS" ]; then
 fi
 """
 
-# A worker whose card has failed writes a file of its own (search.work.card_faults): another one takes its
-# place, unless the block must end, or Parsl's process has.
+# A worker whose card has failed writes a file (search.work.card_faults). Then another worker is started in
+# its place, unless the block is to end or Parsl's process has ended.
 _WORKER_SCRIPT = """
 trap 'anitune_ending=1' TERM
 export {variable}={faults}
@@ -71,11 +71,11 @@ done
 
 
 def worker_script(command: Sequence[str], faults: Path, *, pinned: bool) -> str:
-    """The script that runs a worker as a session of its own and ends with its exit code.
+    """Write the script that runs a worker in a session of its own and ends with its exit code.
 
     Parameters
     ----------
-    faults : folder of the failures of cards
+    faults : folder in which failures of cards are recorded
     pinned : whether Parsl gives each worker a GPU
     """
     run = _WORKER_SCRIPT.format(

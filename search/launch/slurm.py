@@ -1,4 +1,4 @@
-"""Workers in jobs of Slurm, one job a node."""
+"""Workers in Slurm jobs, one job per node."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def slurm_provider(plan: LaunchPlan) -> ExecutionProvider:
-    """Jobs that are told of their end before it comes.
+    """Make a provider of Slurm jobs that get a signal some time before they end.
 
     Raises
     ------
     ConfigError
-        if the launch file does not say how long.
+        if the launch file has no section ``slurm``, which sets the walltime.
     LaunchError
-        if there is no Slurm here.
+        if this machine has no Slurm.
     """
     from parsl.launchers import SimpleLauncher
     from parsl.providers import SlurmProvider
@@ -43,7 +43,7 @@ def slurm_provider(plan: LaunchPlan) -> ExecutionProvider:
         gpus_per_node=plan.gpus_per_node or None,
         walltime=slurm.walltime,
         exclusive=slurm.exclusive,
-        # To the batch shell alone (B), which knows what to do: see search.launch.shell.
+        # The signal goes to the batch shell alone (B), which handles it: see search.launch.shell.
         scheduler_options=f"#SBATCH --signal=B:TERM@{GRACE_SECONDS}",
         worker_init=plan.init,
         launcher=SimpleLauncher(),

@@ -1,4 +1,4 @@
-"""Chooses by errors on folds: the cheapest of the candidates that cannot be told from the best."""
+"""Choice by errors on folds: the cheapest candidate that cannot be distinguished from the best."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FoldErrors:
     Attributes
     ----------
     values : best validation MAE of each run
-    mean, spread : of the values; the spread is their standard deviation
-    difference : of the values from those of the best candidate, run by run; None: it is the best one
+    mean, spread : mean and standard deviation of the values
+    difference : difference of the values from those of the best candidate, run by run; None: this is the best
     """
 
     values: tuple[float, ...]
@@ -30,21 +30,21 @@ class FoldErrors:
 
     @property
     def told_apart(self) -> bool:
-        """Whether it can be told from the best candidate."""
+        """Whether this candidate can be distinguished from the best one."""
         return self.difference is not None and not self.difference.holds_zero
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the folds say of a candidate.
+    """The result of a candidate on folds.
 
     Attributes
     ----------
-    trial : its number
-    val_mae : its validation MAE in the study, kcal/mol, which chose it to be a candidate
-    parameters : weights and biases of its networks: what decides between those that cannot be told apart
-    structures_per_second : in training
-    folds : its errors by kind of folds; none where a training failed
+    trial : number of the trial
+    val_mae : validation MAE in the study, kcal/mol, by which it became a candidate
+    parameters : number of weights and biases; decides between candidates that cannot be distinguished
+    structures_per_second : speed of the training
+    folds : errors by kind of folds; empty if a training failed
     failed : why a training failed
     """
 
@@ -57,7 +57,7 @@ class Result:
     failed: str | None = None
 
     def values(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         values = asdict(self)
         for kind, errors in self.folds.items():
             values["folds"][kind]["told_apart"] = errors.told_apart
@@ -70,9 +70,9 @@ class Choice:
 
     Attributes
     ----------
-    results : of all candidates; by their means on the folds that decide, the failed ones last
-    number : of the chosen trial
-    reason : why that one
+    results : results of all candidates, by their means on the decisive folds, the failed ones last
+    number : number of the chosen trial
+    reason : why this trial was chosen
     """
 
     results: tuple[Result, ...]
@@ -81,25 +81,25 @@ class Choice:
 
 
 def fold_errors(values: Sequence[float]) -> FoldErrors:
-    """Errors of a candidate on one kind of folds, by themselves."""
+    """Summarize the errors of a candidate on one kind of folds, without a comparison."""
     return FoldErrors(tuple(values), sum(values) / len(values), spread(values))
 
 
 def choose(results: Sequence[Result], decisive: FoldKind, folds: Mapping[FoldKind, int]) -> Choice:
     """Compare all candidates with the best one, run by run, and choose.
 
-    The best one has the least mean on the folds of the ``decisive`` kind. Of it and of those that cannot be
-    told from it there, the one with the fewest parameters is chosen.
+    The best candidate has the lowest mean on the folds of the ``decisive`` kind. Among it and the candidates
+    that cannot be distinguished from it there, the one with the fewest parameters is chosen.
 
     Parameters
     ----------
-    results : of candidates whose runs of one kind have the same folds and seeds in the same order
+    results : results of candidates; their runs of one kind have the same folds and seeds in the same order
     folds : number of folds by kind
 
     Raises
     ------
     SearchError
-        if trainings of all candidates failed.
+        if each candidate has a training that failed.
     """
     sound = [each for each in results if each.failed is None]
     if not sound:

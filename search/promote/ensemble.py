@@ -1,4 +1,4 @@
-"""The ensemble of a promotion: made of its members, and measured on the test part as it is exported."""
+"""The ensemble of a promotion: built from its members, and evaluated on the test set as it is exported."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from trainer.task import TaskData
 
 @dataclass(frozen=True)
 class ErrorsOnTestSet:
-    """Errors of an ensemble on a test part, kcal/mol.
+    """Errors of an ensemble on a test set, kcal/mol.
 
     Attributes
     ----------
-    mae_kcalmol, rmse_kcalmol, max_error_kcalmol : of the mean of the members, which is what is exported
-    mean_member_mae_kcalmol : mean of the members' own errors
-    member_mae_kcalmol : of each member
-    spread_kcalmol : mean standard deviation of the members; None: there is one only
-    structures : of the test part
+    mae_kcalmol, rmse_kcalmol, max_error_kcalmol : errors of the members' mean, which is what is exported
+    mean_member_mae_kcalmol : mean of the MAEs of the members
+    member_mae_kcalmol : MAE of each member
+    spread_kcalmol : mean standard deviation of the members; None: there is only one member
+    structures : number of structures in the test set
     """
 
     mae_kcalmol: float
@@ -42,13 +42,13 @@ class ErrorsOnTestSet:
 
 
 def build_ensemble(members: Sequence[Path], task: TaskData, folder: Path) -> None:
-    """Write the ensemble of these model files, which were trained on the task, into a folder."""
+    """Write the ensemble of model files that were trained on the task into a folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     Ensemble([load_model(file) for file in members], training_domain(task)).save(folder)
 
 
 def structures_of_test_set(task: TaskData) -> list[Structure]:
-    """The structures of the test part, in their order."""
+    """Return the structures of the test set, in its order."""
     dataset, test = task.dataset, task.split.test
     places = dataset.molecule_of(test)
     return [
@@ -58,7 +58,7 @@ def structures_of_test_set(task: TaskData) -> list[Structure]:
 
 
 def ensemble_digest(folder: Path) -> str | None:
-    """Digest of an ensemble's files; None: there is none in this folder."""
+    """Digest the files of an ensemble; None if the folder does not exist."""
     if not folder.is_dir():
         return None
     files = sorted(folder.iterdir())
@@ -68,11 +68,11 @@ def ensemble_digest(folder: Path) -> str | None:
 def measure_on_test_set(
     ensemble: Ensemble, structures: Sequence[Structure], task: TaskData
 ) -> ErrorsOnTestSet:
-    """Measure an ensemble. Only for who has recorded that the test part is opened.
+    """Evaluate an ensemble on the test set. The caller must have recorded this evaluation before.
 
     Parameters
     ----------
-    structures : of the test part
+    structures : structures of the test set
     """
     predictions = ensemble.predict(structures, any_composition=True)
     true = task.dataset.energies()[task.split.test]

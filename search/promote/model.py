@@ -1,4 +1,4 @@
-"""What is registered of a promotion: the files of the model, where it comes from, and what is said of it."""
+"""What a promotion registers: the files of the model, its lineage, its metrics and its description."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trainer.data.elements import SYMBOLS
 from trainer.networks.smoothness import kink_warning
 from trainer.task import TaskData
 
-#: What the model needs where it is loaded. The others that it uses come with these.
+#: Packages that the model needs where it is loaded. Its other packages are dependencies of these.
 PACKAGES: Final = ("anitune", "torch", "torchani", "numpy", "pandas")
 
 SCRIPT: Final = Path(__file__).with_name("pyfunc_model.py")
 
 
 def model_files(ensemble: Path, task: TaskData) -> ModelFiles:
-    """The model of the ensemble in a folder; the example is a structure that it was trained on."""
+    """List the files of the model of an ensemble in a folder; its example is a training structure."""
     molecule = task.dataset.molecules[int(task.dataset.molecule_of(task.split.train[:1])[0])]
     example = {
         "symbols": [SYMBOLS[n - 1] for n in molecule.atomic_numbers],
@@ -35,13 +35,13 @@ def model_files(ensemble: Path, task: TaskData) -> ModelFiles:
         inputs=INPUTS,
         outputs=OUTPUTS,
         example=[example],
-        # A torch of another build (2.13.0+cu128) is as good.
+        # Any build of this version of torch will do (2.13.0+cu128).
         requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
     )
 
 
 def lineage(study: Study, promotion: Promotion, task: TaskData) -> dict[str, str]:
-    """Where a promoted model comes from: tags of its version."""
+    """Return the tags of a model version that say where the model comes from."""
     versions = promotion.worker.versions
     return {
         "study": study.name,
@@ -56,15 +56,17 @@ def lineage(study: Study, promotion: Promotion, task: TaskData) -> dict[str, str
 
 
 def metrics(test: Mapping[str, Any]) -> dict[str, float]:
-    """The errors on the test part as metrics of the model's run."""
+    """Return the errors on the test set as metrics of the model's run."""
     return {f"test/{name}": float(value) for name, value in test.items() if isinstance(value, int | float)}
 
 
 def description(study: Study, promotion: Promotion, chosen: Candidate, evaluations: int) -> str:
-    """What people read first in the registry; Markdown."""
+    """Write the description of a model version in the registry, in Markdown."""
     test = promotion.test or {}
     kinks = kink_warning([chosen.config.activation])
-    network = " ".join(chosen.architecture.replace("`", "").split())  # code, and no more
+    network = " ".join(
+        chosen.architecture.replace("`", "").split()
+    )  # it must stay one piece of Markdown code
     looks = "opened for it alone" if evaluations == 1 else f"opened {evaluations} times by now"
     return (
         f"Ensemble of {promotion.plan['ensemble']} networks `{network}`, the settings of trial"

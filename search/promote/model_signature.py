@@ -1,6 +1,6 @@
-"""Structures in a table, and their energies in another: what the registered model takes and gives.
+"""Signature of the registered model: a table of structures as input, a table of energies as output.
 
-A row has a structure (``symbols``, ``coordinates``), or names a file of structures (``file``).
+An input row holds a structure (``symbols``, ``coordinates``) or names a file of structures (``file``).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from trainer.inference.structures import Structure, make_structure
 
 _NUMBERS: Final = {"type": "array", "items": {"type": "array", "items": {"type": "double"}}}
 
-#: Columns of the table, in MLflow's words. Coordinates are in Å.
+#: Columns of the input table, in MLflow's schema. Coordinates are in Å.
 INPUTS: Final[list[dict[str, Any]]] = [
     {"name": "symbols", "type": "array", "items": {"type": "string"}, "required": False},
     {"name": "coordinates", **_NUMBERS, "required": False},
     {"name": "file", "type": "string", "required": False},
 ]
 
-#: Columns of the answer: a row a structure, energies in hartree; ``row`` is that of the table, ``structure``
-#: counts those of a file, from 0; a ``novelty`` above 1 says that it holds an environment far from the
-#: training data.
+#: Columns of the output table, which has one row per structure. Energies are in hartree. ``row`` is the row
+#: of the input table, ``structure`` the index in a file, from 0. A ``novelty`` above 1 means that the
+#: structure has an environment far from the training data.
 OUTPUTS: Final[list[dict[str, Any]]] = [
     {"name": "row", "type": "long", "required": True},
     {"name": "structure", "type": "long", "required": True},
@@ -39,12 +39,12 @@ OUTPUTS: Final[list[dict[str, Any]]] = [
 
 
 def predict_table(ensemble: Ensemble, table: pd.DataFrame) -> pd.DataFrame:
-    """Energies and their spreads over the members, hartree, and the novelty: a row a structure.
+    """Predict energies and their spreads over the members, hartree, and the novelty: one row per structure.
 
     Raises
     ------
     DataError
-        if a row is neither a structure nor names a file that can be read.
+        if a row neither holds a structure nor names a file that can be read.
     """
     places, structures = [], []
     for row, values in enumerate(table.to_dict("records")):
@@ -69,5 +69,5 @@ def _structures(row: int, values: dict[str, Any]) -> Iterator[Structure]:
         yield from read_structures(Path(file))
     elif isinstance(symbols, Collection) and isinstance(coordinates, Collection | np.ndarray):
         yield make_structure(symbols, coordinates, f"row {row}")
-    else:  # NaN or None, where a row has no value
+    else:  # a missing value is NaN or None
         raise DataError(f"row {row}: give symbols and coordinates, or a file")

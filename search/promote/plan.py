@@ -1,4 +1,4 @@
-"""What a promotion trains: candidates, their runs on folds, and the members of the ensemble."""
+"""The plan of a promotion: candidates, their runs on folds, and the members of the ensemble."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from trainer.task import Task
 KINDS: Final[tuple[FoldKind, ...]] = ("structure", "molecule")
 
 NOT_COMPARED: Final = ("seed", "device", "checkpoint_seconds")
-"""Settings in which two trials may differ and be one configuration."""
+"""Settings that are ignored when configurations of trials are compared."""
 
 PACKAGES: Final = ("anitune", "torch", "torchani")
-"""Other versions of them give other numbers: what they trained is not compared with what is trained now."""
+"""Packages whose version changes results; trainings with other versions are not compared with new ones."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much a promotion trains.
+    """Options of a promotion, which determine how much it trains.
 
     Attributes
     ----------
-    top : candidates at most
-    seeds, folds : of each kind of folds; run i of a candidate has fold i and seed i, counted round
-    ensemble : members of the ensemble
+    top : maximum number of candidates
+    seeds, folds : numbers of seeds and folds for each kind of folds; run i of a candidate uses fold i and
+        seed i, both counted cyclically
+    ensemble : number of members of the ensemble
     """
 
     top: int = 5
@@ -54,9 +55,9 @@ class Candidate:
 
     Attributes
     ----------
-    trial : its number, of several with the same settings that of the best one
-    val_mae : its validation MAE, kcal/mol
-    seconds : that its training took
+    trial : number of the trial; of several trials with the same settings, the best one
+    val_mae : validation MAE, kcal/mol
+    seconds : time that the training took
     """
 
     trial: int
@@ -73,10 +74,10 @@ class PlannedTraining:
 
     Attributes
     ----------
-    key : digest of all that decides the result
-    trial : whose settings it has
-    kind, run : on which folds, and the how-many-eth of these, from 0; or the member of the ensemble
-    fold : None: on the training part of the study
+    key : digest of everything that determines the result
+    trial : number of the trial whose settings are used
+    kind, run : kind of folds and index of the run on them, from 0; or ``member`` and its index
+    fold : fold to train on; None: the training set of the study
     """
 
     key: str
@@ -89,13 +90,13 @@ class PlannedTraining:
 
 @dataclass(frozen=True)
 class PromotionPlan:
-    """All that a promotion trains.
+    """All trainings on folds of a promotion.
 
     Attributes
     ----------
-    folds, runs : numbers of them by kind
-    missing : why the data has no folds of a kind
-    fold_trainings : of all candidates, those of a fold together
+    folds, runs : numbers of folds and of runs by kind
+    missing : for each kind without folds, why the data has none
+    fold_trainings : trainings of all candidates, grouped by fold
     """
 
     options: Options
@@ -106,7 +107,7 @@ class PromotionPlan:
     fold_trainings: tuple[PlannedTraining, ...]
 
     def values(self) -> dict[str, Any]:
-        """What is recorded: it tells this plan from others."""
+        """Return the recorded values, which distinguish this plan from others."""
         return {
             **dataclasses.asdict(self.options),
             "candidates": [each.trial for each in self.candidates],
@@ -115,19 +116,20 @@ class PromotionPlan:
         }
 
     def candidate(self, trial: int) -> Candidate:
-        """The candidate of this trial."""
+        """Return the candidate of a trial."""
         return next(each for each in self.candidates if each.trial == trial)
 
 
 def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
-    """The best complete trials of different settings, the best first.
+    """Find the best complete trials with different settings, the best first.
 
-    Trials that began with the weights of another are none: their settings alone do not repeat them.
+    Trials that began with the weights of another trial are left out, as their settings alone do not reproduce
+    them.
 
     Raises
     ------
     SearchError
-        if there is none.
+        if no such trial is complete.
     """
     found: dict[str, Candidate] = {}
     complete = [trial for trial in trials if trial.state == "complete" and "start_from" not in trial.tags]
@@ -153,16 +155,16 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
 def make_plan(
     candidates: Sequence[Candidate], task: Task, study_seed: int, options: Options
 ) -> PromotionPlan:
-    """Plan the runs on folds of candidates.
+    """Plan the runs of candidates on folds.
 
     Parameters
     ----------
-    task : of the study
+    task : task of the study
 
     Raises
     ------
     SearchError
-        if the data has folds of no kind.
+        if the data cannot be divided into folds of any kind.
     """
     folds: dict[FoldKind, int] = {}
     missing: dict[FoldKind, str] = {}
@@ -185,7 +187,7 @@ def make_plan(
 
 
 def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> list[PlannedTraining]:
-    """The trainings of an ensemble, on the training and validation part of the study."""
+    """Plan the members of an ensemble, trained on the training and validation sets of the study."""
     planned = []
     for number in range(count):
         config = dataclasses.replace(candidate.config, seed=member_seed(study_seed, number))
@@ -195,7 +197,7 @@ def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> li
 
 
 def seconds_of(training: PlannedTraining, plan: PromotionPlan, task: Task) -> float:
-    """What a training on a fold may take, s, by what that of the trial took."""
+    """Estimate the time of a training on a fold, s, from the time that the trial took."""
     assert training.fold is not None
     rest = len(task.split.train) + len(task.split.validation)
     share = (1 - 1 / training.fold.folds) * rest / len(task.split.train)
@@ -203,12 +205,12 @@ def seconds_of(training: PlannedTraining, plan: PromotionPlan, task: Task) -> fl
 
 
 def _folds(task: Task, kind: FoldKind, wanted: int) -> int:
-    """The number of folds, on each of which can be trained.
+    """Return the number of folds, at most ``wanted``, after checking that each can be trained on.
 
     Raises
     ------
     DataError
-        if there are none, or one leaves an element out of training.
+        if there are fewer than two, or a fold leaves an element out of training.
     """
     number = min(wanted, len(np.unique(fold_units(task.dataset, task.split, kind))))
     if number < 2:

@@ -1,6 +1,6 @@
-"""The course of a promotion: folds, choice, ensemble, and only then the test part, once; then the registry.
+"""The steps of a promotion: folds, choice, ensemble, then one evaluation on the test set, then the registry.
 
-Each step is recorded when it is done, and begun again it goes on with the next one.
+Each step is recorded when it is done, so a promotion that is started again continues with the next step.
 """
 
 from __future__ import annotations
@@ -86,18 +86,18 @@ class Promoter:
 
     Parameters
     ----------
-    config : of the study
-    task : what its trials were trained on
-    again : whether the test part may be opened once more
+    config : configuration of the study
+    task : task on which its trials were trained
+    again : whether to evaluate on the test set even if it was evaluated on before
 
     Attributes
     ----------
-    plan : what is trained
+    plan : trainings of the promotion
 
     Raises
     ------
     AlreadyEvaluatedError
-        if the test part was opened by another promotion, and must not be again.
+        if another promotion has evaluated on the test set, and ``again`` is false.
     SearchError
         if there is nothing to promote, or nothing to test it on.
     """
@@ -135,17 +135,17 @@ class Promoter:
 
     @property
     def decisive(self) -> FoldKind:
-        """The kind of folds that decides: what the study's own split asks for."""
+        """The kind of folds that decides: the kind of the study's own split, if the data has such folds."""
         by = self._config.split.by
         return by if by in self.plan.folds else next(iter(self.plan.folds))
 
     def estimate(self) -> tuple[int, float]:
-        """Trainings that are to be done, those of the ensemble among them, and seconds that they may take."""
+        """Estimate the number of remaining trainings, including the ensemble, and their time, s."""
         done = trainings(self._database, self._study)
         known = self._known()
         waiting = [each for each in self.plan.fold_trainings if each.key not in known]
         seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
-        if waiting:  # of which candidate the ensemble will be is not known
+        if waiting:  # the candidate of the ensemble is not known yet
             count = self.plan.options.ensemble
             seconds += count * max(each.seconds for each in self.plan.candidates)
         else:
@@ -157,12 +157,12 @@ class Promoter:
         return len(waiting) + count, seconds / at_once
 
     def run(self, stop: StopRequest, progress: Progress) -> Promotion:
-        """Go through all steps that are not done.
+        """Run all remaining steps.
 
         Raises
         ------
         Stopped
-            if asked to stop; called again, it goes on.
+            if asked to stop; the next call continues.
         SearchError
             if no candidate, or a member of the ensemble, can be trained.
         PromotionBusyError
@@ -190,7 +190,7 @@ class Promoter:
         return self._recorded(promotion.id)
 
     def _begin(self) -> Promotion:
-        """Begin, or go on: once the test part is open, with the very ensemble that it was opened for."""
+        """Begin or continue; after a test-set evaluation, only with the ensemble that was evaluated."""
         database, study = self._database, self._study
         worker = describe_worker(None, find_device(self.plan.candidates[0].config.device))
         promotion = begin_promotion(database, study, self.plan.values(), worker)
@@ -220,7 +220,7 @@ class Promoter:
         patiently(lambda: record_choice(self._database, promotion, results, choice.number, choice.reason))
 
     def _decide(self) -> Choice:
-        """Choose, where all trainings on folds are recorded."""
+        """Choose a candidate, once all trainings on folds are recorded."""
         done, failed = trainings(self._database, self._study), failures(self._database, self._study)
         results = [self._result(each, done, failed) for each in self.plan.candidates]
         return choose(results, self.decisive, self.plan.folds)
@@ -253,7 +253,7 @@ class Promoter:
         )
 
     def _train_members(self, chosen: Candidate, stop: StopRequest, progress: Progress) -> list[Path]:
-        """The model files of the ensemble's members."""
+        """Train the members of the ensemble that are missing, and return the model files of all."""
         planned = self._members(chosen)
         self._train(planned, stop, progress)
         return [training_folder(self._trainings, each) / MODEL for each in planned]
@@ -262,7 +262,7 @@ class Promoter:
         return members(chosen, self._task, self._config.seed, self.plan.options.ensemble)
 
     def _train(self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress) -> None:
-        """Train what is not recorded yet."""
+        """Train those that are not recorded yet."""
         known = self._known()
         waiting = [each for each in planned if each.key not in known or not self._has_files(each)]
         ended = len(planned) - len(waiting)
@@ -300,11 +300,11 @@ class Promoter:
         stop.raise_if_signalled()
 
     def _known(self) -> set[str]:
-        """Keys of the trainings that have come to an end, good or bad."""
+        """Return the keys of the trainings that have ended, with a result or a failure."""
         return {*trainings(self._database, self._study), *failures(self._database, self._study)}
 
     def _has_files(self, planned: PlannedTraining) -> bool:
-        """Whether the network of a member is there; those that were trained on folds are not kept."""
+        """Whether the model file of a member exists; trainings on folds keep no files."""
         return planned.fold is not None or (training_folder(self._trainings, planned) / MODEL).is_file()
 
     def _keep(self, planned: PlannedTraining, result: TrainingResult) -> None:
@@ -319,7 +319,7 @@ class Promoter:
             (folder / CHECKPOINT).unlink()
 
     def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
-        """Open the test part for the ensemble in a folder, and keep its errors there."""
+        """Evaluate the ensemble in a folder on the test set, and record the evaluation and its errors."""
         database, study = self._database, self._study
         ensemble, structures = Ensemble.open(folder), structures_of_test_set(self._task)
         digest = ensemble_digest(folder)

@@ -1,4 +1,4 @@
-"""The registered model: MLflow runs this file where it loads one. Nothing is un-pickled."""
+"""The registered model. MLflow runs this file to load it, so nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.inference.ensemble import Ensemble
 
 
 class RegisteredEnsemble(PythonModel):
-    """Energies of structures in a table, or in files that a table names."""
+    """Predicts energies of structures in a table, or in files that a table names."""
 
     def load_context(self, context: Any) -> None:
-        """Read the networks, once."""
+        """Read the networks."""
         self._ensemble = Ensemble.open(context.artifacts["ensemble"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A row a structure: see :func:`search.promote.model_signature.predict_table`."""
+        """Return one row per structure: see :func:`search.promote.model_signature.predict_table`."""
         return predict_table(self._ensemble, model_input)
 
 

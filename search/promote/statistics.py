@@ -1,4 +1,4 @@
-"""Whether two configurations that were trained on the same folds can be told apart."""
+"""Statistics to distinguish two configurations that were trained on the same folds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and where the true one lies with the confidence ``LEVEL``."""
+    """A mean with its confidence interval at ``LEVEL``."""
 
     mean: float
     low: float
@@ -23,12 +23,12 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether there may be no difference at all."""
+        """Whether the interval contains zero, so that there may be no difference."""
         return self.low <= 0.0 <= self.high
 
 
 def paired_interval(differences: Sequence[float], test_to_train: float) -> Interval:
-    """The mean of paired differences, with the corrected resampled t interval.
+    """Return the mean of paired differences with the corrected resampled t interval.
 
     Runs on folds share most of their training data, so their differences are not independent, and the usual
     standard error, s / sqrt(n), is too small. Here it is s sqrt(1/n + test_to_train), with n - 1 degrees of
@@ -37,8 +37,8 @@ def paired_interval(differences: Sequence[float], test_to_train: float) -> Inter
 
     Parameters
     ----------
-    differences : one a run, n of them, 2 or more
-    test_to_train : size of the part that validates over that of the one that trains; 1/(k - 1) for k folds
+    differences : one difference per run, n in all, 2 or more
+    test_to_train : size of the validation set over that of the training set; 1/(k - 1) for k folds
     """
     from scipy.special import stdtrit
 
@@ -51,5 +51,5 @@ def paired_interval(differences: Sequence[float], test_to_train: float) -> Inter
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation of values, of which there are 2 or more, in their unit."""
+    """Return the standard deviation of 2 or more values, in their unit."""
     return float(np.std(np.asarray(values, dtype=np.float64), ddof=1))

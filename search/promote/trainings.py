@@ -1,4 +1,4 @@
-"""Trains what a promotion has planned: a process a core on the CPU, together in batches on a GPU."""
+"""Trains the plan of a promotion: on the CPU in one process per core, on a GPU in packs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from trainer.task import Task, prepare_task
 Outcome = TrainingResult | TrainingFailed
 
 Ended = Callable[[PlannedTraining, Outcome], None]
-"""Told of each training that has ended, one at a time, in the order in which they end."""
+"""Callback for each training that has ended; called for one at a time, in the order in which they end."""
 
 
 def training_folder(folder: Path, planned: PlannedTraining) -> Path:
-    """Where a training of a promotion writes: its checkpoint while it lasts, its network at its end."""
+    """Return the folder of a training, which holds its checkpoint and, at its end, its network."""
     return folder / planned.key[:32]
 
 
@@ -45,21 +45,21 @@ def train_all(
     progress: Progress,
     cards: Path,
 ) -> None:
-    """Train all, several at once; return early if asked to stop, with a checkpoint of each in hand.
+    """Train all, several at once. If asked to stop, return early with a checkpoint of each running training.
 
     Parameters
     ----------
-    planned : those of a fold together
-    task : of the study
-    cache : where its features are stored
-    folder : of the trainings; one that was interrupted goes on in it
-    progress : told the epochs done, of all
-    cards : where workers announce what they will take of a GPU's memory
+    planned : trainings, grouped by fold
+    task : task of the study
+    cache : folder of the stored features
+    folder : folder of the trainings, in which interrupted ones continue
+    progress : called with the number of epochs done, of those of all trainings
+    cards : folder in which workers announce how much memory of a GPU they will take
 
     Raises
     ------
     TrainerError, OSError
-        if something is wrong that is not a training's alone.
+        if there is an error that does not concern a single training only.
     """
     if not planned:
         return
@@ -74,7 +74,7 @@ def train_all(
         concurrent_trials = concurrent_trials_by_memory(task, configs, memory)
         for fold, group in itertools.groupby(planned, key=lambda each: each.fold):
             together = list(group)
-            # Features are opened for each fold anew: what a part of them takes on a GPU is freed with them.
+            # Each fold opens its own features, so that their memory on a GPU is freed after the fold.
             on_fold = task if fold is None else _task_on_fold(task, cache, fold)
             train = partial(run_training, on_fold, scheduler=PackScheduler())
             run_concurrently(
@@ -83,7 +83,7 @@ def train_all(
 
 
 class _Course(SilentReporter):
-    """The trainings of a plan, and how far they have come."""
+    """The trainings of a plan and their progress."""
 
     def __init__(
         self,
@@ -105,17 +105,17 @@ class _Course(SilentReporter):
         return self._stop.asked
 
     def next(self, waiting: deque[PlannedTraining]) -> PlannedTraining | None:
-        """The next training to begin, if there is one, and nobody wants us to stop."""
+        """Take the next training to begin; None if there is none or if asked to stop."""
         with self._lock:
             return waiting.popleft() if waiting and not self._stop.asked else None
 
     def train(self, waiting: deque[PlannedTraining], train: Callable[..., TrainingResult]) -> None:
-        """Train what waits, one after the other."""
+        """Train all waiting ones, one after the other."""
         while (planned := self.next(waiting)) is not None:
             self.train_one(planned, train)
 
     def train_one(self, planned: PlannedTraining, train: Callable[..., TrainingResult]) -> None:
-        """Train one, with what has the parameters of :func:`trainer.run.run_training`."""
+        """Run one training with a function that has the parameters of :func:`trainer.run.run_training`."""
         outcome: Outcome
         try:
             outcome = train(
@@ -127,7 +127,7 @@ class _Course(SilentReporter):
                 progress=lambda stage, done, total: self._report_progress(planned, done),
             )
         except TrainingCutOff:
-            raise  # it says nothing of the candidate
+            raise  # this is no failure of the candidate
         except TrainingFailed as failure:
             outcome = failure
         if isinstance(outcome, TrainingResult) and outcome.outcome == "stopped":

@@ -1,4 +1,4 @@
-"""A configuration that a person wants tried: it becomes the next trial that begins, by whatever program."""
+"""Enqueued configurations: a configuration that a person adds, with any program, becomes the next trial."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def params_from_settings(
     where: str,
     lines: Mapping[KeyPath, int] | None = None,
 ) -> dict[str, Any]:
-    """The parameters of a study that some settings of a training stand for.
+    """Convert settings of a training to parameters of the study.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def params_from_settings(
     Raises
     ------
     ConfigError
-        if they are no settings, or none that a trial of this study can have.
+        if they are not valid settings, or no trial of this study can have them.
     """
     _refuse_points(config, where)
     if not values:
@@ -50,16 +50,16 @@ def params_from_settings(
 
 
 def params_from_queue(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
-    """The parameters that somebody has asked for in Optuna's queue, by whatever program.
+    """Check parameters that some program has put into Optuna's queue.
 
     Parameters
     ----------
-    asked_for : by name; it was not checked, and need not be a mapping
+    asked_for : parameters by name; unchecked, so possibly not even a mapping
 
     Raises
     ------
     ConfigError
-        if no trial of this study can have them, as :func:`params_from_settings` tells it.
+        if no trial of this study can have them, as in :func:`params_from_settings`.
     """
     where = "Optuna's queue"
     if not isinstance(asked_for, Mapping):
@@ -76,7 +76,7 @@ def _refuse_points(config: StudyConfig, where: str) -> None:
 
 
 def _in_space(config: StudyConfig, flat: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Those of some parameters that the study searches; the others must be as in all of its trials."""
+    """Return those parameters that the study searches; the others must have the value of all its trials."""
     space = distributions(config)
     fixed = flat_settings(extreme_configs(config)[0]) if flat else {}
     params = {}
@@ -96,29 +96,29 @@ def _in_space(config: StudyConfig, flat: Mapping[str, Any], where: str) -> dict[
 
 
 def setting_value(name: str, text: str) -> Any:
-    """The value of a setting of :class:`TrainConfig` in words; of a list the brackets may be left out.
+    """Parse the value of a setting of :class:`TrainConfig`; a list may be written without brackets.
 
     Raises
     ------
     StudyFileError
-        if it is none.
+        if the text is not a value.
     """
     is_list = isinstance(getattr(TrainConfig, name, None), tuple)
     return read_value(f"[{text}]" if is_list and not text.lstrip().startswith("[") else text)
 
 
 def enqueued(study: Study, params: Mapping[str, Any]) -> None:
-    """Put a trial with these parameters into the queue of the study; it counts like any other."""
+    """Enqueue a trial with these parameters; it counts towards the limits like any other."""
     with study.database.plain_errors():
         study.optuna.enqueue_trial(dict(params))
 
 
 def _held(distribution: BaseDistribution, value: Any) -> Any:
-    """The value, as the distribution has it; None if it does not hold it."""
+    """Return the value as the distribution represents it; None if the distribution does not contain it."""
     if isinstance(distribution, CategoricalDistribution):
         return next((choice for choice in distribution.choices if _equal(choice, value)), None)
     kinds = (int, float) if isinstance(distribution, FloatDistribution) else (int,)
-    if type(value) not in kinds:  # a bool is an int, too
+    if type(value) not in kinds:  # bool is a subclass of int
         return None
     try:
         create_trial(
@@ -130,7 +130,7 @@ def _held(distribution: BaseDistribution, value: Any) -> Any:
 
 
 def _equal(known: Any, value: Any) -> bool:
-    """Whether a value is one that is known, and of its kind: JSON has numbers without a point for both."""
+    """Whether a value equals a known one and has its type; JSON may write a float without a point."""
     same_kind = type(value) is type(known) or (type(known) is float and type(value) is int)
     return same_kind and bool(known == value)
 

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (ASHA): who goes on at a rung, and which paused trial is promoted.
+"""Asynchronous successive halving (ASHA): which trials continue at a rung, and which paused one is promoted.
 
 L. Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, algorithm 2.
 """
@@ -12,10 +12,10 @@ from storage.trials.paused import RungResult
 
 
 def goes_on(pruner: PrunerConfig, results: Sequence[RungResult], number: int, step: int) -> bool:
-    """Whether the trial of this number, which has just reached a rung, is trained further at once.
+    """Whether a trial that has just reached a rung continues at once.
 
-    A trial that is stopped there is lost, so the first ones that reach a rung go on until there are enough
-    to compare. A trial that is paused is not lost.
+    With ``stop`` a trial that ends at a rung is lost, so the first trials at a rung continue until there are
+    enough to compare. A paused trial is not lost.
     """
     at_rung = [result for result in results if result.step == step]
     if pruner.stop and len(at_rung) < pruner.reduction_factor:
@@ -24,10 +24,11 @@ def goes_on(pruner: PrunerConfig, results: Sequence[RungResult], number: int, st
 
 
 def promoted(pruner: PrunerConfig, results: Sequence[RungResult], may_begin: bool) -> int | None:
-    """Number of the paused trial to resume: the best one of the latest rung that has one among its best.
+    """Return the number of the paused trial to resume, or None.
 
-    Once no new trial may begin, at least the best trial of each rung goes on, so the study ends with a trial
-    that was trained in full.
+    It is the best paused trial of the latest rung that has a paused trial among its best. Once no new trial
+    may begin, at least the best trial of each rung continues, so that the study ends with a fully trained
+    trial.
     """
     for step in sorted({result.step for result in results}, reverse=True):
         at_rung = [result for result in results if result.step == step]

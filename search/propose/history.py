@@ -1,4 +1,4 @@
-"""Of a long study, the trials that a sampler is shown: a proposal must not cost more the longer it lasts."""
+"""A bounded selection of trials for the sampler, so that proposals do not get slower in a long study."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from optuna.trial import FrozenTrial, TrialState
 from storage.trials.optuna_rows import PAUSED
 
 SHOWN = 1_000
-"""Trials that a sampler is shown at most, besides those that run."""
+"""Maximum number of trials that a sampler sees, besides the running ones."""
 
 BEST = 100
-"""Among them the best. TPE takes no more than 25 for its good ones, and is told the rest from any sample."""
+"""How many of the best trials the sampler always sees. TPE models at most 25 trials as good ones; for its
+model of the others any sample is enough."""
 
 
 class ShownStudy(Study):
     """A study as a sampler sees it when it proposes a trial.
 
-    Trials that others have made of another space, in Optuna's tables, are none of it: of their parameters
-    and its own, a sampler would look at what they have in common.
+    Trials that other programs have added to Optuna's tables with another space are left out, because a
+    sampler would restrict itself to the parameters that all trials have in common.
     """
 
     def __init__(
@@ -59,19 +60,19 @@ class ShownStudy(Study):
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        # What Optuna's samplers read the trials by.
+        # Optuna's samplers read the trials through this method.
         return [trial for trial in self._shown if states is None or trial.state in states]
 
 
 def is_of_space(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
-    """Whether a trial has parameters, and all of them are of this space."""
+    """Whether a trial has parameters, and all of them belong to this space."""
     return bool(trial.distributions) and all(
         space.get(name) == known for name, known in trial.distributions.items()
     )
 
 
 def _paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
-    """A paused trial, which Optuna has as running, tells a sampler as much as a pruned one."""
+    """Show a paused trial, which is running for Optuna, to the sampler as a pruned one."""
     if trial.state != TrialState.RUNNING or PAUSED not in trial.user_attrs:
         return trial
     paused = copy(trial)
@@ -80,7 +81,7 @@ def _paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
 
 
 class _Unmarked:
-    """A storage in which TPE does not note down what it drew: parameters are recorded all at once."""
+    """A storage in which TPE cannot mark what it drew, because parameters are recorded all at once."""
 
     def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage
@@ -93,10 +94,10 @@ class _Unmarked:
 
 
 def shown(trials: Sequence[FrozenTrial], number: int) -> Sequence[FrozenTrial]:
-    """The trials to propose the trial of this number from, in their order.
+    """Select the trials from which the trial of this number is proposed, in their order.
 
-    All, as long as no more than :data:`SHOWN` have ended. Then those that run, the best, and a random choice
-    of the others: another one for each proposal, the same if it is repeated.
+    These are all trials while at most :data:`SHOWN` have ended. After that they are the running trials, the
+    best ones, and a random sample of the others that depends on the number alone.
     """
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) <= SHOWN:
@@ -108,7 +109,7 @@ def shown(trials: Sequence[FrozenTrial], number: int) -> Sequence[FrozenTrial]:
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, int, float]:
-    """Smaller is better, as TPE sorts them: complete trials first, then those that were pruned late."""
+    """Rank as TPE does, smaller is better: complete trials first, then pruned ones, the latest first."""
     if trial.state == TrialState.COMPLETE:
         return (False, 0, trial.value if trial.value is not None else math.inf)
     if not trial.intermediate_values:

@@ -1,4 +1,4 @@
-"""When a trial stops early. A new pruner is an entry of ``PRUNERS`` and a kind of ``PrunerConfig``."""
+"""Pruners, which stop trials early. A new one is an entry of ``PRUNERS`` and a kind of ``PrunerConfig``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from search.study import PrunerConfig, StudyConfig
 from storage.trials.paused import Promotion, RungResult, no_promotion
 
 Decision = Callable[[StudyConfig, BaseStorage, FrozenTrial, Callable[[], Sequence[RungResult]]], bool]
-"""As :func:`stops`."""
+"""A function with the parameters and result of :func:`stops`."""
 
 
 def _by_optuna(make: Callable[[StudyConfig, PrunerConfig], BasePruner]) -> Decision:
@@ -61,7 +61,7 @@ PRUNERS: dict[str, Decision] = {
 
 
 def rungs(config: StudyConfig) -> tuple[int, ...]:
-    """The epochs after which the pruner is asked, and Optuna told; there are none in a study of rows."""
+    """Return the rungs: epochs after which the pruner decides. A study of rows has none."""
     if config.pruner is None:
         return ()
     factor = config.pruner.reduction_factor
@@ -80,15 +80,15 @@ def stops(
     Parameters
     ----------
     trial
-        As Optuna has it, with the value of the rung.
+        The trial in Optuna, with its value at the rung.
     results
-        Reads the results at all rungs.
+        Function that reads the results at all rungs.
     """
     return PRUNERS[_settings(config).kind](config, storage, trial, results)
 
 
 def promotion(config: StudyConfig) -> Promotion:
-    """How the study chooses which paused trial is resumed."""
+    """Return the function that chooses which paused trial is resumed."""
     pruner = config.pruner
     return partial(halving.promoted, pruner) if pruner is not None and pruner.pauses else no_promotion
 
@@ -99,5 +99,6 @@ def _settings(config: StudyConfig) -> PrunerConfig:
 
 
 def _first_rung(config: StudyConfig, pruner: PrunerConfig) -> int:
-    # Pausing early loses nothing. Rounded up, so that no rung falls just before the end.
+    # The first rung is early if trials are paused, as pausing loses nothing. It is rounded up, so that no
+    # rung falls just before the end.
     return pruner.min_epochs or -(-config.epochs // (27 if pruner.pauses else pruner.reduction_factor**2))

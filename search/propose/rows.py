@@ -1,4 +1,4 @@
-"""Studies whose configurations are listed: a row is a trial."""
+"""Studies of rows, whose configurations are listed: each row is a trial."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from trainer.config import TrainConfig, load_config, searchable_fields
 logger = logging.getLogger("anitune")
 
 WIDTH = "width_"
-"""Begins the name of the parameter that is the width of a layer; layers count from 1."""
+"""Prefix of the parameter that holds the width of a layer; layers count from 1."""
 
 
 def architecture(hidden: Sequence[int]) -> str:
-    """Widths of hidden layers as one parameter: Optuna chooses among texts, not among lists."""
+    """Join the widths of hidden layers into one text, as Optuna cannot choose among lists."""
     return "-".join(map(str, hidden))
 
 
 def hidden_widths(architecture: str) -> tuple[int, ...]:
-    """The widths that :func:`architecture` joined."""
+    """Split a text that :func:`architecture` joined into widths."""
     return tuple(map(int, architecture.split("-")))
 
 
 def flat_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings of a training with layers and widths in the place of ``hidden``, as in a search."""
+    """Return the settings of a training with layers and widths instead of ``hidden``, as in a search."""
     settings = dataclasses.asdict(config)
     hidden = settings.pop("hidden")
     return {"layers": len(hidden)} | {f"{WIDTH}{n}": w for n, w in enumerate(hidden, start=1)} | settings
 
 
 def row_settings(config: StudyConfig, row: Row) -> dict[str, Any]:
-    """What a study sets for the training of a row."""
+    """Return the settings of a row's training, from the study and the row."""
     return config.training | row.training
 
 
 def row_params(config: StudyConfig, row: Row) -> dict[str, Any]:
-    """The settings of a row that could be searched, by the names that they have in a search."""
+    """Return the searchable settings of a row, by the names that they have in a search."""
     settings = load_config(TrainConfig, row_settings(config, row), config.name)
     params = flat_settings(settings)
     widths = [name for name in params if name.startswith(WIDTH)]
@@ -47,11 +47,11 @@ def row_params(config: StudyConfig, row: Row) -> dict[str, Any]:
 
 
 def scale_batches(config: StudyConfig, train_structures: int) -> StudyConfig:
-    """The study with batches that give as many steps an epoch as on the data that its rows were meant for.
+    """Scale the batch sizes of rows, so that an epoch has as many steps as on the data they were meant for.
 
     Parameters
     ----------
-    train_structures : size of the training part
+    train_structures : size of the training set
     """
     if config.rows is None or config.scale_batch_from is None:
         return config

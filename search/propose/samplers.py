@@ -1,8 +1,8 @@
-"""What a study proposes next. A new sampler is an entry of ``SAMPLERS`` and a kind of ``SamplerConfig``.
+"""Samplers, which propose trials. A new one is an entry of ``SAMPLERS`` and a kind of ``SamplerConfig``.
 
-A sampler is built anew for each proposal, seeded by the study's seed and the trial's number: so a worker
-that starts again does not repeat the proposals that it began with, workers side by side do not propose
-the same, and a study with one worker can be repeated.
+A new sampler is built for each proposal, seeded by the study's seed and the trial's number. So a worker that
+restarts does not repeat its first proposals, concurrent workers propose different trials, and a study with
+one worker is reproducible.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from trainer.errors import ConfigError
 STARTUP_TRIALS = 10
 
 DRAWS = 10
-"""How often a sampler is asked for an untried configuration, before one near the last is taken."""
+"""How often a sampler may draw before the untried configuration nearest to the last draw is taken."""
 
 
 class PointsSampler(BaseSampler):
-    """Gives each trial the point of its number.
+    """Gives each trial the point with its number.
 
-    Optuna's own grid would train a network once for each value of the widths that it does not have,
-    and would leave it to chance whether two workers train the same point.
+    Optuna's grid sampler would train a network once for each value of the widths that it does not use, and
+    two workers could train the same point.
     """
 
     def __init__(self, points: Sequence[Mapping[str, Any]]) -> None:
@@ -76,7 +76,7 @@ SAMPLERS: dict[str, Callable[[StudyConfig, int], BaseSampler]] = {
         n_startup_trials=_startup(config), seed=seed, warn_independent_sampling=False
     ),
     "random": lambda config, seed: RandomSampler(seed=seed),
-    # One sequence for the whole study, of which each trial takes the next point.
+    # The whole study has one sequence, of which each trial takes the next point.
     "qmc": lambda config, seed: QMCSampler(
         scramble=True,
         seed=config.seed,
@@ -88,7 +88,7 @@ SAMPLERS: dict[str, Callable[[StudyConfig, int], BaseSampler]] = {
 
 
 def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
-    """The sampler that proposes the trial of this number."""
+    """Make the sampler that proposes the trial of this number."""
     if config.rows is not None:
         return PointsSampler([row_params(config, row) for row in config.rows])
     assert config.sampler is not None
@@ -98,7 +98,7 @@ def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
 
 
 def trial_limit(config: StudyConfig) -> int | None:
-    """Trials that a study has at most; grids and rows end when they are used up."""
+    """Return the maximum number of trials, which grids and rows limit too; None: no limit."""
     if config.rows is not None:
         return len(config.rows)
     assert config.sampler is not None
@@ -110,12 +110,12 @@ def trial_limit(config: StudyConfig) -> int | None:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a sampler chose for a trial.
+    """The parameters that a sampler chose for a trial.
 
     Attributes
     ----------
-    params : of the network that is trained, by name
-    stored : all parameters as Optuna keeps them, those that the network has no use for too: value and
+    params : parameters that the network uses, by name
+    stored : all parameters, also those that the network does not use, as Optuna stores them: value and
         distribution (JSON) by name
     used_up : whether every point of the space was tried before
     """
@@ -128,20 +128,20 @@ class Proposal:
 def propose(
     storage: BaseStorage, config: StudyConfig, number: int, asked_for: Mapping[str, Any] | None = None
 ) -> Proposal:
-    """Choose the parameters of a trial that Optuna already counts as running; they are not written yet.
+    """Choose the parameters of a trial that Optuna already counts as running, without writing them.
 
-    The sampler is shown the trials that :func:`search.propose.history.shown` selects, of all brackets:
-    Optuna's hyperband would let it learn from one of them only. In a space of finitely many points a
-    configuration that was tried is not proposed again as long as there is another.
+    The sampler sees the trials that :func:`search.propose.history.shown` selects, from all brackets; Optuna's
+    hyperband would let it learn from one bracket only. In a space of finitely many points, a configuration
+    that was tried is not proposed again while there is an untried one.
 
     Parameters
     ----------
-    asked_for : parameters that a person wants, of the space of the study
+    asked_for : enqueued parameters, which belong to the space of the study
 
     Raises
     ------
     ConfigError
-        if the trials of the study are listed, and there is none of this number.
+        if the study has a list of trials, and this number is beyond its end.
     """
     study_id = storage.get_study_id_from_name(config.name)
     trials = cache(lambda: storage.get_all_trials(study_id, deepcopy=False))  # read only where it is needed
@@ -174,10 +174,10 @@ def propose(
 def _drawing(
     storage: BaseStorage, config: StudyConfig, number: int, trials: Callable[[], Sequence[FrozenTrial]]
 ) -> Callable[[Mapping[str, Any]], FrozenTrial]:
-    """A function that draws the parameters of a trial.
+    """Return a function that draws the parameters of a trial.
 
-    It is given those that are wanted, and the sampler chooses the others. The trials of the study are
-    prepared for the sampler once, however often it draws.
+    Its argument fixes some parameters, and the sampler chooses the others. The trials of the study are
+    prepared for the sampler only once, however often it draws.
     """
     sampler = make_sampler(config, number)
     points = sampler.points if isinstance(sampler, PointsSampler) else None
@@ -224,12 +224,12 @@ def _proposal(trial: FrozenTrial) -> Proposal:
 
 
 def _has_points(config: StudyConfig) -> bool:
-    """Whether each trial has the point of its number."""
+    """Whether each trial has the point with its number, as rows and grids do."""
     return config.rows is not None or (config.sampler is not None and config.sampler.kind == "grid")
 
 
 def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The parameters that the network has, to compare: Optuna steps to 0.30000000000000004, not 0.3."""
+    """Return the used parameters, rounded for comparison: Optuna steps to 0.30000000000000004, not 0.3."""
     values = {
         name: float(f"{value:.12g}") if isinstance(value, float) else value for name, value in params.items()
     }

@@ -1,4 +1,4 @@
-"""Seeds that follow from the study's seed and the trial's number, so that a trial can be repeated."""
+"""Seeds derived from the study's seed and the trial's number, so that a trial is reproducible."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 
 
 def training_seed(study_seed: int, number: int) -> int:
-    """For initial weights, dropout and order of the data of a trial, unless the study fixes them."""
+    """Derive the seed of a trial's weights, dropout and data order, used unless the study fixes one."""
     return _seed(study_seed, number, 0)
 
 
 def sampler_seed(study_seed: int, number: int) -> int:
-    """For the sampler that proposes the trial."""
+    """Derive the seed of the sampler that proposes a trial."""
     return _seed(study_seed, number, 1)
 
 
 def fold_seed(study_seed: int, number: int) -> int:
-    """For the trainings of a promotion on folds: the same for all candidates."""
+    """Derive a seed of a promotion's trainings on folds, which is the same for all candidates."""
     return _seed(study_seed, number, 2)
 
 
 def member_seed(study_seed: int, number: int) -> int:
-    """For a member of a promoted ensemble."""
+    """Derive the seed of a member of a promoted ensemble."""
     return _seed(study_seed, number, 3)
 
 

@@ -1,4 +1,4 @@
-"""From the space of a study to the configuration of a trial: flat parameters, in Optuna's terms."""
+"""Conversion of a study's space to Optuna's flat parameters, and of these to the settings of a trial."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from trainer.config import TrainConfig, load_config
 from trainer.errors import ConfigError
 
 LARGEST_GRID = 100_000
-"""Points of a grid at most."""
+"""Maximum number of points of a grid."""
 
 
 def distributions(config: StudyConfig) -> dict[str, BaseDistribution]:
-    """The parameters of a study. A setting with one fixed value is none.
+    """Return the parameters of a study with their distributions. Settings with a fixed value are left out.
 
     The space of a search is flat: it has a width for each layer of the deepest network, and a trial with
-    fewer layers leaves some unused. So a sampler learns from all widths together, which it could not
-    from parameters that come and go.
+    fewer layers leaves some widths unused. So a sampler can model all widths jointly, which is not possible
+    with parameters that only some trials have.
     """
     if config.rows is None:
         return {name: _distribution(dimension) for name, dimension in _searched(config).items()}
@@ -42,7 +42,7 @@ def distributions(config: StudyConfig) -> dict[str, BaseDistribution]:
 
 
 def used_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without the widths of layers that the network does not have."""
+    """Drop the widths of layers that the network does not have."""
     layers = params.get("layers", math.inf)
     return {
         name: value
@@ -52,12 +52,12 @@ def used_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) -> TrainConfig:
-    """The settings of the trial of this number.
+    """Return the settings of the trial of this number.
 
     Raises
     ------
     ConfigError
-        if settings that are right on their own do not go together.
+        if settings that are valid on their own cannot be combined.
     """
     seed = {"seed": training_seed(config.seed, number)}
     if config.rows is not None:
@@ -74,7 +74,7 @@ def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) ->
 
 
 def example_configs(config: StudyConfig, count: int) -> list[TrainConfig]:
-    """Settings such as the trials of a study have, always the same: drawn from its space, or its rows."""
+    """Draw example settings of trials from the space of a study, or its rows, in a reproducible way."""
     if config.rows is not None:
         return [train_config(config, {}, number % len(config.rows)) for number in range(count)]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -83,9 +83,9 @@ def example_configs(config: StudyConfig, count: int) -> list[TrainConfig]:
 
 
 def extreme_configs(config: StudyConfig) -> list[TrainConfig]:
-    """Settings that no trial of a study exceeds: its largest network in its least and its largest batches.
+    """Return settings that no trial of a study exceeds: the largest network, smallest and largest batches.
 
-    Of a study of rows it is all of them.
+    For a study of rows these are the settings of all rows.
     """
     if config.rows is not None:
         return example_configs(config, len(config.rows))
@@ -103,16 +103,16 @@ def _ends(name: str, dimension: Range[Any] | Choices[Any]) -> tuple[Any, Any]:
 
 
 def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
-    """All points of the space, each architecture once, in an order that the study's seed decides.
+    """Return all points of the space, each architecture once, in an order that depends on the study's seed.
 
     Raises
     ------
     ConfigError
-        if there are more than :data:`LARGEST_GRID`.
+        if there are more than :data:`LARGEST_GRID` points.
     """
     values = {name: _grid_values(dimension) for name, dimension in _searched(config).items()}
     depths = values.get("layers")
-    # One grid a depth, because a network has no use for the widths of further layers.
+    # Each depth has its own grid, because a network does not use the widths of further layers.
     grids = [used_params(values | {"layers": n}) | {"layers": [n]} for n in depths] if depths else [values]
     if sum(math.prod(len(v) for v in grid.values()) for grid in grids) > LARGEST_GRID:
         raise ConfigError(
@@ -133,7 +133,7 @@ def is_finite(config: StudyConfig) -> bool:
 
 
 def finite_points(config: StudyConfig) -> list[dict[str, Any]] | None:
-    """As :func:`grid_points`; None where the space has infinitely many, or more than :data:`LARGEST_GRID`."""
+    """Return the :func:`grid_points`; None if there are infinitely many or more than :data:`LARGEST_GRID`."""
     if not is_finite(config):
         return None
     try:
@@ -143,7 +143,7 @@ def finite_points(config: StudyConfig) -> list[dict[str, Any]] | None:
 
 
 def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
-    """The space, with a width for each layer of the deepest network."""
+    """Return the space with a width for each layer of the deepest network."""
     assert config.space is not None
     space = dict(config.space)
     if isinstance(architectures := space.get("hidden"), Choices):
@@ -173,6 +173,6 @@ def _distribution(dimension: Range[Any] | Choices[Any]) -> BaseDistribution:
 def _grid_values(dimension: Range[Any] | Choices[Any]) -> list[Any]:
     if isinstance(dimension, Choices):
         return list(dimension.choices)
-    # Decimals, since 0.1 + 0.1 + 0.1 as floating-point numbers lies above 0.3.
+    # Decimals are exact; with floating-point numbers, 0.1 + 0.1 + 0.1 is greater than 0.3.
     low, high, step = (Decimal(str(x)) for x in (dimension.low, dimension.high, dimension.step))
     return [type(dimension.low)(low + n * step) for n in range(round((high - low) / step) + 1)]

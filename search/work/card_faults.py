@@ -1,7 +1,7 @@
-"""Cards that fail in a launch: each failure is a file in its folder, and a card with several is left out.
+"""GPU failures in a launch: each is recorded as a file, and a card that has failed several times is left out.
 
-The launch names the folder in the environment of its workers. Its shell (:mod:`search.launch.shell`) starts
-another worker in the place of one that has written such a file.
+The environment of the workers names the folder of these files. After a worker has written such a file, the
+shell of the launch (:mod:`search.launch.shell`) starts another worker in its place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FAULTS_VARIABLE: Final = "ANITUNE_CARD_FAULTS"
 
 FAULTS_ALLOWED: Final = 3
-"""Failures of a card after which a launch leaves it out."""
+"""Number of failures of a card after which a launch leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class CardFault:
 
     Attributes
     ----------
-    card : identifies it among all machines
-    words : the same for people
-    reason : what its worker said
+    card : identifies the card among those of all machines
+    words : description of the card for people
+    reason : the error message of the worker
     """
 
     host: str
@@ -53,7 +53,7 @@ _CARD_FAULT: Final = TypeAdapter(CardFault)
 
 @contextmanager
 def card_faults_recorded(device: torch.device) -> Iterator[None]:
-    """In a launch, record a failure of this card in the block.
+    """Record a failure of this card within the block, if this process belongs to a launch.
 
     Raises
     ------
@@ -63,13 +63,13 @@ def card_faults_recorded(device: torch.device) -> Iterator[None]:
     if not (name := os.environ.get(FAULTS_VARIABLE)):
         yield
         return
-    # Imported late: a launcher, which needs the rest, has no use for torch.
+    # Imported late: the launcher uses the rest of this module, and does not need torch.
     from trainer.fitting.devices import card_id, describe_card
 
     folder, host = Path(name), os.uname().nodename
     try:
         card = f"{host} {card_id(device)}"
-    except RuntimeError:  # it does not answer: what follows tells why
+    except RuntimeError:  # the card does not respond; the code in the block will report why
         card = f"{host} CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}"
     count = sum(fault.card == card for fault in card_faults(folder))
     if count >= FAULTS_ALLOWED:
@@ -81,23 +81,23 @@ def card_faults_recorded(device: torch.device) -> Iterator[None]:
         yield
     except DeviceError as error:
         fault = CardFault(host, card, f"{describe_card(device)} of {host}", str(error), time.time())
-        with suppress(OutputError):  # then no other worker is started; this one tells the failure itself
-            # The shell knows its worker by host and process id.
+        with suppress(OutputError):  # then no other worker is started, and this one reports the failure
+            # The shell identifies its worker by host and process id.
             write_by_rename(folder / f"{host}.{os.getpid()}", json.dumps(asdict(fault)).encode())
         raise
 
 
 def card_faults(folder: Path) -> list[CardFault]:
-    """All failures in a launch, the first one first."""
+    """Read all failures in a launch, the earliest first."""
     found = []
     for file in folder.glob("[!.]*"):
-        with suppress(OSError, ValueError):  # it is none of ours
+        with suppress(OSError, ValueError):  # not one of our files
             found.append(_CARD_FAULT.validate_python(read_json(file)))
     return sorted(found, key=lambda fault: fault.time)
 
 
 def cards_left_out(folder: Path) -> list[CardFault]:
-    """The last failure of each card that a launch leaves out."""
+    """Return the last failure of each card that a launch leaves out."""
     faults = card_faults(folder)
     last = {fault.card: fault for fault in faults}
     return [

@@ -1,8 +1,8 @@
-"""What the workers on one GPU leave to each other: each announces how much memory it will take.
+"""Sharing of a GPU's memory among workers: each announces how much memory it will take.
 
-An announcement is a small file in the home folder that its worker keeps locked: one whose worker was killed
-counts for nothing. A worker of another home does not see it; where memory does not suffice then, it trains
-fewer trials at once (:mod:`trainer.fitting.scheduler`).
+An announcement is a small file in the home folder that its worker keeps locked, so the announcement of a
+killed worker no longer counts. Workers with another home folder do not see it. If memory runs out because of
+that, a worker trains fewer trials at once (:mod:`trainer.fitting.scheduler`).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from trainer.fitting.devices import card_id
 logger = logging.getLogger("anitune")
 
 UPDATED_SECONDS: Final = 2.0
-"""How often a worker says how much of what it announced it has taken."""
+"""Interval at which a worker updates how much of its announced memory it has taken, s."""
 
 PLANNING_SECONDS: Final = 300.0
 """How long a worker waits for another one that plans and copies its features to the card, s."""
 
 
 class CardMemory:
-    """The memory of a GPU, as one worker shares it with others while the block lasts.
+    """The memory of a GPU, which one worker shares with others for the duration of the block.
 
     Parameters
     ----------
-    card : tells what identifies it
-    taken : bytes that this process has of it
-    folder : of the announcements on all cards
+    card : returns the identifier of the card
+    taken : returns how many bytes this process has taken
+    folder : folder of the announcements for all cards
     """
 
     def __init__(self, card: Callable[[], str], taken: Callable[[], int], folder: Path) -> None:
@@ -73,7 +73,7 @@ class CardMemory:
 
     @contextmanager
     def planning(self) -> Iterator[int]:
-        """A block in which no other worker plans: bytes that others have announced and not taken yet."""
+        """Lock out planning by other workers; yield the bytes that these have announced and not yet taken."""
         lock = FileLock(self._folder / ".lock")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,10 @@ class CardMemory:
             lock.release()
 
     def announce(self, planned: int) -> None:
-        """Say how many bytes this process will have; in a block of :meth:`planning`, or fewer than before."""
+        """Announce how many bytes this process will take in all.
+
+        Call this within a block of :meth:`planning`, or with fewer bytes than before.
+        """
         self._planned = planned
         try:
             if self._file is None:
@@ -113,11 +116,11 @@ class CardMemory:
 
 
 def _left_to(path: Path) -> int:
-    """Bytes that a worker has announced and not taken; its file goes if it has ended."""
+    """Return the bytes that a worker has announced and not taken; delete its file if it has ended."""
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
-        return 0  # it has just ended
+        return 0  # the worker has just ended
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,11 +136,11 @@ def _left_to(path: Path) -> int:
 
 @contextmanager
 def shared_memory_of(device: torch.device, folder: Path) -> Iterator[CardMemory | None]:
-    """The memory of a GPU, shared with other workers while the block lasts; None: the device is no GPU.
+    """Share the memory of a GPU with other workers for the duration of the block; None for another device.
 
     Parameters
     ----------
-    folder : of the announcements on all cards
+    folder : folder of the announcements for all cards
     """
     if device.type != "cuda":
         yield None

@@ -1,4 +1,4 @@
-"""The threads in which a worker trains several trials at once."""
+"""Threads in which a worker trains several trials at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from search.work.stopping import StopRequest
 def run_concurrently(count: int, work: Callable[[], None], stop: StopRequest) -> None:
     """Call ``work`` in ``count`` threads at once, and wait until it has returned in all of them.
 
-    The first error asks all to stop, and is raised when they have. A KeyboardInterrupt, which only the
-    main thread receives, is raised in each of them.
+    The first error asks all threads to stop, and is raised when they have. A KeyboardInterrupt, which only
+    the main thread receives, is raised in each of them.
     """
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
@@ -31,7 +31,7 @@ def run_concurrently(count: int, work: Callable[[], None], stop: StopRequest) ->
     try:
         for thread in threads:
             thread.start()
-        # Not by join: Python 3.11 takes a thread for ended when a signal interrupts that.
+        # Not with join: if a signal interrupts join, Python 3.11 considers the thread ended.
         faults = [ended.get() for _ in threads]
     except BaseException as error:
         stop.ask()
@@ -49,7 +49,7 @@ def run_concurrently(count: int, work: Callable[[], None], stop: StopRequest) ->
 
 
 def _interrupt(thread: Thread) -> None:
-    """Raise a KeyboardInterrupt in a thread, as soon as it is not within a call of a library."""
+    """Raise a KeyboardInterrupt in a thread as soon as it runs Python code, outside library calls."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
     )

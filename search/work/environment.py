@@ -1,4 +1,4 @@
-"""What a trial ran on: the part of its record that says with which code, versions and device."""
+"""The environment of a trial for its record: code, package versions and device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("anitune", "torch", "torchani", "numpy", "optuna")
 
 
 def describe_worker(name: str | None, device: torch.device) -> WorkerInfo:
-    """This process as a worker; its name is host and process id unless it is given one."""
+    """Describe this process as a worker, by default named after its host and process id."""
     host = socket.gethostname()
     versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
     if (commit := _git_commit()) is not None:
@@ -36,14 +36,15 @@ def describe_worker(name: str | None, device: torch.device) -> WorkerInfo:
 
 
 def resolve_attempt(asked: TrainConfig, worker: WorkerInfo, claim: Claim) -> tuple[TrainConfig, WorkerInfo]:
-    """The configuration of a trial with the precision of an attempt, and its worker as the attempt has it.
+    """Resolve the precision of an attempt, and return its configuration and the description of its worker.
 
-    On one kind of device a trial keeps the precision in which it began there: its numbers repeat.
+    On one kind of device, a trial keeps the precision of its latest attempt there, so that its numbers are
+    reproducible.
 
     Parameters
     ----------
-    asked : what the trial was asked for
-    claim : of the attempt
+    asked : the configuration of the trial as requested
+    claim : claim of the attempt
     """
     device = find_device(asked.device)
     config = asked
@@ -56,7 +57,7 @@ def resolve_attempt(asked: TrainConfig, worker: WorkerInfo, claim: Claim) -> tup
 
 
 def other_precision(claim: Claim, worker: WorkerInfo) -> str | None:
-    """What is to be said of a trial that goes on in another precision than the attempt before had."""
+    """Describe a change of precision since the last attempt; None if there is none."""
     if not claim.ran_on or claim.ran_on[-1][1] == worker.precision:
         return None
     device, precision = claim.ran_on[-1]
@@ -64,8 +65,8 @@ def other_precision(claim: Claim, worker: WorkerInfo) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, marked if it was changed since; None if it was not run from a clone."""
-    # Where anitune is installed inside of another project's clone, that project's commit says nothing.
+    """Return the commit of this code, marked if the code differs; None if it is not run from a clone."""
+    # If anitune is installed inside the clone of another project, that project's commit is meaningless.
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

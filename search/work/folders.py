@@ -1,7 +1,7 @@
-"""The folder of an attempt at a trial: who takes a trial over takes its folder away from the worker before.
+"""The folder of an attempt at a trial. A worker that takes over a trial renames the folder.
 
-A worker that was stopped past its lease and wakes up later still writes its checkpoint. It knows the folder
-by the number of its own attempt, and nothing has that name any more: what it writes reaches nobody.
+A worker that was suspended beyond its lease and wakes up later still writes its checkpoint. It uses the
+folder name of its own attempt, which no longer exists, so its files do not reach the new attempt.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ logger = logging.getLogger("anitune")
 
 
 def take_folder(folder: Path) -> Path:
-    """Give an attempt its folder, with the checkpoint that the attempts before it left.
+    """Create the folder of an attempt, with the checkpoint that earlier attempts left.
 
-    Only folders of earlier attempts are touched: a worker that has lost the trial, and does not know it yet,
-    takes nothing from the one who has it.
+    Only folders of earlier attempts are renamed or deleted, so a worker that has lost the trial without
+    noticing takes nothing from its successor.
 
     Parameters
     ----------
-    folder : as :meth:`storage.settings.Settings.attempt_folder` names it
+    folder : path of the folder, from :meth:`storage.settings.Settings.attempt_folder`
     """
     while not folder.exists() and (earlier := _earlier(folder)):
         try:
             earlier[-1].rename(folder)
         except FileNotFoundError:
-            continue  # an attempt between that one and ours has just taken it: look again
-    for stray in _earlier(folder):  # of workers that woke up
+            continue  # an attempt between that one and ours has just renamed it: look again
+    for stray in _earlier(folder):  # written by workers that woke up
         shutil.rmtree(stray, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def from_checkpoint(folder: Path, trial: str, train: Callable[[], TrainingResult]) -> TrainingResult:
-    """Train, and once more from the start where the checkpoint is refused: what befell a file costs no trial.
+    """Train; if the checkpoint is rejected, train again from the start, so a damaged file costs no trial.
 
     Parameters
     ----------
-    trial : what a person calls it
+    trial : name of the trial, for messages
     """
     try:
         return train()
@@ -60,7 +60,7 @@ def from_checkpoint(folder: Path, trial: str, train: Callable[[], TrainingResult
 
 
 def _earlier(folder: Path) -> list[Path]:
-    """The folders of earlier attempts, the latest last."""
+    """List the folders of earlier attempts, the latest last."""
     attempts = [path for path in folder.parent.glob("attempt-*") if _number(path) < _number(folder)]
     return sorted(attempts, key=_number)
 

@@ -1,4 +1,4 @@
-"""What this process may use of its machine, within the limits (control groups) of a container or a job."""
+"""Cores and memory that this process may use, within the limits (cgroups) of a container or a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path("/")
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores that this process may run on, or that its share of the machine's time amounts to."""
+    """Return the number of cores that this process may use, by its affinity and its CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups(root):
         quota, period = (_read_words(group / "cpu.max") or ["max", ""])[:2]
@@ -21,14 +21,14 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def free_gib(root: Path = ROOT) -> float:
-    """Memory that can be had without swapping, GiB; no limit is known where there is no ``/proc``."""
+    """Return the memory that is available without swapping, GiB; infinite without ``/proc``."""
     words = _read_words(root / "proc" / "meminfo")
     free = int(words[words.index("MemAvailable:") + 1]) / 2**20 if words else math.inf
     for group in _groups(root):
         (limit,) = _read_words(group / "memory.max") or ["max"]
         if limit != "max":
             statistics = _read_words(group / "memory.stat")
-            # Pages of files that were not used lately are given up before anybody is refused memory.
+            # The kernel reclaims inactive pages of the file cache before it refuses memory.
             cache = int(statistics[statistics.index("inactive_file") + 1])
             (current,) = _read_words(group / "memory.current")
             free = min(free, (int(limit) - int(current) + cache) / 2**30)
@@ -36,7 +36,7 @@ def free_gib(root: Path = ROOT) -> float:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The control group (version 2) of this process, and those around it."""
+    """Yield the control group (version 2) of this process and its parents."""
     (name,) = [
         word[3:] for word in _read_words(root / "proc" / "self" / "cgroup") if word.startswith("0::")
     ] or ["/"]

@@ -1,4 +1,4 @@
-"""What a worker tells a monitor."""
+"""Metrics of a worker for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDS = ("complete", "paused", "pruned", "failed", "interrupted", "lost")
 
 
 class Counting:
-    """A watcher that counts what it is told, and passes it on."""
+    """A watcher that counts events and passes them on to another watcher."""
 
     def __init__(self, watcher: Watcher, sign: WorkerHeartbeat) -> None:
         self.registry = CollectorRegistry()
@@ -32,7 +32,7 @@ class Counting:
             "anitune_trials", "Trials that left this worker, by how.", ["state"], registry=self.registry
         )
         for state in ENDS:
-            self._trials.labels(state)  # zero is a number, too
+            self._trials.labels(state)  # so that it is exported as zero
         silent = Gauge(
             "anitune_silent_seconds", "Since the last sign of life in SQL.", registry=self.registry
         )
@@ -46,7 +46,7 @@ class Counting:
 
     def epoch(self, number: int, done: int) -> None:
         """See :class:`search.work.worker.Watcher`."""
-        # A trial that goes on has epochs of earlier attempts: the first news tells how many.
+        # A resumed trial has epochs of earlier attempts; the first call says how many.
         before = self._reached[number]
         self._epochs.inc(0 if before is None else done - before)
         self._reached[number] = done
@@ -61,10 +61,10 @@ class Counting:
 
 @contextmanager
 def serve_metrics(host: str, port: int, watcher: Watcher, sign: WorkerHeartbeat) -> Iterator[Counting]:
-    """Serve what the worker in the block does; gives the watcher that it must tell.
+    """Serve metrics of the worker in the block, and yield the watcher that it must use.
 
-    ``/health`` answers 503 when the worker's last sign of life is older than a lease: others may have its
-    trials by now.
+    ``/health`` answers 503 if the worker's last heartbeat is older than a lease, as other workers may have
+    taken over its trials by then.
 
     Raises
     ------

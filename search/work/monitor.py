@@ -1,4 +1,4 @@
-"""A port for a monitor: ``/metrics`` for Prometheus, and ``/health``; if a worker or relay is asked to."""
+"""An optional HTTP server of a worker or relay: ``/metrics`` for Prometheus, and ``/health``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 THREADS: Final = 8
-"""Requests that are answered at a time."""
+"""Maximum number of requests that are answered at once."""
 
 WAITING_SECONDS: Final = 10.0
-"""How long a client may send nothing of a request."""
+"""How long a client may pause while it sends a request, s."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """Whether a process does what it is for, and the times (s) by which that was judged."""
+    """Whether a process is healthy, and the times (s) from which that was determined."""
 
     well: bool
     seconds: Mapping[str, float]
@@ -36,7 +36,7 @@ class Health:
 
 @contextmanager
 def serve(host: str, port: int, registry: CollectorRegistry, health: Callable[[], Health]) -> Iterator[None]:
-    """Serve the metrics of a registry during the block; ``/health`` answers 503 where all is not well.
+    """Serve the metrics of a registry during the block; ``/health`` answers 503 if the process is unhealthy.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Callable[[]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One that slow clients hold up neither alone nor by their number: a training runs in this process."""
+    """A server that slow clients, few or many, cannot block, as trainings run in this process."""
 
     daemon_threads = True
 
@@ -83,27 +83,27 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._free = threading.Semaphore(THREADS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own; where there are too many already, not at all."""
+        """Answer in a new thread, or close the connection if there are too many already."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and be free for another one."""
+        """Answer, and release the thread's place for another request."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Write the traceback, unless it is the client that was slow or has gone."""
+        """Write the traceback, unless the client was slow or has disconnected."""
         if not isinstance(sys.exception(), TimeoutError | ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Quiet(WSGIRequestHandler):
-    """One that does not write a line for each request, nor wait for one for long."""
+    """A request handler that logs no requests and has a timeout."""
 
     timeout = WAITING_SECONDS
 

@@ -1,8 +1,8 @@
-"""A process that trains for a slot of a worker.
+"""A process for each concurrent trial of a worker on the CPU.
 
-Trainings in threads of one process hold each other up: between two operations of torch, which take some ten
-microseconds for small networks, only one thread at a time may run Python. What a training reports comes
-through a pipe, so that the records are written by the worker alone.
+Trainings in threads of one process slow each other down: between two operations of torch, which take some ten
+microseconds for small networks, only one thread at a time may run Python. A training sends its reports
+through a pipe, so that only the worker writes records.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from trainer.reporting import EpochRecord, Reporter
 from trainer.run import TrainingResult, run_training
 from trainer.task import prepare_task
 
-#: How long the worker's thread waits in one call, s: an interruption reaches it only between two calls.
+#: How long the worker's thread waits in one call, s. An interrupt reaches it only between two calls.
 WAIT: Final = 0.2
 
-#: For prctl(2): the signal that a process gets when the thread that started it ends.
+#: Option of prctl(2) that sets the signal that a process gets when the thread that started it ends.
 PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True)
 class _Order:
-    """A training to be done."""
+    """A request to train."""
 
     config: TrainConfig
     folder: Path
@@ -69,12 +69,12 @@ class _Progress:
 
 
 class TrainingProcess:
-    """Trains what it is given, one training after the other. It is started for the first one.
+    """A process that runs one training after the other. It is started with the first training.
 
     Parameters
     ----------
-    task : the settings of all trainings but for their own: see :attr:`trainer.task.TaskData.settings`
-    cache : where the features are stored
+    task : settings that all trainings share: see :attr:`trainer.task.TaskData.settings`
+    cache : folder of the stored features
     """
 
     def __init__(self, task: Mapping[str, Any], cache: Path) -> None:
@@ -89,7 +89,7 @@ class TrainingProcess:
         self.end()
 
     def end(self) -> None:
-        """End the process, at once."""
+        """Kill the process."""
         if self._running is not None:
             process, connection = self._running
             self._running = None
@@ -107,12 +107,12 @@ class TrainingProcess:
         warm_start: Path | None,
         progress: Progress,
     ) -> TrainingResult:
-        """Do what :func:`trainer.run.run_training` does, with the same parameters and errors.
+        """Run :func:`trainer.run.run_training` in the process, with the same parameters and errors.
 
         Raises
         ------
         TrainingCutOff
-            also if the process ends by itself, as when the system runs out of memory.
+            also if the process ends by itself, for example because the system runs out of memory.
         """
         try:
             process, connection = self._running or self._start()
@@ -136,7 +136,7 @@ class TrainingProcess:
         except TrainerError:
             raise
         except BaseException:
-            # Whatever went wrong here, the training must not go on over there.
+            # Whatever went wrong in the worker, the training in the process must not continue.
             self.end()
             raise
 
@@ -168,7 +168,7 @@ def _ending(code: int | None) -> str:
 
 
 class _PipeReporter:
-    """Asks the worker at the other end, and waits for its answer."""
+    """A reporter that sends each call to the worker through a pipe, and waits for the answer."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -191,9 +191,9 @@ class _PipeReporter:
 
 
 def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
-    """Train until the worker has gone."""
+    """Run trainings until the worker closes the pipe."""
     _end_with_worker()
-    # A terminal sends its signals to all; the worker decides what they mean.
+    # A terminal sends its signals to all processes; only the worker handles them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     reporter = _PipeReporter(connection)
@@ -230,7 +230,7 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
 
 
 def _speak_into(log: Path) -> None:
-    """Send what this process and the libraries in it print to the log of the attempt."""
+    """Redirect the output of this process and its libraries to the log of the attempt."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         for stream in (1, 2):
@@ -238,9 +238,9 @@ def _speak_into(log: Path) -> None:
 
 
 def _end_with_worker() -> None:
-    """Let the system kill this process when the worker dies: another one will take its trials over.
+    """Make the system kill this process when the worker dies, as another worker will take over its trials.
 
-    The server that it was forked from ends with the worker.
+    The parent of this process is the fork server, which ends with the worker.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

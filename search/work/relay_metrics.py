@@ -1,4 +1,4 @@
-"""What a relay tells a monitor."""
+"""Metrics of a relay for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _RelayMetrics(Collector):
-    """Asks the relay, and the database, each time that a monitor does."""
+    """Collects values from the relay and the database at each request."""
 
     def __init__(self, study: Study, health: RelayHealth) -> None:
         self._study = study
@@ -41,7 +41,7 @@ class _RelayMetrics(Collector):
         try:
             left = backlog(self._study)
         except DatabaseError:
-            return  # the other numbers tell of it
+            return  # the other metrics show the problem
         yield self._gauge("waiting_rows", "Rows of the outbox that will be delivered.", left.waiting)
         yield self._gauge("parked_rows", "Rows of the outbox that MLflow refused.", left.rejected)
 
@@ -58,7 +58,7 @@ class _RelayMetrics(Collector):
 
 @contextmanager
 def serve_relay_metrics(host: str, port: int, study: Study, health: RelayHealth) -> Iterator[None]:
-    """Serve what the relay in the block does; ``/health`` answers 503 when its lease has run out.
+    """Serve metrics of the relay in the block; ``/health`` answers 503 if its lease has expired.
 
     Raises
     ------

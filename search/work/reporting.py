@@ -1,4 +1,4 @@
-"""Brings what a training reports into the records: the adapter between the trainer and the storage."""
+"""Writes the reports of a training to the records: the adapter between the trainer and the storage."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trainer.reporting import EpochRecord, epoch_metrics
 
 
 class AttemptReporter:
-    """Writes to an attempt: one transaction at a rung or checkpoint, none in between.
+    """Writes the reports of a training to an attempt, in one transaction per rung or checkpoint.
 
     Parameters
     ----------
-    recorded : time stamp (ms) of each epoch that an earlier attempt recorded: a training that is resumed,
-        also within an attempt, reports those again, and they must not be counted as trained twice
-    decide : asks the pruner about the trial as Optuna has it
+    recorded : time stamp (ms) of each epoch that an earlier attempt recorded. A resumed training, also one
+        within an attempt, reports these epochs again, and they must not be counted twice
+    decide : asks the pruner whether to stop the trial, given as Optuna stores it
     stopping : whether the training must stop
-    log : is told of each epoch and rung
-    checkpoint : of the training, to be kept for workers on other machines; None: they share its folder
+    log : log of epochs and rungs
+    checkpoint : file of the checkpoint, to store for workers on other machines; None: they share its folder
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AttemptReporter:
         self._stopping = stopping
         self._log = log
         self._checkpoint = checkpoint
-        self._kept = 0  # last epoch of the checkpoint that was kept
+        self._kept = 0  # last epoch of the checkpoint that was stored
 
     def rung(self, epoch: int, best_val_mae: float, records: tuple[EpochRecord, ...]) -> bool:
         saved = self._saved()
@@ -62,10 +62,10 @@ class AttemptReporter:
         return self._stopping()
 
     def _saved(self) -> SavedCheckpoint | None:
-        """The checkpoint, if there is one to keep that was not kept yet."""
+        """Return the checkpoint if it is to be stored and was not stored yet."""
         if self._checkpoint is None:
             return None
-        epoch = saved_epoch(self._checkpoint)  # a training that fails reports epochs beyond it
+        epoch = saved_epoch(self._checkpoint)  # a failing training also reports later epochs
         return SavedCheckpoint(self._checkpoint, epoch) if epoch not in (0, self._kept) else None
 
     def _rows(self, records: tuple[EpochRecord, ...]) -> list[MetricRow]:

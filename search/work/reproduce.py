@@ -1,4 +1,4 @@
-"""Repeats a trial undisturbed from what was recorded of it, and compares every number."""
+"""Trains a recorded trial again without interruptions, and compares every number."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from trainer.run import HISTORY, MODEL, run_training
 from trainer.task import Task
 
 TIMES: Final = ("train/epoch_seconds",)
-"""Metrics that are no results."""
+"""Metrics that are not compared, as they are times."""
 
 GPU_TOLERANCE: Final = 1e-6
-"""Relative differences that a GPU may make: a pack, too, sums in another order than a training alone."""
+"""Allowed relative difference on a GPU, where a pack sums in another order than a single training."""
 
 MIXED_TOLERANCE: Final = 0.1
-"""As many, where attempts, or the trial and its repetition, were on different kinds of device or in different
-precisions: a training enlarges what rounding begins."""
+"""Allowed relative difference if attempts, or the trial and its reproduction, ran on different kinds of
+device or in different precisions: a training amplifies rounding errors."""
 
 Place = tuple[str, str]
-"""A kind of device, cpu or cuda, and the precision of a training there."""
+"""Kind of device, cpu or cuda, and precision of a training."""
 
 Point = tuple[str, int]
-"""A metric and an epoch."""
+"""Metric and epoch."""
 
 
 @dataclass(frozen=True)
 class RecordedTrial:
-    """What the record has of a trial: with what it was trained, and what came of it.
+    """The record of a trial: how it was trained, and with which result.
 
     Attributes
     ----------
-    config : all its settings, as plain values, with the precision of its last attempt
-    places : where its attempts trained, one after the other: each once
-    epochs : trained
-    permutations : number of the order of the data in each epoch; None: those of a training alone
-    warm_start : the model file that it began with
-    values : by metric and epoch
-    model : SHA-256 of its model file
+    config : all settings as plain values, with the precision of the last attempt
+    places : devices and precisions of its attempts, in order and without repetitions
+    epochs : number of epochs trained
+    permutations : number of the data permutation in each epoch; None: those of a training without a pack
+    warm_start : model file with the initial weights
+    values : metric values by metric and epoch
+    model : SHA-256 of the model file
     """
 
     number: int
@@ -71,13 +71,13 @@ class RecordedTrial:
 
     @property
     def device(self) -> str:
-        """The kind of device of its last attempt, cpu or cuda."""
+        """Kind of device of the last attempt, cpu or cuda."""
         return self.places[-1][0]
 
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """A number that came out otherwise; None: there is none on that side."""
+    """A number that was not reproduced; None: one side has no such number."""
 
     metric: str
     epoch: int
@@ -86,7 +86,7 @@ class MetricDifference:
 
     @property
     def relative(self) -> float:
-        """Size of the difference over that of the recorded number."""
+        """Absolute difference over the absolute value of the recorded number."""
         if self.recorded is None or self.reproduced is None:
             return math.inf
         if self.recorded == self.reproduced:
@@ -97,15 +97,15 @@ class MetricDifference:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A trial beside its repetition.
+    """Comparison of a trial with its reproduction.
 
     Attributes
     ----------
-    place : of the repetition
-    compared : numbers that were compared
-    differences : those that are not the same bit for bit, by epoch
-    same_model : whether the model file has the same bytes; None: it cannot, as they also say which device was
-        asked for and in which precision it was trained, and that was another one, or there were several
+    place : kind of device and precision of the reproduction
+    compared : how many numbers were compared
+    differences : numbers that are not the same bit for bit, by epoch
+    same_model : whether the model files have the same bytes; None: they cannot, because a model file contains
+        the requested device and the precision, and these differ or changed between attempts
     """
 
     number: int
@@ -116,7 +116,7 @@ class Reproduction:
     same_model: bool | None
 
     def alike(self, tolerance: float) -> bool:
-        """Whether no number differs by more than a relative tolerance; 0: and the networks are the same."""
+        """Whether no number differs by more than a relative tolerance; 0 also requires the same model."""
         if tolerance == 0:
             return not self.differences and self.same_model is not False
         return all(each.relative <= tolerance for each in self.differences)
@@ -125,18 +125,18 @@ class Reproduction:
 def recorded_trial(
     database: Database, study: Study, trials: Sequence[TrialRow], number: int
 ) -> RecordedTrial:
-    """What is recorded of a trial; where it took the result of an equal one, what is recorded of that.
+    """Read the record of a trial; for a duplicate configuration, that of the original.
 
     Parameters
     ----------
-    trials : of the study
+    trials : all trials of the study
 
     Raises
     ------
     SearchError
-        if there is no such trial, or nothing that could be repeated.
+        if the trial does not exist, or is neither complete nor pruned.
     BlobMissingError
-        if a file that it began with is not here.
+        if a file that is needed to train it is not here.
     """
     by_number = {trial.number: trial for trial in trials}
     if number not in by_number:
@@ -162,7 +162,7 @@ def _read_trial(
         start = next(each for each in trials if each.tags.get("row") == label)
         warm_start = blobs.path(_digests(start)[MODEL])
     history = metric_history(database, study, trial.number)
-    # Before attempts recorded their precision, it was in the configuration.
+    # Older records have the precision in the configuration, not in the attempts.
     in_config = trial.config["precision"]
     places = [(device_kind(each.device), each.precision or in_config) for each in trial.attempts]
     places = places or [(device_kind(trial.worker.device), trial.worker.precision or in_config)]
@@ -189,15 +189,14 @@ def _permutations(file: Path) -> tuple[int, ...]:
 
 
 def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_progress) -> Reproduction:
-    """Train a trial once more, with the same settings, orders of the data and end, and compare.
+    """Train a trial again with the same settings, data permutations and end, and compare.
 
-    It is trained on the kind of device that its last attempt was trained on, and in the same precision, if
-    this machine has them.
+    If this machine allows it, the kind of device and the precision are those of the last attempt.
 
     Raises
     ------
     TrainerError
-        if it cannot be trained here.
+        if the trial cannot be trained here.
     """
     config, as_recorded = _on_same_kind_of_device(trial)
     pruned = trial.state == "pruned"
@@ -230,7 +229,7 @@ def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_pr
 
 
 def default_tolerance(trial: RecordedTrial, reproduced: Reproduction) -> float:
-    """The relative difference that a repetition may make; 0: none, bit for bit."""
+    """Return the allowed relative difference of a reproduction; 0: it must agree bit for bit."""
     if trial.places != (reproduced.place,):
         return MIXED_TOLERANCE
     return GPU_TOLERANCE if reproduced.place[0] == "cuda" else 0.0
@@ -241,7 +240,7 @@ def _place(config: TrainConfig) -> Place:
 
 
 class _UpToTheEnd(SilentReporter):
-    """Stops where the trial stopped, in the same way."""
+    """Ends the training at the epoch and with the outcome of the recorded trial."""
 
     def __init__(self, trial: RecordedTrial) -> None:
         self._trial = trial
@@ -251,7 +250,7 @@ class _UpToTheEnd(SilentReporter):
 
 
 def _on_same_kind_of_device(trial: RecordedTrial) -> tuple[TrainConfig, bool]:
-    """The settings, and whether they are those that were recorded."""
+    """Return the settings, and whether they are the recorded ones."""
     config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
     has_gpu = find_device("auto").type == "cuda"
     if trial.device == "cpu" and config.device == "auto" and has_gpu:

@@ -1,4 +1,4 @@
-"""A worker of all studies: it takes trials from every open one, by priority and age."""
+"""A worker that serves all open studies, by priority and age."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from trainer.task import Task, prepare_task
 logger = logging.getLogger("anitune")
 
 POLL_SECONDS = 2.0
-"""How often the worker looks for a study, and after how long again at one that had no trial, s."""
+"""Interval at which the worker looks for a study, and pause for a study that had no trial, s."""
 
 REFUSED_SECONDS = 600.0
-"""After how long a study is tried again that cannot be trained here, as for lack of its data, s."""
+"""Pause for a study that cannot be trained here, for example because its data is missing, s."""
 
 
 class Service:
-    """Trains the trials of all open studies in this process, those of one study at a time.
+    """Trains the trials of all open studies in this process, one study at a time.
 
-    Between two trials it changes to a study of a higher priority, or of the same one and older. The data of
-    one study is held at a time.
+    Between two trials it switches to a study with a higher priority, or with the same priority and older. It
+    holds the data of only one study at a time.
 
     Parameters
     ----------
-    start_relay, name, concurrent_trials : as of :class:`search.work.worker.Worker`
-    idle_timeout : ends when for so long (s) there was no trial; None: never
+    start_relay, name, concurrent_trials : as in :class:`search.work.worker.Worker`
+    idle_timeout : time without a trial after which to end, s; None: never
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Service:
         self._concurrent_trials = concurrent_trials
         self._idle_timeout = idle_timeout
         self._task: Task | None = None
-        self._resting: dict[str, float] = {}  # by the name of a study: until when nothing is expected of it
+        self._resting: dict[str, float] = {}  # name of a study: time until which it is skipped
 
     def serve(self) -> None:
         """Train until asked to stop, or until the idle timeout."""
@@ -70,7 +70,7 @@ class Service:
                 if self._serve_study(name):
                     idle_since = time.monotonic()
                 continue
-            self._forget_task()  # a study that is finished keeps no memory
+            self._forget_task()  # so that a finished study holds no memory
             idle = time.monotonic() - idle_since
             if self._idle_timeout is not None and idle >= self._idle_timeout:
                 logger.info("no study has had a trial for %.0f s", idle)
@@ -83,7 +83,7 @@ class Service:
         return patiently(lambda: next_study(self._database, leave=self._resting))
 
     def _serve_study(self, name: str) -> bool:
-        """Train trials of a study until it has none, or another one comes first; whether it had any."""
+        """Train trials of a study until it has none or another study is next; return whether it had any."""
         rest = POLL_SECONDS
         try:
             study = patiently(lambda: open_study(self._database, name))
@@ -109,7 +109,7 @@ class Service:
             logger.warning("%s: cannot be trained here: %s", name, error)
             rest = REFUSED_SECONDS
         except StudyNotFoundError:
-            pass  # deleted at this moment
+            pass  # it has just been deleted
         finally:
             self._resting[name] = time.monotonic() + rest
         return False
@@ -122,7 +122,7 @@ class Service:
     def _prepare(self, config: StudyConfig) -> Task:
         sections = {name: dump_config(getattr(config, name)) for name in ("data", "split", "features")}
         if self._task is None or self._task.settings != sections:
-            self._forget_task()  # before the next one takes its memory
+            self._forget_task()  # before the next one is loaded
             logger.info("%s: reading its data and features", config.name)
             self._task = prepare_task(
                 config.data,

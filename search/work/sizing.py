@@ -1,4 +1,4 @@
-"""How many trials a worker trains at once where it is not told."""
+"""Automatic choice of how many trials a worker trains at once."""
 
 from __future__ import annotations
 
@@ -41,40 +41,40 @@ from trainer.task import Task
 
 logger = logging.getLogger("anitune")
 
-#: Trainings at most that go through the data together on a GPU.
+#: Maximum number of trainings in a pack on a GPU.
 LARGEST: Final = 16
 
-#: Steps of the largest batch in an epoch that is measured.
+#: Number of steps of the largest batch in a measured epoch.
 STEPS: Final = 2
 
-#: More trials at once must make all of them faster by this factor: the less there are, the more do their
-#: samplers and pruners know.
+#: Speed-up that more trials at once must bring. With fewer at once, samplers and pruners know more results.
 WORTHWHILE: Final = 1.05
 
-#: A process that trains, without its data and network: Python, torch and what draws plots. 0.4 was measured.
+#: Memory of a training process without its data and network: Python, torch and matplotlib. 0.4 was measured.
 PROCESS_GIB: Final = 0.5
 
-#: Copies of the weights in a training: themselves, their gradient, two moments, their average, the best ones;
-#: and in each of its threads: a gradient, and both once more where networks are joined.
+#: Copies of the weights in a training: the weights, gradient, two moments, their average, the best ones. And
+#: in each of its threads: a gradient, and weights and gradient once more where networks are joined.
 STATES: Final = 6
 THREAD_STATES: Final = 3
 
-#: Of the memory of a GPU what a process can have: the rest is that of contexts, and of fragments.
+#: Share of a GPU's memory that a process can use; the rest is lost to contexts and fragmentation.
 OWN_SHARE: Final = 0.9
 
-#: Numbers for each neuron and atom that a step holds: before and after the activation, which are dropped, and
-#: the gradients over all of these.
+#: Numbers per neuron and atom that a step holds: values before the activation, after it and after dropout,
+#: and the gradients with respect to these.
 NEURON_STATES: Final = 6
 
 
 @dataclass(frozen=True)
 class _Room:
-    """How many trainings have room on a GPU.
+    """How many trainings fit into the memory of a GPU.
 
     Attributes
     ----------
-    need : bytes of one of them
-    features : bytes that all of them share
+    trials : number of trainings
+    need : bytes of one training
+    features : bytes that all trainings share
     words : the reason for ``trials``
     """
 
@@ -84,27 +84,27 @@ class _Room:
     words: str
 
     def bytes_of(self, trials: int) -> int:
-        """Memory of so many trainings, and of what they share."""
+        """Return the memory of a number of trainings, including what they share."""
         return self.features + trials * self.need
 
 
 def choose_concurrent_trials(
     config: StudyConfig, task: Task, device: torch.device, most: int, memory: CardMemory | None = None
 ) -> int:
-    """How many trials of a study keep this machine busy; the reason is logged.
+    """Choose how many trials of a study to train at once on this machine, and log the reason.
 
-    On the CPU: one for each core that this process may use and that its memory allows, less where a trial
-    has several threads. Each has a process of its own. On two cores this trained 8 small networks 1.5 times
-    as fast as one at a time in batches of 64 and 1.3 times in batches of 1,024; in one pack they were 0.9
-    and 1.04 times as fast (``docs/benchmarks.md``, packs), so the CPU has none.
+    On the CPU: one per core that this process may use, as far as memory allows, and fewer if a trial has
+    several threads. Each trial has its own process. On two cores this trained 8 small networks 1.5 times as
+    fast as one at a time in batches of 64, and 1.3 times in batches of 1,024; in one pack they were 0.9 and
+    1.04 times as fast (``docs/benchmarks.md``, packs), so there are no packs on the CPU.
 
-    On a GPU, where trainings go through the data together: as many as a measurement finds worthwhile, of
-    those for which its memory suffices beside what other workers have announced.
+    On a GPU, where trainings share batches: as many as a measurement finds worthwhile, among the numbers that
+    fit into the memory besides what other workers have announced.
 
     Parameters
     ----------
-    most : trials that are left to train, 1 or more
-    memory : of the GPU, as it is shared with other workers
+    most : number of trials that are left to train, 1 or more
+    memory : memory of the GPU, shared with other workers
     """
     extremes = [resolve_precision(each) for each in extreme_configs(config)]
     if device.type == "cuda":
@@ -120,9 +120,10 @@ def choose_concurrent_trials(
 def concurrent_trials_by_memory(
     task: Task, configs: Sequence[TrainConfig], memory: CardMemory | None = None
 ) -> int:
-    """How many of these trainings, 1 or more, have room at once on the device that they are for.
+    """Return how many of these trainings, 1 or more, fit at once on their device.
 
-    On the CPU each has a process and its threads cores of their own; on a GPU they share its memory.
+    On the CPU each training has its own process and a core for each of its threads. On a GPU the trainings
+    share the memory.
     """
     resolved = [resolve_precision(each) for each in configs]
     device = find_device(resolved[0].device)
@@ -140,7 +141,7 @@ def concurrent_trials_by_memory(
 def announce_concurrent_trials(
     config: StudyConfig, task: Task, device: torch.device, concurrent_trials: int, memory: CardMemory
 ) -> None:
-    """Announce to other workers on a GPU what so many trials at once, as a person chose, will take."""
+    """Announce to other workers on a GPU how much memory a chosen number of concurrent trials will take."""
     extremes = [resolve_precision(each) for each in extreme_configs(config)]
     room = _room_on_gpu(task, device, extremes, memory)
     memory.announce(room.bytes_of(concurrent_trials))
@@ -192,12 +193,12 @@ def _worthwhile_on_gpu(config: StudyConfig, task: Task, room: _Room, most: int) 
 def _room_on_gpu(
     task: Task, device: torch.device, configs: Sequence[TrainConfig], memory: CardMemory | None
 ) -> _Room:
-    """Divide what is free on a GPU, less what other workers have announced, and announce it."""
+    """Divide the free memory of a GPU, less what others have announced, and announce the result."""
     need = max(training_gib(task, each, device) for each in configs)
     with memory.planning() if memory is not None else nullcontext(0) as others:
         if memory is not None:
             _leave_to_others(device, others)
-        # The features, which all trainings share, take their place before the rest is divided.
+        # The features, which all trainings share, are loaded before the rest of the memory is divided.
         fits = True
         try:
             Training(task, configs[-1], None)
@@ -224,7 +225,7 @@ def _room_on_gpu(
 
 
 def _leave_to_others(device: torch.device, others: int) -> None:
-    """Limit this process to what is free on a GPU, less so many bytes for other workers."""
+    """Limit this process to the free memory of a GPU less a number of bytes for other workers."""
     share = 1.0
     if others:
         free, total = torch.cuda.mem_get_info(device)
@@ -233,27 +234,27 @@ def _leave_to_others(device: torch.device, others: int) -> None:
 
 
 def worthwhile(seconds: Mapping[int, float]) -> int:
-    """The least number at once beyond which the same trials do not become faster by ``WORTHWHILE``.
+    """Return the least number at once beyond which the same trials do not become faster by ``WORTHWHILE``.
 
     Parameters
     ----------
-    seconds : that the same trials took, by how many of them were trained at once
+    seconds : time that the same trials took, by how many of them were trained at once
     """
     least = min(seconds.values())
     return min(size for size, took in seconds.items() if took <= WORTHWHILE * least)
 
 
 def measure_sizes(task: Task, configs: Sequence[TrainConfig], sizes: Sequence[int]) -> dict[int, float]:
-    """Seconds that an epoch on a little of the data takes all of ``configs``, by how many train at once.
+    """Measure the time of an epoch of all ``configs`` on a little of the data, by how many train at once, s.
 
-    All sizes do the same work on the same data, so the trials an hour are in the inverse ratio, also on all
-    of it. Those with different batches do not share them: they take turns, as in the worker. It ends before
-    the first size that does not fit into the memory of the device.
+    All sizes do the same work on the same data, so trials per hour are inversely proportional to these times,
+    also on all of the data. Configurations with different batch sizes cannot share batches; they take turns,
+    as in the worker. The measurement ends before the first size that does not fit into the memory.
 
     Parameters
     ----------
-    configs : with their precision resolved, on the device that is measured
-    sizes : trainings that go through the data at once, ascending
+    configs : configurations with their precision resolved, for the device to measure
+    sizes : numbers of trainings at once, ascending
     """
     little = _little(task, STEPS * max(config.batch_size for config in configs))
     seconds: dict[int, float] = {}
@@ -277,7 +278,7 @@ def _chunks(configs: Sequence[TrainConfig], size: int) -> list[Sequence[TrainCon
 def _epoch_seconds(task: Task, configs: Sequence[TrainConfig]) -> float:
     seconds = 0.0
     for pack in make_packs([Training(task, config, None) for config in configs]):
-        pack.train_epoch(0)  # memory is taken and kernels are chosen in the first one
+        pack.train_epoch(0)  # the first epoch allocates memory and chooses kernels
         started = time.perf_counter()
         pack.train_epoch(1)
         seconds += time.perf_counter() - started
@@ -285,7 +286,7 @@ def _epoch_seconds(task: Task, configs: Sequence[TrainConfig]) -> float:
 
 
 def _little(task: Task, structures: int) -> Task:
-    """The task with so many of its training structures, and an eighth of that to validate."""
+    """Reduce the task to a number of training structures, and an eighth of that number for validation."""
     labels = np.full_like(task.split.labels, TEST)
     random = np.random.default_rng(0)
     for label, indices, count in (
@@ -297,12 +298,12 @@ def _little(task: Task, structures: int) -> Task:
 
 
 def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float:
-    """Memory that a training needs for itself, GiB, by an estimate from above."""
+    """Estimate from above the memory that a training needs for itself, GiB."""
     inputs = task.features.length
     sizes = (inputs, *config.hidden, 1)
     weights = len(task.features.elements) * sum((i + 1) * o for i, o in itertools.pairwise(sizes))
     numbers = weights * (STATES + THREAD_STATES * config.threads)
-    # On the CPU a batch is worked on in pieces; on a GPU as a whole, also in evaluation.
+    # On the CPU a batch is processed in micro-batches; on a GPU as a whole, also in evaluation.
     on_gpu = device.type == "cuda"
     structures = max(config.batch_size, BATCH) if on_gpu else min(config.batch_size, WHOLE) * config.threads
     atoms = sum(m.structures * m.atoms for m in task.dataset.molecules) / task.dataset.structures
@@ -312,7 +313,7 @@ def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float
 
 
 def _dense_gib(task: Task, config: TrainConfig, atoms: float) -> float:
-    """The training part's AEVs with all their columns, GiB, where a process on the CPU copies them."""
+    """Return the size of the training set's dense AEVs, GiB, if a process on the CPU copies them, else 0."""
     dtype = OPERAND_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision])
     gib = len(task.split.train) * atoms * task.features.length * dtype.itemsize / 2**30
     return gib if config.batch_size < GROUPED_FROM[dtype] and gib <= CPU_LIMIT_GIB else 0.0

@@ -1,4 +1,4 @@
-"""A signal asks a worker to stop: after the epoch, or within a long one; a second Ctrl-C: at once."""
+"""Stopping of a worker by a signal: after the epoch, or within a long one; with a second Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):  # noqa: N818  (nothing went wrong)
-    """A signal stopped the work; what was done is kept, and begun again it goes on.
+    """A signal stopped the work. Its results so far are kept, and the same call continues it.
 
     Parameters
     ----------
-    signal : the one that asked
-    where : how far the work was, for a person: ``after epoch 3 of 10``
+    signal : the signal
+    where : progress of the work, for people: ``after epoch 3 of 10``
     """
 
     def __init__(self, signal: signal.Signals, where: str = "") -> None:
@@ -27,11 +27,11 @@ class Stopped(Exception):  # noqa: N818  (nothing went wrong)
 
 
 class StopRequest:
-    """Whether this worker must stop: somebody wants it to, or a part of it cannot go on.
+    """A flag that this worker must stop, because of a signal or because a part of it cannot continue.
 
     Attributes
     ----------
-    signal : the signal that asked, if one did
+    signal : the signal that asked to stop, if any
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class StopRequest:
 
         Parameters
         ----------
-        where : how far the work is
+        where : progress of the work
         """
         if self.signal is not None:
             raise Stopped(self.signal, where)
@@ -65,9 +65,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM in the block ask to stop; then a SIGINT acts as it always does.
+    """Turn the first SIGINT or SIGTERM in the block into a stop request; after that SIGINT acts as usual.
 
-    SIGTERM may come again: a scheduler sends it to all processes of a job, and so does who looks after them.
+    Further SIGTERMs are ignored: a scheduler and a supervisor may each send one to all processes of a job.
     """
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -77,7 +77,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             return
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         request.ask(signal.Signals(number))
-        # Not by print or logging, which the signal may have interrupted.
+        # Not with print or logging, which the signal may have interrupted.
         os.write(2, b"\nStopping at the end of this epoch, or within a long one; once more: at once.\n")
 
     for number in SIGNALS:

@@ -1,6 +1,6 @@
-"""What happened in an attempt at a trial, in words: a file beside its checkpoint, and an artifact of the run.
+"""The log of an attempt at a trial: a file next to its checkpoint, and an artifact of the MLflow run.
 
-The next attempt takes over the folder, and so the logs of those before it: also of one whose worker died.
+The next attempt takes over the folder and thereby the logs of earlier attempts, even if their worker died.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from trainer.reporting import EpochRecord
 
 
 class TrialLog:
-    """Writes the log of an attempt. Where it cannot be written, the training goes on without.
+    """Writes the log of an attempt. If the log cannot be written, the training continues without it.
 
-    Each line is written by the name of the file: a worker that wakes up after its trial was taken over
-    writes nothing into what has another name now.
+    The file is opened by name for each line, so that a worker that wakes up after its trial was taken over
+    does not write into the renamed folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,14 +37,14 @@ class TrialLog:
     def begin(
         self, attempt: int, worker: Mapping[str, Any], settings: Mapping[str, Any], epochs: int
     ) -> None:
-        """Say who begins what, after how many epochs of earlier attempts."""
+        """Log the worker, the settings and the epochs of earlier attempts at the beginning of an attempt."""
         self.say(f"attempt {attempt} by {json.dumps(worker)}", f"settings {json.dumps(settings)}")
         if epochs:
             self.say(f"goes on after epoch {epochs}, or the last checkpoint before it")
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Say where it went wrong, if the block raises."""
+        """Log the traceback if the block raises."""
         try:
             yield
         except BaseException as error:
@@ -52,7 +52,7 @@ class TrialLog:
             raise
 
     def epochs(self, records: Iterable[EpochRecord]) -> None:
-        """Say what came of epochs, a line each."""
+        """Log the results of epochs, one line each."""
         self.say(
             *(
                 f"epoch {record.epoch}: training loss {record.train_loss:.6g},"

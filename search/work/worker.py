@@ -66,26 +66,26 @@ from trainer.task import Task
 logger = logging.getLogger("anitune")
 
 POLL_SECONDS = 2.0
-"""How often a worker looks for a trial that another one gave up, s."""
+"""Interval at which a worker looks for a trial that another one gave up, s."""
 
 NOT_COMPARED = ("checkpoint_seconds",)
-"""Settings of a training that change nothing of its result."""
+"""Settings of a training that do not affect its result."""
 
 R = TypeVar("R")
 
 Train = Callable[..., TrainingResult]
-"""Like :func:`trainer.run.run_training`, for trainings on the task of the study."""
+"""A function like :func:`trainer.run.run_training` for the task of the study."""
 
 
 @dataclass(frozen=True)
 class TrialNews:
-    """What has just become of a trial.
+    """A change of a trial's state.
 
     Attributes
     ----------
-    label : of the row, in a study of rows
-    architecture : as ``384-128-64-1 silu``
-    epochs : trained, of those planned
+    label : label of the row, in a study of rows
+    architecture : layer sizes and activation, such as ``384-128-64-1 silu``
+    epochs : number of epochs trained, of ``planned_epochs``
     value : best validation MAE, kcal/mol
     """
 
@@ -99,24 +99,24 @@ class TrialNews:
     value: float | None = None
     reason: str | None = None
     original: int | None = None
-    """Number of the trial whose result it takes."""
+    """Number of the trial whose result this one reuses."""
 
 
 class Watcher(Protocol):
-    """Shows a person what a worker does. It is told of epochs by the threads of several trials at once."""
+    """Shows people what a worker does. Threads of several trials may call ``epoch`` at once."""
 
     def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        """A trial begins, or goes on."""
+        """Show that a trial begins or continues."""
 
     def epoch(self, number: int, done: int) -> None:
-        """A trial that has begun has so many epochs."""
+        """Show the number of epochs of a running trial."""
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
-        """A trial has ended, was handed back, or is another worker's now."""
+        """Show that a trial has ended, was handed back, or was taken over by another worker."""
 
 
 class SilentWatcher:
-    """Shows nothing."""
+    """A watcher that shows nothing."""
 
     def begun(self, news: TrialNews, progress: StudyProgress) -> None:
         pass
@@ -129,23 +129,23 @@ class SilentWatcher:
 
 
 class _TooEarly(Exception):  # noqa: N818  (nothing went wrong: the trial is for later)
-    """The row that this one starts from, or the trial whose result it takes, is still being trained."""
+    """The row that this one starts from, or the trial whose result it reuses, is still being trained."""
 
 
 class Worker:
     """Trains the trials of one study in this process.
 
-    One trial at a time is trained by the main thread, or by each of several threads that do the same
-    side by side. All of them are one worker in the records.
+    The main thread, or each of several threads, trains one trial after the other. All threads are one worker
+    in the records.
 
     Parameters
     ----------
-    config : of the study
-    task : what all its trials are trained on
-    start_relay : called when a trial begins: sees to it that the tracking server will hear of it
-    name : what people call the worker; by default host and process id
-    concurrent_trials : trials that are trained at once; None: as many as suit the machine
-    leave : whether to begin no more trials, and to wait for none: asked before each; None: never
+    config : configuration of the study
+    task : task on which all its trials are trained
+    start_relay : called when a trial begins, to start the relay that delivers it to MLflow
+    name : name of the worker; by default host and process id
+    concurrent_trials : number of trials to train at once; None: as many as suit the machine
+    leave : called before each trial; whether to begin and wait for no more trials. None: never
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Worker:
         self._promotion = promotion(config)
         self._device = find_device(config.training.get("device", TrainConfig.device))
         self._info = describe_worker(name, self._device)
-        # On a GPU the trainings share batches; on the CPU each has a process and a core of its own.
+        # On a GPU the trainings share batches; on the CPU each has its own process and core.
         self._scheduler = PackScheduler() if self._device.type == "cuda" else None
         self._concurrent_trials = concurrent_trials
         self._leave = leave
@@ -185,18 +185,18 @@ class Worker:
         self._report_lock = Lock()
 
     def work(self) -> int:
-        """Train until no trial is left, here or elsewhere, or until asked to stop or leave.
+        """Train until no trial is left, here or on other workers, or until asked to stop or leave.
 
         Returns
         -------
-        How often it took a trial.
+        How many trials were claimed.
 
         Raises
         ------
         TrainerError, StorageError, OSError
-            if no trial can be trained here: those in hand are handed back. What is wrong with a
-            trial alone fails that trial, and the next one begins. After a DeviceError this process can
-            train nothing more.
+            if no trial can be trained here; the running ones are handed back. An error of a single trial
+            fails that trial only, and the next one begins. After a DeviceError this process cannot train
+            any more.
         """
         patiently(lambda: resolve_artifact_location(self._database))
         patiently(lambda: own_study_folder(self._database, self._study.name))
@@ -207,7 +207,7 @@ class Worker:
         ):
             concurrent_trials = self._concurrent_trials_needed(memory)
             if concurrent_trials > 1:
-                # On the CPU threads of one process would hold each other up; on a GPU they share batches.
+                # On the CPU threads of one process would slow each other down; on a GPU they share batches.
                 work = self._work_in_process if self._scheduler is None else self._work_in_thread
                 run_concurrently(concurrent_trials, work, self._stop)
             else:
@@ -234,7 +234,7 @@ class Worker:
         )
 
     def _work_in_thread(self) -> None:
-        with current_device(self._device):  # each thread has its own
+        with current_device(self._device):  # each thread has its own current device
             self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
 
     def _work_in_process(self) -> None:
@@ -252,7 +252,7 @@ class Worker:
                 return
 
     def _claim(self) -> tuple[Claim | None, bool]:
-        """The next trial; where there is none now, whether one may come that no other slot will take."""
+        """Claim the next trial; if there is none, return whether a later one may come for this thread."""
         with self._claiming:
             in_hand = dict(self._in_hand)
             if any(claim.last_chance for claim in in_hand.values()):
@@ -276,7 +276,7 @@ class Worker:
             return None, self._may_come(in_hand)
 
     def _may_come(self, in_hand: Collection[int]) -> bool:
-        """Whether there may be a trial later, where there is none now."""
+        """Whether there may be a trial later, given that there is none now."""
         state = patiently(lambda: study_state(self._database, self._study))
         if state in CLOSED:
             self._say(str(wrong_state(self._study, state)))
@@ -310,7 +310,7 @@ class Worker:
             self._report_ended(news)
 
     def _run(self, attempt: Attempt, heartbeat: Heartbeat, train: Train) -> TrialNews | None:
-        """Train the trial of an attempt; None if it is too early for it."""
+        """Train the trial of an attempt; return None if the trial has to wait for another one."""
         news = self._news(attempt.claim)
         try:
             with self._claiming:
@@ -327,7 +327,7 @@ class Worker:
             folder = take_folder(
                 self._database.settings.attempt_folder(self._study.name, news.number, attempt.claim.attempt)
             )
-            attempt.record_artifacts(attempt_logs(folder))  # of the attempts before
+            attempt.record_artifacts(attempt_logs(folder))  # logs of earlier attempts
             log = TrialLog(folder)
             checkpoint = folder / CHECKPOINT
             fetched = attempt.fetch_checkpoint(checkpoint, after=saved_epoch(checkpoint))
@@ -374,7 +374,7 @@ class Worker:
             attempt.hand_back(reason, crashed=isinstance(error, DeviceError))
             raise
         except Exception as error:
-            # A fault of the program: it must not meet the next worker again.
+            # This is a bug: the trial fails, so that no other worker runs into it again.
             attempt.finish("failed", reason=f"{type(error).__name__}: {error}")
             raise
 
@@ -384,16 +384,16 @@ class Worker:
         )
 
     def _must_stop(self, heartbeat: Heartbeat) -> bool:
-        """Whether to hand the trial back. One that was lost ends here: its checkpoint is the taker's."""
+        """Whether to hand the trial back. Raise if its lease was lost: its checkpoint is the new worker's."""
         if heartbeat.lost.is_set():
             raise LeaseLostError
         return self._stop.asked or heartbeat.unwanted.is_set()
 
     def _settings(self, attempt: Attempt) -> tuple[TrainConfig, WorkerInfo]:
-        """The configuration of the trial, as an earlier attempt recorded it or proposed now, for its device.
+        """Return the configuration, recorded by an earlier attempt or proposed now, resolved for the device.
 
-        What is recorded is what was asked for. The precision that this becomes is a fact of the attempt, as
-        is its device.
+        The configuration is recorded as requested. The resolved precision and the device are recorded with
+        the attempt.
         """
         claim = attempt.claim
         if claim.config is not None:
@@ -408,7 +408,7 @@ class Worker:
             with self._database.plain_errors():
                 return propose(self._database.optuna, self._config, claim.number, asked_for)
 
-        # One after the other, so that each is told of those before it, which are still being trained.
+        # One proposal at a time, so that the sampler knows the previous ones, whose trials still run.
         with self._proposing:
             proposal = patiently(choose)
             asked = train_config(self._config, proposal.params, claim.number)
@@ -444,7 +444,7 @@ class Worker:
         return config, info
 
     def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
-        """The same for trials that would be trained alike, but for the seed that follows from the number."""
+        """Digest the settings; equal for duplicate configurations, which may differ in the derived seed."""
         if self._config.repeats == "replicate":
             return None
         compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
@@ -480,7 +480,7 @@ class Worker:
         return replace(news, state="complete")
 
     def _early_rows(self) -> set[int]:
-        """Rows that start from the weights of a row that has not ended."""
+        """Find the rows that start from the weights of a row that has not ended."""
         starts = self._starts
         if not starts:
             return set()
@@ -489,12 +489,12 @@ class Worker:
         return {number for number, start in starts.items() if start not in ended}
 
     def _warm_start(self, claim: Claim) -> Path | None:
-        """The weights that a row starts from.
+        """Return the model file whose weights a row starts from; None if the row starts from random ones.
 
         Raises
         ------
         TrainingFailed
-            if there are none.
+            if the other row has no weights.
         """
         number = self._starts.get(claim.number)
         if number is None:
@@ -515,7 +515,7 @@ class Worker:
 
     @property
     def _starts(self) -> dict[int, int]:
-        """By the number of a row that starts from the weights of another: the number of that one."""
+        """Maps the number of each row with ``start_from`` to the number of the row that it names."""
         rows = self._config.rows or ()
         numbers = {row.label: number for number, row in enumerate(rows)}
         return {numbers[row.label]: numbers[row.start_from] for row in rows if row.start_from is not None}
@@ -545,11 +545,11 @@ class Worker:
 
     def _report_begun(self, news: TrialNews) -> None:
         with self._report_lock:
-            self._known = self._known or self._progress()  # a beginning changes nothing that is shown
+            self._known = self._known or self._progress()  # a new trial changes none of the values shown
             self._watcher.begun(news, self._known)
 
     def _report_ended(self, news: TrialNews) -> None:
-        with self._report_lock:  # so that the trials that have ended are counted upwards
+        with self._report_lock:  # so that the number of ended trials only increases
             self._known = self._progress()
             self._watcher.ended(news, self._known)
 
@@ -558,13 +558,13 @@ class Worker:
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:
-    """A network as one word, as ``384-128-64-1 silu``: sizes of its layers and activation."""
+    """Describe a network by its layer sizes and activation, such as ``384-128-64-1 silu``."""
     output = " (output too)" if config.activate_output else ""
     return f"{'-'.join(map(str, (inputs, *config.hidden, 1)))} {config.activation}{output}"
 
 
 def patiently(action: Callable[[], R]) -> R:
-    """Repeat what can be repeated while the database is away, as a training does."""
+    """Retry an action while the database is unreachable or busy, for as long as a training would wait."""
     retrying = Retrying(
         retry=retry_if_exception_type((DatabaseUnreachableError, DatabaseBusyError)),
         wait=wait_random_exponential(multiplier=0.1, max=10),
