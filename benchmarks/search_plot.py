@@ -149,7 +149,7 @@ def draw_static(
 ) -> None:
     """Write an image (SVG) with a panel for each number of workers; equal histories give equal bytes."""
     panels = list(_panels(courses))
-    figure = Figure(figsize=(4.2 * len(panels), 5.2), layout="constrained")
+    figure = Figure(figsize=(max(8.4, 4.2 * len(panels)), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for (workers, title, _), panel in zip(panels, axes, strict=True):
         for curve in curves(courses, workers, best, epochs):
