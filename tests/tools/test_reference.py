@@ -64,7 +64,7 @@ def test_every_command_has_its_section_and_hidden_ones_have_none() -> None:
             assert all(f"`{name}" in page for name in parameter.opts if name.startswith("-"))
     assert "anitune relay" not in page
     assert "| `--on local\\|slurm\\|kubernetes` | Where the workers run. Must be given. |" in page
-    assert "| `--nodes M` | Nodes. Default: 1. |" in page
+    assert "| `--nodes M` | Number of nodes. Default: 1. |" in page
     assert "\n`anitune worker [OPTIONS] [STUDY]`\n" in page
 
 
