@@ -133,6 +133,11 @@ class StudyProgress:
     best_number: int | None
     best_value: float | None
 
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended: complete, pruned or failed."""
+        return sum(self.trials[state] for state in ("complete", "pruned", "failed"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary(StudyProgress):

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from dashboards.printable import printable
-from search.cli.output import ended_trials, trial_line, trial_title
+from search.cli.output import trial_line, trial_title
 
 if TYPE_CHECKING:
     from search.work.worker import TrialNews
@@ -122,5 +122,5 @@ class CellWatcher:
 
     def _show_study(self, progress: StudyProgress) -> None:
         best = f", best {progress.best_value:.3f} kcal/mol" if progress.best_value is not None else ""
-        done = ended_trials(progress)
+        done = progress.ended
         self._cell.show(progress.name, progress.name, done, progress.budget.trials, f"trials{best}")

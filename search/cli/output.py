@@ -145,7 +145,7 @@ class _Bars(_Lines):
         best = f"best {progress.best_value:.3f} kcal/mol" if progress.best_value is not None else ""
         self._bars.update(
             self._studies[progress.name],
-            completed=ended_trials(progress),
+            completed=progress.ended,
             total=progress.budget.trials,
             best=best,
         )
@@ -154,12 +154,7 @@ class _Bars(_Lines):
 def trial_line(news: TrialNews, progress: StudyProgress) -> str:
     """Describe the outcome of a trial in a line."""
     total = f"/{progress.budget.trials}" if progress.budget.trials is not None else ""
-    return f"{news.study} {ended_trials(progress)}{total}  {trial_title(news)}  {_outcome(news, progress)}"
-
-
-def ended_trials(progress: StudyProgress) -> int:
-    """Count the trials that have ended: complete, pruned or failed."""
-    return sum(progress.trials[state] for state in ("complete", "pruned", "failed"))
+    return f"{news.study} {progress.ended}{total}  {trial_title(news)}  {_outcome(news, progress)}"
 
 
 def trial_title(news: TrialNews) -> str:
@@ -300,9 +295,9 @@ def studies_table(summaries: Sequence[StudySummary]) -> Table:
         table.add_row(
             escape(summary.name),
             study_state_line(summary),
-            f"{ended_trials(summary)}/{summary.budget.trials}"
+            f"{summary.ended}/{summary.budget.trials}"
             if summary.budget.trials is not None
-            else str(ended_trials(summary)),
+            else str(summary.ended),
             *(str(states[state]) for state in ("complete", "pruned", "failed")),
             str(states["running"] + states["interrupted"] + states["paused"]),
             f"{summary.best_value:.3f}" if summary.best_value is not None else "",

@@ -229,9 +229,7 @@ class Worker:
         progress = self._progress()
         if progress.budget.trials is None:
             return sys.maxsize
-        return progress.budget.trials - sum(
-            progress.trials[state] for state in ("complete", "pruned", "failed")
-        )
+        return progress.budget.trials - progress.ended
 
     def _work_in_thread(self) -> None:
         with current_device(self._device):  # each thread has its own current device
