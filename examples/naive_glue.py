@@ -42,6 +42,7 @@ HARTREE_TO_KCALMOL = 627.5094738898777
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "celu": lambda: nn.CELU(0.1),
+    "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
 
@@ -194,7 +195,7 @@ def plot(
 
 def suggest(trial: optuna.Trial) -> Settings:
     """The space of ``quickstart.yaml``, a little wider."""
-    layers = trial.suggest_int("layers", 1, 2)
+    layers = trial.suggest_int("layers", 1, 3)
     return Settings(
         hidden=tuple(trial.suggest_int(f"width_{n}", 64, 256, step=32) for n in range(1, layers + 1)),
         activation=trial.suggest_categorical("activation", list(ACTIVATIONS)),

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -339,9 +340,9 @@ Promote = Callable[..., Promotion]
 
 @pytest.fixture
 def alone(place: Place, database: Database, request: pytest.FixtureRequest) -> Study:
-    """A study with a test part of its own."""
+    """A study with a test set that no other study has."""
     name = request.node.name[:60]
-    values = {**SEARCH, "name": name, "split": {"seed": len(name)}}
+    values = {**SEARCH, "name": name, "split": {"seed": zlib.crc32(request.node.nodeid.encode())}}
     train(database, values, place.data, place.home / "features", trials=3)
     return open_study(database, name)
 
