@@ -43,7 +43,7 @@ GRID: Final[dict[str, tuple[Any, ...]]] = {
     "activation": ("relu", "celu", "gelu"),
     "learning_rate": (5e-4, 1.5e-3, 4e-3, 1e-2),
     "batch_size": (24, 64, 256),
-    "weight_decay": (1e-7, 1e-4),
+    "weight_decay": (1e-7, 1e-2),
 }
 STUDY: Final[dict[str, Any]] = {
     "data": {"files": ["sample"]},
@@ -72,8 +72,6 @@ SCHEDULES: Final = (("constant", EPOCHS), ("cosine", 27), ("cosine", 9), ("cosin
 """Schedule and epochs of the trainings of some configurations by which schedules are compared."""
 SCHEDULES_CELLS: Final = 40
 TIMED_EPOCHS: Final = 5
-
-STAGES: Final = (*(f"search-table-{seed}" for seed in SEEDS), "search-table-schedules")
 
 
 @dataclass(frozen=True)
@@ -237,12 +235,26 @@ def write_table(trainings: Iterable[Training], path: Path) -> None:
     new.replace(path)
 
 
-def repeated(first: Sequence[Training]) -> list[Cell]:
-    """Configurations that get further seeds: a random share, and the best ones with the first seed."""
+def stages(rows: Mapping[Cell, Training]) -> Iterator[tuple[str, list[Cell]]]:
+    """Names and trainings of the studies that make the table, in their order.
+
+    The best configurations of a stage get further seeds, so ``rows`` must contain a stage before the next
+    one is asked for. Half a grid with further seeds of its best says more than a whole grid with one seed.
+    """
     cells = grid()
-    share = set(random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells))))
-    share |= {each.cell for each in sorted(first, key=lambda each: each.error)[:FURTHER_SEEDS_BEST]}
-    return [cell for cell in cells if cell in share]
+    for weight_decay in GRID["weight_decay"]:
+        yield f"search-table-{weight_decay:g}", [cell for cell in cells if cell.weight_decay == weight_decay]
+        best = sorted((cell for cell in cells if cell in rows), key=lambda cell: rows[cell].error)
+        yield from _seeds(f"search-table-{weight_decay:g}-best", best[:FURTHER_SEEDS_BEST])
+    share = random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells)))
+    yield from _seeds("search-table-share", share)
+    yield "search-table-schedules", other_schedules()
+
+
+def _seeds(name: str, cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
+    """A study for each further seed."""
+    for seed in SEEDS[1:]:
+        yield f"{name}-{seed}", [dataclasses.replace(cell, seed=seed) for cell in cells]
 
 
 def other_schedules() -> list[Cell]:
@@ -269,20 +281,16 @@ def shape_of(cell: Cell) -> Shape:
     return cell.hidden, cell.activation, cell.batch_size
 
 
-def make_table(home: Path, path: Path, pack: str) -> None:
-    """Train what the table lacks, and rewrite the table after each stage."""
+def make_table(home: Path, path: Path, pack: str, *, train: bool = True) -> None:
+    """Train what the table lacks, and rewrite the table after each stage; or only add what is trained."""
     rows = {each.cell: each for each in read_table(path)}
-
-    def train(name: str, cells: Iterable[Cell]) -> None:
-        if missing := [cell for cell in cells if cell not in rows]:
+    for name, cells in stages(rows):
+        missing = [cell for cell in cells if cell not in rows]
+        if missing and train:
             run_study(study_file(home, name, missing), home, pack)
         collect(home, name, rows, path)
-
-    train("search-table-0", grid())
-    first = [rows[cell] for cell in grid()]
-    for seed in SEEDS[1:]:
-        train(f"search-table-{seed}", (dataclasses.replace(cell, seed=seed) for cell in repeated(first)))
-    train("search-table-schedules", other_schedules())
+        if not all(cell in rows for cell in cells):
+            break
 
 
 def collect(home: Path, name: str, rows: dict[Cell, Training], path: Path) -> None:
@@ -360,14 +368,10 @@ def main() -> None:
     parser.add_argument("--seconds", action="store_true", help="only time epochs, on a quiet machine")
     arguments = parser.parse_args()
     home = arguments.home.absolute()
-    if arguments.collect:
-        rows = {each.cell: each for each in read_table(arguments.table)}
-        for name in STAGES:
-            collect(home, name, rows, arguments.table)
-    elif arguments.seconds:
+    if arguments.seconds:
         measure_seconds(home, arguments.table)
     else:
-        make_table(home, arguments.table, arguments.pack)
+        make_table(home, arguments.table, arguments.pack, train=not arguments.collect)
     print(f"{arguments.table}: {len(read_table(arguments.table))} trainings")
 
 

@@ -18,9 +18,9 @@ from benchmarks.search_table import (
     grid,
     other_schedules,
     read_table,
-    repeated,
     run_study,
     settings_of,
+    stages,
     study_file,
     timed,
     write_table,
@@ -40,15 +40,21 @@ def test_the_grid_has_every_configuration_once() -> None:
 
 
 def test_the_best_and_a_random_fifth_get_further_seeds() -> None:
-    cells = grid()
-    first = [trained(cell, error=n + 1.0) for n, cell in enumerate(cells)]
-    chosen = repeated(first)
-    assert set(cells[:40]) <= set(chosen)
-    assert set(repeated(first)) == set(chosen)
-    worst_first = repeated([trained(cell, error=500.0 - n) for n, cell in enumerate(cells)])
-    assert len(set(chosen) & set(worst_first)) >= round(0.2 * 432), (
-        "the random share does not depend on errors"
-    )
+    rows: dict[Cell, Training] = {}
+    names = []
+    for name, cells in stages(rows):
+        names.append(name)
+        rows |= {cell: trained(cell, error=cell.learning_rate) for cell in cells}
+    assert len(names) == len(set(names))
+    assert set(grid()) <= rows.keys()
+    first_half = [cell for cell in grid() if cell.weight_decay == 1e-7]
+    best = sorted(first_half, key=lambda cell: cell.learning_rate)[:40]
+    for seed in (1, 2):
+        further = {dataclasses.replace(cell, seed=0) for cell in rows if cell.seed == seed}
+        assert set(best) <= further
+        assert 86 <= len(further) <= 86 + 2 * 40
+    schedules = {(cell.schedule, cell.epochs) for cell in rows}
+    assert schedules == {("cosine", 81), ("constant", 81), ("cosine", 27), ("cosine", 9), ("cosine", 3)}
 
 
 @pytest.mark.parametrize("cells", [grid(), other_schedules(), timed()], ids=["grid", "schedules", "timed"])
