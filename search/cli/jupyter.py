@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from dashboards.printable import printable
-from search.cli.output import trial_line, trial_title
+from search.cli.output import study_line, trial_line, trial_title
 
 if TYPE_CHECKING:
     from search.work.worker import TrialNews
@@ -118,6 +118,10 @@ class CellWatcher:
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self._cell.remove(news.number)
         self._cell.write(trial_line(news, progress))
+        self._show_study(progress)
+
+    def left(self, progress: StudyProgress) -> None:
+        self._cell.write(study_line(progress))
         self._show_study(progress)
 
     def _show_study(self, progress: StudyProgress) -> None:

@@ -100,7 +100,7 @@ def working(what: str) -> Iterator[None]:
 
 
 class _Lines:
-    """Prints a line for each finished trial."""
+    """Prints a line for each finished trial, and a last one for the study."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -113,6 +113,9 @@ class _Lines:
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self._console.print(trial_line(news, progress), soft_wrap=True, markup=False)
+
+    def left(self, progress: StudyProgress) -> None:
+        self._console.print(study_line(progress), soft_wrap=True, markup=False)
 
 
 class _Bars(_Lines):
@@ -139,6 +142,10 @@ class _Bars(_Lines):
         if news.number in self._trials:  # a trial can fail before it begins
             self._bars.remove_task(self._trials.pop(news.number))
 
+    def left(self, progress: StudyProgress) -> None:
+        super().left(progress)
+        self._show_study(progress)
+
     def _show_study(self, progress: StudyProgress) -> None:
         if progress.name not in self._studies:
             self._studies[progress.name] = self._bars.add_task(progress.name, unit="trials", best="")
@@ -153,8 +160,19 @@ class _Bars(_Lines):
 
 def trial_line(news: TrialNews, progress: StudyProgress) -> str:
     """Describe the outcome of a trial in a line."""
+    return f"{_ended_of(progress)}  {trial_title(news)}  {_outcome(news, progress)}"
+
+
+def study_line(progress: StudyProgress) -> str:
+    """Describe the trials of a study in a line: how many there are in each state."""
+    states = ", ".join(f"{count} {state}" for state, count in progress.trials.items() if count)
+    return f"{_ended_of(progress)}  {states}"
+
+
+def _ended_of(progress: StudyProgress) -> str:
+    """Name of the study, and how many of its trials have ended."""
     total = f"/{progress.budget.trials}" if progress.budget.trials is not None else ""
-    return f"{news.study} {progress.ended}{total}  {trial_title(news)}  {_outcome(news, progress)}"
+    return f"{progress.name} {progress.ended}{total}"
 
 
 def trial_title(news: TrialNews) -> str:

@@ -58,6 +58,10 @@ class Counting:
         self._trials.labels(news.state).inc()
         self._watcher.ended(news, progress)
 
+    def left(self, progress: StudyProgress) -> None:
+        """See :class:`search.work.worker.Watcher`."""
+        self._watcher.left(progress)
+
 
 @contextmanager
 def serve_metrics(host: str, port: int, watcher: Watcher, sign: WorkerHeartbeat) -> Iterator[Counting]:

@@ -114,6 +114,9 @@ class Watcher(Protocol):
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         """Show that a trial has ended, was handed back, or was taken over by another worker."""
 
+    def left(self, progress: StudyProgress) -> None:
+        """Show the study as the worker leaves it: trials that were paused may have ended as pruned."""
+
 
 class SilentWatcher:
     """A watcher that shows nothing."""
@@ -125,6 +128,9 @@ class SilentWatcher:
         pass
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+        pass
+
+    def left(self, progress: StudyProgress) -> None:
         pass
 
 
@@ -212,6 +218,8 @@ class Worker:
                 run_concurrently(concurrent_trials, work, self._stop)
             else:
                 self._work_in_thread()
+        if self._claims:
+            self._watcher.left(self._progress())
         return self._claims
 
     def _concurrent_trials_needed(self, memory: CardMemory | None) -> int:

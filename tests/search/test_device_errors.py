@@ -30,7 +30,7 @@ from search.work.card_faults import (
 )
 from search.work.service import Service
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.database import Database, open_database
 from storage.records.tables import attempts
 from storage.settings import Settings
@@ -50,19 +50,13 @@ FAULT = "CUDA error: uncorrectable ECC error encountered"
 CPU = torch.device("cpu")
 
 
-class Silent:
+class Silent(SilentWatcher):
     """Remembers what became of trials."""
 
     def __init__(self) -> None:
         self.news: list[TrialNews] = []
 
-    def begun(self, news: TrialNews, summary: StudyProgress) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
-
-    def ended(self, news: TrialNews, summary: StudyProgress) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self.news.append(news)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from search.errors import SearchError
 from search.work.metrics import Counting, serve_metrics
-from search.work.worker import TrialNews
+from search.work.worker import SilentWatcher, TrialNews
 from storage.trials.queue import LEASE_SECONDS
 
 
@@ -20,19 +20,19 @@ class Sign:
     silent = 0.0
 
 
-class Seeing:
+class Seeing(SilentWatcher):
     """A watcher that remembers what it is told."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    def begun(self, news: TrialNews, summary: object) -> None:
+    def begun(self, news: TrialNews, progress: object) -> None:
         self.seen.append(("begun", news.number))
 
     def epoch(self, number: int, done: int) -> None:
         self.seen.append(("epoch", number, done))
 
-    def ended(self, news: TrialNews, summary: object) -> None:
+    def ended(self, news: TrialNews, progress: object) -> None:
         self.seen.append(("ended", news.number))
 
 

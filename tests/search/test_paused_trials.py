@@ -17,7 +17,7 @@ from search.propose.samplers import make_sampler, trial_limit
 from search.propose.space import distributions
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.database import Database, open_database
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
@@ -33,24 +33,23 @@ EPOCHS = 9
 TRIALS = 9
 
 
-class Watching:
+class Watching(SilentWatcher):
     """Remembers what a worker told, and asks it to stop after so many trials."""
 
     def __init__(self, stop: StopRequest | None = None, after: int = 0) -> None:
         self.news: list[TrialNews] = []
+        self.last: StudyProgress | None = None
         self._stop = stop
         self._after = after
 
-    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
-
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self.news.append(news)
+        self.last = progress
         if self._stop is not None and len(self.news) == self._after:
             self._stop.ask(signal.SIGINT)
+
+    def left(self, progress: StudyProgress) -> None:
+        self.last = progress
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +143,8 @@ def test_a_study_ends_with_its_best_trained_in_full_and_the_others_pruned(
         assert resumed, "a trial was promoted after it had been paused"
         assert all(t.trained_epochs == t.epochs for t in trials), "no epoch was trained twice"
         assert {news.state for news in watching.news} == {"paused", "complete"}
+        assert watching.last is not None
+        assert watching.last.ended == TRIALS, "the last line counts the trials that ended with the study"
         told = study.optuna.get_trials()
         assert [t.state.name.lower() for t in told] == [t.state for t in trials]
         assert not any("paused" in t.user_attrs for t in told)

@@ -24,7 +24,7 @@ from search.work.reproduce import (
     reproduce_trial,
 )
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.records.tables import attempts, outbox, trials
@@ -39,7 +39,7 @@ EPOCHS = 4
 GPU = ("cuda:0 NVIDIA H200", "tf32")
 
 
-class StoppingAt:
+class StoppingAt(SilentWatcher):
     """Asks the worker to stop after an epoch of its first trial."""
 
     def __init__(self, stop: StopRequest, epoch: int | None) -> None:
@@ -47,14 +47,11 @@ class StoppingAt:
         self._epoch = epoch
         self.ended_news: list[TrialNews] = []
 
-    def begun(self, news: TrialNews, summary: StudyProgress) -> None:
-        pass
-
     def epoch(self, number: int, done: int) -> None:
         if done == self._epoch:
             self._stop.ask(signal.SIGTERM)
 
-    def ended(self, news: TrialNews, summary: StudyProgress) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self.ended_news.append(news)
 
 

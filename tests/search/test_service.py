@@ -13,31 +13,25 @@ from search.study import StudyConfig, study_from_values
 from search.work import service as service_module
 from search.work.service import Service
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews
+from search.work.worker import SilentWatcher, TrialNews
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachableError
 from storage.ownership import STUDY_MARKER, write_marker
 from storage.settings import Settings
-from storage.studies import Budget, Study, StudySummary, create_study
+from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import next_study
 from storage.trials.views import trial_rows
 from trainer.config import dump_config
 
 
-class Course:
+class Course(SilentWatcher):
     """The trials that ended, as study and number, in their order; may act at the end of one."""
 
     def __init__(self, at_end: Callable[[str, int], None] = lambda study, number: None) -> None:
         self.ends: list[tuple[str, int]] = []
         self._at_end = at_end
 
-    def begun(self, news: TrialNews, summary: StudySummary) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
-
-    def ended(self, news: TrialNews, summary: StudySummary) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         assert news.state == "complete"
         self.ends.append((news.study, news.number))
         self._at_end(news.study, news.number)

@@ -26,7 +26,7 @@ from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
 from search.work import worker as worker_module
 from search.work.folders import take_folder
 from search.work.stopping import StopRequest
-from search.work.worker import TrialNews, Worker
+from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
@@ -51,20 +51,17 @@ from trainer.task import Task, prepare_task
 EPOCHS = 4
 
 
-class Watching:
+class Watching(SilentWatcher):
     """Remembers what a worker told, and may act at an epoch of a trial."""
 
     def __init__(self, at_epoch: Callable[[int, int], None] = lambda number, epoch: None) -> None:
         self.news: list[TrialNews] = []
         self._at_epoch = at_epoch
 
-    def begun(self, news: TrialNews, summary: StudyProgress) -> None:
-        pass
-
     def epoch(self, number: int, done: int) -> None:
         self._at_epoch(number, done)
 
-    def ended(self, news: TrialNews, summary: StudyProgress) -> None:
+    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self.news.append(news)
 
 
@@ -353,8 +350,8 @@ def test_the_worker_of_a_paused_study_finishes_its_trial_and_waits(
     study = begin(database, config)
 
     class Pausing(Watching):
-        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
-            super().ended(news, summary)
+        def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+            super().ended(news, progress)
             if news.number == 0:
                 change_state(database, study, "paused", of=("open",))
                 resuming.start()
@@ -732,8 +729,8 @@ def test_a_row_that_waits_for_a_sibling_keeps_no_thread_from_other_rows(
     )
 
     class Waiting(Watching):
-        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
-            super().ended(news, summary)
+        def ended(self, news: TrialNews, progress: StudyProgress) -> None:
+            super().ended(news, progress)
             if news.number == 2:
                 third_has_ended.set()
 
@@ -804,10 +801,10 @@ def test_a_trial_on_its_last_chance_is_trained_alone(
     course: list[tuple[str, int]] = []
 
     class Noting(Watching):
-        def begun(self, news: TrialNews, summary: StudyProgress) -> None:
+        def begun(self, news: TrialNews, progress: StudyProgress) -> None:
             course.append(("begun", news.number))
 
-        def ended(self, news: TrialNews, summary: StudyProgress) -> None:
+        def ended(self, news: TrialNews, progress: StudyProgress) -> None:
             course.append(("ended", news.number))
 
     trials = work(database, config, task, Noting(lambda number, epoch: time.sleep(0.1)), concurrent_trials=2)
