@@ -104,6 +104,14 @@ class PrunerConfig:
     max_paused: Annotated[
         int, Field(ge=1, description="trials that are paused at once; the least promising end as pruned")
     ] = 100
+    finish: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="asha: once all trials have begun, so many of the best ones are trained in full; with"
+            " hours or epochs used up, only one",
+        ),
+    ] = 3
 
     def __post_init__(self) -> None:
         if self.stop and self.kind != "asha":

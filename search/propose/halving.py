@@ -27,12 +27,13 @@ def promoted(pruner: PrunerConfig, results: Sequence[RungResult], may_begin: boo
     """Return the number of the paused trial to resume, or None.
 
     It is the best paused trial of the latest rung that has a paused trial among its best. Once no new trial
-    may begin, at least the best trial of each rung continues, so that the study ends with a fully trained
-    trial.
+    may begin, at least the best ``finish`` trials of each rung continue, so that the study ends with as many
+    fully trained trials to choose from.
     """
+    at_least = 0 if may_begin else pruner.finish
     for step in sorted({result.step for result in results}, reverse=True):
         at_rung = [result for result in results if result.step == step]
-        for result in _best(pruner, at_rung, at_least=int(not may_begin)):
+        for result in _best(pruner, at_rung, at_least):
             if result.paused:
                 return result.number
     return None

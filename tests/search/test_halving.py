@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
 from search.propose.halving import goes_on, promoted
 from search.study import PrunerConfig
@@ -46,10 +46,14 @@ def test_the_latest_rung_comes_first() -> None:
     assert promoted(PAUSING, early + late, may_begin=True) == 7
 
 
-@pytest.mark.parametrize(("may_begin", "number"), [(True, None), (False, 1)])
-def test_the_best_of_a_rung_goes_on_at_the_end(may_begin: bool, number: int | None) -> None:
-    results = rung(9, {0: 2.0, 1: 1.0}, paused={0, 1})
-    assert promoted(PAUSING, results, may_begin) == number
+def test_at_the_end_the_best_of_each_rung_go_on() -> None:
+    late = rung(9, {0: 2.0, 1: 1.0, 2: 3.0}, paused={0, 2})
+    early = rung(3, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, paused={3, 4})
+    finishing = [replace(PAUSING, finish=finish) for finish in (1, 2, 3, 4)]
+    assert [promoted(pruner, late + early, may_begin=False) for pruner in finishing] == [None, 0, 0, 0]
+    late = [replace(result, paused=False) for result in late]
+    assert [promoted(pruner, late + early, may_begin=False) for pruner in finishing] == [None, None, None, 3]
+    assert promoted(finishing[3], late + early, may_begin=True) is None
 
 
 def test_of_equal_results_the_first_is_better() -> None:
