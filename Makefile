@@ -50,7 +50,7 @@ check: install-dev ## check lint, names, types and import contracts
 
 test: check ## run all tests that need only Python, and the GPU tests on an emulated device
 	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
-	if $(BIN)/python -m tools.pretended_cuda.build; then $(BIN)/python -m pytest -p tools.pretended_cuda.plugin tests/gpu $(PYTEST_ARGS); fi
+	if $(BIN)/python -m tools.emulated_cuda.build; then $(BIN)/python -m pytest -p tools.emulated_cuda.plugin tests/gpu $(PYTEST_ARGS); fi
 
 test-gpu: install-dev ## run the GPU tests on an NVIDIA GPU
 	$(BIN)/python -m pytest -m "gpu"

@@ -74,7 +74,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
         for precision in PRECISIONS:
             configs = [_configs(number, batch_size, precision) for number in NETWORKS]
             sides: dict[str, SideTask] = {
-                str(len(some)): partial(count_on_pretended_device, file, folder, some) for some in configs
+                str(len(some)): partial(count_on_emulated_device, file, folder, some) for some in configs
             }
             counts: dict[str, list[Count]] = take_turns(sides, 1, 2)
             for number in NETWORKS:
@@ -123,10 +123,10 @@ def _figures(count: Count, number: int, batch_size: int, precision: Precision) -
     ]
 
 
-def count_on_pretended_device(file: Path, folder: Path, configs: Sequence[TrainConfig]) -> Count:
+def count_on_emulated_device(file: Path, folder: Path, configs: Sequence[TrainConfig]) -> Count:
     """Train a pack for some epochs on the emulated device. The process can use no real one afterwards."""
-    from tools.pretended_cuda.install import install
-    from tools.pretended_cuda.traffic import TRAFFIC as OF_DEVICE
+    from tools.emulated_cuda.install import install
+    from tools.emulated_cuda.traffic import TRAFFIC as OF_DEVICE
 
     install()
     OF_DEVICE.update(TRAFFIC)
@@ -138,7 +138,7 @@ def count_on_pretended_device(file: Path, folder: Path, configs: Sequence[TrainC
 
 def count_epochs(task: Task, configs: Sequence[TrainConfig]) -> Count:
     """Count an epoch, after the two epochs in which its graphs are captured."""
-    from tools.pretended_cuda.traffic import counting
+    from tools.emulated_cuda.traffic import counting
 
     trainings = [Training(task, config, None) for config in configs]
     epochs = DeviceEpochs(trainings)

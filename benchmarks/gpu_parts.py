@@ -25,9 +25,9 @@ from benchmarks.gpu_sets import BackgroundSets
 from benchmarks.gpu_training import (
     Epochs,
     capped_memory,
+    is_emulated,
     matrix_products,
     open_task,
-    pretended,
 )
 from benchmarks.made_sets import made_set
 from benchmarks.make_big import FULL_SIZE
@@ -210,7 +210,7 @@ def train_shortly(precision: Precision, bench: Bench) -> Iterator[Figure]:
     (history,) = _fit_together(bench, bench.sample_task(), [config]).histories
     # With a small set an epoch is a single step, which need not improve the error.
     aim = Goal("below", history[0].val_mae) if bench.sizes.sample is None else None
-    yield _figure("the first epoch, in which the step is recorded", "ms", [1000 * history[0].seconds])
+    yield _figure("the first epoch, in which the CUDA graph is captured", "ms", [1000 * history[0].seconds])
     yield _figure("a later epoch", "ms", [1000 * record.seconds for record in history[1:]])
     yield _figure(
         f"validation MAE after {len(history)} epochs",
@@ -328,7 +328,9 @@ def measure_epoch(precision: Precision, bench: Bench) -> Iterator[Figure]:
     yield _figure(
         "setting up", "s", [time.perf_counter() - started], note="features copied, unless they were"
     )
-    yield _figure("the first epoch, in which the step is recorded", "ms", [1000 * _seconds(epochs.train)])
+    yield _figure(
+        "the first epoch, in which the CUDA graph is captured", "ms", [1000 * _seconds(epochs.train)]
+    )
     seconds = bench.seconds_of(epochs.train, bench.sizes.epochs)
     bench.epoch_rates[precision] = epochs.structures / statistics.median(seconds)
     aim = EPOCH_AIM if epochs.structures == EPOCH_STRUCTURES else None
@@ -337,7 +339,7 @@ def measure_epoch(precision: Precision, bench: Bench) -> Iterator[Figure]:
     alone = bench.seconds_of(epochs.evaluate, bench.sizes.epochs)
     yield _figure("its evaluation alone", "ms", [1000 * s for s in alone])
     yield _figure(
-        "most memory of tensors", "GiB", [torch.cuda.max_memory_allocated(find_device("cuda")) / 2**30]
+        "peak memory of tensors", "GiB", [torch.cuda.max_memory_allocated(find_device("cuda")) / 2**30]
     )
     yield from _top_kernels(epochs.train)
 
@@ -346,7 +348,9 @@ def measure_small_steps(precision: Precision, bench: Bench) -> Iterator[Figure]:
     """Measure steps that are so small that launching kernels is most of their work."""
     config = replace(CONFIG, batch_size=SMALL_BATCH, epochs=10_000, precision=precision, device="cuda")
     epochs = Epochs(bench.medium_task(), [config])
-    yield _figure("the first epoch, in which the step is recorded", "ms", [1000 * _seconds(epochs.train)])
+    yield _figure(
+        "the first epoch, in which the CUDA graph is captured", "ms", [1000 * _seconds(epochs.train)]
+    )
     seconds = bench.seconds_of(epochs.train, bench.sizes.small_epochs)
     alone = statistics.median(bench.seconds_of(epochs.evaluate, bench.sizes.small_epochs))
     yield _figure(
@@ -444,7 +448,7 @@ def measure_reference(bench: Bench) -> Iterator[Figure]:
         raise RuntimeError(f"the set of {bench.sizes.medium:,} structures is not ready yet")
     file = made_set(bench.data, bench.sizes.medium)
     # The emulated device has no automatic differentiation.
-    device = "cpu" if pretended() else "cuda"
+    device = "cpu" if is_emulated() else "cuda"
     times = time_reference(file, device, epochs=3, batch_size=bench.sizes.batch_size)
     rates = [times.train / seconds for seconds in times.epoch_seconds]
     yield _figure(f"the reference loop, batch {bench.sizes.batch_size}", "structures/s", rates)
@@ -536,7 +540,7 @@ def _top_kernels(call: Callable[[], object], count: int = 10) -> Iterator[Figure
     events = [event for event in events if event[0]]
     total = sum(microseconds for microseconds, _, _ in events)
     if not total:
-        yield _fact("profiler", "it saw no kernel")
+        yield _fact("profiler", "the profiler saw no kernel")
         return
     yield _figure(
         "all kernels of an epoch", "ms", [total / 1000], note=f"{sum(e[1] for e in events)} launches"

@@ -36,7 +36,7 @@ from benchmarks.gpu_parts import (
 )
 from benchmarks.gpu_report import TABLE, GPUReport, PartResult, Run, Status
 from benchmarks.gpu_sets import BackgroundSets
-from benchmarks.gpu_training import pretended
+from benchmarks.gpu_training import is_emulated
 from benchmarks.machine import describe_machine
 from trainer.errors import DeviceError
 from trainer.fitting.devices import exhausted_memory, find_device, release_memory
@@ -148,7 +148,7 @@ class Runner:
                 if over:
                     return
                 where = "".join(traceback.format_stack(sys._current_frames()[main]))
-                self._record(result("ended the run", f"no end after {seconds:.0f} s", where))
+                self._record(result("ended the run", f"did not end within {seconds:.0f} s", where))
                 self._print_left(others)
                 self._bench.sets.close()
                 # A call that waits for the device cannot be interrupted.
@@ -217,7 +217,7 @@ def chosen_parts(names: Sequence[str]) -> list[Part]:
     for name in names:
         found = {part.name for part in PARTS if part.name == name or part.name.startswith(f"{name}-")}
         if not found:
-            raise ValueError(f"{name} is none of {', '.join(part.name for part in PARTS)}")
+            raise ValueError(f"{name} is not one of {', '.join(part.name for part in PARTS)}")
         chosen |= found
     return [part for part in PARTS if part.name in chosen]
 
@@ -233,18 +233,18 @@ def main() -> int:
         "--data",
         type=Path,
         default=Path("build/gpu-proof-data"),
-        help="folder of the made sets and their stores, 8 GiB, which the next run uses again",
+        help="folder of the generated data sets and their stores, 8 GiB, reused by the next run",
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="to spend at most (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="maximum duration (default: %(default)s)")
     parser.add_argument(
         "--parts",
         nargs="+",
         default=names,
         metavar="PART",
-        help=f"some of {', '.join(names)}, or what stands before the hyphen (default: all)",
+        help=f"some of {', '.join(names)}, or their names up to the hyphen (default: all)",
     )
     parser.add_argument(
-        "--small", action="store_true", help="with little data, and a few steps: to see that each part runs"
+        "--small", action="store_true", help="use little data and a few steps, to check that each part runs"
     )
     options = parser.parse_args()
     try:
@@ -256,7 +256,7 @@ def main() -> int:
         return NO_GPU
     sizes = SMALL if options.small else Sizes()
     bench = Bench(sizes, options.out, options.data, BackgroundSets(options.data, (sizes.medium, sizes.full)))
-    run = Run(describe_machine("cuda"), asdict(sizes), pretended())
+    run = Run(describe_machine("cuda"), asdict(sizes), is_emulated())
     report = GPUReport(options.out, names, run)
     small = " --small" if options.small else ""
     command = f"python -m benchmarks.gpu_proof --out {options.out} --data {options.data}{small}"

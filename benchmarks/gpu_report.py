@@ -23,8 +23,8 @@ Status = Literal["done", "failed", "ended the run", "skipped"]
 #: Units of figures that are neither times nor rates, and so mean something on an emulated device.
 UNTIMED: Final = frozenset({"", "kcal/mol", "relative", "tests"})
 
-PRETENDED: Final = (
-    "**These parts ran on a pretended device: no card has seen them.** "
+EMULATED: Final = (
+    "**These parts ran on an emulated device, not on a real card.** "
     "Figures that depend on the speed or the memory of a card are left out."
 )
 
@@ -80,7 +80,7 @@ class GPUReport:
     def __init__(self, folder: Path, order: Sequence[str], run: Run) -> None:
         self.folder = folder
         self._order = order
-        self._pretended = run.pretended
+        self._emulated = run.pretended
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._started = time.monotonic()
         # In the form in which they are read from the file: lists in place of tuples.
@@ -120,7 +120,7 @@ class GPUReport:
     def _plain(self, figure: Figure) -> dict[str, Any]:
         value, note = figure.value, figure.note
         samples = figure.ours.values if figure.ours is not None else ()
-        if self._pretended and figure.unit not in UNTIMED:
+        if self._emulated and figure.unit not in UNTIMED:
             value, samples, note = None, (), ""
         plain: dict[str, Any] = {
             "name": figure.name,
@@ -154,7 +154,7 @@ def table_of(values: Mapping[str, Any]) -> str:
         f"Measured {values['started_at']} in {values['seconds']:.0f} s on {machine['gpu']}; "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; {versions}.",
         "",
-        *([PRETENDED, ""] if values["pretended"] else []),
+        *([EMULATED, ""] if values["pretended"] else []),
         f"| {' | '.join(HEADINGS)} |",
         f"|{' --- |' * len(HEADINGS)}",
     ]

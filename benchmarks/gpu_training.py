@@ -19,7 +19,7 @@ from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
 
 
-def pretended() -> bool:
+def is_emulated() -> bool:
     """Whether the GPU that torch sees is emulated: this build of torch supports no real one."""
     return torch.version.cuda is None and torch.version.hip is None
 

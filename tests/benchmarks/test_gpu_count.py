@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_traffic import TRAFFIC
-from tools.pretended_cuda.build import find_compiler
+from tools.emulated_cuda.build import find_compiler
 from trainer.config import TrainConfig
 from trainer.fitting.grouped_networks import GroupedNetworks
 from trainer.networks.model import ElementNetworks
@@ -46,16 +46,16 @@ def test_bytes_that_operators_move() -> None:
     }
 
 
-@pytest.mark.skipif(find_compiler() is None, reason="the pretended device needs a C++ compiler")
+@pytest.mark.skipif(find_compiler() is None, reason="the emulated device needs a C++ compiler")
 def test_a_step_is_few_operations_however_many_networks(tmp_path: Path) -> None:
     program = """
 import json, sys
 from pathlib import Path
-from benchmarks.gpu_count import _configs, count_on_pretended_device
+from benchmarks.gpu_count import _configs, count_on_emulated_device
 from benchmarks.made_sets import made_set
 
 folder = Path(sys.argv[1])
-counts = count_on_pretended_device(made_set(folder, 240), folder, _configs(int(sys.argv[2]), 24, "tf32"))
+counts = count_on_emulated_device(made_set(folder, 240), folder, _configs(int(sys.argv[2]), 24, "tf32"))
 print(json.dumps(vars(counts)))
 """
     one, many = (

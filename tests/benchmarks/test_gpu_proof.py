@@ -25,7 +25,7 @@ from benchmarks.gpu_proof import (
     chosen_parts,
     is_device_fault,
 )
-from benchmarks.gpu_report import PRETENDED, RESULTS, TABLE, UNTIMED, GPUReport, PartResult, Run
+from benchmarks.gpu_report import EMULATED, RESULTS, TABLE, UNTIMED, GPUReport, PartResult, Run
 from benchmarks.gpu_sets import BackgroundSets, ready_file
 from benchmarks.machine import describe_machine
 from trainer.errors import TrainingFailed
@@ -177,7 +177,7 @@ def test_a_part_that_hangs_ends_the_run_in_time(tmp_path: Path) -> None:
     assert time.monotonic() - started < 50
     (found,) = results(tmp_path).values()
     assert found["status"] == "ended the run"
-    assert found["error"] == "no end after 1 s"
+    assert found["error"] == "did not end within 1 s"
     assert "time.sleep(60)" in found["traceback"] or "in hangs" in found["traceback"]
     assert [figure["name"] for figure in found["figures"]] == ["before"]
     assert child.stdout.endswith("  proof --parts two\n")
@@ -228,12 +228,12 @@ def test_what_an_earlier_run_measured_stays(tmp_path: Path, run: Run) -> None:
     assert list(results(tmp_path)) == ["two"]
 
 
-def test_a_pretended_device_has_no_figures_of_speed(tmp_path: Path, run: Run) -> None:
+def test_an_emulated_device_has_no_figures_of_speed(tmp_path: Path, run: Run) -> None:
     report = GPUReport(tmp_path, ["one"], dataclasses.replace(run, pretended=True))
     figures = [plain("gpu", "an epoch", "ms", [12.5], Goal("below", 15), "12.5 ms"), *counts(None)]  # type: ignore[arg-type]
     report.add(PartResult("one", "done", figures=figures))
     table = (tmp_path / TABLE).read_text()
-    assert PRETENDED in table
+    assert EMULATED in table
     assert "12.5" not in table + (tmp_path / RESULTS).read_text()
     assert "| one | an epoch |  | below 15 ms |  |  |" in table
     assert "4 tests" in table
@@ -248,7 +248,7 @@ def test_parts_are_chosen_by_name_or_by_what_is_before_the_hyphen() -> None:
         "packs-mixed",
     ]
     assert [part.name for part in chosen_parts(["epoch-tf32"])] == ["epoch-tf32"]
-    with pytest.raises(ValueError, match="pack is none of card, smoke-tf32"):
+    with pytest.raises(ValueError, match="pack is not one of card, smoke-tf32"):
         chosen_parts(["pack"])
 
 
@@ -370,27 +370,27 @@ def test_it_needs_no_packages_but_those_that_its_script_installs() -> None:
 
 
 @pytest.fixture
-def pretended_device() -> list[str]:
-    """The begin of a command that runs a module on a pretended device."""
-    build = ROOT / "tools" / "pretended_cuda" / "build.py"
+def emulated_device() -> list[str]:
+    """The begin of a command that runs a module on an emulated device."""
+    build = ROOT / "tools" / "emulated_cuda" / "build.py"
     if not build.exists():
-        pytest.skip("the pretended CUDA device is not here")
-    if subprocess.run([sys.executable, "-m", "tools.pretended_cuda.build"], cwd=ROOT, check=False).returncode:
+        pytest.skip("the emulated CUDA device is not here")
+    if subprocess.run([sys.executable, "-m", "tools.emulated_cuda.build"], cwd=ROOT, check=False).returncode:
         pytest.skip("no C++ compiler")
-    return [sys.executable, "-m", "tools.pretended_cuda", "-m"]
+    return [sys.executable, "-m", "tools.emulated_cuda", "-m"]
 
 
 @pytest.mark.slow
-def test_all_parts_run_on_a_pretended_device(pretended_device: list[str], tmp_path: Path) -> None:
+def test_all_parts_run_on_an_emulated_device(emulated_device: list[str], tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         # Of the process that runs tests/gpu.
-        "PYTEST_PLUGINS": "tools.pretended_cuda.plugin",
+        "PYTEST_PLUGINS": "tools.emulated_cuda.plugin",
         "OMP_NUM_THREADS": "1",
     }
     options = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--small"]
-    command = [*pretended_device, "benchmarks.gpu_proof", *options]
+    command = [*emulated_device, "benchmarks.gpu_proof", *options]
     child = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=540
     )
@@ -402,7 +402,7 @@ def test_all_parts_run_on_a_pretended_device(pretended_device: list[str], tmp_pa
     for part in found.values():
         assert all(figure["value"] is None or figure["unit"] in UNTIMED for figure in part["figures"])
     table = (tmp_path / "out" / TABLE).read_text()
-    assert PRETENDED in table
+    assert EMULATED in table
     assert "1 tests | at least 1 tests | yes" in table
     assert table.count("the same bits") == 4
 

@@ -93,7 +93,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "tests/benchmarks/test_gpu_proof.py::test_make_takes_arguments_and_needs_a_torch_with_cuda": (
         "make gpu-proof*",
     ),
-    "tests/benchmarks/test_gpu_proof.py::test_all_parts_run_on_a_pretended_device": (
+    "tests/benchmarks/test_gpu_proof.py::test_all_parts_run_on_an_emulated_device": (
         "python -m benchmarks.gpu_proof *",
     ),
     "tests/dashboards/test_report.py::test_studies_are_compared_and_told_apart": (

@@ -1,4 +1,4 @@
-"""Programs for pretended cards, each with one fault or with none: to be run in a process of its own.
+"""Programs for emulated cards, each with one fault or with none: to be run in a process of its own.
 
 Prints a JSON object: for each program ``ok``, or the error that it ended with.
 """
@@ -10,16 +10,16 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 
-from tools.pretended_cuda.install import install
+from tools.emulated_cuda.install import install
 
 install(cards=2)
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tools.pretended_cuda import cards, failures, streams  # noqa: E402
-from tools.pretended_cuda.device import TF32_OPERANDS, round_to_tf32  # noqa: E402
-from tools.pretended_cuda.traffic import TRAFFIC, counting  # noqa: E402
+from tools.emulated_cuda import cards, failures, streams  # noqa: E402
+from tools.emulated_cuda.device import TF32_OPERANDS, round_to_tf32  # noqa: E402
+from tools.emulated_cuda.traffic import TRAFFIC, counting  # noqa: E402
 
 PROGRAMS: dict[str, Callable[[], None]] = {}
 MIB = 2**20

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import torch
 
-from tools.pretended_cuda import failures
-from tools.pretended_cuda.cards import CARDS, LOCK, Allocation
-from tools.pretended_cuda.failures import CudaCheckError, cuda_error
+from tools.emulated_cuda import failures
+from tools.emulated_cuda.cards import CARDS, LOCK, Allocation
+from tools.emulated_cuda.failures import CudaCheckError, cuda_error
 
 #: Number of waits of the host, by kind.
 WAITS: Final[Counter[str]] = Counter()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tools.pretended_cuda import failures, traffic
-from tools.pretended_cuda.cards import CARDS, LOCK, allocation_of, find_allocation
-from tools.pretended_cuda.failures import CudaCheckError
-from tools.pretended_cuda.streams import capturing, current_queue, refuse_in_capture, wait
+from tools.emulated_cuda import failures, traffic
+from tools.emulated_cuda.cards import CARDS, LOCK, allocation_of, find_allocation
+from tools.emulated_cuda.failures import CudaCheckError
+from tools.emulated_cuda.streams import capturing, current_queue, refuse_in_capture, wait
 
 #: Arguments of matrix products that a card rounds to TensorFloat-32 if the setting asks for it. Custom
 #: operators that follow the same setting can be added.
@@ -161,7 +161,7 @@ class CudaTensor(torch.Tensor):
         return copy.requires_grad_(self.requires_grad)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"{self._inner!r} on {self.device}, pretended"
+        return f"{self._inner!r} on {self.device}, emulated"
 
 
 def card_index(device: torch.device) -> int:

@@ -5,8 +5,8 @@ In the same process, from a test::
     with injected("out_of_memory", at=3):       # the third allocation from here on
         ...
 
-In a child process, by the environment: ``PRETENDED_CUDA_FAIL=out_of_memory:120,ecc@replay:7`` means the 120th
-allocation and the seventh replay of a graph. With ``PRETENDED_CUDA_FAIL_ONCE=<file>`` only the process that
+In a child process, by the environment: ``EMULATED_CUDA_FAIL=out_of_memory:120,ecc@replay:7`` means the 120th
+allocation and the seventh replay of a graph. With ``EMULATED_CUDA_FAIL_ONCE=<file>`` only the process that
 creates the file fails, so that the process which replaces it succeeds.
 """
 
@@ -122,8 +122,8 @@ def injected(kind: str, at: int = 1, event: Event | None = None) -> Iterator[Non
 
 def inject_from_environment() -> None:
     """Inject the failures that the environment asks for."""
-    marker = os.environ.get("PRETENDED_CUDA_FAIL_ONCE")
-    for asked in filter(None, os.environ.get("PRETENDED_CUDA_FAIL", "").split(",")):
+    marker = os.environ.get("EMULATED_CUDA_FAIL_ONCE")
+    for asked in filter(None, os.environ.get("EMULATED_CUDA_FAIL", "").split(",")):
         what, _, at = asked.partition(":")
         kind, _, event = what.partition("@")
         inject(kind, int(at or 1), event or None, Path(marker) if marker else None)  # type: ignore[arg-type]

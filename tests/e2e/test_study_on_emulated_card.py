@@ -1,4 +1,4 @@
-"""A whole study by real processes on a pretended card, on which everything goes wrong that can."""
+"""A whole study by real processes on an emulated card, on which everything goes wrong that can."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tools.pretended_cuda.build import find_compiler
+from tools.emulated_cuda.build import find_compiler
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 27
@@ -39,13 +39,13 @@ limits: {{trials: 6}}
 
 
 class Home:
-    """A home folder, and processes that work there with a pretended card or without."""
+    """A home folder, and processes that work there with an emulated card or without."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "home"
 
     def start(self, *arguments: str, card: bool = True, fails: str = "") -> subprocess.Popen[str]:
-        module = "tools.pretended_cuda" if card else "search.cli.main"
+        module = "tools.emulated_cuda" if card else "search.cli.main"
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
@@ -53,7 +53,7 @@ class Home:
                 **os.environ,
                 "ANITUNE_HOME": str(self.folder),
                 "OMP_NUM_THREADS": "1",
-                "PRETENDED_CUDA_FAIL": fails,
+                "EMULATED_CUDA_FAIL": fails,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -91,7 +91,7 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_compiler() is None, reason="the pretended card needs a C++ compiler")
+@pytest.mark.skipif(find_compiler() is None, reason="the emulated card needs a C++ compiler")
 def test_a_study_on_a_card_survives_its_failures(tmp_path: Path, data_file: Path) -> None:
     home, file = Home(tmp_path), tmp_path / "study.yaml"
     file.write_text(STUDY.format(data=data_file, epochs=EPOCHS))
@@ -113,7 +113,7 @@ def test_a_study_on_a_card_survives_its_failures(tmp_path: Path, data_file: Path
     # The next worker's card fails: it hands all back, names the card, and ends.
     code, _, said = home.run("worker", "card", "--pack", "2", fails="ecc@replay:60")
     assert code == 1, said
-    assert "cuda:0 pretended" in said
+    assert "cuda:0 emulated" in said
     assert "uncorrectable ECC error" in said
     assert "Traceback" not in said
     shown = home.show()

@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 import torch
 from torch import Tensor
 
-from tools.pretended_cuda import failures
-from tools.pretended_cuda.cards import CARDS, LOCK, Access, Allocation, Pool, find_allocation
-from tools.pretended_cuda.failures import CudaCheckError, cuda_error
-from tools.pretended_cuda.streams import CAPTURES, NOT_PERMITTED, Queue, current_queue
-from tools.pretended_cuda.traffic import COUNTS, Counts
+from tools.emulated_cuda import failures
+from tools.emulated_cuda.cards import CARDS, LOCK, Access, Allocation, Pool, find_allocation
+from tools.emulated_cuda.failures import CudaCheckError, cuda_error
+from tools.emulated_cuda.streams import CAPTURES, NOT_PERMITTED, Queue, current_queue
+from tools.emulated_cuda.traffic import COUNTS, Counts
 
 #: Number of captures by their number of operations, and number of replays.
 CAPTURED: Final[Counter[int]] = Counter()

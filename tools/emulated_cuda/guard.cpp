@@ -10,7 +10,7 @@ int device_count = 1;
 thread_local DeviceIndex current = 0;
 
 // Streams are kept in Python: all of them are the default stream here.
-struct PretendedGuard final : impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
+struct EmulatedGuard final : impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   Device exchangeDevice(Device device) const override {
     Device before = getDevice();
     setDevice(device);
@@ -25,7 +25,7 @@ struct PretendedGuard final : impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   DeviceIndex deviceCount() const noexcept override { return static_cast<DeviceIndex>(device_count); }
 };
 
-C10_REGISTER_GUARD_IMPL(CUDA, PretendedGuard)
+C10_REGISTER_GUARD_IMPL(CUDA, EmulatedGuard)
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-"""The pretended CUDA device runs correct programs, and catches the faults that are planted in others."""
+"""The emulated CUDA device runs correct programs, and catches the faults that are planted in others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.pretended_cuda.build import find_compiler
+from tools.emulated_cuda.build import find_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,10 +82,10 @@ def test_all_programs_are_listed(found: dict[str, str]) -> None:
 def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
     command = ["make", "--dry-run", "--always-make", "test"]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "python -m tools.pretended_cuda.build; then" in lines
-    assert "python -m pytest -p tools.pretended_cuda.plugin tests/gpu " in lines
+    assert "python -m tools.emulated_cuda.build; then" in lines
+    assert "python -m pytest -p tools.emulated_cuda.plugin tests/gpu " in lines
     found, missing = (
-        run("-m", "tools.pretended_cuda.build", PATH=path, CXX="") for path in (os.environ["PATH"], "")
+        run("-m", "tools.emulated_cuda.build", PATH=path, CXX="") for path in (os.environ["PATH"], "")
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert missing.returncode == 1
@@ -94,14 +94,14 @@ def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
 
 def test_a_skipped_test_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_skipped.py").write_text("import pytest\ndef test_it(): pytest.skip('no card')\n")
-    plugin = ("-p", "tools.pretended_cuda.plugin", "-p", "no:cacheprovider")
+    plugin = ("-p", "tools.emulated_cuda.plugin", "-p", "no:cacheprovider")
     done = run("-m", "pytest", *plugin, "--rootdir", str(tmp_path), str(tmp_path))
     assert done.returncode == 1, done.stdout
-    assert "no card has seen anything of this" in done.stdout
+    assert "nothing of this ran on a real card" in done.stdout
 
 
-def test_this_process_has_no_pretended_device(found: dict[str, str]) -> None:
-    assert "tools.pretended_cuda.install" not in sys.modules
+def test_this_process_has_no_emulated_device(found: dict[str, str]) -> None:
+    assert "tools.emulated_cuda.install" not in sys.modules
 
 
 def test_a_command_trains_on_it(data_file: Path, tmp_path: Path) -> None:
@@ -112,24 +112,24 @@ def test_a_command_trains_on_it(data_file: Path, tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     done = run(
-        *("-m", "tools.pretended_cuda", "train", str(config), "--out", str(out)), ANITUNE_HOME=str(tmp_path)
+        *("-m", "tools.emulated_cuda", "train", str(config), "--out", str(out)), ANITUNE_HOME=str(tmp_path)
     )
     assert done.returncode == 0, done.stderr
-    assert "no card sees anything of this" in done.stderr
+    assert "nothing of this runs on a real card" in done.stderr
     assert "cuda:0" in (out / "metrics.json").read_text()
 
 
 def test_a_failure_is_injected_into_one_process_of_several(tmp_path: Path) -> None:
-    arguments = ("-m", "tools.pretended_cuda", "-m", "timeit", "-n1", "-r1")
+    arguments = ("-m", "tools.emulated_cuda", "-m", "timeit", "-n1", "-r1")
     code = (
         "import torch; assert torch.cuda.mem_get_info(1) == (2**30, 140 * 2**30); "
         "x = torch.ones(1, device='cuda'); x + x"
     )
     environment = {
-        "PRETENDED_CUDA_CARDS": "2",
-        "PRETENDED_CUDA_FREE_GIB": "1",
-        "PRETENDED_CUDA_FAIL": "out_of_memory:2",
-        "PRETENDED_CUDA_FAIL_ONCE": str(tmp_path / "failed"),
+        "EMULATED_CUDA_CARDS": "2",
+        "EMULATED_CUDA_FREE_GIB": "1",
+        "EMULATED_CUDA_FAIL": "out_of_memory:2",
+        "EMULATED_CUDA_FAIL_ONCE": str(tmp_path / "failed"),
     }
     first, second = (run(*arguments, code, **environment) for _ in range(2))
     assert first.returncode == 1

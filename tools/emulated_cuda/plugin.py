@@ -1,4 +1,4 @@
-"""Runs tests on emulated CUDA cards: ``python -m pytest -p tools.pretended_cuda.plugin tests/gpu``."""
+"""Runs tests on emulated CUDA cards: ``python -m pytest -p tools.emulated_cuda.plugin tests/gpu``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     # Not earlier: this imports torch, and tests/conftest.py must set its number of threads before.
-    from tools.pretended_cuda.install import install
+    from tools.emulated_cuda.install import install
 
     install()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    from tools.pretended_cuda.cards import CARDS, NAME
+    from tools.emulated_cuda.cards import CARDS, NAME
 
     return f"CUDA: {len(CARDS)} card(s), {NAME}"
 
@@ -27,15 +27,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    from tools.pretended_cuda.graphs import CAPTURED, REPLAYS
-    from tools.pretended_cuda.streams import WAITS
+    from tools.emulated_cuda.graphs import CAPTURED, REPLAYS
+    from tools.emulated_cuda.streams import WAITS
 
     captured = ", ".join(f"{number} of {size}" for size, number in sorted(CAPTURED.items()))
     waits = ", ".join(f"{what} {number}" for what, number in WAITS.most_common())
-    terminalreporter.section("pretended CUDA device: no card has seen anything of this")
+    terminalreporter.section("emulated CUDA device: nothing of this ran on a real card")
     if terminalreporter.stats.get("skipped"):
         terminalreporter.write_line(
-            "FAILED: tests were skipped, though the pretended device has all they need"
+            "FAILED: tests were skipped, though the emulated device has all they need"
         )
     if not CAPTURED:
         return  # the tests ran in other processes

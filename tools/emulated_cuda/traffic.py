@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from tools.pretended_cuda.cards import LOCK
+from tools.emulated_cuda.cards import LOCK
 
 #: Functions of an operator's arguments that return the bytes it moves, where that is not the sum of all its
 #: tensors: ``TRAFFIC["anitune::linear"] = lambda input, weight, out: ...``.

@@ -18,9 +18,9 @@ from weakref import finalize
 
 import torch
 
-from tools.pretended_cuda import device, failures, graphs, streams
-from tools.pretended_cuda.build import load_guard
-from tools.pretended_cuda.cards import CARDS, NAME, Card
+from tools.emulated_cuda import device, failures, graphs, streams
+from tools.emulated_cuda.build import load_guard
+from tools.emulated_cuda.cards import CARDS, NAME, Card
 
 #: Memory of an NVIDIA H200, bytes.
 MEMORY: Final = 140 << 30
@@ -38,20 +38,20 @@ def install(cards: int | None = None) -> None:
 
     Parameters
     ----------
-    cards : how many; by default ``PRETENDED_CUDA_CARDS``, or 1. ``PRETENDED_CUDA_FREE_GIB`` sets how much
+    cards : how many; by default ``EMULATED_CUDA_CARDS``, or 1. ``EMULATED_CUDA_FREE_GIB`` sets how much
         memory of each is left by other processes; by default all
     """
     global _library
     if installed():
         return
     if torch.version.cuda is not None:
-        raise RuntimeError("this build of torch has CUDA: a pretended card needs a CPU build")
+        raise RuntimeError("this build of torch has CUDA: an emulated card needs a CPU build")
     guard = load_guard()
-    count = cards or int(os.environ.get("PRETENDED_CUDA_CARDS", "1"))
+    count = cards or int(os.environ.get("EMULATED_CUDA_CARDS", "1"))
     guard.set_device_count(count)
     CARDS.extend(Card(index, MEMORY) for index in range(count))
     for card in CARDS:
-        card.others = MEMORY - int(float(os.environ.get("PRETENDED_CUDA_FREE_GIB", MEMORY >> 30)) * 2**30)
+        card.others = MEMORY - int(float(os.environ.get("EMULATED_CUDA_FREE_GIB", MEMORY >> 30)) * 2**30)
     failures.inject_from_environment()
     _supply_functions(guard)
     _replace_classes()

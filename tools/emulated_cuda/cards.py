@@ -8,9 +8,9 @@ from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
 
-from tools.pretended_cuda import failures
+from tools.emulated_cuda import failures
 
-NAME: Final = "pretended (computed on the CPU; no card has seen anything)"
+NAME: Final = "emulated (computed on the CPU, not on a real card)"
 
 #: Allocations are multiples of this, as in torch.
 BLOCK: Final = 512

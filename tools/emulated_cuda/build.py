@@ -1,6 +1,6 @@
 """Compiles ``guard.cpp`` at first use, and loads it.
 
-``python -m tools.pretended_cuda.build`` builds it, or prints why it cannot and exits with 1.
+``python -m tools.emulated_cuda.build`` builds it, or prints why it cannot and exits with 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).with_name("guard.cpp")
-CACHE: Final = Path(__file__).resolve().parents[2] / "build" / "pretended_cuda"
+CACHE: Final = Path(__file__).resolve().parents[2] / "build" / "emulated_cuda"
 
 
 def find_compiler() -> list[str] | None:
@@ -43,7 +43,7 @@ def load_guard() -> ctypes.CDLL:
 def _compile(library: Path, torch_folder: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
-        raise RuntimeError("a pretended CUDA device needs a C++ compiler (set CXX, or install g++)")
+        raise RuntimeError("an emulated CUDA device needs a C++ compiler (set CXX, or install g++)")
     library.parent.mkdir(parents=True, exist_ok=True)
     options = ["-O1", "-shared", "-fPIC", "-std=c++20", f"-I{torch_folder}/include"]
     link = [f"-L{torch_folder}/lib", "-lc10"]
@@ -59,11 +59,11 @@ def main() -> None:
 
     if torch.version.cuda is not None:
         sys.exit(
-            "tests/gpu was not run: a pretended CUDA device needs a CPU build of torch (see make test-gpu)"
+            "tests/gpu was not run: an emulated CUDA device needs a CPU build of torch (see make test-gpu)"
         )
     if find_compiler() is None:
         sys.exit(
-            "tests/gpu was not run: a pretended CUDA device needs a C++ compiler (set CXX, or install g++)"
+            "tests/gpu was not run: an emulated CUDA device needs a C++ compiler (set CXX, or install g++)"
         )
     load_guard()
 
