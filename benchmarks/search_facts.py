@@ -177,7 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = read_table(arguments.table)
     if not rows:
-        parser.error(f"{arguments.table} is not there; make search-table makes it")
+        parser.error(f"{arguments.table} does not exist; create it with make search-table")
     parts = {"the facts": facts(rows, arguments.table.stat().st_size), "the ranks": rank_table(rows)}
     for name, lines in parts.items():
         print("\n".join(lines), end="\n\n")

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.search_replay import Course, Trainings
+from benchmarks.search_replay import SearchHistory, Trainings
 from benchmarks.search_table import EPOCHS, SEARCHED, Cell
 
 SYNE_TUNE: Final = "Syne Tune, "
@@ -36,7 +36,7 @@ def has_syne_tune() -> bool:
 
 def replay_syne_tune(
     trainings: Trainings, scheduler: str, seed: int, epochs: int, workers: int, first_rung: int
-) -> Course:
+) -> SearchHistory:
     """Run a Syne Tune search until it has spent its epochs.
 
     Parameters
@@ -53,7 +53,7 @@ def replay_syne_tune(
         # The training seeds and the draws of surrogate models come from the global generators.
         random.seed(seed)
         np.random.seed(seed)
-        course = Course(trainings)
+        history = SearchHistory(trainings)
         space = _space(trainings)
         settings: dict[str, Any] = {"config_space": space | {"epochs": EPOCHS}, "metric": "mae"}
         if scheduler not in FULL_LENGTH:
@@ -73,12 +73,12 @@ def replay_syne_tune(
             stop_criterion=StoppingCriterion(max_num_evaluations=epochs),
             n_workers=workers,
             sleep_time=0,
-            callbacks=[SimulatorCallback(), _reporting(course)],
+            callbacks=[SimulatorCallback(), _reporting(history)],
             print_update_interval=1e9,
             results_update_interval=1e9,
             save_tuner=False,
         ).run()
-    return course
+    return history
 
 
 @contextlib.contextmanager
@@ -148,10 +148,10 @@ def _padded(val_mae: tuple[float, ...]) -> list[float]:
     return [*val_mae, *[FAILED] * (EPOCHS - len(val_mae))]
 
 
-def _reporting(course: Course) -> Any:
+def _reporting(history: SearchHistory) -> Any:
     from syne_tune.tuner_callback import TunerCallback
 
-    choices = course.trainings.choices
+    choices = history.trainings.choices
 
     class Reporting(TunerCallback):  # type: ignore[misc]
         """Reports each epoch to the history of the search."""
@@ -168,7 +168,7 @@ def _reporting(course: Course) -> Any:
                     for name in SEARCHED
                 )
             )
-            course.report(
+            history.report(
                 cell, number, int(result["epoch"]), self.best[number], result.get("st_tuner_time", 0.0)
             )
 

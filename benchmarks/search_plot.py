@@ -49,7 +49,7 @@ class Curve:
 
 
 def curves(
-    courses: Mapping[tuple[str, int], Sequence[Sequence[Point]]], workers: int, best: float, epochs: int
+    histories: Mapping[tuple[str, int], Sequence[Sequence[Point]]], workers: int, best: float, epochs: int
 ) -> list[Curve]:
     """A curve for each search with ``workers`` workers.
 
@@ -61,7 +61,7 @@ def curves(
     at = sorted({round(each) for each in np.geomspace(FIRST, epochs, STEPS)})
     colors = {style: itertools.cycle(COLORS) for style in STYLES}
     found = []
-    for (name, count), replays in courses.items():
+    for (name, count), replays in histories.items():
         if count == workers:
             style = _style(name)
             quartiles = [_quartiles([taken_after(each, n) / best - 1 for each in replays]) for n in at]
@@ -87,15 +87,15 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 
 
 def draw_interactive(
-    courses: Mapping[tuple[str, int], Sequence[Sequence[Point]]], best: float, epochs: int, path: Path
+    histories: Mapping[tuple[str, int], Sequence[Sequence[Point]]], best: float, epochs: int, path: Path
 ) -> None:
     """Write a page with a figure for each number of workers; the page loads plotly from its CDN."""
     parts = [
         f"<h2>{title}</h2>\n"
-        + _figure(curves(courses, workers, best, epochs), title).to_html(
+        + _figure(curves(histories, workers, best, epochs), title).to_html(
             full_html=False, include_plotlyjs="cdn" if first else False, div_id=f"workers-{workers}"
         )
-        for workers, title, first in _panels(courses)
+        for workers, title, first in _panels(histories)
     ]
     page = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Search quality</title></head>',
@@ -109,8 +109,8 @@ def draw_interactive(
     path.write_text("\n".join(page))
 
 
-def _panels(courses: Mapping[tuple[str, int], object]) -> Iterator[tuple[int, str, bool]]:
-    counts = sorted({count for _, count in courses})
+def _panels(histories: Mapping[tuple[str, int], object]) -> Iterator[tuple[int, str, bool]]:
+    counts = sorted({count for _, count in histories})
     for number, count in enumerate(counts):
         yield count, f"{count} worker{'s' if count > 1 else ''}", number == 0
 
@@ -145,14 +145,14 @@ def _figure(shown: Sequence[Curve], title: str) -> go.Figure:
 
 
 def draw_static(
-    courses: Mapping[tuple[str, int], Sequence[Sequence[Point]]], best: float, epochs: int, path: Path
+    histories: Mapping[tuple[str, int], Sequence[Sequence[Point]]], best: float, epochs: int, path: Path
 ) -> None:
     """Write an image (SVG) with a panel for each number of workers; equal histories give equal bytes."""
-    panels = list(_panels(courses))
+    panels = list(_panels(histories))
     figure = Figure(figsize=(max(8.4, 4.2 * len(panels)), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for (workers, title, _), panel in zip(panels, axes, strict=True):
-        for curve in curves(courses, workers, best, epochs):
+        for curve in curves(histories, workers, best, epochs):
             style = MATPLOTLIB_STYLES[curve.style]
             panel.plot(
                 curve.epochs, curve.median, style, color=curve.color, linewidth=curve.width, label=curve.name

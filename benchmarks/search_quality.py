@@ -34,7 +34,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.report import markdown_table, put_part
 from benchmarks.search_peers import SCHEDULERS, SYNE_TUNE, has_syne_tune, replay_syne_tune
 from benchmarks.search_plot import draw_interactive, draw_static
-from benchmarks.search_replay import Course, Point, Trainings, replay_optuna, replay_ours, taken_after
+from benchmarks.search_replay import Point, SearchHistory, Trainings, replay_optuna, replay_ours, taken_after
 from benchmarks.search_table import EPOCHS, STUDY, TABLE, read_table
 from trainer.config import DataConfig, FeatureConfig, SplitConfig
 from trainer.progress import no_progress
@@ -63,7 +63,7 @@ OURS: Final[dict[str, dict[str, Any]]] = {
 
 PLAIN_OPTUNA: Final = "Optuna"
 
-Courses = dict[tuple[str, int], list[list[Point]]]
+Histories = dict[tuple[str, int], list[list[Point]]]
 """Histories of each seed, by name and number of workers of the search."""
 
 
@@ -106,8 +106,8 @@ class Verdict:
     met: bool | None
 
 
-def _optuna(sampler: Callable[..., Any], pruner: Callable[[], Any] | None) -> Callable[..., Course]:
-    def search(trainings: Trainings, task: Task, seed: int, epochs: int, workers: int) -> Course:
+def _optuna(sampler: Callable[..., Any], pruner: Callable[[], Any] | None) -> Callable[..., SearchHistory]:
+    def search(trainings: Trainings, task: Task, seed: int, epochs: int, workers: int) -> SearchHistory:
         return replay_optuna(trainings, sampler(seed=seed), pruner() if pruner else None, epochs, workers)
 
     return search
@@ -117,17 +117,17 @@ def _hyperband() -> HyperbandPruner:
     return HyperbandPruner(min_resource=1, max_resource=EPOCHS, reduction_factor=3)
 
 
-def searches() -> dict[str, Callable[..., Course]]:
+def searches() -> dict[str, Callable[..., SearchHistory]]:
     """All compared searches by name; called with table, task, seed, epochs and number of workers."""
 
     def ours(
         changes: dict[str, Any], trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
-    ) -> Course:
+    ) -> SearchHistory:
         return replay_ours(trainings, task, changes, seed, epochs, workers)
 
     def syne_tune(
         name: str, trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
-    ) -> Course:
+    ) -> SearchHistory:
         return replay_syne_tune(trainings, name, seed, epochs, workers, first_rung=3)
 
     return {
@@ -189,30 +189,30 @@ def replay_all(
             pool.shutdown(cancel_futures=True)
 
 
-def judge(name: str, workers: int, courses: Sequence[Sequence[Point]], table: Trainings) -> Result:
+def judge(name: str, workers: int, histories: Sequence[Sequence[Point]], table: Trainings) -> Result:
     """Compute the results of a search from the histories of all seeds."""
     ranked = table.ranked()
     best, tenth = ranked[0][0], ranked[9][0]
-    at = {share: [taken_after(course, share * table.epochs) for course in courses] for share in SHARES}
+    at = {share: [taken_after(history, share * table.epochs) for history in histories] for share in SHARES}
     # Some searches finish trials that have begun: what they find beyond the limit does not count.
-    within = [[point for point in course if point[0] <= limit(table)] for course in courses]
+    within = [[point for point in history if point[0] <= limit(table)] for history in histories]
     return Result(
         name,
         workers,
         {share: tuple(error / best - 1 for error in errors) for share, errors in at.items()},
-        tuple(_arrived(course, best * (1 + CLOSE)) for course in within),
+        tuple(_arrived(history, best * (1 + CLOSE)) for history in within),
         statistics.mean(error <= tenth for error in at[GOAL_SHARE]),
     )
 
 
-def judge_all(courses: Courses, table: Trainings) -> list[Result]:
+def judge_all(histories: Histories, table: Trainings) -> list[Result]:
     """Results of all searches, in their order."""
-    return [judge(name, count, found, table) for (name, count), found in courses.items()]
+    return [judge(name, count, found, table) for (name, count), found in histories.items()]
 
 
-def _arrived(course: Sequence[Point], error: float) -> float:
+def _arrived(history: Sequence[Point], error: float) -> float:
     arrived = math.inf
-    for spent, _, taken in reversed(course):
+    for spent, _, taken in reversed(history):
         if taken > error:
             break
         arrived = spent
@@ -318,7 +318,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_courses(path: Path, table: Path, seeds: int) -> Courses:
+def read_histories(path: Path, table: Path, seeds: int) -> Histories:
     """Read the histories of a file; empty if they belong to another table, other seeds or other versions."""
     if not path.exists():
         return {}
@@ -327,21 +327,21 @@ def read_courses(path: Path, table: Path, seeds: int) -> Courses:
         return {}
     return {
         (each["search"], each["workers"]): [
-            [(spent, now, math.inf if error is None else error) for spent, now, error in course]
-            for course in each["courses"]
+            [(spent, now, math.inf if error is None else error) for spent, now, error in history]
+            for history in each["courses"]
         ]
         for each in values["searches"]
     }
 
 
-def write_courses(path: Path, file: Path, seeds: int, courses: Courses, table: Trainings) -> None:
+def write_histories(path: Path, file: Path, seeds: int, histories: Histories, table: Trainings) -> None:
     """Write all histories with their results. Infinite values become null.
 
     Parameters
     ----------
     file : the file of the table
     """
-    results = judge_all(courses, table)
+    results = judge_all(histories, table)
     searches = [
         {
             "search": each.name,
@@ -349,7 +349,9 @@ def write_courses(path: Path, file: Path, seeds: int, courses: Courses, table: T
             "regrets": {share: _finite(values) for share, values in each.regrets.items()},
             "arrived": _finite(each.arrived),
             "among_best": each.among_best,
-            "courses": [[_finite(point) for point in course] for course in courses[each.name, each.workers]],
+            "courses": [
+                [_finite(point) for point in history] for history in histories[each.name, each.workers]
+            ],
         }
         for each in results
     ]
@@ -382,61 +384,65 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=30, help="replays of each search (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16], help="virtual workers")
     parser.add_argument(
-        "--only", nargs="+", choices=list(searches()), metavar="SEARCH", help="replay these alone"
+        "--only", nargs="+", choices=list(searches()), metavar="SEARCH", help="replay only these"
     )
     parser.add_argument(
-        "--redraw", action="store_true", help="replay nothing: judge and draw the courses of --json"
+        "--redraw", action="store_true", help="replay nothing: judge and draw the histories of --json"
     )
-    parser.add_argument("--json", type=Path, default=Path("build/search-quality.json"), help="the courses")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/search-quality.json"), help="file of the histories"
+    )
     parser.add_argument("--features", type=Path, default=Path("build/search-features"))
     parser.add_argument(
         "--write-docs", action="store_true", help="put tables and plots into docs/ and README.md"
     )
     arguments = parser.parse_args()
     if not arguments.table.exists():
-        parser.error(f"{arguments.table} is not there; make search-table makes it")
+        parser.error(f"{arguments.table} does not exist; create it with make search-table")
     table = _table(arguments.table)
-    courses = read_courses(arguments.json, arguments.table, arguments.seeds)
-    if arguments.redraw and not courses:
-        parser.error(f"{arguments.json} has no courses of this table with {arguments.seeds} seeds")
+    histories = read_histories(arguments.json, arguments.table, arguments.seeds)
+    if arguments.redraw and not histories:
+        parser.error(f"{arguments.json} has no histories of this table with {arguments.seeds} seeds")
     # The peers depend only on the table, and some take long: they are replayed again only if they are named.
     chosen = [
         (name, count)
         for name in ([] if arguments.redraw else arguments.only or searches())
         for count in arguments.workers
-        if arguments.only or name in OURS or (name, count) not in courses
+        if arguments.only or name in OURS or (name, count) not in histories
     ]
     if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
-        parser.error("Syne Tune is not installed: make bench-search does it; or name others by --only")
+        parser.error(
+            "Syne Tune is not installed: install it with make bench-search, or select others with --only"
+        )
     began = time.perf_counter()
     for (name, count), found in replay_all(chosen, arguments.seeds, arguments.table, arguments.features):
-        courses = _in_order({**courses, (name, count): found})
-        write_courses(arguments.json, arguments.table, arguments.seeds, courses, table)
+        histories = _in_order({**histories, (name, count): found})
+        write_histories(arguments.json, arguments.table, arguments.seeds, histories, table)
         result = judge(name, count, found, table)
         print(f"{time.perf_counter() - began:5.0f} s: {', '.join(_row(result, table.epochs))}", flush=True)
 
-    results = judge_all(courses, table)
+    results = judge_all(histories, table)
     goals = verdicts(results, limit(table))
     parts = {"the figures": figures_table(results, table.epochs), "the goals": goals_table(goals)}
     for lines in parts.values():
         print("\n" + "\n".join(lines))
     best = table.ranked()[0][0]
-    draw_interactive(courses, best, limit(table), arguments.json.with_suffix(".html"))
-    draw_static(courses, best, limit(table), arguments.json.with_suffix(".svg"))
+    draw_interactive(histories, best, limit(table), arguments.json.with_suffix(".html"))
+    draw_static(histories, best, limit(table), arguments.json.with_suffix(".svg"))
     if arguments.write_docs:
-        _write_docs(courses, table, arguments.seeds, parts)
+        _write_docs(histories, table, arguments.seeds, parts)
 
 
-def _in_order(courses: Courses) -> Courses:
+def _in_order(histories: Histories) -> Histories:
     """Sort histories by the order of the searches, then by the number of workers."""
     names = list(searches())
-    return dict(sorted(courses.items(), key=lambda each: (names.index(each[0][0]), each[0][1])))
+    return dict(sorted(histories.items(), key=lambda each: (names.index(each[0][0]), each[0][1])))
 
 
-def _write_docs(courses: Courses, table: Trainings, seeds: int, parts: Mapping[str, list[str]]) -> None:
+def _write_docs(histories: Histories, table: Trainings, seeds: int, parts: Mapping[str, list[str]]) -> None:
     best = table.ranked()[0][0]
-    draw_interactive(courses, best, limit(table), DOCS / "search-quality.html")
-    draw_static(courses, best, limit(table), DOCS / "images" / "search-quality.svg")
+    draw_interactive(histories, best, limit(table), DOCS / "search-quality.html")
+    draw_static(histories, best, limit(table), DOCS / "images" / "search-quality.svg")
     words = ", ".join(f"{name} {number}" for name, number in versions().items())
     made = [
         f"A table of {table.count} configurations ({table.epochs:,} epochs in all), {seeds} seeds; {words}.",

@@ -146,7 +146,7 @@ configuration that a person would choose at that time."""
 
 
 @dataclass
-class Course:
+class SearchHistory:
     """History of a search: its best choice as a function of the training spent.
 
     Attributes
@@ -185,14 +185,14 @@ class Course:
         ]
 
 
-def taken_after(course: Sequence[Point], epochs: float) -> float:
+def taken_after(history: Sequence[Point], epochs: float) -> float:
     """Error of the configuration chosen after this many epochs; infinite if there is none."""
-    return next((error for spent, _, error in reversed(course) if spent <= epochs), math.inf)
+    return next((error for spent, _, error in reversed(history) if spent <= epochs), math.inf)
 
 
 def replay_ours(
     trainings: Trainings, task: Task, changes: Mapping[str, Any], seed: int, epochs: int, workers: int
-) -> Course:
+) -> SearchHistory:
     """Run one of our studies until it has spent its epochs.
 
     Parameters
@@ -203,7 +203,7 @@ def replay_ours(
         Limit of the study; trials that have begun are finished.
     """
     config = _study(trainings, changes, seed, epochs)
-    clock, course = VirtualClock(), Course(trainings)
+    clock, history = VirtualClock(), SearchHistory(trainings)
     with (
         tempfile.TemporaryDirectory(dir=_memory()) as home,
         open_database(home_settings(Path(home))) as database,
@@ -221,11 +221,11 @@ def replay_ours(
                     _VirtualStop(clock),
                     start_relay=lambda study: None,
                     name=f"virtual-{n}",
-                ).replaying(clock, course)
+                ).replaying(clock, history)
                 for n in range(workers)
             ]
         )
-    return course
+    return history
 
 
 def _memory() -> str | None:
@@ -235,7 +235,7 @@ def _memory() -> str | None:
 
 def replay_optuna(
     trainings: Trainings, sampler: BaseSampler, pruner: BasePruner | None, epochs: int, workers: int
-) -> Course:
+) -> SearchHistory:
     """Run plain Optuna, as its tutorials use it, until it has spent its epochs.
 
     Parameters
@@ -243,11 +243,11 @@ def replay_optuna(
     pruner
         Receives the validation MAE of every epoch; None: Optuna receives only the result.
     """
-    clock, course = VirtualClock(), Course(trainings)
+    clock, history = VirtualClock(), SearchHistory(trainings)
     study = optuna.create_study(sampler=sampler, pruner=pruner or NopPruner())
 
     def work() -> None:
-        while course.epochs < epochs:
+        while history.epochs < epochs:
             trial = study.ask()
             chosen = {
                 name: values[trial.suggest_categorical(name, list(range(len(values))))]
@@ -257,7 +257,7 @@ def replay_optuna(
             for epoch, mae in enumerate(row.val_mae, start=1):
                 clock.sleep(row.seconds or 1.0)
                 best = min(row.val_mae[:epoch])
-                course.report(cell, trial.number, epoch, best, clock.now)
+                history.report(cell, trial.number, epoch, best, clock.now)
                 if pruner is not None:
                     trial.report(mae, epoch)
                     if trial.should_prune():
@@ -267,11 +267,11 @@ def replay_optuna(
                 if row.failure is None:
                     study.tell(trial, row.error)
                 else:
-                    course.failed(cell, trial.number)
+                    history.failed(cell, trial.number)
                     study.tell(trial, state=TrialState.FAIL)
 
     clock.run([work] * workers)
-    return course
+    return history
 
 
 def _study(trainings: Trainings, changes: Mapping[str, Any], seed: int, epochs: int) -> StudyConfig:
@@ -293,9 +293,9 @@ class _VirtualStop(StopRequest):
 class _Replaying(Worker):
     """A worker whose trainings are rows of the table."""
 
-    def replaying(self, clock: VirtualClock, course: Course) -> Callable[[], object]:
+    def replaying(self, clock: VirtualClock, history: SearchHistory) -> Callable[[], object]:
         """Return the function that works on the study on this clock."""
-        self._replay = partial(_replay, clock, course)
+        self._replay = partial(_replay, clock, history)
         return self.work
 
     def _work_in_thread(self) -> None:
@@ -304,7 +304,7 @@ class _Replaying(Worker):
 
 def _replay(
     clock: VirtualClock,
-    course: Course,
+    history: SearchHistory,
     config: TrainConfig,
     folder: Path,
     reporter: Reporter,
@@ -313,9 +313,9 @@ def _replay(
     **_: Any,
 ) -> TrainingResult:
     """Stand-in for :func:`trainer.run.run_training` that reads the table."""
-    row = course.trainings.find(config, config.seed)
+    row = history.trainings.find(config, config.seed)
     trial = int(folder.parent.name)
-    done = course.trained.get(trial, 0)  # above 0 if a paused trial is resumed
+    done = history.trained.get(trial, 0)  # above 0 if a paused trial is resumed
     records = [_record(n, mae, clock.now) for n, mae in enumerate(row.val_mae[:done], 1)]
     pruned = False
     for rung in (*(step for step in rungs if step > done), EPOCHS):
@@ -324,14 +324,14 @@ def _replay(
             clock.sleep(row.seconds or 1.0)
             records.append(_record(epoch, mae, clock.now))
             best = min(row.val_mae[:epoch])
-            course.report(config, trial, epoch, best, clock.now)
+            history.report(config, trial, epoch, best, clock.now)
         if len(records) < rung:
-            course.failed(config, trial)
+            history.failed(config, trial)
             raise TrainingFailed(row.failure)
-        told = tuple(records[-len(new) :])
+        reported = tuple(records[-len(new) :])
         if rung == EPOCHS:
-            reporter.records(told)
-        elif pruned := reporter.rung(rung, best, told):
+            reporter.records(reported)
+        elif pruned := reporter.rung(rung, best, reported):
             break
     best_epoch = min(range(len(records)), key=lambda n: records[n].val_mae) + 1
     outcome: Outcome = "pruned" if pruned else "finished"

@@ -360,10 +360,10 @@ def main() -> None:
     parser.add_argument(
         "--home", type=Path, default=Path("build/search-table"), help="folder of the trainings"
     )
-    parser.add_argument("--table", type=Path, default=TABLE, help="the file that is made, or added to")
-    parser.add_argument("--pack", default="auto", help="trainings at once")
+    parser.add_argument("--table", type=Path, default=TABLE, help="the file that is created or extended")
+    parser.add_argument("--pack", default="auto", help="number of trainings at the same time")
     parser.add_argument(
-        "--collect", action="store_true", help="only add what the home folder has; train nothing"
+        "--collect", action="store_true", help="only add the results in the home folder; train nothing"
     )
     parser.add_argument("--seconds", action="store_true", help="only time epochs, on a quiet machine")
     arguments = parser.parse_args()

@@ -14,12 +14,12 @@ from optuna.samplers import TPESampler
 
 from benchmarks import search_quality
 from benchmarks.search_peers import SCHEDULERS, has_syne_tune, replay_syne_tune
-from benchmarks.search_quality import Result, judge, limit, main, read_courses, searches, verdicts
+from benchmarks.search_quality import Result, judge, limit, main, read_histories, searches, verdicts
 from benchmarks.search_replay import Point, Trainings, replay_optuna
 from benchmarks.search_table import EPOCHS, Cell, Training, write_table
 
 NEEDS_SYNE_TUNE = pytest.mark.skipif(
-    not has_syne_tune(), reason="Syne Tune is not installed: make bench-search does it"
+    not has_syne_tune(), reason="Syne Tune is not installed: install it with make bench-search"
 )
 
 
@@ -28,7 +28,7 @@ def table(made_rows: list[Training]) -> Trainings:
     return Trainings(made_rows)
 
 
-def course(table: Trainings, *choices: tuple[int, int]) -> list[Point]:
+def history(table: Trainings, *choices: tuple[int, int]) -> list[Point]:
     """Of a search that takes a configuration, by its rank from 0, from so many epochs on."""
     return [(epochs, float(epochs), table.ranked()[rank][0]) for epochs, rank in choices]
 
@@ -51,7 +51,7 @@ def test_regrets_are_of_the_configuration_that_is_taken_at_a_share_of_the_cost(t
     cost = table.epochs
     assert cost == 48 * EPOCHS
     errors = [error for error, _ in table.ranked()]
-    result = judge("made", 1, [course(table, (cost // 50, 20), (cost // 25, 5), (cost // 12, 0))], table)
+    result = judge("made", 1, [history(table, (cost // 50, 20), (cost // 25, 5), (cost // 12, 0))], table)
     assert result.regrets == {
         0.01: (math.inf,),  # nothing was trained yet
         0.02: (pytest.approx(errors[20] / errors[0] - 1),),
@@ -62,22 +62,22 @@ def test_regrets_are_of_the_configuration_that_is_taken_at_a_share_of_the_cost(t
 
 
 def test_a_search_has_arrived_where_it_stays_close(table: Trainings) -> None:
-    courses = [
-        course(table, (10, 30), (20, 0), (30, 30), (40, 1), (50, 0)),  # close, far again, close
-        course(table, (10, 30), (20, 0), (30, 30)),  # not in the end
-        course(table, (5, 0)),
-        course(table, (5, 30), (limit(table) + 1, 0)),  # too late
+    histories = [
+        history(table, (10, 30), (20, 0), (30, 30), (40, 1), (50, 0)),  # close, far again, close
+        history(table, (10, 30), (20, 0), (30, 30)),  # not in the end
+        history(table, (5, 0)),
+        history(table, (5, 30), (limit(table) + 1, 0)),  # too late
         [],
     ]
     errors = [error for error, _ in table.ranked()]
     assert errors[1] < errors[0] * 1.05 < errors[30]
-    result = judge("made", 1, courses, table)
+    result = judge("made", 1, histories, table)
     assert result.arrived == (40, math.inf, 5, math.inf, math.inf)
 
 
 def test_the_share_among_the_ten_best_counts_those_that_took_none(table: Trainings) -> None:
-    courses = [course(table, (10, 9)), course(table, (10, 10)), course(table, (10, 0)), []]
-    assert judge("made", 1, courses, table).among_best == 0.5
+    histories = [history(table, (10, 9)), history(table, (10, 10)), history(table, (10, 0)), []]
+    assert judge("made", 1, histories, table).among_best == 0.5
 
 
 def result(name: str, regret: float, arrived: float) -> Result:
@@ -128,47 +128,47 @@ def test_syne_tune_repeats_by_its_seed_and_keeps_to_its_epochs(table: Trainings,
 
 
 @pytest.mark.slow
-def test_courses_are_judged_and_drawn_again_without_a_replay(
+def test_histories_are_judged_and_drawn_again_without_a_replay(
     made_rows: list[Training],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file, courses = tmp_path / "table.parquet", tmp_path / "courses.json"
+    file, histories = tmp_path / "table.parquet", tmp_path / "histories.json"
     write_table(made_rows, file)
-    common = ["search_quality", "--table", str(file), "--json", str(courses), "--seeds", "2"]
+    common = ["search_quality", "--table", str(file), "--json", str(histories), "--seeds", "2"]
     options = ["--workers", "1", "4", "--features", str(tmp_path / "features")]
     monkeypatch.setattr(sys, "argv", [*common, *options, "--only", "random search"])
     main()
-    first = read_courses(courses, file, 2)
+    first = read_histories(histories, file, 2)
     assert first.keys() == {("random search", 1), ("random search", 4)}
-    picture = courses.with_suffix(".svg").read_bytes()
+    picture = histories.with_suffix(".svg").read_bytes()
     monkeypatch.setattr(sys, "argv", [*common, *options[3:], "--workers", "1", "--only", "Optuna"])
     main()
-    both = read_courses(courses, file, 2)
+    both = read_histories(histories, file, 2)
     assert both == first | {("Optuna", 1): both["Optuna", 1]}, "others keep theirs"
-    assert courses.with_suffix(".svg").read_bytes() != picture
+    assert histories.with_suffix(".svg").read_bytes() != picture
     capsys.readouterr()
-    tables, page = [], courses.with_suffix(".html")
+    tables, page = [], histories.with_suffix(".html")
     for _ in range(2):
         page.unlink()
-        picture = courses.with_suffix(".svg").read_bytes()
+        picture = histories.with_suffix(".svg").read_bytes()
         monkeypatch.setattr(sys, "argv", [*common, "--redraw"])
         main()
         tables.append(capsys.readouterr().out)
-        assert courses.with_suffix(".svg").read_bytes() == picture
+        assert histories.with_suffix(".svg").read_bytes() == picture
         assert re.findall("<h2>(.*)</h2>", page.read_text()) == ["1 worker", "4 workers"]
     assert tables[0] == tables[1]
     assert "| Optuna | 1 |" in tables[0]
     assert all(
         math.isfinite(each)
-        for s in json.loads(courses.read_text())["searches"]
+        for s in json.loads(histories.read_text())["searches"]
         for each in s["arrived"]
         if each
     )
-    assert read_courses(courses, file, 3) == {}, "of other seeds"
+    assert read_histories(histories, file, 3) == {}, "of other seeds"
     write_table(made_rows[1:], file)
-    assert read_courses(courses, file, 2) == {}, "of another table"
+    assert read_histories(histories, file, 2) == {}, "of another table"
 
 
 def test_every_search_has_the_same_limit(table: Trainings) -> None:

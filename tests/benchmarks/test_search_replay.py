@@ -12,7 +12,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from benchmarks.search_replay import (
-    Course,
+    SearchHistory,
     Trainings,
     VirtualClock,
     replay_optuna,
@@ -56,9 +56,9 @@ def trainings() -> Trainings:
     )
 
 
-def points(course: Course) -> list[Any]:
-    assert course.points
-    return course.points
+def points(history: SearchHistory) -> list[Any]:
+    assert history.points
+    return history.points
 
 
 def test_the_clock_lets_the_one_run_that_is_due_first() -> None:
@@ -142,25 +142,25 @@ def test_a_training_that_failed_costs_its_epochs_and_is_never_taken(trainings: T
         ]
     )
     asha = {"pruner": {"kind": "asha", "min_epochs": 3}}
-    for course in (
+    for history in (
         replay_ours(failing, task, asha, 0, 500, 1),
         replay_optuna(failing, RandomSampler(seed=0), None, 1000, 1),
     ):
-        assert {5, 10, 15} <= {epochs for epochs, _, _ in points(course)}
-        taken = [error for _, _, error in course.points]
+        assert {5, 10, 15} <= {epochs for epochs, _, _ in points(history)}
+        taken = [error for _, _, error in history.points]
         assert taken[0] == math.inf
         assert taken[-1] == failing.ranked()[0][0]
 
 
 def test_a_person_takes_what_was_trained_longest(trainings: Trainings) -> None:
-    course = Course(trainings)
+    history = SearchHistory(trainings)
     good, bad, unknown = cells()[7], cells()[0], cells()[1]
     for epoch in range(1, EPOCHS + 1):
-        course.report(bad, 0, epoch, error(bad), 1.0)
+        history.report(bad, 0, epoch, error(bad), 1.0)
     for epoch in range(1, EPOCHS + 1):
-        course.report(good, 1, epoch, error(good), 2.0)
-    course.report(unknown, 2, 1, 0.1, 3.0)  # good so far, which says little
-    assert [point[0] for point in course.points] == list(range(1, 2 * EPOCHS + 2))
-    taken = [point[2] for point in course.points]
+        history.report(good, 1, epoch, error(good), 2.0)
+    history.report(unknown, 2, 1, 0.1, 3.0)  # good so far, which says little
+    assert [point[0] for point in history.points] == list(range(1, 2 * EPOCHS + 2))
+    taken = [point[2] for point in history.points]
     assert taken[: 2 * EPOCHS - 1] == [trainings.error(bad)] * (2 * EPOCHS - 1)
     assert taken[2 * EPOCHS - 1 :] == [trainings.error(good)] * 2

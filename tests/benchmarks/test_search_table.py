@@ -114,7 +114,9 @@ def test_the_grid_of_a_table_that_has_begun_is_full() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TABLE.exists(), reason="the table is not there yet: make search-table makes it")
+@pytest.mark.skipif(
+    not TABLE.exists(), reason="the table does not exist yet: create it with make search-table"
+)
 def test_two_configurations_of_the_table_are_trained_again(
     tmp_path: Path, print_report: Callable[[list[str]], None]
 ) -> None:
