@@ -78,8 +78,12 @@ def main() -> None:
         metavar="TOPIC",
         help=f"some of {', '.join(TOPICS)} (default: all but {', '.join(ON_REQUEST)})",
     )
-    parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="where figures go")
-    parser.add_argument("--folder", type=Path, help="keep made sets and feature stores here for the next run")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/benchmarks.json"), help="file of the figures"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="keep generated data sets and feature stores here for the next run"
+    )
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
     options = parser.parse_args()
     plan = BenchmarkPlan(

@@ -89,7 +89,7 @@ def figures_of(run: FullRun, config: TrainConfig) -> list[Figure]:
         ),
         plain(
             TOPIC,
-            "memory of the process at most",
+            "peak memory of the process",
             "GiB",
             [run.memory / 2**30],
             MEMORY_GOAL,

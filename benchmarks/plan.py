@@ -11,13 +11,15 @@ from benchmarks.make_big import FULL_SIZE
 class BenchmarkPlan:
     """The sizes of a benchmark; each field is an option of the command line, with its metadata as help."""
 
-    repeats: int = field(default=2, metadata={"help": "turns of both sides of each comparison but the study"})
+    repeats: int = field(
+        default=2, metadata={"help": "repeats of both sides of each comparison except the study"}
+    )
     threads: int = field(default=2, metadata={"help": "CPU threads of both sides of each comparison"})
     device: str = field(default="cpu", metadata={"help": "where both sides train: cpu or cuda"})
-    train_structures: int = field(default=40_000, metadata={"help": "structures of the made set to train on"})
-    train_epochs: int = field(
-        default=10, metadata={"help": "epochs of our training, of which each repeat has one"}
+    train_structures: int = field(
+        default=40_000, metadata={"help": "structures of the generated data set to train on"}
     )
+    train_epochs: int = field(default=10, metadata={"help": "epochs of our training, one per repeat"})
     capped_gib: float = field(
         default=4.0,
         metadata={"help": "memory of a GPU left to the training whose features are streamed, GiB"},

@@ -212,7 +212,7 @@ def _start(
 
 def _check(workers: list[ForkServerProcess]) -> None:
     if any(worker.exitcode for worker in workers):
-        raise RuntimeError("a process of the benchmark has failed; its message stands above")
+        raise RuntimeError("a process of the benchmark has failed; its message is above")
 
 
 def _take_turns(

@@ -211,7 +211,7 @@ def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> Fit
     assert isinstance(task.features, StoredFeatures)
     needed = task.features.stored_subset(task.split.train).atoms * task.features.length * 4 / 2**30
     if needed <= GPU_SHARE * gib:
-        return f"the features of the training part, {needed:.3g} GiB, fit into {gib:.3g} GiB"
+        return f"the features of the training set, {needed:.3g} GiB, fit into {gib:.3g} GiB"
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
     return fit_once(file, folder, config)

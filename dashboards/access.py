@@ -53,8 +53,8 @@ _PAGE: Final = """<!doctype html>
 </html>
 """
 _SIGN_IN_LINE: Final = (
-    "Open the link that `anitune dashboards` or `anitune up` printed. A program sends the secret of the start"
-    " as MLFLOW_TRACKING_TOKEN; `anitune up` prints how."
+    "Open the link that `anitune dashboards` or `anitune up` printed. A program needs the secret of the"
+    " server in MLFLOW_TRACKING_TOKEN; `anitune up` prints how to set it."
 )
 _SIGN_IN_PAGE: Final = _PAGE.format(
     content="""<h1>Open the link that the command printed</h1>
@@ -152,9 +152,9 @@ class Access:
             return Answer.line(200, "OK")
         host = request.headers.get("host", "").lower()
         if not self._is_ours(host):
-            return Answer.line(403, "This server is not called by that name: see --allowed-host.")
+            return Answer.line(403, "This server does not answer to that host name: see --allowed-host.")
         if not (_same_origin(request.headers.get("origin"), host) and _is_asked_here(request)):
-            return Answer.line(403, "Pages of other sites do not reach this server.")
+            return Answer.line(403, "This server refuses requests from pages of other sites.")
         if self._is_signed_in(request.headers.get("authorization", "")):
             return None
         remembered = self._is_remembered(request.headers.get("cookie", ""))

@@ -60,7 +60,7 @@ def history(records: Sequence[StudyRecord], against: Literal["trials", "seconds"
                 f"{prefix}the best complete trial went from {best_y[0]:.3f} to {best_y[-1]:.3f} kcal/mol"
                 f" over {len(ended)} trials"
             )
-    label = "trials that ended" if against == "trials" else "seconds worked on trials, of all workers"
+    label = "trials that ended" if against == "trials" else "seconds spent on trials, by all workers"
     return make_chart(
         f"history_{against}" if against == "seconds" else "history",
         f"Best so far against {'trials' if against == 'trials' else 'time'}",

@@ -94,14 +94,15 @@ def format_noise(board: Leaderboard) -> str:
         return _noise(board.noise)
     return (
         f"{_noise(board.noise)} No interval is given for an error: the split keeps molecules whole, and"
-        " errors of one molecule's structures are alike, so that their number says too much; trainings with"
-        " several seeds (repeats: replicate) or anitune promote say what a difference means."
+        " errors of the structures of one molecule are correlated, so an interval from their number would be"
+        " too narrow; trainings with"
+        " several seeds (repeats: replicate) or anitune promote show what a difference means."
     )
 
 
 def _noise(noise: Noise | None) -> str:
     if noise is None:
-        return "How much of a difference is chance is not known yet."
+        return "It is not known yet how much of a difference is chance."
     if noise.kind == "seeds":
         return (
             f"Equal settings differ by {noise.deviation:.3f} kcal/mol (standard deviation over seeds, from"
@@ -110,6 +111,6 @@ def _noise(noise: Noise | None) -> str:
         )
     return (
         "No settings near the best were trained with several seeds, so the spread over seeds is not known."
-        f" The validation part alone makes two trials less than {noise.margin:.3f} kcal/mol apart"
+        f" The finite validation set alone makes two trials less than {noise.margin:.3f} kcal/mol apart"
         " indistinguishable (95 %)."
     )

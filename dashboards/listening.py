@@ -76,9 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--port", type=int)
-    place.add_argument("--fd", type=int, help="a socket that listens already, by its number")
-    parser.add_argument("--token-file", type=Path, help=f"has the secret; default: {TOKEN_VARIABLE} has it")
-    parser.add_argument("--allowed-host", action="append", default=[], help="another name of this server")
+    place.add_argument("--fd", type=int, help="file descriptor of a socket that is already listening")
+    parser.add_argument(
+        "--token-file", type=Path, help=f"file with the secret; default: the variable {TOKEN_VARIABLE}"
+    )
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], help="another host name of this server"
+    )
 
 
 def given_listener(arguments: argparse.Namespace) -> socket.socket:
@@ -99,5 +103,7 @@ def given_access(arguments: argparse.Namespace) -> Access:
     file: Path | None = arguments.token_file
     token = (os.environ.get(TOKEN_VARIABLE, "") if file is None else file.read_text()).strip()
     if len(token) < _SHORTEST:
-        raise AccessError(f"{file or TOKEN_VARIABLE}: a secret of {_SHORTEST} letters or more belongs there")
+        raise AccessError(
+            f"{file or TOKEN_VARIABLE}: must contain a secret of at least {_SHORTEST} characters"
+        )
     return Access(token, allowed_names(arguments.host, arguments.allowed_host))

@@ -132,12 +132,14 @@ def start_servers(home: Path, mlflow_port: int | None = None) -> tuple[LocalServ
             undo.callback(_stop_mlflow, servers)
             began = True
         elif mlflow_port not in (None, mlflow.port):
-            raise AddressError(f"MLflow is running already at {mlflow.url}: first `anitune down`")
+            raise AddressError(
+                f"MLflow is already running at {mlflow.url}: stop it first with `anitune down`"
+            )
         token = read_token(home, mlflow.url)
         if token is None:
             raise ServerError(
-                "MLflow runs without the secret that protects it, as earlier versions started it: first"
-                " `anitune down`"
+                "MLflow runs without the secret that protects it, as earlier versions started it: stop it"
+                " first with `anitune down`"
             )
         _wait_for_mlflow(home, mlflow)
         addresses = ServerAddresses(postgresql.url(DATABASE), mlflow.url, socket.gethostname())
@@ -187,7 +189,9 @@ def with_postgresql(home: Path) -> Iterator[str]:
                 try:
                     check_tables(url)
                 except SchemaTooOldError:
-                    raise ServerError("MLflow's server uses the old tables: first `anitune down`") from None
+                    raise ServerError(
+                        "MLflow's server uses the old tables: stop it first with `anitune down`"
+                    ) from None
             yield url
         finally:
             if started:
@@ -208,7 +212,7 @@ def _alone(home: Path) -> Iterator[Path]:
             yield servers
     except Timeout:
         raise ServerError(
-            f"{servers}: another process has been starting or stopping these for long"
+            f"{servers}: another process has been starting or stopping these servers for too long"
         ) from None
 
 
@@ -262,7 +266,7 @@ def _wait_for_mlflow(home: Path, mlflow: _Mlflow) -> None:
         if _running(home / "servers") is None:
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise ServerEndedError(
-                f"MLflow ended by itself: {(lines or ['it said nothing'])[-1]} (log: {log})"
+                f"MLflow has ended unexpectedly: {(lines or ['it printed nothing'])[-1]} (log: {log})"
             )
         if time.monotonic() > deadline:
             raise ServerEndedError(f"MLflow has not answered for {START_SECONDS:.0f} s (log: {log})")
@@ -271,8 +275,8 @@ def _wait_for_mlflow(home: Path, mlflow: _Mlflow) -> None:
 
 def _running(servers: Path) -> _Mlflow | None:
     mlflow = _recorded(servers)
-    lives = mlflow is not None and any(process.pid == mlflow.pid for process in _processes(mlflow))
-    return mlflow if lives else None
+    running = mlflow is not None and any(process.pid == mlflow.pid for process in _processes(mlflow))
+    return mlflow if running else None
 
 
 def _recorded(servers: Path) -> _Mlflow | None:
@@ -282,7 +286,7 @@ def _recorded(servers: Path) -> _Mlflow | None:
         return None
     except ValueError:
         raise ServerError(
-            f"{servers / _MLFLOW}: damaged; end MLflow's processes, if there are any, and remove it"
+            f"{servers / _MLFLOW}: damaged; stop the processes of MLflow, if there are any, and remove it"
         ) from None
 
 

@@ -94,18 +94,18 @@ class Guard:
     def _checked(self, body: bytes, field: str) -> Answer | bytes:
         """Refuse a foreign location, or serialize the body again so that MLflow reads what was checked."""
         if len(body) > _LONGEST_BODY:
-            return Answer.line(413, "This is too long.")
+            return Answer.line(413, "The request is too long.")
         try:
             content = json.loads(body or b"{}")
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
-            return Answer.line(400, "This is no JSON object.")
+            return Answer.line(400, "The request is not a JSON object.")
         first, _, second = field.partition("_")
         for name in {field, f"{first}{second.title()}"}:  # protobuf accepts both spellings
             place = content.get(name)
             if place and not (isinstance(place, str) and self.is_ours(place, of_model=field == "source")):
-                return _error(f"{field} is not below the place where this server keeps artifacts")
+                return _error(f"{field} is not in the folder where this server stores artifacts")
         return json.dumps(content).encode()
 
     def is_ours(self, place: str, of_model: bool = False) -> bool:
@@ -148,7 +148,9 @@ def _refuse_route(request: Request) -> Answer | None:
     if (request.method, request.path) == _ENDPOINTS:
         return _json(200, {"endpoints": []})
     if verdict == "refused":
-        return _error("this server is for trainings: it offers nothing that runs or fetches things", 403)
+        return _error(
+            "this server only tracks trainings: requests that run programs or fetch data are disabled", 403
+        )
     return Answer.line(404, "There is no such page.")
 
 

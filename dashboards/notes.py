@@ -107,9 +107,7 @@ def optuna_study_note(study: int, summary: StudySummary, trials: Sequence[TrialR
         "Best trial": links.optuna_best_trials("", study),
     }
     if (experiment := summary.mlflow_experiment_id) is not None:
-        pages["Runs in MLflow, the best first"] = links.mlflow_leaderboard(
-            links.MLFLOW_VIA_OPTUNA, experiment
-        )
+        pages["Runs in MLflow, best first"] = links.mlflow_leaderboard(links.MLFLOW_VIA_OPTUNA, experiment)
         pages["Loss curves of the best"] = links.mlflow_curves(links.MLFLOW_VIA_OPTUNA, experiment)
     note += [", ".join(f"[{title}]({url})" for title, url in pages.items()), ""]
     note += [_best(summary, trials), "", _state_line(summary), ""]
@@ -130,7 +128,7 @@ def _state_line(summary: StudySummary) -> str:
     states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count)
     limit = f" of {summary.budget.trials}" if summary.budget.trials is not None else ""
     return (
-        f"{sum(summary.trials.values())}{limit} trials begun ({states or 'none'});"
+        f"{sum(summary.trials.values())}{limit} trials started ({states or 'none'});"
         f" {summary.epochs:,} epochs trained, {summary.epochs_saved:,} saved by pruning"
     )
 

@@ -23,9 +23,12 @@ logger = logging.getLogger("anitune")
 FIGURE = "error-against-parameters"
 """Id of our figure on the page of a study."""
 
-BORDER = (
+BORDER = "\n---\n*Anitune rewrites everything above this line. Write your own notes below it.*\n"
+
+EARLIER_BORDER = (
     "\n---\n*What is above this line is rewritten by anitune. Below it there is room for notes of yours.*\n"
 )
+"""The border in notes that earlier versions wrote."""
 
 
 @cache
@@ -124,5 +127,5 @@ def _by_trial(attributes: Mapping[str, Any]) -> dict[int | None, dict[str, Any]]
 
 def with_own_text(note: str, old: str) -> str:
     """``note``, followed by what a person added to the ``old`` one."""
-    _, border, own = old.rpartition(BORDER)
+    _, border, own = old.replace(EARLIER_BORDER, BORDER).rpartition(BORDER)
     return note + BORDER + (own if border else f"\n{old}" if old else "")

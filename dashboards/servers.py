@@ -70,14 +70,15 @@ class _Server:
         code = self.process.poll()
         if code is not None:
             raise ServerEndedError(
-                f"{self.name} ended by itself (exit code {code}): {self._last_line()} (log: {self.log})"
+                f"{self.name} has ended unexpectedly (exit code {code}): {self._last_line()} (log:"
+                f" {self.log})"
             )
 
     def _last_line(self) -> str:
         with self.log.open("rb") as file:
             file.seek(self.log_start)
             lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
     def answers(self) -> bool:
         # Without the proxy that the environment may name: this is an address of this machine.

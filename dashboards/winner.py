@@ -31,4 +31,4 @@ def format_promoted(record: StudyRecord) -> str | None:
     opened = next(evaluation for evaluation in record.evaluations if evaluation.promotion == promotion.id)
     again = "" if opened == record.evaluations[0] else ", not for the first time"
     day = time.strftime("%Y-%m-%d", time.gmtime(opened.opened_at))
-    return f"{words}. On the test part, opened on {day}{again}: MAE {test['mae_kcalmol']:.3f} kcal/mol"
+    return f"{words}. On the test set, evaluated on {day}{again}: MAE {test['mae_kcalmol']:.3f} kcal/mol"

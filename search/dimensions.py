@@ -59,7 +59,7 @@ class Choices(Generic[N]):
 
     def __post_init__(self) -> None:
         if len(set(self.choices)) < len(self.choices):
-            raise ValueError("a choice is there twice")
+            raise ValueError("a choice is listed twice")
 
 
 Dimension = Range[Any] | Choices[Any] | int | float | str | bool
@@ -115,8 +115,8 @@ def _no_list(value: object) -> object:
         return value
     form = f"{{choices: [{', '.join(map(str, value)):.80}]}}"
     if len(value) == 2 and all(isinstance(each, int | float) for each in value):
-        form += f", or {{low: {value[0]}, high: {value[1]}}} for all between"
-    raise PydanticCustomError("form", "a list alone is no search: write {form}", {"form": form})
+        form += f", or {{low: {value[0]}, high: {value[1]}}} for all values between"
+    raise PydanticCustomError("form", "a list alone is not a search range: write {form}", {"form": form})
 
 
 def _no_architecture(value: object) -> object:

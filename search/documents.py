@@ -55,7 +55,7 @@ def read_document(path: Path) -> Document:
     except OSError as error:
         raise StudyFileError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > MOST_BYTES:
-        raise StudyFileError(f"{path}: has more than {MOST_BYTES >> 20} MiB: it is no file of settings")
+        raise StudyFileError(f"{path}: has more than {MOST_BYTES >> 20} MiB: it is not a file of settings")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -66,7 +66,7 @@ def read_document(path: Path) -> Document:
         raise StudyFileError(f"{path}{fault.place}: {fault}") from None
     if not isinstance(values, dict):
         raise StudyFileError(
-            f"{path}: holds no settings; write them as key: value, a line each, with a blank after the colon"
+            f"{path}: contains no settings; write one per line as key: value, with a space after the colon"
         )
     return Document(path, values, lines)
 
@@ -82,7 +82,7 @@ def read_value(text: str) -> Any:
     try:
         return _read(text)[0]
     except _Fault as fault:
-        raise StudyFileError(f"{text[:80]!r} is no value: {fault}") from None
+        raise StudyFileError(f"{text[:80]!r} is not a value: {fault}") from None
 
 
 def write_document(values: Mapping[str, Any], ascii_only: bool = False) -> str:
@@ -138,10 +138,9 @@ def _read(text: str) -> tuple[Any, dict[KeyPath, int]]:
 #: Clearer messages for the commonest errors, by PyYAML's message.
 _CLEARER: Final = {
     "mapping values are not allowed here": (
-        "here is no place for a colon: keys of one mapping begin in one column, and a text with a colon and a"
-        " blank is put in quotes"
+        "unexpected colon: align the keys of a mapping, and quote a text that contains a colon and a space"
     ),
-    "found character '\\t' that cannot start any token": "a tab: indent with blanks",
+    "found character '\\t' that cannot start any token": "a tab: indent with spaces",
 }
 
 
@@ -153,7 +152,7 @@ def _said(error: yaml.MarkedYAMLError) -> str:
         return f"{error.context}, {problem}"
     if begun is None or error.problem_mark is None or begun.line == error.problem_mark.line:
         return problem
-    return f"{problem} ({error.context} that begins in line {begun.line + 1})"
+    return f"{problem} ({error.context} that starts in line {begun.line + 1})"
 
 
 class _Loader(yaml.SafeLoader):
@@ -169,7 +168,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         self.nodes += 1
         if self.depth > MOST_DEPTH or self.nodes > MOST_VALUES:
-            deep = f"more than {MOST_DEPTH} lists or mappings within one another"
+            deep = f"more than {MOST_DEPTH} levels of nested lists or mappings"
             many = f"more than {MOST_VALUES:,} values"
             raise yaml.composer.ComposerError(
                 problem=deep if self.depth > MOST_DEPTH else many, problem_mark=self.get_mark()
@@ -213,11 +212,11 @@ class _Reader:
     def value(self, node: yaml.Node, path: KeyPath, around: tuple[yaml.Node, ...] = ()) -> Any:
         line = self.lines.get(path, node.start_mark.line + 1)
         if node in around:
-            raise _Fault("an alias (*) stands within its own anchor (&)", line)
+            raise _Fault("an alias (*) is inside its own anchor (&)", line)
         self.count += 1
         if self.count > MOST_VALUES or len(around) > MOST_DEPTH:
             raise _Fault(
-                f"its aliases (*) stand for more than {MOST_VALUES:,} values, or for each other", line
+                f"its aliases (*) expand to more than {MOST_VALUES:,} values, or refer to each other", line
             )
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
@@ -266,7 +265,7 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     if kind not in _SCALARS:
         raise _unknown(node)
     if not re.fullmatch(_SCALARS[kind], text):  # such as !!int abc
-        raise _Fault(f"{text[:80]!r} is no {kind.removeprefix(_TAG)}", node.start_mark.line + 1)
+        raise _Fault(f"{text[:80]!r} is not a valid {kind.removeprefix(_TAG)}", node.start_mark.line + 1)
     if kind == f"{_TAG}null":
         return None
     if kind == f"{_TAG}bool":
@@ -284,11 +283,11 @@ def _text(node: yaml.ScalarNode) -> str:
         # JSON writes some characters as a surrogate pair of UTF-16; half a pair is no character.
         text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise _Fault("a text holds half a character (\\ud800 to \\udfff)", line) from None
+        raise _Fault("a text contains half a character (\\ud800 to \\udfff)", line) from None
     if "\0" in text:  # neither databases nor file names allow it
-        raise _Fault("a text holds the character \\0", line)
+        raise _Fault("a text contains the character \\0", line)
     return text
 
 
 def _unknown(node: yaml.Node) -> _Fault:
-    return _Fault(f"the tag {node.tag[:80]!r} is none that settings have", node.start_mark.line + 1)
+    return _Fault(f"the tag {node.tag[:80]!r} is not supported in settings", node.start_mark.line + 1)

@@ -42,7 +42,7 @@ def _tracking(url: str) -> str:
 def _address(url: str, checked: Callable[[str, str], str]) -> str:
     if has_password(url):
         raise ValueError(
-            "a study file is no place for a password: use the environment (ANITUNE_STORAGE_URL,"
+            "do not put a password in a study file: use the environment (ANITUNE_STORAGE_URL,"
             " ANITUNE_TRACKING_URI, PGPASSWORD) or ~/.pgpass"
         )
     try:
@@ -55,7 +55,7 @@ def _address(url: str, checked: Callable[[str, str], str]) -> str:
 def _no_word(value: object) -> object:
     if isinstance(value, str):
         raise PydanticCustomError(
-            "form", "a word alone is no section: write {form}", {"form": f"{{kind: {value:.40}}}"}
+            "form", "a single word is not a section: write {form}", {"form": f"{{kind: {value:.40}}}"}
         )
     return value
 
@@ -92,8 +92,10 @@ class PrunerConfig:
         ),
         Unit("epochs"),
     ] = None
-    reduction_factor: Annotated[int, Field(ge=2, description="one of so many goes on (hyperband, asha)")] = 4
-    startup_trials: Annotated[int, Field(ge=1, description="complete trials before median begins")] = 5
+    reduction_factor: Annotated[
+        int, Field(ge=2, description="one of this many trials continues (hyperband, asha)")
+    ] = 4
+    startup_trials: Annotated[int, Field(ge=1, description="complete trials before median prunes")] = 5
     stop: Annotated[
         bool,
         Field(
@@ -102,20 +104,21 @@ class PrunerConfig:
         ),
     ] = False
     max_paused: Annotated[
-        int, Field(ge=1, description="trials that are paused at once; the least promising end as pruned")
+        int,
+        Field(ge=1, description="maximum number of paused trials; the least promising ones end as pruned"),
     ] = 100
     finish: Annotated[
         int,
         Field(
             ge=1,
-            description="asha: once all trials have begun, so many of the best ones are trained in full; with"
-            " hours or epochs used up, only one",
+            description="asha: once all trials have started, this many of the best are trained in full; if"
+            " hours or epochs are used up, only one",
         ),
     ] = 3
 
     def __post_init__(self) -> None:
         if self.stop and self.kind != "asha":
-            raise ValueError(f"stop is for asha, which pauses trials without it; {self.kind} pauses none")
+            raise ValueError(f"stop is only for asha; {self.kind} never pauses trials")
 
     @property
     def pauses(self) -> bool:
@@ -127,8 +130,10 @@ class PrunerConfig:
 class Limits:
     """When a study begins no more trials: at the limit that is reached first."""
 
-    trials: Annotated[int | None, Field(ge=1, description="that begin; not for rows")] = None
-    hours: Annotated[float | None, Field(gt=0, description="worked on all trials together"), Unit("h")] = None
+    trials: Annotated[int | None, Field(ge=1, description="trials that start; not for rows")] = None
+    hours: Annotated[
+        float | None, Field(gt=0, description="time spent on all trials together"), Unit("h")
+    ] = None
     epochs: Annotated[
         int | None, Field(ge=1, description="trained in all trials together"), Unit("epochs")
     ] = None
@@ -140,11 +145,11 @@ class Row:
 
     label: Annotated[
         str,
-        Field(min_length=1, max_length=40, coerce_numbers_to_str=True, description="what the row is called"),
+        Field(min_length=1, max_length=40, coerce_numbers_to_str=True, description="name of the row"),
     ]
-    training: Annotated[TrainSettings, Field(description="settings of this row, over those of the study")] = (
-        dataclasses.field(default_factory=dict)
-    )
+    training: Annotated[
+        TrainSettings, Field(description="settings of this row; they override those of the study")
+    ] = dataclasses.field(default_factory=dict)
     start_from: Annotated[
         str | None,
         Field(coerce_numbers_to_str=True, description="label of the row whose weights are the initial ones"),
@@ -171,18 +176,16 @@ class StudyConfig:
     training: Annotated[TrainSettings, Field(description="settings that all trials share")] = (
         dataclasses.field(default_factory=dict)
     )
-    space: Annotated[Space | None, Field(description="where to look")] = None
+    space: Annotated[Space | None, Field(description="search space")] = None
     rows: Annotated[
         tuple[Row, ...] | None,
-        Field(
-            min_length=1, description="configurations that are trained as they stand, in place of a search"
-        ),
+        Field(min_length=1, description="configurations that are trained as given, instead of a search"),
     ] = None
     scale_batch_from: Annotated[
         int | None,
         Field(
             ge=1,
-            description="training structures that the batch sizes are meant for: steps an epoch are kept",
+            description="training structures that the batch sizes are meant for: steps per epoch are kept",
         ),
         Unit("structures"),
     ] = None
@@ -202,7 +205,7 @@ class StudyConfig:
     seed: Annotated[int, Field(ge=0, lt=2**32, description="of proposals, and of the seeds of trials")] = 0
     reference: Annotated[
         StudyConfig | None,
-        Field(description="in a file: path of a study of rows that is run beside this one"),
+        Field(description="in a file: path of the file of a study of rows that runs before this one"),
     ] = None
     storage: Annotated[
         Annotated[str, AfterValidator(_storage)] | None,
@@ -215,7 +218,9 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         if self.split.folds is None and self.split.fractions[1] == 0:
-            raise ValueError("split.fractions: the validation part decides, its share must be above 0")
+            raise ValueError(
+                "split.fractions: trials are judged on the validation set, so its share must be above 0"
+            )
         if self.repeats == "replicate" and "seed" in self.training:
             raise ValueError(
                 "repeats: replicate and training.seed exclude each other: replicates have seeds of their own"
@@ -235,9 +240,7 @@ def _check_rows(config: StudyConfig) -> None:
     assert config.rows is not None
     for name in ("space", "sampler", "pruner", "reference"):
         if getattr(config, name) is not None:
-            raise ValueError(
-                f"{name} and rows exclude each other: rows are trained as they stand, all of them"
-            )
+            raise ValueError(f"{name} and rows exclude each other: all rows are trained as given")
     if config.limits.trials is not None:
         raise ValueError("limits.trials and rows exclude each other: each row is one trial")
     widths: dict[str, Any] = {}
@@ -248,11 +251,9 @@ def _check_rows(config: StudyConfig) -> None:
         if row.start_from is None:
             continue
         if row.start_from not in widths or row.start_from == row.label:
-            raise ValueError(f"rows: {row.label} starts from {row.start_from}, which is no row above it")
+            raise ValueError(f"rows: {row.label} starts from {row.start_from}, which is not a row above it")
         if widths[row.start_from] != widths[row.label]:
-            raise ValueError(
-                f"rows: {row.label} starts from {row.start_from}, whose hidden widths are others"
-            )
+            raise ValueError(f"rows: {row.label} starts from {row.start_from}, which has other hidden widths")
 
 
 def _check_search(config: StudyConfig) -> None:
@@ -401,7 +402,7 @@ def in_terms_of(
             stays = f"{section}.{key}: {json.dumps(then)}"
             if values[section][key] != defaults[key]:
                 raise StudyExistsError(
-                    f"study {name!r} exists, made by an earlier version that had only {stays}:"
+                    f"study {name!r} exists, created by an earlier version that had only {stays}:"
                     " give this one another name, or leave this setting out"
                 )
             older.append(stays)

@@ -36,9 +36,9 @@ class _Space:
 
 
 _SPACES: Final = (
-    _Space(2_000, (1, 2), (32, 128), "Few structures: larger networks learn them by heart."),
+    _Space(2_000, (1, 2), (32, 128), "Few structures: larger networks overfit."),
     _Space(300_000, (2, 3), (96, 256), "One layer had 1.8 times the error of two on 5,410 structures."),
-    _Space(math.inf, (2, 4), (96, 256), "Much data: the default range but for its smallest networks."),
+    _Space(math.inf, (2, 4), (96, 256), "Much data: the default range without its smallest networks."),
 )
 
 
@@ -74,20 +74,21 @@ def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
         "",
         *features,
         *_split_reasons(summary.molecules, by_molecule),
-        f"# {validation:,} structures validate: the error of a trial is known to about"
+        f"# {validation:,} validation structures: the error of a trial is known to about"
         f" {SPREAD / math.sqrt(validation):.0%} of it.",
         *_written({"split": {"by": split.by, "fractions": list(fractions)}}),
         "",
-        "# Where to look. A setting that is neither here nor under training has its default range.",
+        "# The search space. A setting that is neither here nor under training is searched over its default"
+        " range.",
         "space:",
         f"  # {space.why}",
         f"  layers: {{low: {space.layers[0]}, high: {space.layers[1]}}}",
         f"  width: {{low: {space.width[0]}, high: {space.width[1]}, step: 32}}"
         f" # {_most_parameters(space, aev_length(aev), len(aev.elements)):,} parameters at most",
         "  activation: {choices: [celu, gelu, silu]} # smooth: their forces have no jumps",
-        "  dropout: 0.0 # one value is not searched: on few data and epochs dropout only costs",
+        "  dropout: 0.0 # a single value is not searched: with little data, dropout only hurts",
         "  learning_rate: {low: 3.0e-4, high: 5.0e-3, log: true}",
-        f"  # {train:,} structures train: about {math.ceil(train / batch):,} steps an epoch with {batch}.",
+        f"  # {train:,} training structures: {math.ceil(train / batch):,} steps per epoch with {batch}.",
         f"  batch_size: {{choices: {[size for size in (batch // 2, batch, 2 * batch) if size >= 8]}}}",
         "  weight_decay: {low: 1.0e-8, high: 1.0e-4, log: true}",
         "",
@@ -100,7 +101,7 @@ def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
         "sampler: {kind: tpe}",
         "pruner: {kind: asha} # trials that are not among the best quarter wait, and may continue later",
         "",
-        "# `hours: 8` may stand here, too: whichever comes first. `anitune study extend` gives it more.",
+        "# `hours: 8` can be added: the first limit reached counts. `anitune study extend` adds more.",
         "limits: {trials: 40}",
         "",
     ]
@@ -122,7 +123,7 @@ def _features(dataset: Dataset) -> tuple[AEVConfig, list[str]]:
     aev = AEVConfig(elements=(*usual.elements, *others))
     return aev, [
         f"# The default features are for {' '.join(usual.elements)} alone. With {' '.join(others)} they are"
-        f" {aev_length(aev):,} numbers an atom, in place of {aev_length(usual)}.",
+        f" {aev_length(aev):,} numbers per atom, instead of {aev_length(usual)}.",
         *_written({"features": {"aev": {"elements": list(aev.elements)}}}),
         "",
     ]
@@ -131,12 +132,12 @@ def _features(dataset: Dataset) -> tuple[AEVConfig, list[str]]:
 def _split_reasons(molecules: int, by_molecule: bool) -> list[str]:
     if by_molecule:
         return [
-            f"# {molecules:,} molecules, each in one part: the error is that on molecules never met.",
-            "# With `by: structure` it is that on other geometries of known molecules.",
+            f"# {molecules:,} molecules, each in one subset: the error is that on molecules never seen.",
+            "# With `by: structure` it would be that on other geometries of known molecules.",
         ]
     few = "One molecule is" if molecules == 1 else f"{molecules} molecules are"
     return [
-        f"# {few} too few to hold some back: the structures of each are divided, and the error is",
+        f"# {few} too few to hold some out: the structures of each are divided, and the error is",
         "# that on other geometries of known molecules.",
     ]
 

@@ -59,14 +59,16 @@ def storage_address(text: str, name: str) -> str:
     if backend in ("postgres", "postgresql"):
         url = _server(text, name)
         if driver not in ("", "psycopg"):
-            raise SettingsError(f"{name}: of the drivers of PostgreSQL psycopg only: write postgresql://...")
+            raise SettingsError(
+                f"{name}: the only supported driver of PostgreSQL is psycopg: write postgresql://..."
+            )
         return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     if backend == "sqlite":
         return _sqlite(text, name)
     _remember(text)
     if not scheme:
         raise SettingsError(f"{name} is not a database URL: write {_DATABASES}")
-    raise SettingsError(f"{name}: the records can be kept in SQLite or PostgreSQL only: write {_DATABASES}")
+    raise SettingsError(f"{name}: the records can be stored in SQLite or PostgreSQL only: write {_DATABASES}")
 
 
 def tracking_address(text: str, name: str) -> str:
@@ -170,7 +172,9 @@ def _sqlite(text: str, name: str) -> str:
     if url is None or url.host or url.username or url.port:
         raise SettingsError(f"{name}: a file has no host: write sqlite:///FILE, or sqlite:////ABSOLUTE/FILE")
     if url.database in (None, "", ":memory:"):
-        raise SettingsError(f"{name}: name a file, as in sqlite:///studies.db; memory is gone when we end")
+        raise SettingsError(
+            f"{name}: name a file, as in sqlite:///studies.db; a database in memory is lost at the end"
+        )
     if "?" in text:
         raise SettingsError(f"{name}: options after ? are not for SQLite; in the name of a file write %3F")
     # Absolute, because the relay and other children may run in another folder.
@@ -193,7 +197,7 @@ def _check_server(text: str, name: str) -> None:
     if any(char.isspace() or not char.isprintable() for char in text) or any(
         not char.isprintable() for char in unquote(user)
     ):
-        raise SettingsError(f"{name}: there is a blank or an unprintable character; write %20 for a blank")
+        raise SettingsError(f"{name}: there is a space or an unprintable character; write %20 for a space")
     if rest.count("@") != authority.count("@") or rest.count("@") > 1:
         raise SettingsError(
             f"{name}: there may be one @, and none of / ? # before it: in a password write %40 for @, %2F for"
@@ -214,8 +218,8 @@ def _check_server(text: str, name: str) -> None:
     port = parts["port"]
     if port is not None and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise SettingsError(
-            f"{name}: the port is no number from 1 to 65535; if that is part of a password, write %40 for @,"
-            " %2F for /"
+            f"{name}: the port is not a number from 1 to 65535; if that is part of a password, write %40"
+            " for @, %2F for /"
         )
     if _replaced.pop(text, None) is not None:
         # Without the scheme, because the URL made from the address has another one.

@@ -28,15 +28,15 @@ from storage.trials.optuna_rows import OptunaTrial, all_trials
 
 RepairAction = Literal[
     "end attempt",
-    "settle",
+    "finalize",
     "fail",
     "deliver",
-    "tell again",
-    "make anew",
+    "redeliver",
+    "recreate",
     "delete run",
     "restore run",
     "restore experiment",
-    "free name",
+    "release name",
     "fetch",
 ]
 """How :func:`storage.repair.repair` repairs a difference."""
@@ -156,15 +156,15 @@ def _read_mlflow(runs: MlflowRuns, experiment: str | None, name: str, key: str) 
     if experiment is None:
         if (deleted := runs.deleted_experiment(name)) is None:
             return _Shown([], {}, None)
-        taken = f"MLflow keeps its name for a deleted experiment, {deleted}"
-        return _Shown([], {}, Difference(None, taken, "free name", deleted))
+        taken = f"MLflow reserves its name for a deleted experiment, {deleted}"
+        return _Shown([], {}, Difference(None, taken, "release name", deleted))
     match runs.is_deleted(experiment):
         case True:
             gone = Difference(None, "its experiment was deleted in MLflow", "restore experiment", experiment)
             return _Shown([], {}, gone)
         case None:
             unknown = f"MLflow does not know its experiment, {experiment}"
-            return _Shown([], {}, Difference(None, unknown, "make anew"))
+            return _Shown([], {}, Difference(None, unknown, "recreate"))
     found = runs.find(experiment, key)
     having: defaultdict[str, list[str]] = defaultdict(list)
     for run in found:
@@ -228,11 +228,16 @@ def _of_trials(record: _Record) -> Iterator[Difference]:
     budget = record.study.budget_trials
     if budget is not None and len(record.trials) > budget:
         yield Difference(
-            None, f"{len(record.trials)} trials have begun, {budget} were asked for: none can be undone", None
+            None,
+            f"{len(record.trials)} trials have started, but {budget} were requested: started trials"
+            " cannot be undone",
+            None,
         )
     for trial in record.trials:
         if trial.state == "running" and not trial.attempt_ended and not trial.leased:
-            yield Difference(trial.number, "it runs, but the lease of its worker is over", "end attempt")
+            yield Difference(
+                trial.number, "it is running, but the lease of its worker has expired", "end attempt"
+            )
 
 
 def _of_optuna(record: _Record) -> Iterator[Difference]:
@@ -241,16 +246,16 @@ def _of_optuna(record: _Record) -> Iterator[Difference]:
         known.add(trial.number)
         there = record.optuna.get(trial.number)
         if there is None:
-            yield Difference(trial.number, "Optuna does not have it, and cannot be given it", None)
+            yield Difference(trial.number, "Optuna does not have it, and it cannot be added", None)
             continue
         state = OPTUNA_STATES.get(trial.state, TrialState.RUNNING)
         value = trial.value if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
         if there.state != state:
-            text = f"it is {there.state.name} in Optuna, {state.name} by the record"
-            yield Difference(trial.number, text, "settle")
+            text = f"it is {there.state.name} in Optuna, {state.name} in the record"
+            yield Difference(trial.number, text, "finalize")
         elif there.value != value:
-            text = f"its value is {there.value} in Optuna, {value} by the record"
-            yield Difference(trial.number, text, "settle")
+            text = f"its value is {there.value} in Optuna, {value} in the record"
+            yield Difference(trial.number, text, "finalize")
     for number, there in record.optuna.items():
         if number not in known and there.state not in _HARMLESS:
             text = f"Optuna has it as {there.state.name}, the record does not have it"
@@ -300,7 +305,7 @@ class _Comparison:
         ended = [trial.ended_at for trial in self._record.trials]
         status = "RUNNING" if not ended or None in ended else "FINISHED"
         if run is not None and None not in self._record.undelivered and run.status != status:
-            yield Difference(None, f"its run is {run.status} in MLflow, {status} by the record", "deliver")
+            yield Difference(None, f"its run is {run.status} in MLflow, {status} in the record", "deliver")
 
     def _of_trial(self, trial: Row[Any]) -> Iterator[Difference]:
         number = trial.number
@@ -314,17 +319,17 @@ class _Comparison:
         contents = [*_of_params(number, run.params, params), *_of_metrics(number, history, values)]
         if number in self._record.undelivered:
             # Missing contents are still to come. But MLflow refuses values that contradict those it has.
-            yield from (found for found in contents if found.action == "make anew")
+            yield from (found for found in contents if found.action == "recreate")
             return
         self.runs += 1
         self.metrics += len(values)
         if run.status != status:
-            text = f"its run is {run.status} in MLflow, {status} by the record"
-            yield Difference(number, text, "tell again")
+            text = f"its run is {run.status} in MLflow, {status} in the record"
+            yield Difference(number, text, "redeliver")
         for name, tag in tags.items():
             if run.tags.get(name) != tag:
-                text = f"its tag {name} is {run.tags.get(name)} in MLflow, {tag} by the record"
-                yield Difference(number, text, "tell again")
+                text = f"its tag {name} is {run.tags.get(name)} in MLflow, {tag} in the record"
+                yield Difference(number, text, "redeliver")
         yield from contents
         yield from self._of_artifacts(number, run)
 
@@ -345,7 +350,7 @@ class _Comparison:
         if kept is None and recorded in self._deleted:
             found.append(Difference(number, "its run was deleted in MLflow", "restore run", recorded or ""))
         elif kept is None and (recorded is not None or number not in self._record.undelivered):
-            found.append(Difference(number, "MLflow does not have its run", "make anew"))
+            found.append(Difference(number, "MLflow does not have its run", "recreate"))
         return kept, found
 
     def _of_artifacts(self, number: int, run: FoundRun) -> Iterator[Difference]:
@@ -354,9 +359,9 @@ class _Comparison:
         self.artifacts += len(expected)
         for path, digest in expected.items():
             if path not in there:
-                yield Difference(number, f"MLflow does not have its artifact {path}", "tell again")
+                yield Difference(number, f"MLflow does not have its artifact {path}", "redeliver")
             elif there[path] != digest:
-                yield Difference(number, f"its artifact {path} has another content in MLflow", "tell again")
+                yield Difference(number, f"its artifact {path} has another content in MLflow", "redeliver")
 
     def _of_blobs(self, number: int) -> Iterator[Difference]:
         for path, digest in self._record.digests.get(number, {}).items():
@@ -381,10 +386,10 @@ def _expected(trial: Row[Any], record: _Record) -> tuple[str, dict[str, str], di
 def _of_params(number: int, there: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[Difference]:
     for name in sorted(there.keys() | expected.keys()):
         if name not in there:
-            yield Difference(number, f"MLflow does not have its parameter {name}", "tell again")
+            yield Difference(number, f"MLflow does not have its parameter {name}", "redeliver")
         elif there[name] != expected.get(name):
-            text = f"its parameter {name} is {there[name]} in MLflow, {expected.get(name)} by the record"
-            yield Difference(number, text, "make anew")
+            text = f"its parameter {name} is {there[name]} in MLflow, {expected.get(name)} in the record"
+            yield Difference(number, text, "recreate")
 
 
 def _of_metrics(
@@ -393,13 +398,13 @@ def _of_metrics(
     for name, step in sorted(there.keys() | expected.keys()):
         found, value = there.get((name, step), []), expected.get((name, step))
         if not found:
-            yield Difference(number, f"MLflow does not have its {name} at step {step}", "tell again")
+            yield Difference(number, f"MLflow does not have its {name} at step {step}", "redeliver")
         elif len(found) > 1:
             text = f"MLflow has its {name} at step {step} {len(found)} times"
-            yield Difference(number, text, "make anew")
+            yield Difference(number, text, "recreate")
         elif value is None or not _same(found[0], value):
-            text = f"its {name} at step {step} is {found[0]} in MLflow, {value} by the record"
-            yield Difference(number, text, "make anew")
+            text = f"its {name} at step {step} is {found[0]} in MLflow, {value} in the record"
+            yield Difference(number, text, "recreate")
 
 
 def _same(shown: float, recorded: float) -> bool:

@@ -24,7 +24,7 @@ def child(folder: Path, name: str) -> Path:
     """
     found = _named(folder, name)
     if found.is_symlink():
-        raise OutsideFolderError(f"{found}: is a link, and not followed: remove it")
+        raise OutsideFolderError(f"{found}: is a link, and links are not followed: remove it")
     return found
 
 

@@ -216,7 +216,7 @@ def _when_it_has_started(action: Callable[[], R]) -> R:
     def say(state: RetryCallState) -> None:
         nonlocal said
         if not said and state.outcome is not None:
-            log.info("%s (waiting, for %.0f s at most)", state.outcome.exception(), STARTING_PATIENCE)
+            log.info("%s (waiting for at most %.0f s)", state.outcome.exception(), STARTING_PATIENCE)
             said = True
 
     retrying = Retrying(
@@ -256,7 +256,8 @@ def _is_read_only(url: URL) -> bool:
 def _refuse_older(settings: Settings, program: str, version: str | None, head: str) -> None:
     if version != head:
         raise SchemaTooOldError(
-            f"{redacted(settings.storage_url)}: its tables are of an older {program} (version {version}, this"
+            f"{redacted(settings.storage_url)}: its tables were made by an older {program} (version"
+            f" {version}, this"
             f" one has {head}): stop the workers, make a backup, and run `anitune migrate`"
         )
 
@@ -284,7 +285,7 @@ def _prepare_folder(file: Path) -> None:
     kind = network_filesystem(file.parent.resolve(), mounts.read_text()) if mounts.exists() else None
     if kind is not None:
         log.warning(
-            "%s lies on a network file system (%s), where SQLite can lose data:"
+            "%s is on a network file system (%s), where SQLite can lose data:"
             " use PostgreSQL, or a local folder",
             file,
             kind,
@@ -367,7 +368,7 @@ def opening_lock(engine: Engine) -> Iterator[None]:
                 yield
         except Timeout:
             raise DatabaseBusyError(
-                f"{url.database}: another process has been making the tables for long"
+                f"{url.database}: another process has been creating the tables for too long"
             ) from None
         except OSError as error:
             raise DatabaseUnreachableError(

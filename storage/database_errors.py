@@ -54,9 +54,9 @@ def has_no_free_connection(error: BaseException) -> bool:
 def _explained(error: BaseException, url: str, home: Path) -> DatabaseError:
     where = redacted(url)
     if isinstance(error, exc.TimeoutError):  # from the pool, which the threads of a worker share
-        return DatabaseBusyError(f"{where}: other threads hold all connections for too long")
+        return DatabaseBusyError(f"{where}: other threads have held all connections for too long")
     ours = is_of_anitune_up(url, home)
-    advice = "start it with `anitune up`" if ours else "check the URL, and that the database runs"
+    advice = "start it with `anitune up`" if ours else "check the URL, and that the database is running"
     if isinstance(error, exc.PendingRollbackError):
         # Optuna mistook a broken connection for a query that is too long, and repeated it.
         return DatabaseUnreachableError(f"{where}: the connection broke; {advice}")
@@ -86,18 +86,18 @@ def _explained_sqlite(said: str, where: str) -> DatabaseError:
     if "locked" in said:
         return DatabaseBusyError(
             f"{where}: another process has been writing for {SQLITE_PATIENCE:.0f} s;"
-            " several workers need PostgreSQL, as `anitune up` starts it"
+            " several workers need PostgreSQL, which `anitune up` starts"
         )
     if "readonly" in said:
-        return DatabaseError(f"{where}: it can be looked at, but not be written here: {said}")
+        return DatabaseError(f"{where}: it can be read, but not written here: {said}")
     if "unable to open" in said:
         return DatabaseUnreachableError(f"{where}: {said}; check that the file and its folder can be written")
     if "full" in said:
-        return DatabaseError(f"{where}: {said}; free some space, what was recorded before is kept")
+        return DatabaseError(f"{where}: {said}; free some space; what was recorded before is not lost")
     if "I/O error" in said:  # also when the disk is so full that not even the lock file can grow
         return DatabaseError(f"{where}: {said}; check the disk, and that it has free space")
     if "not a database" in said or "malformed" in said:
-        return DatabaseError(f"{where}: {said}; bring back a copy of the file, or choose another one")
+        return DatabaseError(f"{where}: {said}; restore a copy of the file, or choose another one")
     return DatabaseError(f"{where}: {said}")
 
 

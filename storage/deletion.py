@@ -129,8 +129,8 @@ def _await_workers(database: Database, study: Study, patience: float) -> None:
             return
         if time.monotonic() > until:
             raise StudyStateError(
-                f"study {study.name!r} is stopped, but {', '.join(live)} still work on it:"
-                " try again when their epochs have ended"
+                f"study {study.name!r} is stopped, but {', '.join(live)} are still working on it: try again"
+                " when their epochs have ended"
             )
         time.sleep(_POLL_SECONDS)
 

@@ -55,7 +55,7 @@ class StudyStateError(StorageError):
 
 
 class AlreadyEvaluatedError(StorageError):
-    """The test part was opened before: its error for another choice would be no honest one."""
+    """The test set was evaluated on before, so its error for another choice would be biased."""
 
 
 class PromotionBusyError(StorageError):

@@ -80,8 +80,9 @@ def refuse_another_evaluation(study: Study, known: list[EvaluationOnTestSet]) ->
     if known:
         others = f", and {len(known) - 1} more times" if len(known) > 1 else ""
         raise AlreadyEvaluatedError(
-            f"study {study.name!r}: its test part was opened on {known[0]}{others}; another look makes its"
-            " error less honest, and will be shown in every report: if you mean it, give --again"
+            f"study {study.name!r}: its test set was already evaluated on {known[0]}{others}; another"
+            " evaluation makes its error less trustworthy, and every report will show it: to evaluate"
+            " anyway, give --again"
         )
 
 
@@ -100,9 +101,9 @@ def refuse_another_ensemble(study: Study, evaluation: EvaluationOnTestSet, ensem
     """
     if ensemble is None or ensemble != evaluation.ensemble:
         raise AlreadyEvaluatedError(
-            f"study {study.name!r}: its test part was opened on {evaluation}, for an ensemble whose files are"
-            " not here, or have changed; to make another one and look again, which will be shown in every"
-            " report, give --again"
+            f"study {study.name!r}: its test set was evaluated on {evaluation}, for an ensemble whose files"
+            " are missing or have changed; to train another one and evaluate again, which every report will"
+            " show, give --again"
         )
 
 

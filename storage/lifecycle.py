@@ -69,8 +69,8 @@ def add_files(database: Database, name: str, files: list[str], fingerprint: str)
         row = connection.execute(select(studies).where(studies.c.name == name).with_for_update()).one()
         if row.facts.get("data", fingerprint) != fingerprint:
             raise FactsChangedError(
-                f"study {name!r}: {', '.join(files)} holds other data than the study was"
-                " begun with; correct data.files, or begin a study of another name"
+                f"study {name!r}: {', '.join(files)} contains other data than the study was started with;"
+                " correct data.files, or start a study with another name"
             )
         known = [other for other in row.other_files or () if other != files]
         connection.execute(update(studies).where(studies.c.id == row.id).values(other_files=[files, *known]))

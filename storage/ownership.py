@@ -80,7 +80,7 @@ def foreign_folders(database: Database) -> list[Path]:
 def taken(database: Database, folder: Path) -> FolderTakenError:
     """The error for a folder of another database; its message says what to do."""
     return FolderTakenError(
-        f"{folder}: its trials are of another database than {redacted(database.settings.storage_url)}:"
+        f"{folder}: its trials belong to another database than {redacted(database.settings.storage_url)}:"
         f" correct {STORAGE_VARIABLE}, set {HOME_VARIABLE} to another folder, or move this one away if nobody"
         " needs it"
     )

@@ -174,8 +174,8 @@ class PostgreSQL:
         version = file.read_text().strip() if file.exists() else str(MAJOR)
         if version != str(MAJOR):
             raise SettingsError(
-                f"{self.data} holds data of PostgreSQL {version}, and this anitune brings {MAJOR}:"
-                " dump it with the anitune that made it, and restore it into a new home (docs/backup.md)"
+                f"{self.data} holds data of PostgreSQL {version}, but this anitune brings {MAJOR}: dump it"
+                " with the anitune that made it, and restore it into a new home (docs/backup.md)"
             )
 
     def _make_data(self) -> None:
@@ -203,7 +203,7 @@ class PostgreSQL:
         while orphans := self._processes():
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"{self.data}: processes {sorted(orphans)} of a killed server still use it; end them"
+                    f"{self.data}: processes {sorted(orphans)} of a killed server still use it; stop them"
                 )
             time.sleep(0.1)
         # Nobody uses the data. But PostgreSQL would mistake a process with an id in these files for a server.
@@ -217,7 +217,9 @@ class PostgreSQL:
         except ServerError:
             said = self.log.read_bytes()[began:].decode(errors="replace").splitlines()
             reasons = (
-                [line for line in said if "FATAL" in line or "PANIC" in line] or said or ["it said nothing"]
+                [line for line in said if "FATAL" in line or "PANIC" in line]
+                or said
+                or ["it printed nothing"]
             )
             raise ServerError(f"PostgreSQL did not start: {reasons[-1].strip()} (log: {self.log})") from None
 
@@ -278,7 +280,7 @@ def _make_system_user() -> None:
         made = subprocess.run(["useradd", "--system", _SYSTEM_USER], capture_output=True, text=True)
         if made.returncode != 0:
             raise ServerError(
-                f"root must run PostgreSQL as the user {_SYSTEM_USER}, who cannot be made:"
+                f"root must run PostgreSQL as the user {_SYSTEM_USER}, who cannot be created:"
                 f" {_one_line(made.stderr)}"
             ) from None
 
@@ -313,7 +315,9 @@ def _check_private(folder: Path) -> None:
     # In /tmp somebody else may have created the folder, or a link.
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != _owner() or stat.S_IMODE(found.st_mode) != 0o700:
-        raise ServerError(f"{folder}: not a folder of our own; remove it, or choose another ANITUNE_HOME")
+        raise ServerError(
+            f"{folder}: this folder does not belong to anitune; remove it, or choose another ANITUNE_HOME"
+        )
 
 
 def _owner() -> int | None:
@@ -330,10 +334,10 @@ def _check_that_all_may_enter(path: Path) -> None:
         if not folder.stat().st_mode & stat.S_IXOTH:
             opened = shlex.join(["chmod", "o+x", str(folder)])
             raise ServerError(
-                f"{folder}: closed to the user {_SYSTEM_USER}, as whom root must run PostgreSQL:"
-                f" run anitune as another user, choose another ANITUNE_HOME, or `{opened}`"
+                f"{folder}: not accessible to the user {_SYSTEM_USER}, as whom root must run PostgreSQL: run"
+                f" anitune as another user, choose another ANITUNE_HOME, or `{opened}`"
             )
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "it said nothing"
+    return " ".join(text.split()) or "it printed nothing"

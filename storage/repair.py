@@ -85,14 +85,14 @@ class _Repairer:
         self._runs: MlflowRuns = open_runs(self._db.settings)
         self._ways: Mapping[RepairAction, Callable[[Difference], None]] = {
             "end attempt": self._end_attempt,
-            "settle": self._finalize,
+            "finalize": self._finalize,
             "fail": self._fail,
             "deliver": lambda difference: None,  # the sync after the repairs delivers in any case
-            "tell again": self._redeliver,
-            "make anew": self._make_anew,
+            "redeliver": self._redeliver,
+            "recreate": self._recreate,
             "delete run": lambda difference: self._runs.delete(difference.subject),
             "restore run": lambda difference: self._runs.restore(difference.subject),
-            "free name": lambda difference: self._runs.free_name(difference.subject),
+            "release name": lambda difference: self._runs.free_name(difference.subject),
             "restore experiment": lambda difference: self._runs.restore_experiment(difference.subject),
             "fetch": self._fetch,
         }
@@ -117,7 +117,11 @@ class _Repairer:
                     attempts.c.ended_at.is_(None),
                     attempts.c.lease_until < now(),
                 )
-                .values(ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker fell silent")
+                .values(
+                    ended_at=attempts.c.renewed_at,
+                    outcome="expired",
+                    reason="its worker sent no more heartbeats",
+                )
             )
 
     def _finalize(self, difference: Difference) -> None:
@@ -141,7 +145,7 @@ class _Repairer:
         with self._lease.writing() as connection:
             connection.execute(update(outbox).where(*self._about(difference)).values(delivered_at=None))
 
-    def _make_anew(self, difference: Difference) -> None:
+    def _recreate(self, difference: Difference) -> None:
         """Recreate the run from the record, since MLflow cannot change a value or a parameter."""
         number = difference.number
         if number is None:

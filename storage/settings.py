@@ -243,7 +243,7 @@ def _artifacts_in(text: str | None) -> Path | Literal["database"] | None:
         return None
     if "://" in text:
         raise SettingsError(
-            f"{ARTIFACTS_VARIABLE}: an address is no place for artifacts: write the path of a folder, or"
+            f"{ARTIFACTS_VARIABLE}: artifacts cannot be stored at an address: write the path of a folder, or"
             f" {IN_DATABASE}"
         )
     # Made absolute, like the file of SQLite.

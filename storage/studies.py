@@ -89,8 +89,8 @@ class Study:
             for name, value in facts.items():
                 if known.get(name, value) != value:
                     raise FactsChangedError(
-                        f"study {self.name!r}: the {name} was {known[name]} and is {value} now;"
-                        " bring the old data back, or begin a study of another name"
+                        f"study {self.name!r}: the {name} was {known[name]} and is {value} now; restore the"
+                        " old data, or start a study with another name"
                     )
             new = {name: value for name, value in facts.items() if name not in known}
             if new:
@@ -187,8 +187,8 @@ def create_study(
     """
     if not _NAME.fullmatch(name):
         raise SettingsError(
-            f"{name!r} cannot name a study: write 1 to 100 letters, digits, dots, dashes or underscores,"
-            " beginning with a letter or a digit"
+            f"{name!r} is not a valid name of a study: use 1 to 100 letters, digits, dots, dashes or"
+            " underscores, beginning with a letter or a digit"
         )
     plain = json.loads(json.dumps(config))
     if not _exists(database, name):
@@ -240,7 +240,7 @@ def open_study(database: Database, name: str) -> Study:
     if row is None:
         raise StudyNotFoundError(
             f"there is no study {name!r} in {redacted(database.settings.storage_url)}:"
-            " `anitune study list` shows those there are"
+            " list all with `anitune study list`"
         )
     return Study(
         database=database,

@@ -97,7 +97,7 @@ def main() -> None:
         programs = install(wheel, Path(folder) / "environment")
         (empty := Path(folder) / "empty").mkdir()
         print(try_it(programs, empty))
-    print(f"{wheel.relative_to(ROOT)}: installed and tried")
+    print(f"{wheel.relative_to(ROOT)}: installed and tested")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main() -> None:
     """Write all pages."""
     for path, make in PAGES.items():
         (ROOT / path).write_text(make())
-        print(f"{path} is made", file=sys.stderr)
+        print(f"{path} was generated", file=sys.stderr)
 
 
 if __name__ == "__main__":

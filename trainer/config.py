@@ -99,7 +99,7 @@ class TrainConfig:
     ] = 1e-3
     batch_size: Annotated[
         int,
-        Field(ge=1, description="structures a step"),
+        Field(ge=1, description="structures per step"),
         Unit("structures"),
         SearchChoices((64, 128, 256, 512, 1024)),
     ] = 256
@@ -114,11 +114,11 @@ class TrainConfig:
         Field(description="learning rate over the epochs: constant, halved on a plateau, or cosine to zero"),
     ] = "cosine"
     epochs: Annotated[
-        int, Field(ge=1, description="passes over the training part at most"), Unit("epochs")
+        int, Field(ge=1, description="maximum number of passes over the training set"), Unit("epochs")
     ] = 100
     patience: Annotated[
         int | None,
-        Field(ge=1, description="stop after so many epochs without a better validation MAE; null: never"),
+        Field(ge=1, description="stop after this many epochs without a better validation MAE; null: never"),
         Unit("epochs"),
     ] = None
     loss: Annotated[
@@ -129,7 +129,9 @@ class TrainConfig:
     ema_decay: Annotated[
         float | None,
         Field(
-            gt=0, lt=1, description="decay a step of the average of the weights that is evaluated; null: none"
+            gt=0,
+            lt=1,
+            description="decay per step of the average of the weights that is evaluated; null: no average",
         ),
     ] = None
     seed: Annotated[
@@ -140,18 +142,21 @@ class TrainConfig:
     ] = "auto"
     threads: Annotated[
         int,
-        Field(ge=1, description="CPU threads; more pay from batches of about 1,000 structures on"),
+        Field(
+            ge=1,
+            description="CPU threads; more than one pays off for batches of about 1,000 structures or more",
+        ),
     ] = 1
     precision: Annotated[
         Precision,
         Field(
-            description="of weights and products: float32, float64, or float32 with tf32 or bfloat16 factors "
-            "in the products of a training; auto: the fastest on the device that is as accurate as float32; "
-            "tf32 is float32 where there is none"
+            description="of weights and products: float32, float64, or float32 with tf32 or bfloat16 "
+            "operands in the products; auto: the fastest on the device that is as accurate as float32; tf32 "
+            "means float32 on devices without it"
         ),
     ] = "auto"
     checkpoint_seconds: Annotated[
-        float, Field(ge=0, description="least time between two checkpoints outside rungs"), Unit("s")
+        float, Field(ge=0, description="minimum time between two checkpoints outside rungs"), Unit("s")
     ] = 30.0
 
 
@@ -169,7 +174,7 @@ class AEVConfig:
         "O",
     )
     radial_cutoff: Annotated[
-        float, Field(gt=0, description="neighbors farther away do not count for distances"), Unit("Å")
+        float, Field(gt=0, description="neighbors farther away are ignored in radial terms"), Unit("Å")
     ] = 5.2
     radial_eta: Annotated[float, Field(gt=0, description="how narrow a radial shell is"), Unit("1/Å^2")] = (
         16.0
@@ -178,7 +183,7 @@ class AEVConfig:
         tuple[float, ...], Field(min_length=1, description="radii of the radial shells"), Unit("Å")
     ] = tuple(0.9 + 0.26875 * i for i in range(16))
     angular_cutoff: Annotated[
-        float, Field(gt=0, description="neighbors farther away do not count for angles"), Unit("Å")
+        float, Field(gt=0, description="neighbors farther away are ignored in angular terms"), Unit("Å")
     ] = 3.5
     angular_eta: Annotated[
         float, Field(gt=0, description="how narrow an angular shell is"), Unit("1/Å^2")
@@ -193,7 +198,7 @@ class AEVConfig:
 
     def __post_init__(self) -> None:
         if unknown := [e for e in self.elements if e not in ATOMIC_NUMBERS]:
-            raise ValueError(f"elements: {', '.join(unknown)} is no symbol of an element")
+            raise ValueError(f"elements: {', '.join(unknown)} is not the symbol of an element")
         if len(set(self.elements)) < len(self.elements):
             raise ValueError("elements must name each element once")
         if self.angular_cutoff >= self.radial_cutoff:
@@ -225,7 +230,7 @@ class DataConfig:
         tuple[str, ...],
         Field(
             min_length=1,
-            description="extended XYZ, HDF5, npz, ASE databases or trajectories, or the word sample",
+            description="extended XYZ, HDF5, npz, ASE databases or trajectories; sample: the shipped sample",
         ),
     ] = ("sample",)
     high_energy: Annotated[
@@ -233,12 +238,12 @@ class DataConfig:
     ] = False
     self_energies: Annotated[
         dict[str, float] | None,
-        Field(description="energy of a single atom by element; null: fitted on the training part"),
+        Field(description="energy of a single atom by element; null: fitted on the training set"),
         Unit("hartree"),
     ] = None
     duplicates: Annotated[
         Literal["refuse", "drop", "keep"],
-        Field(description="structures that are there a second time: an error, left out, or used as they are"),
+        Field(description="structures that occur more than once: an error, left out, or used as they are"),
     ] = "refuse"
     links_outside: Annotated[
         bool, Field(description="follow links to HDF5 files outside the folder of a data file")
@@ -248,22 +253,24 @@ class DataConfig:
     ] = None
     unit: Annotated[
         EnergyUnit | None,
-        Field(description="unit of the energies; null: eV in what ASE reads, hartree in HDF5, as npz states"),
+        Field(
+            description="unit of the energies; null: eV in ASE's formats, hartree in HDF5, as stated in npz"
+        ),
     ] = None
     length_unit: Annotated[
         LengthUnit | None,
-        Field(description="unit of the coordinates; null: bohr in SPICE, as npz states, else angstrom"),
+        Field(description="unit of the coordinates; null: bohr in SPICE, as stated in npz, else angstrom"),
     ] = None
     molecule: Annotated[
         str | None,
         Field(
-            description="key of the frames that says which molecule each is of; null: their bonds tell; for "
-            "files without groups"
+            description="key of the frames that names their molecule; null: found from bonds; for files "
+            "without groups"
         ),
     ] = None
     leave_out: Annotated[
         tuple[Unusable, ...],
-        Field(description="structures that are left out; where they are not, they are an error"),
+        Field(description="kinds of structures that are left out; otherwise they are an error"),
     ] = ()
     drop_outliers: Annotated[
         bool,
@@ -275,8 +282,8 @@ class DataConfig:
     unusual: Annotated[
         Literal["refuse", "keep"],
         Field(
-            description="energies or distances that look like another unit, energies from another zero than "
-            "nuclei and electrons apart, charged and open-shell structures: an error, or used as they are"
+            description="energies or distances that look like another unit, energies with another zero than "
+            "free nuclei and electrons, charged and open-shell structures: an error, or used as they are"
         ),
     ] = "refuse"
 
@@ -285,7 +292,7 @@ class DataConfig:
 class SplitConfig:
     """How the data is divided into training, validation and test set."""
 
-    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one part")] = (
+    by: Annotated[Literal["structure", "molecule"], Field(description="what is kept whole in one subset")] = (
         "structure"
     )
     fractions: Annotated[
@@ -293,15 +300,18 @@ class SplitConfig:
     ] = (0.8, 0.1, 0.1)
     folds: Annotated[
         int | None,
-        Field(ge=2, description="number of folds of the non-test part; null: one fixed validation part"),
+        Field(
+            ge=2,
+            description="number of folds of the data outside the test set; null: one fixed validation set",
+        ),
     ] = None
     molecules: Annotated[
         Literal["bonds", "names"],
-        Field(description="what tells molecules without SMILES apart: their bonds, or the names of groups"),
+        Field(description="what distinguishes molecules without SMILES: their bonds, or the names of groups"),
     ] = "bonds"
     fold: Annotated[int, Field(ge=0, description="the fold that validates")] = 0
     seed: Annotated[
-        int, Field(ge=0, lt=2**32, description="the same seed divides the same data alike, for ever")
+        int, Field(ge=0, lt=2**32, description="the same seed always divides the same data in the same way")
     ] = 0
 
     def __post_init__(self) -> None:
@@ -341,7 +351,9 @@ class RunConfig:
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     fold: Annotated[
         FoldConfig | None,
-        Field(description="train and validate on a fold of what is not test; null: the parts of split"),
+        Field(
+            description="train and validate on a fold of the data outside the test set; null: as split says"
+        ),
     ] = None
 
 

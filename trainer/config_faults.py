@@ -102,7 +102,7 @@ def _plain(fault: Any) -> str:
         return message
     single = isinstance(value, str | int | float)
     if kind == "too_short":
-        message = f"a list of {fault['ctx']['min_length']} or more is due"
+        message = f"a list of {fault['ctx']['min_length']} or more is needed"
     elif isinstance(value, bool) and kind.startswith(("greater_than", "less_than")):
         message = "input should be a number"
     elif kind in _KINDS:
@@ -112,5 +112,5 @@ def _plain(fault: Any) -> str:
         elif kind == "tuple_type" and single:
             message += f": write [{_shown(value)}]"
         elif value in ("None", "none"):
-            message += ", or null where there may be none"
+            message += ", or null for none"
     return f"{message[0].lower()}{message[1:]} (got {_shown(value)})"

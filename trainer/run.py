@@ -86,7 +86,7 @@ def run_training(
     asked_for, config = config.precision, resolve_precision(config)
     device = find_device(config.device)
     if asked_for not in ("auto", config.precision):
-        logger.warning("there is no %s on %s: it trains in %s", asked_for, device, config.precision)
+        logger.warning("there is no %s on %s: training in %s", asked_for, device, config.precision)
     scheduler = scheduler or PackScheduler()
     evaluation = None
     with device_errors_explained(device), current_device(device):

@@ -124,7 +124,7 @@ def prepare_data(
     if not len(labels.train) or not len(labels.validation):
         empty = "validation" if len(labels.train) else "training"
         raise DataError(
-            f"{files}: the {empty} part of the {dataset.structures} structures is empty: "
+            f"{files}: the {empty} set of the {dataset.structures} structures is empty: "
             "change split.fractions"
         )
     self_energies = data.self_energies or fit_self_energies(dataset, labels, features.aev.elements)
@@ -133,8 +133,8 @@ def prepare_data(
     known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
     if known:
         logger.warning(
-            "%s: in all molecules of the training part %s: their energies by element cannot be told "
-            "apart, and no other "
+            "%s: in all molecules of the training set %s: the energies of these elements cannot be"
+            " separated, and no other "
             "composition can be predicted; add molecules of other compositions",
             files,
             " and ".join(map(balance_text, known)),

@@ -43,7 +43,7 @@ def misfit(found: Mapping[str, TensorKind], wanted: Mapping[str, TensorKind]) ->
         if name not in found:
             return f"{name} is missing"
         if name not in wanted:
-            return f"{name[:80]!r} is none of its parts"
+            return f"{name[:80]!r} is not one of its tensors"
         if found[name] != wanted[name]:
             return f"{name} is {found[name]} instead of {wanted[name]}"
     return None

@@ -110,7 +110,7 @@ def _study(source: Source) -> list[Section]:
         _data(record, data),
         _leaderboard(record, board),
         Section(
-            "Course of the search",
+            "Progress of the search",
             charts=(figures.history([record]), figures.history([record], "seconds")),
         ),
     ]
@@ -148,9 +148,7 @@ def _study(source: Source) -> list[Section]:
 def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Section:
     summary = record.summary
     what = _format_data(record, data)
-    text = [
-        f"Question: which network of the ANI kind predicts the energies of {what} best, and at what cost?"
-    ]
+    text = [f"Question: which ANI network predicts the energies of {what} best, and at what cost?"]
     if not record.complete:
         return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
     best = _first(board)
@@ -186,9 +184,9 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
             " trial."
         )
     text.append(
-        "To be read with care: the validation part chose the best trial among all, so its error there is a"
-        " little too good. What it is on data that chose nothing, the test part says, which a search never"
-        " opens."
+        "Caution: the best trial was chosen by its error on the validation set, so this error is a little"
+        " too low. The error on data that influenced no choice comes from the test set, which a search never"
+        " uses."
     )
     return Section("Summary", tuple(text))
 
@@ -199,15 +197,15 @@ def _data(record: StudyRecord, data: StudyData) -> Section:
     shares = ", ".join(f"{share:.0%}" for share in split["fractions"])
     test = f"{split['fractions'][2]:.0%}"
     parts = (
-        f"fold {split['fold'] + 1} of {split['folds']} validates; the test part is {test}"
+        f"fold {split['fold'] + 1} of {split['folds']} validates; the test set is {test}"
         if split.get("folds")
-        else f"shares of training, validation and test part: {shares}"
+        else f"shares of training, validation and test set: {shares}"
     )
     text = [f"Split by {kept}, seed {split['seed']}; {parts}."]
     if data.parts is not None:
         text.append(
             "Structures: {:,} to train on, {:,} to validate, {:,} to test.".format(*data.parts)
-            + " The test part was not used in the search."
+            + " The test set was not used in the search."
         )
     if data.why_not:
         text.append(data.why_not)
@@ -215,7 +213,7 @@ def _data(record: StudyRecord, data: StudyData) -> Section:
     if self_energies := facts.pop("self_energies", None):
         fitted = self_energies == "fitted"
         text.append(
-            f"Self-energies are {'fitted on the training part' if fitted else 'those of the study file'}."
+            f"Self-energies are {'fitted on the training set' if fitted else 'those of the study file'}."
         )
     text += [f"{kind} fingerprint: {value}" for kind, value in sorted(facts.items())]
     table = None
@@ -281,8 +279,8 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
         for place in shown
     )
     interval = (
-        " Its 95 % interval says how far that error depends on which structures the validation part happens"
-        " to hold; it follows from mean and root mean square of the errors (a bootstrap would need the error"
+        " Its 95 % interval shows how much that error depends on which structures are in the validation set;"
+        " it follows from mean and root mean square of the errors (a bootstrap would need the error"
         " of each structure, which trials do not keep)."
     )
     text = [
@@ -293,7 +291,9 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
     if len(board.places) > len(shown):
         text.append(f"The first {len(shown)} of {len(board.places):,}; the table of all trials has the rest.")
     if record.rows:
-        text.append("Rows are configurations of the reference study, in their places but without a rank.")
+        text.append(
+            "Rows are configurations of the reference study, in the order of their errors but without a rank."
+        )
     own = {id(trial) for trial in record.trials}
     marked = frozenset(i for i, place in enumerate(shown) if id(place.trial) not in own)
     numbers = frozenset({0, 1, 3, 6, 7, 8, 9})
@@ -315,14 +315,16 @@ def _settings(record: StudyRecord) -> Section:
             f"With {count} complete trials only, much of it is chance: a setting that changes nothing may"
             " seem important."
         )
-    return Section("What the settings do", tuple(text), charts=(figures.importance(record), parallel(record)))
+    return Section(
+        "Effect of the settings", tuple(text), charts=(figures.importance(record), parallel(record))
+    )
 
 
 def _pruning(record: StudyRecord) -> Section:
     summary = record.summary
     pruner = (record.config.get("pruner") or {}).get("kind", "none")
     if pruner == "none":
-        return Section("What pruning saved", ("Nothing was pruned: the study has no pruner.",))
+        return Section("Savings by pruning", ("Nothing was pruned: the study has no pruner.",))
     seconds = sum(
         trial.seconds * ((trial.planned_epochs or 0) - trial.epochs) / trial.epochs
         for trial in record.trials
@@ -333,9 +335,9 @@ def _pruning(record: StudyRecord) -> Section:
     waiting = summary.trials["paused"]
     paused = f"; paused until later results promote them: {waiting}" if waiting else ""
     return Section(
-        "What pruning saved",
+        "Savings by pruning",
         (
-            f"Trials given up early ({pruner}): {summary.trials['pruned']}{paused}. So"
+            f"Trials stopped early ({pruner}): {summary.trials['pruned']}{paused}. So"
             f" {summary.epochs_saved:,} of {planned:,} epochs were not trained ({share:.0%}), at the speed of"
             f" those trials about {duration(seconds)} of {duration(seconds + summary.seconds)}."
             " A pruned trial might have become better than it looked.",
@@ -348,7 +350,7 @@ def _machines(record: StudyRecord) -> Section:
     return Section(
         "Machines",
         (
-            f"{duration(record.summary.seconds)} were worked on trials, of all workers together, and"
+            f"{duration(record.summary.seconds)} were spent on trials by all workers together, and"
             f" {record.summary.epochs:,} epochs trained. Limits: {format_budget(record.summary.budget)}.",
             *format_versions(record),
         ),
@@ -358,13 +360,13 @@ def _machines(record: StudyRecord) -> Section:
 
 def _reproduce(record: StudyRecord) -> Section:
     return Section(
-        "How to reproduce it",
+        "How to reproduce the study",
         (
-            "Save the study file below, and run the commands. Each training repeats bit for bit on the CPU,"
-            " and nearly on a GPU, from the configuration that is kept with its trial; one whose attempts"
-            " were on different kinds of device, or in different precisions, to a few percent. Which trials a"
-            " study proposes depends on what has ended before: with one worker that trains one trial at a"
-            " time it is the same every time.",
+            "Save the study file below, and run the commands. From the configuration that is stored with its"
+            " trial, each training can be reproduced bit for bit on the CPU, nearly on a GPU, and to a few"
+            " percent if its attempts ran on different kinds of device or in different precisions. The"
+            " trials that a study proposes depend on which trials have ended before: with one worker that"
+            " trains one trial at a time they are the same every time.",
         ),
         copied=(commands(record), study_file(record)),
     )
@@ -394,7 +396,7 @@ def _comparison(sources: Sequence[Source]) -> Section:
     text = []
     for kind in ("data", "split"):
         if len({record.facts.get(kind) for record in records}) > 1:
-            text.append(f"Not comparable as they stand: the studies differ in their {kind} (by fingerprint).")
+            text.append(f"Not directly comparable: the studies differ in their {kind} (by fingerprint).")
     headings = ("study", "best", "MAE, kcal/mol", "parameters", "on the front", "trials", "time")
     return Section(
         "Comparison",

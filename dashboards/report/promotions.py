@@ -34,9 +34,9 @@ def _promotion(record: StudyRecord, promotion: Promotion, count: int) -> Section
     ]
     if (test := promotion.test) is not None:
         text.append(
-            f"On the test part the ensemble has a mean absolute error of {test['mae_kcalmol']:.3f} kcal/mol"
+            f"On the test set the ensemble has a mean absolute error of {test['mae_kcalmol']:.3f} kcal/mol"
             f" (root mean square {test['rmse_kcalmol']:.3f}, {test['structures']:,} structures); its members"
-            f" alone have {test['mean_member_mae_kcalmol']:.3f} on average."
+            f" by themselves have {test['mean_member_mae_kcalmol']:.3f} on average."
         )
     if promotion.model_name is not None:
         text.append(f"Registered as {promotion.model_name}, version {promotion.model_version}.")
@@ -69,21 +69,24 @@ def _row(result: Mapping[str, Any], kinds: list[str]) -> tuple[str, ...]:
         if difference is None:
             cells.append("the best")
         else:
-            told = "" if errors["told_apart"] else ", cannot be told apart"
-            cells.append(f"{difference['low']:+.3f} to {difference['high']:+.3f}{told}")
+            verdict = "" if errors["told_apart"] else ", cannot be told apart"
+            cells.append(f"{difference['low']:+.3f} to {difference['high']:+.3f}{verdict}")
     return tuple(cells)
 
 
 def _evaluations(record: StudyRecord, opened: list[EvaluationOnTestSet]) -> Section:
     text = (
-        "The test part chose nothing before it was opened: the error that the first opening gave is honest."
+        "The test set influenced no choice before its first evaluation, so the error of this evaluation is"
+        " unbiased."
         if len(opened) == 1
-        else f"The test part was opened {len(opened)} times. Only the error of the first opening is honest:"
-        " what came after may have been chosen by it."
+        else f"The test set was used {len(opened)} times. Only the error of the first evaluation is"
+        " unbiased: later choices may depend on it."
     )
     rows = tuple((str(i), str(evaluation)) for i, evaluation in enumerate(opened, start=1))
     return Section(
-        "Openings of the test part",
+        "Evaluations on the test set",
         (text,),
-        Table(f"openings-{record.name}", ("no.", "when, by whom, and what it gave"), rows, frozenset({0})),
+        Table(
+            f"openings-{record.name}", ("no.", "when, by whom, and with which error"), rows, frozenset({0})
+        ),
     )

@@ -47,7 +47,7 @@ def commands(record: StudyRecord) -> str:
     ]
     if record.complete:
         best = record.complete[0].number
-        lines.append(f"anitune reproduce {name} {best}  # the best trial once more, from its record")
+        lines.append(f"anitune reproduce {name} {best}  # trains the best trial again, from its record")
     return "\n".join(lines)
 
 

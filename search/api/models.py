@@ -91,7 +91,7 @@ class Model:
             chosen = Unit(unit)
         except ValueError:
             units = ", ".join(Unit)
-            raise ConfigError(f"unit: {unit!r} is none of {units}") from None
+            raise ConfigError(f"unit: {unit!r} is not one of {units}") from None
         given: Any = [structures] if _is_one(structures) else structures
         read: list[Structure] = []
         places: list[Place] = []
@@ -128,5 +128,5 @@ def _structure_of(atoms: Any, number: int) -> Structure:
         return atoms
     where = f"structure {number} (from 0)"
     if atoms.pbc.any():
-        raise DataError(f"{where}: it is periodic, and the models are of molecules: set pbc to False")
+        raise DataError(f"{where}: it is periodic, but the models are for molecules: set pbc to False")
     return make_structure(atoms.get_chemical_symbols(), atoms.get_positions(), where)

@@ -20,7 +20,7 @@ def said_if_stopped(raises: bool = False) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        print(f"{str(stopped).capitalize()}. What was done is kept: run this again to go on.")
+        print(f"{str(stopped).capitalize()}. Finished work is kept: run this again to continue.")
         if stopped.signal == signal.SIGTERM:
             raise SystemExit(128 + stopped.signal) from None
         if raises:

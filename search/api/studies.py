@@ -59,13 +59,13 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
 
     if pack != 1:
         start_forkserver()
-    from search.cli.study import run_study, settings_of
+    from search.cli.study import load_settings_for, run_study
     from storage.database import open_database
 
     if not settings and not _is_file(study):
         return open(str(study)).run(pack=pack)
     config = _study_config(study, settings)
-    places = settings_of(config)
+    places = load_settings_for(config)
     with open_database(places) as database, said_if_stopped():
         run_study(database, config, pack)
     return Study(config.name, places)
@@ -73,11 +73,11 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
 
 def create(study: str | Path, /, **settings: Any) -> Study:
     """Create a study, so that workers can train its trials. See :func:`run` for parameters and errors."""
-    from search.cli.study import create_studies, settings_of
+    from search.cli.study import create_studies, load_settings_for
     from storage.database import open_database
 
     config = _study_config(study, settings)
-    places = settings_of(config)
+    places = load_settings_for(config)
     with open_database(places) as database:
         create_studies(database, config)
     return Study(config.name, places)
@@ -351,7 +351,7 @@ def _study_config(study: str | Path, settings: Mapping[str, Any]) -> StudyConfig
         values = {"name": study, **plain_settings(settings)}
         return study_from_settings(values, f"study {study!r}", Path.cwd())
     if settings:
-        raise ConfigError(f"{study}: give a file, or a name with settings: not both")
+        raise ConfigError(f"{study}: give either a file, or a name with settings")
     return load_study(Path(study))
 
 

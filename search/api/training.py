@@ -55,7 +55,7 @@ def train(
     if path.suffix not in (".yaml", ".yml"):
         run = training_from_settings(plain_settings(settings), f"training {str(name)!r}", Path.cwd())
     elif settings:
-        raise ConfigError(f"{path}: give a file, or a name with settings: not both")
+        raise ConfigError(f"{path}: give either a file, or a name with settings")
     else:
         run = read_training(path)
     folder = Path(out) if out is not None else own_folder(load_settings().home / "trainings", path)

@@ -48,13 +48,13 @@ def repair(name: Name) -> None:
 
     with open_database(load_settings()) as database:
         study = open_study(database, name)
-        with working(f"{name}: comparing and mending"):
+        with working(f"{name}: comparing and repairing"):
             result = repair_study(study, note_writer(study))
     for difference in result.repaired:
-        echo(f"mended: {difference}")
+        echo(f"repaired: {difference}")
     for difference, reason in result.left.items():
-        echo(f"not mended: {difference}{f' ({reason})' if reason else ''}")
-    echo(f"{name}: {len(result.repaired)} differences mended, {len(result.left)} left")
+        echo(f"not repaired: {difference}{f' ({reason})' if reason else ''}")
+    echo(f"{name}: {len(result.repaired)} differences repaired, {len(result.left)} left")
     if result.left:
         raise typer.Exit(1)
 
@@ -64,7 +64,9 @@ def _in_one_line(name: str, audit: Audit) -> str:
     of = f" of {audit.budget}" if audit.budget is not None else ""
     count = len(audit.differences)
     verdict = f"differences: {count}" if count else "SQL, Optuna and MLflow agree"
-    changing = f"; {audit.changing} runs changed meanwhile, and were not compared" if audit.changing else ""
+    changing = (
+        f"; {audit.changing} runs changed during the comparison and were skipped" if audit.changing else ""
+    )
     return (
         f"{name}: {verdict}; {sum(audit.trials.values())}{of} trials ({states or 'none'}), {audit.runs} runs,"
         f" {audit.metrics:,} metric values, {audit.artifacts:,} artifacts compared{changing}"

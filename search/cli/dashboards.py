@@ -32,7 +32,7 @@ def dashboards(
         typer.Option("--study", metavar="NAME", help="Also print links to the pages of this study."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all, without TLS.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 means all, without TLS.")
     ] = "127.0.0.1",
     allowed_hosts: Annotated[
         list[str] | None,
@@ -50,7 +50,8 @@ def dashboards(
             min=1,
             max=65535,
             metavar="PORT",
-            help="Port of the first page and of Optuna's. Default: the same each time, or any free port.",
+            help="Port of the first page and of Optuna's. Default: the same each time if it is free, else any"
+            " free port.",
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the first page in the browser.")] = False,
@@ -75,7 +76,7 @@ def dashboards(
         shown = open_study(database, study) if study is not None else None
         settings = database.settings
         if database.read_only:
-            logger.warning("%s cannot be written: what is changed on these pages is lost", settings.home)
+            logger.warning("%s cannot be written: changes made on these pages will be lost", settings.home)
             settings = looked_at(settings, Path(stack.enter_context(TemporaryDirectory(prefix="anitune-"))))
         elif shown is not None:
             # A worker that was killed may have left both outdated.
@@ -146,7 +147,7 @@ _TITLES = {
     "page": "Studies",
     "study": "  leaderboard",
     "mlflow": "MLflow",
-    "mlflow_runs": "  runs, the best first",
+    "mlflow_runs": "  runs, best first",
     "mlflow_curves": "  loss curves",
     "mlflow_best": "  best run",
     "optuna": "Optuna dashboard",
@@ -161,7 +162,7 @@ def _print(pages: dict[str, str]) -> None:
     for page, title in _TITLES.items():
         if page in pages:
             console.print(f"{title:<22} {pages[page]}", soft_wrap=True, markup=False)
-    console.print("Ctrl-C stops them.")
+    console.print("Press Ctrl-C to stop them.")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

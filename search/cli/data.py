@@ -28,7 +28,9 @@ data_app = typer.Typer(help="Inspect, compute or download data files, and prepar
 
 Files = Annotated[
     list[str],
-    typer.Argument(help="Extended XYZ, HDF5, npz, ASE databases or trajectories, or the word sample."),
+    typer.Argument(
+        help="Extended XYZ, HDF5, npz, ASE databases or trajectories, or sample: the shipped sample."
+    ),
 ]
 HighEnergy = Annotated[bool, typer.Option("--high-energy", help="Include the high-energy structures.")]
 LinksOutside = Annotated[
@@ -89,17 +91,21 @@ Energy = Annotated[
 InUnit = Annotated[
     EnergyUnit | None,
     typer.Option(
-        help="Unit of the energies. Default: eV in files that ASE reads, hartree in HDF5, npz: as it states."
+        help="Unit of the energies. Default: eV in files that ASE reads, hartree in HDF5, the stated unit in"
+        " npz."
     ),
 ]
 InLengthUnit = Annotated[
     LengthUnit | None,
-    typer.Option(help="Unit of the coordinates. Default: bohr in SPICE, npz: as it states, else angstrom."),
+    typer.Option(
+        help="Unit of the coordinates. Default: bohr in SPICE, the stated unit in npz, else angstrom."
+    ),
 ]
 MoleculeKey = Annotated[
     str | None,
     typer.Option(
-        metavar="KEY", help="Key of the frames that names their molecule. Default: found from bonds."
+        metavar="KEY",
+        help="Key of the frames that names their molecule. Default: molecules are determined from bonds.",
     ),
 ]
 LeaveOut = Annotated[
@@ -208,8 +214,8 @@ def info(data: DataConfig, as_json: Json = False) -> None:
         echo(line)
     if summary.balances:
         console.print(
-            f"In all molecules {escape(' and '.join(summary.balances))}: energies by element cannot be told"
-            " apart, and no other composition can be predicted."
+            f"In all molecules {escape(' and '.join(summary.balances))}: the energies of these elements"
+            " cannot be separated, and no other composition can be predicted."
         )
 
 
@@ -247,7 +253,7 @@ def _by_heavy_atoms(summary: DatasetSummary) -> Table:
 
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption="energies in hartree; span: the widest of one molecule, in kcal/mol",
+        caption="energies in hartree; span: the largest within one molecule, in kcal/mol",
     )
     for heading in ("heavy\natoms", "molecules", "structures", "atoms", "lowest", "highest", "span"):
         table.add_column(heading, justify="right", no_wrap=True)

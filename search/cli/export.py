@@ -47,4 +47,4 @@ def export(
     difference = export_model(ensemble, to.value, out, structures)
     echo(f"{out}: differs by {difference:.1e} kcal/mol at most ({len(structures)} structures)")
     if to is ExportFormat.TORCHANI:
-        echo(f"{out.with_name(LOADER)}: loads it")
+        echo(f"{out.with_name(LOADER)}: Python module that loads it")

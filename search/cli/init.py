@@ -37,7 +37,7 @@ def init(
     dataset = read_files(data)
     files = tuple(_path_in(file, path.absolute().parent) for file in data.files)
     write_by_rename(path, study_template(dataset, replace(data, files=files), called).encode())
-    echo(f"{path}: look it over, then: {shlex.join(['anitune', 'study', 'run', str(path)])}")
+    echo(f"{path}: review it, then run: {shlex.join(['anitune', 'study', 'run', str(path)])}")
 
 
 def _path_in(file: str, folder: Path) -> str:

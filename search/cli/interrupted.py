@@ -23,8 +23,8 @@ def exit_if_stopped(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        echo(f"\nStopped at once; go on with: {command}", err=True)
+        echo(f"\nStopped immediately; continue with: {command}", err=True)
         raise typer.Exit(130) from None
     except Stopped as stopped:
-        echo(f"{str(stopped).capitalize()}; go on with: {command}", err=True)
+        echo(f"{str(stopped).capitalize()}; continue with: {command}", err=True)
         raise typer.Exit(128 + stopped.signal) from None

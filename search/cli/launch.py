@@ -33,7 +33,9 @@ def launch(
     gpus_per_node: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Workers per node, each pinned to a GPU; 0: one that is not pinned."
+            min=0,
+            metavar="N",
+            help="Workers per node, each pinned to a GPU; 0 starts one that is not pinned.",
         ),
     ] = 1,
     nodes: Annotated[int, typer.Option(min=1, metavar="M", help="Number of nodes.")] = 1,
@@ -87,7 +89,7 @@ def launch(
         with stop_on_signals() as stop:
             start(plan, on, stop, left)
     if stop.signal is not None:
-        echo(f"Stopped; go on with: anitune launch {study} --on {on}", err=True)
+        echo(f"Stopped; continue with: anitune launch {study} --on {on}", err=True)
         raise typer.Exit(128 + stop.signal)
 
 
@@ -115,4 +117,4 @@ def _detach(name: str, folder: Path) -> None:
             env={**os.environ, DETACHED_VARIABLE: name},
             start_new_session=True,
         )
-    echo(f"{name}: log in {log}; end it with: kill {launcher.pid}")
+    echo(f"{name}: log in {log}; stop it with: kill {launcher.pid}")

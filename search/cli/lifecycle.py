@@ -57,7 +57,7 @@ def enqueue(
         summary = summarize_study(database, study)
     echo(f"{name}: enqueued {', '.join(f'{key} {value}' for key, value in params.items())}")
     if summary.budget.trials is not None and sum(summary.trials.values()) >= summary.budget.trials:
-        echo(f"All trials of its budget have begun; one more: anitune study extend {name} --trials 1")
+        echo(f"All trials of its budget have started; add one with: anitune study extend {name} --trials 1")
 
 
 def extend(
@@ -93,15 +93,15 @@ def extend(
         most = trial_limit(study_from_record(study.config, name))
         # The recorded study has no limits, so `most` counts the rows or grid points, if there are any.
         if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
-            raise ConfigError(f"--trials: study {name!r} has no more than {most} trials: each is another one")
+            raise ConfigError(f"--trials: study {name!r} has one trial per row or grid point, {most} in all")
         budget = extend_budget(database, study, more)
-    echo(f"{name}: the limit is {format_budget(budget)} now")
+    echo(f"{name}: the limit is now {format_budget(budget)}")
 
 
 def pause(name: Name) -> None:
     """Begin no new trials. Running trials continue, and the workers wait."""
     _change(name, "paused", of=("open", "paused"))
-    echo(f"{name}: paused; go on with: anitune study resume {name}")
+    echo(f"{name}: paused; resume it with: anitune study resume {name}")
 
 
 def resume(name: Name) -> None:
@@ -113,7 +113,7 @@ def resume(name: Name) -> None:
 def stop(name: Name) -> None:
     """Stop the workers: they hand their trials back at the end of an epoch and exit."""
     _change(name, "stopped", of=("open", "paused", "stopped"))
-    echo(f"{name}: stopped; go on with: anitune study resume {name}")
+    echo(f"{name}: stopped; resume it with: anitune study resume {name}")
 
 
 def archive(
@@ -125,7 +125,7 @@ def archive(
         echo(f"{name}: open")
     else:
         _change(name, "archived", of=("open", "paused", "stopped", "archived"))
-        echo(f"{name}: archived; bring it back with: anitune study archive --undo {name}")
+        echo(f"{name}: archived; restore it with: anitune study archive --undo {name}")
 
 
 def delete(
@@ -143,7 +143,7 @@ def delete(
         if not yes:
             for study in studies:
                 echo(f"{study.name}\n  " + "\n  ".join(summary_lines(summarize_study(database, study))))
-            typer.confirm("Delete all of it for good?", abort=True)
+            typer.confirm("Delete all of this permanently?", abort=True)
         for study in studies:
             with working(f"{study.name}: deleting"):
                 delete_study(database, study)

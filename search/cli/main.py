@@ -89,7 +89,9 @@ class _Commands(TyperGroup):
 
 def _error_text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; check the rights of this place, and its free space"
+        return (
+            f"{error.filename}: {error.strerror}; check the permissions of this location, and its free space"
+        )
     return without_secrets(str(error))
 
 
@@ -170,7 +172,7 @@ def _reach_this_machine_directly() -> None:
 def _refuse_password(option: str, url: str | None, variable: str) -> None:
     if url is not None and has_password(url):
         raise typer.BadParameter(
-            f"an argument is no place for a password, lists of processes show it: set {variable}",
+            f"do not pass a password as an argument, because process lists show it: set {variable}",
             param_hint=option,
         )
 

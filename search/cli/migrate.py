@@ -24,13 +24,13 @@ def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     from storage.settings import load_settings
 
     settings = load_settings()
-    with working("bringing the tables up to date"):
+    with working("migrating the tables"):
         migrations = _migrate(settings)
     if as_json:
         typer.echo(json.dumps([asdict(migration) for migration in migrations], indent=2))
         return
     for migration in migrations:
-        echo(f"{migration.what:<8} {_course(migration)}")
+        echo(f"{migration.what:<8} {_version_change(migration)}")
     if not any(migration.what == "MLflow" for migration in migrations):
         echo("MLflow   keeps its tables behind its server: give its database with --tracking")
 
@@ -52,9 +52,9 @@ def _migrate(settings: Settings) -> list[Migration]:
     return migrations
 
 
-def _course(migration: Migration) -> str:
+def _version_change(migration: Migration) -> str:
     if migration.before is None:
-        return f"made, version {migration.now}"
+        return f"created, version {migration.now}"
     if migration.before == migration.now:
         return f"up to date, version {migration.now}"
     return f"{migration.before} -> {migration.now}"

@@ -188,7 +188,7 @@ def _outcome(news: TrialNews, progress: StudyProgress) -> str:
         return f"lost: {news.reason}"
     epochs = f"{news.epochs} of {news.planned_epochs}"
     if news.state == "interrupted":
-        return f"stopped after {epochs} epochs; goes on there next time"
+        return f"stopped after {epochs} epochs; will continue from there"
     if news.original is not None:
         same = f"{news.state} as trial {news.original}, which has the same settings"
         return f"{same}, val MAE {news.value:.3f} kcal/mol"
@@ -266,7 +266,7 @@ def rows_table(config: StudyConfig, trials: Sequence[TrialRow]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"{config.name}: published and honest figures, MAE in kcal/mol",
+        title=f"{config.name}: published errors and errors measured here, MAE in kcal/mol",
         title_justify="left",
         title_style="bold",
     )
@@ -329,7 +329,7 @@ def summary_lines(summary: StudySummary) -> list[str]:
     """Summarize a study in lines of text."""
     states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count) or "none yet"
     total = summary.epochs + summary.epochs_saved
-    share = f" ({summary.epochs_saved / total:.0%} of what all trials would take)" if total else ""
+    share = f" ({summary.epochs_saved / total:.0%} of the epochs that all trials would take)" if total else ""
     best = (
         f"{summary.best_value:.3f} kcal/mol (validation MAE of trial {summary.best_number})"
         if summary.best_value is not None

@@ -171,8 +171,8 @@ class PredictedEnergies:
         )
         if self.ensemble.domain is None:
             echo(
-                "warning: this model has no record of its training data (a promoted one has): no structure"
-                " can be told to be far from it",
+                "warning: this model has no record of its training data (a promoted one has): structures far"
+                " from it cannot be detected",
                 err=True,
             )
         p = self.predictions
@@ -180,8 +180,8 @@ class PredictedEnergies:
             [
                 (
                     s,
-                    f"far from the training data (atom {atom}, {self.structures[s].symbols[atom]}:"
-                    f" {p.novelty[s]:.2g} times as far as any that the model was judged on)",
+                    f"far from the training data (atom {atom}, {self.structures[s].symbols[atom]}: novelty"
+                    f" {p.novelty[s]:.2g}, far is above 1)",
                 )
                 for s in p.far.nonzero()[0].tolist()
                 for atom in [int(p.largest_novelty_atom[s])]

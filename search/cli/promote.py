@@ -196,7 +196,7 @@ def _result_lines(
         f"[bold]Test MAE[/]    {test['mae_kcalmol']:.3f} kcal/mol of the ensemble,"
         f" {test['mean_member_mae_kcalmol']:.3f} of its members on average"
         f" ({test['structures']:,} structures)",
-        f"[bold]Test part[/]   opened {'once' if len(opened) == 1 else f'{len(opened)} times'}:",
+        f"[bold]Test set[/]    used {'once' if len(opened) == 1 else f'{len(opened)} times'}:",
         *(f"            {escape(str(each))}" for each in opened),
         f"[bold]Registered[/]  {name} version {version}, alias {CHAMPION}; in Python:",
         *(f"            {escape(line)}" for line in _sign_in_lines(tracking)),
@@ -204,9 +204,7 @@ def _result_lines(
         f"            model = mlflow.pyfunc.load_model({model})",
     ]
     if len(opened) > 1:
-        lines.insert(
-            3, "            Only the error of the first opening is that of a choice made without it."
-        )
+        lines.insert(3, "            Only the first error is unbiased: later choices may depend on it.")
     if (kinks := kink_warning([activation])) is not None:
         lines.append(f"[yellow]Dynamics[/]    this model has {kinks}")
     return lines

@@ -68,7 +68,7 @@ def relay(
             try:
                 stack.enter_context(serve_relay_metrics(metrics_host, metrics_port, opened, health))
             except SearchError as error:  # such as two relays with one port: both must deliver
-                log.warning("%s: nobody can watch this relay: %s", study, error)
+                log.warning("%s: the metrics of this relay are not served: %s", study, error)
         run_relay(opened, note_writer(opened), health=health, write_files=file_writer(opened))
 
 
@@ -94,11 +94,13 @@ def sync(
         try:
             result = deliver(opened, note_writer(opened), file_writer(opened))
         except TrackingUnavailableError as error:
-            raise TrackingUnavailableError(f"{error}. Nothing is lost; later: anitune sync {study}") from None
+            raise TrackingUnavailableError(
+                f"{error}. Nothing is lost; try again later with: anitune sync {study}"
+            ) from None
     if as_json:
         typer.echo(json.dumps({"study": study, "delivered": result.delivered, "parked": result.rejected}))
     else:
-        echo(f"{study}: {result.delivered} messages delivered, {result.rejected} refused")
+        echo(f"{study}: {result.delivered} messages delivered, {result.rejected} rejected")
     if result.rejected:
         raise typer.Exit(1)
 

@@ -76,7 +76,9 @@ def _lines(
         f" {_place(reproduction.place)}, recorded on {', then '.join(map(_place, recorded.places))}"
     ]
     if recorded.places != (reproduction.place,):
-        lines.append("on another kind of device, or in another precision, its numbers are not the same bits")
+        lines.append(
+            "on another kind of device, or in another precision, the numbers cannot be identical bit for bit"
+        )
     if not reproduction.differences:
         lines.append(f"all {reproduction.compared} numbers are the same, bit for bit")
     else:
@@ -88,7 +90,7 @@ def _lines(
             f" {_number(first.reproduced)} now), the largest relative difference is {largest.relative:.3g}"
         )
     if reproduction.same_model is not None:
-        lines.append(f"the network is {'the same' if reproduction.same_model else 'another one'}")
+        lines.append(f"the network is {'identical' if reproduction.same_model else 'different'}")
     lines.append(f"{'reproduced' if alike else 'not reproduced'}, {allowed}")
     return lines
 

@@ -44,9 +44,9 @@ def create(file: File) -> None:
     from storage.database import open_database
 
     config = load_study(file)
-    with open_database(settings_of(config)) as database:
+    with open_database(load_settings_for(config)) as database:
         create_studies(database, config)
-    echo(f"{config.name}: ready; work on it with: {_anitune(config)} worker {config.name}")
+    echo(f"{config.name}: ready; start a worker with: {_anitune(config)} worker {config.name}")
 
 
 @study_app.command()
@@ -61,7 +61,7 @@ def run(file: File, pack: Pack = None) -> None:
     from storage.database import open_database
 
     config = load_study(file)
-    with open_database(settings_of(config)) as database:
+    with open_database(load_settings_for(config)) as database:
         with exit_if_stopped(shlex.join(["anitune", "study", "run", str(file)])):
             studies = run_study(database, config, pack)
         _report(make_console(), database, studies)
@@ -123,7 +123,7 @@ def list_(
     elif archived:
         echo("No study is archived.")
     else:
-        echo("No studies yet: anitune study run FILE begins one.")
+        echo("No studies yet. Create one with: anitune study run FILE")
 
 
 @study_app.command()
@@ -179,7 +179,7 @@ def best(name: Name, as_json: Json = False) -> None:
         echo(f"{key:<20} {json.dumps(value) if isinstance(value, dict) else value}")
 
 
-def settings_of(config: StudyConfig) -> Settings:
+def load_settings_for(config: StudyConfig) -> Settings:
     """Load addresses from the command line or the environment, else the study file, else the defaults."""
     from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
 
@@ -262,7 +262,7 @@ def _comparable(database: Database, config: StudyConfig) -> dict[str, Any]:
         return values
     values, older = in_terms_of(record, values, config.name)
     if older:
-        logger.info("%s was made by an earlier version, and keeps %s", config.name, ", ".join(older))
+        logger.info("%s was created by an earlier version, and keeps %s", config.name, ", ".join(older))
     return values
 
 
@@ -281,14 +281,14 @@ def _deliver(study: Study) -> None:
     from storage.tracking.process import sync
 
     try:
-        with working(f"{study.name}: telling MLflow the rest"):
+        with working(f"{study.name}: delivering the rest to MLflow"):
             result = sync(study, note_writer(study), file_writer(study))
     except TrackingUnavailableError as error:
-        logger.warning("%s. Nothing is lost; later: anitune sync %s", error, study.name)
+        logger.warning("%s. Nothing is lost; try again later with: anitune sync %s", error, study.name)
     else:
         if result.rejected:
             logger.warning(
-                "%s: MLflow refused %d messages; again: anitune sync %s",
+                "%s: MLflow rejected %d messages; try again with: anitune sync %s",
                 study.name,
                 result.rejected,
                 study.name,
@@ -313,10 +313,10 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         values = _best_values(database, study, trial)
         print_value(console, "Best architecture", f"{values['architecture']} (trial {trial.number})")
         print_value(console, "Validation MAE", f"{trial.value:.3f} kcal/mol")
-        print_value(console, "Its plots", values["plots"])
+        print_value(console, "Plots", values["plots"])
     if (path := _write_report(database, study)) is not None:
         print_value(console, "Report", str(path))
-    print_value(console, "Look at it all", f"{_anitune(config)} dashboards --study {study.name}")
+    print_value(console, "Dashboards", f"{_anitune(config)} dashboards --study {study.name}")
 
 
 def _write_report(database: Database, study: Study) -> Path | None:

@@ -87,7 +87,9 @@ def train_network(run: RunConfig, folder: Path, warm_start: Path | None = None) 
 def own_folder(trainings: Path, config: Path) -> Path:
     """Return the folder that is named after a configuration file."""
     if not config.stem.strip("."):  # such as a file named ...yaml
-        raise typer.BadParameter(f"{config.name} gives no name to a folder: say one", param_hint="--out")
+        raise typer.BadParameter(
+            f"{config.name} gives no name for a folder: choose one with --out", param_hint="--out"
+        )
     return trainings / config.stem
 
 

@@ -26,7 +26,10 @@ def up(
     mlflow_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, metavar="PORT", help="Port of MLflow. Default: as last time, else any free one."
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Port of MLflow. Default: that of the last start, else any free one.",
         ),
     ] = None,
     as_json: Json = False,
@@ -49,7 +52,9 @@ def up(
         _print(home, servers, began)
     for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
         if os.environ.get(variable):
-            logger.warning("%s is set, and goes before these servers: unset it to use them", variable)
+            logger.warning(
+                "%s is set, and takes precedence over these servers: unset it to use them", variable
+            )
     if first:
         _explain_sqlite(home)
 
@@ -61,7 +66,7 @@ def down() -> None:
 
     with working("stopping MLflow and PostgreSQL"):
         stopped = stop_servers(home_folder())
-    typer.echo("Stopped; anitune up starts them again." if stopped else "Nothing runs here.")
+    typer.echo("Stopped. Start them again with: anitune up" if stopped else "No servers are running.")
 
 
 def _values(servers: LocalServers) -> dict[str, object]:
@@ -84,11 +89,11 @@ def _print(home: Path, servers: LocalServers, began: bool) -> None:
         "home": f"{home}  (data in servers, logs in logs)",
         "tools": f"{servers.tools}  (psql, pg_dump, ...)",
     }
-    console.print("Started." if began else "Running already.")
+    console.print("Started." if began else "Already running.")
     for what, value in lines.items():
         console.print(f"{what:<11}{value}", soft_wrap=True, markup=False)
     console.print("Every anitune command with this home finds them; anitune down stops them.")
-    console.print("Your own programs find MLflow, and are let in, after")
+    console.print("Your own programs can use MLflow after")
     console.print(
         f"  export MLFLOW_TRACKING_URI={servers.addresses.tracking_uri}"
         f' MLFLOW_TRACKING_TOKEN="$(cat {shlex.quote(str(servers.token_file))})"',

@@ -31,7 +31,7 @@ def _trials_at_once(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) == 0:
-        raise typer.BadParameter(f"give auto, or a number from 1 on (got {text!r})")
+        raise typer.BadParameter(f"give auto, or a number of at least 1 (got {text!r})")
     return int(text)
 
 
@@ -82,7 +82,9 @@ def worker(
     Any number of workers may do so at once, on many machines.
     """
     if study is not None and idle_timeout is not None:
-        raise typer.BadParameter("leave STUDY out, or --idle-timeout", param_hint="--idle-timeout")
+        raise typer.BadParameter(
+            "--idle-timeout is only for a worker without STUDY", param_hint="--idle-timeout"
+        )
     from search.work.forkserver import start_forkserver
 
     if pack != 1:
@@ -100,8 +102,8 @@ def worker(
         studies = with_reference(database, open_study(database, study))
         if database.engine.dialect.name == "sqlite":
             logger.info(
-                "The database is SQLite, for one worker on one machine:"
-                " several need PostgreSQL, as `anitune up` starts it."
+                "The database is SQLite, for one worker on one machine: several need PostgreSQL, which"
+                " `anitune up` starts."
             )
         with exit_if_stopped(f"anitune worker {study}"):
             work_on(database, studies, pack, name, served=served)

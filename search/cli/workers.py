@@ -32,7 +32,7 @@ def workers(
     elif found:
         make_console().print(workers_table(found))
     else:
-        echo("No worker lives: anitune worker STUDY, or anitune launch STUDY, starts some.")
+        echo("No workers are running. Start one with: anitune worker STUDY, or anitune launch STUDY")
 
 
 def workers_table(found: list[LiveWorker]) -> Table:

@@ -19,7 +19,7 @@ _SECRET = re.compile(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY)=|://[^/\s:@]+:[^/\s@]+
 def _without_secrets(setup: str) -> str:
     if _SECRET.search(setup):
         raise ValueError(
-            "a launch file is no place for a password or a token: workers take them from the environment of"
+            "do not put a password or a token in a launch file: workers take them from the environment of"
             " anitune launch, and on Kubernetes from the secrets that kubernetes.secrets names"
         )
     return setup
@@ -49,7 +49,7 @@ class KubernetesConfig:
     image: Annotated[str, Field(min_length=1)]
     namespace: str = "default"
     cores: Annotated[int, Field(ge=1)] = 4
-    memory: Annotated[str, Field(pattern=r"^\d+(Ki|Mi|Gi|Ti)$", description="as 16Gi")] = "16Gi"
+    memory: Annotated[str, Field(pattern=r"^\d+(Ki|Mi|Gi|Ti)$", description="such as 16Gi")] = "16Gi"
     gpu_resource: Annotated[str, Field(description="what the cluster calls a GPU")] = "nvidia.com/gpu"
     secrets: Annotated[
         tuple[str, ...], Field(description="secrets whose entries are variables of the workers")
@@ -67,11 +67,12 @@ class LaunchConfig:
 
     setup: Annotated[
         str,
-        Field(description="shell lines that come before the workers, as module load, source activate"),
+        Field(description="shell lines that run before the workers, such as module load"),
         AfterValidator(_without_secrets),
     ] = ""
     address: Annotated[
-        str | None, Field(description="where workers on other machines reach this one; null: its host name")
+        str | None,
+        Field(description="address at which workers on other machines reach this one; null: its host name"),
     ] = None
     slurm: SlurmConfig | None = None
     kubernetes: KubernetesConfig | None = None

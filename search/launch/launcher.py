@@ -79,14 +79,14 @@ def _parsl_folder(plan: LaunchPlan, place: str) -> Iterator[Path]:
         return
     if place != "local":
         raise LaunchError(
-            f"{plan.home}: the shells of other machines take letters, digits and @%+=:,./_- alone in the path"
-            " of the home; choose another ANITUNE_HOME"
+            f"{plan.home}: the path of the home may contain only letters, digits and @%+=:,./_- because"
+            " shells of other machines read it; choose another ANITUNE_HOME"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="anitune-") as name:
         link = Path(name) / "parsl"
         if not _is_plain(link):
-            raise LaunchError(f"{name}: letters, digits and @%+=:,./_- alone may be in the path of TMPDIR")
+            raise LaunchError(f"{name}: the path of TMPDIR may contain only letters, digits and @%+=:,./_-")
         link.symlink_to(folder)
         yield link
 
@@ -178,4 +178,4 @@ def _wait_for_workers(workers: Mapping[Future[int], str], plan: LaunchPlan, stop
                     logger.warning("%s is left out, it has failed %d times", fault.words, FAULTS_ALLOWED)
                     left_out.add(fault.card)
     if not stop.asked:
-        raise LaunchError("no worker is left, and the study is not done: their logs say why")
+        raise LaunchError("no worker is left, but the study is not done: see the logs of the workers")

@@ -26,7 +26,7 @@ def local_provider(plan: LaunchPlan) -> ExecutionProvider:
     from parsl.providers import LocalProvider
 
     if plan.nodes > 1:
-        raise ConfigError("--on local is one node: leave --nodes away, or choose slurm or kubernetes")
+        raise ConfigError("--on local has one node: leave out --nodes, or choose slurm or kubernetes")
     return LocalProvider(  # type: ignore[no-untyped-call]
         worker_init=plan.init, launcher=SimpleLauncher(), **plan.scaling
     )

@@ -65,7 +65,7 @@ while :; do
     while wait $worker; code=$?; kill -0 $worker 2>/dev/null; do :; done  # a signal ends a wait, too
     [ -e "${variable}/$(uname -n).$worker" ] && [ -z "$anitune_ending" ] || exit $code
     kill -0 $PPID || exit $code
-    echo "anitune: a card has failed; another worker takes the place of this one" >&2
+    echo "anitune: a card has failed; starting another worker in place of this one" >&2
 done
 """
 

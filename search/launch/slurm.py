@@ -32,7 +32,7 @@ def slurm_provider(plan: LaunchPlan) -> ExecutionProvider:
     if slurm is None:
         raise ConfigError("--on slurm needs a launch file (--file) with a section slurm: and its walltime")
     if shutil.which("sbatch") is None:
-        raise LaunchError("there is no sbatch here: launch from a machine that Slurm's jobs are sent from")
+        raise LaunchError("there is no sbatch here: launch from a machine that can submit Slurm jobs")
     return SlurmProvider(
         partition=slurm.partition,
         account=slurm.account,

@@ -131,8 +131,13 @@ def _reason(
     if len(compared) == 1:
         return f"trial {chosen.trial} is the only candidate"
     if len(like_best) == 1:
-        return f"trial {best.trial} has the least error on {decisive} folds, and can be told from all others"
+        return (
+            f"trial {best.trial} has the lowest error on {decisive} folds, and can be told apart from all"
+            " others"
+        )
     numbers = [str(each.trial) for each in like_best if each is not best]
     others = f"trial{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
-    cannot = f"trial {best.trial} has the least error on {decisive} folds, but cannot be told from {others}"
+    cannot = (
+        f"trial {best.trial} has the lowest error on {decisive} folds, but cannot be told apart from {others}"
+    )
     return f"{cannot}; of these, trial {chosen.trial} has the fewest parameters ({chosen.parameters:,})"

@@ -67,11 +67,11 @@ def description(study: Study, promotion: Promotion, chosen: Candidate, evaluatio
     network = " ".join(
         chosen.architecture.replace("`", "").split()
     )  # it must stay one piece of Markdown code
-    looks = "opened for it alone" if evaluations == 1 else f"opened {evaluations} times by now"
+    looks = "used for this model only" if evaluations == 1 else f"used {evaluations} times so far"
     return (
         f"Ensemble of {promotion.plan['ensemble']} networks `{network}`, the settings of trial"
         f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"
-        f"Test MAE {test['mae_kcalmol']:.3f} kcal/mol ({test['structures']:,} structures; the test part was"
+        f"Test MAE {test['mae_kcalmol']:.3f} kcal/mol ({test['structures']:,} structures; the test set was"
         f" {looks}), of a member on average {test['mean_member_mae_kcalmol']:.3f}.\n\n"
         + (f"**Molecular dynamics:** this model has {kinks}.\n\n" if kinks else "")
         + "Give a table with the columns symbols and coordinates (Å), or file; it gives energy_hartree and"

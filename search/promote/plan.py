@@ -148,7 +148,7 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
         )
         found.setdefault(digest_of(compared), candidate)
     if not found:
-        raise SearchError("no trial is complete that could be promoted: let the study go on")
+        raise SearchError("no trial is complete that could be promoted: let the study continue")
     return list(found.values())[:top]
 
 

@@ -119,8 +119,8 @@ class Promoter:
         self._again = again
         if not len(task.split.test):
             raise SearchError(
-                f"{study.name}: its split has no test part (split.fractions): a promoted model would have no"
-                " honest error"
+                f"{study.name}: its split has no test set (split.fractions): the error of a promoted model"
+                " could not be measured"
             )
         candidates = find_candidates(trial_rows(database, study), options.top)
         self.plan = make_plan(candidates, task, config.seed, options)
@@ -295,7 +295,8 @@ class Promoter:
             )
         except (TrainingCutOff, DeviceError) as error:
             raise SearchError(
-                f"{self._study.name}: {error}; what was trained is kept: the same command goes on"
+                f"{self._study.name}: {error}; finished trainings are kept: run the same command again to"
+                " continue"
             ) from error
         stop.raise_if_signalled()
 
@@ -327,7 +328,7 @@ class Promoter:
         evaluation = record_evaluation(
             database, study, promotion, chosen.trial, dump_config(chosen.config), digest, again=self._again
         )
-        logger.info("%s: test part opened on %s", study.name, evaluation)
+        logger.info("%s: test set evaluated on %s", study.name, evaluation)
         errors = measure_on_test_set(ensemble, structures, self._task)
         record_test_error(database, study, promotion, errors.mae_kcalmol)
         record_test(database, promotion, asdict(errors))

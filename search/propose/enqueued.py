@@ -63,7 +63,7 @@ def params_from_queue(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
     """
     where = "Optuna's queue"
     if not isinstance(asked_for, Mapping):
-        raise ConfigError(f"{where}: asks for {reprlib.repr(asked_for)}, where parameters were to be named")
+        raise ConfigError(f"{where}: asks for {reprlib.repr(asked_for)} instead of parameters")
     if asked_for:
         _refuse_points(config, where)
     return _in_space(config, asked_for, where)
@@ -87,7 +87,7 @@ def _in_space(config: StudyConfig, flat: Mapping[str, Any], where: str) -> dict[
                 raise ConfigError(f"{where}: {name}: the study searches {_describe_range(space[name])} {got}")
             params[name] = held
         elif name == "seed" or name not in fixed:
-            raise ConfigError(f"{where}: {name[:100]}: is no parameter of study {config.name!r}")
+            raise ConfigError(f"{where}: {name[:100]}: is not a parameter of study {config.name!r}")
         elif not _equal(fixed[name], value):
             raise ConfigError(
                 f"{where}: {name}: is {fixed[name]!r} in all trials of study {config.name!r} {got}"

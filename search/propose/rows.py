@@ -63,7 +63,7 @@ def scale_batches(config: StudyConfig, train_structures: int) -> StudyConfig:
         sizes[meant] = max(1, round(meant * factor))
         rows.append(dataclasses.replace(row, training=row.training | {"batch_size": sizes[meant]}))
     logger.info(
-        "%s: batch sizes scaled to %s training structures from %s, to keep the steps an epoch: %s",
+        "%s: batch sizes scaled to %s training structures from %s, to keep the steps per epoch: %s",
         config.name,
         f"{train_structures:,}",
         f"{config.scale_batch_from:,}",

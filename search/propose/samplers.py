@@ -183,8 +183,8 @@ def _drawing(
     points = sampler.points if isinstance(sampler, PointsSampler) else None
     if points is not None and number >= len(points):
         raise ConfigError(
-            f"study {config.name!r} has {len(points)} trials, and trial {number} is none of them: somebody"
-            " has made some in Optuna"
+            f"study {config.name!r} has {len(points)} trials, but trial {number} is not one of them:"
+            " somebody has created trials in Optuna"
         )
     space = distributions(config)
     study = ShownStudy(config.name, storage, sampler, number, space, trials)

@@ -79,7 +79,7 @@ class CardMemory:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(PLANNING_SECONDS)
         except (OSError, Timeout) as error:
-            logger.info("what other workers on this GPU will take is not known: %s", error)
+            logger.info("the memory that other workers on this GPU will use is not known: %s", error)
             yield 0
             return
         try:
@@ -100,7 +100,9 @@ class CardMemory:
                 self._thread.start()
             self._write(self._file)
         except OSError as error:
-            logger.info("other workers on this GPU cannot be told what this one will take: %s", error)
+            logger.info(
+                "the memory that this worker will use cannot be announced to others on this GPU: %s", error
+            )
 
     def _update(self) -> None:
         while not self._ended.wait(UPDATED_SECONDS):

@@ -61,7 +61,7 @@ def other_precision(claim: Claim, worker: WorkerInfo) -> str | None:
     if not claim.ran_on or claim.ran_on[-1][1] == worker.precision:
         return None
     device, precision = claim.ran_on[-1]
-    return f"goes on in {worker.precision} on {worker.device}, after {precision} on {device}"
+    return f"continues in {worker.precision} on {worker.device}, after {precision} on {device}"
 
 
 def _git_commit() -> str | None:

@@ -51,7 +51,7 @@ def from_checkpoint(folder: Path, trial: str, train: Callable[[], TrainingResult
     except CheckpointError as error:
         aside = set_aside(folder / CHECKPOINT)
         logger.warning(
-            "%s begins again from the start, its checkpoint was refused: %s (it is %s now)",
+            "%s starts again from the beginning, because its checkpoint was rejected: %s (moved to %s)",
             trial,
             error,
             aside.name,

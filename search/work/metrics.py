@@ -29,12 +29,12 @@ class Counting:
         self._in_hand = Gauge("anitune_trials_in_hand", "Trials in training.", registry=self.registry)
         self._epochs = Counter("anitune_epochs", "Epochs trained.", registry=self.registry)
         self._trials = Counter(
-            "anitune_trials", "Trials that left this worker, by how.", ["state"], registry=self.registry
+            "anitune_trials", "Trials that left this worker, by state.", ["state"], registry=self.registry
         )
         for state in ENDS:
             self._trials.labels(state)  # so that it is exported as zero
         silent = Gauge(
-            "anitune_silent_seconds", "Since the last sign of life in SQL.", registry=self.registry
+            "anitune_silent_seconds", "Time since the last heartbeat in SQL.", registry=self.registry
         )
         silent.set_function(lambda: sign.silent)
         self._in_hand.set_function(lambda: len(self._reached))

@@ -131,7 +131,7 @@ class TrainingProcess:
             code = process.exitcode
             self.end()
             raise TrainingCutOff(
-                f"the process of the training ended by itself ({_ending(code)}); is there enough memory?"
+                f"the process of the training ended unexpectedly ({_ending(code)}); is there enough memory?"
             ) from error
         except TrainerError:
             raise

@@ -29,21 +29,23 @@ class _RelayMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         health, now = self._health, time.monotonic()
-        yield self._counter("delivered_rows", "Rows of the outbox that MLflow has taken.", health.delivered)
-        yield self._counter("errors", "Passes that did not come to their end.", health.errors)
-        yield self._gauge("pass_seconds", "Since the last pass over the outbox.", now - health.last_pass)
+        yield self._counter(
+            "delivered_rows", "Rows of the outbox that were delivered to MLflow.", health.delivered
+        )
+        yield self._counter("errors", "Passes over the outbox that failed.", health.errors)
+        yield self._gauge("pass_seconds", "Time since the last pass over the outbox.", now - health.last_pass)
         if health.last_delivery is not None:
             age = now - health.last_delivery
-            yield self._gauge("delivery_seconds", "Since MLflow took something last.", age)
+            yield self._gauge("delivery_seconds", "Time since the last delivery to MLflow.", age)
         if health.lease is not None:
             age = now - health.lease.renewed
-            yield self._gauge("lease_seconds", "Since the lease was renewed last.", age)
+            yield self._gauge("lease_seconds", "Time since the lease was last renewed.", age)
         try:
             left = backlog(self._study)
         except DatabaseError:
             return  # the other metrics show the problem
-        yield self._gauge("waiting_rows", "Rows of the outbox that will be delivered.", left.waiting)
-        yield self._gauge("parked_rows", "Rows of the outbox that MLflow refused.", left.rejected)
+        yield self._gauge("waiting_rows", "Rows of the outbox that wait for delivery.", left.waiting)
+        yield self._gauge("parked_rows", "Rows of the outbox that MLflow rejected.", left.rejected)
 
     def _counter(self, name: str, words: str, value: float) -> Metric:
         family = CounterMetricFamily(f"anitune_relay_{name}", words, labels=["study"])

@@ -49,7 +49,7 @@ class AttemptReporter:
         saved = self._saved()
         stop = self._attempt.rung(epoch, best_val_mae, self._rows(records), self._decide, saved)
         self._kept = saved.epoch if saved is not None else self._kept
-        self._log.say(f"rung at epoch {epoch}: {'stops' if stop else 'goes on'}")
+        self._log.say(f"rung at epoch {epoch}: {'stops' if stop else 'continues'}")
         return stop
 
     def records(self, records: tuple[EpochRecord, ...]) -> None:

@@ -146,7 +146,8 @@ def recorded_trial(
         return recorded_trial(database, study, trials, int(trial.tags[DUPLICATE_TAG].removeprefix("trial ")))
     if trial.config is None or trial.state not in ("complete", "pruned"):
         raise SearchError(
-            f"{study.name}: trial {number} is {trial.state}: only complete and pruned ones can be repeated"
+            f"{study.name}: trial {number} is {trial.state}: only complete and pruned trials can be"
+            " reproduced"
         )
     return _read_trial(database, study, trial, trials)
 

@@ -187,7 +187,7 @@ def _worthwhile_on_gpu(config: StudyConfig, task: Task, room: _Room, most: int) 
     measured = ", ".join(f"{size}: {seconds[1] / took:.2f}" for size, took in seconds.items())
     if not seconds:
         return 1, f"out of memory with one trial; {room.words}"
-    return worthwhile(seconds), f"trials an hour by their number at once are as {measured}; {room.words}"
+    return worthwhile(seconds), f"relative throughput by number of trials at once: {measured}; {room.words}"
 
 
 def _room_on_gpu(
@@ -215,8 +215,8 @@ def _room_on_gpu(
         trials = int(min(LARGEST, free / need)) if fits else 0
         if trials < 1 and need * 2**30 <= OWN_SHARE * (torch.cuda.mem_get_info(device)[1] - features):
             raise MemoryTakenError(
-                f"{describe_card(device)}: {words}: other processes have the rest of its memory;"
-                " start this worker when they have ended, or on another GPU"
+                f"{describe_card(device)}: {words}: other processes use the rest of its memory; start this"
+                " worker when they have ended, or on another GPU"
             )
         room = _Room(trials, int(need * 2**30), features, words if fits else f"out of memory; {words}")
         if memory is not None:
@@ -264,7 +264,7 @@ def measure_sizes(task: Task, configs: Sequence[TrainConfig], sizes: Sequence[in
         except BaseException as error:
             if exhausted_memory(error) != "device":
                 raise
-            logger.info("out of memory with %d trials at once: as many are not tried", size)
+            logger.info("out of memory with %d trials at once: fewer will be used", size)
         if size not in seconds:
             release_memory(find_device(configs[0].device))
             break

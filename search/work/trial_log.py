@@ -40,7 +40,7 @@ class TrialLog:
         """Log the worker, the settings and the epochs of earlier attempts at the beginning of an attempt."""
         self.say(f"attempt {attempt} by {json.dumps(worker)}", f"settings {json.dumps(settings)}")
         if epochs:
-            self.say(f"goes on after epoch {epochs}, or the last checkpoint before it")
+            self.say(f"continues after epoch {epochs}, or the last checkpoint before it")
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

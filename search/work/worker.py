@@ -293,8 +293,8 @@ class Worker:
         waited_for = patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
         if waited_for and not in_hand:
             self._say(
-                f"{self._study.name}: {len(waited_for)} trials are not finished, and other workers train;"
-                f" a dead one loses its own within {LEASE_SECONDS:.0f} s"
+                f"{self._study.name}: waiting for {len(waited_for)} trials of other workers; a dead worker"
+                f" loses its trials within {LEASE_SECONDS:.0f} s"
             )
         return bool(waited_for)
 
@@ -440,7 +440,7 @@ class Worker:
         config, info = resolve_attempt(asked, self._info, claim)
         if asked.precision not in ("auto", config.precision):
             logger.warning(
-                "%s: trial %d trains in %s, as there is no %s on %s",
+                "%s: trial %d trains in %s, because there is no %s on %s",
                 self._study.name,
                 claim.number,
                 config.precision,
@@ -462,7 +462,7 @@ class Worker:
         if original.state == "running":
             raise _TooEarly(f"waits for trial {original.number}, which has the same settings")
         if not attempt.reuse_result(original):
-            raise _TooEarly(f"waits for trial {original.number}, which goes on")
+            raise _TooEarly(f"waits for trial {original.number}, which continues")
         return replace(
             news, state=original.state, epochs=original.epochs, value=original.value, original=original.number
         )

@@ -48,7 +48,7 @@ class FolderBlobs(BlobStore):
         except OSError as error:
             raise BlobWriteError(
                 f"{file}: cannot be copied to {self.root}: {error.strerror};"
-                " free some space, or correct the folder's rights"
+                " free some space, or correct the permissions of the folder"
             ) from error
         return digest
 

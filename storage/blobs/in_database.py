@@ -37,7 +37,7 @@ class DatabaseBlobs(BlobStore):
                 source.seek(0)
                 pieces = iter(lambda: source.read(PART), b"")
                 if self._write(digest, file.stat().st_size, pieces) != digest:
-                    raise BlobWriteError(f"{file}: was changed while it was read; it is not kept")
+                    raise BlobWriteError(f"{file}: was changed while it was read; it is not stored")
         except OSError as error:
             raise BlobWriteError(f"{file}: cannot be read: {error.strerror}") from error
         return digest

@@ -26,7 +26,8 @@ def checked_name(path: str) -> str:
     if len(path) > LONGEST or not _NAME.fullmatch(path):
         shown = path if len(path) <= LONGEST else f"{path[:LONGEST]}..."
         raise ArtifactNameError(
-            f"{shown!r} cannot name an artifact: write at most {LONGEST} letters, digits, underscores, dashes"
-            " and dots, in folders divided by slashes; no word begins with a dot or a dash"
+            f"{shown!r} is not a valid name of an artifact: use at most {LONGEST} letters, digits,"
+            " underscores, dashes and dots, with slashes between folders; no name may begin with a dot or a"
+            " dash"
         )
     return path

@@ -98,18 +98,18 @@ def _compare(settings: Settings, recorded: Row[Any], marker: str) -> None:
     if recorded.kind == IN_DATABASE:
         if settings.artifacts_in != IN_DATABASE:
             raise SettingsError(
-                f"{url}: its artifacts are kept in the database: set {ARTIFACTS_VARIABLE}={IN_DATABASE}"
-                " here, too"
+                f"{url}: its artifacts are stored in the database: set {ARTIFACTS_VARIABLE}={IN_DATABASE}"
+                " here too"
             )
     elif not isinstance(settings.artifacts_in, Path):
         raise SettingsError(
-            f"{url}: its artifacts are kept in a folder that its machines share, elsewhere known as"
-            f" {recorded.folder}: set {ARTIFACTS_VARIABLE} to it here, too"
+            f"{url}: its artifacts are kept in a folder that its machines share, on another machine known as"
+            f" {recorded.folder}: set {ARTIFACTS_VARIABLE} to it here too"
         )
     elif read_marker(settings.artifacts / ARTIFACTS_MARKER) != marker:
         raise SettingsError(
-            f"{settings.artifacts}: not the folder with the artifacts of {url}, elsewhere known as"
-            f" {recorded.folder}: see that it is mounted, or correct {ARTIFACTS_VARIABLE}"
+            f"{settings.artifacts}: not the folder with the artifacts of {url}, on another machine known as"
+            f" {recorded.folder}: make sure that it is mounted, or correct {ARTIFACTS_VARIABLE}"
         )
 
 
@@ -129,8 +129,8 @@ def _claim_folder(settings: Settings, marker: str) -> None:
         write_marker(settings.artifacts / ARTIFACTS_MARKER, marker)
     except OSError as error:
         raise SettingsError(
-            f"{settings.artifacts}: cannot be written: {error.strerror}; correct {ARTIFACTS_VARIABLE}, or its"
-            " rights"
+            f"{settings.artifacts}: cannot be written: {error.strerror}; correct {ARTIFACTS_VARIABLE}, or"
+            " its permissions"
         ) from error
 
 

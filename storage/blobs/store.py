@@ -134,7 +134,7 @@ class BlobStore(ABC):
         except OSError as error:
             raise BlobWriteError(
                 f"{target}: cannot be written: {error.strerror};"
-                " free some space, or correct the folder's rights"
+                " free some space, or correct the permissions of the folder"
             ) from error
 
 
@@ -152,7 +152,7 @@ def checked_digest(digest: str) -> str:
         if it is not a SHA-256 digest.
     """
     if not is_digest(digest):
-        raise BlobMissingError(f"{digest!r} is no SHA-256 digest")
+        raise BlobMissingError(f"{digest!r} is not a SHA-256 digest")
     return digest
 
 

@@ -63,8 +63,8 @@ def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepositor
         return LocalArtifactRepository(folder.as_uri())
     named = f"{parts.scheme}:{parts.path}"[:200]
     raise TrackingRefusedError(
-        f"MLflow keeps the files of run {run.run_id} at {named!r}: anitune gives them to, and takes them"
-        f" from, MLflow's server itself ({_PROXIED}:/...) or {root}, no other place"
+        f"MLflow keeps the files of run {run.run_id} at {named!r}: anitune stores and reads them only"
+        f" through MLflow's server ({_PROXIED}:/...) or in {root}"
     )
 
 

@@ -60,4 +60,4 @@ def download_model(settings: Settings, address: str, into: Path) -> Path:
         raise ModelNotFoundError(f"{address}: {error}; `anitune promote` registers models") from None
     for record in into.rglob(_RECORD):
         return record.parent
-    raise ModelNotFoundError(f"{address}: none of anitune's models")
+    raise ModelNotFoundError(f"{address}: not a model of anitune")

@@ -136,7 +136,7 @@ def take_lease(study: Study) -> RelayLease | None:
 def seize_lease(study: Study) -> RelayLease:
     """Take the lease even if a running relay holds it; that relay ends before its next write."""
     lease = _take(study, from_running=True)
-    assert lease is not None, "nobody is spared"
+    assert lease is not None, "a running relay loses its lease"
     return lease
 
 
@@ -180,8 +180,8 @@ def wait_for_lease(study: Study) -> RelayLease:
             return seize_lease(study)
         if holder is not None and time.monotonic() > deadline:
             raise RelayBusyError(
-                f"{study.name}: a relay delivers it to MLflow now, {holder}; stop its workers, or end it with"
-                f" {holder.stop_command}, and try again"
+                f"{study.name}: a relay is delivering it to MLflow, {holder}; stop its workers, or stop the"
+                f" relay with {holder.stop_command}, and try again"
             )
         time.sleep(0.5)
     return lease

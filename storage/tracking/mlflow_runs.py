@@ -138,7 +138,7 @@ class MlflowRuns:
             found = self._client.get_experiment_by_name(name) or self._create_experiment(name, tags)
         if found.lifecycle_stage != "active":
             raise TrackingRefusedError(
-                f"the MLflow experiment {name!r} was deleted, and MLflow keeps its name: bring it back with"
+                f"the MLflow experiment {name!r} was deleted, and MLflow reserves its name: restore it with"
                 f" `MLFLOW_TRACKING_URI={shlex.quote(self._shown_uri)} mlflow experiments restore"
                 f" --experiment-id {found.experiment_id}`"
             )

@@ -77,7 +77,8 @@ def check_tables(tracking_uri: str) -> None:
         )
     if found != head:
         raise SchemaTooOldError(
-            f"{redacted(tracking_uri)}: its tables are of an older MLflow (version {found}, this one has"
+            f"{redacted(tracking_uri)}: its tables were made by an older MLflow (version {found}, this one"
+            " has"
             f" {head}): stop the workers, make a backup, and run `anitune migrate`"
         )
 

@@ -161,7 +161,7 @@ def run_relay(
             return
         health.lease = lease
         relay = patiently(Relay, lease, write_note, stopping, write_files)
-        log.info("%s: relay to %s begins", study.name, redacted(study.database.settings.tracking_uri))
+        log.info("%s: relay to %s starts", study.name, redacted(study.database.settings.tracking_uri))
         try:
             with suppress(*_PASSING):  # stopped by a signal, or gave up
                 _deliver_while_open(relay, health, trouble, patiently, stopping, idle_seconds)
@@ -204,13 +204,16 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             well = time.monotonic()
         elif time.monotonic() - well > 2 * LONGEST_WAIT_SECONDS:  # the relay has retried in vain
             raise TrackingUnavailableError(
-                f"{trouble} (says its relay, {holder}; to end that: {holder.stop_command})"
+                f"{trouble} (reported by its relay, {holder}; to stop the relay: {holder.stop_command})"
                 if holder
                 else trouble
             )
         if holder is not None and left and not notified and time.monotonic() - began > SAY_SECONDS:
             log.info(
-                "%s: waiting for its relay, %s; to end that: %s", study.name, holder, holder.stop_command
+                "%s: waiting for its relay, %s; to stop the relay: %s",
+                study.name,
+                holder,
+                holder.stop_command,
             )
             notified = True
         if left == 0:
@@ -295,7 +298,7 @@ class _Trouble:
         if self._said is not None:
             self._record(None)
             self._said = None
-            log.info("%s: delivers again", self._study.name)
+            log.info("%s: delivering again", self._study.name)
 
     def _record(self, message: str | None) -> None:
         assert self._health.lease is not None, "before there is one, only the database is asked"

@@ -210,7 +210,7 @@ class Relay:
                 self._sync_study_run(run, now_ended)
                 ended = now_ended
         except TrackingRefusedError as refusal:
-            log.warning("%s: the study's run is not brought up to date: %s", self.study.name, refusal)
+            log.warning("%s: the study's run was not updated: %s", self.study.name, refusal)
         self._study_changed = False
         self._study_synced = time.monotonic()
 
@@ -320,8 +320,8 @@ class Relay:
                 experiment = self._runs.experiment(self.study.name, view_tags(time_ms))
             except TrackingRefusedError as refusal:
                 raise TrackingRefusedError(
-                    f"{refusal} and `anitune sync {self.study.name}`, or give it another one with"
-                    f" `anitune study repair {self.study.name}`"
+                    f"{refusal} and `anitune sync {self.study.name}`, or create another one with `anitune"
+                    f" study repair {self.study.name}`"
                 ) from None
             run = self._runs.find_or_create(experiment, self._run_key, self.study.name, time_ms, tags)
             with self.lease.writing() as connection:
@@ -375,7 +375,9 @@ class Relay:
             )
 
     def _reject(self, number: int | None, row: _Row, reason: str) -> None:
-        log.warning("%s: MLflow is told no more about %s: %s", self.study.name, _names([number]), reason)
+        log.warning(
+            "%s: no more updates of %s are sent to MLflow: %s", self.study.name, _names([number]), reason
+        )
         with self.lease.writing() as connection:
             connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
 

@@ -96,7 +96,7 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int,
     """
     this = {"of_study": optuna_study_id}
     if connection.execute(_LOCKED_STUDY, this).first() is None:
-        raise StudyNotFoundError("the study was deleted in the Optuna dashboard: begin one of another name")
+        raise StudyNotFoundError("the study was deleted in the Optuna dashboard: start one with another name")
     running = {"state": TrialState.RUNNING, "datetime_start": _now()}
     waiting = connection.execute(_FIRST_WAITING, this).first()
     if waiting is not None:

@@ -427,7 +427,9 @@ def _end_expired_attempt(connection: Connection, trial: Row[Any]) -> None:
             attempts.c.number == trial.number,
             attempts.c.attempt == trial.attempt,
         )
-        .values(ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker fell silent")
+        .values(
+            ended_at=attempts.c.renewed_at, outcome="expired", reason="its worker sent no more heartbeats"
+        )
     )
 
 

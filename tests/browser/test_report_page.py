@@ -22,7 +22,7 @@ def open_report(page: Page, report: Path) -> None:
 def test_plots_are_interactive_and_have_their_points(page: Page, shown: Shown, report: Path) -> None:
     open_report(page, report)
     ended = [trial for trial in shown.trials if trial["val_mae_kcalmol"] is not None]
-    course = page.locator("section").filter(has=page.get_by_role("heading", name="Course of the search"))
+    course = page.locator("section").filter(has=page.get_by_role("heading", name="Progress of the search"))
     expect(course.locator(".plot").first.locator(".scatterlayer .point")).to_have_count(len(ended))
     curves = page.locator("section").filter(has=page.get_by_role("heading", name="Loss curves"))
     expect(curves.locator(".scatterlayer .trace")).to_have_count(min(len(shown.complete), 5) + 1)

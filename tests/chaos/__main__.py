@@ -16,9 +16,9 @@ from tests.chaos.plan import long_plan, short_plan
 def main() -> None:
     """Break everything once, or for ten minutes; the exit status is 1 if anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the faults: the same seed, the same plan")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the plan of faults")
     parser.add_argument("--short", action="store_true", help="each kind of fault once")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     arguments = parser.parse_args()
     # SIGTERM ends the run like Ctrl-C, so that the servers and workers end as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -288,7 +288,7 @@ class _Chaos:
             for trial in trials
             if trial.state in ("complete", "pruned")
         ]
-        logger.info("chaos: repeating %d trials undisturbed", len(recorded))
+        logger.info("chaos: reproducing %d trials without faults", len(recorded))
         with self._study.database.reading() as connection:
             tried = connection.execute(
                 select(attempts).where(attempts.c.study_id == self._study.id).order_by(attempts.c.attempt)

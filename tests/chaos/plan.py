@@ -11,11 +11,11 @@ Kind = Literal["kill", "terminate", "stop", "full disk", "postgresql", "mlflow",
 
 DESCRIPTIONS: Final[Mapping[Kind, str]] = {
     "kill": "workers killed (SIGKILL)",
-    "terminate": "workers told to end (SIGTERM)",
-    "stop": "workers stopped, and woken once another one had their trial (SIGSTOP, SIGCONT)",
-    "full disk": "checkpoints that met a full disk",
+    "terminate": "workers asked to stop (SIGTERM)",
+    "stop": "workers paused, and resumed after another worker took their trial (SIGSTOP, SIGCONT)",
+    "full disk": "checkpoints that failed on a full disk",
     "postgresql": "PostgreSQL crashed and recovered",
-    "mlflow": "MLflow server killed, and away for a while",
+    "mlflow": "MLflow server killed, and unavailable for a while",
     "relay": "relay killed between delivery and acknowledgement",
 }
 

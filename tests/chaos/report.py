@@ -88,10 +88,10 @@ class ChaosReport:
             f"  {self.trials_duplicated:>4}  trials duplicated",
             f"  {self.metrics_lost:>4}  metrics lost",
             f"  {self.overshoot:>4}  trials too many",
-            f"  {self.restarted:>4}  trainings begun again after their first checkpoint",
-            f"  {len(self.differing):>4}  trials with other numbers when repeated undisturbed",
+            f"  {self.restarted:>4}  trainings restarted after their first checkpoint",
+            f"  {len(self.differing):>4}  trials with other numbers when reproduced without faults",
             f"  {self.stale_checkpoints:>4}  checkpoints that are not of the last epoch"
-            f" ({self.awakened} folders of workers that woke up too late, read by nobody)",
+            f" ({self.awakened} unused folders of workers that were resumed too late)",
             f"  {self.woken_wrote:>4}  rows written by workers after their trial was taken over",
             f"  {len(self.differences):>4}  differences between SQL, Optuna and MLflow",
             *(f"        {line}" for line in self.differences),

@@ -105,8 +105,8 @@ def test_an_mlflow_without_a_secret_is_not_gone_on_with(home: Path, process: sub
     answer = anitune("up")
     assert answer.returncode == 1
     assert answer.stderr.splitlines()[-1] == (
-        "anitune: MLflow runs without the secret that protects it, as earlier versions started it: first"
-        " `anitune down`"
+        "anitune: MLflow runs without the secret that protects it, as earlier versions started it: stop it"
+        " first with `anitune down`"
     )
     assert postgresql(home).pid() is None
     assert process.poll() is None
@@ -115,7 +115,7 @@ def test_an_mlflow_without_a_secret_is_not_gone_on_with(home: Path, process: sub
 def test_a_home_without_servers_has_nothing_to_stop(home: Path) -> None:
     (home / "servers").rmdir()
     answer = anitune("down")
-    assert answer.stdout == "Nothing runs here.\n"
+    assert answer.stdout == "No servers are running.\n"
     assert list(home.iterdir()) == []
 
 
@@ -158,12 +158,12 @@ def test_the_tables_of_a_home_are_migrated_while_its_servers_are_down(
         engine.dispose()
     answer = anitune("up")
     assert answer.returncode == 1
-    assert "its tables are of an older MLflow (version 7f2a7d5fae7d, " in answer.stderr.splitlines()[-1]
+    assert "its tables were made by an older MLflow (version 7f2a7d5fae7d, " in answer.stderr.splitlines()[-1]
     assert server.pid() is None
 
     record_mlflow(home, process)
     answer = anitune("migrate")
     assert answer.stderr.splitlines()[-1] == (
-        "anitune: MLflow's server uses the old tables: first `anitune down`"
+        "anitune: MLflow's server uses the old tables: stop it first with `anitune down`"
     )
     assert server.pid() is None

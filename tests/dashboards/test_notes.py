@@ -21,7 +21,7 @@ from dashboards.notes import (
     optuna_study_note,
     optuna_trial_note,
 )
-from dashboards.optuna_notes import BORDER, write_optuna_figures, write_optuna_notes
+from dashboards.optuna_notes import BORDER, EARLIER_BORDER, write_optuna_figures, write_optuna_notes
 from dashboards.record import read_study
 from dashboards.study_files import LEADERBOARD, PLOTS, study_files
 from search.cli.relay import note_writer
@@ -188,6 +188,14 @@ def test_what_a_person_wrote_stays(study: Study) -> None:
     assert get_note(study.optuna).endswith(f"{BORDER}\nOur favourite study.")
     # Nothing changed, and so nothing was written: a page that is open does not see another version.
     assert study.database.optuna.get_study_system_attrs(study.optuna_study_id) == before
+
+
+def test_what_a_person_wrote_below_a_note_of_an_earlier_version_stays(study: Study) -> None:
+    save_note(study.optuna, f"An old ranking.{EARLIER_BORDER}\nOur favourite study.")
+    write_optuna_notes(study)
+    note = get_note(study.optuna)
+    assert note.endswith(f"{BORDER}\nOur favourite study.")
+    assert "An old ranking." not in note
 
 
 def test_a_study_that_was_deleted_in_the_dashboard_is_no_error(

@@ -68,7 +68,7 @@ def test_the_promoted_model_is_at_the_head(client: FlaskClient, promoted: Study)
 
 def test_a_winner_that_is_not_smooth_is_flagged(client: FlaskClient, kinked: Study) -> None:
     page = client.get("/anitune/studies/widths").text
-    assert "Not for molecular dynamics: trial 1 has the activation relu, whose slope jumps" in page
+    assert "Not for molecular dynamics: trial 1 has the activation relu, whose derivative jumps" in page
 
 
 def test_a_smooth_winner_is_not_flagged(client: FlaskClient, promoted: Study, kinked: Study) -> None:
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_said(client: FlaskClient, home: Settings) -> None:
 def test_workers_that_live_are_shown_with_what_they_train(
     client: FlaskClient, database: Database, study: Study
 ) -> None:
-    assert "No worker lives now" in client.get("/anitune/").text
+    assert "No workers are running" in client.get("/anitune/").text
     worker = WorkerInfo("node7-17", "node7", 17, "cpu", {})  # it has trial 6 in hand
     with WorkerHeartbeat(database, worker, "widths"):
         for path in ("/anitune/", "/anitune/studies/widths"):

@@ -41,15 +41,15 @@ SECTIONS = [
     "Summary",
     "Data and split",
     "Leaderboard",
-    "Course of the search",
-    "What the settings do",
+    "Progress of the search",
+    "Effect of the settings",
     "Error against cost",
     "Loss curves",
     "Error by kind of molecule",
-    "What pruning saved",
+    "Savings by pruning",
     "Machines",
     "Failures",
-    "How to reproduce it",
+    "How to reproduce the study",
 ]
 
 
@@ -184,7 +184,7 @@ def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecor
 
 def test_promotions_and_every_evaluation_on_the_test_set_are_shown(database: Database, study: Study) -> None:
     text, page = read(write_report(database, ["widths"]))
-    assert "Openings of the test part" not in page.headings
+    assert "Evaluations on the test set" not in page.headings
     folds = {"values": [0.9, 1.1], "mean": 1.0, "spread": 0.141, "difference": None, "told_apart": False}
     apart = {"mean": 0.2, "low": -0.05, "high": 0.45}
     results = [
@@ -206,14 +206,14 @@ def test_promotions_and_every_evaluation_on_the_test_set_are_shown(database: Dat
         record_evaluation(database, study, promotion, 2, {}, "e", again=again)
         record_test_error(database, study, promotion, 0.95 + again)
     text, page = read(write_report(database, ["widths"]))
-    assert [word for word in page.headings if word.startswith(("Promotion", "Openings"))] == [
+    assert [word for word in page.headings if word.startswith(("Promotion", "Evaluations"))] == [
         "Promotion 1",
         "Promotion 2",
-        "Openings of the test part",
+        "Evaluations on the test set",
     ]
     assert "Chosen: trial 2, since it has the fewest parameters." in text
     assert "-0.050 to +0.450, cannot be told apart" in text
-    assert "The test part was opened 2 times. Only the error of the first opening is honest" in text
+    assert "The test set was used 2 times. Only the error of the first evaluation is unbiased" in text
     assert "for trial 2 of widths, test MAE 0.950 kcal/mol" in text
     assert "for trial 2 of widths, test MAE 1.950 kcal/mol" in text
 
@@ -222,7 +222,7 @@ def test_after_a_promotion_the_answer_is_the_registered_model(database: Database
     text, _ = read(write_report(database, ["widths"]))
     answer = "Answer: 384-32-1 silu (trial 2), promoted: an ensemble of 2, registered as widths, version 1."
     assert re.search(
-        rf"{re.escape(answer)} On the test part, opened on 20\d\d-\d\d-\d\d: MAE 0.950 kcal/mol\.", text
+        rf"{re.escape(answer)} On the test set, evaluated on 20\d\d-\d\d-\d\d: MAE 0.950 kcal/mol\.", text
     )
     best = "Best of the search: 384-64-32-1 silu (trial 1), with a validation MAE of 0.800"
     assert text.index(answer) < text.index(best)
@@ -238,13 +238,13 @@ def test_a_second_look_at_the_test_set_is_told_in_the_answer(database: Database,
     end_promotion(database, again, "widths", "2")
     text, _ = read(write_report(database, ["widths"]))
     assert re.search(
-        r"version 2\. On the test part, opened on [-\d]+, not for the first time: MAE 0.900", text
+        r"version 2\. On the test set, evaluated on [-\d]+, not for the first time: MAE 0.900", text
     )
 
 
 def test_a_winner_that_is_not_smooth_is_flagged(database: Database, kinked: Study) -> None:
     text, _ = read(write_report(database, ["widths"]))
-    assert "Not for molecular dynamics: trial 1 has the activation relu, whose slope jumps" in text
+    assert "Not for molecular dynamics: trial 1 has the activation relu, whose derivative jumps" in text
 
 
 def test_an_empty_study_has_a_report(database: Database, study: Study) -> None:

@@ -285,7 +285,9 @@ def test_a_server_that_is_killed_later_is_reported(settings: Settings) -> None:
     with run_dashboards(settings) as running:
         (ours,) = (pid for pid, line in children().items() if "dashboards.optuna_server" in line)
         os.kill(ours, signal.SIGKILL)
-        with pytest.raises(ServerEndedError, match=r"Optuna dashboard ended by itself \(exit code -9\)"):
+        with pytest.raises(
+            ServerEndedError, match=r"Optuna dashboard has ended unexpectedly \(exit code -9\)"
+        ):
             running.watch()
 
 

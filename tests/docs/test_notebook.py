@@ -105,7 +105,7 @@ def test_an_interrupted_cell_hands_its_trial_back_and_goes_on_when_it_is_run_aga
     kernel.wait_for("3/60 epochs")
     kernel.interrupt()
     text = kernel.rest()
-    assert "What was done is kept: run this again to go on." in text
+    assert "Finished work is kept: run this again to continue." in text
     assert "Traceback" not in text
     assert "study long: 1 interrupted" in kernel.run("study")
     assert "complete after 60 of 60 epochs" in kernel.run(cell)

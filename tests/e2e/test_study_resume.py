@@ -87,7 +87,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, data_file: Path) -
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on with: anitune study run {file}" in said
+    assert f"continue with: anitune study run {file}" in said
     assert "Traceback" not in said
     first = show()
     assert first["trials"]["interrupted"] == 1
@@ -100,7 +100,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, data_file: Path) -
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "go on with: anitune worker tiny" in said
+    assert "continue with: anitune worker tiny" in said
     second = show()
     assert second["rows"][0]["state"] == "complete"
     assert second["rows"][0]["attempt"] == 2
@@ -145,7 +145,7 @@ def test_two_trials_of_a_worker_that_was_killed_end_with_the_bits_of_each_alone(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
     assert "tiny: 2 trials at once" in said
-    assert said.count("goes on there next time") == 2
+    assert said.count("will continue from there") == 2
     stopped = place.show()
     assert stopped["trials"]["interrupted"] == 2
     assert [row["attempt"] for row in stopped["rows"]] == [2, 2]

@@ -115,7 +115,7 @@ def test_a_training_that_is_told_to_end_says_how_to_go_on(place: Path, undisturb
     code, said = stopped.interrupt(signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     assert "Traceback" not in said
-    assert f"go on with: anitune train {place / 'config.yaml'} --out {stopped.out}" in said
+    assert f"continue with: anitune train {place / 'config.yaml'} --out {stopped.out}" in said
     stopped.end()
     assert stopped.history() == undisturbed.history()
     assert stopped.weights() == undisturbed.weights()

@@ -43,7 +43,7 @@ def test_after_a_capture_that_failed_nothing_is_trained() -> None:
 
     call = GraphedCall(waits, GPU)
     call()
-    with pytest.raises(DeviceError, match="a CUDA graph could not be recorded"):
+    with pytest.raises(DeviceError, match="a CUDA graph could not be captured"):
         call()
 
 

@@ -212,10 +212,10 @@ def test_the_servers_of_a_home(
     (line,) = (line for line in started.stderr.splitlines() if "SQLite" in line)
     assert "studies that this home has in SQLite stay there and are not moved" in line
     again = home.anitune("up", ANITUNE_TRACKING_URI="http://elsewhere:5000")
-    assert again.stdout.startswith("Running already.\n")
+    assert again.stdout.startswith("Already running.\n")
     for value in servers.values():
         assert str(value) in again.stdout or value is True
-    assert "ANITUNE_TRACKING_URI is set, and goes before these servers" in again.stderr
+    assert "ANITUNE_TRACKING_URI is set, and takes precedence over these servers" in again.stderr
     assert "stay there" not in again.stderr
     tracking = servers["tracking_uri"]
     assert_only_the_secret_opens(home, servers, again.stdout)
@@ -250,9 +250,9 @@ def test_the_servers_of_a_home(
     assert other.record() == record
     assert mlflow_shows(other, other.json("up")["tracking_uri"]) == shown
 
-    assert other.anitune("down").stdout == "Stopped; anitune up starts them again.\n"
+    assert other.anitune("down").stdout == "Stopped. Start them again with: anitune up\n"
     assert other.postgresql.pid() is None
-    assert other.anitune("down").stdout == "Nothing runs here.\n"
+    assert other.anitune("down").stdout == "No servers are running.\n"
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

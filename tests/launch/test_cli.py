@@ -65,7 +65,7 @@ def test_what_is_not_there_is_one_line(home: Path) -> None:
 
 def test_no_worker_is_said_and_is_an_empty_list(home: Path) -> None:
     assert anitune("workers", "--json", home=home).stdout == "[]\n"
-    assert anitune("workers", home=home).stdout.startswith("No worker lives")
+    assert anitune("workers", home=home).stdout.startswith("No workers are running")
 
 
 def test_workers_are_a_table() -> None:

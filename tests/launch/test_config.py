@@ -41,11 +41,11 @@ FAULTS = {
         "kubernetes: {image: a, memory: '16'}\n",
         "kubernetes.memory (line 1): string should match",
     ),
-    "password": ("setup: export PGPASSWORD=x\n", "setup (line 1): a launch file is no place for a password"),
-    "token": ("setup: export MLFLOW_TRACKING_TOKEN=x\n", "no place for a password or a token"),
+    "password": ("setup: export PGPASSWORD=x\n", "setup (line 1): do not put a password"),
+    "token": ("setup: export MLFLOW_TRACKING_TOKEN=x\n", "do not put a password or a token"),
     "password in a URL": (
         "setup: |\n  export ANITUNE_STORAGE_URL=postgresql://me:secret@db/anitune\n",
-        "no place for a password or a token",
+        "do not put a password or a token",
     ),
 }
 

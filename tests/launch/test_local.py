@@ -52,10 +52,10 @@ def test_ctrl_c_hands_the_trials_back(make_place: Callable[..., Any]) -> None:
     _, said = launcher.communicate(timeout=300)
 
     assert launcher.returncode == 130, said
-    assert "go on with: anitune launch tiny --on local" in said
+    assert "continue with: anitune launch tiny --on local" in said
     assert [trial.state for trial in place.trials()] == ["interrupted"] * 2
     assert place.workers() == []
-    assert place.logs().count("goes on there next time") == 2
+    assert place.logs().count("will continue from there") == 2
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_launch_in_the_background_outlives_its_terminal(make_place: Callable[.
     starter = place.launch("--on", "local", "--detach")
     said, complained = starter.communicate(timeout=300)
     assert starter.returncode == 0, complained
-    pid = int(said.split("end it with: kill ")[1])
+    pid = int(said.split("stop it with: kill ")[1])
     try:
         place.until(lambda: any(worker.trials for worker in place.workers()))
     finally:
@@ -88,4 +88,4 @@ def test_a_launch_in_the_background_outlives_its_terminal(make_place: Callable[.
 
     assert [trial.state for trial in place.trials()] == ["interrupted"]
     (log,) = place.home.glob("launches/*/launch.log")
-    place.until(lambda: "go on with: anitune launch tiny --on local" in log.read_text())
+    place.until(lambda: "continue with: anitune launch tiny --on local" in log.read_text())

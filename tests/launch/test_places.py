@@ -117,7 +117,7 @@ def test_a_cluster_that_is_not_configured_is_one_line(
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("local", "--on local is one node"),
+        ("local", "--on local has one node"),
         ("slurm", "section slurm: and its walltime"),
         ("kubernetes", "section kubernetes: and its image"),
     ],

@@ -87,7 +87,7 @@ def test_another_worker_takes_the_place_of_one_whose_card_has_failed(tmp_path: P
     out, told = block(f"({worker}); echo code $?").communicate(timeout=30)
     assert out == "code 3\n"
     assert said.read_text() == "worker\n" * 3
-    assert told.count("another worker takes the place of this one") == 2
+    assert told.count("starting another worker in place of this one") == 2
 
 
 def test_no_worker_takes_its_place_where_the_block_must_end(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_job_that_ends_in_the_middle_loses_nothing(
     assert launcher.returncode == 0, (said, place.logs())
     assert [trial.state for trial in trials] == ["complete"] * asked
     assert sorted(trial.attempt for trial in trials) == [1, 1, 2]
-    assert "goes on there next time" in place.logs()  # handed back, not lost
+    assert "will continue from there" in place.logs()  # handed back, not lost
     # No epoch was lost: a second attempt goes on where the first one stopped.
     assert trained == asked * epochs
 

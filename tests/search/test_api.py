@@ -133,7 +133,7 @@ def test_the_best_network_predicts_atoms_and_files(study: anitune.Study, folder:
     water.pbc = True
     with pytest.raises(DataError, match=r"structure 0 \(from 0\): it is periodic"):
         model.predict(water)
-    with pytest.raises(ConfigError, match="unit: 'ev' is none of hartree, kcal/mol, eV"):
+    with pytest.raises(ConfigError, match="unit: 'ev' is not one of hartree, kcal/mol, eV"):
         model.predict(molecule("H2O"), unit="ev")
 
 
@@ -143,7 +143,7 @@ def test_the_best_network_predicts_atoms_and_files(study: anitune.Study, folder:
         ("other", {"data": "water.extxyz"}, "study 'other': limits: set trials, hours or epochs"),
         ("other", {"trials": 2, "dat": "water.extxyz"}, "study 'other': dat"),
         ("other", {"trials": 0}, "limits.trials"),
-        ("tiny.yaml", {"trials": 2}, "tiny.yaml: give a file, or a name with settings: not both"),
+        ("tiny.yaml", {"trials": 2}, "tiny.yaml: give either a file, or a name with settings"),
     ],
 )
 def test_wrong_settings_are_said_in_a_line(

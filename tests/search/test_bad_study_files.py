@@ -76,15 +76,15 @@ FAULTS = {
         "name: r\nrows: [{label: a}]\nsampler: {}\n",
         "sampler and rows exclude each other",
     ),
-    "no rows": ("name: r\nrows: []\n", "rows (line 2): a list of 1 or more is due"),
+    "no rows": ("name: r\nrows: []\n", "rows (line 2): a list of 1 or more is needed"),
     "rows alike": ("name: r\nrows: [{label: a}, {label: a}]\n", "two have the label a"),
     "start from a later row": (
         "name: r\nrows: [{label: a, start_from: b}, {label: b}]\n",
-        "rows: a starts from b, which is no row above it",
+        "rows: a starts from b, which is not a row above it",
     ),
     "start from other layers": (
         "name: r\nrows: [{label: a}, {label: b, start_from: a, training: {hidden: [8]}}]\n",
-        "rows: b starts from a, whose hidden widths are others",
+        "rows: b starts from a, which has other hidden widths",
     ),
     "bad row": (
         "name: r\nrows:\n  - label: a\n    training: {epochs: 0}\n",
@@ -92,11 +92,11 @@ FAULTS = {
     ),
     "password in the URL": (
         HEAD + "storage: postgresql://me:secret@host/db\n",
-        "storage (line 3): a study file is no place for a password",
+        "storage (line 3): do not put a password in a study file",
     ),
     "password in the query": (
         HEAD + "tracking: postgresql://host/db?password=secret\n",
-        "is no place for a password",
+        "do not put a password",
     ),
     "missing reference": (HEAD + "reference: nosuch.yaml\n", "nosuch.yaml: cannot be read: No such file"),
     "key twice": (HEAD + "seed: 1\nseed: 2\n", "line 4: seed is already set in line 3"),
@@ -104,19 +104,19 @@ FAULTS = {
     "tab": (HEAD + "\tseed: 1\n", "study.yaml, line 3: "),
     "python object": (
         HEAD + "seed: !!python/object/apply:os.system [ls]\n",
-        "study.yaml, line 3: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is none",
+        "study.yaml, line 3: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not supported",
     ),
     "key of several words": (HEAD + "? [a, b]\n: 3\n", "study.yaml, line 3: a key must be a single word"),
     "alias of itself": (
         HEAD + "space: &a {width: *a}\n",
-        "line 3: an alias (*) stands within its own anchor",
+        "line 3: an alias (*) is inside its own anchor",
     ),
-    "no validation part": (
+    "no validation set": (
         HEAD + "split: {fractions: [0.9, 0, 0.1]}\n",
-        "split.fractions: the validation part decides",
+        "split.fractions: trials are judged on the validation set",
     ),
-    "a list": ("- name\n", "holds no settings"),
-    "empty": ("", "holds no settings"),
+    "a list": ("- name\n", "contains no settings"),
+    "empty": ("", "contains no settings"),
 }
 
 

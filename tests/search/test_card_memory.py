@@ -176,7 +176,7 @@ def test_a_second_worker_plans_with_what_the_first_one_leaves(
         assert card == [1.0, pytest.approx(0.2)]
         assert others(third) == (82 + 22) * GIB
         # It takes no trial, which would fail for want of what others have.
-        with pytest.raises(MemoryTakenError, match="other processes have the rest of its memory"):
+        with pytest.raises(MemoryTakenError, match="other processes use the rest of its memory"):
             choose_concurrent_trials(study, task, GPU, 100, third)
         assert card[-1] == 0.0
 

@@ -51,19 +51,19 @@ def test_verify_and_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
         wrong = anitune("verify", "tiny")
         assert wrong.exit_code == 1
-        assert wrong.stdout.splitlines()[0] == "trial 0: it is FAIL in Optuna, COMPLETE by the record"
+        assert wrong.stdout.splitlines()[0] == "trial 0: it is FAIL in Optuna, COMPLETE in the record"
         assert "differences: 1" in wrong.stdout
         shown = json.loads(anitune("verify", "tiny", "--json").stdout)
         assert shown["agree"] is False
         assert shown["differences"] == [
-            {"trial": 0, "difference": "it is FAIL in Optuna, COMPLETE by the record", "mend": "settle"}
+            {"trial": 0, "difference": "it is FAIL in Optuna, COMPLETE in the record", "mend": "finalize"}
         ]
 
         repaired = anitune("repair", "tiny")
         assert repaired.exit_code == 0
         assert repaired.stdout.splitlines() == [
-            "mended: trial 0: it is FAIL in Optuna, COMPLETE by the record",
-            "tiny: 1 differences mended, 0 left",
+            "repaired: trial 0: it is FAIL in Optuna, COMPLETE in the record",
+            "tiny: 1 differences repaired, 0 left",
         ]
         assert anitune("verify", "tiny").exit_code == 0
     missing = anitune("verify", "another")

@@ -73,7 +73,7 @@ def one_structure(path: Path) -> None:
 #: What the line says, beside the commands that can go on all the same.
 FAULTS: dict[Callable[[Path], None], tuple[str, set[str]]] = {
     missing: ("data.h5: no such file; correct its name", set()),
-    truncated: ("data.h5: not a readable HDF5 file; copy or download it anew", set()),
+    truncated: ("data.h5: not a readable HDF5 file; copy or download it again", set()),
     without_energies: (f"data.h5, group /{METHANOL}: there is no dataset 'energies'; add it", set()),
     shapes_that_disagree: (f"data.h5, group /{METHANOL}: the shapes disagree: 6 atoms", set()),
     unknown_element: (f"data.h5, group /{METHANOL}: 'species' names an unknown element 'X'; use", set()),
@@ -148,7 +148,7 @@ def test_data_that_cannot_be_used(fault: Callable[[Path], None], command: str, f
     [
         ("training: {device: cuda:9}", "training.device: cuda:9 is asked for"),
         ("data: {files: [data.h5], self_energies: {H: -0.5}}", "data.self_energies lacks C, O"),
-        ("split: {fractions: [0.9, 0, 0.1]}", "split.fractions: the validation part decides"),
+        ("split: {fractions: [0.9, 0, 0.1]}", "split.fractions: trials are judged on the validation set"),
     ],
 )
 def test_a_study_that_cannot_be_trained_is_not_recorded(settings: str, expected: str, folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_database_that_does_not_answer(
     monkeypatch.setenv(STORAGE_VARIABLE, NOBODY_ANSWERS)
     line = complaint(anitune(*command), 1)
     assert "127.0.0.1:9/none: " in line
-    assert "check the URL, and that the database runs" in line
+    assert "check the URL, and that the database is running" in line
     assert not (folder / "home").exists()
 
 
@@ -218,6 +218,4 @@ def test_a_home_folder_that_cannot_be_written(
 def test_no_such_study_is_said_with_the_place_that_was_looked_at(folder: Path) -> None:
     for command in (["study", "show"], ["study", "best"], ["worker"], ["sync"], ["dashboards", "--study"]):
         line = complaint(anitune(*command, "nosuch"), 2)
-        assert (
-            f"there is no study 'nosuch' in sqlite:///{folder}/home/anitune.db: `anitune study list`" in line
-        )
+        assert f"there is no study 'nosuch' in sqlite:///{folder}/home/anitune.db: list all" in line

@@ -86,7 +86,7 @@ def test_info_tells_which_elements_cannot_be_told_apart(tmp_path: Path) -> None:
         file["m/species"] = np.array(list("OHH"), "S1")
         file["m/coordinates"] = random.normal(size=(4, 3, 3))
         file["m/energies"] = -76.0 + random.normal(scale=0.1, size=4)
-    assert "In all molecules H = 2 O: energies by element cannot be told apart" in " ".join(
+    assert "In all molecules H = 2 O: the energies of these elements cannot be separated" in " ".join(
         anitune_data("info", path).stdout.split()
     )
     assert json.loads(anitune_data("info", path, "--json").stdout)["balances"] == ["H = 2 O"]
@@ -104,7 +104,7 @@ def test_structures_that_are_there_twice(
     with h5py.File(file, "a") as opened:
         opened["again"] = h5py.ExternalLink("copy.h5", "/s02")
     shutil.copy(file, tmp_path / "copy.h5")
-    with pytest.raises(DataError, match="3 of 10 structures are there a second time"):
+    with pytest.raises(DataError, match="3 of 10 structures are duplicates"):
         anitune_data(command, file)
     with caplog.at_level(logging.WARNING, logger="anitune"):
         for choice, structures in (("drop", 7), ("keep", 10)):
@@ -232,9 +232,9 @@ def test_convert_writes_what_is_read_again_as_the_same(file: Path, tmp_path: Pat
     result = anitune_data("convert", file, "--out", out)
     assert result.stdout.strip() == f"{out}: 2 molecules, 7 structures"
     assert read_dataset([out]).fingerprint == read_dataset([file]).fingerprint
-    with pytest.raises(OutputError, match="there is such a file"):
+    with pytest.raises(OutputError, match="this file exists"):
         anitune_data("convert", file, "--out", out)
-    with pytest.raises(OutputError, match="there is such a file"):
+    with pytest.raises(OutputError, match="this file exists"):
         anitune_data("convert", file, "--out", file)
 
 

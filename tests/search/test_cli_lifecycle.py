@@ -87,12 +87,12 @@ def test_no_worker_serves_a_study_that_is_closed(anitune: Anitune, command: str)
 
 def test_extend(anitune: Anitune) -> None:
     answer = anitune("study", "extend", "tiny", "--trials", "4")
-    assert answer.stdout == "tiny: the limit is 7 trials now\n"
+    assert answer.stdout == "tiny: the limit is now 7 trials\n"
     assert "no limit of epochs" in anitune("study", "extend", "tiny", "--epochs", "4").stderr
     assert anitune("study", "extend", "tiny").exit_code == 2
     rows = anitune("study", "extend", "tiny-rows", "--trials", "1")
     assert rows.exit_code == 2
-    assert "has no more than 1 trials" in rows.stderr
+    assert "has one trial per row or grid point, 1 in all" in rows.stderr
 
 
 def test_a_study_file_undoes_no_extension_unless_it_was_edited(anitune: Anitune, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_gc_says_what_it_deletes_and_how_much(anitune: Anitune, tmp_path: Path, 
 def test_delete_asks(anitune: Anitune) -> None:
     refused = anitune("study", "delete", "tiny", input="n\n")
     assert refused.exit_code == 1
-    assert "Delete all of it for good?" in refused.stdout
+    assert "Delete all of this permanently?" in refused.stdout
     assert states(anitune).keys() == {"tiny-rows", "tiny"}
     answer = anitune("study", "delete", "tiny", "--yes")
     assert answer.stdout == "tiny: deleted\ntiny-rows: deleted\n"

@@ -163,7 +163,7 @@ def test_a_structure_with_an_unknown_element_keeps_no_other_from_its_energy(
     waters.write_text(sulfur + water)
     result = anitune("predict", model, waters, "--json", "--out", tmp_path / "out.csv")
     assert result.exit_code == 0
-    assert f"{waters}, structure 0: no energy: there is S, but the model was trained on" in result.stderr
+    assert f"{waters}, structure 0: no energy: it contains S, but the model was trained on" in result.stderr
     unknown, known = json.loads(result.stdout)["structures"]
     assert [unknown[name] for name in ("energy", "uncertainty", "novelty")] == [None] * 3
     assert known == expected | {"structure": 1}
@@ -178,7 +178,7 @@ def test_bad_input_is_one_line(model: Path, waters: Path, tmp_path: Path) -> Non
     assert "nowhere.xyz: no such file" in complaint(anitune("predict", model, tmp_path / "nowhere.xyz"))
     assert "nowhere: cannot be read" in complaint(anitune("predict", tmp_path / "nowhere", waters))
     (tmp_path / "empty.xyz").write_text("")
-    assert "there is no structure in it" in complaint(anitune("predict", model, tmp_path / "empty.xyz"))
+    assert "it contains no structure" in complaint(anitune("predict", model, tmp_path / "empty.xyz"))
     assert "--out t.txt: the name must end in" in complaint(
         anitune("predict", model, waters, "--out", "t.txt")
     )
@@ -192,7 +192,7 @@ def test_a_model_is_exported_for_torchani(model: Path, tmp_path: Path) -> None:
     first, second = result.stdout.splitlines()
     assert "water.safetensors: differs by " in first
     assert float(first.split("differs by ")[1].split()[0]) < 1e-3
-    assert second.endswith("load_torchani.py: loads it")
+    assert second.endswith("load_torchani.py: Python module that loads it")
     assert "must end in .pt2" in complaint(
         anitune("export", model, "--to", "torch-export", "--out", tmp_path / "water.safetensors")
     )
@@ -235,7 +235,10 @@ def test_a_composition_that_the_training_data_do_not_tell(task: Task, tmp_path: 
     file.write_text("2\n\nO 0 0 0\nH 0 0 1\n" + "".join(WATERS.splitlines(True)[:5]))
     result = anitune("predict", tmp_path, file, "--json")
     assert result.exit_code == 0
-    said = "structure 0: no energy: HO cannot be told from the training data, where H = 2 O in all molecules"
+    said = (
+        "structure 0: no energy: HO cannot be predicted from the training data, where H = 2 O in all"
+        " molecules"
+    )
     assert f"warning: {file}, {said}" in result.stderr.splitlines()
     hydroxyl, water = json.loads(result.stdout)["structures"]
     assert hydroxyl["energy"] is None

@@ -164,7 +164,7 @@ def test_best_before_any_trial(ran: Ran) -> None:
     new.write_text("name: new\nlimits: {trials: 1}\n")
     assert (
         anitune(ran, "study", "create", str(new)).stdout
-        == "new: ready; work on it with: anitune worker new\n"
+        == "new: ready; start a worker with: anitune worker new\n"
     )
     answer = anitune(ran, "study", "best", "new")
     assert answer.exit_code == 1
@@ -177,7 +177,7 @@ def test_a_data_file_that_is_not_there(ran: Ran) -> None:
     answer = anitune(ran, "study", "run", str(missing))
     assert answer.exit_code == 2
     place = f"{ran.folder}/nosuch.h5"
-    assert answer.stderr == f"anitune: {place}: no such file; correct its name, or bring it there\n"
+    assert answer.stderr == f"anitune: {place}: no such file; correct its name, or put it there\n"
 
 
 def test_a_database_that_does_not_answer(ran: Ran) -> None:
@@ -195,7 +195,7 @@ def test_an_argument_is_no_place_for_a_password(ran: Ran, option: str) -> None:
         answer = anitune(ran, option, url, "study", "list")
         assert answer.exit_code == 2
         assert option in answer.stderr
-        assert "no place for a password" in answer.stderr
+        assert "do not pass a password" in answer.stderr
         assert "secret" not in answer.stderr
 
 
@@ -217,5 +217,5 @@ def test_trials_at_once_are_a_number_or_auto(ran: Ran, pack: str) -> None:
         answer = anitune(ran, *command, "--pack", pack)
         assert answer.exit_code == 2
         assert "--pack" in answer.stderr
-        assert "give auto, or a number from 1 on" in answer.stderr
+        assert "give auto, or a number of at least 1" in answer.stderr
     assert anitune(ran, "worker", "tiny", "--pack", "auto").exit_code == 0

@@ -81,7 +81,7 @@ def test_a_warm_start_is_taken_up(config: Path, tmp_path: Path) -> None:
         ("model: {}", "model (line 1): no such setting"),
         ("split: {fractions: [0.5, 0.2, 0.2]}", "split.fractions must be three shares that sum to 1"),
         ("training: [", "line 1"),
-        ("", "holds no settings"),
+        ("", "contains no settings"),
     ],
 )
 def test_a_faulty_file_is_named_with_key_and_line(tmp_path: Path, text: str, expected: str) -> None:

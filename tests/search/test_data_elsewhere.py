@@ -99,7 +99,7 @@ def test_files_of_other_data_are_not_added(folder: Path) -> None:
     with on_machine("two", folder):
         result = create("two")
         assert result.exit_code == 2
-        assert "data.h5 holds other data than the study was begun with" in result.stderr
+        assert "data.h5 contains other data than the study was started with" in result.stderr
     with on_machine("one", folder):
         assert files_used() == {(str(folder / "one" / "data.h5"),)}
 

@@ -69,7 +69,7 @@ def test_a_setting_that_all_trials_share_may_be_repeated() -> None:
         ({"hidden": [33]}, "width_1: the study searches 32 to 256 in steps of 32 (got 33)"),
         ({"hidden": [32, 32, 32]}, "layers: the study searches 1 to 2 (got 3)"),
         ({"optimizer": "adamw"}, "optimizer: is 'adam' in all trials of study 'tiny' (got 'adamw')"),
-        ({"seed": 1}, "seed: is no parameter of study 'tiny'"),
+        ({"seed": 1}, "seed: is not a parameter of study 'tiny'"),
     ],
 )
 def test_what_no_trial_of_the_study_can_be_is_refused(values: dict[str, Any], said: str) -> None:

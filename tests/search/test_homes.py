@@ -95,7 +95,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Path:
     (project / "study.yaml").write_text(STUDY)
     ran = anitune_process(project / "home", "study", "run", project / "study.yaml")
     assert f"Report              {project}/home/reports/tiny.html\n" in ran.stdout
-    assert f"Its plots           {project}/home/trials/tiny/00000/attempt-1/plots\n" in ran.stdout
+    assert f"Plots               {project}/home/trials/tiny/00000/attempt-1/plots\n" in ran.stdout
     log, deadline = project / "home" / "logs" / "relay-tiny.log", time.monotonic() + 120
     while "relay ends" not in log.read_text():  # else it writes there while tests compare
         assert time.monotonic() < deadline, "the relay does not end"
@@ -143,7 +143,7 @@ def test_postgresql_refuses_such_a_home_in_a_line(project: Path) -> None:
 def test_a_renamed_home_goes_on_where_it_is(moved: Path) -> None:
     home = moved / "home"
     assert "agree; 1 of 1 trials" in anitune(home, "study", "verify", "tiny").stdout
-    assert "0 differences mended, 0 left" in anitune(home, "study", "repair", "tiny").stdout
+    assert "0 differences repaired, 0 left" in anitune(home, "study", "repair", "tiny").stdout
     inside = f"{(home / 'mlartifacts').as_uri()}/tiny"
     assert all(address.startswith(inside) for address in addresses_in_mlflow(home))
     assert Path(best(home)["weights"]).is_relative_to(home)
@@ -151,7 +151,7 @@ def test_a_renamed_home_goes_on_where_it_is(moved: Path) -> None:
     # The data moved along, and another trial goes where the first ones are.
     anitune(home, "study", "extend", "tiny", "--trials", "1")
     worked = anitune_process(home, "worker", "tiny")
-    assert f"{moved}/molecules.h5 is read, if it has the same content" in worked.stderr
+    assert f"{moved}/molecules.h5 is read instead, if it has the same content" in worked.stderr
     anitune(home, "sync", "tiny")
     verified = json.loads(anitune(home, "study", "verify", "tiny", "--json").stdout)
     assert (verified["agree"], verified["runs"]) == (True, 2)
@@ -176,7 +176,7 @@ def test_other_data_under_the_name_of_the_first_is_refused(moved: Path) -> None:
     with h5py.File(moved / "molecules.h5", "a") as data:
         data["molecules/molecules-0/energies"][0] += 0.01
     line = anitune(moved / "home", "study", "create", moved / "study.yaml", code=2).stderr.splitlines()[-1]
-    assert "molecules.h5 holds other data than the study was begun with" in line
+    assert "molecules.h5 contains other data than the study was started with" in line
     line = anitune(moved / "home", "reproduce", "tiny", "0", code=2).stderr.splitlines()[-1]
     assert "study 'tiny': the data was " in line
 
@@ -232,7 +232,7 @@ def test_a_study_of_a_home_that_cannot_be_written_is_looked_at(read_only: Path, 
     ):
         line = anitune(read_only, *command, code=1).stderr.splitlines()[-1]
         assert line.startswith("anitune: ")
-        assert "it can be looked at, but not be written here" in line
+        assert "it can be read, but not written here" in line
     assert set(read_only.rglob("*")) == names
     assert content(read_only) == before
 

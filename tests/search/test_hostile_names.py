@@ -55,7 +55,7 @@ def test_a_study_file_with_such_a_name_is_one_line(anitune: Anitune, home: Path,
     for command in ("create", "run"):
         answer = anitune("study", command, str(file))
         assert answer.exit_code == 2, answer.output
-        said = "line 1: a text holds the character \\0" if "\\0" in name else "name (line 1): str"
+        said = "line 1: a text contains the character \\0" if "\\0" in name else "name (line 1): str"
         assert said in answer.stderr
         assert answer.stderr.count("\n") == 1
     assert [path.name for path in home.parent.iterdir()] == ["study.yaml"]

@@ -78,7 +78,7 @@ def identities(config: dict[str, Any]) -> int:
 
 
 def test_an_older_study_is_divided_as_it_was(folder: Path) -> None:
-    two_molecules = "too few molecules (2) for the parts of the split"
+    two_molecules = "too few molecules (2) for the subsets of the split"
     assert two_molecules in anitune("study", "create", "study.yaml").stderr
     (folder / "study.yaml").write_text(STUDY.replace("0.6, 0.2, 0.2", "0.6, 0.4, 0.0"))
     assert anitune("study", "create", "study.yaml").exit_code == 0

@@ -96,15 +96,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layers": True}, "layers: the study searches 1 to 2 (got True)"),
     ({"layers": 1.5}, "layers: the study searches 1 to 2 (got 1.5)"),
     ({"width_1": 33}, "width_1: the study searches 32 to 64 in steps of 32 (got 33)"),
-    ({"width_3": 32}, "width_3: is no parameter of study 'tiny'"),
+    ({"width_3": 32}, "width_3: is not a parameter of study 'tiny'"),
     ({"activation": "tanh"}, "activation: the study searches silu, celu (got 'tanh')"),
     ({"dropout": False}, "dropout: the study searches 0.0, 0.1 (got False)"),
     ({"batch_size": "16"}, "batch_size: the study searches 16, 32 (got '16')"),
     ({"optimizer": "adamw"}, "optimizer: is 'adam' in all trials of study 'tiny' (got 'adamw')"),
     ({"epochs": 10_000}, "epochs: is 1 in all trials of study 'tiny' (got 10000)"),
-    ({"seed": 1}, "seed: is no parameter of study 'tiny'"),
-    ({"x": 1}, "x: is no parameter of study 'tiny'"),
-    ({"hidden": [8]}, "hidden: is no parameter of study 'tiny'"),
+    ({"seed": 1}, "seed: is not a parameter of study 'tiny'"),
+    ({"x": 1}, "x: is not a parameter of study 'tiny'"),
+    ({"hidden": [8]}, "hidden: is not a parameter of study 'tiny'"),
 ]
 
 
@@ -156,7 +156,7 @@ def test_an_attribute_that_is_no_mapping_fails_its_trial_alone(
         )
     trials = work(database, study, config, task)
     assert [t.state for t in trials] == ["failed", "complete", "complete"]
-    assert "where parameters were to be named" in str(trials[0].reason)
+    assert "instead of parameters" in str(trials[0].reason)
 
 
 def test_values_have_the_kinds_that_the_study_has(config: StudyConfig) -> None:
@@ -210,7 +210,7 @@ def test_listed_trials_take_none(database: Database, data_file: Path, task: Task
     trials = work(database, study, config, task)
     assert [(t.number, t.state) for t in trials] == [(0, "failed"), (1, "complete"), (3, "failed")]
     assert "each of them once" in str(trials[0].reason)
-    assert "has 3 trials, and trial 3 is none of them" in str(trials[2].reason)
+    assert "has 3 trials, but trial 3 is not one of them" in str(trials[2].reason)
 
 
 def test_a_trial_that_was_set_back_by_hand_is_not_begun_twice(

@@ -160,7 +160,7 @@ def test_a_trial_that_began_on_a_gpu_goes_on_on_a_cpu(
     assert trial.config["precision"] == "auto"
     blobs = open_blobs(database)
     logs = {file.path: blobs.path(file.digest).read_text() for file in trial.artifacts if "log" in file.path}
-    assert "goes on in float32 on cpu, after tf32 on cuda:0 NVIDIA H200" in logs["logs/attempt-2.log"]
+    assert "continues in float32 on cpu, after tf32 on cuda:0 NVIDIA H200" in logs["logs/attempt-2.log"]
 
     recorded = recorded_trial(database, study, [trial], 0)
     assert recorded.places == (("cuda", "tf32"), ("cpu", "float32"))
@@ -195,7 +195,7 @@ def test_a_precision_that_was_asked_for_and_is_not_here_is_reported(
     assert trial.state == "complete"
     assert trial.config is not None
     assert (trial.config["precision"], trial.worker.precision) == ("tf32", "float32")
-    assert caplog.messages.count("tiny: trial 0 trains in float32, as there is no tf32 on cpu") == 1
+    assert caplog.messages.count("tiny: trial 0 trains in float32, because there is no tf32 on cpu") == 1
 
 
 def test_trials_are_duplicates_by_what_they_were_asked_for(

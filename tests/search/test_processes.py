@@ -117,7 +117,9 @@ def test_a_process_that_dies_fails_its_training(process: TrainingProcess, tmp_pa
             os.kill(process._running[0].pid, signal.SIGKILL)
             return False
 
-    with pytest.raises(TrainingFailed, match=r"ended by itself \(signal SIGKILL\); is there enough memory"):
+    with pytest.raises(
+        TrainingFailed, match=r"ended unexpectedly \(signal SIGKILL\); is there enough memory"
+    ):
         train(process, CONFIG, tmp_path, Kills())
     assert train(process, CONFIG, tmp_path / "next", SilentReporter()).outcome == "finished"
 

@@ -289,20 +289,20 @@ def test_a_second_look_must_be_meant_and_is_shown(place: Place, study: Study) ->
     refused = place.run("promote", "tiny", *OPTIONS)
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1
-    assert "its test part was opened on" in refused.stderr
-    assert "if you mean it, give --again" in refused.stderr
+    assert "its test set was already evaluated on" in refused.stderr
+    assert "to evaluate anyway, give --again" in refused.stderr
     assert len(evaluations_on_test_set(study.database, study)) == known
-    # Another study with the same data and split has the same test part.
+    # Another study with the same data and split has the same test set.
     other = place.run("promote", "rows", *OPTIONS)
     assert other.exit_code == 2
-    assert "study 'rows': its test part was opened on" in other.stderr
+    assert "study 'rows': its test set was already evaluated on" in other.stderr
 
     process = place.start("promote", "tiny", *OPTIONS, "--again")
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "to be done   0 trainings" in stdout
-    assert f"opened {known + 1} times" in stdout
-    assert "Only the error of the first opening is that of a choice made without it." in stdout
+    assert f"used {known + 1} times" in stdout
+    assert "Only the first error is unbiased: later choices may depend on it." in stdout
     assert "Registered  tiny version 2, alias champion" in stdout
     assert len(evaluations_on_test_set(study.database, study)) == known + 1
 
@@ -397,7 +397,7 @@ def test_once_the_test_set_was_evaluated_nothing_else_is_registered(
     member = place / str(tested.id) / "ensemble" / "member-00.safetensors"
     content = member.read_bytes()
     member.unlink()
-    with pytest.raises(AlreadyEvaluatedError, match=r"files are not here, or have changed.* give --again"):
+    with pytest.raises(AlreadyEvaluatedError, match=r"files are missing or have changed.* give --again"):
         promote()
     member.write_bytes(content)
     with monkeypatch.context() as patched:
@@ -429,7 +429,7 @@ def test_only_its_own_failure_excludes_a_candidate_and_is_remembered(
     for error in (TrainingCutOff("signal SIGKILL"), DeviceError("the GPU has failed")):
         with monkeypatch.context() as patched:
             patched.setattr(promotion_trainings, "run_training", refuse(error))
-            with pytest.raises(SearchError, match=rf"{error}; .* the same command goes on"):
+            with pytest.raises(SearchError, match=rf"{error}; .* run the same command again to continue"):
                 promote()
     assert failures(database, alone) == {}
     assert trainings(database, alone) == {}
@@ -534,7 +534,7 @@ def test_a_study_without_a_test_set_is_not_promoted(place: Place) -> None:
         train(database, values, place.data, place.home / "features", trials=1)
     answer = place.run("promote", "untested")
     assert answer.exit_code == 1
-    assert "its split has no test part (split.fractions)" in answer.stderr
+    assert "its split has no test set (split.fractions)" in answer.stderr
     assert answer.stderr.count("\n") == 1
 
 
@@ -542,7 +542,7 @@ def test_a_trial_is_reproduced_from_its_record(place: Place) -> None:
     answer = place.run("reproduce", "tiny", "1")
     assert answer.exit_code == 0, answer.stderr
     assert "all 18 numbers are the same, bit for bit" in answer.stdout
-    assert "the network is the same" in answer.stdout
+    assert "the network is identical" in answer.stdout
     warm = place.run("reproduce", "rows", "1", "--json")
     assert warm.exit_code == 0, warm.stderr
     values = json.loads(warm.stdout)

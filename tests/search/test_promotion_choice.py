@@ -79,7 +79,7 @@ def test_a_clearly_better_one_is_chosen_whatever_it_costs(values: list[float]) -
     assert choice.number == 2
     assert [each.trial for each in choice.results] == [2, 1]
     assert choice.results[1].folds["structure"].told_apart
-    assert "can be told from all others" in choice.reason
+    assert "can be told apart from all others" in choice.reason
 
 
 def test_noise_decides_for_the_cheaper_one() -> None:
@@ -87,7 +87,10 @@ def test_noise_decides_for_the_cheaper_one() -> None:
         result(7, [0.50, 0.60, 0.55, 0.52, 0.58], 4000), result(3, [0.55, 0.56, 0.57, 0.56, 0.54], 2000)
     )
     assert choice.number == 3
-    assert "cannot be told from trial 3; of these, trial 3 has the fewest parameters (2,000)" in choice.reason
+    assert (
+        "cannot be told apart from trial 3; of these, trial 3 has the fewest parameters (2,000)"
+        in choice.reason
+    )
     difference = choice.results[1].folds["structure"].difference
     assert difference is not None
     assert difference.low < 0 < difference.high

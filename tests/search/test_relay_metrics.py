@@ -136,7 +136,10 @@ def test_a_real_relay_serves_them_when_its_environment_says_so(study: Study) -> 
         reading = threading.Thread(target=lambda: said.extend(second.stderr or ()), daemon=True)
         reading.start()
         until(lambda: any("relay to" in line for line in said), 60)
-        assert any(f"nobody can watch this relay: --metrics-port {port}: cannot" in line for line in said)
+        assert any(
+            f"the metrics of this relay are not served: --metrics-port {port}: cannot" in line
+            for line in said
+        )
         second.terminate()
         second.wait(30)
         reading.join(5)

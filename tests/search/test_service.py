@@ -162,7 +162,7 @@ def test_a_study_whose_folder_is_of_another_database_does_not_keep_the_others_wa
     serve(database, course)
     assert course.ends == [("sound", 0), ("sound", 1)]
     assert trial_rows(database, taken) == []
-    assert "trials/taken: its trials are of another database" in caplog.text
+    assert "trials/taken: its trials belong to another database" in caplog.text
 
 
 def test_the_data_of_two_studies_is_read_once_where_it_is_the_same(

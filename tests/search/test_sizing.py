@@ -161,7 +161,7 @@ def test_on_a_gpu_it_is_measured_as_far_as_memory_and_trials_go(
         assert measured == sizes
         assert len(configs) == sizes[-1]
         assert len({each.hidden for each in configs}) > 1
-        assert "trials an hour by their number at once are as 1: 1.00, 2: 2.00, 4: 4.00" in caplog.text
+        assert "relative throughput by number of trials at once: 1: 1.00, 2: 2.00, 4: 4.00" in caplog.text
 
 
 def fitting(monkeypatch: pytest.MonkeyPatch, most: int) -> None:

@@ -125,9 +125,15 @@ def sorted_points(config: StudyConfig) -> list[dict[str, Any]]:
             {"hidden": {"choices": [[0]]}},
             "space.hidden.choices.0.0: input should be greater than or equal to 1",
         ),
-        ({"hidden": [[32], [16]]}, "space.hidden: a list alone is no search: write {choices: [[32], [16]]}"),
-        ({"hidden": [32, 16]}, "space.hidden: a list alone is no search: write {choices: [[32, 16]]}"),
-        ({"hidden": {"choices": [[8], [8]]}}, "space.hidden: a choice is there twice"),
+        (
+            {"hidden": [[32], [16]]},
+            "space.hidden: a list alone is not a search range: write {choices: [[32], [16]]}",
+        ),
+        (
+            {"hidden": [32, 16]},
+            "space.hidden: a list alone is not a search range: write {choices: [[32, 16]]}",
+        ),
+        ({"hidden": {"choices": [[8], [8]]}}, "space.hidden: a choice is listed twice"),
     ],
 )
 def test_architectures_that_cannot_be_searched_are_refused(space: dict[str, Any], said: str) -> None:

@@ -62,7 +62,7 @@ def test_what_it_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         relay.wait(60)
     refused = CliRunner().invoke(app, ["study", "init", "molecules.extxyz"])
     assert refused.exit_code == 1
-    assert "molecules.yaml: there is such a file" in refused.output
+    assert "molecules.yaml: this file exists" in refused.output
 
 
 def test_options_of_the_data_are_settings_of_the_file(
@@ -85,30 +85,30 @@ def test_batches_networks_and_parts_grow_with_the_data(tmp_path: Path) -> None:
     assert few.space["batch_size"].choices == (8, 16)
     assert few.split.fractions == (0.7, 0.15, 0.15)
     assert few.training["epochs"] == 300
-    assert "60 structures validate: the error of a trial is known to about 10% of it." in text
+    assert "60 validation structures: the error of a trial is known to about 10% of it." in text
     many, text = written(dataset(5, 60_000), tmp_path)
     assert many.space is not None
     assert many.space["batch_size"].choices == (512, 1024, 2048)
     assert (many.space["layers"].low, many.space["layers"].high) == (2, 3)
     assert many.split.fractions == (0.9, 0.05, 0.05)
     assert 30 <= many.training["epochs"] < TrainConfig.epochs
-    assert "270,000 structures train: about 264 steps an epoch with 1024." in text
+    assert "270,000 training structures: 264 steps per epoch with 1024." in text
 
 
 def test_many_molecules_are_kept_whole(tmp_path: Path) -> None:
     config, text = written(dataset(60, 20), tmp_path)
     assert config.split.by == "molecule"
-    assert "60 molecules, each in one part" in text
+    assert "60 molecules, each in one subset" in text
     config, text = written(dataset(1, 200), tmp_path)
     assert config.split.by == "structure"
-    assert "One molecule is too few to hold some back" in text
+    assert "One molecule is too few to hold some out" in text
     assert "In all molecules" in text, "one composition: energies of elements cannot be told apart"
 
 
 def test_other_elements_are_named_and_what_that_costs(tmp_path: Path) -> None:
     config, text = written(dataset(3, 100, (16, 9)), tmp_path)
     assert config.features.aev.elements == ("H", "C", "N", "O", "F", "S")
-    assert "With F S they are 768 numbers an atom, in place of 384." in text
+    assert "With F S they are 768 numbers per atom, instead of 384." in text
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_numbers(
     first, second = logs_of(database, after[1]).values()
     assert "epoch 2: training loss" in first
     assert "stopped after 2 epochs" in first
-    assert "goes on after epoch 2" in second
+    assert "continues after epoch 2" in second
     assert "epoch 2: training loss" not in second
     assert "epoch 3: training loss" in second
 
@@ -871,9 +871,9 @@ def end_beyond_all_dates(checkpoint: Path) -> None:
     [
         (nest_deeply, "its record cannot be read"),
         (never_end, "its record cannot be read"),
-        (end_beyond_all_dates, "epoch 1 is no record of it"),
+        (end_beyond_all_dates, "epoch 1 is not a valid record"),
         (truncate, "damaged"),
-        (flip_a_bit, "its digest does not fit"),
+        (flip_a_bit, "its digest does not match"),
         (bring_another_trials, "belongs to another training"),
         (pickle_in_its_place, "damaged"),
         (forge_shapes, "weights is"),
@@ -902,7 +902,9 @@ def test_a_poisoned_checkpoint_is_refused_and_costs_no_trial(
     with caplog.at_level(logging.WARNING, "anitune"):
         after = work(database, config, task)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("tiny: trial 1 begins again from the start, its checkpoint was refused: ")
+    assert said.startswith(
+        "tiny: trial 1 starts again from the beginning, because its checkpoint was rejected: "
+    )
     assert fault in said
     assert "\n" not in said
     (aside,) = database.settings.trial_folder("tiny", 1).glob("*/refused-*")

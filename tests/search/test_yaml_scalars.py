@@ -140,11 +140,11 @@ FAULTS = {
     ),
     "a list in the space": (
         HEAD + "space: {batch_size: [32, 64, 128]}\n",
-        "space.batch_size (line 3): a list alone is no search: write {choices: [32, 64, 128]}",
+        "space.batch_size (line 3): a list alone is not a search range: write {choices: [32, 64, 128]}",
     ),
     "a pair in the space": (
         HEAD + "space: {dropout: [0.0, 0.3]}\n",
-        "write {choices: [0.0, 0.3]}, or {low: 0.0, high: 0.3} for all between",
+        "write {choices: [0.0, 0.3]}, or {low: 0.0, high: 0.3} for all values between",
     ),
     "words in the space": (HEAD + "space: {activation: [silu, celu]}\n", "write {choices: [silu, celu]}"),
     "one file": (
@@ -157,11 +157,11 @@ FAULTS = {
     ),
     "a pruner in a word": (
         HEAD + "pruner: none\n",
-        "pruner (line 3): a word alone is no section: write {kind: none}",
+        "pruner (line 3): a single word is not a section: write {kind: none}",
     ),
     "Python's nothing": (
         HEAD + "training: {patience: None}\n",
-        "whole number, or null where there may be none (got 'None')",
+        "whole number, or null for none (got 'None')",
     ),
     "a percentage": (
         HEAD + "training: {dropout: 10%}\n",
@@ -169,12 +169,12 @@ FAULTS = {
     ),
     "an indentation": (
         HEAD + "training:\n  epochs: 3\n   dropout: 0\n",
-        "line 5: here is no place for a colon",
+        "line 5: unexpected colon",
     ),
-    "a tab": (HEAD + "training:\n\tepochs: 3\n", "line 4: a tab: indent with blanks"),
-    "a quote without end": ('name: "tiny\nlimits: {trials: 3}\n', "that begins in line 1"),
+    "a tab": (HEAD + "training:\n\tepochs: 3\n", "line 4: a tab: indent with spaces"),
+    "a quote without end": ('name: "tiny\nlimits: {trials: 3}\n', "that starts in line 1"),
     "a bracket without end": (HEAD + "training: {hidden: [8}\nseed: 3\n", "line 3: "),
-    "no blank after a colon": ("name:tiny\nlimits:3\n", "with a blank after the colon"),
+    "no blank after a colon": ("name:tiny\nlimits:3\n", "with a space after the colon"),
     "two documents": (
         HEAD + "---\nname: b\n",
         "line 3: expected a single document in the stream, but found another",
@@ -241,7 +241,7 @@ def test_paths_are_those_of_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     record = study_from_values({"name": "tiny", "data": {"files": ["/a/$HOME/~/b.h5"]}}, "the record")
     assert record.data.files == ("/a/$HOME/~/b.h5",)
     assert resolve_path("~", tmp_path) == tmp_path / "home"
-    # Nor is a name with a dollar another one, where there is such a file.
+    # Nor is a name with a dollar another one, where this file exists.
     (tmp_path / "$SCRATCH").mkdir()
     assert resolve_path("$SCRATCH", tmp_path) == tmp_path / "$SCRATCH"
     assert resolve_path("x" * 5000, tmp_path) == tmp_path / ("x" * 5000)
@@ -266,7 +266,7 @@ def test_brackets_of_a_setting_may_be_left_out(name: str, text: str, value: obje
 def test_the_files_that_people_stumbled_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     expected = {
-        "bs_list": "space.batch_size (line 3): a list alone is no search: write {choices: [32, 64]}",
+        "bs_list": "space.batch_size (line 3): a list alone is not a search range: write {choices: [32, 64]}",
         "hours_1_30": "limits.hours (line 7): input should be a number (got '1:30')",
         "hours_yes": "limits.hours (line 7): input should be a number (got 'yes')",
         "lr_on": "space.learning_rate (line 3): input should be a number (got 'on')",

@@ -291,7 +291,7 @@ def test_a_file_without_a_secret_lets_nobody_in(tmp_path: Path, content: str) ->
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     arguments = parser.parse_args(["--port", "5000", "--token-file", str(file)])
-    with pytest.raises(AccessError, match="a secret of 20 letters or more belongs there"):
+    with pytest.raises(AccessError, match="must contain a secret of at least 20 characters"):
         given_access(arguments)
 
 

@@ -127,7 +127,7 @@ def test_what_runs_or_fetches_things_is_refused_with_the_secret_and_without(
 ) -> None:
     refused = apps.ask(method, path, json={})
     assert refused.status_code == 403
-    assert "runs or fetches" in refused.json()["message"]
+    assert "run programs or fetch" in refused.json()["message"]
     assert apps.ask(method, path, json={}, headers={}).status_code == 401
 
 
@@ -228,7 +228,9 @@ def test_an_experiment_keeps_its_artifacts_nowhere_else(
         place = place.format(secret=secret, kept=apps.kept)
     refused = apps.ask("POST", CREATE.replace("/api", prefix), json={"name": "x", field: place})
     assert refused.status_code == 400
-    assert refused.json()["message"].startswith("artifact_location is not below the place")
+    assert refused.json()["message"].startswith(
+        "artifact_location is not in the folder where this server stores"
+    )
     gone = apps.ask("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "x"})
     assert gone.status_code == 404
 
@@ -293,7 +295,7 @@ def test_a_model_comes_from_nowhere_else(apps: Apps, secret: Path, place: Any, p
     version = {"name": "m", "source": place, "tags": prompt}
     refused = apps.ask("POST", "/ajax-api/2.0/mlflow/model-versions/create", json=version)
     assert refused.status_code == 400
-    assert refused.json()["message"].startswith("source is not below the place")
+    assert refused.json()["message"].startswith("source is not in the folder where this server stores")
 
 
 def test_a_bucket_is_left_for_no_other() -> None:

@@ -20,7 +20,7 @@ from storage.tracking.mlflow_runs import MlflowRuns, open_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 
-REFUSED = r"no other place|is a link|names nothing"
+REFUSED = r"only through MLflow's server|is a link|names nothing"
 RUN = "0123456789abcdef0123456789abcdef"
 
 
@@ -176,7 +176,7 @@ def test_another_host_gets_no_password(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     hostile, other = start(), start()
     hostile.artifact_uris = [f"mlflow-artifacts://{urlsplit(other.url).netloc}/1/{RUN}/artifacts"]
-    with pytest.raises(TrackingRefusedError, match="no other place"):
+    with pytest.raises(TrackingRefusedError, match="only through MLflow's server"):
         open_runs(settings(home, hostile)).artifact_digests(RUN)
     assert other.asked == []
 
@@ -215,7 +215,7 @@ def test_a_database_of_ours_gives_no_other_folder_either(tmp_path: Path, home: P
     file.write_bytes(b"a picture")
     elsewhere = runs.ask(lambda client: client.create_experiment("x", f"file://{tmp_path}/outside"))
     run = runs.find_or_create(elsewhere, "x", "x", 0, {})
-    with pytest.raises(TrackingRefusedError, match="no other place"):
+    with pytest.raises(TrackingRefusedError, match="only through MLflow's server"):
         runs.upload(run, {"loss.png": file})
 
     run = runs.find_or_create(runs.experiment("study", {}), "y", "y", 0, {})

@@ -64,9 +64,11 @@ def test_nothing_is_said_to_the_socket_of_another(
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", "secret")
     url = server.url("anitune").replace("postgresql://", "postgresql+psycopg://")
-    with pytest.raises(ServerError, match=r"^/tmp/anitune-\w+: not a folder of our own; remove it"):
+    with pytest.raises(
+        ServerError, match=r"^/tmp/anitune-\w+: this folder does not belong to anitune; remove it"
+    ):
         open_database(Settings(tmp_path, url, f"sqlite:///{tmp_path}/mlflow.db"))
     monkeypatch.setattr(server, "pid", lambda: os.getpid())
-    with pytest.raises(ServerError, match="not a folder of our own"):
+    with pytest.raises(ServerError, match="this folder does not belong to anitune"):
         server._answers()
     assert impostor == []

@@ -1,4 +1,4 @@
-"""Each store is damaged by hand in each way that an audit names: it is listed, mended, and gone."""
+"""Each store is damaged by hand in each way that an audit names: it is listed, repaired, and gone."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def place(tmp_path: Path, mlflow_template: Path) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def damaged_place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
-    """One that all damages are done to, since each is mended."""
+    """One that all damages are done to, since each is repaired."""
     with make_place(embedded(tmp_path_factory.mktemp("home")), mlflow_template) as place:
         yield place
 
@@ -183,8 +183,8 @@ def test_a_paused_trial_is_said_to_be_paused_until_it_goes_on(place: Place) -> N
     place.client.update_run(place.run(RUNNING), status="FINISHED")
     place.optuna(RUNNING, TrialState.PRUNED)
     assert listed(place) == [
-        "trial 3: it is PRUNED in Optuna, RUNNING by the record",
-        "trial 3: its run is FINISHED in MLflow, SCHEDULED by the record",
+        "trial 3: it is PRUNED in Optuna, RUNNING in the record",
+        "trial 3: its run is FINISHED in MLflow, SCHEDULED in the record",
     ]
     repair(place.study, write_note)
     assert listed(place) == []
@@ -235,7 +235,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "metric changed": (
         lambda p: p.mlflow("UPDATE metrics SET value = 4 WHERE run_uuid = :run AND value = 5"),
-        "trial 0: its val/loss at step 1 is 4.0 in MLflow, 5.0 by the record",
+        "trial 0: its val/loss at step 1 is 4.0 in MLflow, 5.0 in the record",
     ),
     "metric twice": (
         lambda p: p.client.log_metric(p.run(), "val/loss", 4.0, step=1),
@@ -243,7 +243,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "metric of nobody": (
         lambda p: p.client.log_metric(p.run(), "val/other", 4.0, step=9),
-        "trial 0: its val/other at step 9 is 4.0 in MLflow, None by the record",
+        "trial 0: its val/other at step 9 is 4.0 in MLflow, None in the record",
     ),
     "final metric lost": (
         lambda p: p.mlflow("DELETE FROM metrics WHERE run_uuid = :run AND key = 'final/val_mae_kcalmol'"),
@@ -255,27 +255,27 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "parameter changed": (
         lambda p: p.mlflow("UPDATE params SET value = '[9]' WHERE run_uuid = :run AND key = 'hidden'"),
-        "trial 0: its parameter hidden is [9] in MLflow, [8] by the record",
+        "trial 0: its parameter hidden is [9] in MLflow, [8] in the record",
     ),
     "parameter of nobody": (
         lambda p: p.client.log_param(p.run(), "mine", 1),
-        "trial 0: its parameter mine is 1 in MLflow, None by the record",
+        "trial 0: its parameter mine is 1 in MLflow, None in the record",
     ),
     "status of an ended trial": (
         lambda p: p.client.set_terminated(p.run(PRUNED), "FINISHED"),
-        "trial 1: its run is FINISHED in MLflow, KILLED by the record",
+        "trial 1: its run is FINISHED in MLflow, KILLED in the record",
     ),
     "status of a running trial": (
         lambda p: p.client.set_terminated(p.run(RUNNING), "FINISHED"),
-        "trial 3: its run is FINISHED in MLflow, RUNNING by the record",
+        "trial 3: its run is FINISHED in MLflow, RUNNING in the record",
     ),
     "status of the study": (
         lambda p: p.client.set_terminated(p.run(None), "FAILED"),
-        "study: its run is FAILED in MLflow, RUNNING by the record",
+        "study: its run is FAILED in MLflow, RUNNING in the record",
     ),
     "tag": (
         lambda p: p.client.set_tag(p.run(FAILED), "optuna.state", "COMPLETE"),
-        "trial 2: its tag optuna.state is COMPLETE in MLflow, FAIL by the record",
+        "trial 2: its tag optuna.state is COMPLETE in MLflow, FAIL in the record",
     ),
     "run deleted": (
         lambda p: p.client.delete_run(p.run()),
@@ -314,21 +314,21 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "not told to Optuna": (
         lambda p: (p.optuna(COMPLETE, TrialState.RUNNING), p.sql(update(trials).values(told=False))),
-        "trial 0: it is RUNNING in Optuna, COMPLETE by the record",
+        "trial 0: it is RUNNING in Optuna, COMPLETE in the record",
     ),
     "failed in the dashboard": (
         lambda p: p.optuna(COMPLETE, TrialState.FAIL),
-        "trial 0: it is FAIL in Optuna, COMPLETE by the record",
+        "trial 0: it is FAIL in Optuna, COMPLETE in the record",
     ),
     "completed in the dashboard": (
         lambda p: p.db.optuna.set_trial_state_values(
             p.running.claim.optuna_trial_id, TrialState.COMPLETE, [0.1]
         ),
-        "trial 3: it is COMPLETE in Optuna, RUNNING by the record",
+        "trial 3: it is COMPLETE in Optuna, RUNNING in the record",
     ),
     "value changed in Optuna": (
         lambda p: p.sql(update(optuna_rows._results).values(value=0.5)),
-        "trial 0: its value is 0.5 in Optuna, 2.5 by the record",
+        "trial 0: its value is 0.5 in Optuna, 2.5 in the record",
     ),
     "trial of nobody in Optuna": (
         lambda p: p.study.optuna.add_trial(create_trial(value=0.0)),
@@ -336,7 +336,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "worker silent": (
         lambda p: p.sql(update(attempts).where(attempts.c.ended_at.is_(None)).values(lease_until=now() - 1)),
-        "trial 3: it runs, but the lease of its worker is over",
+        "trial 3: it is running, but the lease of its worker has expired",
     ),
     "not delivered": (
         lambda p: p.sql(update(outbox).where(outbox.c.number == COMPLETE).values(delivered_at=None)),
@@ -399,8 +399,10 @@ def test_what_cannot_be_repaired_is_said_with_the_reason(place: Place) -> None:
 
     left = repair(place.study, write_note).left
     texts = {str(difference): reason for difference, reason in left.items()}
-    assert texts.pop("study: 4 trials have begun, 3 were asked for: none can be undone") == ""
-    assert texts.pop("trial 3: Optuna does not have it, and cannot be given it") == ""
+    assert (
+        texts.pop("study: 4 trials have started, but 3 were requested: started trials cannot be undone") == ""
+    )
+    assert texts.pop("trial 3: Optuna does not have it, and it cannot be added") == ""
     (reason,) = (texts[text] for text in texts if "lost here" in text)
     assert "loss.png" in reason
     assert any("no such blob" in text for text in texts if "not delivered" in text)
@@ -430,7 +432,7 @@ def test_nothing_is_repaired_beside_a_relay(place: Place, monkeypatch: pytest.Mo
     lease = take_lease(place.study)
     assert lease is not None
     before = listed(place)
-    with pytest.raises(RelayBusyError, match=r"now, process \d+ on .*; stop its workers, or end"):
+    with pytest.raises(RelayBusyError, match=r"delivering it to MLflow, process \d+ on .*; stop its workers"):
         repair(place.study, write_note)
     assert listed(place) == before
     lease.release()

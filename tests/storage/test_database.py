@@ -199,7 +199,7 @@ def test_a_server_that_recovers_is_waited_for(public_folder: Path, caplog: pytes
                 assert list_studies(database) == []
             started.result(60)
         (said,) = (record.getMessage() for record in caplog.records)
-        assert re.search(r"the database system is .*; try again .*\(waiting, for 120 s at most\)$", said)
+        assert re.search(r"the database system is .*; try again .*\(waiting for at most 120 s\)$", said)
         assert "\n" not in said
     finally:
         server.stop()
@@ -293,7 +293,7 @@ def test_a_home_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "anitune.db").write_text("a letter to a friend, longer than the header of a database")
-    with pytest.raises(DatabaseError, match="not a database; bring back a copy") as error:
+    with pytest.raises(DatabaseError, match="not a database; restore a copy") as error:
         open_database(sqlite_settings(tmp_path))
     one_line(error)
 
@@ -333,7 +333,7 @@ def test_a_read_only_database(public_folder: Path, worker: WorkerInfo) -> None:
         assert database.read_only
         study = open_study(database, "widths")
         assert len(study.optuna.get_trials()) == 0
-        with pytest.raises(DatabaseError, match="can be looked at, but not be written here") as error:
+        with pytest.raises(DatabaseError, match="can be read, but not written here") as error:
             claim_trial(database, study, worker)
         assert set(public_folder.iterdir()) == files
     one_line(error)
@@ -440,6 +440,6 @@ def test_a_truncated_database(tmp_path: Path) -> None:
     open_database(settings).close()
     with (tmp_path / "anitune.db").open("r+b") as file:
         file.truncate(20_000)
-    with pytest.raises(DatabaseError, match="malformed; bring back a copy") as error:
+    with pytest.raises(DatabaseError, match="malformed; restore a copy") as error:
         open_database(settings)
     one_line(error)

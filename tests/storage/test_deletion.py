@@ -108,7 +108,7 @@ def test_a_study_that_is_worked_on_must_be_stopped_first(
     assert claim_trial(database, study, worker) is not None  # nothing has changed
 
     change_state(database, study, "stopped", of=("open",))
-    with pytest.raises(StudyStateError, match="w1 still work"):
+    with pytest.raises(StudyStateError, match="w1 are still working"):
         delete_study(database, study, patience=0.0)
     assert [summary.name for summary in list_studies(database)] == ["widths"]
     attempt.renew()

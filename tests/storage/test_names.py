@@ -73,7 +73,7 @@ ARTIFACT_NAMES = (
 
 @pytest.mark.parametrize("name", STUDY_NAMES)
 def test_a_study_with_such_a_name_is_neither_made_nor_opened(database: Database, name: str) -> None:
-    with pytest.raises(SettingsError, match="cannot name a study"):
+    with pytest.raises(SettingsError, match="is not a valid name of a study"):
         create_study(database, name, {}, Budget(trials=1))
     with pytest.raises(StudyNotFoundError, match="there is no study"):
         open_study(database, name)
@@ -118,7 +118,7 @@ def file(tmp_path: Path) -> Path:
 def test_an_artifact_with_such_a_name_is_not_recorded(
     database: Database, attempt: Attempt, file: Path, name: str
 ) -> None:
-    with pytest.raises(ArtifactNameError, match="cannot name an artifact") as error:
+    with pytest.raises(ArtifactNameError, match="is not a valid name of an artifact") as error:
         attempt.record_artifacts({name: file})
     assert len(str(error.value)) < 600
     assert "\n" not in str(error.value)
@@ -151,8 +151,8 @@ def test_one_that_somebody_wrote_into_the_outbox_is_rejected_and_leaves_nothing_
         relay.deliver()
         with database.reading() as connection:
             query = select(outbox.c.parked).where(outbox.c.kind == "artifact")
-            assert "cannot name an artifact" in connection.execute(query).scalar_one()
-        with pytest.raises(TrackingRefusedError, match="cannot name an artifact"):
+            assert "is not a valid name of an artifact" in connection.execute(query).scalar_one()
+        with pytest.raises(TrackingRefusedError, match="is not a valid name of an artifact"):
             open_runs(settings).fetch("0" * 32, name, tmp_path)
     left = [*temporary.glob("escaped-from-anitune*"), *Path("/").glob("escaped-from-anitune*")]
     assert left == []

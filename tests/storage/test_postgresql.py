@@ -90,11 +90,11 @@ def test_a_path_too_long_for_a_socket(home: Path) -> None:
     # In /tmp somebody else may be first: with a folder that all may enter, or a link to what is not theirs.
     folder.symlink_to(home)
     try:
-        with pytest.raises(ServerError, match=f"{folder}: not a folder of our own"):
+        with pytest.raises(ServerError, match=f"{folder}: this folder does not belong to anitune"):
             server.start()
         folder.unlink()
         folder.mkdir(mode=0o755)
-        with pytest.raises(ServerError, match=f"{folder}: not a folder of our own"):
+        with pytest.raises(ServerError, match=f"{folder}: this folder does not belong to anitune"):
             server.start()
     finally:
         folder.unlink() if folder.is_symlink() else folder.rmdir()
@@ -142,6 +142,6 @@ def test_without_the_extra(server: PostgreSQL, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user")
 def test_root_opens_no_folder_of_others(home: Path) -> None:
     home.chmod(0o700)
-    with pytest.raises(ServerError, match=f"{home}: closed to the user pgserver"):
+    with pytest.raises(ServerError, match=f"{home}: not accessible to the user pgserver"):
         server_in(home).start()
     assert home.stat().st_mode & 0o777 == 0o700

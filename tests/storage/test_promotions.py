@@ -99,7 +99,7 @@ def test_a_second_evaluation_is_refused_unless_it_is_meant_and_all_are_listed(
     evaluation = look(study, first)
     assert (evaluation.number, evaluation.config, evaluation.test_mae) == (3, {"hidden": [8]}, None)
     assert look(study, first) == evaluation  # it goes on with its own
-    with pytest.raises(AlreadyEvaluatedError, match="files are not here, or have changed"):
+    with pytest.raises(AlreadyEvaluatedError, match="files are missing or have changed"):
         look(study, first, again=True, ensemble="f" * 64)
     record_test_error(database, study, first, 0.5)
     record_test_error(database, study, first, 0.4)
@@ -135,7 +135,7 @@ def test_of_two_that_open_at_once_one_is_refused(
         thread.start()
     for thread in threads:
         thread.join(60)
-        assert not thread.is_alive(), "a promotion still looks at the test part"
+        assert not thread.is_alive(), "a promotion still evaluates on the test set"
     assert len(evaluations_on_test_set(database, studies[0])) == 1
     assert len(refused) == len(ids) - 1
 

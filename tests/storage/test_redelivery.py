@@ -50,7 +50,7 @@ def test_another_study_is_left_alone(
 def test_a_relay_at_work_is_not_disturbed(told: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.tracking.lease.RELAY_PATIENCE", 0.0)
     lease = take_lease(told)
-    with pytest.raises(RelayBusyError, match="a relay delivers it"):
+    with pytest.raises(RelayBusyError, match="a relay is delivering it"):
         reset_deliveries(told)
     assert undelivered(told) == 0
     assert lease is not None

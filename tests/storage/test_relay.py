@@ -514,7 +514,9 @@ def test_a_repair_frees_the_name_that_a_deleted_experiment_keeps(
 
     result = repair(recorder.study, write_note)
     assert result.left == {}
-    assert f"MLflow keeps its name for a deleted experiment, {deleted}" in "".join(map(str, result.repaired))
+    assert f"MLflow reserves its name for a deleted experiment, {deleted}" in "".join(
+        map(str, result.repaired)
+    )
     assert recorder.undelivered() == 0
     assert shown.client.get_experiment_by_name(STUDY).experiment_id != deleted
     assert shown.client.get_experiment(deleted).lifecycle_stage == "deleted"

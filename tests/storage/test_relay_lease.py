@@ -172,7 +172,9 @@ def test_who_waits_for_a_relay_is_told_of_a_trouble_that_stays(
 ) -> None:
     monkeypatch.setattr("storage.tracking.process.LONGEST_WAIT_SECONDS", POLL_SECONDS)
     lease.record_error("MLflow is away")
-    with pytest.raises(TrackingUnavailableError, match=r"MLflow is away \(says its relay, process .*: `kill"):
+    with pytest.raises(
+        TrackingUnavailableError, match=r"MLflow is away \(reported by its relay, process .*: `kill"
+    ):
         sync(study, no_note)
 
 

@@ -77,7 +77,7 @@ def test_a_study_that_was_only_begun_in_optuna_is_begun_in_full(database: Databa
 
 @pytest.mark.parametrize("name", ["", "../widths", "a/b", ".hidden", "two words", "x" * 101])
 def test_a_name_that_cannot_be_a_folder_is_refused(database: Database, name: str) -> None:
-    with pytest.raises(SettingsError, match="cannot name a study"):
+    with pytest.raises(SettingsError, match="is not a valid name of a study"):
         create_study(database, name, CONFIG, Budget())
 
 

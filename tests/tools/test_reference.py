@@ -38,7 +38,7 @@ def test_every_setting_has_its_row() -> None:
         ("dropout", ["number from 0, below 1", "`0`", ""]),
         ("patience", ["whole number from 1 on, or `null`", "`null`", "epochs"]),
         ("self_energies", ["mapping of text to number, or `null`", "`null`", "hartree"]),
-        ("name", ["text of 100 characters at most", "must be given", ""]),
+        ("name", ["text of 100 characters at most", "required", ""]),
         ("layers", ["`{low: 1, high: 4, step: 1}`", ""]),
     ],
 )
@@ -63,7 +63,7 @@ def test_every_command_has_its_section_and_hidden_ones_have_none() -> None:
         for parameter in command.params:
             assert all(f"`{name}" in page for name in parameter.opts if name.startswith("-"))
     assert "anitune relay" not in page
-    assert "| `--on local\\|slurm\\|kubernetes` | Where the workers run. Must be given. |" in page
+    assert "| `--on local\\|slurm\\|kubernetes` | Where the workers run. Required. |" in page
     assert "| `--nodes M` | Number of nodes. Default: 1. |" in page
     assert "\n`anitune worker [OPTIONS] [STUDY]`\n" in page
 

@@ -139,7 +139,7 @@ def test_other_elements_are_named() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"elements": ["H", "Xx"]}, "Xx is no symbol"),
+        ({"elements": ["H", "Xx"]}, "Xx is not the symbol"),
         ({"elements": ["H", "H"]}, "each element once"),
         ({"angular_cutoff": 5.2}, "angular_cutoff must be below radial_cutoff = 5.2"),
     ],

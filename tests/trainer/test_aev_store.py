@@ -185,7 +185,7 @@ def describe_other_features(folder: Path) -> None:
     ("damage", "fault"),
     [
         (truncate, r"H.npy has \d+ bytes instead of \d+"),
-        (flip_a_bit, "O.npy has other bytes than were written"),
+        (flip_a_bit, "O.npy has other content than was written"),
         (lambda folder: (folder / "C.npy").unlink(), "C.npy is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing"),
         (lambda folder: (folder / MANIFEST).write_text('{"content"'), f"{MANIFEST} cannot be read"),
@@ -209,7 +209,7 @@ def test_a_damaged_store_is_noticed_and_built_anew(
     (record,) = caplog.records
     assert record.name == "anitune"
     assert record.levelno == logging.WARNING
-    assert re.search(rf"damaged \({fault}\): it is built anew", record.getMessage())
+    assert re.search(rf"damaged \({fault}\): it is built again", record.getMessage())
 
 
 # What is remembered of a check
@@ -288,7 +288,7 @@ def test_rot_that_changes_no_time_is_found_by_a_full_check(
     open_tables(dataset, CONFIG, tmp_path, no_computation)
     assert not caplog.records
     open_tables(dataset, CONFIG, tmp_path, no_progress, check=True)
-    assert "O.npy has other bytes than were written" in caplog.text
+    assert "O.npy has other content than was written" in caplog.text
     assert_same_store(tmp_path, built)
 
 

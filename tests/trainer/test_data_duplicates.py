@@ -81,7 +81,7 @@ def test_half_of_a_real_file_in_another_release(
     with pytest.raises(DataError) as caught:
         read_dataset([REAL, other])
     line = str(caught.value)
-    assert line.startswith("5,400 of 16,200 structures are there a second time, as ")
+    assert line.startswith("5,400 of 16,200 structures are duplicates: ")
     assert f"{other}, group /m0, structure 0 (from 0)" in line
     assert f"{REAL}, group /gdb11_s01/gdb11_s01-0, structure 0 (from 0)" in line
     assert "--duplicates drop" in line
@@ -161,7 +161,7 @@ def test_what_is_kept_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     path = write(tmp_path / "a.h5", water, moved(water, np.array([3])))
     with caplog.at_level(logging.WARNING, logger="anitune"):
         assert read_dataset([path], duplicates="keep").structures == 6
-    assert "1 of 6 structures is there a second time" in caplog.text
+    assert "1 of 6 structures is a duplicate" in caplog.text
     kept = read_dataset([path], duplicates="drop")
     assert [m.name for m in kept.molecules] == ["m0"]  # of m1 nothing is left
 
@@ -196,7 +196,7 @@ def test_copies_of_one_structure_have_one_energy_and_can_be_left_out(tmp_path: P
     copies = moved(one, np.zeros(4, np.int64))
     copies.energies[:] = one.energies[0]
     path = write(tmp_path / "a.h5", copies, structures("OHH", WATER, 5, seed=1))
-    with pytest.raises(DataError, match="there a second time"):
+    with pytest.raises(DataError, match="duplicate"):
         read_dataset([path])
     assert read_dataset([path], duplicates="drop").structures == 6
     assert read_dataset([path], duplicates="keep").structures == 9

@@ -144,24 +144,24 @@ def test_a_group_of_several_molecules_is_divided(padding: Any, tmp_path: Path) -
     [
         (
             {"species": np.array([3, 0, 0])},
-            "'species' holds 0, which is no atomic number (1 to 118); positions in a",
+            "'species' holds 0, which is not an atomic number (1 to 118); positions in a",
         ),
-        ({"species": np.array([[3, 0, 0]] * 6)}, "'species' holds 0, which is no atomic number"),
+        ({"species": np.array([[3, 0, 0]] * 6)}, "'species' holds 0, which is not an atomic number"),
         (  # methane of hydrogen and carbon, or an atom that is none: a single zero tells nothing
             {"species": np.array([1, 0, 0, 0]), "coordinates": np.pad(COORDINATES, ((0, 0), (0, 1), (0, 0)))},
-            "'species' holds 0, which is no atomic number",
+            "'species' holds 0, which is not an atomic number",
         ),
         (
             {"species": np.array([[8, 1, 0]]), "coordinates": COORDINATES * [[[1], [1], [0]]]},
-            "'species' holds 0, which is no atomic number",
+            "'species' holds 0, which is not an atomic number",
         ),
         ({"species": np.array([[-1, -1, -1]])}, "'species' has no atom"),
         ({"species": np.array([8, 1, 1, -1])[None].repeat(2, 0)}, "the shapes disagree: 'species' (2, 4)"),
         (
             {"species": np.array([8.0, 1.0, 1.0])},
-            "'species' holds float64; expected are chemical symbols, or atomic",
+            "'species' holds float64; expected chemical symbols, or atomic",
         ),
-        ({"species": np.array([True, True, True])}, "'species' holds bool; expected are chemical symbols"),
+        ({"species": np.array([True, True, True])}, "'species' holds bool; expected chemical symbols"),
         ({"species": np.array(["O", "HH"], "S2")}, "'species' names an unknown element 'HH'"),
         ({"species": np.array(["CO", "H", "H"], "S2")}, "'species' names an unknown element 'CO'"),
         ({"species": "O" + "H" * 1000}, "an unknown element 'OHHHHHHHHHHH...'; use symbols"),
@@ -177,7 +177,7 @@ def test_a_group_of_several_molecules_is_divided(padding: Any, tmp_path: Path) -
         ({"energies": ENERGIES.astype(complex)}, "'energies' does not hold numbers (complex128)"),
         ({"coordinates": COORDINATES * 1e300}, "'coordinates' is NaN or infinite in 6 of 6 structures"),
         ({"energies": np.zeros(6, [("a", "f8"), ("b", "f4")])}, "'energies' holds neither numbers nor text"),
-        ({"energies": h5py.Empty("f8")}, "'energies' holds no value at all"),
+        ({"energies": h5py.Empty("f8")}, "'energies' contains no values"),
     ],
 )
 def test_what_is_not_clear_is_said(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_what_is_not_clear_is_said(changed: dict[str, Any], said: str, tmp_path:
 def test_high_energy_structures_alone(tmp_path: Path) -> None:
     arrays = {"species": np.array([8, 1, 1]), "coordinatesHE": COORDINATES, "energiesHE": ENERGIES}
     path = write(tmp_path / "a.h5", {"m": arrays})
-    assert "there are high-energy structures alone" in (line := refused(path))
+    assert "there are only high-energy structures" in (line := refused(path))
     assert "--high-energy" in line
     assert read_dataset([path], high_energy=True).structures == 6
 
@@ -199,7 +199,7 @@ def test_a_dataset_that_was_not_written(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["m/energies"]
         file["m"].create_dataset("energies", (6,), "f8", chunks=(2,))[:4] = ENERGIES[:4]
-    assert "'energies' was not written, or in part only" in refused(path)
+    assert "'energies' was not written, or only partly" in refused(path)
 
 
 def test_a_group_with_the_name_of_a_dataset(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_group_with_the_name_of_a_dataset(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["energies/species/energies"]
         file.create_group("energies/species/energies")
-    assert "'energies' is no dataset; rename that group" in refused(path)
+    assert "'energies' is not a dataset; rename that group" in refused(path)
 
 
 # Links.
@@ -253,7 +253,7 @@ def test_an_external_link_to_a_dataset(tmp_path: Path) -> None:
         file["own/energies"] = h5py.ExternalLink("part.h5", "/g/a/energies")
         file["own/coordinates"] = h5py.SoftLink("/door/a/coordinates")
         file["door"] = h5py.ExternalLink("part.h5", "/g")
-    with pytest.raises(DataError, match="6 of 18 structures are there a second time"):
+    with pytest.raises(DataError, match="6 of 18 structures are duplicates"):
         names(path)
     (own, *_) = read_dataset([path], duplicates="keep").molecules
     np.testing.assert_array_equal(own.energies, _some("a")["energies"])
@@ -276,11 +276,14 @@ def test_no_group_is_read_twice(tmp_path: Path) -> None:
     [
         (
             h5py.ExternalLink("lost.h5", "/"),
-            "it leads to lost.h5, which is not there; bring that file, or delete",
+            "it leads to lost.h5, which is missing; put that file there, or delete",
         ),
-        (h5py.ExternalLink("part.h5", "/h"), "it leads to /h in part.h5, where nothing is; delete it"),
-        (h5py.SoftLink("/nowhere/at/all"), "it leads to /nowhere in main.h5, where nothing is; delete it"),
-        (h5py.SoftLink("/circle"), "it leads from link to link without an end; delete it"),
+        (h5py.ExternalLink("part.h5", "/h"), "it leads to /h in part.h5, where there is nothing; delete it"),
+        (
+            h5py.SoftLink("/nowhere/at/all"),
+            "it leads to /nowhere in main.h5, where there is nothing; delete it",
+        ),
+        (h5py.SoftLink("/circle"), "it is one of several links that lead in a circle; delete it"),
     ],
 )
 @pytest.mark.parametrize("where", ["own/energies", "own/notes", "notes", "about/notes"])
@@ -323,7 +326,7 @@ def test_a_file_that_a_program_writes(tmp_path: Path, monkeypatch: pytest.Monkey
         done.set()
         writer.join(60)
     assert f"{path}: another program has it open for writing; try again when that has closed it" in message
-    assert "anew" not in message
+    assert "download it again" not in message
     assert read_dataset([path]).structures == 6
 
 
@@ -354,14 +357,14 @@ def test_a_filter_that_is_not_installed(tmp_path: Path) -> None:
     message = refused(path)
     assert "'coordinates' is compressed by the filter zstd (32015), which is not installed here" in message
     assert "hdf5plugin" in message
-    assert "anew" not in message
+    assert "download it again" not in message
 
 
 def test_how_much_of_a_truncated_file_is_there(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert f"anew (truncated: {len(whole) - 100:,} of {len(whole):,} bytes)" in refused(path)
+    assert f"again (truncated: {len(whole) - 100:,} of {len(whole):,} bytes)" in refused(path)
 
 
 def test_progress_is_reported_by_groups(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_npz_of_sgdml_and_of_rmd17(tmp_path: Path) -> None:
         np.savez_compressed(tmp_path / "water.npz", **arrays)
         assert digests(read_dataset([tmp_path / "water.npz"])) == digests(expected)
     np.savez(tmp_path / "rmd17_water.npz", **rmd17(of))
-    with pytest.raises(DataError, match=r"does not say the unit of its energies: name it with data\.unit"):
+    with pytest.raises(DataError, match=r"does not state the unit of its energies: name it with data\.unit"):
         read_dataset([tmp_path / "rmd17_water.npz"])
     assert digests(read_dataset([tmp_path / "rmd17_water.npz"], unit="kcal/mol")) == digests(expected)
 
@@ -403,16 +403,16 @@ def test_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path.write_text("\ufeff\n" + XYZ + " \n\n" + XYZ.replace("0.12", "0.2").replace("9.0", "9.5") + "\n\n")
     assert read_dataset([path]).structures == 2
     path.write_text("\ufeff" + XYZ + XYZ.replace("0.12", "o"))
-    assert "line 8: 'o' is no coordinate" in refused(path)
+    assert "line 8: 'o' is not a coordinate" in refused(path)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (XYZ + "x\n", "line 6: a number of atoms is due here, then a comment and the atoms (got 'x')"),
-        (XYZ + XYZ[:-20], "line 6: 3 atoms are due, and the file ends before; is it whole?"),
-        (XYZ + XYZ.replace("H 0 0.76", "H 0 o.76"), "line 9: 'o.76' is no coordinate; correct that line"),
-        (XYZ + XYZ.replace("O 0", "Q 0"), "line 8: 'Q' is no element; use symbols such as H, C, N, O"),
+        (XYZ + "x\n", "line 6: expected a number of atoms here, then a comment and the atoms (got 'x')"),
+        (XYZ + XYZ[:-20], "line 6: 3 atoms are expected, and the file ends before; is it complete?"),
+        (XYZ + XYZ.replace("H 0 0.76", "H 0 o.76"), "line 9: 'o.76' is not a coordinate; correct that line"),
+        (XYZ + XYZ.replace("O 0", "Q 0"), "line 8: 'Q' is not an element; use symbols such as H, C, N, O"),
         (XYZ + XYZ.replace("H 0 0.76 -0.47", "H 0 0.76"), "line 9: an atom has 4 columns here"),
         (XYZ + XYZ.replace("0.12", "nan"), "a coordinate of structure 1 (from 0) is NaN or infinite"),
         (XYZ + XYZ.replace("-2079.0", "low"), "line 7: energy=low is not a number; correct it"),
@@ -478,14 +478,14 @@ def test_two_layouts_that_fit_are_both_named(tmp_path: Path) -> None:
         file["m/coordinates"], file["m/energies"] = data()["a water"][1:]
     assert "two layouts fit, ANI-1 (species, " in refused(path)
     np.savez(tmp_path / "a.npz", **(sgdml(data()) | rmd17(data())))
-    assert "it fits two layouts, sGDML: z, R, E and rMD17: nuclear_charges, coords" in refused(
+    assert "it matches two layouts, sGDML: z, R, E and rMD17: nuclear_charges, coords" in refused(
         tmp_path / "a.npz"
     )
 
 
 def test_formation_energies_of_spice(tmp_path: Path) -> None:
     path, _ = written("SPICE", tmp_path / "x")
-    assert "count from another zero, as formation energies do, set data.unusual: keep" in refused(
+    assert "have another zero, as formation energies do, set data.unusual: keep" in refused(
         path, energy="formation_energy"
     )
     read = read_dataset([path], energy="formation_energy", unusual="keep")
@@ -546,7 +546,7 @@ def test_files_in_no_known_format(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress((XYZ * 400).encode())[:-20])
     assert "not a readable file; copy or download it again" in refused(path)
     np.savez(tmp_path / "a.npz", z=np.ones(3), words=np.array(["a"]))
-    assert "it holds z, which is no known layout" in refused(tmp_path / "a.npz")
+    assert "it holds z, which is not a known layout" in refused(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", **sgdml(data(), R=np.array([None, {}], object)))
     assert "not a readable npz file" in refused(tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", **sgdml(data(), e_unit="furlong"))
@@ -646,7 +646,7 @@ def test_structures_across_the_blocks_of_a_file(tmp_path: Path, monkeypatch: pyt
     path.write_text(path.read_text().replace("O  ", "Q  ", 9))
     lines = path.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, start=1) if line.startswith("Q"))
-    assert f"line {first}: 'Q' is no element" in refused(path)
+    assert f"line {first}: 'Q' is not an element" in refused(path)
 
 
 @pytest.mark.parametrize("name", ["ANI-1", "ANI-1ccx", "torchani by formula", "SPICE"])

@@ -83,8 +83,8 @@ FAULTS: dict[Callable[[Arrays], None], str] = {
     near: "a.h5, group /bad, structure 4 (from 0): its atoms 1 and 2 (H and H) are 0.087 Å apart",
     far_from_the_origin: "structure 4 (from 0): its atoms 0 and 1 (O and H) are 0.000 Å apart",
     zero: "structure 4 (from 0): all its coordinates are zero; remove it",
-    a_kilometre: "structure 4 (from 0): an atom is 6.67e+12 Å away from the middle",
-    huge: "structure 4 (from 0): its energy is 1e+22, which is none in hartree of H2O",
+    a_kilometre: "structure 4 (from 0): an atom is 6.67e+12 Å away from the center",
+    huge: "structure 4 (from 0): its energy is 1e+22, which is not possible in hartree for H2O",
     electron_volts: "27.2 times those of the atoms if they are in hartree: these look like eV; set",
 }
 
@@ -171,7 +171,7 @@ def test_energies_in_wide_steps_are_warned_of(
         []
         if step is None
         else [
-            f"{path}: its energies are kept in steps of up to {step} kcal/mol: errors cannot come below "
+            f"{path}: its energies are stored in steps of up to {step} kcal/mol: errors cannot come below "
             "that; "
             "write them as float64"
         ]

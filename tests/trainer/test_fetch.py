@@ -137,7 +137,7 @@ def test_a_later_call_goes_on(server: FileServer, fetch: Callable[[], Path], tmp
     server.breaks = [1_200_000, *[0] * 10]
     message = refused(DownloadError, fetch)
     part = tmp_path / f"{ANI1_ARCHIVE}.part"
-    assert f"{part} keeps what has come: run it again to go on" in message
+    assert f"{part} has what was downloaded so far: run this again to continue" in message
     begun = part.stat().st_size
     assert begun > 0
 
@@ -193,7 +193,7 @@ def test_a_changed_archive_is_refused(fetch: Callable[[], Path]) -> None:
     archive.write_bytes(CONTENT[:-1] + b"x")
     message = refused(DataError, fetch)
     assert str(archive) in message
-    assert "delete it to download it anew" in message
+    assert "delete it to download it again" in message
 
 
 def test_the_recorded_digest_holds_for_a_new_download(server: FileServer, fetch: Callable[[], Path]) -> None:

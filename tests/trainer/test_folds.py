@@ -80,7 +80,7 @@ def test_folds_of_structures_are_equally_large_and_follow_from_the_seed() -> Non
 def test_too_few_molecules_and_no_such_fold() -> None:
     data = dataset([5, 5, 5])
     split = split_dataset(data, SplitConfig())
-    with pytest.raises(DataError, match="2 molecules are not in the test part: too few for 3 folds"):
+    with pytest.raises(DataError, match="2 molecules are not in the test set: too few for 3 folds"):
         all_folds(data, split, "molecule", 3)
     with pytest.raises(ConfigError, match=r"fold.fold must be below fold.folds = 2"):
         load_config(FoldConfig, {"by": "molecule", "folds": 2, "fold": 2}, "test")

@@ -134,7 +134,7 @@ def test_a_kinked_activation_is_flagged(task: Task) -> None:
         model = ElementNetworks(config, task.aev.elements, task.features.length).eval()
         return SavedModel(model, task.aev, task.self_energies)
 
-    with pytest.warns(ModelWarning, match="activation relu, whose slope jumps"):
+    with pytest.warns(ModelWarning, match="activation relu, whose derivative jumps"):
         AnituneCalculator(Ensemble([saved("celu"), saved("relu")]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -146,7 +146,7 @@ def test_a_kinked_activation_is_flagged(task: Task) -> None:
 
 def test_what_the_model_cannot_do_is_refused(ensemble: Ensemble, tmp_path: Path) -> None:
     calculator = AnituneCalculator(ensemble)
-    with pytest.raises(DataError, match="there is S"):
+    with pytest.raises(DataError, match="it contains S"):
         Atoms("SH", [[0, 0, 0], [0, 0, 1]], calculator=calculator).get_forces()
     with pytest.raises(DataError, match="periodic"):
         Atoms("C", cell=[3, 3, 3], pbc=True, calculator=calculator).get_forces()

@@ -132,7 +132,7 @@ def test_an_unknown_element_is_refused(ensemble: Ensemble) -> None:
 
 def test_environments_unlike_the_training_data_are_far(task: Task, ensemble: Ensemble) -> None:
     test = ensemble.predict(structures_of(task, task.split.test))
-    assert np.mean(test.far) < 0.5  # of so little data not even the test part is all near
+    assert np.mean(test.far) < 0.5  # of so little data not even the test set is all near
     (water,) = structures_of(task, np.array([0]))
     stretched = water.coordinates.copy()
     stretched[1] = stretched[0] + (stretched[1] - stretched[0]) * 1.8

@@ -95,7 +95,7 @@ def add_a_tensor(tensors: dict[str, Tensor], record: dict[str, object]) -> None:
             transpose_a_tensor,
             r"networks.H.1.weight is torch.float32 \(16, 8\) instead of torch.float32 \(8, 16\)",
         ),
-        (add_a_tensor, "'networks.S.0.weight' is none of its parts"),
+        (add_a_tensor, "'networks.S.0.weight' is not one of its tensors"),
         (lambda _, record: record.update(format=99), "format 99; this version reads 1"),
         (lambda _, record: record.pop("aev"), "not a model file of anitune"),
         (lambda _, record: record.update(self_energies=[1]), "self_energies: input should be a mapping"),

@@ -106,15 +106,18 @@ def without(name: str) -> Forge:
         (without("optimizer/exp_avg_sq"), "optimizer/exp_avg_sq is missing"),
         (
             lambda c: replace(c, tensors={**c.tensors, "optimizer/hook": torch.zeros(1)}),
-            "'optimizer/hook' is none of its parts",
+            "'optimizer/hook' is not one of its tensors",
         ),
         (lambda c: replace(c, history=()), "it has 0 epochs of 3"),
         (
             lambda c: replace(c, history=tuple(replace(c.history[0], epoch=n) for n in range(1, 5))),
             "4 epochs",
         ),
-        (lambda c: replace(c, history=(replace(c.history[0], epoch=2),)), "epoch 1 is no record"),
-        (lambda c: replace(c, history=(replace(c.history[0], val_mae="0"),)), "epoch 1 is no record"),
+        (lambda c: replace(c, history=(replace(c.history[0], epoch=2),)), "epoch 1 is not a valid record"),
+        (
+            lambda c: replace(c, history=(replace(c.history[0], val_mae="0"),)),
+            "epoch 1 is not a valid record",
+        ),
         (lambda c: replace(c, identity={**c.identity, "task": {"data": "x"}}), "another training"),
         (lambda c: replace(c, identity=["no mapping"]), "its record cannot be read"),  # type: ignore[arg-type]
     ],
@@ -187,7 +190,7 @@ def test_one_with_an_epoch_that_cannot_be_is_refused(
     record = json.dumps({"identity": checkpoint.identity, "history": [epoch]})
     write_record(tmp_path / CHECKPOINT, record, checkpoint.tensors)
     said = refused(task, tmp_path)
-    assert "epoch 1 is no record" in said or "its record cannot be read" in said
+    assert "epoch 1 is not a valid record" in said or "its record cannot be read" in said
     assert said.isprintable()
 
 

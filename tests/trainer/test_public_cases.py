@@ -24,22 +24,22 @@ EXPECTED: dict[str, int | str] = {
     "01-hdf5-links/softlink.h5": 240,
     "02-vds-lost-source/vds.h5": 360,
     "02-vds-lost-source/vds_ok.h5": 360,
-    "02-vds-lost-source/lost/vds.h5": "'coordinates': it leads to src.h5, which is not there",
-    "02-vds-lost-source/lost/vds_coords.h5": "'coordinates': it leads to src.h5, which is not there",
+    "02-vds-lost-source/lost/vds.h5": "'coordinates': it leads to src.h5, which is missing",
+    "02-vds-lost-source/lost/vds_coords.h5": "'coordinates': it leads to src.h5, which is missing",
     "03-overlapping-atoms/one_overlap.h5": "group /water, structure 3 (from 0): its atoms 0 and 1 (O "
     "and H) are 0.000",
     "05-hdf5-lock-filter/locked.h5": 360,
     "05-hdf5-lock-filter/blosc.h5": "group /water: 'coordinates' is compressed by the filter blosc (32001)",
     "06-torchani-layouts/ani2x_flat.h5": 120,
     "06-torchani-layouts/energies_n1.h5": 240,
-    "06-torchani-layouts/he_only.h5": "there are high-energy structures alone",
+    "06-torchani-layouts/he_only.h5": "there are only high-energy structures",
     "06-torchani-layouts/lower.h5": 240,
     "06-torchani-layouts/species_ints.h5": 240,
     "06-torchani-layouts/species_per_conformer.h5": 240,
     "06-torchani-layouts/torchani2.h5": 240,
     "06-torchani-layouts/vlen_str.h5": 240,
     "27-duplicates/a.h5": 360,
-    "27-duplicates/one_file.h5": "360 of 720 structures are there a second time",
+    "27-duplicates/one_file.h5": "360 of 720 structures are duplicates",
 }
 
 
@@ -58,7 +58,7 @@ def test_a_file(case: str) -> None:
 @pytest.mark.parametrize("other", ["b.h5", "b_f32e.h5", "b_perm.h5"])
 def test_the_same_structures_in_another_release(other: str) -> None:
     files = [CASES / "27-duplicates" / name for name in ("a.h5", other)]
-    with pytest.raises(DataError, match="360 of 720 structures are there a second time"):
+    with pytest.raises(DataError, match="360 of 720 structures are duplicates"):
         read_dataset(files)
     assert read_dataset(files, duplicates="drop").fingerprint == read_dataset(files[:1]).fingerprint
 

@@ -267,7 +267,7 @@ def test_no_file_at_all() -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     assert (
         refused([tmp_path / "none.h5"])
-        == f"{tmp_path / 'none.h5'}: no such file; correct its name, or bring it there"
+        == f"{tmp_path / 'none.h5'}: no such file; correct its name, or put it there"
     )
 
 
@@ -307,7 +307,7 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 
 def test_hdf5_without_molecules(tmp_path: Path) -> None:
     message = refused([write(tmp_path / "a.h5", {"images": {"pixels": np.zeros(3)}})])
-    assert "no group holds a molecule in a known layout" in message
+    assert "no group contains a molecule in a known layout" in message
     assert all(name in message for name in READERS)
 
 
@@ -369,7 +369,7 @@ def test_an_unknown_symbol(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 119, 255])
 def test_a_number_of_no_element(number: int, tmp_path: Path) -> None:
     arrays = molecule("ANI-1x", WATER, 1) | {"atomic_numbers": np.array([8, 1, number], dtype=np.uint8)}
-    assert f"holds {number}, which is no atomic number" in refused(
+    assert f"holds {number}, which is not an atomic number" in refused(
         [write(tmp_path / "a.h5", {"bad": arrays})]
     )
 

@@ -162,5 +162,5 @@ def test_one_structure_is_too_few(tmp_path: Path) -> None:
 
 def test_without_a_validation_set_nothing_can_be_chosen(data_file: Path, tmp_path: Path) -> None:
     data, split = DataConfig(files=(str(data_file),)), SplitConfig(fractions=(0.9, 0.0, 0.1))
-    with pytest.raises(DataError, match=r"validation part .* is empty: change split\.fractions"):
+    with pytest.raises(DataError, match=r"validation set .* is empty: change split\.fractions"):
         prepare_task(data, split, FeatureConfig(), tmp_path, no_progress)

@@ -196,7 +196,7 @@ def test_a_worker_that_was_killed(tmp_path: Path) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    with pytest.raises(TrainerError, match="start it again to go on"):
+    with pytest.raises(TrainerError, match="start it again to continue"):
         generate_sample(tmp_path / "out.h5", sample_plan({1: 1}, 0), 1, kill_workers)
     assert not (tmp_path / "out.h5").exists()
 

@@ -102,9 +102,7 @@ def test_one_molecule_has_the_solution_of_minimum_norm() -> None:
 def test_an_element_outside_the_training_set_only() -> None:
     data = Dataset((molecule("OHH", [-76.0] * 3), molecule("NHHH", [-56.0] * 2)))
     split = Split(np.array([0, 0, 1, 1, 2], dtype=np.uint8))
-    with pytest.raises(
-        DataError, match="N occurs in the validation or test part but not in the training part"
-    ):
+    with pytest.raises(DataError, match="N occurs in the validation or test set but not in the training set"):
         fit_self_energies(data, split, ELEMENTS)
 
 

@@ -73,12 +73,12 @@ def test_it_is_said_where_a_study_is_made(tmp_path: Path, caplog: pytest.LogCapt
     water = write(tmp_path / "a.h5", ("OHH", WATER))
     with caplog.at_level(logging.WARNING, logger="anitune"):
         assert prepared(water).balances == ({"H": 1, "O": -2},)
-    assert f"{water}: in all molecules of the training part H = 2 O: their energies" in caplog.text
+    assert f"{water}: in all molecules of the training set H = 2 O: the energies" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="anitune"):
         given = prepared(water, self_energies={"H": -0.5, "O": -75.0})
     assert given.balances == ({"H": 1, "O": -2},)
-    assert "in all molecules of the training part H = 2 O" in caplog.text
+    assert "in all molecules of the training set H = 2 O" in caplog.text
     both = write(tmp_path / "b.h5", ("OHH", WATER), ("CHHHH", METHANE))
     assert prepared(both).balances == ({"H": 1, "C": -4, "O": -2},)
     caplog.clear()
@@ -104,7 +104,8 @@ def test_a_model_refuses_what_it_cannot_know(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             model.predict([water, hydroxyl])
         assert str(caught.value) == (
-            "structure 1 (from 0): HO cannot be told from the training data, where H = 2 O in all molecules: "
+            "structure 1 (from 0): HO cannot be predicted from the training data, where H = 2 O in all"
+            " molecules: "
             "leave it out, or train on data with it"
         )
         assert np.isfinite(model.predict([hydroxyl], any_composition=True).energies).all()

@@ -40,7 +40,7 @@ def _read(group: Group, energy: str, data: DataConfig, elements: str) -> list[Re
     )
     if high and not low and not data.high_energy:
         raise DataError(
-            f"{group.where}: there are high-energy structures alone ({' and '.join(_HIGH_ENERGY)}); ask "
+            f"{group.where}: there are only high-energy structures ({' and '.join(_HIGH_ENERGY)}); ask "
             "for them with data.high_energy: true (--high-energy), or leave the group out"
         )
     parts: list[Structures] = []
@@ -50,8 +50,8 @@ def _read(group: Group, energy: str, data: DataConfig, elements: str) -> list[Re
     more = structures_of_group(group, elements, *_HIGH_ENERGY, units) if high else []
     if parts and more and (len(parts) > 1 or len(more) > 1):
         raise DataError(
-            f"{group.where}: '{elements}' has a row for each structure, and there are two kinds of "
-            "structures; divide it"
+            f"{group.where}: '{elements}' has a row for each structure, but there are two kinds of"
+            " structures; split it into two"
         )
     smiles, readings = smiles_of(group), []
     for some in parts or more:

@@ -67,7 +67,7 @@ class Arrays:
                 return self._read_virtual(place, dataset, made, what, hops)
         space, dtype = dataset.get_space(), self._type_of(dataset, what)
         if space.get_simple_extent_type() == h5s.NULL:
-            raise DataError(f"{what} holds no value at all")
+            raise DataError(f"{what} contains no values")
         shape = space.get_simple_extent_dims()
         self._check_size(place.file, dataset, made, shape, dtype, what)
         if dtype.kind == "V" or (dtype.hasobject and h5py.check_string_dtype(dtype) is None):
@@ -86,7 +86,7 @@ class Arrays:
         except (KeyError, ValueError, TypeError) as error:
             if self._files.kind(place) == h5o.TYPE_DATASET:
                 raise
-            raise DataError(f"{what} is no dataset; rename that group") from error
+            raise DataError(f"{what} is not a dataset; rename that group") from error
 
     def _type_of(self, dataset: h5d.DatasetID, what: str) -> np.dtype[Any]:
         """Return the type in NumPy's terms; cached, as a file has few types and comparing them is faster."""
@@ -150,15 +150,14 @@ class Arrays:
                 raise DataError(
                     f"{what} claims {size:,} bytes, more than its file of {file.stat().st_size:,} bytes "
                     "can hold; "
-                    "the file is damaged, or made to do harm"
+                    "the file is damaged or malicious"
                 )
             if not whole and size > MOST_COMPRESSED * file.stat().st_size:
                 raise DataError(f"{what} claims {size:,} bytes, of which only {stored:,} were written")
         if not whole and not (made is not None and _fills_with_nan(made, dtype)):
             raise DataError(
-                f"{what} was not written, or in part only, and what is missing would be read as the "
-                "value that fills "
-                "gaps; write it again, or leave the group out"
+                f"{what} was not written, or only partly, and missing values would be read as the fill"
+                " value; write it again, or leave the group out"
             )
         self._allocate(size)
 
@@ -176,16 +175,16 @@ class Arrays:
     ) -> npt.NDArray[Any]:
         """Assemble a virtual dataset from its sources. HDF5 itself gives zeros where a source is missing."""
         if hops == MOST_LINKS:
-            raise DataError(f"{what} is virtual, and its sources lead from one to another without an end")
+            raise DataError(f"{what} is virtual, and its sources refer to each other in a circle")
         dtype, shape = self._type_of(dataset, what), dataset.shape
         if dtype.hasobject:
-            raise DataError(f"{what} is virtual and of text of varying length; copy it into the file")
+            raise DataError(f"{what} is virtual and contains text of varying length; copy it into the file")
         sources = [
             (made.get_virtual_filename(n), made.get_virtual_dsetname(n))
             for n in range(made.get_virtual_count())
         ]
         if any("%" in name + path for name, path in sources):
-            raise DataError(f"{what} is virtual in a way that is not read here; copy it into the file")
+            raise DataError(f"{what} is virtual in a way that is not supported; copy it into the file")
         files = [
             place.file if name == "." else self._files.other(place.file, name, what) for name, _ in sources
         ]
@@ -206,8 +205,7 @@ class Arrays:
         if not written.all():
             raise DataError(
                 f"{what} is virtual, and its sources give {written.sum():,} of its {written.size:,} "
-                "values; the "
-                "others would be read as the value that fills gaps"
+                "values; the others would be read as the fill value"
             )
         return values
 

@@ -137,12 +137,12 @@ def _frames(frames: Iterator[_Frame], path: Path, energy: str | None, molecule: 
     except Exception as error:
         cause = printable(" ".join(str(error).split()) or type(error).__name__)
         raise DataError(
-            f"{path}: ASE cannot read structure {len(found)} (from 0) in it ({cause:.200}); is the file "
-            "whole?"
+            f"{path}: ASE cannot read structure {len(found)} (from 0) in it ({cause:.200}); is the file"
+            " complete?"
         ) from error
     numbers = np.concatenate([np.empty(0, np.int64), *(frame.numbers for frame in found)])
     if len(numbers) and not 0 < numbers.min() <= numbers.max() <= len(SYMBOLS):
-        raise DataError(f"{path}: an atom is of no element (X, or the number 0); leave that structure out")
+        raise DataError(f"{path}: an atom has no element (X, or the number 0); leave that structure out")
     chosen = energy or ENERGY
     energies = [frame.energy if energy in (None, ENERGY) else frame.values.get(chosen) for frame in found]
     keys = {

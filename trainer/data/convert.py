@@ -47,7 +47,7 @@ def write_ani1(path: Path, dataset: Dataset, progress: Progress) -> None:
 def refuse_existing(path: Path) -> None:
     """Raise OutputError if the file exists, as it may be one of the files that are read."""
     if path.exists():
-        raise OutputError(f"{path}: there is such a file; delete it, or choose another name")
+        raise OutputError(f"{path}: this file exists; delete it, or choose another name")
 
 
 def _names(names: Sequence[str]) -> list[str]:

@@ -77,7 +77,9 @@ def _download(archive: Path, url: str, progress: Progress, retry_seconds: float)
         ) from error
     except httpx.HTTPError as error:
         kept = (
-            f"{part} keeps what has come: run it again to go on" if part.exists() else "is there a network?"
+            f"{part} has what was downloaded so far: run this again to continue"
+            if part.exists()
+            else "is there a network?"
         )
         raise DownloadError(f"{url}: cannot be downloaded ({error}); {kept}") from error
     put_in_place(part, archive)
@@ -102,7 +104,7 @@ def _continue_download(part: Path, url: str, progress: Progress) -> None:
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         done = begun if resumed else 0
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
-            raise DownloadError(f"{url}: the server sends another range of bytes than it was asked for")
+            raise DownloadError(f"{url}: the server sends another range of bytes than was requested")
         total = done + int(response.headers.get("Content-Length", 0))
         with open(part, "ab" if resumed else "wb", opener=_open_no_link) as file:
             # Only now has the content of an earlier version been removed from the file.
@@ -138,7 +140,7 @@ def _check_digest(archive: Path, progress: Progress) -> None:
     elif (recorded := record.read_text().split()[0]) != found:
         raise DataError(
             f"{archive}: its SHA-256 {found[:12]}... is not the recorded one, {recorded[:12]}...: "
-            "it has changed or is damaged; delete it to download it anew"
+            "it has changed or is damaged; delete it to download it again"
         )
 
 

@@ -39,13 +39,15 @@ def find_format(path: Path) -> str:
         if the file does not exist, or is in no known format.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file; correct its name, or bring it there")
+        raise DataError(f"{path}: no such file; correct its name, or put it there")
     if not path.is_file():
         raise DataError(f"{path}: this is a folder; name the data files in it")
     try:
         begin = _begin(path)
     except PermissionError:
-        raise DataError(f"{path}: you may not read this file; ask its owner, or change its mode") from None
+        raise DataError(
+            f"{path}: no permission to read this file; ask its owner, or change its mode"
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a readable file; copy or download it again ({error})") from error
     if not begin and path.suffix.lower() not in _SUFFIXES:
@@ -64,7 +66,8 @@ def find_format(path: Path) -> str:
         return XYZ
     if found_by_ase is None:
         raise DataError(
-            f"{path}: in no known format; those are HDF5 (ANI-1, ANI-1x, torchani, SPICE), extended XYZ, npz "
+            f"{path}: in no known format; known formats are HDF5 (ANI-1, ANI-1x, torchani, SPICE), extended"
+            " XYZ, npz "
             "(sGDML, rMD17), databases of ASE, and what ase.io reads"
         )
     return found_by_ase

@@ -28,6 +28,6 @@ def _found(file: str, folders: Sequence[Path]) -> str:
         for folder in folders:
             candidate = folder.joinpath(*parts[start:])
             if candidate.is_file():
-                log.warning("%s is not there: %s is read, if it has the same content", file, candidate)
+                log.warning("%s is missing: %s is read instead, if it has the same content", file, candidate)
                 return str(candidate)
     return file

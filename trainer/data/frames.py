@@ -61,7 +61,7 @@ def readings_of(
         if there is no structure, or one that cannot be used and that the settings do not leave out.
     """
     if not len(frames.atoms):
-        raise DataError(f"{where}: there is no structure in it")
+        raise DataError(f"{where}: it contains no structure")
     kept = usable(
         where,
         {

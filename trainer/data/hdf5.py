@@ -83,7 +83,7 @@ def open_hdf5(path: Path, keys: Sequence[str], links_outside: bool = False) -> I
         if it is not an HDF5 file, leads to forbidden places, or turns out to be damaged in the block.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file; correct its name, or bring it there")
+        raise DataError(f"{path}: no such file; correct its name, or put it there")
     if not path.is_file():
         raise DataError(f"{path}: this is a folder; name the HDF5 files in it")
     with ExitStack() as stack:
@@ -144,7 +144,7 @@ class DataFile:
             return path.count(b"/") > DEEPEST
 
         if top.links.visit(note, info=True):
-            raise DataError(f"{self.path}: its groups lie more than {DEEPEST} deep in each other")
+            raise DataError(f"{self.path}: its groups are nested more than {DEEPEST} deep")
         members: dict[bytes, dict[str, Place]] = {b"": {}}
         others = []
         root = place.path.rstrip(b"/")

@@ -78,7 +78,7 @@ class Layout:
         present = [key for key in self.high_energy or () if key in group]
         if len(present) == 1:
             raise DataError(
-                f"{group.where}: there is '{present[0]}' alone; {' and '.join(self.high_energy or ())} "
+                f"{group.where}: there is only '{present[0]}'; {' and '.join(self.high_energy or ())} "
                 "belong together"
             )
         return bool(present)
@@ -307,8 +307,8 @@ def _numbers(group: Group, key: str) -> npt.NDArray[np.int64]:
     values = group.read(key)
     if values.dtype.kind not in "iuSO":
         raise DataError(
-            f"{group.where}: '{key}' holds {values.dtype}; expected are chemical symbols, or atomic "
-            "numbers as integers"
+            f"{group.where}: '{key}' holds {values.dtype}; expected chemical symbols, or atomic numbers as"
+            " integers"
         )
     known = {}
     for value in set(values.ravel().tolist()):
@@ -326,8 +326,8 @@ def _number_of(value: int, group: Group, key: str) -> int:
 
 def _no_number(group: Group, key: str, value: int) -> DataError:
     return DataError(
-        f"{group.where}: '{key}' holds {value!r}, which is no atomic number (1 to {len(SYMBOLS)}); "
-        "positions in a list of elements are not read, and rows are filled up with -1"
+        f"{group.where}: '{key}' holds {value!r}, which is not an atomic number (1 to {len(SYMBOLS)}); "
+        "positions in a list of elements are not supported, and rows are padded with -1"
     )
 
 

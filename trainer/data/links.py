@@ -48,7 +48,7 @@ def explain(path: Path, error: Exception) -> str:
     cause = printable(" ".join(str(error).split()))
     number = getattr(error, "errno", None)
     if isinstance(error, PermissionError) or "errno = 13" in cause:
-        return f"{path}: you may not read this file; ask its owner, or change its mode"
+        return f"{path}: no permission to read this file; ask its owner, or change its mode"
     if (
         isinstance(error, BlockingIOError)
         or number in (errno.EAGAIN, errno.ENOLCK)
@@ -61,12 +61,12 @@ def explain(path: Path, error: Exception) -> str:
     if "already open for write" in cause or "consistency flags" in cause:
         return (
             f"{path}: the program that wrote it did not close it, so the end may be missing: write it again, "
-            "or if it is known to be whole clear the mark with h5clear -s"
+            "or if it is known to be complete clear the flag with h5clear -s"
         )
     sizes = re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", cause)
     if sizes:
         cause = f"truncated: {int(sizes[1]):,} of {int(sizes[2]):,} bytes"
-    return f"{path}: not a readable HDF5 file; copy or download it anew ({cause})"
+    return f"{path}: not a readable HDF5 file; copy or download it again ({cause})"
 
 
 class DanglingLinkError(DataError):
@@ -119,7 +119,7 @@ class LinkedFiles:
             except (KeyError, RuntimeError, OSError):
                 target = printable(f"{at.decode('utf-8', 'replace')}/{part.decode('utf-8', 'replace')}")
                 raise DanglingLinkError(
-                    f"{link}: it leads to {target} in {file.name}, where nothing is; delete it"
+                    f"{link}: it leads to {target} in {file.name}, where there is nothing; delete it"
                 ) from None
             if kind == h5l.TYPE_HARD:
                 at += b"/" + part
@@ -128,7 +128,9 @@ class LinkedFiles:
                 continue
             hops += 1
             if hops > MOST_LINKS:
-                raise DanglingLinkError(f"{link}: it leads from link to link without an end; delete it")
+                raise DanglingLinkError(
+                    f"{link}: it is one of several links that lead in a circle; delete it"
+                )
             if kind == h5l.TYPE_SOFT:
                 target = links.get_val(at + b"/" + part)
                 at = b"" if target.startswith(b"/") else at
@@ -137,7 +139,7 @@ class LinkedFiles:
                 file, at = self.other(file, os.fsdecode(name), link), b""
             else:
                 raise DanglingLinkError(
-                    f"{link}: of a kind ({kind}) that only the program knows that made it; delete it"
+                    f"{link}: of a kind ({kind}) that only the program that made it can read; delete it"
                 )
             ahead = target.split(b"/") + ahead
         return Place(file, at or b"/")
@@ -145,18 +147,17 @@ class LinkedFiles:
     def other(self, origin: Path, name: str, what: str) -> Path:
         """Return the file that another file names, relative to that file's folder."""
         if "\0" in name:
-            raise DataError(f"{what}: it leads to {printable(name)}, which is no name of a file")
+            raise DataError(f"{what}: it leads to {printable(name)}, which is not a name of a file")
         target = (origin.parent / name).resolve()
         if not self._outside and not target.is_relative_to(self._folder):
             raise DataError(
-                f"{what}: it leads to {printable(name)}, outside the folder of the file: bring that "
-                "file there, "
-                "or allow it with data.links_outside: true (--links-outside)"
+                f"{what}: it leads to {printable(name)}, outside the folder of the file: put that file"
+                " there, or allow it with data.links_outside: true (--links-outside)"
             )
         if not target.is_file():
             raise DanglingLinkError(
-                f"{what}: it leads to {printable(name)}, which is not there; bring that file, or delete "
-                "the link"
+                f"{what}: it leads to {printable(name)}, which is missing; put that file there, or delete"
+                " the link"
             )
         return target
 

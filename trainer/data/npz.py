@@ -69,13 +69,13 @@ def read_npz(path: Path, data: DataConfig) -> list[Reading]:
     }
     if len(fitting) > 1:
         raise DataError(
-            f"{path}: it fits two layouts, {' and '.join(map(_described, fitting))}; take one out"
+            f"{path}: it matches two layouts, {' and '.join(map(_described, fitting))}; remove one"
         )
     if not fitting:
         known = "; ".join(map(_described, LAYOUTS))
         raise DataError(
-            f"{path}: it holds {', '.join(map(printable, values)) or 'nothing'}, which is no known layout "
-            f"({known}); rename its arrays, or name that of the energies with data.energy (--energy)"
+            f"{path}: it holds {', '.join(map(printable, values)) or 'nothing'}, which is not a known layout"
+            f" ({known}); rename its arrays, or name that of the energies with data.energy (--energy)"
         )
     ((elements, coordinates, energy),) = fitting.values()
     energy = data.energy or energy
@@ -85,13 +85,15 @@ def read_npz(path: Path, data: DataConfig) -> list[Reading]:
     )
     if unit is None:
         raise DataError(
-            f"{path}: it does not say the unit of its energies: name it with data.unit (--unit); that of "
+            f"{path}: it does not state the unit of its energies: name it with data.unit (--unit); that of "
             "rMD17 is kcal/mol"
         )
     numbers, positions, energies = values[elements], values[coordinates], values[energy]
     for key in (elements, coordinates, energy):
         if values[key].dtype.kind not in ("iu" if key == elements else "fiu"):
-            raise DataError(f"{path}: '{key}' holds {values[key].dtype}, which are no numbers of its kind")
+            raise DataError(
+                f"{path}: '{key}' holds {values[key].dtype}, which are not numbers of the expected kind"
+            )
     energies = energies.ravel() if energies.size == max((*energies.shape, 1)) else energies
     shape = (len(energies), numbers.size, 3)
     if numbers.ndim != 1 or not numbers.size or energies.ndim != 1 or positions.shape != shape:
@@ -100,7 +102,9 @@ def read_npz(path: Path, data: DataConfig) -> list[Reading]:
             f"'{energy}' {energies.shape}; they must be (atoms,), (structures, atoms, 3) and (structures,)"
         )
     if numbers.min() < 1 or numbers.max() > len(SYMBOLS):
-        raise DataError(f"{path}: '{elements}' holds what is no atomic number (1 to {len(SYMBOLS)})")
+        raise DataError(
+            f"{path}: '{elements}' contains values that are not atomic numbers (1 to {len(SYMBOLS)})"
+        )
     none = np.zeros(len(energies), bool)
     frames = Frames(
         numbers=np.tile(numbers.astype(np.uint8), len(energies)),

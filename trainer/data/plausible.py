@@ -49,9 +49,9 @@ def _refuse_energies(readings: Sequence[Reading]) -> None:
         reading, index = _owner(readings, int(wrong[0]))
         more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
         raise DataError(
-            f"{reading.place(index)}{more}: its energy is {reading.molecule.energies[index]:.6g}, which "
-            "is none in "
-            f"hartree of {reading.molecule.formula}; remove it, or convert the energies from their unit"
+            f"{reading.place(index)}{more}: its energy is {reading.molecule.energies[index]:.6g}, which is"
+            f" not possible in hartree for {reading.molecule.formula}; remove it, or convert the energies"
+            " from their unit"
         )
 
 
@@ -142,7 +142,7 @@ def _fault(coordinates: npt.NDArray[np.float32], numbers: npt.NDArray[np.uint8] 
     if len(exact) > 1 and not exact.any():
         return "all its coordinates are zero"
     if (farthest := float(np.linalg.norm(exact - exact.mean(axis=0), axis=1).max())) > FARTHEST:
-        return f"an atom is {farthest:.3g} Å away from the middle of the others"
+        return f"an atom is {farthest:.3g} Å away from the center of the others"
     distances = np.linalg.norm(exact[:, None] - exact[None], axis=2)
     distances[np.diag_indices(len(exact))] = np.inf
     if distances.min() >= CLOSEST:

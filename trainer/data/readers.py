@@ -96,7 +96,7 @@ def read_dataset(
     once = _those(readings, kept)
     refuse_equal_energies(once)
     if data.duplicates == "keep":
-        logger.warning("%s: they can train and validate at once", line)
+        logger.warning("%s: they can be in the training and the validation set at once", line)
         return _without_outliers(readings, data)
     logger.warning("%s: the later ones are left out", line)
     return _without_outliers(once, data)
@@ -173,7 +173,7 @@ def _read_file(path: Path, data: DataConfig, progress: Progress, cache: Path | N
     step = max((reading.resolution for reading in readings), default=0.0) * HARTREE_TO_KCALMOL
     if step > COARSE:
         logger.warning(
-            "%s: its energies are kept in steps of up to %.2g kcal/mol: errors cannot come below that; "
+            "%s: its energies are stored in steps of up to %.2g kcal/mol: errors cannot come below that; "
             "write them as float64",
             path,
             step,
@@ -223,7 +223,7 @@ def _only(fitting: Mapping[K, Group]) -> K:
         at = first.where if first is second else f"{first.where}, and group {printable('/' + second.name)}"
         raise DataError(
             f"{at}: two layouts fit, {_described(one)} and {_described(other)}; name the key of the energies "
-            "with data.energy (--energy), or take one of the arrays out"
+            "with data.energy (--energy), or remove one of the arrays"
         )
     return next(iter(fitting))
 
@@ -246,7 +246,7 @@ def _unknown_layout(file: DataFile, energy: str | None) -> DataError:
                     f"{' and '.join(layout.structure)}; add it, or name that of the energies with "
                     "data.energy (--energy)"
                 )
-    return DataError(f"{file.path}: no group holds a molecule in a known layout ({known})")
+    return DataError(f"{file.path}: no group contains a molecule in a known layout ({known})")
 
 
 def _duplicates_line(found: Duplicates, readings: Sequence[Reading]) -> str:
@@ -259,7 +259,7 @@ def _duplicates_line(found: Duplicates, readings: Sequence[Reading]) -> str:
 
     count = len(found.second)
     return (
-        f"{count:,} of {found.structures:,} structures {'is' if count == 1 else 'are'} there a second "
-        "time, as "
-        f"{place(found.second[0])}, and {place(found.first[0])}, which hold the same structure"
+        f"{count:,} of {found.structures:,} structures"
+        f" {'is a duplicate' if count == 1 else 'are duplicates'}: {place(found.second[0])} has the same"
+        f" structure as {place(found.first[0])}"
     )

@@ -88,7 +88,7 @@ def sample_plan(counts: dict[int, int], seed: int, molecules: Iterable[str] | No
         raise DataError(f"no number of structures is given for molecules like {idle[0]}")
     chosen = [(s, counts[heavy], heavy) for s, heavy in listed.items() if s in wanted and counts.get(heavy)]
     if not chosen:
-        raise DataError("the sample would hold no structure: ask for at least one a molecule")
+        raise DataError("the sample would hold no structure: ask for at least one per molecule")
     names, structures, heavies = zip(*chosen, strict=True)
     return SamplePlan(names, structures, heavies, seed)
 
@@ -161,7 +161,7 @@ def _generate(
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise TrainerError(
-                    "a process of the generator was killed (for want of memory?): start it again to go on"
+                    "a process of the generator was killed (out of memory?): start it again to continue"
                 ) from error
             raise
     summary = _assemble(output, work, plan, level)

@@ -43,8 +43,8 @@ def fit_self_energies(dataset: Dataset, split: Split, elements: Sequence[str]) -
     counts = composition_counts(dataset, occurring)
     if missing := [e for e, n in zip(occurring, weights @ counts, strict=True) if n == 0]:
         raise DataError(
-            f"{', '.join(missing)} occurs in the validation or test part but not in the training part, so "
-            "no self-energy can be fitted: change split.seed or split.fractions"
+            f"{', '.join(missing)} occurs in the validation or test set but not in the training set, so no"
+            " self-energy can be fitted: change split.seed or split.fractions"
         )
     # The rows of one molecule are equal: one row with its mean energy, weighted by the square root of their
     # number, gives the same solution.

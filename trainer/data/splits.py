@@ -87,7 +87,7 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
     units = np.unique(owners)
     if len(units) < config.folds:
         raise DataError(
-            f"{len(units)} {config.by}s are not in the test part: too few for {config.folds} folds"
+            f"{len(units)} {config.by}s are not in the test set: too few for {config.folds} folds"
         )
     order = units[_permutation(len(units), config.seed)]
     labels = split.labels.copy()
@@ -122,14 +122,14 @@ def _label_units(count: int, config: SplitConfig, units: str) -> npt.NDArray[np.
         # With folds, the validation set is one fold of the units outside the test set.
         if len(rest) < config.folds:
             raise DataError(
-                f"too few {units} ({count}) for {config.folds} folds and a test part of {test}: "
+                f"too few {units} ({count}) for {config.folds} folds and a test set of {test}: "
                 "lower split.folds or give more data"
             )
         validation = np.array_split(rest, config.folds)[config.fold]
     if len(validation) >= len(rest):
         raise DataError(
-            f"too few {units} ({count}) for the parts of the split: "
-            f"{len(validation)} for validation and {test} for the test leave none for training; "
+            f"too few {units} ({count}) for the subsets of the split: {len(validation)} for validation and"
+            f" {test} for the test leave none for training; "
             "give more data, or change split.fractions or split.by"
         )
     labels = np.full(count, TRAINING, dtype=np.uint8)

@@ -72,12 +72,12 @@ def _refuse_energies(file: str, readings: Sequence[Reading]) -> None:
         if TOTAL[0] < share * read_as / factor < TOTAL[1]:
             raise DataError(
                 f"{file}: its energies are {_times(share)} those of the atoms if they are in {name}: these "
-                f"look like {unit}; set data.unit: {unit} (--unit {unit}), or if they count from another "
-                "zero data.unusual: keep (--unusual keep)"
+                f"look like {unit}; set data.unit: {unit} (--unit {unit}), or if they have another zero, set"
+                " data.unusual: keep (--unusual keep)"
             )
     raise DataError(
         f"{file}: its energies are {_times(share)} those of the atoms, in {name}, and in no other unit near "
-        "them (H has -0.5 hartree): if they count from another zero, as formation energies do, set "
+        "them (H has -0.5 hartree): if they have another zero, as formation energies do, set "
         "data.unusual: keep (--unusual keep)"
     )
 

@@ -13,9 +13,9 @@ from trainer.errors import DataError
 
 _REASONS: Final[Mapping[Unusable, tuple[str, str]]] = {
     "without_energy": ("without an energy", "give each one"),
-    "periodic": ("periodic", "the networks are of molecules"),
-    "charged": ("charged", "the networks know nothing of a charge"),
-    "open_shell": ("open-shell", "the networks know nothing of a spin"),
+    "periodic": ("periodic", "the networks are for molecules"),
+    "charged": ("charged", "the networks do not take the charge into account"),
+    "open_shell": ("open-shell", "the networks do not take the spin into account"),
 }
 
 #: Kinds that a network can learn from, if a file holds no others.

@@ -236,16 +236,16 @@ def _read_lines(
         if not word.isdigit() or len(word) > 9 or int(word) == 0:
             _flush(run, parsed)  # the error may be a wrong number of atoms in the lines above
             raise DataError(
-                f"{path}, line {first + at}: a number of atoms is due here, then a comment and the atoms "
-                f"(got {_shown(word)})"
+                f"{path}, line {first + at}: expected a number of atoms here, then a comment and the atoms"
+                f" (got {_shown(word)})"
             )
         count = int(word)
         begin, after = at + 2, at + 2 + count
         if after > end:
             if last:
                 raise DataError(
-                    f"{path}, line {first + at}: {count} atoms are due, and the file ends before; is it "
-                    "whole?"
+                    f"{path}, line {first + at}: {count} atoms are expected, and the file ends before; is it"
+                    " complete?"
                 )
             break
         items = {
@@ -390,13 +390,15 @@ def _wrong_atom(run: _Run, columns: _Columns) -> DataError:
         )
         if not known:
             return DataError(
-                f"{run.place} {number}: {_shown(kind)} is no element; use symbols such as H, C, N, O"
+                f"{run.place} {number}: {_shown(kind)} is not an element; use symbols such as H, C, N, O"
             )
         for word in words[columns.positions : columns.positions + 3]:
             try:
                 float(word)
             except ValueError:
-                return DataError(f"{run.place} {number}: {_shown(word)} is no coordinate; correct that line")
+                return DataError(
+                    f"{run.place} {number}: {_shown(word)} is not a coordinate; correct that line"
+                )
     return DataError(f"{run.place} {run.at[0]}: an atom after this line cannot be read; correct it")
 
 

@@ -45,7 +45,7 @@ def loss_figure(history: Sequence[EpochRecord]) -> Figure:
 
     errors.plot(epochs, [r.val_mae for r in history], color=_VALIDATION, label="validation", **marker)
     errors.plot(best.epoch, best.val_mae, **_best_marker(f"best: {best.val_mae:.3g} kcal/mol"))
-    _label(errors, "Error of the validation part", "epoch", "MAE, kcal/mol")
+    _label(errors, "Error on the validation set", "epoch", "MAE, kcal/mol")
 
     for axes in (losses, errors):
         axes.set_yscale("log")
@@ -77,8 +77,8 @@ def parity_figure(evaluation: Evaluation) -> Figure:
     else:
         axes.scatter(target, predicted, s=16, alpha=0.5, linewidths=0, color=_TRAINING)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    _label(axes, "Validation part", "DFT energy, kcal/mol", "predicted energy, kcal/mol")
-    axes.set_xlabel("DFT energy, kcal/mol\n(both less the self-energies of the atoms)")
+    _label(axes, "Validation set", "DFT energy, kcal/mol", "predicted energy, kcal/mol")
+    axes.set_xlabel("DFT energy, kcal/mol\n(both without the self-energies of the atoms)")
     errors = evaluation.errors
     _note(
         axes,
@@ -105,7 +105,7 @@ def errors_figure(evaluation: Evaluation) -> Figure:
     for side in (-mae, mae):
         axes.axvline(side, color=_VALIDATION, linewidth=1.2, linestyle="--")
     axes.set_xlim(-reach, reach)
-    _label(axes, "Errors of the validation part", "predicted − DFT energy, kcal/mol", "structures")
+    _label(axes, "Errors on the validation set", "predicted − DFT energy, kcal/mol", "structures")
     beyond = f"\n{outside} beyond ±{reach:.3g}" if outside else ""
     _note(
         axes,

@@ -121,7 +121,7 @@ def open_tables(
                 if fault := _fault(folder, content, check):
                     if folder.exists():
                         logger.warning(
-                            "%s: the feature store is damaged (%s): it is built anew", folder, fault
+                            "%s: the feature store is damaged (%s): it is built again", folder, fault
                         )
                         shutil.rmtree(folder)
                     _build(folder, content, dataset, config, compositions, progress, memory)
@@ -172,7 +172,7 @@ def _fault(folder: Path, content: dict[str, Any], check: bool) -> str | None:
     with ThreadPoolExecutor(max_workers=4) as pool:
         for (path, _, wanted), found in zip(files, pool.map(_sha256, [f[0] for f in files]), strict=True):
             if found != wanted:
-                return f"{path.name} has other bytes than were written"
+                return f"{path.name} has other content than was written"
     _remember_checked(folder, state)
     return None
 

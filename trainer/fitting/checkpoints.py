@@ -118,7 +118,7 @@ def load_checkpoint(
                 raise damaged(path, fault)
             tensors = {name: file.get_tensor(name) for name in found}
         if header["digest"] != _digest(header["record"], tensors):
-            raise damaged(path, "its digest does not fit")
+            raise damaged(path, "its digest does not match")
         # A digest guards against accidents only: a forged file has a matching digest.
         history = tuple(_epoch(number, epoch) for number, epoch in enumerate(record.history, 1))
     except (safetensors.SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -154,9 +154,9 @@ def _epoch(number: int, values: object) -> EpochRecord:
     try:
         epoch = _EPOCH.validate_python(values)
     except ValidationError as error:
-        raise ValueError(f"epoch {number} is no record of it: {_first_line(error)}") from None
+        raise ValueError(f"epoch {number} is not a valid record: {_first_line(error)}") from None
     if epoch.epoch != number:
-        raise ValueError(f"epoch {number} is no record of it")
+        raise ValueError(f"epoch {number} is not a valid record")
     return epoch
 
 

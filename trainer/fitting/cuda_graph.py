@@ -71,7 +71,7 @@ class GraphedCall:
         if exhausted_memory(failure) is not None and self._ended:
             raise failure
         # Not chained: an out-of-memory error as its cause would suggest that the process can go on.
-        raise DeviceError(f"a CUDA graph could not be recorded: {failure}", self._device)
+        raise DeviceError(f"a CUDA graph could not be captured: {failure}", self._device)
 
     def _capture(self, graph: torch.cuda.CUDAGraph) -> None:
         stream, current = _recording_stream(self._device), torch.cuda.current_stream(self._device)

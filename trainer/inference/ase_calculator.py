@@ -73,7 +73,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
         super().calculate(atoms, properties, system_changes)
         given: Any = self.atoms
         if given.pbc.any():
-            raise DataError("the structure is periodic, and the models are of molecules: set pbc to False")
+            raise DataError("the structure is periodic, but the models are for molecules: set pbc to False")
         structure = make_structure(given.get_chemical_symbols(), given.get_positions(), "the structure")
         self.ensemble.refuse_unknown([structure], self._any_composition)
         numbers = torch.from_numpy(given.get_atomic_numbers().astype(np.int64))[None]
@@ -101,7 +101,7 @@ class AnituneCalculator(Calculator):  # type: ignore[misc]
             self._has_left = True
             warnings.warn(
                 f"an environment is far from the training data (novelty {self.results['novelty']:.2f}, far is"
-                " above 1): from here on energies and forces may be wrong; this is said once",
+                " above 1): from here on energies and forces may be wrong; this warning is shown once",
                 ModelWarning,
                 stacklevel=2,
             )

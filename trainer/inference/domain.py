@@ -87,7 +87,7 @@ class TrainingDomain:
                 threshold={element: tensors[f"threshold.{element}"].item() for element in elements},
             )
         except (safetensors.SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            raise ModelFileError(f"{where}: not a domain of anitune, or damaged ({error!r})") from error
+            raise ModelFileError(f"{where}: not a domain file of anitune, or damaged ({error!r})") from error
         length = aev_length(aev)
         if not elements or any(some.shape[1:] != (length,) for some in domain.references.values()):
             raise ModelFileError(f"{where}: it belongs to other features; the file is damaged")

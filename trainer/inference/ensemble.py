@@ -148,7 +148,7 @@ class Ensemble:
             values = read_json(file)
             if values["format"] != FORMAT:
                 raise ModelFileError(
-                    f"{file}: of format {values['format']!r:.40}; this version reads {FORMAT}"
+                    f"{file}: has format {values['format']!r:.40}; this version reads {FORMAT}"
                 )
             record = load_config(_Record, values, str(file))
         except OSError as error:
@@ -242,13 +242,15 @@ class Ensemble:
         """
         if unknown := self.unknown_elements(structure):
             return (
-                f"there is {', '.join(unknown)}, but the model was trained on {', '.join(self.elements)} only"
+                f"it contains {', '.join(unknown)}, but the model was trained on {', '.join(self.elements)}"
+                " only"
             )
         counts = Counter(structure.symbols)
         known = [balance for member in self.members for balance in member.balances]
         if not any_composition and (balance := broken(known, counts)) is not None:
             return (
-                f"{formula_of(counts)} cannot be told from the training data, where {balance_text(balance)}"
+                f"{formula_of(counts)} cannot be predicted from the training data, where"
+                f" {balance_text(balance)}"
                 " in all molecules"
             )
         return None

@@ -34,7 +34,7 @@ def read_structures(path: Path, links_outside: bool = False) -> list[Structure]:
     """
     structures = _read_hdf5(path, links_outside) if path.suffix.lower() in HDF5 else _read_xyz(path)
     if not structures:
-        raise DataError(f"{path}: there is no structure in it")
+        raise DataError(f"{path}: it contains no structure")
     return structures
 
 
@@ -55,7 +55,7 @@ def _read_xyz(path: Path) -> list[Structure]:
     try:
         parsed = read_xyz_atoms(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; correct its name, or bring it there") from None
+        raise DataError(f"{path}: no such file; correct its name, or put it there") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read as an xyz file ({error.strerror})") from None
     numbers, coordinates = atoms_of(parsed)
@@ -64,7 +64,7 @@ def _read_xyz(path: Path) -> list[Structure]:
         place, atoms = f"{path}, line {line}", slice(begin, begin + count)
         if periodic:
             raise DataError(
-                f"{place}: it is periodic, and the models are of molecules; remove Lattice and pbc"
+                f"{place}: it is periodic, but the models are for molecules; remove Lattice and pbc"
             )
         if not np.isfinite(coordinates[atoms]).all():
             raise DataError(f"{place}: a coordinate is NaN or infinite; remove this structure")

@@ -41,7 +41,9 @@ def make_structure(symbols: Iterable[str], coordinates: object, where: str) -> S
     """
     names = tuple(str(symbol) for symbol in symbols)
     if unknown := [name for name in names if name not in ATOMIC_NUMBERS]:
-        raise DataError(f"{where}: {unknown[0]!r} is no symbol of an element; use symbols such as H, C, N, O")
+        raise DataError(
+            f"{where}: {unknown[0]!r} is not the symbol of an element; use symbols such as H, C, N, O"
+        )
     try:
         array = np.array([[float(x) for x in row] for row in coordinates])  # type: ignore[attr-defined]
     except (TypeError, ValueError):

@@ -69,7 +69,7 @@ def load_model(path: str | Path) -> ANI:
     except (safetensors.SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a model for this loader ({error})") from error
     if not fits:  # checked before memory is allocated for what the description asks for
-        raise ValueError(f"{path}: the weights do not fit the description; the file is damaged")
+        raise ValueError(f"{path}: the weights do not match the description; the file is damaged")
     return build_model(record, weights)
 
 

@@ -106,7 +106,7 @@ def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, 
     record = parse_json(text)
     if record["format"] != FORMAT:
         raise ModelFileError(
-            f"{where}: a model file of format {record['format']!r:.40}; this version reads {FORMAT}"
+            f"{where}: a model file with format {record['format']!r:.40}; this version reads {FORMAT}"
         )
     config = load_config(TrainConfig, record["training"], where)
     aev = load_config(AEVConfig, record["aev"], where)

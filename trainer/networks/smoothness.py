@@ -15,6 +15,7 @@ def kink_warning(activations: Collection[str]) -> str | None:
     if not kinked:
         return None
     return (
-        f"the activation {', '.join(kinked)}, whose slope jumps: its forces are not continuous, and molecular"
+        f"the activation {', '.join(kinked)}, whose derivative jumps: its forces are not continuous, and"
+        " molecular"
         " dynamics does not conserve energy; prefer celu, silu or gelu"
     )
