@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from search.dimensions import Range, Space, TrainSettings, default_dimensions
 from search.documents import read_document, resolve_path
 from storage.addresses import has_password, storage_address, tracking_address
-from storage.errors import SettingsError, StudyExistsError
+from storage.errors import SettingsError
 from trainer.config import (
     STRICT,
     DataConfig,
@@ -23,7 +23,7 @@ from trainer.config import (
     SplitConfig,
     TrainConfig,
     Unit,
-    dump_config,
+    default_settings,
     load_config,
 )
 from trainer.config_faults import KeyPath
@@ -284,137 +284,149 @@ def _check_search(config: StudyConfig) -> None:
             raise ValueError(f"sampler grid needs choices, or a range with a step, for: {', '.join(endless)}")
 
 
-def load_study(path: Path) -> StudyConfig:
-    """Read and check a study file, and the reference study file that it names.
+@dataclasses.dataclass(frozen=True)
+class StudyFile:
+    """The settings of a study as a person gives them; :meth:`config` fills in what they leave open.
 
-    Paths in a study file are relative to its folder, or start with ``~`` or ``$VARIABLE``. Defaults are
-    filled in, so that the record of a study is complete. It omits limits and addresses, which may change.
+    Attributes
+    ----------
+    where : the file, for messages
+    folder : folder to which paths are relative
+    lines : line number of each key in the file, by the path to the key
+    """
+
+    settings: Mapping[str, Any]
+    where: str
+    folder: Path
+    lines: Mapping[KeyPath, int] | None = None
+
+    def config(self, record_of: Callable[[str], Mapping[str, Any] | None] = lambda name: None) -> StudyConfig:
+        """Return the study with all its settings, and with the reference study whose file it names.
+
+        What the file leaves open is as the record of the study says; a study without a record gets the
+        defaults.
+
+        Parameters
+        ----------
+        record_of : returns the record of the study with a name, or None if there is none
+
+        Raises
+        ------
+        StudyFileError, ConfigError
+            with one line that names the key, and its line in a file.
+        """
+        values = dict(self.settings)
+        reference = values.pop("reference", None)
+        config = self._config(values, record_of)
+        if config.rows is None and config.limits == Limits():
+            raise ConfigError(f"{self.where}: limits: set trials, hours or epochs, so that the study ends")
+        if reference is None:
+            return config
+        if isinstance(reference, str):
+            file = _reference_file(resolve_path(reference, self.folder), config)
+            reference = file._config(file.settings, record_of)
+        return self._config(values | {"reference": reference}, record_of)
+
+    def _config(
+        self, values: Mapping[str, Any], record_of: Callable[[str], Mapping[str, Any] | None]
+    ) -> StudyConfig:
+        # The paths of a record, and those of the main study in its reference, are absolute.
+        data = values.get("data")
+        folder = self.folder if isinstance(data, Mapping) and "files" in data else None
+        name = values.get("name")
+        if isinstance(name, str) and (record := record_of(name)) is not None:
+            with suppress(ConfigError):  # the file may contradict the record, or be wrong by itself
+                return _study(_over_record(values, record), self.where, self.lines, folder)
+        return study_from_values(values, self.where, self.lines, folder)
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read a study file. Its paths are relative to its folder, or start with ``~`` or ``$VARIABLE``.
+
+    Raises
+    ------
+    StudyFileError
+        with one line that names the file and the line.
+    """
+    document = read_document(path)
+    return StudyFile(document.values, str(path), path.parent, document.lines)
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read and check the file of a new study, and the reference study file that it names.
+
+    Defaults are filled in, so that the record of a study is complete. The record omits limits and addresses,
+    which may change.
 
     Raises
     ------
     StudyFileError, ConfigError
         with one line that names the file, the key and its line.
     """
-    document = read_document(path)
-    return study_from_settings(document.values, str(path), path.parent, document.lines)
+    return read_study(path).config()
 
 
-def study_from_settings(
-    settings: Mapping[str, Any], where: str, folder: Path, lines: Mapping[KeyPath, int] | None = None
-) -> StudyConfig:
-    """Check the settings of a study file, and read the reference study file that they name.
-
-    Parameters
-    ----------
-    where : the file, for messages
-    folder : folder to which paths are relative
-
-    Raises
-    ------
-    StudyFileError, ConfigError
-        with one line that names the key, and its line in a file.
-    """
-    values = dict(settings)
-    reference = values.pop("reference", None)
-    config = study_from_values(values, where, lines, folder)
-    if config.rows is None and config.limits == Limits():
-        raise ConfigError(f"{where}: limits: set trials, hours or epochs, so that the study ends")
-    if reference is None:
-        return config
-    if isinstance(reference, str):
-        reference = _load_reference(resolve_path(reference, folder), config)
-    return study_from_values(values | {"reference": reference}, where, lines, folder)
-
-
-def _load_reference(path: Path, main: StudyConfig) -> StudyConfig:
-    """Load a study of rows from a file, with the data, split and features of the main study."""
-    document = read_document(path)
-    values = document.values | {key: getattr(main, key) for key in ("data", "split", "features")}
+def _reference_file(path: Path, main: StudyConfig) -> StudyFile:
+    """Read the file of a study of rows, with the data, split and features of the main study."""
+    file = read_study(path)
+    values = {**file.settings, **{key: getattr(main, key) for key in ("data", "split", "features")}}
     if "name" in values:
         values["name"] = f"{main.name}-{values['name']}"
-    return study_from_values(values, str(path), document.lines)
+    return dataclasses.replace(file, settings=values)
 
 
-#: Former fixed behavior of settings that were added later, by section. Older records lack these settings.
-BEFORE: Mapping[str, Mapping[str, Any]] = {
-    "data": {"duplicates": "keep", "links_outside": False, "unusual": "keep"},
-    "split": {"molecules": "names"},
+#: Sections whose settings a file may leave open one by one.
+_SECTIONS: Final = ("data", "split", "features", "aev", "training", "space", "sampler", "pruner")
+
+#: Values that leave a section open as a whole.
+_OPEN: Final[Mapping[str, tuple[Any, ...]]] = {
+    "space": (None, "default"),
+    "sampler": (None,),
+    "pruner": (None,),
 }
 
-#: Former defaults, which an existing study keeps while its file leaves the setting out.
-DEFAULTS_BEFORE: Mapping[str, Mapping[str, Any]] = {"pruner": {"kind": "hyperband", "reduction_factor": 3}}
 
+def _over_record(values: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the values of a file leave open from the valid record of the study.
 
-def _meant_before(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """Return the former behavior of those settings of a section that an older record may lack."""
-    pruner = record.get("pruner")
-    if section == "pruner":
-        return {"stop": True} if isinstance(pruner, Mapping) and pruner.get("kind") == "asha" else {}
-    return BEFORE.get(section, {})
-
-
-def recorded_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the record of a study: settings that it lacks get their behavior at that time."""
-    values = dict(record)
-    for section in ("data", "split", "pruner"):
-        if isinstance(values.get(section), Mapping) or section in BEFORE:
-            values[section] = {**_meant_before(record, section), **values.get(section, {})}
-    if values.get("reference") is not None:
-        values["reference"] = recorded_values(values["reference"])
-    return values
-
-
-def in_terms_of(
-    record: Mapping[str, Any], values: Mapping[str, Any], name: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Convert the values of a study for comparison with its record, which an earlier version may have made.
-
-    Returns
-    -------
-    The values of the settings that the record has, and a list of settings that keep their former behavior or
-    default although the default has changed.
-
-    Raises
-    ------
-    StudyExistsError
-        if a setting that the record lacks has neither its former behavior nor the default.
+    Whether a study is one of rows, and which reference it has, are not left open: the file says it.
     """
-    comparable, older = dict(values), []
-    sections = (
-        ("data", DataConfig),
-        ("split", SplitConfig),
-        ("features", FeatureConfig),
-        ("pruner", PrunerConfig),
-    )
-    for section, kind in sections:
-        if not isinstance(record.get(section), Mapping) or not isinstance(values.get(section), Mapping):
-            continue  # the section is damaged or missing on one side, so it differs as a whole
-        defaults = dump_config(kind())
-        comparable[section] = {key: value for key, value in values[section].items() if key in record[section]}
-        for key, then in DEFAULTS_BEFORE.get(section, {}).items():
-            if record[section].get(key) == then and values[section][key] == defaults[key]:
-                comparable[section][key] = then
-                older.append(f"{section}.{key}: {json.dumps(then)}")
-        for key in values[section].keys() - record[section].keys():
-            then = _meant_before(record, section).get(key, defaults[key])
-            if values[section][key] == then:
-                continue
-            stays = f"{section}.{key}: {json.dumps(then)}"
-            if values[section][key] != defaults[key]:
-                raise StudyExistsError(
-                    f"study {name!r} exists, created by an earlier version that had only {stays}:"
-                    " give this one another name, or leave this setting out"
-                )
-            older.append(stays)
-    if record.get("reference") and values.get("reference"):
-        # The reference study shares the study's data and split, so there is nothing more to list.
-        comparable["reference"], _ = in_terms_of(record["reference"], values["reference"], name)
-    return comparable, sorted(older)
+    said = {name: value for name, value in values.items() if value not in _OPEN.get(name, ())}
+    known = {name: value for name, value in record.items() if name not in ("rows", "reference")}
+    space = known.get("space") or {}
+    if isinstance(said.get("space"), Mapping):
+        said["space"] = {k: v for k, v in said["space"].items() if v != "default" or k not in space}
+    given = named_settings(said)
+    for section in ("training", "space"):
+        known[section] = {k: v for k, v in (known.get(section) or {}).items() if k not in given} or None
+    if isinstance(said.get("reference"), Mapping) and record.get("reference"):
+        said["reference"] = _over_record(said["reference"], record["reference"])
+    return _merged(known, said)
+
+
+def _merged(known: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(known)
+    for name, value in said.items():
+        section = name in _SECTIONS and isinstance(value, Mapping) and isinstance(known.get(name), Mapping)
+        merged[name] = _merged(known[name], value) if section else value
+    return merged
+
+
+def named_settings(values: Mapping[str, Any]) -> set[str]:
+    """Return the settings of a training that a study fixes or searches, and those that these exclude."""
+    sections = (values.get("training"), values.get("space"))
+    names = {name for section in sections if isinstance(section, Mapping) for name in section}
+    if "hidden" in names:
+        return names | {"layers", "width"}
+    return names | ({"hidden"} if names & {"layers", "width"} else set())
 
 
 def study_from_record(record: Mapping[str, Any], name: str) -> StudyConfig:
-    """Return the study of a record, also of one that an earlier version made."""
-    return study_from_values(recorded_values(record), f"the record of study {name}")
+    """Return the study of a record, also of one that an earlier version made.
+
+    Settings that the record lacks have their defaults, and none of them is searched.
+    """
+    return _study(record, f"the record of study {name}")
 
 
 def study_from_values(
@@ -423,26 +435,45 @@ def study_from_values(
     lines: Mapping[KeyPath, int] | None = None,
     folder: Path | None = None,
 ) -> StudyConfig:
-    """Check plain values of a study, from a file or a record, and fill in the defaults.
+    """Check plain values of a new study, and fill in the defaults.
 
     Parameters
     ----------
     where : the file, for messages
-    folder : folder of the file, to which paths of data files are relative; None: the values are of a record,
-        whose paths are absolute
+    folder : folder of the file, to which paths of data files are relative; None: paths are absolute
     """
     filled = dict(values)
-    if filled.get("rows") is None:
-        training, space = filled.get("training") or {}, filled.get("space")
-        if isinstance(training, Mapping) and (space in (None, "default") or isinstance(space, Mapping)):
-            taken = {*training, *(space if isinstance(space, Mapping) else ())}
-            taken |= {"layers", "width"} if "hidden" in taken else set()
-            free = {name: "default" for name in default_dimensions() if name not in taken}
-            filled["space"] = free | dict(space if isinstance(space, Mapping) else {})
-        filled["sampler"] = filled.get("sampler") or {}
-        filled["pruner"] = filled.get("pruner") or {}
-    config = load_config(StudyConfig, filled, where, lines)
+    space = filled.get("space")
+    if filled.get("rows") is None and (space in (None, "default") or isinstance(space, Mapping)):
+        taken = named_settings(filled)
+        free = {name: "default" for name in default_dimensions() if name not in taken}
+        filled["space"] = free | dict(space if isinstance(space, Mapping) else {})
+    return _study(filled, where, lines, folder)
+
+
+def _study(
+    values: Mapping[str, Any],
+    where: str,
+    lines: Mapping[KeyPath, int] | None = None,
+    folder: Path | None = None,
+) -> StudyConfig:
+    config = load_config(StudyConfig, _completed(values), where, lines)
     return dataclasses.replace(config, data=with_absolute_paths(config.data, folder))
+
+
+def _completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of all settings except those that are searched, so that a record has them all."""
+    completed = dict(values)
+    if completed.get("rows") is None:
+        completed["sampler"] = completed.get("sampler") or {}
+        completed["pruner"] = completed.get("pruner") or {}
+    if isinstance(training := completed.get("training") or {}, Mapping):
+        taken = named_settings(completed) | {"seed"}  # the seed of a training follows from that of the study
+        fixed = {name: value for name, value in default_settings().items() if name not in taken}
+        completed["training"] = fixed | dict(training)
+    if isinstance(reference := completed.get("reference"), Mapping):
+        completed["reference"] = _completed(reference)
+    return completed
 
 
 def with_absolute_paths(data: DataConfig, folder: Path | None) -> DataConfig:

@@ -327,11 +327,36 @@ def _refuse_other_settings(row: Row[Any], given: dict[str, Any]) -> None:
     known = row.config
     if (files := given.get("data", {}).get("files")) in (row.other_files or ()):
         known = with_files(known, files)
-    if known != given:
+    refuse_other_settings(row.name, known, given)
+
+
+def refuse_other_settings(name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise if the settings of a study are not those of its record.
+
+    Raises
+    ------
+    StudyExistsError
+        with a line that names what differs.
+    """
+    differing = [
+        f"{key}: {json.dumps(there)} there, {json.dumps(here)} here"
+        for key, there, here in differences(known, given)
+    ]
+    if differing:
         raise StudyExistsError(
-            f"study {row.name!r} exists with other settings ({', '.join(_differences(known, given))}):"
+            f"study {name!r} exists with other settings ({', '.join(differing)}):"
             " give this one another name, or undo the change"
         )
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """The settings that differ: name with its sections, old value and new value; None where there is none."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(path, old, new)]
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    return found
 
 
 def _insert(
@@ -351,15 +376,6 @@ def _insert(
     except IntegrityError as error:
         raise StudyExistsError(f"study {name!r} exists") from error
     enqueue(connection, study_id, None, [StudyMessage(config=config, tags={})])
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [f"{path}: {json.dumps(old)} there, {json.dumps(new)} here"]
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    return found
 
 
 def _progress_query() -> Select[Any]:

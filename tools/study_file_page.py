@@ -70,7 +70,8 @@ Values without quotes are read as YAML 1.2: only `true` and `false` are booleans
 `010` is ten, and `1:30` is not a number. Put a text that looks like a number in quotes. Paths start from the
 folder of the file; `~` and `$VARIABLES` mean what they do in a shell. A study that has started keeps its
 settings: its file may change only in what is marked *may change later*. For anything else, give the study
-another name.
+another name. What the file leaves open stays as it was when the study started, also with a newer version that
+has other defaults or searches more settings.
 
 ## All sections"""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -388,6 +389,12 @@ def load_config(
 def dump_config(config: Any) -> dict[str, Any]:
     """Return all settings as plain JSON values, in the order of their declaration."""
     return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+@cache
+def default_settings() -> Mapping[str, Any]:
+    """Return the defaults of :class:`TrainConfig`: what a record means that lacks a setting added later."""
+    return dump_config(TrainConfig())
 
 
 def searchable_fields() -> dict[str, SearchDefault]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from dashboards.record import StudyRecord
-from search.study import recorded_values
 from trainer.config import DataConfig, SplitConfig, load_config
 from trainer.data.found import find_again
 from trainer.data.readers import read_data as read_files
@@ -46,9 +45,8 @@ def read_data(record: StudyRecord, home: Path) -> StudyData:
     try:
         if sum(Path(file).stat().st_size for file in files if file != SAMPLE) > LARGEST_BYTES:
             return StudyData(None, None, "The data files are large, and were not read again for this report.")
-        values = recorded_values(record.config)
-        division = load_config(SplitConfig, values["split"], record.name)
-        data = load_config(DataConfig, {**values["data"], "files": files}, record.name)
+        division = load_config(SplitConfig, record.config["split"], record.name)
+        data = load_config(DataConfig, {**record.config["data"], "files": files}, record.name)
         dataset = replace(read_files(data, no_progress), told_apart_by=division.molecules)
         if record.facts.get("data", dataset.fingerprint) != dataset.fingerprint:
             return StudyData(None, None, "The data files were changed since the study was trained on them.")

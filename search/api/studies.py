@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dashboards.notebook import NotebookStudy
     from search.api.figure import Figure
     from search.api.models import Model
-    from search.study import StudyConfig
+    from search.study import StudyFile
     from storage.promotions import Promotion
     from storage.settings import Settings
     from storage.trials.views import TrialRow
@@ -60,13 +60,15 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
     if pack != 1:
         start_forkserver()
     from search.cli.study import load_settings_for, run_study
+    from search.recorded import config_of_file
     from storage.database import open_database
 
     if not settings and not _is_file(study):
         return open(str(study)).run(pack=pack)
-    config = _study_config(study, settings)
-    places = load_settings_for(config)
+    file = _study_file(study, settings)
+    places = load_settings_for(file.config())
     with open_database(places) as database, said_if_stopped():
+        config = config_of_file(database, file)
         run_study(database, config, pack)
     return Study(config.name, places)
 
@@ -74,11 +76,13 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
 def create(study: str | Path, /, **settings: Any) -> Study:
     """Create a study, so that workers can train its trials. See :func:`run` for parameters and errors."""
     from search.cli.study import create_studies, load_settings_for
+    from search.recorded import config_of_file
     from storage.database import open_database
 
-    config = _study_config(study, settings)
-    places = load_settings_for(config)
+    file = _study_file(study, settings)
+    places = load_settings_for(file.config())
     with open_database(places) as database:
+        config = config_of_file(database, file)
         create_studies(database, config)
     return Study(config.name, places)
 
@@ -342,17 +346,17 @@ def _is_file(study: str | Path) -> bool:
     return isinstance(study, Path) or study.endswith((".yaml", ".yml"))
 
 
-def _study_config(study: str | Path, settings: Mapping[str, Any]) -> StudyConfig:
-    """Configure a study from a file, or from a name and the keys of a study file."""
-    from search.study import load_study, study_from_settings
+def _study_file(study: str | Path, settings: Mapping[str, Any]) -> StudyFile:
+    """Read a study file, or make one of a name and the keys of a study file."""
+    from search.study import StudyFile, read_study
     from trainer.errors import ConfigError
 
     if not _is_file(study):
         values = {"name": study, **plain_settings(settings)}
-        return study_from_settings(values, f"study {study!r}", Path.cwd())
+        return StudyFile(values, f"study {study!r}", Path.cwd())
     if settings:
         raise ConfigError(f"{study}: give either a file, or a name with settings")
-    return load_study(Path(study))
+    return read_study(Path(study))
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,11 +39,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @study_app.command()
 def create(file: File) -> None:
     """Create a study, so that workers can train its trials."""
-    from search.study import load_study
+    from search.recorded import config_of_file
+    from search.study import read_study
     from storage.database import open_database
 
-    config = load_study(file)
-    with open_database(load_settings_for(config)) as database:
+    given = read_study(file)
+    with open_database(load_settings_for(given.config())) as database:
+        config = config_of_file(database, given)
         create_studies(database, config)
     echo(f"{config.name}: ready; start a worker with: {_anitune(config)} worker {config.name}")
 
@@ -57,11 +58,13 @@ def run(file: File, pack: Pack = None) -> None:
     if pack != 1:
         start_forkserver()
     from search.cli.output import make_console
-    from search.study import load_study
+    from search.recorded import config_of_file
+    from search.study import read_study
     from storage.database import open_database
 
-    config = load_study(file)
-    with open_database(load_settings_for(config)) as database:
+    given = read_study(file)
+    with open_database(load_settings_for(given.config())) as database:
+        config = config_of_file(database, given)
         with exit_if_stopped(shlex.join(["anitune", "study", "run", str(file)])):
             studies = run_study(database, config, pack)
         _report(make_console(), database, studies)
@@ -211,24 +214,21 @@ def create_studies(
     Both studies, and the data if it was read.
     """
     from search.propose.samplers import trial_limit
-    from search.study import study_from_record
     from storage.lifecycle import add_files, has_other_files
-    from storage.studies import Budget, create_study, is_begun, open_study
+    from storage.studies import Budget, create_study, is_begun
     from trainer.task import prepare_data
 
     wanted = [each for each in (config.reference, config) if each is not None]
     # A recorded study is permanent, so first check that all names are free and the data can be trained on.
-    values = {each.name: _comparable(database, each) for each in wanted}
+    values = {each.name: _as_recorded(database, each) for each in wanted}
     moved = [each for each in wanted if has_other_files(database, each.name, values[each.name])]
     begun = [is_begun(database, each.name, values[each.name]) for each in wanted if each not in moved]
     data = None
     if moved or not all(begun):
-        files, split = config.data, config.split
-        if moved:  # read with the recorded settings, also those of an earlier version
-            then = study_from_record(open_study(database, moved[-1].name).config, moved[-1].name)
-            files, split = replace(then.data, files=files.files), then.split
         with progress_bar() as progress:
-            data = prepare_data(files, split, config.features, progress, cache=database.settings.features)
+            data = prepare_data(
+                config.data, config.split, config.features, progress, cache=database.settings.features
+            )
         for each in moved:
             add_files(database, each.name, list(each.data.files), data.fingerprints["data"])
     studies = []
@@ -241,29 +241,30 @@ def create_studies(
         )
         # The reference study has the priority of the study.
         study = create_study(database, each.name, values[each.name], budget, config.priority)
-        recorded = study_from_record(study.config, each.name)
-        data_here = replace(recorded.data, files=each.data.files)
-        here = replace(each, data=data_here, split=recorded.split, pruner=recorded.pruner)
-        studies.append((study, here))
+        studies.append((study, each))
     return studies, data
 
 
-def _comparable(database: Database, config: StudyConfig) -> dict[str, Any]:
-    """Express a configuration in the terms of its record, if any; log what an earlier version decided."""
-    from search.study import in_terms_of
-    from storage.errors import StudyNotFoundError
-    from storage.studies import open_study
+def _as_recorded(database: Database, config: StudyConfig) -> dict[str, Any]:
+    """Return the record of a study with the data files of a configuration, or its record if it is new.
+
+    Raises
+    ------
+    StudyExistsError
+        if the study has a record, and another configuration.
+    """
+    from search.recorded import record_of
+    from search.study import study_from_record
+    from storage.studies import refuse_other_settings, with_files
     from trainer.config import dump_config
 
-    values = dump_config(config)
-    try:
-        record = open_study(database, config.name).config
-    except StudyNotFoundError:
+    values, files = dump_config(config), list(config.data.files)
+    record = record_of(database, config.name)
+    if record is None:
         return values
-    values, older = in_terms_of(record, values, config.name)
-    if older:
-        logger.info("%s was created by an earlier version, and keeps %s", config.name, ", ".join(older))
-    return values
+    known = dump_config(study_from_record(record, config.name))
+    refuse_other_settings(config.name, with_files(known, files), values)
+    return with_files(record, files)
 
 
 def _write_notes(studies: list[tuple[Study, StudyConfig]]) -> None:

@@ -1,23 +1,28 @@
-"""Studies whose records were made before a setting existed: they stay what they were, and go on."""
+"""Studies of earlier versions, with other settings and defaults: they stay what they were, and go on."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from alembic import command
 from sqlalchemy import select, update
 from typer.testing import CliRunner, Result
 
 from search.cli.main import app
-from search.study import recorded_values, study_from_record
-from storage.database import open_database
+from search.propose.space import distributions
+from search.study import study_from_record
+from storage.database import migrate_database, open_database
+from storage.records import schema
 from storage.records.tables import studies
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
-from storage.studies import open_study
+from storage.studies import Budget, create_study, open_study
+from trainer.config import TrainConfig, default_settings
 from trainer.progress import no_progress
 from trainer.task import prepare_data
 
@@ -59,15 +64,29 @@ def record() -> dict[str, Any]:
         return dict(open_study(database, "tiny").config)
 
 
-def make_older() -> dict[str, Any]:
-    """Take from the record of the study what an earlier version did not write."""
+def change_record(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Change the record of the study, as if an earlier version had made it."""
     with open_database(load_settings()) as database, database.writing() as connection:
         config = json.loads(json.dumps(connection.execute(select(studies.c.config)).scalar_one()))
-        del config["split"]["molecules"]
-        for setting in sorted(config["data"].keys() - {"files", "high_energy", "self_energies"}):
-            del config["data"][setting]
+        change(config)
         connection.execute(update(studies).values(config=config))
-        return dict(config)
+    return dict(config)
+
+
+def without_later_settings(config: dict[str, Any]) -> None:
+    del config["split"]["molecules"]
+    for setting in sorted(config["data"].keys() - {"files", "high_energy", "self_energies"}):
+        del config["data"][setting]
+    config["training"] = {"epochs": 1, "device": "cpu"}
+
+
+def make_older() -> dict[str, Any]:
+    """Take from the record of the study what an earlier version did not write, and upgrade the database."""
+    change_record(without_later_settings)
+    with open_database(load_settings()) as database, database.writing() as connection:
+        command.downgrade(schema._config(connection), "0014")
+    migrate_database(load_settings())
+    return record()
 
 
 def identities(config: dict[str, Any]) -> int:
@@ -86,7 +105,7 @@ def test_an_older_study_is_divided_as_it_was(folder: Path) -> None:
     assert identities(record()) == 2
     older = make_older()
     assert identities(older) == 5
-    assert recorded_values(older)["data"]["duplicates"] == "keep"
+    assert older["data"]["duplicates"] == "keep"
 
 
 def test_the_units_of_an_older_study_are_not_judged(folder: Path) -> None:
@@ -98,7 +117,7 @@ def test_the_units_of_an_older_study_are_not_judged(folder: Path) -> None:
             group["energies"][...] += 76.3  # as differences of something
     assert anitune("study", "create", "study.yaml").exit_code == 0
     older = make_older()
-    assert "unusual" not in older["data"]
+    assert older["data"]["unusual"] == "keep"
     assert identities(older) == 5
 
 
@@ -108,7 +127,8 @@ def test_the_file_of_an_older_study_is_still_its_file(folder: Path) -> None:
     older = make_older()
     result = anitune("study", "create", "study.yaml")
     assert result.exit_code == 0
-    assert 'earlier version, and keeps data.duplicates: "keep", data.unusual: "keep",' in result.stderr
+    kept = 'data.duplicates: "keep", data.unusual: "keep", split.molecules: "names"'
+    assert f"tiny exists, and keeps what its file leaves open: {kept}\n" in result.stderr
     assert record() == older
     changed = STUDY.replace("molecule", "structure, seed: 5")
     (folder / "study.yaml").write_text(changed)
@@ -117,26 +137,47 @@ def test_the_file_of_an_older_study_is_still_its_file(folder: Path) -> None:
     assert "exists with other settings (split.seed: 0 there, 5 here)" in result.stderr
 
 
-def test_an_older_study_keeps_the_pruner_that_was_the_default(folder: Path) -> None:
+def test_an_older_study_keeps_what_was_the_default(folder: Path) -> None:
     (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure"))
     assert anitune("study", "create", "study.yaml").exit_code == 0
-    with open_database(load_settings()) as database, database.writing() as connection:
-        older = record() | {"pruner": record()["pruner"] | {"kind": "hyperband", "reduction_factor": 3}}
-        connection.execute(update(studies).values(config=older))
+
+    def make_other(config: dict[str, Any]) -> None:
+        config["pruner"] |= {"kind": "hyperband", "reduction_factor": 3}
+        config["training"]["optimizer"] = "adam"
+        config["space"]["dropout"] = {"low": 0.0, "high": 0.5, "log": False, "step": None}
+
+    older = change_record(make_other)
     result = anitune("study", "create", "study.yaml")
-    assert result.exit_code == 0
-    assert 'keeps pruner.kind: "hyperband", pruner.reduction_factor: 3' in result.stderr
+    assert result.exit_code == 0, result.stderr
+    kept = 'pruner.kind: "hyperband", pruner.reduction_factor: 3, space.dropout.high: 0.5'
+    assert f'keeps what its file leaves open: {kept}, training.optimizer: "adam"\n' in result.stderr
     assert record() == older
     (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure") + "pruner: {kind: none}\n")
     assert 'pruner.kind: "hyperband" there, "none" here' in anitune("study", "create", "study.yaml").stderr
 
 
+def test_a_setting_that_the_record_lacks_is_not_searched(folder: Path) -> None:
+    (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure"))
+    assert anitune("study", "create", "study.yaml").exit_code == 0
+    older = change_record(lambda config: config["space"].pop("weight_decay"))
+    study = study_from_record(record(), "tiny")
+    assert "weight_decay" not in distributions(study)
+    assert study.training["weight_decay"] == TrainConfig.weight_decay
+    assert anitune("study", "create", "study.yaml").exit_code == 0
+    assert record() == older
+    searched = STUDY.replace("molecule", "structure") + "space: {weight_decay: default}\n"
+    (folder / "study.yaml").write_text(searched)
+    result = anitune("study", "create", "study.yaml")
+    assert result.exit_code == 2
+    assert "exists with other settings (space.weight_decay: null there, {" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "then"),
-    [("duplicates: drop", '"keep"'), ("links_outside: true", "false"), ("duplicates: keep", None)],
+    [("duplicates: drop", '"keep" there, "drop"'), ("links_outside: true", "false there, true")],
 )
 def test_an_older_study_does_not_take_a_setting_that_it_never_had(
-    folder: Path, setting: str, then: str | None
+    folder: Path, setting: str, then: str
 ) -> None:
     (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure"))
     assert anitune("study", "create", "study.yaml").exit_code == 0
@@ -144,22 +185,31 @@ def test_an_older_study_does_not_take_a_setting_that_it_never_had(
     changed = STUDY.replace("molecule", "structure").replace("[data.h5]", f"[data.h5], {setting}")
     (folder / "study.yaml").write_text(changed)
     result = anitune("study", "create", "study.yaml")
-    key = setting.split(":")[0]
-    if then is None:
-        assert result.exit_code == 0, result.stderr
-        assert key not in result.stderr
-        return
     assert result.exit_code == 2
-    assert f"an earlier version that had only data.{key}: {then}: give this one another name" in result.stderr
+    assert f"exists with other settings (data.{setting.split(':')[0]}: {then} here)" in result.stderr
+    (folder / "study.yaml").write_text(changed.replace(setting, "duplicates: keep, links_outside: false"))
+    assert anitune("study", "create", "study.yaml").exit_code == 0
 
 
-def test_the_reference_of_an_older_study_is_as_old() -> None:
-    config = {"data": {"files": ["a"]}, "split": {}, "reference": {"data": {"files": ["a"]}, "split": {}}}
-    values = recorded_values(config)
-    assert values["reference"]["split"] == values["split"] == {"molecules": "names"}
-    newer = {"data": {"duplicates": "drop"}, "split": {"molecules": "bonds"}}
-    kept = recorded_values(newer)
-    assert (kept["data"]["duplicates"], kept["split"]["molecules"]) == ("drop", "bonds")
+def test_an_upgrade_completes_a_record_as_it_was_meant(folder: Path) -> None:
+    """Trials of asha were stopped for good, and reference studies are as old as their studies."""
+    sections = {"data": {"files": ["a"]}, "split": {}}
+    rows = {"name": "rows", **sections, "rows": [{"label": "a"}], "space": None, "pruner": None}
+    space = {"layers": 1, "width": 8}
+    config = {"name": "tiny", **sections, "space": space, "pruner": {"kind": "asha"}, "reference": rows}
+    with open_database(load_settings()) as database:
+        create_study(database, "tiny", config, Budget())
+        with database.writing() as connection:
+            command.downgrade(schema._config(connection), "0014")
+    migrate_database(load_settings())
+    study = study_from_record(record(), "tiny")
+    assert study.pruner is not None
+    assert study.reference is not None
+    assert study.pruner.stop
+    assert (study.split.molecules, study.reference.split.molecules) == ("names", "names")
+    assert study.reference.data.duplicates == "keep"
+    assert record()["reference"]["training"]["hidden"] == [128]
+    assert set(default_settings()) - set(record()["training"]) == {"hidden", "seed"}
 
 
 def test_an_older_study_follows_its_data_to_another_folder_as_it_was(folder: Path) -> None:
@@ -181,4 +231,4 @@ def test_an_older_study_follows_its_data_to_another_folder_as_it_was(folder: Pat
     result = anitune("study", "create", "study.yaml")
     assert result.exit_code == 0, result.stderr
     assert record()["data"]["files"] == [str(folder / "moved" / "data.h5")]
-    assert recorded_values(record())["data"]["duplicates"] == "keep"
+    assert record()["data"]["duplicates"] == "keep"

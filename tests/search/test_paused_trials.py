@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -244,13 +243,3 @@ def test_another_machine_without_the_folder_resumes_a_paused_trial(
     resumed = [t for t in trials if t.number < 3 and t.attempt > 1]
     assert resumed
     assert all(t.trained_epochs == t.epochs for t in trials), "no epoch was trained twice"
-
-
-def test_an_older_study_stops_its_trials_as_before(config: StudyConfig) -> None:
-    from search.study import study_from_record
-
-    record: dict[str, Any] = dump_config(config)
-    del record["pruner"]["stop"], record["pruner"]["max_paused"]
-    pruner = study_from_record(record, "old").pruner
-    assert pruner is not None
-    assert pruner.stop
