@@ -11,7 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from storage.trials.views import TrialRow
-from trainer.config import searchable_fields
+from trainer.config import default_settings, searchable_fields
 
 _LOG: Final = ("learning_rate", "weight_decay")
 
@@ -24,7 +24,9 @@ def searched_settings(trials: Sequence[TrialRow]) -> dict[str, list[Any]]:
     """
     columns: dict[str, list[Any]] = {}
     for name in searchable_fields():
-        values = [(trial.config or {}).get(name) for trial in trials]
+        # A trial that lacks a setting is older than the setting, and had its default.
+        usual = default_settings()[name]
+        values = [trial.config.get(name, usual) if trial.config else None for trial in trials]
         if name == "hidden":
             columns["layers"] = [len(widths) if widths else None for widths in values]
             columns["neurons"] = [sum(widths) if widths else None for widths in values]

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 from dashboards.record import StudyRecord, error_of
 from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow
+from trainer.config import default_settings
 
 CONFIDENCE: Final = 1.96
 """Standard errors on each side of a 95 % interval."""
@@ -228,5 +229,6 @@ def _noise(record: StudyRecord, spreads: Mapping[str, Spread], structures: int |
 
 def _settings(trial: TrialRow) -> str:
     """A key that is equal for trials that differ only in their seed."""
-    config = {key: value for key, value in (trial.config or {}).items() if key not in _NOT_COMPARED}
+    complete = {**default_settings(), **(trial.config or {})}  # an older trial may lack a setting
+    config = {key: value for key, value in complete.items() if key not in _NOT_COMPARED}
     return json.dumps([config, trial.tags.get("start_from")], sort_keys=True)

@@ -137,7 +137,7 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
         assert trial.config is not None
         assert trial.value is not None
         config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
-        compared = {name: value for name, value in trial.config.items() if name not in NOT_COMPARED}
+        compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
         candidate = Candidate(
             trial=trial.number,
             architecture=trial.tags["arch"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import math
 import struct
 import tempfile
@@ -22,6 +21,7 @@ from storage.trials.views import TrialRow, device_kind, metric_history
 from trainer.config import TrainConfig, load_config
 from trainer.fitting.devices import find_device, resolve_precision
 from trainer.fitting.scheduler import GivenPermutations
+from trainer.networks.files import same_weights
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
 from trainer.run import HISTORY, MODEL, run_training
@@ -56,7 +56,7 @@ class RecordedTrial:
     permutations : number of the data permutation in each epoch; None: those of a training without a pack
     warm_start : model file with the initial weights
     values : metric values by metric and epoch
-    model : SHA-256 of the model file
+    model : model file
     """
 
     number: int
@@ -67,7 +67,7 @@ class RecordedTrial:
     permutations: tuple[int, ...] | None
     warm_start: Path | None
     values: dict[Point, float]
-    model: str | None
+    model: Path | None
 
     @property
     def device(self) -> str:
@@ -104,8 +104,8 @@ class Reproduction:
     place : kind of device and precision of the reproduction
     compared : how many numbers were compared
     differences : numbers that are not the same bit for bit, by epoch
-    same_model : whether the model files have the same bytes; None: they cannot, because a model file contains
-        the requested device and the precision, and these differ or changed between attempts
+    same_model : whether the networks have the same weights, bit for bit; None: they cannot, because kinds of
+        device or precisions differ or changed between attempts
     """
 
     number: int
@@ -176,7 +176,7 @@ def _read_trial(
         permutations=_permutations(blobs.path(digests[HISTORY])) if HISTORY in digests else None,
         warm_start=warm_start,
         values={(row.key, row.step): row.value for rows in history.values() for row in rows},
-        model=digests.get(MODEL),
+        model=blobs.path(digests[MODEL]) if MODEL in digests else None,
     )
 
 
@@ -199,7 +199,7 @@ def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_pr
     TrainerError
         if the trial cannot be trained here.
     """
-    config, as_recorded = _on_same_kind_of_device(trial)
+    config = _on_same_kind_of_device(trial)
     pruned = trial.state == "pruned"
     with tempfile.TemporaryDirectory() as folder:
         result = run_training(
@@ -212,11 +212,18 @@ def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_pr
             scheduler=GivenPermutations(trial.permutations) if trial.permutations is not None else None,
             progress=progress,
         )
-        model = hashlib.sha256((Path(folder) / MODEL).read_bytes()).hexdigest()
+        same_model = None
+        if trial.places == (_place(config),):
+            same_model = trial.model is not None and same_weights(trial.model, Path(folder) / MODEL)
     values = {
         (key, record.epoch): value
         for record in result.history
         for key, value in epoch_metrics(record).items()
+    }
+    # An epoch that an earlier version trained lacks what is measured since.
+    epochs = {epoch for _, epoch in trial.values}
+    values = {
+        point: value for point, value in values.items() if point in trial.values or point[1] not in epochs
     }
     differences = _differences(trial.values, values)
     return Reproduction(
@@ -225,7 +232,7 @@ def reproduce_trial(task: Task, trial: RecordedTrial, progress: Progress = no_pr
         epochs=result.epochs,
         compared=len(_results(trial.values).keys() | _results(values).keys()),
         differences=differences,
-        same_model=model == trial.model if as_recorded and trial.places == (_place(config),) else None,
+        same_model=same_model,
     )
 
 
@@ -250,15 +257,14 @@ class _UpToTheEnd(SilentReporter):
         return epoch == self._trial.epochs and self._trial.state == "pruned"
 
 
-def _on_same_kind_of_device(trial: RecordedTrial) -> tuple[TrainConfig, bool]:
-    """Return the settings, and whether they are the recorded ones."""
+def _on_same_kind_of_device(trial: RecordedTrial) -> TrainConfig:
     config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
     has_gpu = find_device("auto").type == "cuda"
     if trial.device == "cpu" and config.device == "auto" and has_gpu:
-        return dataclasses.replace(config, device="cpu"), False
+        return dataclasses.replace(config, device="cpu")
     if trial.device == "cuda" and config.device != "auto":
-        return dataclasses.replace(config, device="auto"), False
-    return config, True
+        return dataclasses.replace(config, device="auto")
+    return config
 
 
 def _differences(

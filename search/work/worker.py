@@ -20,7 +20,7 @@ from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
-from search.study import StudyConfig
+from search.study import StudyConfig, named_settings
 from search.work.card_memory import CardMemory, shared_memory_of
 from search.work.concurrent import run_concurrently
 from search.work.environment import describe_worker, other_precision, resolve_attempt
@@ -456,6 +456,9 @@ class Worker:
         compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
         if config.seed == training_seed(self._config.seed, number):
             del compared["seed"]
+        # A setting that the study's record lacks was added later, and is the same in all trials of the study.
+        recorded = named_settings(self._study.config) | {"seed"}
+        compared = {name: value for name, value in compared.items() if name in recorded}
         return digest_of(compared | {"start_from": self._starts.get(number)})
 
     def _reuse_result(self, attempt: Attempt, original: OriginalTrial, news: TrialNews) -> TrialNews:

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from trainer.config import default_settings
 from trainer.errors import CheckpointError
 from trainer.files import write_by_rename
 from trainer.reporting import EpochRecord
@@ -186,12 +187,16 @@ def _digest(record: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _differences(found: Identity, wanted: Identity) -> list[str]:
-    """Return the names, ``section.name``, of the values that differ between the two."""
+    """Return the names, ``section.name``, of the values that differ between the two.
+
+    A setting of the training that the checkpoint lacks was added later, and had its default.
+    """
     names = [(section, name) for section in sorted(wanted) for name in sorted(wanted[section])]
+    known = {**found, "training": {**default_settings(), **found.get("training", {})}}
     differing = [
         f"{section}.{name}"
         for section, name in names
-        if name not in found.get(section, {}) or found[section][name] != wanted[section][name]
+        if name not in known.get(section, {}) or known[section][name] != wanted[section][name]
     ]
     # Names in a file are untrusted, and there may be any number of them: the message does not repeat them.
     unknown = {(section, name) for section, values in found.items() for name in values} - set(names)

@@ -102,6 +102,21 @@ def load_model(path: Path, device: torch.device = CPU) -> SavedModel:
     return SavedModel(model.eval(), aev, self_energies, balances)
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the networks of two model files have the same weights, bit for bit.
+
+    Raises
+    ------
+    ModelFileError
+        if one of them cannot be read.
+    """
+    ours, theirs = (load_model(path).model.state_dict() for path in (one, other))
+    return ours.keys() == theirs.keys() and all(
+        weights.dtype == theirs[name].dtype and torch.equal(weights, theirs[name])
+        for name, weights in ours.items()
+    )
+
+
 def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, float], tuple[Balance, ...]]:
     record = parse_json(text)
     if record["format"] != FORMAT:
