@@ -21,6 +21,8 @@ class EpochRecord:
     ``order`` is the number of the permutation in which the epoch went through the training set; with it, the
     settings and the data, the epoch can be reproduced. Losses are in hartree^2 (of the configured loss),
     errors in kcal/mol, of the weights that would be exported.
+
+    A measurement that is added later needs the default None, which it has in the epochs of older checkpoints.
     """
 
     epoch: Count
@@ -77,8 +79,11 @@ class SilentReporter:
 
 
 def epoch_metrics(record: EpochRecord) -> dict[str, float]:
-    """Return the numbers of an epoch by the names that files and trackers use; the step is the epoch."""
-    return {
+    """Return the numbers of an epoch by the names that files and trackers use; the step is the epoch.
+
+    Those that were not measured are left out.
+    """
+    measured = {
         "train/loss": record.train_loss,
         "val/loss": record.val_loss,
         "val/mae_kcalmol": record.val_mae,
@@ -87,3 +92,4 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "train/learning_rate": record.learning_rate,
         "train/epoch_seconds": record.seconds,
     }
+    return {name: value for name, value in measured.items() if value is not None}

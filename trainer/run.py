@@ -163,10 +163,12 @@ def _json(values: dict[str, Any]) -> bytes:
 
 
 def _csv(history: Sequence[EpochRecord]) -> bytes:
+    empty = dict.fromkeys(epoch_metrics(history[-1]), "")  # an older version may have measured less
     rows = [
         {
             "epoch": record.epoch,
             "order": record.order,
+            **empty,
             **epoch_metrics(record),
             "finished_at": record.finished_at,
         }
