@@ -205,7 +205,7 @@ def test_an_upgrade_completes_a_record_as_it_was_meant(folder: Path) -> None:
     study = study_from_record(record(), "tiny")
     assert study.pruner is not None
     assert study.reference is not None
-    assert study.pruner.stop
+    assert (study.pruner.stop, study.pruner.finish) == (True, 1)
     assert (study.split.molecules, study.reference.split.molecules) == ("names", "names")
     assert study.reference.data.duplicates == "keep"
     assert record()["reference"]["training"]["hidden"] == [128]
