@@ -355,6 +355,12 @@ class RunConfig:
             description="train and validate on a fold of the data outside the test set; null: as split says"
         ),
     ] = None
+    train_share: Annotated[
+        float,
+        Field(
+            gt=0, le=1, description="share of the training part to train on; smaller ones are within larger"
+        ),
+    ] = 1.0
 
 
 def load_config(
