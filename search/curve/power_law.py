@@ -50,12 +50,12 @@ def fit_power_law(structures: Sequence[int], errors: Sequence[float]) -> PowerLa
     x, y = np.log(np.asarray(structures, np.float64)), np.log(np.asarray(errors, np.float64))
     center = float(x.mean())
     squares = float(np.square(x - center).sum())
-    slope = float(((x - center) * y).sum()) / squares
-    intercept = float(y.mean()) - slope * center
-    residual = math.sqrt(float(np.square(y - intercept - slope * x).sum()) / (len(x) - 2))
+    exponent = -float(((x - center) * y).sum()) / squares
+    log_factor = float(y.mean()) + exponent * center
+    residual = math.sqrt(float(np.square(y - log_factor + exponent * x).sum()) / (len(x) - 2))
     half = _quantile(len(x)) * residual / math.sqrt(squares)
-    exponent = Interval(-slope, -slope - half, -slope + half)
-    return PowerLaw(math.exp(intercept), exponent, center, squares, residual, len(x))
+    interval = Interval(exponent, exponent - half, exponent + half)
+    return PowerLaw(math.exp(log_factor), interval, center, squares, residual, len(x))
 
 
 def _quantile(count: int) -> float:

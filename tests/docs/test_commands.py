@@ -102,10 +102,19 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 }
 """What cannot be run here, as patterns, by the test that runs it. Nothing else is left out."""
 
-TRAINING = ("anitune study run", "anitune worker", "anitune train", "anitune promote")
+TRAINING = (
+    "anitune study run",
+    "anitune worker",
+    "anitune train",
+    "anitune promote",
+    "anitune learning-curve",
+)
 """What is run in a process of its own, as people do, and once only."""
 
-SMALLER = {"anitune promote": ("--top", "1", "--folds", "2", "--seeds", "1", "--ensemble", "2")}
+SMALLER = {
+    "anitune promote": ("--top", "1", "--folds", "2", "--seeds", "1", "--ensemble", "2"),
+    "anitune learning-curve": ("--top", "1", "--seeds", "2"),
+}
 """Options that are added to what would take minutes."""
 
 BEFORE: Mapping[str, tuple[str, ...]] = {

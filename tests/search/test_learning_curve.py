@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,8 @@ def test_the_values_are_those_of_the_trainings(measured: Measured, study: Study)
     for each in values["configurations"]:
         recorded = [one.value for one in done if (one.number, one.kind) == (each["trial"], "member")]
         assert sorted(each["errors"][-1]) == sorted(recorded)
-        slope, _ = np.polyfit(np.log(np.repeat(SIZES, 2)), np.log(np.ravel(each["errors"])), 1)
-        assert each["law"]["exponent"]["mean"] == pytest.approx(-slope)
+        fitted = np.polyfit(np.log(np.repeat(SIZES, 2)), np.log(np.ravel(each["errors"])), 1)
+        assert each["law"]["exponent"]["mean"] == pytest.approx(-fitted[0])
     larger = values["larger"]
     width = int(best["architecture"].split("-")[1])
     assert larger["architecture"].split("-")[1] == {8: "16", 16: "32"}[width]
@@ -205,7 +206,7 @@ def test_shares_are_nested_and_self_energies_are_of_the_share(place: Place) -> N
         whole = prepare_task(*data)
         shares = (0.5, 1.0) if by == "molecule" else (1 / 8, 1 / 4, 1 / 2, 1.0)
         tasks = [prepare_task(*data, train_share=share) for share in shares]
-        for small, large in zip(tasks, tasks[1:], strict=False):
+        for small, large in pairwise(tasks):
             assert set(small.split.train) < set(large.split.train)
         assert set(tasks[-1].split.train) == set(whole.split.train)
         for each in tasks:

@@ -27,12 +27,12 @@ def test_the_intervals_are_those_of_linear_regression() -> None:
 
     fitted = linregress(np.log(sizes), np.log(errors))
     quantile = t.ppf(0.975, len(sizes) - 2)
-    assert law.exponent.mean == pytest.approx(-fitted.slope)
-    assert law.exponent.high - law.exponent.mean == pytest.approx(quantile * fitted.stderr)
+    assert law.exponent.mean == pytest.approx(-fitted[0])
+    assert law.exponent.high - law.exponent.mean == pytest.approx(quantile * fitted[4])
 
     # The variance of a new value: that of the fitted line there, from its covariance, and the residual one.
-    (intercept, slope), covariance = curve_fit(lambda x, a, b: a + b * x, np.log(sizes), np.log(errors))
-    residuals = np.log(errors) - intercept - slope * np.log(sizes)
+    line, covariance = curve_fit(lambda x, a, b: a + b * x, np.log(sizes), np.log(errors))
+    residuals = np.log(errors) - line[0] - line[1] * np.log(sizes)
     at = np.array([1.0, np.log(1600)])
     variance = at @ covariance @ at + np.square(residuals).sum() / (len(sizes) - 2)
     twice = law.predict(1600)
