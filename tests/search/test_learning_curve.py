@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,9 @@ from storage.learning_curves import latest_learning_curve
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.trainings import trainings
-from trainer.config import TrainConfig, dump_config
+from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, dump_config
+from trainer.data.self_energies import fit_self_energies
+from trainer.data.splits import VALIDATION, Split
 from trainer.errors import TrainingFailed
 from trainer.progress import no_progress
 from trainer.run import TrainingResult
@@ -198,26 +199,16 @@ def test_the_report_shows_it(place: Place, study: Study, database: Database) -> 
     assert any(name.endswith("-learning-curve.png") for name in pictures)
 
 
-def test_shares_are_nested_and_self_energies_are_of_the_share(place: Place) -> None:
-    for by in ("structure", "molecule"):
-        values = {**SEARCH, "data": {"files": [str(place.data)]}, "split": {"by": by, "seed": 4}}
-        config = study_from_values(values, "test")
-        data = (config.data, config.split, config.features, place.home / "features", no_progress)
-        whole = prepare_task(*data)
-        shares = (0.5, 1.0) if by == "molecule" else (1 / 8, 1 / 4, 1 / 2, 1.0)
-        tasks = [prepare_task(*data, train_share=share) for share in shares]
-        for small, large in pairwise(tasks):
-            assert set(small.split.train) < set(large.split.train)
-        assert set(tasks[-1].split.train) == set(whole.split.train)
-        for each in tasks:
-            np.testing.assert_array_equal(each.split.validation, whole.split.validation)
-            np.testing.assert_array_equal(each.split.test, whole.split.test)
-        assert tasks[0].self_energies != whole.self_energies
-        if by == "molecule":
-            kept = [set(each.dataset.molecule_of(each.split.train)) for each in tasks]
-            assert len(tasks[0].split.train) == sum(
-                (whole.dataset.molecule_of(whole.split.train) == molecule).sum() for molecule in kept[0]
-            )
+def test_self_energies_are_those_of_the_share(data_file: Path, feature_root: Path) -> None:
+    data = DataConfig(files=(str(data_file),)), SplitConfig(), FeatureConfig(), feature_root, no_progress
+    whole, *tasks = (prepare_task(*data, train_share=share) for share in (1.0, 1 / 4, 1 / 8))
+    for share, task in zip((4, 8), tasks, strict=True):
+        assert len(task.split.train) == len(whole.split.train) / share
+        assert set(task.split.train) < set(whole.split.train)
+        np.testing.assert_array_equal(task.split.validation, whole.split.validation)
+        np.testing.assert_array_equal(task.split.test, whole.split.test)
+        fitted = fit_self_energies(task.dataset, task.split, task.aev.elements)
+        assert task.self_energies == fitted != whole.self_energies
 
 
 def test_smaller_shares_take_as_many_steps() -> None:
@@ -255,15 +246,12 @@ def test_bad_input_gets_one_line(place: Place, database: Database, study: Study)
         assert answer.stderr.count("\n") == 1
 
 
-def test_a_share_without_an_element_is_refused(place: Place, study: Study) -> None:
-    config = study_from_values(study.config, "test")
-    task = prepare(config, place)
+def test_a_share_without_an_element_is_refused(task: Task) -> None:
     oxygen = [n for n, molecule in enumerate(task.dataset.molecules) if "O" in molecule.composition]
+    trained = task.split.train[np.isin(task.dataset.molecule_of(task.split.train), oxygen)]
     labels = task.split.labels.copy()
-    owners = task.dataset.molecule_of(np.arange(len(labels)))
-    trained = np.flatnonzero(np.isin(owners, oxygen) & (labels == 0))
-    labels[trained[1:]] = 1
-    few = replace(task, split=replace(task.split, labels=labels))
+    labels[trained] = VALIDATION
+    few = replace(task, split=Split(labels))
     with pytest.raises(SearchError, match=r"tiny: too little data .* of 1/8 of its training part: O occurs"):
         sizes_of(few, "tiny")
 
