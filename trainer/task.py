@@ -122,7 +122,11 @@ def prepare_data(
     except DataError as error:
         raise DataError(f"{files}: {error}") from error
     labels = split_dataset(dataset, split)
-    settings = {"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)}
+    settings: dict[str, Any] = {
+        "data": dump_config(data),
+        "split": dump_config(split),
+        "features": dump_config(features),
+    }
     if fold is not None:
         labels = split_fold(dataset, labels, fold)
         settings["fold"] = dump_config(fold)

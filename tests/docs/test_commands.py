@@ -84,6 +84,9 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "anitune promote quickstart --*",
     ),
     "tests/search/test_promote.py::test_a_trial_is_reproduced_from_its_record": ("anitune reproduce *",),
+    "tests/search/test_learning_curve.py::test_the_values_are_those_of_the_trainings": (
+        "anitune learning-curve quickstart --*",
+    ),
     "tests/search/test_docs_using_the_model.py::test_what_the_page_says_works": (
         "anitune predict champion *",
         "anitune export champion *",
