@@ -39,6 +39,9 @@ from trainer.task import Task
 SHARES: Final = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
 """Shares of the training set, each part of the next."""
 
+FEWEST: Final = 10
+"""Fewest structures in the smallest share: with fewer, the error depends mostly on which ones these are."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -300,7 +303,7 @@ def sizes_of(task: Task, study: str) -> tuple[Size, ...]:
     Raises
     ------
     SearchError
-        if a share leaves out an element, or is not larger than the one before.
+        if a share leaves out an element, is too small, or is not larger than the one before.
     """
     split = load_config(SplitConfig, task.settings["split"], "split")
     sizes = []
@@ -313,10 +316,11 @@ def sizes_of(task: Task, study: str) -> tuple[Size, ...]:
                 f"{study}: too little data for a learning curve: of {share} of its training part: {error}"
             ) from error
         sizes.append(Size(share, len(labels.train), labels.fingerprint))
-    if any(small.structures >= large.structures for small, large in pairwise(sizes)):
-        raise SearchError(
-            f"{study}: too little data for a learning curve: {sizes[-1].structures} structures to train on"
-        )
+    if sizes[0].structures < FEWEST or any(
+        small.structures >= large.structures for small, large in pairwise(sizes)
+    ):
+        shares = ", ".join(f"{each.share} of its training part has {each.structures}" for each in sizes[:-1])
+        raise SearchError(f"{study}: too few structures for a learning curve: {shares}")
     return tuple(sizes)
 
 

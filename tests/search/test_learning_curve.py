@@ -231,13 +231,11 @@ def test_the_next_larger_network_is_of_the_space_where_that_has_one() -> None:
     assert larger_hidden(None, (128,)) == (192,)
 
 
-def test_bad_input_gets_one_line(place: Place, database: Database, study: Study) -> None:
+def test_bad_input_gets_one_line(place: Place, database: Database) -> None:
     config = study_from_values({**SEARCH, "name": "empty", "data": {"files": [str(place.data)]}}, "test")
     create_study(database, "empty", dump_config(config), Budget(trials=1))
-    make(database, place, 1, name="few", split={"fractions": [0.05, 0.9, 0.05]})
     for name, line in {
         "empty": "no trial is complete that could be trained again",
-        "few": "few: too little data for a learning curve: ",
         "unknown": "there is no study",
     }.items():
         answer = place.run("learning-curve", name)
@@ -254,6 +252,15 @@ def test_a_share_without_an_element_is_refused(task: Task) -> None:
     few = replace(task, split=Split(labels))
     with pytest.raises(SearchError, match=r"tiny: too little data .* of 1/8 of its training part: O occurs"):
         sizes_of(few, "tiny")
+
+
+def test_too_few_structures_are_refused(task: Task) -> None:
+    labels = task.split.labels.copy()
+    labels[task.split.train[::2]] = VALIDATION
+    with pytest.raises(
+        SearchError, match=r"tiny: too few structures .*: 1/8 of its training part has 6, 1/4"
+    ):
+        sizes_of(replace(task, split=Split(labels)), "tiny")
 
 
 def test_a_configuration_that_fails_is_shown_and_a_deleted_study_leaves_no_curve(
