@@ -258,7 +258,7 @@ def test_too_few_structures_are_refused(task: Task) -> None:
     labels = task.split.labels.copy()
     labels[task.split.train[::2]] = VALIDATION
     with pytest.raises(
-        SearchError, match=r"tiny: too few structures .*: 1/8 of its training part has 6, 1/4"
+        SearchError, match=r"tiny: too few structures .*: 1/8 of its training part has 6"
     ):
         sizes_of(replace(task, split=Split(labels)), "tiny")
 
