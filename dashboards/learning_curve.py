@@ -4,45 +4,48 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-CAPTION = (
-    "MAE on the validation set, kcal/mol: mean ± standard deviation over seeds; *: least mean of its column."
+CAPTION: Final = (
+    "MAE on the validation set, kcal/mol: mean ± standard deviation over seeds; *: least mean of its row."
     " Exponent b of the power law n^-b, and its prediction for twice the data, with their 95 % intervals."
 )
 
 
 def curve_headings(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Headings of the table: a column for each size of the training set, named by the structures in it."""
-    sizes = [
-        f"{'all' if size['share'] == '1' else size['share']} ({size['structures']:,})"
-        for size in values["sizes"]
-    ]
-    return ("trial", "architecture", "parameters", *sizes, "exponent", f"twice ({values['twice']:,})")
+    """Headings of the table: a column for each configuration, the best first, and the next larger network."""
+    trials = [f"trial {each['trial']}" for each in values["configurations"]]
+    return ("structures", *trials, "larger network")
 
 
 def curve_rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the table: the configurations, the best first, then the next larger network."""
-    count = len(values["sizes"])
-    sound = [each for each in values["configurations"] if each["failed"] is None]
-    least = [min(statistics.fmean(each["errors"][i]) for each in sound) for i in range(count)]
-    rows = []
-    for each in values["configurations"]:
-        head = (str(each["trial"]), each["architecture"], f"{each['parameters']:,}")
-        if each["failed"] is not None:
-            rows.append((*head, f"failed: {each['failed']}", *[""] * (count + 1)))
-            continue
-        cells = [
-            _errors(errors) + (" *" if statistics.fmean(errors) == best else "")
-            for errors, best in zip(each["errors"], least, strict=True)
-        ]
-        exponent, twice = each["law"]["exponent"], each["law"]["twice"]
-        rows.append((*head, *cells, _interval(exponent, 2), _interval(twice, 3)))
-    larger = values["larger"]
-    error = f"failed: {larger['failed']}" if larger["failed"] else _errors(larger["errors"][-1])
-    head = ("larger", larger["architecture"], f"{larger['parameters']:,}" if not larger["failed"] else "")
-    rows.append((*head, *[""] * (count - 1), error, "", ""))
-    return rows
+    """Rows of the table: what each column is, its errors by the size of the training set, its power law."""
+    columns = [*values["configurations"], values["larger"]]
+    laws = [each.get("law") for each in columns]
+    return [
+        ("architecture", *(each["architecture"] for each in columns)),
+        ("parameters", *("" if each["failed"] else f"{each['parameters']:,}" for each in columns)),
+        *(_size_row(values, columns, place) for place in range(-len(values["sizes"]), 0)),
+        ("exponent", *(_interval(law["exponent"], 2) if law else "" for law in laws)),
+        (f"twice: {values['twice']:,}", *(_interval(law["twice"], 3) if law else "" for law in laws)),
+    ]
+
+
+def _size_row(values: Mapping[str, Any], columns: list[dict[str, Any]], place: int) -> tuple[str, ...]:
+    """The errors on a share of the training set; the place of the share is counted from the end."""
+    size = values["sizes"][place]
+    errors = [each["errors"][place] if len(each["errors"]) >= -place else [] for each in columns]
+    least = min(statistics.fmean(each) for each in errors[:-1] if each)
+    cells = [_cell(each, column["failed"], least) for each, column in zip(errors, columns, strict=True)]
+    share = "all" if size["share"] == "1" else size["share"]
+    return (f"{share}: {size['structures']:,}", *cells)
+
+
+def _cell(errors: list[float], failed: str | None, least: float) -> str:
+    if not errors:
+        return f"failed: {failed}" if failed else ""
+    mean = statistics.fmean(errors)
+    return f"{mean:.3f} ± {statistics.stdev(errors):.3f}{' *' if mean == least else ''}"
 
 
 def curve_sentences(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,10 +70,6 @@ def curve_sentences(values: Mapping[str, Any]) -> tuple[str, ...]:
         )
     conclusion = values["conclusion"]
     return data, network, f"{conclusion[0].upper()}{conclusion[1:]}."
-
-
-def _errors(errors: list[float]) -> str:
-    return f"{statistics.fmean(errors):.3f} ± {statistics.stdev(errors):.3f}"
 
 
 def _interval(values: Mapping[str, float], digits: int) -> str:

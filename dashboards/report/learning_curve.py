@@ -17,12 +17,11 @@ def learning_curve_sections(database: Database, record: StudyRecord) -> tuple[Se
     if curve is None:
         return ()
     headings = curve_headings(curve.values)
-    numbers = frozenset({0, *range(2, len(headings))})
     return (
         Section(
             "More data or a larger network?",
             (*curve_sentences(curve.values), CAPTION),
-            Table(f"learning-curve-{record.name}", headings, tuple(curve_rows(curve.values)), numbers),
+            Table(f"learning-curve-{record.name}", headings, tuple(curve_rows(curve.values))),
             (figures.learning_curve(curve.values),),
         ),
     )

@@ -105,8 +105,8 @@ def curve_table(curve: RecordedCurve) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION)
-    for number, heading in enumerate(curve_headings(curve.values)):
-        table.add_column(heading, justify="left" if number == 1 else "right", no_wrap=True)
-    for number, row in enumerate(curve_rows(curve.values)):
-        table.add_row(*map(escape, row), style="bold" if number == 0 else "")
+    for heading in curve_headings(curve.values):
+        table.add_column(heading)
+    for row in curve_rows(curve.values):
+        table.add_row(*map(escape, row))
     return table

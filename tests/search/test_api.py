@@ -200,5 +200,5 @@ def test_the_learning_curve_of_a_study_shows_itself(study: anitune.Study) -> Non
     curve = study.learning_curve(top=1, seeds=2)
     assert [each["trial"] for each in curve.values["configurations"]] == [study.best.number]
     assert "Twice the data: with" in repr(curve)
-    assert "<td>larger</td>" in curve._repr_html_()
+    assert "<th>larger network</th>" in curve._repr_html_()
     assert repr(curve.figure).startswith("Error against the size of the training set")

@@ -193,8 +193,8 @@ def test_the_report_shows_it(place: Place, study: Study, database: Database) -> 
     for text in (html, markdown.read_text()):
         assert "More data or a larger network?" in text
         assert "Twice the data: with 192 structures to train on" in text
-        assert "1/8 (12)" in text
-        assert "all (96)" in text
+        assert "1/8: 12" in text
+        assert "all: 96" in text
     pictures = [file.name for file in markdown.with_name("tiny_files").iterdir()]
     assert any(name.endswith("-learning-curve.png") for name in pictures)
 
@@ -257,9 +257,7 @@ def test_a_share_without_an_element_is_refused(task: Task) -> None:
 def test_too_few_structures_are_refused(task: Task) -> None:
     labels = task.split.labels.copy()
     labels[task.split.train[::2]] = VALIDATION
-    with pytest.raises(
-        SearchError, match=r"tiny: too few structures .*: 1/8 of its training part has 6"
-    ):
+    with pytest.raises(SearchError, match=r"tiny: too few structures .*: 1/8 of its training part has 6"):
         sizes_of(replace(task, split=Split(labels)), "tiny")
 
 
