@@ -62,7 +62,7 @@ def curve_sentences(values: Mapping[str, Any]) -> tuple[str, ...]:
         network = f"Next larger network: {larger['architecture']} could not be trained: {larger['failed']}."
     else:
         by, mean = larger["difference"], statistics.fmean(larger["errors"][-1])
-        told = ", which cannot be told from no difference" if by["low"] <= 0 <= by["high"] else ""
+        told = ", so there may be none" if by["low"] <= 0 <= by["high"] else ""
         network = (
             f"Next larger network: {larger['architecture']} has {mean:.3f} kcal/mol with the same"
             f" {whole:,} structures, a difference of {by['mean']:+.3f} (95 % interval {by['low']:+.3f} to"

@@ -358,7 +358,9 @@ class RunConfig:
     train_share: Annotated[
         float,
         Field(
-            gt=0, le=1, description="share of the training part to train on; smaller ones are within larger"
+            gt=0,
+            le=1,
+            description="share of the training set to train on; larger shares contain smaller ones",
         ),
     ] = 1.0
 

@@ -158,7 +158,7 @@ def promote(
 
 
 def learning_curve(study: Study | str, *, top: int = 3, seeds: int = 3) -> LearningCurve:
-    """Train the best configurations on parts of the data, to tell what more data or a larger network gives.
+    """Train the best configurations on shares of the data, to tell what more data or a larger network gives.
 
     After an interrupt, another call continues.
 

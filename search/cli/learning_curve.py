@@ -29,16 +29,16 @@ def learning_curve(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")],
     top: Annotated[int, typer.Option(min=1, help="Number of best configurations to train.")] = 3,
     seeds: Annotated[
-        int, typer.Option(min=2, help="Number of seeds of each configuration on each part of the data.")
+        int, typer.Option(min=2, help="Number of seeds of each configuration on each share of the data.")
     ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train the best configurations on parts of the data, to tell what more data or a larger network gives.
+    """Train the best configurations on shares of the data, to tell what more data or a larger network gives.
 
     Trains them on 1/8, 1/4, 1/2 and all of the training set, and the best also with the next larger network.
     A power law predicts the error with twice the data. The validation set measures; the test set is not used.
 
-    To continue a learning curve that was stopped or killed, start it again.
+    To continue a learning curve that was stopped or killed, run the command again.
     """
     from search.work.forkserver import start_forkserver
 

@@ -1,4 +1,4 @@
-"""The learning curve of a study: its best configurations on nested parts of the training set.
+"""The learning curve of a study: its best configurations on nested shares of the training set.
 
 It answers what twice the data would give, and what the next larger network gives on the same data. Only the
 validation set measures; the test set is not used.
@@ -37,7 +37,7 @@ from trainer.progress import Progress
 from trainer.task import Task
 
 SHARES: Final = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
-"""Shares of the training set, each part of the next."""
+"""Shares of the training set, each contained in the next."""
 
 FEWEST: Final = 10
 """Fewest structures in the smallest share: with fewer, the error depends mostly on which ones these are."""
@@ -313,13 +313,13 @@ def sizes_of(task: Task, study: str) -> tuple[Size, ...]:
             fit_self_energies(task.dataset, labels, task.aev.elements)
         except DataError as error:
             raise SearchError(
-                f"{study}: too little data for a learning curve: of {share} of its training part: {error}"
+                f"{study}: too little data for a learning curve: with {share} of its training set: {error}"
             ) from error
         sizes.append(Size(share, len(labels.train), labels.fingerprint))
     if sizes[0].structures < FEWEST or any(
         small.structures >= large.structures for small, large in pairwise(sizes)
     ):
-        shares = ", ".join(f"{each.share} of its training part has {each.structures}" for each in sizes[:-1])
+        shares = ", ".join(f"{each.share} of its training set has {each.structures}" for each in sizes[:-1])
         raise SearchError(f"{study}: too few structures for a learning curve: {shares}")
     return tuple(sizes)
 
@@ -344,4 +344,4 @@ def _conclusion(now: float, twice: Interval, larger: Interval | None) -> str:
         return "twice the data would give less error than the next larger network does"
     if now + larger.high < twice.low:
         return "the next larger network gives less error than twice the data would"
-    return "whether twice the data or the next larger network gives less error cannot be told"
+    return "whether twice the data or the next larger network gives less error is not clear"

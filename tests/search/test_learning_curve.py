@@ -1,4 +1,4 @@
-"""``anitune learning-curve`` on a small study: killed, begun again, and shown in a report."""
+"""``anitune learning-curve`` on a small study: killed, run again, and shown in a report."""
 
 from __future__ import annotations
 
@@ -250,14 +250,14 @@ def test_a_share_without_an_element_is_refused(task: Task) -> None:
     labels = task.split.labels.copy()
     labels[trained] = VALIDATION
     few = replace(task, split=Split(labels))
-    with pytest.raises(SearchError, match=r"tiny: too little data .* of 1/8 of its training part: O occurs"):
+    with pytest.raises(SearchError, match=r"tiny: too little data .* with 1/8 of its training set: O occurs"):
         sizes_of(few, "tiny")
 
 
 def test_too_few_structures_are_refused(task: Task) -> None:
     labels = task.split.labels.copy()
     labels[task.split.train[::2]] = VALIDATION
-    with pytest.raises(SearchError, match=r"tiny: too few structures .*: 1/8 of its training part has 6"):
+    with pytest.raises(SearchError, match=r"tiny: too few structures .*: 1/8 of its training set has 6"):
         sizes_of(replace(task, split=Split(labels)), "tiny")
 
 

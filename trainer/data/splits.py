@@ -101,7 +101,7 @@ def share_training(dataset: Dataset, split: Split, config: SplitConfig, share: f
     """Leave out all but a share of the training set; the other subsets do not change.
 
     The structures, or whole molecules, are taken in the order in which the seed of the split arranges the
-    data, so that a smaller share is part of each larger one. Shares refer to their number.
+    data, so that larger shares contain smaller ones. Shares refer to their number.
 
     Raises
     ------
