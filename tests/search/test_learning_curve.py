@@ -24,6 +24,7 @@ from search.curve.learning_curve import LearningCurve, Options, same_steps, size
 from search.dimensions import Choices, Range
 from search.errors import SearchError
 from search.promote import trainings as planned_trainings
+from search.promote.plan import find_candidates, members
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
@@ -34,6 +35,7 @@ from storage.learning_curves import latest_learning_curve
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.trainings import trainings
+from storage.trials.views import trial_rows
 from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, dump_config
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import VALIDATION, Split
@@ -184,6 +186,16 @@ def test_measured_again_it_trains_nothing_and_the_test_set_is_not_used(place: Pl
     assert "Next larger network: 384-" in again.stdout
     assert latest_learning_curve(study.database, study) == before
     assert evaluations_on_test_set(study.database, study) == []
+
+
+@pytest.mark.usefixtures("measured")
+def test_its_seeds_on_all_of_the_data_are_members_of_a_promoted_ensemble(place: Place, study: Study) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare(config, place)
+    done = trainings(study.database, study)
+    for candidate in find_candidates(trial_rows(study.database, study), 2):
+        keys = [each.key for each in members(candidate, task, config.seed, 3)]
+        assert [key in done for key in keys] == [True, True, False]
 
 
 @pytest.mark.usefixtures("measured")
