@@ -13,16 +13,28 @@ These functions and the commands work on the same studies: a study that was begu
 from __future__ import annotations
 
 from search.api.models import Model, predict
-from search.api.studies import BestTrial, PromotedModel, Study, create, open, promote, run
+from search.api.studies import (
+    BestTrial,
+    LearningCurve,
+    PromotedModel,
+    Study,
+    create,
+    learning_curve,
+    open,
+    promote,
+    run,
+)
 from search.api.training import TrainedNetwork, train
 
 __all__ = [
     "BestTrial",
+    "LearningCurve",
     "Model",
     "PromotedModel",
     "Study",
     "TrainedNetwork",
     "create",
+    "learning_curve",
     "open",
     "predict",
     "promote",

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any, Final, Literal
 
 import plotly.graph_objects as go
@@ -233,6 +235,64 @@ def errors_by(record: StudyRecord, kind: Literal["heavy", "elements"]) -> Chart:
         f"Error by {'number of heavy atoms' if kind == 'heavy' else 'elements'}",
         f"{ERROR} of the best trials by {label}; of the best: {', '.join(words) or 'not known'}.",
         figure,
+    )
+
+
+def learning_curve(values: Mapping[str, Any]) -> Chart:
+    """Error against the size of the training set, with power laws up to twice that size.
+
+    Parameters
+    ----------
+    values
+        A learning curve as :class:`storage.learning_curves.RecordedCurve` has it.
+    """
+    figure = go.Figure()
+    sizes, twice = [size["structures"] for size in values["sizes"]], values["twice"]
+    words = []
+    sound = [each for each in values["configurations"] if each["failed"] is None]
+    for number, (each, color) in enumerate(zip(sound, itertools.cycle(COLORS))):
+        name = f"trial {each['trial']}: {each['architecture']}"
+        law, line = each["law"], [*sizes, twice]
+        figure.add_scatter(
+            x=[size for size, errors in zip(sizes, each["errors"], strict=True) for _ in errors],
+            y=[error for errors in each["errors"] for error in errors],
+            mode="markers",
+            name=name,
+            marker={"color": color, "size": 7, "opacity": 0.75},
+            hovertemplate=f"{escape(name)}<br>%{{y:.3f}} kcal/mol with %{{x:,}} structures<extra></extra>",
+        )
+        figure.add_scatter(
+            x=line,
+            y=[law["factor"] * size ** -law["exponent"]["mean"] for size in line],
+            mode="lines",
+            showlegend=False,
+            line={"color": color, "width": 2, "dash": "dot"},
+            hoverinfo="skip",
+        )
+        if number == 0:
+            figure.add_scatter(
+                x=[twice, twice],
+                y=[law["twice"]["low"], law["twice"]["high"]],
+                mode="lines",
+                name="twice the data, 95 % interval",
+                line={"color": color, "width": 5},
+                hovertemplate="%{y:.3f} kcal/mol with %{x:,} structures<extra></extra>",
+            )
+        words.append(f"{name} {law['twice']['mean']:.3f} with {twice:,} structures")
+    if (larger := values["larger"])["failed"] is None:
+        figure.add_scatter(
+            x=[sizes[-1]] * len(larger["errors"][-1]),
+            y=larger["errors"][-1],
+            mode="markers",
+            name=f"next larger network: {larger['architecture']}",
+            marker={"color": PURPLE, "size": 9, "symbol": "diamond", "opacity": 0.8},
+            hovertemplate="larger network: %{y:.3f} kcal/mol<extra></extra>",
+        )
+    return make_chart(
+        "learning_curve",
+        "Error against the size of the training set",
+        f"{ERROR}, against structures to train on, with power laws; they predict: {'; '.join(words)}.",
+        set_axes(figure, "structures to train on", ERROR, log_x=True, log_y=True),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 from storage.database import Database
 from storage.errors import StudyNotFoundError
 from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
-from storage.promotions import Promotion, PromotionTraining, promotions, trainings
+from storage.promotions import Promotion, promotions
 from storage.studies import StudySummary, open_study, summarize_study
+from storage.trainings import RecordedTraining, trainings
 from storage.trials.views import TrialRow, metric_curves, trial_rows
 
 CURVES: Final = 5
@@ -36,7 +37,7 @@ class StudyRecord:
     promotions, evaluations
         Promotions, and evaluations on the test set; the oldest first.
     members
-        Trainings of ensembles: settings of a trial with other seeds, on the subsets of the study.
+        Trainings of the settings of a trial with other seeds, on the subsets of the study.
     reference
         The study of listed configurations that are trained beside it, if any.
     """
@@ -49,7 +50,7 @@ class StudyRecord:
     trials: tuple[TrialRow, ...]
     promotions: tuple[Promotion, ...]
     evaluations: tuple[EvaluationOnTestSet, ...]
-    members: tuple[PromotionTraining, ...]
+    members: tuple[RecordedTraining, ...]
     reference: StudyRecord | None
 
     @property

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Row, insert, select, update
 
 from storage.database import Database
 from storage.lifecycle import locked_row
-from storage.records.tables import now, promotion_failures, promotion_trainings
+from storage.records.tables import now
 from storage.records.tables import promotions as table
 from storage.studies import Study
 from storage.trials.queue import WorkerInfo
-
-TrainingKind = Literal["structure", "molecule", "member"]
 
 
 @dataclass(frozen=True)
@@ -59,32 +56,6 @@ class Promotion:
     test: dict[str, Any] | None
     model_name: str | None
     model_version: str | None
-
-
-@dataclass(frozen=True)
-class PromotionTraining:
-    """A finished training of a promotion.
-
-    Attributes
-    ----------
-    key
-        Digest of everything that determines the result; a later promotion with this key reuses it.
-    number
-        Number of the trial whose settings the training uses.
-    kind, run
-        The kind of folds and the index of the run, from 0; or the index of the ensemble member.
-    value
-        Best validation MAE, kcal/mol.
-    summary
-        Its metrics by name.
-    """
-
-    key: str
-    number: int
-    kind: TrainingKind
-    run: int
-    value: float
-    summary: dict[str, float]
 
 
 def promotions(database: Database, study: Study) -> list[Promotion]:
@@ -139,39 +110,6 @@ def end_promotion(database: Database, promotion: int, model_name: str, model_ver
 def abandon_promotion(database: Database, promotion: int) -> None:
     """End a promotion that cannot continue, without a model."""
     _update(database, promotion, {"ended_at": now()}, table.c.ended_at.is_(None))
-
-
-def trainings(database: Database, study: Study) -> dict[str, PromotionTraining]:
-    """The finished trainings of all promotions of the study, by key."""
-    query = select(promotion_trainings).where(promotion_trainings.c.study_id == study.id)
-    with database.reading() as connection:
-        return {
-            row.key: PromotionTraining(row.key, row.number, row.kind, row.run, row.value, row.summary)
-            for row in connection.execute(query)
-        }
-
-
-def record_training(database: Database, study: Study, training: PromotionTraining) -> None:
-    """Record the result of a training; a result already recorded stays."""
-    _insert_new(database, promotion_trainings, {"study_id": study.id, "ended_at": now(), **asdict(training)})
-
-
-def failures(database: Database, study: Study) -> dict[str, str]:
-    """Why trainings on folds failed, by key; they are not tried again."""
-    query = select(promotion_failures).where(promotion_failures.c.study_id == study.id)
-    with database.reading() as connection:
-        return {row.key: row.reason for row in connection.execute(query)}
-
-
-def record_failure(database: Database, study: Study, key: str, reason: str) -> None:
-    """Record why a training failed; a reason already recorded stays."""
-    _insert_new(database, promotion_failures, {"study_id": study.id, "key": key, "reason": reason})
-
-
-def _insert_new(database: Database, into: Table, values: Mapping[str, Any]) -> None:
-    with database.writing() as connection:
-        insert_into = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(insert_into(into).values(values).on_conflict_do_nothing())
 
 
 def _update(

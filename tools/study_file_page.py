@@ -99,6 +99,8 @@ LAYERS = f"""\
 widths. Each layer has a width of its own. To choose among whole architectures instead, list them:
 `hidden: {{choices: [[128], [256, 128], [160, 128, 96]]}}`."""
 
+HEADINGS = ("setting", "value", "default", "unit", "meaning")
+
 OF_TRAIN = """\
 One training without a search. The file has these sections, with the same settings; any may be left out:
 {sections}. The `config.json` that each training writes is such a file."""
@@ -116,12 +118,14 @@ def study_file_page() -> str:
     shared = ", ".join(f"[`{field.name}`](#{anchor(field.name)})" for field in dataclasses.fields(RunConfig))
     parts += ["## The file of `anitune train`", OF_TRAIN.format(sections=shared)]
     parts += ["### `fold`", _first_sentence(FoldConfig), _fields_table(FoldConfig, "fold.")]
+    share = _field_row("train_share", "train_share", _fields(RunConfig)["train_share"])
+    parts += ["### `train_share`", table(HEADINGS, [share])]
     return "\n\n".join(parts) + "\n"
 
 
 def _fields_table(kind: type, prefix: str) -> str:
     rows = [_field_row(f"{prefix}{name}", name, field) for name, field in _fields(kind).items()]
-    return table(("setting", "value", "default", "unit", "meaning"), rows)
+    return table(HEADINGS, rows)
 
 
 def _field_row(path: str, name: str, field: FieldInfo) -> tuple[str, ...]:

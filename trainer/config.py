@@ -356,6 +356,14 @@ class RunConfig:
             description="train and validate on a fold of the data outside the test set; null: as split says"
         ),
     ] = None
+    train_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="share of the training set to train on; larger shares contain smaller ones",
+        ),
+    ] = 1.0
 
 
 def load_config(

@@ -14,7 +14,7 @@ from trainer.config import AEVConfig, DataConfig, FeatureConfig, FoldConfig, Spl
 from trainer.data.dataset import Dataset
 from trainer.data.readers import read_data
 from trainer.data.self_energies import fit_self_energies, subtract
-from trainer.data.splits import Split, split_dataset, split_fold
+from trainer.data.splits import Split, share_training, split_dataset, split_fold
 from trainer.data.stoichiometry import Balance, balance_text, balances
 from trainer.errors import DataError
 from trainer.features.aev import refuse_other_elements
@@ -31,8 +31,8 @@ class TaskData:
 
     Attributes
     ----------
-    settings : the sections ``data``, ``split``, ``features``, and ``fold`` if a fold is used, of the
-        settings of a run, as plain JSON values
+    settings : the sections ``data``, ``split``, ``features``, and ``fold`` and ``train_share`` if they are
+        used, of the settings of a run, as plain JSON values
     dataset : all structures, S
     split : the subset of each structure
     aev : the constants of the features
@@ -71,12 +71,14 @@ def prepare_task(
     cache: Path,
     progress: Progress,
     fold: FoldConfig | None = None,
+    train_share: float = 1.0,
 ) -> Task:
     """Read the data, divide it, and open the features, which are computed if ``cache`` does not hold them.
 
     Parameters
     ----------
     fold : train and validate on a fold of the structures outside the test set; None: the subsets of ``split``
+    train_share : share of the training set to train on
 
     Raises
     ------
@@ -85,7 +87,8 @@ def prepare_task(
     FeatureStoreError
         if the features can be neither read nor computed.
     """
-    return add_features(prepare_data(data, split, features, progress, fold, cache), features, cache, progress)
+    prepared = prepare_data(data, split, features, progress, fold, cache, train_share)
+    return add_features(prepared, features, cache, progress)
 
 
 def prepare_data(
@@ -95,6 +98,7 @@ def prepare_data(
     progress: Progress,
     fold: FoldConfig | None = None,
     cache: Path | None = None,
+    train_share: float = 1.0,
 ) -> TaskData:
     """Read the data and divide it. :func:`add_features` completes the result for training.
 
@@ -102,6 +106,7 @@ def prepare_data(
     ----------
     fold : train and validate on a fold of the structures outside the test set; None: the subsets of ``split``
     cache : folder of the features, where arrays of large files are cached too; None: no cache
+    train_share : share of the training set to train on
 
     Raises
     ------
@@ -117,10 +122,17 @@ def prepare_data(
     except DataError as error:
         raise DataError(f"{files}: {error}") from error
     labels = split_dataset(dataset, split)
-    settings = {"data": dump_config(data), "split": dump_config(split), "features": dump_config(features)}
+    settings: dict[str, Any] = {
+        "data": dump_config(data),
+        "split": dump_config(split),
+        "features": dump_config(features),
+    }
     if fold is not None:
         labels = split_fold(dataset, labels, fold)
         settings["fold"] = dump_config(fold)
+    if train_share < 1:
+        labels = share_training(dataset, labels, split, train_share)
+        settings["train_share"] = train_share
     if not len(labels.train) or not len(labels.validation):
         empty = "validation" if len(labels.train) else "training"
         raise DataError(

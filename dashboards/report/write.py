@@ -11,6 +11,7 @@ from urllib.parse import quote
 from dashboards.record import read_curves, read_study
 from dashboards.report.contents import Source, make_report
 from dashboards.report.data import read_data
+from dashboards.report.learning_curve import learning_curve_sections
 from dashboards.report.promotions import promotion_sections
 from storage.database import Database
 from trainer.files import write_by_rename
@@ -50,7 +51,7 @@ def write_report(
             record,
             read_curves(database, record),
             read_data(record, database.settings.home),
-            promotion_sections(database, record),
+            (*learning_curve_sections(database, record), *promotion_sections(database, record)),
         )
         for record in records
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from search.api.figure import Figure
     from search.api.models import Model
     from search.study import StudyFile
+    from storage.learning_curves import RecordedCurve
     from storage.promotions import Promotion
     from storage.settings import Settings
     from storage.trials.views import TrialRow
@@ -160,6 +161,37 @@ def promote(
     return PromotedModel(promotion, opened.settings, Shown(table, *lines))
 
 
+def learning_curve(study: Study | str, *, top: int = 3, seeds: int = 3) -> LearningCurve:
+    """Train the best configurations on shares of the data, to tell what more data or a larger network gives.
+
+    After an interrupt, another call continues.
+
+    Parameters
+    ----------
+    top
+        Number of configurations, which are the best ones.
+    seeds
+        Number of seeds of each configuration on 1/8, 1/4, 1/2 and all of the training set; 2 or more.
+
+    Raises
+    ------
+    SearchError
+        if no trial is complete, or the training set is too small to be divided.
+    """
+    from search.work.forkserver import start_forkserver
+
+    start_forkserver()
+    from search.cli.learning_curve import measure_learning_curve
+    from search.curve.learning_curve import Options
+    from storage.database import open_database
+    from storage.studies import open_study
+
+    opened = study if isinstance(study, Study) else open(study)
+    with open_database(opened.settings) as database, said_if_stopped(raises=True):
+        record = open_study(database, opened.name)
+        return LearningCurve(measure_learning_curve(database, record, Options(top, seeds), quiet=True))
+
+
 class Study:
     """A study, as :func:`run` and :func:`open` return it. Each call reads its current records.
 
@@ -203,6 +235,10 @@ class Study:
     def promote(self, **options: Any) -> PromotedModel:
         """Promote the study to a model. The parameters are those of :func:`promote`."""
         return promote(self, **options)
+
+    def learning_curve(self, **options: Any) -> LearningCurve:
+        """Tell what more data or a larger network gives. For parameters see :func:`learning_curve`."""
+        return learning_curve(self, **options)
 
     def leaderboard(self) -> Shown:
         """Rank the trials, the best first, with those of the reference study among them; in kcal/mol."""
@@ -340,6 +376,39 @@ class PromotedModel:
         from search.cli.models import open_model
 
         return Model(open_model(f"models:/{self.name}/{self.version}", self._settings))
+
+
+class LearningCurve:
+    """The result of a learning curve.
+
+    Attributes
+    ----------
+    values
+        Sizes, errors, power laws, and their predictions, as ``anitune learning-curve --json`` prints them.
+    """
+
+    def __init__(self, curve: RecordedCurve) -> None:
+        from rich.markup import escape
+
+        from dashboards.learning_curve import curve_sentences
+        from search.cli.learning_curve import curve_table
+
+        self.values = curve.values
+        self._shown = Shown(curve_table(curve), *map(escape, curve_sentences(curve.values)))
+
+    def __repr__(self) -> str:
+        return repr(self._shown)
+
+    def _repr_html_(self) -> str:
+        return self._shown._repr_html_()
+
+    @property
+    def figure(self) -> Figure:
+        """The errors against the size of the training set, with the power laws."""
+        from dashboards import figures
+        from search.api.figure import Figure
+
+        return Figure(figures.learning_curve(self.values))
 
 
 def _is_file(study: str | Path) -> bool:

@@ -34,7 +34,7 @@ def train(
     warm_start
         A model file that provides the initial weights.
     **settings
-        The sections ``data``, ``split``, ``features``, ``training`` and ``fold`` of such a file; ``data`` may
+        The keys ``data``, ``split``, ``features``, ``training``, ``fold`` and ``train_share``; ``data`` may
         be one or several paths.
 
     Examples

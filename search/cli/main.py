@@ -20,6 +20,7 @@ from search.cli.export import export
 from search.cli.gc import gc
 from search.cli.init import init
 from search.cli.launch import launch
+from search.cli.learning_curve import learning_curve
 from search.cli.lifecycle import lifecycle_commands
 from search.cli.migrate import migrate
 from search.cli.predict import predict
@@ -113,6 +114,7 @@ app.command()(train)
 app.command()(predict)
 app.command()(export)
 app.command()(worker)
+app.command()(learning_curve)
 app.command()(promote)
 app.command()(reproduce)
 app.command()(launch)

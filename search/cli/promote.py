@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
     from search.promote.plan import Options, PromotionPlan
     from search.promote.promotion import Promoter
+    from search.study import StudyConfig
     from storage.database import Database
     from storage.evaluations import EvaluationOnTestSet
     from storage.promotions import Promotion
     from storage.studies import Study
+    from trainer.task import Task
 
 
 def promote(
@@ -94,19 +96,32 @@ def promote_study(
         if a signal stopped the work; the next call continues it.
     """
     from search.promote.promotion import Promoter
-    from search.recorded import recorded_config
     from search.work.stopping import stop_on_signals
-    from trainer.task import prepare_task
 
-    config = recorded_config(study)
-    with progress_bar() as progress:
-        task = prepare_task(config.data, config.split, config.features, database.settings.features, progress)
-    study.set_facts(task.fingerprints)  # folds of other data say nothing about these trials
+    config, task = recorded_task(database, study)
     promoter = Promoter(database, study, config, task, options, again=again)
     for line in _plan_lines(promoter):
         echo(line, err=quiet)
     with progress_bar() as progress, stop_on_signals() as stop:
         return promoter, promoter.run(stop, progress)
+
+
+def recorded_task(database: Database, study: Study) -> tuple[StudyConfig, Task]:
+    """Return the recorded configuration of a study, and the task that its trials were trained on.
+
+    Raises
+    ------
+    FactsChangedError
+        if the data is not what they were trained on: other trainings would say nothing about them.
+    """
+    from search.recorded import recorded_config
+    from trainer.task import prepare_task
+
+    config = recorded_config(study)
+    with progress_bar() as progress:
+        task = prepare_task(config.data, config.split, config.features, database.settings.features, progress)
+    study.set_facts(task.fingerprints)
+    return config, task
 
 
 def _plan_lines(promoter: Promoter) -> list[str]:

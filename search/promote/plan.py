@@ -13,7 +13,7 @@ import numpy as np
 from search.errors import SearchError
 from search.promote.choice import FoldKind
 from search.propose.seeds import fold_seed, member_seed
-from storage.promotions import TrainingKind
+from storage.trainings import TrainingKind
 from storage.trials.views import TrialRow
 from trainer.config import FoldConfig, TrainConfig, dump_config, load_config
 from trainer.data.self_energies import fit_self_energies
@@ -70,14 +70,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A training of a promotion.
+    """A training of a study beside its trials.
 
     Attributes
     ----------
     key : digest of everything that determines the result
     trial : number of the trial whose settings are used
-    kind, run : kind of folds and index of the run on them, from 0; or ``member`` and its index
+    kind, run : see :class:`storage.trainings.RecordedTraining`
+    description : what is trained, for people
     fold : fold to train on; None: the training set of the study
+    share : share of that training set to train on
     """
 
     key: str
@@ -85,7 +87,9 @@ class PlannedTraining:
     kind: TrainingKind
     run: int
     config: TrainConfig
-    fold: FoldConfig | None
+    description: str
+    fold: FoldConfig | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
         )
         found.setdefault(digest_of(compared), candidate)
     if not found:
-        raise SearchError("no trial is complete that could be promoted: let the study continue")
+        raise SearchError("no trial is complete that could be trained again: let the study continue")
     return list(found.values())[:top]
 
 
@@ -191,8 +195,9 @@ def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> li
     planned = []
     for number in range(count):
         config = dataclasses.replace(candidate.config, seed=member_seed(study_seed, number))
-        key = _key(config, task.fingerprints, None)
-        planned.append(PlannedTraining(key, candidate.trial, "member", number, config, None))
+        key = training_key(config, task.fingerprints)
+        what = f"trial {candidate.trial}, member {number + 1} of the ensemble"
+        planned.append(PlannedTraining(key, candidate.trial, "member", number, config, what))
     return planned
 
 
@@ -230,10 +235,18 @@ def _on_fold(
 ) -> PlannedTraining:
     fold = _fold_config(task, kind, folds, run % folds)
     config = dataclasses.replace(candidate.config, seed=fold_seed(study_seed, run % seeds))
-    return PlannedTraining(_key(config, task.fingerprints, fold), candidate.trial, kind, run, config, fold)
+    what = f"trial {candidate.trial}, {kind} fold {fold.fold + 1} of {folds}, run {run + 1}"
+    key = training_key(config, task.fingerprints, fold)
+    return PlannedTraining(key, candidate.trial, kind, run, config, what, fold)
 
 
-def _key(config: TrainConfig, fingerprints: Mapping[str, str], fold: FoldConfig | None) -> str:
+def training_key(config: TrainConfig, fingerprints: Mapping[str, str], fold: FoldConfig | None = None) -> str:
+    """Digest everything that determines the result of a training.
+
+    Parameters
+    ----------
+    fingerprints : those of the task
+    """
     settings = {name: value for name, value in dump_config(config).items() if name != "checkpoint_seconds"}
     return digest_of(
         {

@@ -6,13 +6,8 @@ Each step is recorded when it is done, so a promotion that is started again cont
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from search.errors import SearchError
 from search.promote.choice import Choice, FoldKind, Result, choose, fold_errors
@@ -32,14 +27,14 @@ from search.promote.plan import (
     members,
     seconds_of,
 )
-from search.promote.trainings import Outcome, train_all, training_folder
+from search.promote.study_trainings import StudyTrainings
 from search.study import StudyConfig
 from search.work.environment import describe_worker
 from search.work.sizing import concurrent_trials_by_memory
 from search.work.stopping import StopRequest
 from search.work.worker import patiently
 from storage.database import Database
-from storage.errors import AlreadyEvaluatedError, PromotionBusyError
+from storage.errors import AlreadyEvaluatedError
 from storage.evaluations import (
     EvaluationOnTestSet,
     evaluations_on_test_set,
@@ -50,30 +45,23 @@ from storage.evaluations import (
 )
 from storage.promotions import (
     Promotion,
-    PromotionTraining,
     abandon_promotion,
     begin_promotion,
     end_promotion,
-    failures,
     promotions,
     record_choice,
-    record_failure,
     record_test,
-    record_training,
-    trainings,
     unfinished_promotion,
 )
 from storage.studies import Study
 from storage.tracking.registry import RegisteredModel, register_model
 from storage.tracking.relay import study_run_key
+from storage.trainings import RecordedTraining
 from storage.trials.views import trial_rows
 from trainer.config import dump_config
-from trainer.errors import DeviceError, TrainingCutOff, TrainingFailed
-from trainer.fitting.checkpoints import CHECKPOINT
 from trainer.fitting.devices import find_device
 from trainer.inference.ensemble import Ensemble
 from trainer.progress import Progress
-from trainer.run import MODEL, TrainingResult
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")
@@ -117,6 +105,7 @@ class Promoter:
         self._config = config
         self._task = task
         self._again = again
+        self._trainings = StudyTrainings(database, study, task)
         if not len(task.split.test):
             raise SearchError(
                 f"{study.name}: its split has no test set (split.fractions): the error of a promoted model"
@@ -141,16 +130,14 @@ class Promoter:
 
     def estimate(self) -> tuple[int, float]:
         """Estimate the number of remaining trainings, including the ensemble, and their time, s."""
-        done = trainings(self._database, self._study)
-        known = self._known()
-        waiting = [each for each in self.plan.fold_trainings if each.key not in known]
+        waiting = self._trainings.waiting(self.plan.fold_trainings)
         seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
         if waiting:  # the candidate of the ensemble is not known yet
             count = self.plan.options.ensemble
             seconds += count * max(each.seconds for each in self.plan.candidates)
         else:
             chosen = self.plan.candidate(self._decide().number)
-            count = sum(each.key not in done for each in self._members(chosen))
+            count = len(self._trainings.waiting(self._members(chosen)))
             seconds += count * chosen.seconds
         configs = [each.config for each in self.plan.candidates]
         at_once = concurrent_trials_by_memory(self._task, configs * len(self.plan.fold_trainings))
@@ -168,7 +155,7 @@ class Promoter:
         PromotionBusyError
             if another process promotes this study.
         """
-        with self._alone():
+        with self._trainings.alone():
             return self._run(stop, progress)
 
     def _run(self, stop: StopRequest, progress: Progress) -> Promotion:
@@ -214,19 +201,19 @@ class Promoter:
         return next(each for each in promotions(self._database, self._study) if each.id == promotion)
 
     def _choose(self, promotion: int, stop: StopRequest, progress: Progress) -> None:
-        self._train(self.plan.fold_trainings, stop, progress)
+        self._trainings.train(self.plan.fold_trainings, stop, progress)
         choice = self._decide()
         results = [each.values() for each in choice.results]
         patiently(lambda: record_choice(self._database, promotion, results, choice.number, choice.reason))
 
     def _decide(self) -> Choice:
         """Choose a candidate, once all trainings on folds are recorded."""
-        done, failed = trainings(self._database, self._study), failures(self._database, self._study)
+        done, failed = self._trainings.results(), self._trainings.failures()
         results = [self._result(each, done, failed) for each in self.plan.candidates]
         return choose(results, self.decisive, self.plan.folds)
 
     def _result(
-        self, candidate: Candidate, done: dict[str, PromotionTraining], reasons: dict[str, str]
+        self, candidate: Candidate, done: dict[str, RecordedTraining], reasons: dict[str, str]
     ) -> Result:
         own = [each for each in self.plan.fold_trainings if each.trial == candidate.trial]
         failed = [reasons[each.key] for each in own if each.key in reasons]
@@ -255,69 +242,11 @@ class Promoter:
     def _train_members(self, chosen: Candidate, stop: StopRequest, progress: Progress) -> list[Path]:
         """Train the members of the ensemble that are missing, and return the model files of all."""
         planned = self._members(chosen)
-        self._train(planned, stop, progress)
-        return [training_folder(self._trainings, each) / MODEL for each in planned]
+        self._trainings.train(planned, stop, progress, models=True)
+        return [self._trainings.model_file(each) for each in planned]
 
     def _members(self, chosen: Candidate) -> list[PlannedTraining]:
         return members(chosen, self._task, self._config.seed, self.plan.options.ensemble)
-
-    def _train(self, planned: Sequence[PlannedTraining], stop: StopRequest, progress: Progress) -> None:
-        """Train those that are not recorded yet."""
-        known = self._known()
-        waiting = [each for each in planned if each.key not in known or not self._has_files(each)]
-        ended = len(planned) - len(waiting)
-
-        def end(training: PlannedTraining, outcome: Outcome) -> None:
-            nonlocal ended
-            ended += 1
-            what = f"{self._study.name} {ended}/{len(planned)}  {_describe(training)}"
-            if isinstance(outcome, TrainingFailed):
-                if training.fold is None:
-                    raise SearchError(f"{what}: {outcome}")
-                reason = str(outcome)
-                patiently(lambda: record_failure(self._database, self._study, training.key, reason))
-                logger.warning("%s  failed: %s", what, outcome)
-                return
-            self._keep(training, outcome)
-            logger.info("%s  %.3f kcal/mol", what, outcome.best_val_mae)
-
-        settings = self._database.settings
-        try:
-            train_all(
-                waiting,
-                self._task,
-                settings.features,
-                self._trainings,
-                stop,
-                end,
-                progress,
-                settings.cards,
-            )
-        except (TrainingCutOff, DeviceError) as error:
-            raise SearchError(
-                f"{self._study.name}: {error}; finished trainings are kept: run the same command again to"
-                " continue"
-            ) from error
-        stop.raise_if_signalled()
-
-    def _known(self) -> set[str]:
-        """Return the keys of the trainings that have ended, with a result or a failure."""
-        return {*trainings(self._database, self._study), *failures(self._database, self._study)}
-
-    def _has_files(self, planned: PlannedTraining) -> bool:
-        """Whether the model file of a member exists; trainings on folds keep no files."""
-        return planned.fold is not None or (training_folder(self._trainings, planned) / MODEL).is_file()
-
-    def _keep(self, planned: PlannedTraining, result: TrainingResult) -> None:
-        record = PromotionTraining(
-            planned.key, planned.trial, planned.kind, planned.run, result.best_val_mae, result.metrics
-        )
-        patiently(lambda: record_training(self._database, self._study, record))
-        folder = training_folder(self._trainings, planned)
-        if planned.fold is not None:
-            shutil.rmtree(folder)
-        else:
-            (folder / CHECKPOINT).unlink()
 
     def _open(self, promotion: int, chosen: Candidate, folder: Path) -> None:
         """Evaluate the ensemble in a folder on the test set, and record the evaluation and its errors."""
@@ -352,29 +281,3 @@ class Promoter:
 
     def _ensemble(self, promotion: int) -> Path:
         return self._folder / f"{promotion}" / ENSEMBLE
-
-    @property
-    def _trainings(self) -> Path:
-        return self._folder / "trainings"
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise PromotionBusyError(
-                f"study {self._study.name!r} is being promoted by another process"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-def _describe(planned: PlannedTraining) -> str:
-    if planned.fold is None:
-        return f"trial {planned.trial}, member {planned.run + 1} of the ensemble"
-    where = f"{planned.kind} fold {planned.fold.fold + 1} of {planned.fold.folds}"
-    return f"trial {planned.trial}, {where}, run {planned.run + 1}"

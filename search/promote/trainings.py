@@ -1,4 +1,4 @@
-"""Trains the plan of a promotion: on the CPU in one process per core, on a GPU in packs."""
+"""Trains what promotions and learning curves plan: on the CPU in a process per core, on a GPU in packs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from search.promote.plan import PlannedTraining
 from search.work.card_memory import shared_memory_of
@@ -15,7 +16,7 @@ from search.work.concurrent import run_concurrently
 from search.work.processes import TrainingProcess
 from search.work.sizing import concurrent_trials_by_memory
 from search.work.stopping import StopRequest
-from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config, load_config
+from trainer.config import DataConfig, FeatureConfig, SplitConfig, dump_config, load_config
 from trainer.errors import TrainingCutOff, TrainingFailed
 from trainer.fitting.devices import find_device
 from trainer.fitting.scheduler import PackScheduler
@@ -49,7 +50,7 @@ def train_all(
 
     Parameters
     ----------
-    planned : trainings, grouped by fold
+    planned : trainings, grouped by what they train on
     task : task of the study
     cache : folder of the stored features
     folder : folder of the trainings, in which interrupted ones continue
@@ -72,11 +73,10 @@ def train_all(
         return
     with shared_memory_of(device, cards) as memory:
         concurrent_trials = concurrent_trials_by_memory(task, configs, memory)
-        for fold, group in itertools.groupby(planned, key=lambda each: each.fold):
+        for _, group in itertools.groupby(planned, key=lambda each: (each.fold, each.share)):
             together = list(group)
-            # Each fold opens its own features, so that their memory on a GPU is freed after the fold.
-            on_fold = task if fold is None else _task_on_fold(task, cache, fold)
-            train = partial(run_training, on_fold, scheduler=PackScheduler())
+            # Each group opens its own features, so that their memory on a GPU is freed after it.
+            train = partial(run_training, _own_task(task, together[0], cache), scheduler=PackScheduler())
             run_concurrently(
                 min(concurrent_trials, len(together)), partial(course.train, deque(together), train), stop
             )
@@ -144,17 +144,25 @@ class _Course(SilentReporter):
 
 def _work_in_processes(course: _Course, waiting: deque[PlannedTraining], task: Task, cache: Path) -> None:
     while (planned := course.next(waiting)) is not None:
-        fold = {"fold": dump_config(planned.fold)} if planned.fold is not None else {}
-        with TrainingProcess({**task.settings, **fold}, cache) as process:
+        with TrainingProcess(_task_settings(task, planned), cache) as process:
             course.train_one(planned, process.train)
 
 
-def _task_on_fold(task: Task, cache: Path, fold: FoldConfig) -> Task:
+def _task_settings(task: Task, planned: PlannedTraining) -> dict[str, Any]:
+    """Return the settings of the task of a training, given the task of the study."""
+    fold = {"fold": dump_config(planned.fold)} if planned.fold is not None else {}
+    return {**task.settings, **fold, "train_share": planned.share}
+
+
+def _own_task(task: Task, planned: PlannedTraining, cache: Path) -> Task:
+    if planned.fold is None and planned.share == 1:
+        return task
     return prepare_task(
         load_config(DataConfig, task.settings["data"], "data"),
         load_config(SplitConfig, task.settings["split"], "split"),
         load_config(FeatureConfig, task.settings["features"], "features"),
         cache,
         no_progress,
-        fold,
+        planned.fold,
+        planned.share,
     )

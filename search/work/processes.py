@@ -212,6 +212,7 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
                 cache,
                 no_progress,
                 load_config(FoldConfig, task["fold"], "fold") if "fold" in task else None,
+                task.get("train_share", 1.0),
             )
             end: TrainingResult | Exception = run_training(
                 prepared,

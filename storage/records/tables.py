@@ -313,13 +313,13 @@ promotions = Table(
     Column("model_version", String(32)),
 )
 
-promotion_trainings = Table(
+promotion_trainings = Table(  # also those of learning curves
     "anitune_promotion_trainings",
     metadata,
     Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
     Column("key", String(64), primary_key=True),  # digest of everything that determines the result
     Column("number", Integer, nullable=False),  # of the trial whose settings it uses
-    Column("kind", String(16), nullable=False),  # structure or molecule (folds), member (of an ensemble)
+    Column("kind", String(16), nullable=False),  # see storage.trainings
     Column("run", Integer, nullable=False),  # index within the kind, from 0
     Column("value", Double, nullable=False),  # best validation MAE, kcal/mol
     Column("summary", PlainJSON, nullable=False),
@@ -332,6 +332,15 @@ promotion_failures = Table(
     Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
     Column("key", String(64), primary_key=True),  # as in promotion_trainings
     Column("reason", Text, nullable=False),
+)
+
+learning_curves = Table(
+    "anitune_learning_curves",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.id), nullable=False, index=True),
+    Column("result", PlainJSON, nullable=False),  # see search.curve
+    Column("ended_at", Double, nullable=False),
 )
 
 evaluations = Table(

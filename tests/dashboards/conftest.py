@@ -15,17 +15,16 @@ from search.study import study_from_values
 from storage.database import Database, open_database
 from storage.evaluations import record_evaluation, record_test_error
 from storage.promotions import (
-    PromotionTraining,
     begin_promotion,
     end_promotion,
     record_choice,
     record_test,
-    record_training,
 )
 from storage.records.tables import trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudySummary, create_study
 from storage.tracking.outbox import MetricRow
+from storage.trainings import RecordedTraining, record_training
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow
@@ -122,7 +121,7 @@ def make_record() -> MakeRecord:
         name: str = "widths",
         reference: StudyRecord | None = None,
         by: str = "structure",
-        members: tuple[PromotionTraining, ...] = (),
+        members: tuple[RecordedTraining, ...] = (),
     ) -> StudyRecord:
         counts = dict.fromkeys(("running", "interrupted", "paused", "complete", "pruned", "failed"), 0)
         for trial in trials:
@@ -211,9 +210,9 @@ def promoted(database: Database, study: Study) -> Study:
     }
     record_choice(database, promotion, [result], 2, "it is the only candidate")
     for run, value in enumerate((1.01, 1.03)):
-        training = PromotionTraining(f"member {run}", 2, "member", run, value, {})
+        training = RecordedTraining(f"member {run}", 2, "member", run, value, {})
         record_training(database, study, training)
-    record_training(database, study, PromotionTraining("fold", 2, "structure", 0, 9.0, {}))
+    record_training(database, study, RecordedTraining("fold", 2, "structure", 0, 9.0, {}))
     study.set_facts({"data": "da7a"})
     record_evaluation(database, study, promotion, 2, {}, "e1", again=False)
     record_test_error(database, study, promotion, 0.95)

@@ -11,7 +11,7 @@ import pytest
 from dashboards.formatting import format_noise
 from dashboards.ranking import leaderboard, pareto_front, validation_structures
 from dashboards.record import StudyRecord
-from storage.promotions import PromotionTraining
+from storage.trainings import RecordedTraining
 from storage.trials.views import TrialRow
 
 MakeTrial = Callable[..., TrialRow]
@@ -84,7 +84,7 @@ def test_the_members_of_an_ensemble_tell_the_spread_of_its_configuration(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     members = tuple(
-        PromotionTraining(f"key{run}", 0, "member", run, value, {}) for run, value in enumerate((1.01, 1.02))
+        RecordedTraining(f"key{run}", 0, "member", run, value, {}) for run, value in enumerate((1.01, 1.02))
     )
     row = make_record(make_trial(0, 1.1, hidden=(9,), tags={"row": "1"}), members=members[:1])
     record = make_record(make_trial(0, 1.0), make_trial(1, 1.4, hidden=(8,)), members=members, reference=row)

@@ -84,6 +84,9 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "anitune promote quickstart --*",
     ),
     "tests/search/test_promote.py::test_a_trial_is_reproduced_from_its_record": ("anitune reproduce *",),
+    "tests/search/test_learning_curve.py::test_the_values_are_those_of_the_trainings": (
+        "anitune learning-curve quickstart --*",
+    ),
     "tests/search/test_docs_using_the_model.py::test_what_the_page_says_works": (
         "anitune predict champion *",
         "anitune export champion *",
@@ -102,10 +105,19 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 }
 """What cannot be run here, as patterns, by the test that runs it. Nothing else is left out."""
 
-TRAINING = ("anitune study run", "anitune worker", "anitune train", "anitune promote")
+TRAINING = (
+    "anitune study run",
+    "anitune worker",
+    "anitune train",
+    "anitune promote",
+    "anitune learning-curve",
+)
 """What is run in a process of its own, as people do, and once only."""
 
-SMALLER = {"anitune promote": ("--top", "1", "--folds", "2", "--seeds", "1", "--ensemble", "2")}
+SMALLER = {
+    "anitune promote": ("--top", "1", "--folds", "2", "--seeds", "1", "--ensemble", "2"),
+    "anitune learning-curve": ("--top", "1", "--seeds", "2"),
+}
 """Options that are added to what would take minutes."""
 
 BEFORE: Mapping[str, tuple[str, ...]] = {

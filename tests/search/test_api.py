@@ -194,3 +194,11 @@ def test_its_settings_are_those_of_the_study_file(folder: Path) -> None:
     file.write_text("name: same\ndata: {files: [water.extxyz]}\nlimits: {hours: 2}\ntraining: {epochs: 7}\n")
     anitune.create(file)
     anitune.create("same", data={"files": ["water.extxyz"]}, hours=2, training={"epochs": 7})
+
+
+def test_the_learning_curve_of_a_study_shows_itself(study: anitune.Study) -> None:
+    curve = study.learning_curve(top=1, seeds=2)
+    assert [each["trial"] for each in curve.values["configurations"]] == [study.best.number]
+    assert "Twice the data: with" in repr(curve)
+    assert "<th>larger network</th>" in curve._repr_html_()
+    assert repr(curve.figure).startswith("Error against the size of the training set")

@@ -27,6 +27,7 @@ def anitune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         ["worker"],
         ["workers"],
         ["promote"],
+        ["learning-curve"],
         ["predict"],
         ["export"],
         ["launch"],

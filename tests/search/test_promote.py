@@ -28,6 +28,7 @@ from search.errors import SearchError
 from search.promote import ensemble as promotion_ensemble
 from search.promote import plan as promotion_plan
 from search.promote import promotion as promotion_steps
+from search.promote import study_trainings
 from search.promote import trainings as promotion_trainings
 from search.promote.ensemble import structures_of_test_set
 from search.promote.model import description
@@ -40,13 +41,14 @@ from search.work.worker import SilentWatcher, Worker
 from storage.database import Database, open_database
 from storage.errors import AlreadyEvaluatedError, TrackingUnavailableError
 from storage.evaluations import evaluations_on_test_set
-from storage.promotions import Promotion, failures, promotions, trainings
+from storage.promotions import Promotion, promotions
 from storage.records.tables import metrics
 from storage.records.tables import promotion_trainings as training_rows
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tokens import make_token
 from storage.tracking.registry import RegisteredModel
+from storage.trainings import failures, trainings
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import dump_config
 from trainer.errors import DataError, DeviceError, TrainingCutOff, TrainingFailed
@@ -401,7 +403,7 @@ def test_once_the_test_set_was_evaluated_nothing_else_is_registered(
         promote()
     member.write_bytes(content)
     with monkeypatch.context() as patched:
-        patched.setattr(promotion_steps, "train_all", refuse(AssertionError("nothing is trained")))
+        patched.setattr(study_trainings, "train_all", refuse(AssertionError("nothing is trained")))
         ended = promote()
     assert (ended.id, ended.choice, ended.test) == (tested.id, tested.choice, tested.test)
     assert len(evaluations_on_test_set(database, alone)) == 1
@@ -524,7 +526,7 @@ def test_trials_of_equal_settings_and_warm_starts_are_no_candidates(database: Da
     assert [each.val_mae for each in found] == sorted(each.val_mae for each in found)
     (first,) = find_candidates(trial_rows(database, open_study(database, "rows")), 100)
     assert first.trial == 0
-    with pytest.raises(SearchError, match="no trial is complete that could be promoted"):
+    with pytest.raises(SearchError, match="no trial is complete that could be trained again"):
         find_candidates([], 5)
 
 

@@ -16,19 +16,15 @@ from storage.evaluations import (
     record_test_error,
 )
 from storage.promotions import (
-    PromotionTraining,
     begin_promotion,
     end_promotion,
-    failures,
     promotions,
     record_choice,
-    record_failure,
     record_test,
-    record_training,
-    trainings,
     unfinished_promotion,
 )
 from storage.studies import Study
+from storage.trainings import RecordedTraining, failures, record_failure, record_training, trainings
 from storage.trials.queue import WorkerInfo
 
 MakeStudy = Callable[..., Study]
@@ -80,9 +76,9 @@ def test_a_promotion_goes_on_until_it_has_ended(
 
 def test_trainings_are_kept_once_and_by_study(database: Database, make_study: MakeStudy) -> None:
     study, other = make_study(), make_study("other")
-    training = PromotionTraining("k" * 64, 3, "structure", 0, 0.5, {"seconds": 2.0})
+    training = RecordedTraining("k" * 64, 3, "structure", 0, 0.5, {"seconds": 2.0})
     record_training(database, study, training)
-    record_training(database, study, PromotionTraining("k" * 64, 3, "structure", 0, 9.0, {}))
+    record_training(database, study, RecordedTraining("k" * 64, 3, "structure", 0, 9.0, {}))
     assert trainings(database, study) == {training.key: training}
     assert trainings(database, other) == {}
     record_failure(database, study, training.key, "the loss is nan")

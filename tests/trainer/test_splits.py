@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trainer.config import SplitConfig
 from trainer.data.dataset import Dataset, Molecule
-from trainer.data.splits import Split, split_dataset
+from trainer.data.splits import Split, share_training, split_dataset
 from trainer.errors import DataError
 
 FRACTIONS = [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.6, 0.4, 0.0), (0.34, 0.33, 0.33)]
@@ -159,3 +159,26 @@ def test_too_little_data_for_the_subsets(sizes: tuple[int, ...], config: SplitCo
 def test_three_structures_are_enough_for_three_subsets() -> None:
     split = split_dataset(dataset(3), SplitConfig())
     assert [len(p) for p in parts(split)] == [1, 1, 1]
+
+
+@given(sizes, ways, seeds, st.sampled_from([None, 3]))
+def test_shares_of_the_training_set_are_nested_and_keep_molecules_whole(
+    sizes: list[int], by: str, seed: int, folds: int | None
+) -> None:
+    data, config = dataset(*sizes), SplitConfig(by=by, seed=seed, folds=folds)
+    split = split_dataset(data, config)
+    trained = [split]
+    for share in (0.5, 0.25, 0.125):
+        trained.append(share_training(data, split, config, share))
+        train, validation, test = parts(trained[-1])
+        assert train < parts(trained[-2])[0]
+        assert (validation, test) == tuple(parts(split)[1:])
+        if by == "structure":
+            assert len(train) == round(share * len(split.train))
+        else:
+            kept = set(data.molecule_of(trained[-1].train).tolist())
+            assert train == {s for s in split.train.tolist() if data.molecule_of(np.array([s]))[0] in kept}
+            assert len(kept) == round(share * len(set(data.molecule_of(split.train).tolist())))
+    assert (share_training(data, split, config, 1.0).labels == split.labels).all()
+    with pytest.raises(DataError, match="to train on is none"):
+        share_training(data, split, config, 0.001)

@@ -20,6 +20,7 @@ from trainer.errors import DataError
 TRAINING: Final = 0
 VALIDATION: Final = 1
 TEST: Final = 2
+LEFT_OUT: Final = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Split:
 
     Attributes
     ----------
-    labels : (S,) uint8 array of TRAINING, VALIDATION or TEST
+    labels : (S,) uint8 array of TRAINING, VALIDATION, TEST or LEFT_OUT
     """
 
     labels: npt.NDArray[np.uint8]
@@ -93,6 +94,31 @@ def split_fold(dataset: Dataset, split: Split, config: FoldConfig) -> Split:
     labels = split.labels.copy()
     labels[rest] = TRAINING
     labels[rest[np.isin(owners, np.array_split(order, config.folds)[config.fold])]] = VALIDATION
+    return Split(labels)
+
+
+def share_training(dataset: Dataset, split: Split, config: SplitConfig, share: float) -> Split:
+    """Leave out all but a share of the training set; the other subsets do not change.
+
+    The structures, or whole molecules, are taken in the order in which the seed of the split arranges the
+    data, so that larger shares contain smaller ones. Shares refer to their number.
+
+    Raises
+    ------
+    DataError
+        if the share is less than half a structure or molecule.
+    """
+    units = np.arange(dataset.structures)
+    if config.by == "molecule":
+        units = _molecule_numbers(dataset)[dataset.molecule_of(units)]
+    owners = units[split.train]
+    order = _permutation(int(units.max()) + 1, config.seed)
+    order = order[np.isin(order, owners)]
+    count = round(share * len(order))
+    if not count:
+        raise DataError(f"{share:g} of the {len(order)} {config.by}s to train on is none")
+    labels = split.labels.copy()
+    labels[split.train[~np.isin(owners, order[:count])]] = LEFT_OUT
     return Split(labels)
 
 
