@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -29,6 +29,9 @@ Precision = Literal["auto", "float32", "float64", "tf32", "bfloat16"]
 EnergyUnit = Literal["hartree", "eV", "kcal/mol", "kJ/mol"]
 LengthUnit = Literal["angstrom", "bohr"]
 Unusable = Literal["without_energy", "periodic", "charged", "open_shell"]
+
+#: Value of ``data.self_energies``: those of the structures of one atom.
+ISOLATED_ATOMS: Final = "isolated_atoms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +240,11 @@ class DataConfig:
         bool, Field(description="include the high-energy structures of the ANI-1 layout")
     ] = False
     self_energies: Annotated[
-        dict[str, float] | None,
-        Field(description="energy of a single atom by element; null: fitted on the training set"),
+        dict[str, float] | Literal["isolated_atoms"] | None,
+        Field(
+            description="energy of a single atom by element; isolated_atoms: those of the structures of one "
+            "atom, which are then not trained on; null: fitted on the training set"
+        ),
         Unit("hartree"),
     ] = None
     duplicates: Annotated[

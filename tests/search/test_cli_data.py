@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from search.cli.data import data_app
-from search.cli.data import info as anitune_info
+from search.cli.data import describe as anitune_describe
 from search.cli.progress import progress_bar
 from trainer.data.fetch import ANI1_ARCHIVE
 from trainer.data.readers import read_dataset
@@ -128,7 +128,7 @@ def test_a_bar_shows_while_many_groups_are_read(
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    anitune_info(files=[str(file)])
+    anitune_describe(files=[str(file)])
     assert "reading data.h5" in capsys.readouterr().err
 
 

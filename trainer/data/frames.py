@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import DataConfig
+from trainer.config import ISOLATED_ATOMS, DataConfig
 from trainer.data.bonds import same_bonds
 from trainer.data.dataset import Molecule, formula_of
 from trainer.data.elements import SYMBOLS
@@ -62,13 +62,16 @@ def readings_of(
     """
     if not len(frames.atoms):
         raise DataError(f"{where}: it contains no structure")
+    open_shell = frames.open_shell
+    if data.self_energies == ISOLATED_ATOMS:
+        open_shell = open_shell & (frames.atoms > 1)  # most isolated atoms are, and no network learns them
     kept = usable(
         where,
         {
             "without_energy": np.isnan(frames.energies),
             "periodic": frames.periodic,
             "charged": frames.charged,
-            "open_shell": frames.open_shell,
+            "open_shell": open_shell,
         },
         data,
         f", name their key with data.energy (--energy){_others(frames)}",
