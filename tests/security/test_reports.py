@@ -263,7 +263,7 @@ def test_commands_that_are_pasted_run_nothing_of_theirs(tmp_path: Path, name: st
     assert not list(tmp_path.iterdir())
     said = name.encode(errors="surrogateescape")
     info, study, reproduce, _ = run.stdout.split(b"\0\0")
-    assert info.split(b"\0") == [b"data", b"info", said, b"second.h5"]
+    assert info.split(b"\0") == [b"data", b"describe", said, b"second.h5"]
     assert study.split(b"\0") == [b"study", b"run", said + b".yaml"]
     assert reproduce.split(b"\0") == [b"reproduce", said, b"0"]
 
@@ -276,7 +276,7 @@ def test_the_data_is_looked_at_as_it_was_read() -> None:
         "leave_out": ["charged"],
         "unusual": "keep",
     }
-    said = "anitune data info a.xyz --energy 'E ref' --unit kcal/mol --unusual keep --leave-out charged"
+    said = "anitune data describe a.xyz --energy 'E ref' --unit kcal/mol --unusual keep --leave-out charged"
     assert said in commands(shown)
 
 

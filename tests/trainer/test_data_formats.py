@@ -530,6 +530,25 @@ def test_lengths_in_another_unit_than_is_said(tmp_path: Path) -> None:
     assert "these look like angstrom; set data.length_unit: angstrom" in refused(path, length_unit="bohr")
 
 
+@pytest.mark.parametrize("kind", ["npz", "extended XYZ"])
+def test_totals_in_float32_are_said_with_what_that_costs(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rounded in (False, True):
+        of = data()
+        energies = of["a water"][2] * Hartree
+        if rounded:
+            energies = energies.astype(np.float32).astype(np.float64)
+        if kind == "npz":
+            path = tmp_path / f"{rounded}.npz"
+            np.savez(path, **sgdml(of, E=energies.astype(np.float32) if rounded else energies, e_unit="eV"))
+        else:
+            path = tmp_path / f"{rounded}.xyz"
+            ase.io.write(path, frames({"a water": (*of["a water"][:2], energies)}, unit=1.0))
+        read_dataset([path])
+        assert ("its energies are kept in steps of up to 0.0056 kcal/mol" in caplog.text) == rounded
+
+
 def test_files_in_no_known_format(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("nothing of interest")
