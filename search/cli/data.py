@@ -132,8 +132,8 @@ UnusualValues = Annotated[
 SelfEnergiesOf = Annotated[
     SelfEnergies | None,
     typer.Option(
-        help="isolated_atoms: use the energies of structures of one atom as self-energies, and do not train on "
-        "these structures. Default: self-energies are fitted, and all structures are trained on."
+        help="isolated_atoms: use the energies of structures of one atom as self-energies, and do not train "
+        "on these structures. Default: self-energies are fitted, and all structures are trained on."
     ),
 ]
 
