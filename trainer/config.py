@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
@@ -32,6 +32,12 @@ Unusable = Literal["without_energy", "periodic", "charged", "open_shell"]
 
 #: Value of ``data.self_energies``: those of the structures of one atom.
 ISOLATED_ATOMS: Final = "isolated_atoms"
+
+# The tags make a message name the key alone, and only the form that was meant.
+SelfEnergies = Annotated[
+    Annotated[dict[str, float], Tag("<by element>")] | Annotated[Literal["isolated_atoms"], Tag("<word>")],
+    Discriminator(lambda value: "<word>" if isinstance(value, str) else "<by element>"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +246,7 @@ class DataConfig:
         bool, Field(description="include the high-energy structures of the ANI-1 layout")
     ] = False
     self_energies: Annotated[
-        dict[str, float] | Literal["isolated_atoms"] | None,
+        SelfEnergies | None,
         Field(
             description="energy of a single atom by element; isolated_atoms: those of the structures of one "
             "atom, which are then not trained on; null: fitted on the training set"

@@ -275,9 +275,14 @@ def test_the_data_is_looked_at_as_it_was_read() -> None:
         "unit": "kcal/mol",
         "leave_out": ["charged"],
         "unusual": "keep",
+        "self_energies": "isolated_atoms",
     }
-    said = "anitune data describe a.xyz --energy 'E ref' --unit kcal/mol --unusual keep --leave-out charged"
-    assert said in commands(shown)
+    assert (
+        "anitune data describe a.xyz --energy 'E ref' --unit kcal/mol --unusual keep"
+        " --self-energies isolated_atoms --leave-out charged"
+    ) in commands(shown)
+    shown.config["data"]["self_energies"] = {"H": -0.5}
+    assert "--self-energies" not in commands(shown)
 
 
 @pytest.mark.parametrize("name", ["a", "é", "\u202e", "'\\\n", "\x15", "\udcff", "\U000e0041", "\x80"])

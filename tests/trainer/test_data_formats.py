@@ -459,7 +459,7 @@ def test_what_cannot_be_used_is_left_out_when_asked_for(comment: str, kind: str,
 
 def test_no_frame_has_an_energy_and_its_keys_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
-    path.write_text(XYZ.replace("energy", "config=a dft_energy"))
+    path.write_text(XYZ.replace("energy", 'Properties=species:S:1:pos:R:3 pbc="F F F" config=a dft_energy'))
     assert "name their key with data.energy (--energy) (they have config, dft_energy)" in refused(path)
     assert read_dataset([path], energy="dft_energy").structures == 1
 

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from search.cli.main import app
 from search.study import load_study
-from trainer.config import DataConfig, FeatureConfig, SplitConfig
+from trainer.config import DataConfig, FeatureConfig, RunConfig, SplitConfig, load_config
 from trainer.data.readers import read_dataset
 from trainer.data.summary import summarize
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.progress import no_progress
 from trainer.task import TaskData, prepare_data
 
@@ -129,6 +129,19 @@ def test_atoms_in_a_file_of_their_own_in_another_format(tmp_path: Path) -> None:
     write(tmp_path / "a.extxyz", atom("O"))
     files = [tmp_path / "a.extxyz", tmp_path / "atoms.h5"]
     assert read_dataset(files, self_energies=ASKED_FOR).isolated_energies == pytest.approx(ENERGIES, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("isolated", "data.self_energies: input should be 'isolated_atoms' (got 'isolated')"),
+        ({"H": "low"}, "data.self_energies.H: input should be a number (got 'low')"),
+    ],
+)
+def test_a_value_that_cannot_be(value: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(RunConfig, {"data": {"self_energies": value}}, "run.yaml")
+    assert str(caught.value) == f"run.yaml: {said}"
 
 
 def anitune(*words: object) -> str:
