@@ -109,20 +109,20 @@ def unknown_element(path: Path) -> None:
 WRONG: dict[Callable[[Path], None], tuple[str, list[str]]] = {
     in_hartree: ("these look like hartree; set data.unit: hartree (--unit hartree)", ["--unit", "hartree"]),
     in_bohr: ("these look like bohr; set data.length_unit: bohr", ["--length-unit", "bohr"]),
-    relative_to_the_lowest: ("if they count from another zero", ["--unusual", "keep"]),
+    relative_to_the_lowest: ("if they have another zero", ["--unusual", "keep"]),
     mixed_charges: (
         "30 of 480 structures are charged (the first is number 10, from 0)",
         ["--leave-out", "charged"],
     ),
     periodic: ("480 of 480 structures are periodic (the first is number 0, from 0)", []),
-    doubles: ("1 of 481 structures is there a second time", ["--duplicates", "drop"]),
+    doubles: ("1 of 481 structures is a duplicate", ["--duplicates", "drop"]),
     without_energy: (
         "1 of 480 structures is without an energy (the first is number 3, from 0)",
         ["--leave-out", "without_energy"],
     ),
     truncated_gzip: ("not a readable file; copy or download it again", []),
     two_layouts: ("group /water: two layouts fit, ANI-1 (species, coordinates, energies) and torchani", []),
-    unknown_element: ("line 3: 'Xx' is no element; use symbols such as H, C, N, O", []),
+    unknown_element: ("line 3: 'Xx' is not an element; use symbols such as H, C, N, O", []),
 }
 
 

@@ -546,7 +546,7 @@ def test_totals_in_float32_are_said_with_what_that_costs(
             path = tmp_path / f"{rounded}.xyz"
             ase.io.write(path, frames({"a water": (*of["a water"][:2], energies)}, unit=1.0))
         read_dataset([path])
-        assert ("its energies are kept in steps of up to 0.0056 kcal/mol" in caplog.text) == rounded
+        assert ("its energies are stored in steps of up to 0.0056 kcal/mol" in caplog.text) == rounded
 
 
 def test_files_in_no_known_format(tmp_path: Path) -> None:
