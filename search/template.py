@@ -11,7 +11,7 @@ from search.documents import write_document
 from trainer.config import AEVConfig, DataConfig, SplitConfig, dump_config
 from trainer.data.dataset import Dataset
 from trainer.data.splits import split_dataset
-from trainer.data.summary import summarize
+from trainer.data.summary import DatasetSummary, summarize
 from trainer.features.aev import aev_length
 
 #: Number of molecules from which a validation set of whole molecules is large enough for comparisons.
@@ -70,6 +70,7 @@ def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
         f" {summary.atoms_per_structure:.1f} atoms each.",
         "# Written by `anitune study init`; docs/study-file.md describes every setting.",
         *_written({"name": name, "data": _not_default(data)}),
+        *_isolated_atoms(summary),
         *[f"# In all molecules {each}: no other composition can be predicted." for each in summary.balances],
         "",
         *features,
@@ -126,6 +127,17 @@ def _features(dataset: Dataset) -> tuple[AEVConfig, list[str]]:
         f" {aev_length(aev):,} numbers per atom, instead of {aev_length(usual)}.",
         *_written({"features": {"aev": {"elements": list(aev.elements)}}}),
         "",
+    ]
+
+
+def _isolated_atoms(summary: DatasetSummary) -> list[str]:
+    if summary.self_energies_hartree:
+        return ["# The energies of the isolated atoms are the self-energies; they are not trained on."]
+    if not summary.isolated_atoms:
+        return []
+    return [
+        f"# Isolated atoms ({' '.join(summary.isolated_atoms)}) are trained on like other structures. With",
+        "# `self_energies: isolated_atoms` under data, their energies are the self-energies instead.",
     ]
 
 

@@ -36,7 +36,7 @@ print(study.best.model.predict(molecule("H2O"), unit="eV"))
 """Program that uses the wheel as a notebook would."""
 
 COMMANDS = (
-    ("data", "info", "sample"),
+    ("data", "describe", "sample"),
     ("study", "init", "sample", "--out", "begin.yaml"),
     ("study", "show", "tried"),
     ("report", "tried"),

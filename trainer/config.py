@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
@@ -30,6 +30,15 @@ Precision = Literal["auto", "float32", "float64", "tf32", "bfloat16"]
 EnergyUnit = Literal["hartree", "eV", "kcal/mol", "kJ/mol"]
 LengthUnit = Literal["angstrom", "bohr"]
 Unusable = Literal["without_energy", "periodic", "charged", "open_shell"]
+
+#: Value of ``data.self_energies``: those of the structures of one atom.
+ISOLATED_ATOMS: Final = "isolated_atoms"
+
+# The tags make a message name the key alone, and only the form that was meant.
+SelfEnergies = Annotated[
+    Annotated[dict[str, float], Tag("<by element>")] | Annotated[Literal["isolated_atoms"], Tag("<word>")],
+    Discriminator(lambda value: "<word>" if isinstance(value, str) else "<by element>"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +247,11 @@ class DataConfig:
         bool, Field(description="include the high-energy structures of the ANI-1 layout")
     ] = False
     self_energies: Annotated[
-        dict[str, float] | None,
-        Field(description="energy of a single atom by element; null: fitted on the training set"),
+        SelfEnergies | None,
+        Field(
+            description="energy of a single atom by element; isolated_atoms: those of the structures of one "
+            "atom, which are then not trained on; null: fitted on the training set"
+        ),
         Unit("hartree"),
     ] = None
     duplicates: Annotated[

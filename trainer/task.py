@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import AEVConfig, DataConfig, FeatureConfig, FoldConfig, SplitConfig, dump_config
+from trainer.config import (
+    ISOLATED_ATOMS,
+    AEVConfig,
+    DataConfig,
+    FeatureConfig,
+    FoldConfig,
+    SplitConfig,
+    dump_config,
+)
 from trainer.data.dataset import Dataset
 from trainer.data.readers import read_data
 from trainer.data.self_energies import fit_self_energies, subtract
@@ -139,7 +147,8 @@ def prepare_data(
             f"{files}: the {empty} set of the {dataset.structures} structures is empty: "
             "change split.fractions"
         )
-    self_energies = data.self_energies or fit_self_energies(dataset, labels, features.aev.elements)
+    given = dataset.isolated_energies if data.self_energies == ISOLATED_ATOMS else data.self_energies
+    self_energies = given or fit_self_energies(dataset, labels, features.aev.elements)
     trained = [dataset.molecules[m] for m in np.unique(dataset.molecule_of(labels.train))]
     # Also if energies of single atoms are given: networks divide the rest among the atoms just as freely.
     known = balances((m.composition for m in trained), Dataset(tuple(trained)).elements)
@@ -162,7 +171,7 @@ def prepare_data(
             "data": dataset.fingerprint,
             "split": labels.fingerprint,
             # Fitted energies follow from data and split; their last bits depend on the machine.
-            "self_energies": digest_of(data.self_energies) if data.self_energies else "fitted",
+            "self_energies": digest_of(given) if given else "fitted",
             "features": digest_of(dump_config(features.aev)),
         },
         balances=known,

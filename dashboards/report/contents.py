@@ -16,6 +16,7 @@ from dashboards.report.data import StudyData
 from dashboards.report.machines import format_versions, machines_table
 from dashboards.report.reproduce import commands, study_file
 from dashboards.winner import format_promoted, smoothness_warning
+from trainer.config import ISOLATED_ATOMS
 
 PLACES: Final = 40
 """Maximum number of places of a leaderboard in a report; the table of all trials is a file of its own."""
@@ -212,9 +213,12 @@ def _data(record: StudyRecord, data: StudyData) -> Section:
     facts = dict(record.facts)
     if self_energies := facts.pop("self_energies", None):
         fitted = self_energies == "fitted"
-        text.append(
-            f"Self-energies are {'fitted on the training set' if fitted else 'those of the study file'}."
+        given = (
+            "those of the isolated atoms in the data files, which are not trained on"
+            if record.config["data"].get("self_energies") == ISOLATED_ATOMS
+            else "those of the study file"
         )
+        text.append(f"Self-energies are {'fitted on the training set' if fitted else given}.")
     text += [f"{kind} fingerprint: {value}" for kind, value in sorted(facts.items())]
     table = None
     if data.summary is not None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from dashboards.printable import printable
 from dashboards.record import StudyRecord
 from search.documents import write_document
+from trainer.config import ISOLATED_ATOMS
 
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{7,64}")
 
@@ -42,7 +43,7 @@ def commands(record: StudyRecord) -> str:
     if commit := _hexadecimal(versions.get("commit", "").removesuffix("-dirty")):
         lines.append(f"git checkout {commit}")
     lines += [
-        f"anitune data info {' '.join([files, *_options(record)])}  # fingerprint {fingerprint}",
+        f"anitune data describe {' '.join([files, *_options(record)])}  # fingerprint {fingerprint}",
         f"anitune study run {shell_word(f'{record.name}.yaml')}",
     ]
     if record.complete:
@@ -57,6 +58,8 @@ def _options(record: StudyRecord) -> list[str]:
     for name in ("energy", "unit", "length_unit", "molecule", "duplicates", "unusual"):
         if data.get(name) not in (None, "refuse"):
             found += [f"--{name.replace('_', '-')}", shell_word(str(data[name]))]
+    if data.get("self_energies") == ISOLATED_ATOMS:
+        found += ["--self-energies", ISOLATED_ATOMS]
     for kind in data.get("leave_out") or ():
         found += ["--leave-out", shell_word(str(kind))]
     return found + [

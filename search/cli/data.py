@@ -60,6 +60,12 @@ class Unusual(StrEnum):
     KEEP = "keep"
 
 
+class SelfEnergies(StrEnum):
+    """Where self-energies can come from, other than a fit."""
+
+    ISOLATED_ATOMS = "isolated_atoms"
+
+
 class EnergyUnit(StrEnum):
     """Units of energies in files."""
 
@@ -123,6 +129,14 @@ UnusualValues = Annotated[
     ),
 ]
 
+SelfEnergiesOf = Annotated[
+    SelfEnergies | None,
+    typer.Option(
+        help="isolated_atoms: use the energies of structures of one atom as self-energies, and do not train "
+        "on these structures. Default: self-energies are fitted, and all structures are trained on."
+    ),
+]
+
 
 class Archive(StrEnum):
     """Data sets that can be downloaded."""
@@ -133,6 +147,7 @@ class Archive(StrEnum):
 def _data_config(
     files: Files,
     high_energy: HighEnergy = False,
+    self_energies: SelfEnergiesOf = None,
     duplicates: SecondTimes = Duplicates.REFUSE,
     links_outside: LinksOutside = False,
     energy: Energy = None,
@@ -148,6 +163,7 @@ def _data_config(
 
     values: dict[str, Any] = {
         "high_energy": high_energy,
+        "self_energies": None if self_energies is None else self_energies.value,
         "duplicates": duplicates.value,
         "links_outside": links_outside,
         "energy": energy,
@@ -188,9 +204,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
-@data_app.command()
+@data_app.command("info", hidden=True)
+@data_app.command("describe")
 @reads_data
-def info(data: DataConfig, as_json: Json = False) -> None:
+def describe(data: DataConfig, as_json: Json = False) -> None:
     """Count molecules, structures and atoms, and show the range of the energies."""
     from trainer.data.summary import summarize
 
@@ -210,7 +227,7 @@ def info(data: DataConfig, as_json: Json = False) -> None:
         f"elements {escape(' '.join(summary.elements))}"
     )
     console.print(_by_heavy_atoms(summary))
-    for line in _outlier_lines(summary):
+    for line in (*_outlier_lines(summary), *_isolated_atom_lines(summary)):
         echo(line)
     if summary.balances:
         console.print(
@@ -236,6 +253,19 @@ def _outlier_lines(summary: DatasetSummary) -> list[str]:
         ),
     ]
     return lines if len(found) <= OUTLIERS else [*lines, f"  {len(found) - OUTLIERS:,} more: see --json"]
+
+
+def _isolated_atom_lines(summary: DatasetSummary) -> list[str]:
+    if energies := summary.self_energies_hartree:
+        listed = ", ".join(f"{element} {energy:.6f}" for element, energy in energies.items())
+        return [f"Self-energies are those of the isolated atoms, which are not trained on: {listed} hartree"]
+    if not (found := summary.isolated_atoms):
+        return []
+    listed = ", ".join(f"{element} {count}" for element, count in found.items())
+    return [
+        f"Isolated atoms are trained on like other structures ({listed}); --self-energies isolated_atoms "
+        "uses their energies as self-energies instead"
+    ]
 
 
 def read_files(data: DataConfig) -> Dataset:

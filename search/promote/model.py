@@ -60,7 +60,13 @@ def metrics(test: Mapping[str, Any]) -> dict[str, float]:
     return {f"test/{name}": float(value) for name, value in test.items() if isinstance(value, int | float)}
 
 
-def description(study: Study, promotion: Promotion, chosen: Candidate, evaluations: int) -> str:
+def description(
+    study: Study,
+    promotion: Promotion,
+    chosen: Candidate,
+    evaluations: int,
+    isolated_atoms: Mapping[str, float],
+) -> str:
     """Write the description of a model version in the registry, in Markdown."""
     test = promotion.test or {}
     kinks = kink_warning([chosen.config.activation])
@@ -73,7 +79,16 @@ def description(study: Study, promotion: Promotion, chosen: Candidate, evaluatio
         f" {chosen.trial} of study `{study.name}`: {promotion.reason}.\n\n"
         f"Test MAE {test['mae_kcalmol']:.3f} kcal/mol ({test['structures']:,} structures; the test set was"
         f" {looks}), of a member on average {test['mean_member_mae_kcalmol']:.3f}.\n\n"
+        + _isolated_atoms(isolated_atoms)
         + (f"**Molecular dynamics:** this model has {kinks}.\n\n" if kinks else "")
         + "Give a table with the columns symbols and coordinates (Å), or file; it gives energy_hartree and"
         " spread_hartree, the standard deviation of the members."
     )
+
+
+def _isolated_atoms(energies: Mapping[str, float]) -> str:
+    """Describe self-energies that are those of isolated atoms; empty if they are others."""
+    if not energies:
+        return ""
+    listed = ", ".join(f"{element} {energy:.6f}" for element, energy in energies.items())
+    return f"Self-energies are those of isolated atoms in the data: {listed} hartree.\n\n"

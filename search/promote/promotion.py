@@ -272,7 +272,9 @@ class Promoter:
             model_files(folder, self._task),
             tags=lineage(self._study, promotion, self._task),
             metrics=metrics(promotion.test),
-            description=description(self._study, promotion, chosen, looks),
+            description=description(
+                self._study, promotion, chosen, looks, self._task.dataset.isolated_energies
+            ),
         )
 
     @property

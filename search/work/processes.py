@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Self
 
-from search.work.forkserver import forkserver_context
+from search.work.forkserver import forkserver_context, main_hidden
 from storage.settings import attempt_log
 from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import TrainerError, TrainingCutOff
@@ -144,7 +144,8 @@ class TrainingProcess:
         context = forkserver_context()
         connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, dict(self._task), self._cache))
-        process.start()
+        with main_hidden():
+            process.start()
         theirs.close()
         self._running = process, connection
         return self._running

@@ -182,6 +182,28 @@ def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecor
     assert text.count('data-sort="num">time<') == 3
 
 
+@pytest.mark.parametrize(
+    ("given", "fact", "said"),
+    [
+        (None, "fitted", "fitted on the training part."),
+        ({"H": -0.5}, "beef", "those of the study file."),
+        (
+            "isolated_atoms",
+            "beef",
+            "those of the isolated atoms in the data files",
+        ),
+    ],
+)
+def test_it_says_where_self_energies_come_from(
+    given: object, fact: str, said: str, make_record: MakeRecord
+) -> None:
+    record = make_record()
+    record.config["data"] = {**record.config["data"], "self_energies": given}
+    record = replace(record, facts={**record.facts, "self_energies": fact})
+    text = report_html(make_report([Source(record, {}, StudyData(None, None))], "now"))
+    assert f"Self-energies are {said}" in text
+
+
 def test_promotions_and_every_evaluation_on_the_test_set_are_shown(database: Database, study: Study) -> None:
     text, page = read(write_report(database, ["widths"]))
     assert "Evaluations on the test set" not in page.headings

@@ -153,6 +153,19 @@ def test_wrong_settings_are_said_in_a_line(
         anitune.create(name, **settings)
 
 
+def test_a_program_does_not_run_again_in_each_process_of_a_training(folder: Path) -> None:
+    """Although it is not guarded by the name of its module."""
+    arguments = f"'program', data='water.extxyz', trials=2, pack=2, **{SETTINGS!r}"
+    (folder / "program.py").write_text(
+        f"import anitune\nprint('it begins')\nprint(anitune.run({arguments}))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=500
+    )
+    assert "study program: 2 complete" in ended.stdout, ended.stderr
+    assert (ended.stdout + ended.stderr).count("it begins") == 1
+
+
 def test_a_study_that_is_not_there(folder: Path) -> None:
     for call in (anitune.open, anitune.run):
         with pytest.raises(StudyNotFoundError, match="'nosuch'"):

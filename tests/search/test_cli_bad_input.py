@@ -79,11 +79,11 @@ FAULTS: dict[Callable[[Path], None], tuple[str, set[str]]] = {
     unknown_element: (f"data.h5, group /{METHANOL}: 'species' names an unknown element 'X'; use", set()),
     not_a_number: (f"data.h5, group /{METHANOL}: 'energies' is NaN or infinite in 1 of 40", set()),
     infinite: (f"data.h5, group /{METHANOL}: 'coordinates' is NaN or infinite in 1 of 40", set()),
-    without_features: ("holds F, but the features are for H, C, N, O only: leave", {"info"}),
-    one_structure: ("data.h5: one structure only", {"info", "features"}),
+    without_features: ("holds F, but the features are for H, C, N, O only: leave", {"describe"}),
+    one_structure: ("data.h5: one structure only", {"describe", "features"}),
 }
 COMMANDS = {
-    "info": ["data", "info", "data.h5"],
+    "describe": ["data", "describe", "data.h5"],
     "features": ["data", "features", "data.h5"],
     "train": ["train", "run.yaml"],
     "create": ["study", "create", "study.yaml"],

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from search.cli.data import data_app
-from search.cli.data import info as anitune_info
+from search.cli.data import describe as anitune_describe
 from search.cli.progress import progress_bar
 from trainer.data.fetch import ANI1_ARCHIVE
 from trainer.data.readers import read_dataset
@@ -51,7 +51,7 @@ def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
 
 
 def test_info_as_json(file: Path) -> None:
-    summary = json.loads(anitune_data("info", file, "--json").stdout)
+    summary = json.loads(anitune_data("describe", file, "--json").stdout)
     assert summary["molecules"] == 2
     assert summary["structures"] == 7
     assert summary["atoms"] == 4 * 3 + 3 * 4
@@ -65,14 +65,19 @@ def test_info_as_json(file: Path) -> None:
     assert (two["heavy_atoms"], two["atoms_min"], two["atoms_max"]) == (2, 4, 4)
 
 
+def test_its_old_name_still_works(file: Path) -> None:
+    assert anitune_data("info", file).stdout == anitune_data("describe", file).stdout
+    assert " info " not in anitune_data("--help").stdout
+
+
 def test_info_with_high_energies(file: Path) -> None:
-    summary = json.loads(anitune_data("info", file, "--json", "--high-energy").stdout)
+    summary = json.loads(anitune_data("describe", file, "--json", "--high-energy").stdout)
     assert summary["structures"] == 9
     assert summary["energy_max_hartree"] == -75.0
 
 
 def test_info_for_people(file: Path) -> None:
-    lines = anitune_data("info", file).stdout.splitlines()
+    lines = anitune_data("describe", file).stdout.splitlines()
     assert lines[0] == "2 molecules, 7 structures, 24 atoms (3.4 a structure), elements H O"
     rows = [" ".join(line.split()) for line in lines[1:] if line.strip()[:1].isdigit()]
     assert rows == ["1 1 4 3 to 3 -76.5000 -76.0000 313.8", "2 1 3 4 to 4 -151.5000 -151.0000 313.8"]
@@ -87,12 +92,12 @@ def test_info_tells_which_elements_cannot_be_told_apart(tmp_path: Path) -> None:
         file["m/coordinates"] = random.normal(size=(4, 3, 3))
         file["m/energies"] = -76.0 + random.normal(scale=0.1, size=4)
     assert "In all molecules H = 2 O: the energies of these elements cannot be separated" in " ".join(
-        anitune_data("info", path).stdout.split()
+        anitune_data("describe", path).stdout.split()
     )
-    assert json.loads(anitune_data("info", path, "--json").stdout)["balances"] == ["H = 2 O"]
+    assert json.loads(anitune_data("describe", path, "--json").stdout)["balances"] == ["H = 2 O"]
 
 
-@pytest.mark.parametrize("command", ["info", "features"])
+@pytest.mark.parametrize("command", ["describe", "features"])
 def test_structures_that_are_there_twice(
     command: str,
     file: Path,
@@ -119,8 +124,8 @@ def test_links_that_lead_outside_are_followed_when_asked_for(file: Path, tmp_pat
     with h5py.File(path, "w") as opened:
         opened["all"] = h5py.ExternalLink(f"../{file.name}", "/")
     with pytest.raises(DataError, match="--links-outside"):
-        anitune_data("info", path)
-    assert anitune_data("info", path, "--links-outside").stdout.startswith("2 molecules, 7 structures")
+        anitune_data("describe", path)
+    assert anitune_data("describe", path, "--links-outside").stdout.startswith("2 molecules, 7 structures")
 
 
 def test_a_bar_shows_while_many_groups_are_read(
@@ -128,13 +133,13 @@ def test_a_bar_shows_while_many_groups_are_read(
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    anitune_info(files=[str(file)])
+    anitune_describe(files=[str(file)])
     assert "reading data.h5" in capsys.readouterr().err
 
 
 def test_info_of_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        anitune_data("info", tmp_path / "none.h5")
+        anitune_data("describe", tmp_path / "none.h5")
 
 
 @pytest.mark.parametrize("structures", ["2:100", "two=100", "2"])
@@ -257,6 +262,6 @@ def test_convert_of_frames_keeps_their_order(tmp_path: Path) -> None:
     for one, other in zip(again.molecules, read.molecules, strict=True):
         np.testing.assert_array_equal(one.coordinates, other.coordinates)
         np.testing.assert_array_equal(one.energies, other.energies)
-    info = anitune_data("info", frames, *options, "--leave-out", "charged", "--leave-out", "periodic")
+    info = anitune_data("describe", frames, *options, "--leave-out", "charged", "--leave-out", "periodic")
     assert info.stdout.startswith("3 molecules, 8 structures")
-    assert anitune_data("info", frames, "--energy", "kcal", "--unit", "cal").exit_code == 2
+    assert anitune_data("describe", frames, "--energy", "kcal", "--unit", "cal").exit_code == 2

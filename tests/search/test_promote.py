@@ -512,7 +512,7 @@ def test_a_kinked_winner_is_flagged_for_molecular_dynamics(alone: Study, promote
     chosen = find_candidates(trial_rows(alone.database, alone), 1)[0]
     for activation, flagged in (("relu", True), ("celu", False)):
         candidate = replace(chosen, config=replace(chosen.config, activation=activation))
-        assert ("does not conserve energy" in description(alone, promotion, candidate, 1)) == flagged
+        assert ("does not conserve energy" in description(alone, promotion, candidate, 1, {})) == flagged
         lines = _result_lines(promotion, [], "sqlite:///mlflow.db", activation)
         assert ("does not conserve energy" in lines[-1]) == flagged
 

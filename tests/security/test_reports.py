@@ -263,7 +263,7 @@ def test_commands_that_are_pasted_run_nothing_of_theirs(tmp_path: Path, name: st
     assert not list(tmp_path.iterdir())
     said = name.encode(errors="surrogateescape")
     info, study, reproduce, _ = run.stdout.split(b"\0\0")
-    assert info.split(b"\0") == [b"data", b"info", said, b"second.h5"]
+    assert info.split(b"\0") == [b"data", b"describe", said, b"second.h5"]
     assert study.split(b"\0") == [b"study", b"run", said + b".yaml"]
     assert reproduce.split(b"\0") == [b"reproduce", said, b"0"]
 
@@ -275,9 +275,14 @@ def test_the_data_is_looked_at_as_it_was_read() -> None:
         "unit": "kcal/mol",
         "leave_out": ["charged"],
         "unusual": "keep",
+        "self_energies": "isolated_atoms",
     }
-    said = "anitune data info a.xyz --energy 'E ref' --unit kcal/mol --unusual keep --leave-out charged"
-    assert said in commands(shown)
+    assert (
+        "anitune data describe a.xyz --energy 'E ref' --unit kcal/mol --unusual keep"
+        " --self-energies isolated_atoms --leave-out charged"
+    ) in commands(shown)
+    shown.config["data"]["self_energies"] = {"H": -0.5}
+    assert "--self-energies" not in commands(shown)
 
 
 @pytest.mark.parametrize("name", ["a", "é", "\u202e", "'\\\n", "\x15", "\udcff", "\U000e0041", "\x80"])

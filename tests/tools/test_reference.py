@@ -37,7 +37,7 @@ def test_every_setting_has_its_row() -> None:
         ("hidden", ["list of whole numbers from 1 to 4096, 1 to 8 of them", "`[128]`", "neurons"]),
         ("dropout", ["number from 0, below 1", "`0`", ""]),
         ("patience", ["whole number from 1 on, or `null`", "`null`", "epochs"]),
-        ("self_energies", ["mapping of text to number, or `null`", "`null`", "hartree"]),
+        ("self_energies", ["mapping of text to number, or `isolated_atoms`, or `null`", "`null`", "hartree"]),
         ("name", ["text of 100 characters at most", "required", ""]),
         ("layers", ["`{low: 1, high: 4, step: 1}`", ""]),
     ],

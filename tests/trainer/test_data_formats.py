@@ -459,7 +459,7 @@ def test_what_cannot_be_used_is_left_out_when_asked_for(comment: str, kind: str,
 
 def test_no_frame_has_an_energy_and_its_keys_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
-    path.write_text(XYZ.replace("energy", "config=a dft_energy"))
+    path.write_text(XYZ.replace("energy", 'Properties=species:S:1:pos:R:3 pbc="F F F" config=a dft_energy'))
     assert "name their key with data.energy (--energy) (they have config, dft_energy)" in refused(path)
     assert read_dataset([path], energy="dft_energy").structures == 1
 
@@ -528,6 +528,25 @@ def test_lengths_in_another_unit_than_is_said(tmp_path: Path) -> None:
     assert "these look like bohr; set data.length_unit: bohr" in refused(path, unit="hartree")
     path, _ = written("extended XYZ", tmp_path / "y")
     assert "these look like angstrom; set data.length_unit: angstrom" in refused(path, length_unit="bohr")
+
+
+@pytest.mark.parametrize("kind", ["npz", "extended XYZ"])
+def test_totals_in_float32_are_said_with_what_that_costs(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rounded in (False, True):
+        of = data()
+        energies = of["a water"][2] * Hartree
+        if rounded:
+            energies = energies.astype(np.float32).astype(np.float64)
+        if kind == "npz":
+            path = tmp_path / f"{rounded}.npz"
+            np.savez(path, **sgdml(of, E=energies.astype(np.float32) if rounded else energies, e_unit="eV"))
+        else:
+            path = tmp_path / f"{rounded}.xyz"
+            ase.io.write(path, frames({"a water": (*of["a water"][:2], energies)}, unit=1.0))
+        read_dataset([path])
+        assert ("its energies are stored in steps of up to 0.0056 kcal/mol" in caplog.text) == rounded
 
 
 def test_files_in_no_known_format(tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ def test_they_are_used_and_listed(file: Path) -> None:
     assert read.structures == 60
     found = summarize(read).outliers
     assert [(each.structure, each.energy_hartree) for each in found] == [(3, -75.2), (17, -77.0)]
-    said = CliRunner().invoke(app, ["data", "info", str(file)]).stdout
+    said = CliRunner().invoke(app, ["data", "describe", str(file)]).stdout
     assert "2 energies are far from the others of their molecule (see --drop-outliers)" in said
     assert "water, structure 17 (from 0): -77.000000 hartree" in said
-    left = CliRunner().invoke(app, ["data", "info", str(file), "--drop-outliers"])
+    left = CliRunner().invoke(app, ["data", "describe", str(file), "--drop-outliers"])
     assert "58 structures" in left.stdout
     assert "are far from" not in left.stdout
 

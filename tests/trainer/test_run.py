@@ -164,3 +164,17 @@ def test_without_a_validation_set_nothing_can_be_chosen(data_file: Path, tmp_pat
     data, split = DataConfig(files=(str(data_file),)), SplitConfig(fractions=(0.9, 0.0, 0.1))
     with pytest.raises(DataError, match=r"validation set .* is empty: change split\.fractions"):
         prepare_task(data, split, FeatureConfig(), tmp_path, no_progress)
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "ani_gdb_s01.h5"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"the first file of the ANI-1 release is not at {REAL}")
+def test_the_first_file_of_the_release_is_trained_on(tmp_path: Path) -> None:
+    data, split = DataConfig((str(REAL),)), SplitConfig(fractions=(0.2, 0.05, 0.75))
+    task = prepare_task(data, split, FeatureConfig(), tmp_path / "features", no_progress)
+    assert task.dataset.structures == 10_800
+    config = TrainConfig(hidden=(32,), batch_size=32, epochs=6, learning_rate=3e-3, device="cpu")
+    result = run_training(task, config, tmp_path, SilentReporter())
+    untrained = np.abs(task.energies[task.split.validation]).mean() * 627.5094738898777
+    assert result.best_val_mae < 0.5 * untrained

@@ -24,6 +24,8 @@ _RESERVED: Final = {"", ".", "..", *ANI1.keys}
 def write_ani1(path: Path, dataset: Dataset, progress: Progress) -> None:
     """Write a group for each molecule, in their order, so that a split divides the file like the data set.
 
+    Isolated atoms that are self-energies come last.
+
     Groups have the names of the molecules if HDF5, which sorts names, keeps that order; else numbers.
 
     Raises
@@ -32,9 +34,10 @@ def write_ani1(path: Path, dataset: Dataset, progress: Progress) -> None:
         if there is a file at ``path``, or it cannot be written.
     """
     refuse_existing(path)
-    names = _names([molecule.name for molecule in dataset.molecules])
+    molecules = (*dataset.molecules, *dataset.isolated_atoms)
+    names = _names([molecule.name for molecule in molecules])
     with replacing(path) as partial, h5py.File(partial, "w") as file:
-        for number, (name, molecule) in enumerate(zip(names, dataset.molecules, strict=True), start=1):
+        for number, (name, molecule) in enumerate(zip(names, molecules, strict=True), start=1):
             group = file.create_group(name)
             group["species"] = np.array([SYMBOLS[n - 1] for n in molecule.atomic_numbers], "S2")
             group["coordinates"], group["energies"] = molecule.coordinates, molecule.energies

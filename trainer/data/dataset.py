@@ -86,10 +86,13 @@ class Dataset:
     Attributes
     ----------
     told_apart_by : how molecules without SMILES are distinguished: by bonds, or by the names of their groups
+    isolated_atoms : structures of one atom whose energies are the self-energies; ``molecules`` does not
+        include them
     """
 
     molecules: tuple[Molecule, ...]
     told_apart_by: Literal["bonds", "names"] = "bonds"
+    isolated_atoms: tuple[Molecule, ...] = ()
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
@@ -106,6 +109,11 @@ class Dataset:
         """Symbols that occur, in the order of the atomic numbers."""
         numbers = {int(n) for m in self.molecules for n in np.unique(m.atomic_numbers)}
         return tuple(SYMBOLS[n - 1] for n in sorted(numbers))
+
+    @property
+    def isolated_energies(self) -> dict[str, float]:
+        """Energies of the isolated atoms by element, hartree; empty if they are no self-energies."""
+        return {SYMBOLS[int(m.atomic_numbers[0]) - 1]: float(m.energies[0]) for m in self.isolated_atoms}
 
     def molecule_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the index in ``molecules`` of each structure with these global indices, (n,)."""

@@ -7,17 +7,21 @@ HDF5 file. Molecules are in the order of their first structures.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import DataConfig
+from trainer.config import ISOLATED_ATOMS, DataConfig
 from trainer.data.bonds import same_bonds
 from trainer.data.dataset import Molecule, formula_of
 from trainer.data.elements import SYMBOLS
 from trainer.data.layout import Reading, Units
 from trainer.data.unusable import usable
 from trainer.errors import DataError
+
+#: Fewer different energies may be numbers of float32 by chance.
+FEWEST: Final = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +66,16 @@ def readings_of(
     """
     if not len(frames.atoms):
         raise DataError(f"{where}: it contains no structure")
+    open_shell = frames.open_shell
+    if data.self_energies == ISOLATED_ATOMS:
+        open_shell = open_shell & (frames.atoms > 1)  # most isolated atoms are, and no network learns them
     kept = usable(
         where,
         {
             "without_energy": np.isnan(frames.energies),
             "periodic": frames.periodic,
             "charged": frames.charged,
-            "open_shell": frames.open_shell,
+            "open_shell": open_shell,
         },
         data,
         f", name their key with data.energy (--energy){_others(frames)}",
@@ -86,6 +93,7 @@ def readings_of(
             f"{where}: a coordinate of structure {number} (from 0) is NaN or infinite; remove that structure"
         )
     energies = frames.energies / units.energy
+    resolution = _resolution(frames.energies[kept]) / units.energy
     alike: dict[bytes, list[int]] = {}
     raw, begins = frames.numbers.tobytes(), (ends - frames.atoms).tolist()
     for number, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)):
@@ -118,8 +126,17 @@ def readings_of(
         taken[name] = taken.get(name, 0) + 1
         alone = name if taken[name] == 1 else f"{name} {taken[name]}"
         molecule = Molecule(alone, "", atoms, coordinates, energies[rows], label=label)
-        readings.append(Reading(molecule, where, rows, len(rows), 0.0, where, units))
+        readings.append(Reading(molecule, where, rows, len(rows), resolution, where, units))
     return readings
+
+
+def _resolution(energies: npt.NDArray[np.float64]) -> float:
+    """Return the spacing of float32 at the largest energy if all of them were rounded to it, else 0."""
+    with np.errstate(over="ignore"):
+        rounded = energies.astype(np.float32)
+    if len(np.unique(energies)) < FEWEST or not np.array_equal(rounded, energies):
+        return 0.0
+    return float(np.spacing(np.abs(rounded).max()))
 
 
 def _others(frames: Frames) -> str:

@@ -12,13 +12,14 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import DataConfig
+from trainer.config import ISOLATED_ATOMS, DataConfig
 from trainer.data.ani1 import ANI1, TORCHANI
 from trainer.data.ani1x import ANI1X
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, Molecule
 from trainer.data.duplicates import Duplicates, find_duplicates
 from trainer.data.formats import HDF5, find_format, read_other
 from trainer.data.hdf5 import DataFile, Group, open_hdf5
+from trainer.data.isolated_atoms import take_isolated_atoms
 from trainer.data.layout import Layout, Reading
 from trainer.data.links import printable
 from trainer.data.outliers import find_outliers
@@ -80,11 +81,20 @@ def read_dataset(
     refuse_other_units(readings, data)
     refuse_implausible(readings)
     progress("checking structures", 1, 2)
-    found = find_duplicates([reading.molecule for reading in readings])
+    atoms: tuple[Molecule, ...] = ()
+    if data.self_energies == ISOLATED_ATOMS:
+        atoms, readings = take_isolated_atoms(readings)
+    readings = _without_outliers(_without_duplicates(readings, data), data)
     progress("checking structures", 2, 2)
+    return Dataset(tuple(reading.molecule for reading in readings), isolated_atoms=atoms)
+
+
+def _without_duplicates(readings: list[Reading], data: DataConfig) -> list[Reading]:
+    """Return the readings, without duplicate structures unless the settings keep them."""
+    found = find_duplicates([reading.molecule for reading in readings])
     if not len(found.second):
         refuse_equal_energies(readings)
-        return _without_outliers(readings, data)
+        return readings
     line = _duplicates_line(found, readings)
     if data.duplicates == "refuse":
         raise DataError(
@@ -97,13 +107,13 @@ def read_dataset(
     refuse_equal_energies(once)
     if data.duplicates == "keep":
         logger.warning("%s: they can be in the training and the validation set at once", line)
-        return _without_outliers(readings, data)
+        return readings
     logger.warning("%s: the later ones are left out", line)
-    return _without_outliers(once, data)
+    return once
 
 
-def _without_outliers(readings: Sequence[Reading], data: DataConfig) -> Dataset:
-    """Return the data set, without outliers of the energy if the settings ask for that."""
+def _without_outliers(readings: list[Reading], data: DataConfig) -> list[Reading]:
+    """Return the readings, without outliers of the energy if the settings ask for that."""
     if data.drop_outliers:
         far = find_outliers([reading.molecule for reading in readings])
         logger.warning(
@@ -112,7 +122,7 @@ def _without_outliers(readings: Sequence[Reading], data: DataConfig) -> Dataset:
             f"{len(far):,}",
         )
         readings = _those(readings, ~far)
-    return Dataset(tuple(reading.molecule for reading in readings))
+    return readings
 
 
 def _of_each(readings: Sequence[Reading], values: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
@@ -134,7 +144,6 @@ def _those(readings: Sequence[Reading], kept: npt.NDArray[np.bool_]) -> list[Rea
 def read_data(data: DataConfig, progress: Progress, cache: Path | None = None) -> Dataset:
     """Read the structures that a study or a training uses; see :func:`read_dataset`."""
     settings = {field.name: getattr(data, field.name) for field in fields(data)}
-    settings.pop("self_energies")
     return read_dataset(settings.pop("files"), progress=progress, cache=cache, **settings)
 
 

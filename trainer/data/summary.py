@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,9 @@ class DatasetSummary:
     """Summary of a whole data set.
 
     ``atoms`` counts the atoms of all structures. ``balances`` are equations that hold for every composition,
-    like ``H = 2 O``: energies by element are then not determined.
+    like ``H = 2 O``: energies by element are then not determined. ``isolated_atoms`` counts the structures of
+    one atom that are trained on, by element. ``self_energies_hartree`` are the energies of the isolated atoms
+    that are the self-energies instead; empty if there are none.
     """
 
     fingerprint: str
@@ -62,6 +65,8 @@ class DatasetSummary:
     by_heavy_atoms: tuple[HeavyAtomsSummary, ...]
     balances: tuple[str, ...]
     outliers: tuple[Outlier, ...]
+    isolated_atoms: dict[str, int]
+    self_energies_hartree: dict[str, float]
 
 
 def summarize(dataset: Dataset) -> DatasetSummary:
@@ -90,7 +95,17 @@ def summarize(dataset: Dataset) -> DatasetSummary:
             for far in [deviations(molecule)]
             for number in np.flatnonzero(far > FAR).tolist()
         ),
+        isolated_atoms=_isolated_atoms(dataset),
+        self_energies_hartree=dataset.isolated_energies,
     )
+
+
+def _isolated_atoms(dataset: Dataset) -> dict[str, int]:
+    counts = Counter[str]()
+    for molecule in dataset.molecules:
+        if molecule.atoms == 1:
+            counts[molecule.formula] += molecule.structures
+    return dict(counts)
 
 
 def _of_heavy_atoms(heavy: int, molecules: list[Molecule]) -> HeavyAtomsSummary:

@@ -286,7 +286,7 @@ def _note(items: dict[bytes, bytes], place: str, keys: _Keys, parsed: Parsed) ->
     value, molecule = items.get(keys.energy.encode()), keys.molecule
     if value is None:
         parsed.energies.append(np.nan)
-        for key in items:
+        for key in (key for key in items if key not in STRUCTURAL):
             parsed.keys.setdefault(printable(key.decode("utf-8", "replace")))
     else:
         parsed.energies.append(_number(value, keys.energy, place))
