@@ -256,8 +256,9 @@ def _is_half_done(trials: Sequence[TrialRow]) -> None:
 def _goes_on(newer: NewerVersion, record: Mapping[str, Any], before: Sequence[TrialRow]) -> None:
     """Let the newer version finish the study, and check that it is still the same study."""
     (newer.home.parent / "new.yaml").write_text(STUDY.replace("older", "newer") + "sampler: {kind: sobol}\n")
-    ran, verified, reported, created, shown = newer.run(
+    ran, synced, verified, reported, created, shown = newer.run(
         ["study", "run", "study.yaml", "--pack", "1"],
+        ["sync", "older"],
         ["study", "verify", "older"],
         ["report", "older"],
         ["study", "create", "new.yaml"],
@@ -266,6 +267,7 @@ def _goes_on(newer: NewerVersion, record: Mapping[str, Any], before: Sequence[Tr
     assert ran[0] == 0, ran[1]
     assert 'keeps what its file leaves open: pruner.reduction_factor: 4, sampler.kind: "tpe", ' in ran[1]
     assert 'training.schedule: "cosine"' in ran[1]
+    assert synced[0] == 0, synced[1]
     assert verified[0] == 0, verified[1]
     assert f"SQL, Optuna and MLflow agree; {TRIALS} of {TRIALS} trials" in verified[1]
     assert reported[0] == 0, reported[1]

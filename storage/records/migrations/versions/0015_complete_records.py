@@ -78,7 +78,6 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
             completed[section] = {**added, **known}
     if isinstance(pruner := completed.get("pruner"), dict):
         pruner.setdefault("stop", pruner.get("kind") == "asha")  # at that time asha did not pause trials
-        pruner.setdefault("finish", 1)  # and later finished one trial
     searched = config.get("space") or {}
     taken = {"hidden" if name in ("layers", "width") else name for name in searched}
     fixed = {name: value for name, value in _TRAINING.items() if name not in taken}
