@@ -185,7 +185,7 @@ def test_times_are_sorted_as_times(make_trial: MakeTrial, make_record: MakeRecor
 @pytest.mark.parametrize(
     ("given", "fact", "said"),
     [
-        (None, "fitted", "fitted on the training part."),
+        (None, "fitted", "fitted on the training set."),
         ({"H": -0.5}, "beef", "those of the study file."),
         (
             "isolated_atoms",
