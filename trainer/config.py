@@ -7,7 +7,8 @@ generated from these declarations (see :func:`searchable_fields`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import enum
+from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -74,6 +75,25 @@ class SearchWidths:
 
 
 SearchDefault = SearchRange | SearchChoices | SearchWidths
+
+
+class Role(enum.Enum):
+    """What a setting of a training decides. A setting that does not say its role decides the result."""
+
+    RESULT = "what is trained, and so the result"
+    RUN = "which run of a configuration it is: chance and rounding"
+    PLACE = "where it runs; a training may go on elsewhere, and then its numbers are rounded differently"
+    PACE = "how often something is done that changes no number"
+
+
+SAME_CONFIGURATION: Final = frozenset({Role.RESULT})
+"""Trainings that share these settings differ only by chance: their errors are averaged and compared."""
+
+SAME_TRAINING: Final = SAME_CONFIGURATION | {Role.RUN}
+"""A training that shares these settings with a checkpoint continues it."""
+
+SAME_NUMBERS: Final = SAME_TRAINING | {Role.PLACE}
+"""Trainings that share these settings have the same result, which is used again and not trained twice."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -145,10 +165,10 @@ class TrainConfig:
         ),
     ] = None
     seed: Annotated[
-        int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data")
+        int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data"), Role.RUN
     ] = 0
     device: Annotated[
-        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]")
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]"), Role.PLACE
     ] = "auto"
     threads: Annotated[
         int,
@@ -156,6 +176,7 @@ class TrainConfig:
             ge=1,
             description="CPU threads; more than one pays off for batches of about 1,000 structures or more",
         ),
+        Role.RUN,
     ] = 1
     precision: Annotated[
         Precision,
@@ -166,7 +187,10 @@ class TrainConfig:
         ),
     ] = "auto"
     checkpoint_seconds: Annotated[
-        float, Field(ge=0, description="minimum time between two checkpoints outside rungs"), Unit("s")
+        float,
+        Field(ge=0, description="minimum time between two checkpoints outside rungs"),
+        Unit("s"),
+        Role.PACE,
     ] = 30.0
 
 
@@ -419,10 +443,27 @@ def default_settings() -> Mapping[str, Any]:
 
 def searchable_fields() -> dict[str, SearchDefault]:
     """Return the default search range of each setting of :class:`TrainConfig` that a study may search."""
-    found: dict[str, SearchDefault] = {}
+    return {name: note for name, note in _notes() if isinstance(note, SearchDefault)}
+
+
+def compared_settings(settings: Mapping[str, Any], roles: Set[Role]) -> dict[str, Any]:
+    """Return those settings of a training that have one of these roles.
+
+    Parameters
+    ----------
+    settings : plain values, also of a record that another version made
+    roles : one of :data:`SAME_CONFIGURATION`, :data:`SAME_TRAINING` and :data:`SAME_NUMBERS`
+    """
+    return {name: value for name, value in settings.items() if _roles().get(name, Role.RESULT) in roles}
+
+
+@cache
+def _roles() -> Mapping[str, Role]:
+    return {name: note for name, note in _notes() if isinstance(note, Role)}
+
+
+def _notes() -> Iterator[tuple[str, Any]]:
+    """Yield what the declaration of each setting of :class:`TrainConfig` says, by the name of the setting."""
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
         if get_origin(hint) is Annotated:
-            for note in get_args(hint)[1:]:
-                if isinstance(note, SearchDefault):
-                    found[name] = note
-    return found
+            yield from ((name, note) for note in get_args(hint)[1:])

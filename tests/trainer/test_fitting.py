@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from trainer.config import Precision, TrainConfig, load_config
+from trainer.config import Precision, TrainConfig, dump_config, load_config
 from trainer.data.splits import TEST, Split
 from trainer.errors import CheckpointError, ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import evaluate
@@ -470,6 +470,17 @@ def test_a_checkpoint_of_an_older_version_is_taken_up(task: Task, tmp_path: Path
     save_checkpoint(tmp_path / CHECKPOINT, Checkpoint(older, saved.history, saved.tensors))
     result = fit(task, config, tmp_path, SilentReporter())
     assert result.history[:2] == saved.history
+
+
+def test_a_checkpoint_is_known_by_the_settings_that_earlier_versions_recorded(task: Task) -> None:
+    settings = dump_config(CONFIG)
+    del settings["device"], settings["checkpoint_seconds"]
+    assert training_identity(task, dataclasses.replace(CONFIG, precision="float32"), None) == {
+        "checkpoint": {"format": 3},
+        "training": settings | {"precision": "float32"},
+        "task": task.fingerprints,
+        "warm_start": {},
+    }
 
 
 def test_what_a_killed_process_left_half_written_is_removed(task: Task, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.config import Loss, TrainConfig, dump_config
+from trainer.config import SAME_TRAINING, Loss, TrainConfig, compared_settings, dump_config
 from trainer.errors import ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import predict
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
@@ -315,10 +315,8 @@ def training_identity(task: Task, config: TrainConfig, warm_start: Path | None) 
     ConfigError
         if the warm start cannot be read.
     """
-    settings = dump_config(config)
-    # Device and checkpoint interval do not decide what is trained. Nor does the precision of operands:
-    # another device that continues the training may not support it.
-    del settings["device"], settings["checkpoint_seconds"]
+    settings = compared_settings(dump_config(config), SAME_TRAINING)
+    # Another device that continues the training may not support the precision of the operands.
     settings["precision"] = weights_precision(config.precision)
     started_from = {}
     if warm_start is not None:
