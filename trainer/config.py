@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -18,15 +29,27 @@ from pydantic.dataclasses import dataclass
 from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
 from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.errors import ConfigError
+from trainer.fitting.losses import LOSSES
+from trainer.fitting.optimizers import OPTIMIZERS
+from trainer.fitting.schedules import SCHEDULES
+from trainer.networks.activations import ACTIVATIONS
 
 T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Activation = Literal["relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian"]
-Optimizer = Literal["adam", "adamw"]
-Schedule = Literal["constant", "plateau", "cosine"]
-Loss = Literal["mse", "mse_per_sqrt_atoms"]
+# These settings name an entry of a mapping, and an entry there is all that a new choice needs.
+if TYPE_CHECKING:
+    Activation: TypeAlias = str
+    Optimizer: TypeAlias = str
+    Schedule: TypeAlias = str
+    Loss: TypeAlias = str
+else:
+    Activation = Literal[tuple(ACTIVATIONS)]
+    Optimizer = Literal[tuple(OPTIMIZERS)]
+    Schedule = Literal[tuple(SCHEDULES)]
+    Loss = Literal[tuple(LOSSES)]
+
 Precision = Literal["auto", "float32", "float64", "tf32", "bfloat16"]
 EnergyUnit = Literal["hartree", "eV", "kcal/mol", "kJ/mol"]
 LengthUnit = Literal["angstrom", "bohr"]
@@ -40,6 +63,12 @@ SelfEnergies = Annotated[
     Annotated[dict[str, float], Tag("<by element>")] | Annotated[Literal["isolated_atoms"], Tag("<word>")],
     Discriminator(lambda value: "<word>" if isinstance(value, str) else "<by element>"),
 ]
+
+
+def either(names: Iterable[str]) -> str:
+    """List names in a sentence: ``tpe, gp or random``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +127,7 @@ SAME_NUMBERS: Final = SAME_TRAINING | {Role.PLACE}
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """All settings that decide the result of a training on given data, split and features."""
+    """All settings of a training on given data, split and features."""
 
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, le=4096)], ...],
@@ -111,7 +140,7 @@ class TrainConfig:
     activation: Annotated[
         Activation,
         Field(description="function after each hidden layer"),
-        SearchChoices(("relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian")),
+        SearchChoices(tuple(ACTIVATIONS)),
     ] = "celu"
     dropout: Annotated[
         float,
@@ -138,10 +167,10 @@ class TrainConfig:
         Field(ge=0, le=1, description="coupled L2 with adam, decoupled with adamw"),
         SearchRange(1e-8, 1e-3, log=True),
     ] = 0.0
-    optimizer: Annotated[Optimizer, Field(description="adam or adamw")] = "adamw"
+    optimizer: Annotated[Optimizer, Field(description=either(OPTIMIZERS))] = "adamw"
     schedule: Annotated[
         Schedule,
-        Field(description="learning rate over the epochs: constant, halved on a plateau, or cosine to zero"),
+        Field(description=f"learning rate over the epochs: {either(s.summary for s in SCHEDULES.values())}"),
     ] = "cosine"
     epochs: Annotated[
         int, Field(ge=1, description="maximum number of passes over the training set"), Unit("epochs")
@@ -153,7 +182,7 @@ class TrainConfig:
     ] = None
     loss: Annotated[
         Loss,
-        Field(description="squared error, or squared error over the square root of the number of atoms"),
+        Field(description=either(loss.summary for loss in LOSSES.values())),
         Unit("hartree^2"),
     ] = "mse"
     ema_decay: Annotated[

@@ -89,15 +89,14 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
     ),
     "search/study.py": (
-        ('"random", "qmc", "grid"]', '"random", "qmc", "grid", "sobol"]'),
-        ('    ] = "tpe"\n', '    ] = "random"\n'),
+        ('(SAMPLERS))] = "tpe"\n', '(SAMPLERS))] = "random"\n'),
         ("    ] = 4\n", "    ] = 3\n"),
     ),
-    "search/propose/samplers.py": (
+    "search/methods.py": (
         (
-            '    "random": lambda config, seed: RandomSampler(seed=seed),\n',
-            '    "random": lambda config, seed: RandomSampler(seed=seed),\n'
-            '    "sobol": lambda config, seed: RandomSampler(seed=seed + 1),\n',
+            '    "random": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed)),\n',
+            '    "random": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed)),\n'
+            '    "sobol": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed + 1)),\n',
         ),
     ),
 }

@@ -23,7 +23,7 @@ from trainer.fitting.checkpoints import Checkpoint, Identity, weights_precision
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import find_device
 from trainer.fitting.gradients import OPERAND_DTYPES
-from trainer.fitting.losses import LOSS_WEIGHTS
+from trainer.fitting.losses import LOSSES
 from trainer.fitting.optimizers import make_optimizer, set_rate
 from trainer.fitting.randomness import first_permutation
 from trainer.fitting.schedules import next_learning_rate
@@ -68,7 +68,7 @@ class Subset:
             self._features = task.features.subset(structures, aev_dtype or dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
         atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
-        self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
+        self.weights = LOSSES[loss].weights(torch.from_numpy(atoms).to(device, dtype))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -258,8 +258,8 @@ class Training:
     def snapshot(self) -> Checkpoint:
         """Return a checkpoint of everything that the following epochs depend on."""
         tensors = self._own_tensors()
-        (state,) = self.optimizer.state_dict()["state"].values()
-        tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
+        for state in self.optimizer.state_dict()["state"].values():
+            tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         compact = self.weights.compact
         on_cpu = {name: (compact(t) if t.ndim else t).detach().cpu() for name, t in tensors.items()}
         return Checkpoint(self.identity, self.history, on_cpu)
