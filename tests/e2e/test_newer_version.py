@@ -67,9 +67,9 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "trainer/evaluation/metrics.py": (
         (
-            '    "max_error_kcalmol": max_error,\n',
-            '    "max_error_kcalmol": max_error,\n'
-            '    "median_error_kcalmol": lambda errors: float(np.median(np.abs(errors))),\n',
+            '    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),\n',
+            '    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),\n'
+            '    "median_error_kcalmol": Metric(lambda errors: float(np.median(np.abs(errors)))),\n',
         ),
     ),
     "trainer/reporting.py": (
@@ -78,8 +78,8 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
             "    val_ratio: Measured | None = None\n",
         ),
         (
-            '        "val/mae_kcalmol": record.val_mae,\n',
-            '        "val/mae_kcalmol": record.val_mae,\n        "val/ratio": record.val_ratio,\n',
+            '        "val/loss": record.val_loss,\n',
+            '        "val/loss": record.val_loss,\n        "val/ratio": record.val_ratio,\n',
         ),
     ),
     "trainer/fitting/training.py": (

@@ -15,6 +15,7 @@ import torch
 from trainer.config import SAME_TRAINING, Loss, TrainConfig, compared_settings, dump_config
 from trainer.errors import ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import predict
+from trainer.evaluation.metrics import epoch_metric_names, measure_epoch
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.micro_batches import SubsetFeatures
 from trainer.features.static_batches import DeviceFeatures
@@ -90,12 +91,11 @@ class Subset:
 
         Returns
         -------
-        Loss (hartree^2), MAE, RMSE and largest error (hartree), each (K,) float64.
+        Loss (hartree^2) and the metrics of an epoch (hartree), each (K,) float64.
         """
         errors = (predicted - self.targets[:, None]).double()
-        squares, sizes = errors.square(), errors.abs()
-        loss = (squares * self.weights[:, None]).mean(0)
-        return loss, sizes.mean(0), squares.mean(0).sqrt(), sizes.amax(0)
+        loss = (errors.square() * self.weights[:, None]).mean(0)
+        return loss, *measure_epoch(errors)
 
 
 class Training:
@@ -244,9 +244,10 @@ class Training:
             order=permutation,
             train_loss=losses[0],
             val_loss=losses[1],
-            val_mae=losses[2] * HARTREE_TO_KCALMOL,
-            val_rmse=losses[3] * HARTREE_TO_KCALMOL,
-            val_max_error=losses[4] * HARTREE_TO_KCALMOL,
+            val_errors={
+                name: error * HARTREE_TO_KCALMOL
+                for name, error in zip(epoch_metric_names(), losses[2:], strict=True)
+            },
             learning_rate=self._rate,
             seconds=time.perf_counter() - started,
             finished_at=time.time(),
