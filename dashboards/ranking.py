@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from dashboards.record import StudyRecord, error_of
+from dashboards.record import StudyRecord
 from storage.trials.duplicate_configs import DUPLICATE_TAG
-from storage.trials.views import TrialRow
+from storage.trials.views import TrialRow, error_of, leaderboard_order
 from trainer.config import SAME_CONFIGURATION, compared_settings, default_settings
 
 CONFIDENCE: Final = 1.96
@@ -30,8 +30,6 @@ NEAR: Final = 1.5
 
 FEW_COMPLETE: Final = 30
 """With fewer complete trials the importance of a setting is mostly chance."""
-
-_PERMUTATION: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,7 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
             ),
         )
 
-    trials = sorted(
-        [*record.trials, *record.rows], key=lambda trial: (_PERMUTATION.index(trial.state), error_of(trial))
-    )
+    trials = leaderboard_order([*record.trials, *record.rows])
     return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
 
 

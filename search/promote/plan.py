@@ -14,7 +14,7 @@ from search.errors import SearchError
 from search.promote.choice import FoldKind
 from search.propose.seeds import fold_seed, member_seed
 from storage.trainings import TrainingKind
-from storage.trials.views import TrialRow
+from storage.trials.views import TrialRow, complete_trials
 from trainer.config import (
     SAME_CONFIGURATION,
     SAME_NUMBERS,
@@ -141,8 +141,9 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
         if no such trial is complete.
     """
     found: dict[str, Candidate] = {}
-    complete = [trial for trial in trials if trial.state == "complete" and "start_from" not in trial.tags]
-    for trial in sorted(complete, key=lambda each: (each.value, each.number)):
+    for trial in complete_trials(trials):
+        if "start_from" in trial.tags:
+            continue
         assert trial.config is not None
         assert trial.value is not None
         config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
