@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from search.dimensions import Range, Space, TrainSettings, default_dimensions
+from search.dimensions import Space, TrainSettings, default_dimensions
 from search.documents import read_document, resolve_path
 from search.methods import PRUNERS, SAMPLERS
 from storage.addresses import has_password, storage_address, tracking_address
@@ -21,6 +21,7 @@ from trainer.config import (
     STRICT,
     DataConfig,
     FeatureConfig,
+    Range,
     SplitConfig,
     TrainConfig,
     Unit,

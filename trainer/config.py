@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
 from typing import (
@@ -15,6 +16,7 @@ from typing import (
     Annotated,
     Any,
     Final,
+    Generic,
     Literal,
     TypeAlias,
     TypeVar,
@@ -35,6 +37,7 @@ from trainer.fitting.schedules import SCHEDULES
 from trainer.networks.activations import ACTIVATIONS
 
 T = TypeVar("T")
+N = TypeVar("N")
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -78,32 +81,52 @@ class Unit:
     name: str
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchRange:
-    """The range that a study searches for a number by default."""
+@dataclass(frozen=True, config=STRICT)
+class Range(Generic[N]):
+    """Numbers from ``low`` to ``high``, both included."""
 
-    low: float
-    high: float
+    low: N
+    high: N
     log: bool = False
-    step: float | None = None
+    step: N | None = None
+
+    def __post_init__(self) -> None:
+        low, high, step = (float(x) if x is not None else None for x in (self.low, self.high, self.step))  # type: ignore[arg-type]
+        assert low is not None
+        assert high is not None
+        if low > high:
+            raise ValueError(f"low must not be above high ({self.low} > {self.high})")
+        if self.log and low <= 0:
+            raise ValueError("log needs low above 0")
+        if self.log and step is not None:
+            raise ValueError("log and step exclude each other")
+        if step is not None and step <= 0:
+            raise ValueError("step must be above 0")
+        if step is not None and not math.isclose(round((high - low) / step) * step, high - low, rel_tol=1e-9):
+            raise ValueError("high must be low plus a multiple of step")
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchChoices:
-    """The choices that a study searches by default."""
+@dataclass(frozen=True, config=STRICT)
+class Choices(Generic[N]):
+    """A list of values to choose from."""
 
-    values: tuple[Any, ...]
+    choices: Annotated[tuple[N, ...], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("a choice is listed twice")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchWidths:
     """The range of depths and widths of the hidden layers that a study searches by default."""
 
-    layers: SearchRange
-    width: SearchRange
+    layers: Range[Any]
+    width: Range[Any]
 
 
-SearchDefault = SearchRange | SearchChoices | SearchWidths
+SearchDefault = Range[Any] | Choices[Any] | SearchWidths
+"""What a study searches for a setting by default."""
 
 
 class Role(enum.Enum):
@@ -135,17 +158,17 @@ class TrainConfig:
             min_length=1, max_length=8, description="widths of the hidden layers of each element's network"
         ),
         Unit("neurons"),
-        SearchWidths(layers=SearchRange(1, 4, step=1), width=SearchRange(32, 256, step=32)),
+        SearchWidths(layers=Range(1, 4, step=1), width=Range(32, 256, step=32)),
     ] = (128,)
     activation: Annotated[
         Activation,
         Field(description="function after each hidden layer"),
-        SearchChoices(tuple(ACTIVATIONS)),
+        Choices(tuple(ACTIVATIONS)),
     ] = "celu"
     dropout: Annotated[
         float,
         Field(ge=0, lt=1, description="probability that a hidden neuron is dropped in training"),
-        SearchRange(0.0, 0.3),
+        Range(0.0, 0.3),
     ] = 0.0
     activate_output: Annotated[
         bool,
@@ -154,18 +177,18 @@ class TrainConfig:
     learning_rate: Annotated[
         float,
         Field(gt=0, le=1, description="step size of the optimizer at the start"),
-        SearchRange(1e-4, 1e-2, log=True),
+        Range(1e-4, 1e-2, log=True),
     ] = 1e-3
     batch_size: Annotated[
         int,
         Field(ge=1, description="structures per step"),
         Unit("structures"),
-        SearchChoices((64, 128, 256, 512, 1024)),
+        Choices((64, 128, 256, 512, 1024)),
     ] = 256
     weight_decay: Annotated[
         float,
         Field(ge=0, le=1, description="coupled L2 with adam, decoupled with adamw"),
-        SearchRange(1e-8, 1e-3, log=True),
+        Range(1e-8, 1e-3, log=True),
     ] = 0.0
     optimizer: Annotated[Optimizer, Field(description=either(OPTIMIZERS))] = "adamw"
     schedule: Annotated[
@@ -472,7 +495,7 @@ def default_settings() -> Mapping[str, Any]:
 
 def searchable_fields() -> dict[str, SearchDefault]:
     """Return the default search range of each setting of :class:`TrainConfig` that a study may search."""
-    return {name: note for name, note in _notes() if isinstance(note, SearchDefault)}
+    return {name: note for name, note in _notes() if isinstance(note, Range | Choices | SearchWidths)}
 
 
 def compared_settings(settings: Mapping[str, Any], roles: Set[Role]) -> dict[str, Any]:

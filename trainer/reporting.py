@@ -26,7 +26,7 @@ class EpochRecord:
     ``val_errors`` are the metrics of the validation set by their names in ``METRICS``, in kcal/mol, of the
     weights that would be exported; an epoch that an earlier version trained may lack some.
 
-    Another measurement that is added later needs the default None, as the epochs of older checkpoints lack it.
+    Another measurement that is added later needs the default None: epochs of older checkpoints lack it.
     """
 
     epoch: Count

@@ -59,7 +59,7 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
         (
             "    patience: Annotated[\n",
             "    label_noise: Annotated[\n"
-            '        float, Field(ge=0, description="noise of the energies"), SearchRange(0.0, 0.1)\n'
+            '        float, Field(ge=0, description="noise of the energies"), Range(0.0, 0.1)\n'
             "    ] = 0.0\n"
             "    patience: Annotated[\n",
         ),
