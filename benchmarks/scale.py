@@ -25,7 +25,8 @@ from sqlalchemy import func, select
 
 from benchmarks.figures import Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.plan import BenchmarkPlan
-from search.propose.samplers import SAMPLERS, propose
+from search.methods import SAMPLERS
+from search.propose.samplers import propose
 from search.propose.space import distributions
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest

@@ -33,6 +33,7 @@ from storage.database import open_database
 from storage.studies import Budget, create_study
 from trainer.config import TrainConfig, dump_config
 from trainer.errors import TrainingFailed
+from trainer.evaluation.metrics import MAE
 from trainer.fitting.loop import Outcome
 from trainer.reporting import EpochRecord, Reporter
 from trainer.run import TrainingResult
@@ -339,4 +340,4 @@ def _replay(
 
 
 def _record(epoch: int, mae: float, now: float) -> EpochRecord:
-    return EpochRecord(epoch, epoch, mae, mae, mae, mae, mae, 1e-3, 1.0, now)
+    return EpochRecord(epoch, epoch, mae, mae, {MAE: mae}, 1e-3, 1.0, now)

@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from dashboards.chart import BLUE, COLORS, ERROR, GREY, ORANGE, PURPLE, Chart, make_chart, set_axes
 from dashboards.parallel import parallel
 from dashboards.ranking import pareto_front
-from dashboards.record import CURVES, StudyRecord, architecture_of, error_of, name_of
-from storage.trials.views import TrialRow
+from dashboards.record import CURVES, StudyRecord, architecture_of, name_of
+from storage.trials.views import TrialRow, error_of
 
 Cost = Literal["parameters", "structures_per_second", "seconds"]
 

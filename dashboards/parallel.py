@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 
 from dashboards.chart import BLUE, ORANGE, TEXT, Chart, make_chart, set_axes
 from dashboards.importance import searched_settings
-from dashboards.record import StudyRecord, architecture_of, error_of, name_of
+from dashboards.record import StudyRecord, architecture_of, name_of
+from storage.trials.views import error_of
 
 
 def parallel(record: StudyRecord) -> Chart:

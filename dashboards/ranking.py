@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from dashboards.record import StudyRecord, error_of
+from dashboards.record import StudyRecord
 from storage.trials.duplicate_configs import DUPLICATE_TAG
-from storage.trials.views import TrialRow
-from trainer.config import default_settings
+from storage.trials.views import TrialRow, error_of, leaderboard_order
+from trainer.config import SAME_CONFIGURATION, compared_settings, default_settings
 
 CONFIDENCE: Final = 1.96
 """Standard errors on each side of a 95 % interval."""
@@ -30,11 +30,6 @@ NEAR: Final = 1.5
 
 FEW_COMPLETE: Final = 30
 """With fewer complete trials the importance of a setting is mostly chance."""
-
-#: Settings that do not make another configuration: seeds, and where and how trials are computed.
-_NOT_COMPARED: Final = ("seed", "checkpoint_seconds", "device", "threads")
-
-_PERMUTATION: Final = ("complete", "paused", "pruned", "running", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
@@ -149,9 +144,7 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
             ),
         )
 
-    trials = sorted(
-        [*record.trials, *record.rows], key=lambda trial: (_PERMUTATION.index(trial.state), error_of(trial))
-    )
+    trials = leaderboard_order([*record.trials, *record.rows])
     return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
 
 
@@ -228,7 +221,7 @@ def _noise(record: StudyRecord, spreads: Mapping[str, Spread], structures: int |
 
 
 def _settings(trial: TrialRow) -> str:
-    """A key that is equal for trials that differ only in their seed."""
+    """A key that is equal for trials of the same configuration."""
     complete = {**default_settings(), **(trial.config or {})}  # an older trial may lack a setting
-    config = {key: value for key, value in complete.items() if key not in _NOT_COMPARED}
+    config = compared_settings(complete, SAME_CONFIGURATION)
     return json.dumps([config, trial.tags.get("start_from")], sort_keys=True)

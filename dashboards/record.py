@@ -11,7 +11,7 @@ from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
 from storage.promotions import Promotion, promotions
 from storage.studies import StudySummary, open_study, summarize_study
 from storage.trainings import RecordedTraining, trainings
-from storage.trials.views import TrialRow, metric_curves, trial_rows
+from storage.trials.views import TrialRow, complete_trials, metric_curves, trial_rows
 
 CURVES: Final = 5
 """Number of trials whose curves are highlighted."""
@@ -56,10 +56,7 @@ class StudyRecord:
     @property
     def complete(self) -> list[TrialRow]:
         """The complete trials, the best first."""
-        return sorted(
-            (trial for trial in self.trials if trial.state == "complete"),
-            key=lambda trial: (error_of(trial), trial.number),
-        )
+        return complete_trials(self.trials)
 
     @property
     def promoted(self) -> Promotion | None:
@@ -117,11 +114,6 @@ def _read_reference(database: Database, name: str) -> StudyRecord | None:
         return read_study(database, name)
     except StudyNotFoundError:  # deleted since
         return None
-
-
-def error_of(trial: TrialRow) -> float:
-    """Best validation MAE of a trial, kcal/mol; infinity if there is none."""
-    return trial.value if trial.value is not None else float("inf")
 
 
 def name_of(trial: TrialRow) -> str:

@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Discriminator, Field, GetPydanticSchema, Tag
-from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError, core_schema
 
-from trainer.config import (
-    STRICT,
-    SearchChoices,
-    SearchRange,
-    SearchWidths,
-    TrainConfig,
-    searchable_fields,
-)
+from trainer.config import Choices, Range, SearchWidths, TrainConfig, searchable_fields
 
 MAX_LAYERS = 4
 """Maximum number of hidden layers in a search."""
-
-N = TypeVar("N")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Range(Generic[N]):
-    """Numbers from ``low`` to ``high``, both included."""
-
-    low: N
-    high: N
-    log: bool = False
-    step: N | None = None
-
-    def __post_init__(self) -> None:
-        low, high, step = (float(x) if x is not None else None for x in (self.low, self.high, self.step))  # type: ignore[arg-type]
-        assert low is not None
-        assert high is not None
-        if low > high:
-            raise ValueError(f"low must not be above high ({self.low} > {self.high})")
-        if self.log and low <= 0:
-            raise ValueError("log needs low above 0")
-        if self.log and step is not None:
-            raise ValueError("log and step exclude each other")
-        if step is not None and step <= 0:
-            raise ValueError("step must be above 0")
-        if step is not None and not math.isclose(round((high - low) / step) * step, high - low, rel_tol=1e-9):
-            raise ValueError("high must be low plus a multiple of step")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Choices(Generic[N]):
-    """A list of values to choose from."""
-
-    choices: Annotated[tuple[N, ...], Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if len(set(self.choices)) < len(self.choices):
-            raise ValueError("a choice is listed twice")
-
 
 Dimension = Range[Any] | Choices[Any] | int | float | str | bool
 """Search range of a setting: a range, choices, or a single value, which is then not searched."""
@@ -71,17 +23,10 @@ def default_dimensions() -> dict[str, Range[Any] | Choices[Any]]:
     found: dict[str, Range[Any] | Choices[Any]] = {}
     for name, default in searchable_fields().items():
         if isinstance(default, SearchWidths):
-            found["layers"] = _range(default.layers)
-            found["width"] = _range(default.width)
-        elif isinstance(default, SearchChoices):
-            found[name] = Choices(default.values)
+            found |= {"layers": default.layers, "width": default.width}
         else:
-            found[name] = _range(default)
+            found[name] = default
     return found
-
-
-def _range(default: SearchRange) -> Range[Any]:
-    return Range(default.low, default.high, default.log, default.step)
 
 
 def _form(value: object) -> str:

@@ -6,29 +6,42 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from search.dimensions import Range, Space, TrainSettings, default_dimensions
+from search.dimensions import Space, TrainSettings, default_dimensions
 from search.documents import read_document, resolve_path
+from search.methods import PRUNERS, SAMPLERS
 from storage.addresses import has_password, storage_address, tracking_address
 from storage.errors import SettingsError
 from trainer.config import (
     STRICT,
     DataConfig,
     FeatureConfig,
+    Range,
     SplitConfig,
     TrainConfig,
     Unit,
     default_settings,
+    either,
     load_config,
 )
 from trainer.config_faults import KeyPath
 from trainer.data.shipped import SAMPLE
 from trainer.errors import ConfigError
+
+# These settings name an entry of a mapping, and an entry there is all that a new choice needs.
+if TYPE_CHECKING:
+    SamplerName: TypeAlias = str
+    PrunerName: TypeAlias = str
+else:
+    SamplerName = Literal[tuple(SAMPLERS)]
+    PrunerName = Literal[tuple(PRUNERS)]
+
+_LEARN = " and ".join(name for name, sampler in SAMPLERS.items() if sampler.learns)
 
 
 def _storage(url: str) -> str:
@@ -64,25 +77,26 @@ def _no_word(value: object) -> object:
 class SamplerConfig:
     """How the next configuration is chosen."""
 
-    kind: Annotated[
-        Literal["tpe", "gp", "random", "qmc", "grid"], Field(description="tpe, gp, random, qmc or grid")
-    ] = "tpe"
+    kind: Annotated[SamplerName, Field(description=either(SAMPLERS))] = "tpe"
     startup_trials: Annotated[
-        int | None, Field(ge=1, description="random trials before tpe and gp begin to learn; null: 10")
+        int | None, Field(ge=1, description=f"random trials before {_LEARN} begin to learn; null: 10")
     ] = None
 
     def __post_init__(self) -> None:
-        if self.startup_trials is not None and self.kind not in ("tpe", "gp"):
-            raise ValueError(f"startup_trials is for tpe and gp; {self.kind} does not learn")
+        if self.startup_trials is not None and not SAMPLERS[self.kind].learns:
+            raise ValueError(f"startup_trials is for {_LEARN}; {self.kind} does not learn")
+
+    @property
+    def has_points(self) -> bool:
+        """Whether each trial has the point of a grid with its number."""
+        return SAMPLERS[self.kind].make is None
 
 
 @dataclass(frozen=True, config=STRICT)
 class PrunerConfig:
     """When a trial stops early: by comparison at rungs, after min_epochs x reduction_factor^k epochs."""
 
-    kind: Annotated[
-        Literal["hyperband", "asha", "median", "none"], Field(description="hyperband, asha, median or none")
-    ] = "asha"
+    kind: Annotated[PrunerName, Field(description=either(PRUNERS))] = "asha"
     min_epochs: Annotated[
         int | None,
         Field(
@@ -117,13 +131,19 @@ class PrunerConfig:
     ] = 3
 
     def __post_init__(self) -> None:
-        if self.stop and self.kind != "asha":
+        if self.stop and not PRUNERS[self.kind].halves:
             raise ValueError(f"stop is only for asha; {self.kind} never pauses trials")
 
     @property
     def pauses(self) -> bool:
         """Whether a trial that stops at a rung may be resumed."""
-        return self.kind == "asha" and not self.stop
+        return PRUNERS[self.kind].halves and not self.stop
+
+    def first_rung(self, epochs: int) -> int:
+        """Return the first rung of trials of so many epochs."""
+        # It is early if trials are paused, as pausing loses nothing. It is rounded up, so that no rung falls
+        # just before the end.
+        return self.min_epochs or -(-epochs // (27 if self.pauses else self.reduction_factor**2))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -271,17 +291,21 @@ def _check_search(config: StudyConfig) -> None:
         setting = "hidden" if name in ("layers", "width") else name
         if setting in config.training:
             raise ValueError(f"space.{name} and training.{setting} exclude each other")
-    stops = config.pruner.kind != "none"
-    if config.sampler.kind == "gp" and stops:
+    stops = PRUNERS[config.pruner.kind].stops
+    if SAMPLERS[config.sampler.kind].needs_values and stops:
         raise ValueError(
-            "sampler gp learns nothing from pruned trials: set pruner: {kind: none}, or sampler: {kind: tpe}"
+            f"sampler {config.sampler.kind} learns nothing from pruned trials: set pruner: {{kind: none}}, or"
+            " sampler: {kind: tpe}"
         )
     if stops and config.pruner.min_epochs is not None and config.pruner.min_epochs >= config.epochs:
         raise ValueError(f"pruner.min_epochs must be below training.epochs = {config.epochs}")
-    if config.sampler.kind == "grid":
+    if config.sampler.has_points:
         endless = [name for name, d in config.space.items() if isinstance(d, Range) and d.step is None]
         if endless:
-            raise ValueError(f"sampler grid needs choices, or a range with a step, for: {', '.join(endless)}")
+            raise ValueError(
+                f"sampler {config.sampler.kind} needs choices, or a range with a step, for:"
+                f" {', '.join(endless)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

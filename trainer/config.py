@@ -7,9 +7,23 @@ generated from these declarations (see :func:`searchable_fields`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import enum
+import math
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -17,15 +31,28 @@ from pydantic.dataclasses import dataclass
 from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
 from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.errors import ConfigError
+from trainer.fitting.losses import LOSSES
+from trainer.fitting.optimizers import OPTIMIZERS
+from trainer.fitting.schedules import SCHEDULES
+from trainer.networks.activations import ACTIVATIONS
 
 T = TypeVar("T")
+N = TypeVar("N")
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Activation = Literal["relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian"]
-Optimizer = Literal["adam", "adamw"]
-Schedule = Literal["constant", "plateau", "cosine"]
-Loss = Literal["mse", "mse_per_sqrt_atoms"]
+# These settings name an entry of a mapping, and an entry there is all that a new choice needs.
+if TYPE_CHECKING:
+    Activation: TypeAlias = str
+    Optimizer: TypeAlias = str
+    Schedule: TypeAlias = str
+    Loss: TypeAlias = str
+else:
+    Activation = Literal[tuple(ACTIVATIONS)]
+    Optimizer = Literal[tuple(OPTIMIZERS)]
+    Schedule = Literal[tuple(SCHEDULES)]
+    Loss = Literal[tuple(LOSSES)]
+
 Precision = Literal["auto", "float32", "float64", "tf32", "bfloat16"]
 EnergyUnit = Literal["hartree", "eV", "kcal/mol", "kJ/mol"]
 LengthUnit = Literal["angstrom", "bohr"]
@@ -41,6 +68,12 @@ SelfEnergies = Annotated[
 ]
 
 
+def either(names: Iterable[str]) -> str:
+    """List names in a sentence: ``tpe, gp or random``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit:
     """The unit of a setting, as shown to people."""
@@ -48,37 +81,76 @@ class Unit:
     name: str
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchRange:
-    """The range that a study searches for a number by default."""
+@dataclass(frozen=True, config=STRICT)
+class Range(Generic[N]):
+    """Numbers from ``low`` to ``high``, both included."""
 
-    low: float
-    high: float
+    low: N
+    high: N
     log: bool = False
-    step: float | None = None
+    step: N | None = None
+
+    def __post_init__(self) -> None:
+        low, high, step = (float(x) if x is not None else None for x in (self.low, self.high, self.step))  # type: ignore[arg-type]
+        assert low is not None
+        assert high is not None
+        if low > high:
+            raise ValueError(f"low must not be above high ({self.low} > {self.high})")
+        if self.log and low <= 0:
+            raise ValueError("log needs low above 0")
+        if self.log and step is not None:
+            raise ValueError("log and step exclude each other")
+        if step is not None and step <= 0:
+            raise ValueError("step must be above 0")
+        if step is not None and not math.isclose(round((high - low) / step) * step, high - low, rel_tol=1e-9):
+            raise ValueError("high must be low plus a multiple of step")
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchChoices:
-    """The choices that a study searches by default."""
+@dataclass(frozen=True, config=STRICT)
+class Choices(Generic[N]):
+    """A list of values to choose from."""
 
-    values: tuple[Any, ...]
+    choices: Annotated[tuple[N, ...], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("a choice is listed twice")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchWidths:
     """The range of depths and widths of the hidden layers that a study searches by default."""
 
-    layers: SearchRange
-    width: SearchRange
+    layers: Range[Any]
+    width: Range[Any]
 
 
-SearchDefault = SearchRange | SearchChoices | SearchWidths
+SearchDefault = Range[Any] | Choices[Any] | SearchWidths
+"""What a study searches for a setting by default."""
+
+
+class Role(enum.Enum):
+    """What a setting of a training decides. A setting that does not say its role decides the result."""
+
+    RESULT = "what is trained, and so the result"
+    RUN = "which run of a configuration it is: chance and rounding"
+    PLACE = "where it runs; a training may go on elsewhere, and then its numbers are rounded differently"
+    PACE = "how often something is done that changes no number"
+
+
+SAME_CONFIGURATION: Final = frozenset({Role.RESULT})
+"""Trainings that share these settings differ only by chance: their errors are averaged and compared."""
+
+SAME_TRAINING: Final = SAME_CONFIGURATION | {Role.RUN}
+"""A training that shares these settings with a checkpoint continues it."""
+
+SAME_NUMBERS: Final = SAME_TRAINING | {Role.PLACE}
+"""Trainings that share these settings have the same result, which is used again and not trained twice."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """All settings that decide the result of a training on given data, split and features."""
+    """All settings of a training on given data, split and features."""
 
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, le=4096)], ...],
@@ -86,17 +158,17 @@ class TrainConfig:
             min_length=1, max_length=8, description="widths of the hidden layers of each element's network"
         ),
         Unit("neurons"),
-        SearchWidths(layers=SearchRange(1, 4, step=1), width=SearchRange(32, 256, step=32)),
+        SearchWidths(layers=Range(1, 4, step=1), width=Range(32, 256, step=32)),
     ] = (128,)
     activation: Annotated[
         Activation,
         Field(description="function after each hidden layer"),
-        SearchChoices(("relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian")),
+        Choices(tuple(ACTIVATIONS)),
     ] = "celu"
     dropout: Annotated[
         float,
         Field(ge=0, lt=1, description="probability that a hidden neuron is dropped in training"),
-        SearchRange(0.0, 0.3),
+        Range(0.0, 0.3),
     ] = 0.0
     activate_output: Annotated[
         bool,
@@ -105,23 +177,23 @@ class TrainConfig:
     learning_rate: Annotated[
         float,
         Field(gt=0, le=1, description="step size of the optimizer at the start"),
-        SearchRange(1e-4, 1e-2, log=True),
+        Range(1e-4, 1e-2, log=True),
     ] = 1e-3
     batch_size: Annotated[
         int,
         Field(ge=1, description="structures per step"),
         Unit("structures"),
-        SearchChoices((64, 128, 256, 512, 1024)),
+        Choices((64, 128, 256, 512, 1024)),
     ] = 256
     weight_decay: Annotated[
         float,
         Field(ge=0, le=1, description="coupled L2 with adam, decoupled with adamw"),
-        SearchRange(1e-8, 1e-3, log=True),
+        Range(1e-8, 1e-3, log=True),
     ] = 0.0
-    optimizer: Annotated[Optimizer, Field(description="adam or adamw")] = "adamw"
+    optimizer: Annotated[Optimizer, Field(description=either(OPTIMIZERS))] = "adamw"
     schedule: Annotated[
         Schedule,
-        Field(description="learning rate over the epochs: constant, halved on a plateau, or cosine to zero"),
+        Field(description=f"learning rate over the epochs: {either(s.summary for s in SCHEDULES.values())}"),
     ] = "cosine"
     epochs: Annotated[
         int, Field(ge=1, description="maximum number of passes over the training set"), Unit("epochs")
@@ -133,7 +205,7 @@ class TrainConfig:
     ] = None
     loss: Annotated[
         Loss,
-        Field(description="squared error, or squared error over the square root of the number of atoms"),
+        Field(description=either(loss.summary for loss in LOSSES.values())),
         Unit("hartree^2"),
     ] = "mse"
     ema_decay: Annotated[
@@ -145,10 +217,10 @@ class TrainConfig:
         ),
     ] = None
     seed: Annotated[
-        int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data")
+        int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data"), Role.RUN
     ] = 0
     device: Annotated[
-        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]")
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:N]"), Role.PLACE
     ] = "auto"
     threads: Annotated[
         int,
@@ -156,6 +228,7 @@ class TrainConfig:
             ge=1,
             description="CPU threads; more than one pays off for batches of about 1,000 structures or more",
         ),
+        Role.RUN,
     ] = 1
     precision: Annotated[
         Precision,
@@ -166,7 +239,10 @@ class TrainConfig:
         ),
     ] = "auto"
     checkpoint_seconds: Annotated[
-        float, Field(ge=0, description="minimum time between two checkpoints outside rungs"), Unit("s")
+        float,
+        Field(ge=0, description="minimum time between two checkpoints outside rungs"),
+        Unit("s"),
+        Role.PACE,
     ] = 30.0
 
 
@@ -419,10 +495,27 @@ def default_settings() -> Mapping[str, Any]:
 
 def searchable_fields() -> dict[str, SearchDefault]:
     """Return the default search range of each setting of :class:`TrainConfig` that a study may search."""
-    found: dict[str, SearchDefault] = {}
+    return {name: note for name, note in _notes() if isinstance(note, Range | Choices | SearchWidths)}
+
+
+def compared_settings(settings: Mapping[str, Any], roles: Set[Role]) -> dict[str, Any]:
+    """Return those settings of a training that have one of these roles.
+
+    Parameters
+    ----------
+    settings : plain values, also of a record that another version made
+    roles : one of :data:`SAME_CONFIGURATION`, :data:`SAME_TRAINING` and :data:`SAME_NUMBERS`
+    """
+    return {name: value for name, value in settings.items() if _roles().get(name, Role.RESULT) in roles}
+
+
+@cache
+def _roles() -> Mapping[str, Role]:
+    return {name: note for name, note in _notes() if isinstance(note, Role)}
+
+
+def _notes() -> Iterator[tuple[str, Any]]:
+    """Yield what the declaration of each setting of :class:`TrainConfig` says, by the name of the setting."""
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
         if get_origin(hint) is Annotated:
-            for note in get_args(hint)[1:]:
-                if isinstance(note, SearchDefault):
-                    found[name] = note
-    return found
+            yield from ((name, note) for note in get_args(hint)[1:])

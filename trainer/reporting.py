@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Protocol
 
 from pydantic import ConfigDict, Field
+
+from trainer.evaluation.metrics import MAE
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Measured = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -19,19 +22,18 @@ class EpochRecord:
     """One finished epoch. Epochs count from 1.
 
     ``order`` is the number of the permutation in which the epoch went through the training set; with it, the
-    settings and the data, the epoch can be reproduced. Losses are in hartree^2 (of the configured loss),
-    errors in kcal/mol, of the weights that would be exported.
+    settings and the data, the epoch can be reproduced. Losses are in hartree^2 (of the configured loss).
+    ``val_errors`` are the metrics of the validation set by their names in ``METRICS``, in kcal/mol, of the
+    weights that would be exported; an epoch that an earlier version trained may lack some.
 
-    A measurement that is added later needs the default None, which it has in the epochs of older checkpoints.
+    Another measurement that is added later needs the default None: epochs of older checkpoints lack it.
     """
 
     epoch: Count
     order: Count
     train_loss: Measured
     val_loss: Measured
-    val_mae: Measured
-    val_rmse: Measured
-    val_max_error: Measured
+    val_errors: Mapping[str, Measured]
     learning_rate: Measured
     seconds: Measured
     finished_at: Annotated[Measured, Field(lt=LAST_SECOND)]
@@ -39,6 +41,11 @@ class EpochRecord:
 
     # Checked when a record is read from a file, not when it is measured.
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def val_mae(self) -> float:
+        """MAE of the validation set, kcal/mol."""
+        return self.val_errors[MAE]
 
 
 class Reporter(Protocol):
@@ -86,9 +93,7 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
     measured = {
         "train/loss": record.train_loss,
         "val/loss": record.val_loss,
-        "val/mae_kcalmol": record.val_mae,
-        "val/rmse_kcalmol": record.val_rmse,
-        "val/max_error_kcalmol": record.val_max_error,
+        **{f"val/{name}": value for name, value in record.val_errors.items()},
         "train/learning_rate": record.learning_rate,
         "train/epoch_seconds": record.seconds,
     }

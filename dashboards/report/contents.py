@@ -11,11 +11,12 @@ from dashboards.chart import Chart
 from dashboards.formatting import duration, format_budget, format_noise, format_number
 from dashboards.parallel import parallel
 from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
-from dashboards.record import StudyRecord, architecture_of, error_of, name_of
+from dashboards.record import StudyRecord, architecture_of, name_of
 from dashboards.report.data import StudyData
 from dashboards.report.machines import format_versions, machines_table
 from dashboards.report.reproduce import commands, study_file
 from dashboards.winner import format_promoted, smoothness_warning
+from storage.trials.views import error_of
 from trainer.config import ISOLATED_ATOMS
 
 PLACES: Final = 40

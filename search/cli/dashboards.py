@@ -121,9 +121,8 @@ def _front_pages(addresses: DashboardAddresses) -> dict[str, str]:
 
 def _study_pages(addresses: DashboardAddresses, study: Study | None) -> dict[str, str]:
     from dashboards import links
-    from search.cli.output import best_trial
     from storage.studies import summarize_study
-    from storage.trials.views import trial_rows
+    from storage.trials.views import complete_trials, trial_rows
 
     if study is None:
         return {}
@@ -137,7 +136,7 @@ def _study_pages(addresses: DashboardAddresses, study: Study | None) -> dict[str
     if experiment is not None:
         pages["mlflow_runs"] = links.mlflow_leaderboard(addresses.mlflow, experiment)
         pages["mlflow_curves"] = links.mlflow_curves(addresses.mlflow, experiment)
-        best = best_trial(trial_rows(study.database, study))
+        best = next(iter(complete_trials(trial_rows(study.database, study))), None)
         if best is not None and best.mlflow_run_id is not None:
             pages["mlflow_best"] = links.mlflow_run(addresses.mlflow, experiment, best.mlflow_run_id)
     return pages

@@ -196,12 +196,6 @@ def _outcome(news: TrialNews, progress: StudyProgress) -> str:
     return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
 
 
-def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
-    """Return the complete trial with the lowest validation MAE."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return min(complete, key=_value, default=None)
-
-
 def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) -> Table:
     """Rank all trials: by state, complete ones first, and by validation MAE within a state.
 
@@ -209,6 +203,8 @@ def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) 
     ----------
     reference : trials of the reference study, sorted among the others but without a rank
     """
+    from storage.trials.views import complete_trials, leaderboard_order
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     for heading in ("rank", "trial"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -216,9 +212,8 @@ def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) 
     for heading in ("val MAE", "params", "lr", "batch", "decay", "dropout", "epochs", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    ranks = {id(trial): n for n, trial in enumerate(sorted(_complete(trials), key=_value), start=1)}
-    order = ("complete", "paused", "pruned", "running", "interrupted", "failed")
-    places = sorted([*trials, *reference], key=lambda trial: (order.index(trial.state), _value(trial)))
+    ranks = {id(trial): rank for rank, trial in enumerate(complete_trials(trials), start=1)}
+    places = leaderboard_order([*trials, *reference])
     for trial in places[:PLACES]:
         row = trial.tags.get("row")
         rank = str(ranks.get(id(trial), "")) if row is None else ""
@@ -231,14 +226,6 @@ def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) 
         f"val MAE in kcal/mol{', row: configuration of the reference study' if reference else ''}{more}"
     )
     return table
-
-
-def _complete(trials: Sequence[TrialRow]) -> list[TrialRow]:
-    return [trial for trial in trials if trial.state == "complete"]
-
-
-def _value(trial: TrialRow) -> float:
-    return trial.value if trial.value is not None else float("inf")
 
 
 def _cells(trial: TrialRow) -> list[str]:

@@ -162,16 +162,15 @@ def show(name: Name, as_json: Json = False) -> None:
 @study_app.command()
 def best(name: Name, as_json: Json = False) -> None:
     """Show the best trial of a study: its settings, validation MAE, MLflow run and weights."""
-    from search.cli.output import best_trial
     from search.errors import SearchError
     from storage.database import open_database
     from storage.settings import load_settings
     from storage.studies import open_study
-    from storage.trials.views import trial_rows
+    from storage.trials.views import complete_trials, trial_rows
 
     with open_database(load_settings()) as database:
         study = open_study(database, name)
-        trial = best_trial(trial_rows(database, study))
+        trial = next(iter(complete_trials(trial_rows(database, study))), None)
         if trial is None:
             raise SearchError(f"{name}: no trial is complete yet; see: anitune study show {name}")
         values = _best_values(database, study, trial)
@@ -297,8 +296,8 @@ def _deliver(study: Study) -> None:
 
 
 def _report(console: Console, database: Database, studies: list[tuple[Study, StudyConfig]]) -> None:
-    from search.cli.output import best_trial, leaderboard, print_value, rows_table
-    from storage.trials.views import trial_rows
+    from search.cli.output import leaderboard, print_value, rows_table
+    from storage.trials.views import complete_trials, trial_rows
 
     *references, (study, config) = studies
     trials = trial_rows(database, study)
@@ -307,7 +306,7 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
     for other, rows in studies:
         if rows.rows is not None:
             console.print(rows_table(rows, trial_rows(database, other)))
-    trial = best_trial(trials)
+    trial = next(iter(complete_trials(trials)), None)
     if trial is None:
         console.print(f"{study.name}: no trial is complete.", markup=False)
     else:

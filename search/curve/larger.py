@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from search.dimensions import Choices, Dimension, Range
+from search.dimensions import Dimension
+from trainer.config import Choices, Range
 
 GROWTH: Final = 1.5
 """How much wider a layer becomes if the space has no larger width."""

@@ -14,8 +14,16 @@ from search.errors import SearchError
 from search.promote.choice import FoldKind
 from search.propose.seeds import fold_seed, member_seed
 from storage.trainings import TrainingKind
-from storage.trials.views import TrialRow
-from trainer.config import FoldConfig, TrainConfig, dump_config, load_config
+from storage.trials.views import TrialRow, complete_trials
+from trainer.config import (
+    SAME_CONFIGURATION,
+    SAME_NUMBERS,
+    FoldConfig,
+    TrainConfig,
+    compared_settings,
+    dump_config,
+    load_config,
+)
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import fold_units, split_fold
 from trainer.errors import DataError
@@ -23,9 +31,6 @@ from trainer.fingerprints import digest_of
 from trainer.task import Task
 
 KINDS: Final[tuple[FoldKind, ...]] = ("structure", "molecule")
-
-NOT_COMPARED: Final = ("seed", "device", "checkpoint_seconds")
-"""Settings that are ignored when configurations of trials are compared."""
 
 PACKAGES: Final = ("anitune", "torch", "torchani")
 """Packages whose version changes results; trainings with other versions are not compared with new ones."""
@@ -55,7 +60,7 @@ class Candidate:
 
     Attributes
     ----------
-    trial : number of the trial; of several trials with the same settings, the best one
+    trial : number of the trial; of several trials of the same configuration, the best one
     val_mae : validation MAE, kcal/mol
     seconds : time that the training took
     """
@@ -125,7 +130,7 @@ class PromotionPlan:
 
 
 def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
-    """Find the best complete trials with different settings, the best first.
+    """Find the best complete trials with different configurations, the best first.
 
     Trials that began with the weights of another trial are left out, as their settings alone do not reproduce
     them.
@@ -136,12 +141,12 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
         if no such trial is complete.
     """
     found: dict[str, Candidate] = {}
-    complete = [trial for trial in trials if trial.state == "complete" and "start_from" not in trial.tags]
-    for trial in sorted(complete, key=lambda each: (each.value, each.number)):
+    for trial in complete_trials(trials):
+        if "start_from" in trial.tags:
+            continue
         assert trial.config is not None
         assert trial.value is not None
         config = load_config(TrainConfig, trial.config, f"the record of trial {trial.number}")
-        compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
         candidate = Candidate(
             trial=trial.number,
             architecture=trial.tags["arch"],
@@ -150,7 +155,7 @@ def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:
             parameters=round(trial.summary["parameters"]),
             seconds=trial.summary["seconds"],
         )
-        found.setdefault(digest_of(compared), candidate)
+        found.setdefault(digest_of(compared_settings(dump_config(config), SAME_CONFIGURATION)), candidate)
     if not found:
         raise SearchError("no trial is complete that could be trained again: let the study continue")
     return list(found.values())[:top]
@@ -247,10 +252,9 @@ def training_key(config: TrainConfig, fingerprints: Mapping[str, str], fold: Fol
     ----------
     fingerprints : those of the task
     """
-    settings = {name: value for name, value in dump_config(config).items() if name != "checkpoint_seconds"}
     return digest_of(
         {
-            "training": settings,
+            "training": compared_settings(dump_config(config), SAME_NUMBERS),
             "task": dict(fingerprints),
             "fold": dump_config(fold) if fold is not None else None,
             "versions": {name: version(name) for name in PACKAGES},

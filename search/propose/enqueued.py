@@ -70,7 +70,7 @@ def params_from_queue(config: StudyConfig, asked_for: Any) -> dict[str, Any]:
 
 
 def _refuse_points(config: StudyConfig, where: str) -> None:
-    if config.rows is not None or (config.sampler is not None and config.sampler.kind == "grid"):
+    if config.rows is not None or (config.sampler is not None and config.sampler.has_points):
         what = "rows" if config.rows is not None else "points of a grid"
         raise ConfigError(f"{where}: the trials of study {config.name!r} are {what}, each of them once")
 

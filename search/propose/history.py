@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from search.errors import SearchError
 from storage.trials.optuna_rows import PAUSED
 
 SHOWN = 1_000
@@ -43,7 +44,7 @@ class ShownStudy(Study):
         read_trials: Callable[[], Sequence[FrozenTrial]],
     ) -> None:
         super().__init__(study_name=name, storage=storage, sampler=sampler)
-        self._storage = cast(BaseStorage, _Unmarked(storage))
+        self._storage = cast(BaseStorage, _Unmarked(storage, sampler))
         self._number = number
         self._space = space
         self._read_trials = read_trials
@@ -81,16 +82,24 @@ def _paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
 
 
 class _Unmarked:
-    """A storage in which TPE cannot mark what it drew, because parameters are recorded all at once."""
+    """A storage in which a sampler cannot write attributes of a trial.
 
-    def __init__(self, storage: BaseStorage) -> None:
+    Parameters are recorded all at once, so tpe and gp need no marks of what they drew together.
+    """
+
+    def __init__(self, storage: BaseStorage, sampler: BaseSampler) -> None:
         self._storage = storage
+        self._sampler = type(sampler).__name__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        pass
+        if not key.startswith(("tpe:relative_params:", "gp:relative_params:")):
+            raise SearchError(
+                f"{self._sampler} keeps its state in the attribute {key!r} of a trial, which is not recorded:"
+                " it would learn nothing"
+            )
 
 
 def shown(trials: Sequence[FrozenTrial], number: int) -> Sequence[FrozenTrial]:

@@ -1,4 +1,4 @@
-"""Samplers, which propose trials. A new one is an entry of ``SAMPLERS`` and a kind of ``SamplerConfig``.
+"""Proposals of trials, by the samplers of :mod:`search.methods`.
 
 A new sampler is built for each proposal, seeded by the study's seed and the trial's number. So a worker that
 restarts does not repeat its first proposals, concurrent workers propose different trials, and a study with
@@ -24,19 +24,18 @@ from optuna.distributions import (
     IntDistribution,
     distribution_to_json,
 )
-from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.methods import SAMPLERS
 from search.propose.history import ShownStudy, is_of_space
 from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
 from search.propose.space import distributions, finite_points, grid_points, is_finite, used_params
 from search.study import StudyConfig
 from trainer.errors import ConfigError
-
-STARTUP_TRIALS = 10
 
 DRAWS = 10
 """How often a sampler may draw before the untried configuration nearest to the last draw is taken."""
@@ -66,35 +65,17 @@ class PointsSampler(BaseSampler):
         return self.points[trial.number][param_name]
 
 
-def _startup(config: StudyConfig) -> int:
-    return (config.sampler.startup_trials if config.sampler else None) or STARTUP_TRIALS
-
-
-SAMPLERS: dict[str, Callable[[StudyConfig, int], BaseSampler]] = {
-    "tpe": lambda config, seed: TPESampler(n_startup_trials=_startup(config), seed=seed),
-    "gp": lambda config, seed: GPSampler(
-        n_startup_trials=_startup(config), seed=seed, warn_independent_sampling=False
-    ),
-    "random": lambda config, seed: RandomSampler(seed=seed),
-    # The whole study has one sequence, of which each trial takes the next point.
-    "qmc": lambda config, seed: QMCSampler(
-        scramble=True,
-        seed=config.seed,
-        independent_sampler=RandomSampler(seed=seed),
-        warn_independent_sampling=False,
-    ),
-    "grid": lambda config, seed: PointsSampler(grid_points(config)),
-}
-
-
 def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
     """Make the sampler that proposes the trial of this number."""
     if config.rows is not None:
         return PointsSampler([row_params(config, row) for row in config.rows])
     assert config.sampler is not None
+    make = SAMPLERS[config.sampler.kind].make
+    if make is None:
+        return PointsSampler(grid_points(config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # qmc, since Optuna 3.0
-        return SAMPLERS[config.sampler.kind](config, sampler_seed(config.seed, number))
+        return make(config, sampler_seed(config.seed, number))
 
 
 def trial_limit(config: StudyConfig) -> int | None:
@@ -102,7 +83,7 @@ def trial_limit(config: StudyConfig) -> int | None:
     if config.rows is not None:
         return len(config.rows)
     assert config.sampler is not None
-    if config.sampler.kind != "grid":
+    if not config.sampler.has_points:
         return config.limits.trials
     size = len(grid_points(config))
     return size if config.limits.trials is None else min(size, config.limits.trials)
@@ -225,7 +206,7 @@ def _proposal(trial: FrozenTrial) -> Proposal:
 
 def _has_points(config: StudyConfig) -> bool:
     """Whether each trial has the point with its number, as rows and grids do."""
-    return config.rows is not None or (config.sampler is not None and config.sampler.kind == "grid")
+    return config.rows is not None or (config.sampler is not None and config.sampler.has_points)
 
 
 def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

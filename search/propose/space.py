@@ -13,11 +13,11 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.dimensions import Choices, Dimension, Range
+from search.dimensions import Dimension
 from search.propose.rows import WIDTH, architecture, hidden_widths, row_params, row_settings
 from search.propose.seeds import training_seed
 from search.study import StudyConfig
-from trainer.config import TrainConfig, load_config
+from trainer.config import Choices, Range, TrainConfig, load_config
 from trainer.errors import ConfigError
 
 LARGEST_GRID = 100_000

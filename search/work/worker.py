@@ -50,7 +50,7 @@ from storage.trials.heartbeat import Heartbeat
 from storage.trials.paused import rung_results
 from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
 from storage.trials.views import metric_history, trial_rows
-from trainer.config import TrainConfig, dump_config, load_config
+from trainer.config import SAME_NUMBERS, TrainConfig, compared_settings, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
@@ -67,9 +67,6 @@ logger = logging.getLogger("anitune")
 
 POLL_SECONDS = 2.0
 """Interval at which a worker looks for a trial that another one gave up, s."""
-
-NOT_COMPARED = ("checkpoint_seconds",)
-"""Settings of a training that do not affect its result."""
 
 R = TypeVar("R")
 
@@ -421,7 +418,7 @@ class Worker:
             config, info = self._resolved(asked, claim)
             attempt.record_config(
                 dump_config(asked),
-                {name: value for name, value in flat_settings(asked).items() if name not in NOT_COMPARED},
+                compared_settings(flat_settings(asked), SAME_NUMBERS),
                 planned_epochs=asked.epochs,
                 tags={
                     "arch": architecture(asked, self._task.features.length),
@@ -453,7 +450,7 @@ class Worker:
         """Digest the settings; equal for duplicate configurations, which may differ in the derived seed."""
         if self._config.repeats == "replicate":
             return None
-        compared = {name: value for name, value in dump_config(config).items() if name not in NOT_COMPARED}
+        compared = compared_settings(dump_config(config), SAME_NUMBERS)
         if config.seed == training_seed(self._config.seed, number):
             del compared["seed"]
         # A setting that the study's record lacks was added later, and is the same in all trials of the study.

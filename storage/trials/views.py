@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 
@@ -16,7 +16,8 @@ from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.queue import WorkerInfo
 
-TrialState = Literal["running", "interrupted", "paused", "complete", "pruned", "failed"]
+TrialState = Literal["complete", "paused", "pruned", "running", "interrupted", "failed"]
+"""In the order of a leaderboard."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,27 @@ class TrialRow:
     mlflow_run_id: str | None
     artifacts: tuple[ArtifactRow, ...]
     attempts: tuple[AttemptRow, ...] = ()
+
+
+_PLACES: Final = {state: place for place, state in enumerate(get_args(TrialState))}
+
+
+def error_of(trial: TrialRow) -> float:
+    """Best validation MAE of a trial, kcal/mol; infinity if there is none."""
+    return trial.value if trial.value is not None else math.inf
+
+
+def leaderboard_order(trials: Iterable[TrialRow]) -> list[TrialRow]:
+    """Order trials, the best first: complete ones, then those of each other state, by validation MAE.
+
+    Trials with the same error keep their order, which is usually that of their numbers.
+    """
+    return sorted(trials, key=lambda trial: (_PLACES[trial.state], error_of(trial)))
+
+
+def complete_trials(trials: Iterable[TrialRow]) -> list[TrialRow]:
+    """Return the complete trials, the best first: the rank of a trial is its place among them."""
+    return [trial for trial in leaderboard_order(trials) if trial.state == "complete"]
 
 
 def trial_rows(database: Database, study: Study) -> list[TrialRow]:

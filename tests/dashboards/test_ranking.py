@@ -11,6 +11,8 @@ import pytest
 from dashboards.formatting import format_noise
 from dashboards.ranking import leaderboard, pareto_front, validation_structures
 from dashboards.record import StudyRecord
+from search.cli.output import leaderboard as printed_leaderboard
+from search.promote.plan import find_candidates
 from storage.trainings import RecordedTraining
 from storage.trials.views import TrialRow
 
@@ -39,6 +41,28 @@ def test_complete_trials_are_ranked_and_rows_stand_in_their_places_without_a_ran
         (None, 4, None),
         (None, 3, None),
     ]
+
+
+def test_command_line_report_and_promotion_have_the_same_order(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    record = make_record(
+        make_trial(0, 1.5, hidden=(8,)),
+        make_trial(1, 0.8, hidden=(16,)),
+        make_trial(2, 0.8, hidden=(32,)),  # of two with the same error the earlier one
+        make_trial(3, 0.1, state="pruned"),
+        make_trial(4, 0.2, state="paused"),
+        make_trial(5, None, state="failed"),
+        make_trial(6, 0.3, state="interrupted"),
+        make_trial(7, 0.4, state="running"),
+    )
+    order = [1, 2, 0, 4, 3, 7, 6, 5]
+    assert [place.trial.number for place in leaderboard(record).places] == order
+    table = printed_leaderboard(record.trials)
+    assert [*table.columns[1].cells] == [str(number) for number in order]
+    assert [*table.columns[0].cells] == ["1", "2", "3", *[""] * 5]
+    assert [trial.number for trial in record.complete] == order[:3]
+    assert [candidate.trial for candidate in find_candidates(record.trials, 5)] == order[:3]
 
 
 def test_replicates_tell_the_spread_over_seeds_and_so_the_noise(

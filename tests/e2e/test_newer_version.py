@@ -59,7 +59,7 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
         (
             "    patience: Annotated[\n",
             "    label_noise: Annotated[\n"
-            '        float, Field(ge=0, description="noise of the energies"), SearchRange(0.0, 0.1)\n'
+            '        float, Field(ge=0, description="noise of the energies"), Range(0.0, 0.1)\n'
             "    ] = 0.0\n"
             "    patience: Annotated[\n",
         ),
@@ -67,9 +67,9 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "trainer/evaluation/metrics.py": (
         (
-            '    "max_error_kcalmol": max_error,\n',
-            '    "max_error_kcalmol": max_error,\n'
-            '    "median_error_kcalmol": lambda errors: float(np.median(np.abs(errors))),\n',
+            '    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),\n',
+            '    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),\n'
+            '    "median_error_kcalmol": Metric(lambda errors: float(np.median(np.abs(errors)))),\n',
         ),
     ),
     "trainer/reporting.py": (
@@ -78,8 +78,8 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
             "    val_ratio: Measured | None = None\n",
         ),
         (
-            '        "val/mae_kcalmol": record.val_mae,\n',
-            '        "val/mae_kcalmol": record.val_mae,\n        "val/ratio": record.val_ratio,\n',
+            '        "val/loss": record.val_loss,\n',
+            '        "val/loss": record.val_loss,\n        "val/ratio": record.val_ratio,\n',
         ),
     ),
     "trainer/fitting/training.py": (
@@ -89,15 +89,14 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
     ),
     "search/study.py": (
-        ('"random", "qmc", "grid"]', '"random", "qmc", "grid", "sobol"]'),
-        ('    ] = "tpe"\n', '    ] = "random"\n'),
+        ('(SAMPLERS))] = "tpe"\n', '(SAMPLERS))] = "random"\n'),
         ("    ] = 4\n", "    ] = 3\n"),
     ),
-    "search/propose/samplers.py": (
+    "search/methods.py": (
         (
-            '    "random": lambda config, seed: RandomSampler(seed=seed),\n',
-            '    "random": lambda config, seed: RandomSampler(seed=seed),\n'
-            '    "sobol": lambda config, seed: RandomSampler(seed=seed + 1),\n',
+            '    "random": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed)),\n',
+            '    "random": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed)),\n'
+            '    "sobol": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed + 1)),\n',
         ),
     ),
 }

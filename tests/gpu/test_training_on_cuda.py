@@ -65,7 +65,9 @@ def train(task: Task, configs: list[TrainConfig], epochs: int = 3) -> list[tuple
 
 
 def losses(history: tuple[EpochRecord, ...]) -> list[tuple[float, float, float]]:
-    return [(record.train_loss, record.val_loss, record.val_max_error) for record in history]
+    return [
+        (record.train_loss, record.val_loss, record.val_errors["max_error_kcalmol"]) for record in history
+    ]
 
 
 def with_features_of_its_own(task: Task) -> Task:

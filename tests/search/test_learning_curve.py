@@ -21,7 +21,6 @@ from search.cli.main import app
 from search.curve import learning_curve as curve_steps
 from search.curve.larger import larger_hidden
 from search.curve.learning_curve import LearningCurve, Options, same_steps, sizes_of
-from search.dimensions import Choices, Range
 from search.errors import SearchError
 from search.promote import trainings as planned_trainings
 from search.promote.plan import find_candidates, members
@@ -36,7 +35,7 @@ from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.trainings import trainings
 from storage.trials.views import trial_rows
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig, dump_config
+from trainer.config import Choices, DataConfig, FeatureConfig, Range, SplitConfig, TrainConfig, dump_config
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import VALIDATION, Split
 from trainer.errors import TrainingFailed

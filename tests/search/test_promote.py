@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from search.promote import study_trainings
 from search.promote import trainings as promotion_trainings
 from search.promote.ensemble import structures_of_test_set
 from search.promote.model import description
-from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan
+from search.promote.plan import Options, PlannedTraining, find_candidates, make_plan, members
 from search.promote.promotion import Promoter
 from search.promote.trainings import Outcome, train_all, training_folder
 from search.study import study_from_values
@@ -52,6 +53,7 @@ from storage.trainings import failures, trainings
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import dump_config
 from trainer.errors import DataError, DeviceError, TrainingCutOff, TrainingFailed
+from trainer.fingerprints import digest_of
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.files import read_structures
 from trainer.inference.structures import make_structure
@@ -491,6 +493,40 @@ def test_trainings_of_other_versions_are_not_taken_over(
     assert keys() == before
     monkeypatch.setattr(promotion_plan, "version", lambda name: "99")
     assert not keys() & before
+
+
+def test_only_trainings_with_the_same_numbers_are_taken_over(place: Place, study: Study) -> None:
+    config = study_from_values(study.config, "test")
+    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    (candidate,) = find_candidates(trial_rows(study.database, study), 1)
+
+    def key(**settings: Any) -> str:
+        changed = replace(candidate, config=replace(candidate.config, **settings))
+        return members(changed, task, 0, 1)[0].key
+
+    keys = [key(), key(threads=2), key(device="auto"), key(precision="float64"), key(checkpoint_seconds=5.0)]
+    assert keys[4] == keys[0]
+    assert len(set(keys)) == 4
+    # The key that 0.1.0 recorded: another one would train every promotion from the start.
+    planned = members(candidate, task, 0, 1)[0]
+    settings = dump_config(planned.config)
+    del settings["checkpoint_seconds"]
+    versions = {name: version(name) for name in ("anitune", "torch", "torchani")}
+    recorded = {"training": settings, "task": dict(task.fingerprints), "fold": None, "versions": versions}
+    assert planned.key == digest_of(recorded)
+
+
+def test_trials_that_differ_in_chance_or_device_are_one_candidate(study: Study) -> None:
+    (row, *_) = (row for row in trial_rows(study.database, study) if row.state == "complete")
+    assert row.config is not None
+
+    def candidates(**settings: Any) -> int:
+        assert row.config is not None
+        other = replace(row, number=row.number + 1, config={**row.config, **settings})
+        return len(find_candidates([row, other], 2))
+
+    assert candidates(seed=7, threads=2, device="auto", checkpoint_seconds=5.0) == 1
+    assert candidates(precision="float64") == 2
 
 
 def test_a_program_is_told_how_to_enter_the_server_of_anitune_up(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import optuna
 import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from search.propose.pruners import PRUNERS, rungs, stops
-from search.study import PrunerConfig, StudyConfig, study_from_values
+from search.methods import PRUNERS
+from search.propose.pruners import rungs, stops
+from search.study import StudyConfig, study_from_values
 from storage.trials.paused import RungResult
 
 EPOCHS = 27
@@ -86,9 +87,3 @@ def test_default_rungs_suit_any_length() -> None:
 
 def test_rows_have_no_rungs() -> None:
     assert rungs(study_from_values({"name": "rows", "rows": [{"label": "a"}]}, "test")) == ()
-
-
-def test_every_kind_of_a_study_file_is_there() -> None:
-    assert set(PRUNERS) == set(
-        get_args(get_args(get_type_hints(PrunerConfig, include_extras=True)["kind"])[0])
-    )

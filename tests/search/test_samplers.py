@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import optuna
 import pytest
@@ -11,10 +11,12 @@ from optuna.distributions import FloatDistribution, json_to_distribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
+from search.errors import SearchError
+from search.methods import SAMPLERS, Sampler
 from search.propose.history import ShownStudy
-from search.propose.samplers import SAMPLERS, make_sampler, propose, trial_limit
+from search.propose.samplers import make_sampler, propose, trial_limit
 from search.propose.space import distributions, train_config
-from search.study import SamplerConfig, StudyConfig, study_from_values
+from search.study import StudyConfig, study_from_values
 
 TRIALS = 6
 STARTUP = 3
@@ -122,10 +124,14 @@ def test_a_fixed_value_needs_no_sampler(storage: BaseStorage) -> None:
     assert {(params["learning_rate"], params["activation"]) for params in found} == {(1e-3, "celu")}
 
 
-def test_every_kind_of_a_study_file_is_there() -> None:
-    assert set(SAMPLERS) == set(
-        get_args(get_args(get_type_hints(SamplerConfig, include_extras=True)["kind"])[0])
-    )
+def test_a_sampler_that_keeps_state_in_attributes_of_trials_is_refused(
+    storage: BaseStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attributes are not recorded, so it would propose at random for ever."""
+    genetic = Sampler(lambda config, seed: optuna.samplers.NSGAIISampler(population_size=2, seed=seed))
+    monkeypatch.setitem(SAMPLERS, "random", genetic)
+    with pytest.raises(SearchError, match="NSGAIISampler keeps its state in the attribute 'NSGA"):
+        search(storage, make("random", storage))
 
 
 def test_tpe_learns_all_widths_together(storage: BaseStorage) -> None:

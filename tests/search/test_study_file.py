@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from search.dimensions import Choices, Range
 from search.study import load_study, study_from_values
-from trainer.config import TrainConfig, dump_config
+from trainer.config import Choices, Range, TrainConfig, dump_config
 from trainer.errors import ConfigError
 
 MINIMAL = "name: tiny\nlimits: {trials: 3}\n"

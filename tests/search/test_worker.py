@@ -19,7 +19,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from search.propose.samplers import Proposal, propose, trial_limit
 from search.study import Limits, PrunerConfig, StudyConfig, study_from_values
@@ -33,6 +33,7 @@ from storage.errors import BlobDamagedError, DatabaseError, FactsChangedError
 from storage.garbage import find_garbage
 from storage.lifecycle import change_state
 from storage.records.tables import attempts
+from storage.records.tables import trials as trial_table
 from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
 from storage.trials import heartbeat
@@ -41,6 +42,7 @@ from storage.trials.queue import CRASHES_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
+from trainer.fingerprints import digest_of
 from trainer.fitting import pack
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, _digest, save_checkpoint
 from trainer.progress import no_progress
@@ -473,6 +475,18 @@ def test_equal_settings_are_trained_once_and_count(
         assert trial.tags.get("same_as") == (
             f"trial {told[trial.number]}" if told[trial.number] is not None else None
         )
+
+
+def test_equal_settings_have_the_digest_of_earlier_versions(
+    database: Database, config: StudyConfig, task: Task
+) -> None:
+    """A study that 0.1.0 began goes on: its trials and new ones with equal settings must be found equal."""
+    (trial,) = work(database, with_repeats(config, 1), task)
+    settings = {**(trial.config or {}), "start_from": None}
+    del settings["checkpoint_seconds"], settings["seed"]
+    with database.reading() as connection:
+        recorded = connection.execute(select(trial_table.c.settings)).scalar_one()
+    assert recorded == digest_of(settings)
 
 
 def test_replicates_are_trained_with_other_seeds(database: Database, config: StudyConfig, task: Task) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.dimensions import Choices, Range
 from search.documents import read_document, read_value, resolve_path, write_document
 from search.errors import StudyFileError
 from search.propose.enqueued import setting_value
 from search.study import StudyConfig, load_study, study_from_values
+from trainer.config import Choices, Range
 from trainer.errors import ConfigError
 
 HEAD = "name: tiny\nlimits: {trials: 3}\n"

@@ -18,13 +18,14 @@ from trainer.fitting.checkpoints import (
 )
 from trainer.reporting import EpochRecord
 
+ERRORS = {"mae_kcalmol": 1 / 3, "rmse_kcalmol": 2 / 3, "max_error_kcalmol": 5.0}
 IDENTITY = {"training": {"seed": 1, "hidden": [8, 8], "dropout": 0.1}, "task": {"data": "abc"}}
 
 
 def make_checkpoint(epochs: int = 2) -> Checkpoint:
     random = torch.Generator().manual_seed(epochs)
     history = tuple(
-        EpochRecord(n, 70 + n, 0.1 / 3, 0.2 / 3, 1 / 3, 2 / 3, 5.0, 1e-3, 0.123456789, 1.7e9 + 1 / 3)
+        EpochRecord(n, 70 + n, 0.1 / 3, 0.2 / 3, ERRORS, 1e-3, 0.123456789, 1.7e9 + 1 / 3)
         for n in range(1, epochs + 1)
     )
     tensors = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import shutil
@@ -22,11 +23,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree, kcal, mol
 
 from search.study import load_study
-from trainer.config import SplitConfig
+from trainer.config import DataConfig, SplitConfig
 from trainer.data import frame_cache, xyz
+from trainer.data.ani1x import ANI1X
 from trainer.data.dataset import Dataset
 from trainer.data.elements import ATOMIC_NUMBERS, SYMBOLS
-from trainer.data.readers import read_data, read_dataset
+from trainer.data.hdf5 import Group
+from trainer.data.layout import Reading
+from trainer.data.readers import READERS, read_data, read_dataset
 from trainer.data.splits import split_dataset
 from trainer.errors import DataError
 from trainer.inference.files import read_structures
@@ -462,6 +466,54 @@ def test_no_frame_has_an_energy_and_its_keys_are_named(tmp_path: Path) -> None:
     path.write_text(XYZ.replace("energy", 'Properties=species:S:1:pos:R:3 pbc="F F F" config=a dft_energy'))
     assert "name their key with data.energy (--energy) (they have config, dft_energy)" in refused(path)
     assert read_dataset([path], energy="dft_energy").structures == 1
+
+
+def test_one_more_layout_changes_nothing_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the same names for elements and coordinates as that of ANI-1x."""
+    read_with: list[str] = []
+
+    def read(group: Group, energy: str, data: DataConfig) -> list[Reading]:
+        read_with.append(energy)
+        return ANI1X.read(group, energy, data)
+
+    both, _ = written("ANI-1x", tmp_path / "x")
+    before = digests(read_dataset([both])), len(read_structures(both))
+    with h5py.File(both, "a") as file:
+        for name in MOLECULES:
+            file[f"{name}/better.energy"] = file[f"{name}/wb97x_dz.energy"][:] + 1e-3
+    one_more = dataclasses.replace(ANI1X, energies=("better.energy",), read=read)
+    monkeypatch.setitem(READERS, "one more", one_more)
+    assert (digests(read_dataset([both])), len(read_structures(both))) == before
+    assert not read_with
+    # It is there too: where it is asked for, and alone.
+    read_dataset([both], energy="better.energy")
+    with h5py.File(both, "a") as file:
+        for name in MOLECULES:
+            del file[f"{name}/wb97x_dz.energy"]
+    assert digests(read_dataset([both])) != before[0]
+    assert set(read_with) == {"better.energy"}
+    assert len(read_structures(both)) == before[1]
+
+
+def test_coordinates_in_another_unit_are_told_apart_by_the_energies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = written("ANI-1x", tmp_path / "x")
+    before = read_structures(path)[0].coordinates
+    in_bohr = dataclasses.replace(ANI1X, energies=("better.energy",), length_unit="bohr")
+    monkeypatch.setitem(READERS, "in bohr", in_bohr)
+    np.testing.assert_array_equal(read_structures(path)[0].coordinates, before)
+    with h5py.File(path, "a") as file:
+        for name in MOLECULES:
+            del file[f"{name}/wb97x_dz.energy"]
+    with pytest.raises(DataError, match="two layouts fit"):
+        read_structures(path)
+    with h5py.File(path, "a") as file:
+        for name in MOLECULES:
+            file[f"{name}/better.energy"] = np.zeros(len(file[f"{name}/coordinates"]))
+    np.testing.assert_allclose(read_structures(path)[0].coordinates, before * Bohr, rtol=1e-6)
 
 
 def test_two_layouts_that_fit_are_both_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import torch
 
-from trainer.config import Precision, TrainConfig, load_config
+from trainer.config import Precision, TrainConfig, dump_config, load_config
 from trainer.data.splits import TEST, Split
 from trainer.errors import CheckpointError, ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import evaluate
@@ -28,6 +30,7 @@ from trainer.fitting.averages import new_share
 from trainer.fitting.checkpoints import (
     CHECKPOINT,
     Checkpoint,
+    _digest,
     load_checkpoint,
     save_checkpoint,
     saved_epoch,
@@ -81,9 +84,9 @@ class Recorder(SilentReporter):
         return self.epochs == self._stop_after
 
 
-def numbers(result: FitResult) -> list[tuple[float, ...]]:
+def numbers(result: FitResult) -> list[tuple[object, ...]]:
     """What must be the same to the last bit if a training is repeated: all but the times."""
-    return [(r.train_loss, r.val_loss, r.val_mae, r.val_rmse, r.learning_rate) for r in result.history]
+    return [(r.train_loss, r.val_loss, r.val_errors, r.learning_rate) for r in result.history]
 
 
 def weights(result: FitResult) -> torch.Tensor:
@@ -470,6 +473,34 @@ def test_a_checkpoint_of_an_older_version_is_taken_up(task: Task, tmp_path: Path
     save_checkpoint(tmp_path / CHECKPOINT, Checkpoint(older, saved.history, saved.tensors))
     result = fit(task, config, tmp_path, SilentReporter())
     assert result.history[:2] == saved.history
+
+
+def test_a_checkpoint_with_a_field_for_each_metric_is_taken_up(task: Task, tmp_path: Path) -> None:
+    """As version 0.1.0 wrote it."""
+    fit(task, CONFIG, tmp_path, Recorder(stop_after=2))
+    identity = training_identity(task, dataclasses.replace(CONFIG, precision="float32"), None)
+    saved = load_checkpoint(tmp_path / CHECKPOINT, identity)
+    assert saved is not None
+    record = {"identity": identity, "history": [dataclasses.asdict(epoch) for epoch in saved.history]}
+    for epoch in record["history"]:
+        errors = epoch.pop("val_errors")
+        epoch |= {"val_mae": errors["mae_kcalmol"], "val_rmse": errors["rmse_kcalmol"]}
+        epoch |= {"val_max_error": errors["max_error_kcalmol"]}
+    tensors, text = dict(saved.tensors), json.dumps(record)
+    header = {"record": text, "digest": _digest(text, tensors)}
+    (tmp_path / CHECKPOINT).write_bytes(safetensors.torch.save(tensors, header))
+    assert fit(task, CONFIG, tmp_path, SilentReporter()).history[:2] == saved.history
+
+
+def test_a_checkpoint_is_known_by_the_settings_that_earlier_versions_recorded(task: Task) -> None:
+    settings = dump_config(CONFIG)
+    del settings["device"], settings["checkpoint_seconds"]
+    assert training_identity(task, dataclasses.replace(CONFIG, precision="float32"), None) == {
+        "checkpoint": {"format": 3},
+        "training": settings | {"precision": "float32"},
+        "task": task.fingerprints,
+        "warm_start": {},
+    }
 
 
 def test_what_a_killed_process_left_half_written_is_removed(task: Task, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -62,7 +61,7 @@ def with_dropout(model: ElementNetworks, batch: AtomBatch, seed: int) -> Tensor:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_are_those_of_automatic_differentiation(
     task: Task, activation: Activation, settings: dict[str, object], batch_size: int
 ) -> None:

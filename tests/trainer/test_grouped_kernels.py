@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from trainer.config import Precision
+from trainer.fitting.grouped_jobs import KERNEL_ACTIVATIONS
 from trainer.fitting.grouped_tables import LARGE_BATCH, SUM_COLUMNS, tiles
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -156,7 +157,7 @@ def interpret() -> None:
     from trainer.fitting import grouped_networks, grouped_tables
 
     repair_interpreter()
-    names = ("relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian")
+    names = KERNEL_ACTIVATIONS
     few = {"capacities": (64, 0, 64), "atoms": (40, 0, 60)}
     several = [{**shape, "activation": name} for shape, name in zip(SHAPES, names[:4], strict=True)]
     others = [{**shape, "activation": name} for shape, name in zip(SHAPES, names[4:], strict=True)]

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from trainer.config import Activation, Precision, TrainConfig
+from trainer.fitting import grouped_jobs, grouped_networks
+from trainer.fitting.grouped_jobs import KERNEL_ACTIVATIONS
 from trainer.fitting.grouped_networks import GroupedNetworks
 from trainer.fitting.weights import FlatWeights
-from trainer.networks.activations import CELU_ALPHA, gaussian
+from trainer.networks.activations import ACTIVATIONS, CELU_ALPHA, gaussian
 from trainer.networks.model import ElementNetworks
 
 ELEMENTS = ("H", "C", "O")
@@ -19,7 +20,7 @@ CAPACITIES = (128, 0, 64)
 ATOMS = (100, 0, 60)  # of each element; the rows behind them have no atom
 
 #: Not those of the package, some of which work in place.
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
@@ -30,6 +31,10 @@ FUNCTIONS = {
     "celu": lambda x: x.clamp(min=0) + CELU_ALPHA * torch.expm1(x.clamp(max=0) / CELU_ALPHA),
     "gaussian": gaussian,
 }
+
+
+def function(name: str) -> Callable[[Tensor], Tensor]:
+    return FUNCTIONS.get(name, ACTIVATIONS[name].value)
 
 
 class Case:
@@ -87,7 +92,7 @@ class Case:
                     noise = self.networks.noise[dropped.index(k)][row : row + len(x), column : column + width]
                     x = torch.where(noise < keep, x / keep, 0)
                     column += -(-width // 16) * 16
-                x = FUNCTIONS[model.config.activation](x)
+                x = function(model.config.activation)(x)
             energies.append(x)
         together = torch.cat(energies).squeeze(1)
         gradients = torch.autograd.grad((together * self.grad_outputs[:, k]).sum(), list(model.parameters()))
@@ -111,12 +116,20 @@ def check(case: Case, streamed: bool = False) -> None:
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_energies_and_gradients_are_those_of_automatic_differentiation(
     activation: Activation, streamed: bool
 ) -> None:
     check(Case([{"activation": activation, **shape} for shape in SHAPES]), streamed)
+
+
+def test_an_activation_without_a_kernel_is_computed_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = tuple(name for name in KERNEL_ACTIVATIONS if name != "gaussian")
+    for module in (grouped_jobs, grouped_networks):
+        monkeypatch.setattr(module, "KERNEL_ACTIVATIONS", kernels)
+    monkeypatch.setattr(grouped_networks, "has_kernels", lambda weights: True)
+    check(Case([{"activation": "gaussian", **shape} for shape in SHAPES]))
 
 
 def test_sums_over_several_splits() -> None:

@@ -7,7 +7,6 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from trainer.inference.export import TOLERANCE, export_model, sample_structures
 from trainer.inference.portable import PortableModel
 from trainer.inference.structures import make_structure
 from trainer.inference.torchani_model import as_torchani
+from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.files import SavedModel
 from trainer.networks.model import ElementNetworks
 
@@ -46,7 +46,7 @@ def config(activation: Activation = "silu", seed: int = 0, **settings: object) -
 ENSEMBLE = (config(seed=1), config(seed=2))
 
 
-@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_network_gives_the_same_energies_in_torchani_and_as_plain_tensor_operations(
     activation: Activation,
 ) -> None:

@@ -86,6 +86,15 @@ def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Forge:
     return forge
 
 
+def in_val_errors(**errors: object) -> Forge:
+    def forge(checkpoint: Checkpoint) -> Checkpoint:
+        (epoch,) = checkpoint.history
+        changed: Any = {**epoch.val_errors, **errors}
+        return replace(checkpoint, history=(replace(epoch, val_errors=changed),))
+
+    return forge
+
+
 def without(name: str) -> Forge:
     def forge(checkpoint: Checkpoint) -> Checkpoint:
         return replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if n != name})
@@ -114,8 +123,10 @@ def without(name: str) -> Forge:
             "4 epochs",
         ),
         (lambda c: replace(c, history=(replace(c.history[0], epoch=2),)), "epoch 1 is not a valid record"),
+        (in_val_errors(mae_kcalmol="0"), "epoch 1 is not a valid record"),
+        (in_val_errors(mae_kcalmol=-1.0), "epoch 1 is not a valid record"),
         (
-            lambda c: replace(c, history=(replace(c.history[0], val_mae="0"),)),
+            lambda c: replace(c, history=(replace(c.history[0], val_errors={}),)),
             "epoch 1 is not a valid record",
         ),
         (lambda c: replace(c, identity={**c.identity, "task": {"data": "x"}}), "another training"),
@@ -168,7 +179,8 @@ EPOCHS: dict[str, Callable[[dict[str, Any]], object]] = {
     "time before 1970": lambda epoch: epoch.update(finished_at=-1e18),
     "no time": lambda epoch: epoch.update(finished_at=math.nan),
     "null": lambda epoch: epoch.update(finished_at=None),
-    "text": lambda epoch: epoch.update(val_mae="inf"),
+    "text": lambda epoch: epoch["val_errors"].update(mae_kcalmol="inf"),
+    "another MAE, as in an earlier version": lambda epoch: epoch.update(val_mae=0.0),
     "true": lambda epoch: epoch.update(epoch=True),
     "a fraction": lambda epoch: epoch.update(order=0.5),
     "an order for no generator": lambda epoch: epoch.update(order=-1),
@@ -192,6 +204,13 @@ def test_one_with_an_epoch_that_cannot_be_is_refused(
     said = refused(task, tmp_path)
     assert "epoch 1 is not a valid record" in said or "its record cannot be read" in said
     assert said.isprintable()
+
+
+def test_metrics_that_are_not_known_are_not_recorded(
+    task: Task, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    save_checkpoint(tmp_path / CHECKPOINT, in_val_errors(**{"../x": 1.0})(checkpoint))
+    assert fit(task, CONFIG, tmp_path, SilentReporter()).history[0] == checkpoint.history[0]
 
 
 def test_names_of_unknown_settings_are_not_repeated(

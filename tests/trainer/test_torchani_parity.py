@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.aev import AEVComputer
 from trainer.features.source import ComputedFeatures, open_features
 from trainer.fitting.threads import Threads
+from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
 from trainer.networks.torchani_bridge import to_torchani
 from trainer.progress import no_progress
@@ -66,7 +66,7 @@ def test_energies_of_every_structure_of_the_sample_are_those_of_torchani(
 
 
 @pytest.mark.parametrize("activate_output", [False, True], ids=["plain", "activated output"])
-@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @torch.no_grad()
 def test_every_network_can_be_given_to_torchani(
     data_file: Path, activation: Activation, activate_output: bool

@@ -67,6 +67,10 @@ class Layout:
         high = self.high_energy is not None and energy is None
         return [self.energies[0]] if high and self.has_high_energy(group) else []
 
+    def named(self, energy: str | None) -> bool:
+        """Return whether these energies, if the settings name some, are usual ones of this layout."""
+        return energy is None or energy in self.energies
+
     def has_high_energy(self, group: Group) -> bool:
         """Return whether a group holds high-energy structures.
 

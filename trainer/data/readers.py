@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -31,12 +31,15 @@ from trainer.errors import DataError
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.progress import Progress, no_progress
 
+F = TypeVar("F")
 K = TypeVar("K", str, tuple[str, str])
 
 logger = logging.getLogger("anitune")
 
-#: The layouts of HDF5 files; other formats are in :mod:`trainer.data.formats`.
-READERS: dict[str, Layout] = {"ANI-1": ANI1, "ANI-1x": ANI1X, "torchani": TORCHANI, "SPICE": SPICE}
+#: The layouts of HDF5 files; other formats are in :mod:`trainer.data.formats`. Of several with the same names
+#: for elements and coordinates, and unit of these, a file has the first that fits: so a new one at the end
+#: changes nothing for the others. Energies tell those with another unit apart.
+READERS: Final[Mapping[str, Layout]] = {"ANI-1": ANI1, "ANI-1x": ANI1X, "torchani": TORCHANI, "SPICE": SPICE}
 
 #: Energies whose type has wider steps than this, kcal/mol, cause a warning.
 COARSE: Final = 1e-3
@@ -165,6 +168,8 @@ def open_data_file(path: Path, links_outside: bool = False) -> Iterator[tuple[Da
         }
         if not fitting:
             raise _unknown_layout(file, None)
+        usual = {name: group for name, group in fitting.items() if READERS[name].energies_of(group, None)}
+        fitting = _first_of_same_structure(usual or fitting, lambda name: name)
         layout = READERS[_only(fitting)]
         yield file, [group for group in file.groups if any(key in group for key in layout.structure)], layout
 
@@ -221,8 +226,18 @@ def _layout_of(file: DataFile, energy: str | None) -> tuple[Layout, str]:
     }
     if not fitting:
         raise _unknown_layout(file, energy)
+    usual = {fit: group for fit, group in fitting.items() if READERS[fit[0]].named(energy)}
+    fitting = _first_of_same_structure(usual or fitting, lambda fit: fit[0])
     name, key = _only(fitting)
     return READERS[name], key
+
+
+def _first_of_same_structure(fitting: Mapping[F, Group], name_of: Callable[[F], str]) -> dict[F, Group]:
+    """Leave out layouts whose elements and coordinates are those of one before them that fits too."""
+    first: dict[tuple[str, ...], str] = {}
+    for name in sorted({name_of(fit) for fit in fitting}, key=[*READERS].index):
+        first.setdefault((*READERS[name].structure, READERS[name].length_unit), name)
+    return {fit: group for fit, group in fitting.items() if name_of(fit) in first.values()}
 
 
 def _only(fitting: Mapping[K, Group]) -> K:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.evaluate import Evaluation
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.evaluation.evaluate import Evaluation
 
 
 def mean_absolute_error(errors: npt.NDArray[np.float64]) -> float:
@@ -25,12 +30,39 @@ def max_error(errors: npt.NDArray[np.float64]) -> float:
     return float(np.abs(errors).max())
 
 
-#: Functions of errors (n,) in kcal/mol. Every entry is recorded, shown and reported under its name.
-METRICS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
-    "mae_kcalmol": mean_absolute_error,
-    "rmse_kcalmol": root_mean_square_error,
-    "max_error_kcalmol": max_error,
+@dataclass(frozen=True)
+class Metric:
+    """One number for many errors. It scales with the errors, so it has their unit.
+
+    Attributes
+    ----------
+    measure : computes it from the errors (n,) of the best network, after a training
+    of_epoch : computes it from the errors (n, K) of K networks after each epoch, (K,); None: not done
+    """
+
+    measure: Callable[[npt.NDArray[np.float64]], float]
+    of_epoch: Callable[[Tensor], Tensor] | None = None
+
+
+MAE: Final = "mae_kcalmol"
+"""The metric that a study minimizes."""
+
+#: Every entry is recorded, shown and reported under its name, in kcal/mol.
+METRICS: Final[Mapping[str, Metric]] = {
+    MAE: Metric(mean_absolute_error, lambda errors: errors.abs().mean(0)),
+    "rmse_kcalmol": Metric(root_mean_square_error, lambda errors: errors.square().mean(0).sqrt()),
+    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),
 }
+
+
+def measure_epoch(errors: Tensor) -> tuple[Tensor, ...]:
+    """Compute the metrics of an epoch, (K,) each, from the errors (n, K) of K networks, in their unit."""
+    return tuple(metric.of_epoch(errors) for metric in METRICS.values() if metric.of_epoch is not None)
+
+
+def epoch_metric_names() -> tuple[str, ...]:
+    """Return the names of the metrics of an epoch, in the order of :func:`measure_epoch`."""
+    return tuple(name for name, metric in METRICS.items() if metric.of_epoch is not None)
 
 
 def measure(evaluation: Evaluation, subset: str) -> dict[str, float]:
@@ -45,7 +77,7 @@ def measure(evaluation: Evaluation, subset: str) -> dict[str, float]:
     for elements in np.unique(evaluation.element_sets):
         groups[f"_elements_{elements}"] = errors[evaluation.element_sets == elements]
     return {
-        f"{subset}/{name}{group}": metric(some)
+        f"{subset}/{name}{group}": metric.measure(some)
         for group, some in groups.items()
         for name, metric in METRICS.items()
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainer.config import default_settings
 from trainer.errors import CheckpointError
+from trainer.evaluation.metrics import MAE, METRICS
 from trainer.files import write_by_rename
 from trainer.reporting import EpochRecord
 from trainer.strict_json import parse_json
@@ -153,12 +154,23 @@ def set_aside(path: Path) -> Path:
 
 def _epoch(number: int, values: object) -> EpochRecord:
     try:
-        epoch = _EPOCH.validate_python(values)
+        epoch = _EPOCH.validate_python(_with_val_errors(values))
     except ValidationError as error:
         raise ValueError(f"epoch {number} is not a valid record: {_first_line(error)}") from None
-    if epoch.epoch != number:
+    if epoch.epoch != number or MAE not in epoch.val_errors:
         raise ValueError(f"epoch {number} is not a valid record")
-    return epoch
+    # The file is untrusted, and names become those of files and trackers.
+    known = {name: epoch.val_errors[name] for name in METRICS if name in epoch.val_errors}
+    return replace(epoch, val_errors=known)
+
+
+def _with_val_errors(values: object) -> object:
+    """Return an epoch of a checkpoint, in which version 0.1.0 had a field for each of its metrics."""
+    if not isinstance(values, Mapping) or "val_errors" in values:
+        return values
+    fields = {"val_mae": MAE, "val_rmse": "rmse_kcalmol", "val_max_error": "max_error_kcalmol"}
+    errors = {name: values[field] for field, name in fields.items() if field in values}
+    return {name: value for name, value in values.items() if name not in fields} | {"val_errors": errors}
 
 
 def _first_line(error: ValueError) -> str:

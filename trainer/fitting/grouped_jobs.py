@@ -32,8 +32,14 @@ SPLIT_ROWS: Final = 512
 #: Limit of the numbers in the partial sums of an element's network, if it has several splits.
 PARTIALS_LIMIT: Final = 2**23
 
-#: The code of an activation is its index here.
-ACTIVATION_NAMES: Final = tuple(ACTIVATIONS)
+#: Activations that the kernels compute, in the order of their codes there. Networks with another one are
+#: computed in plain torch, side by side with such networks only.
+KERNEL_ACTIVATIONS: Final = ("relu", "sigmoid", "tanh", "softplus", "silu", "gelu", "celu", "gaussian")
+
+
+def activation_names() -> tuple[str, ...]:
+    """Return the names of all activations; the code of an activation is its index here."""
+    return (*KERNEL_ACTIVATIONS, *(name for name in ACTIVATIONS if name not in KERNEL_ACTIVATIONS))
 
 
 class LayerJob(NamedTuple):
@@ -179,7 +185,7 @@ def make_plan(
                     outputs=width,
                     weight=weight,
                     bias=bias,
-                    activation=ACTIVATION_NAMES.index(model.config.activation) if depth else -1,
+                    activation=activation_names().index(model.config.activation) if depth else -1,
                     noise=noise_start + columns[depth - 1] - column if drops else -1,
                     noise_width=noise_width if drops else 0,
                     partial=0 if constant else partial + weight - start,

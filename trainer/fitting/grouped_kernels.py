@@ -71,7 +71,7 @@ def _parameters(table, field):
 
 @triton.jit
 def _activated(x, code):
-    """Apply the activation with this code (``ACTIVATION_NAMES``) to each number."""
+    """Apply the activation with this code (``KERNEL_ACTIVATIONS``) to each number."""
     y = x
     if code == 0:  # relu
         y = tl.maximum(x, 0.0, propagate_nan=_NAN)

@@ -2,8 +2,8 @@
 
 The number of operators does not depend on the number of networks and elements: each works on one depth, or on
 all layers, of all of them. On a GPU an operator is one launch of a Triton kernel
-(:mod:`trainer.fitting.grouped_kernels`). On the CPU, in float64 and where Triton is missing it is a loop over
-the layers in plain torch, which rounds where the kernels round.
+(:mod:`trainer.fitting.grouped_kernels`). On the CPU, in float64, where Triton is missing and for activations
+that the kernels do not compute, it is a loop over the layers in plain torch, which rounds where they round.
 
 In a training, a network of one hidden layer takes five operators a step: ``linear``, ``atomic_energies``,
 ``output_gradient``, ``weight_gradient_partials`` and, for large batches, ``sum_partials``.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer.config import Precision
 from trainer.features.static_batches import ROWS
-from trainer.fitting.grouped_jobs import LayerJob, flatten, make_plan
+from trainer.fitting.grouped_jobs import KERNEL_ACTIVATIONS, LayerJob, flatten, make_plan
 from trainer.fitting.grouped_operators import operators
 from trainer.fitting.grouped_tables import layer_table, sum_table
 from trainer.networks.model import ElementNetworks
@@ -88,7 +88,7 @@ class GroupedNetworks:
             self._hidden_gradient = torch.zeros_like(self._hidden)
             self._partials = first.new_zeros(plan.partials)
             self.gradients = torch.split(self._partials[: sum(plan.gradients)], list(plan.gradients))
-        kernels = has_kernels(first)
+        kernels = has_kernels(first) and all(map(_in_kernels, models))
 
         def launch(operator: str, jobs: Sequence[LayerJob]) -> tuple[list[int], Tensor | None]:
             table = (
@@ -188,6 +188,11 @@ def has_kernels(weights: Tensor) -> bool:
     if torch.cuda.get_device_capability(weights.device) < (8, 0):
         return _without_kernels("the GPU is older than an A100")
     return (fault := _fault_of_triton()) is None or _without_kernels(fault)
+
+
+def _in_kernels(model: ElementNetworks) -> bool:
+    name = model.config.activation
+    return name in KERNEL_ACTIVATIONS or _without_kernels(f"they do not compute the activation {name}")
 
 
 @cache

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import Precision
-from trainer.fitting.grouped_jobs import ACTIVATION_NAMES, LayerJob, layer_jobs, sum_jobs
+from trainer.fitting.grouped_jobs import LayerJob, activation_names, layer_jobs, sum_jobs
 from trainer.networks.activations import ACTIVATIONS, ActivationFunction
 
 
@@ -172,7 +172,7 @@ def _before_activation(
 
 
 def _activation(job: LayerJob) -> ActivationFunction:
-    return ACTIVATIONS[ACTIVATION_NAMES[job.activation]]
+    return ACTIVATIONS[activation_names()[job.activation]]
 
 
 def _store_input_gradient(

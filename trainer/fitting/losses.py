@@ -1,19 +1,38 @@
-"""Losses by name."""
+"""Losses by name. It imports no torch before one is used: their names are the choices of a setting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import Tensor
+from trainer.lazy_import import LazyImport
 
-from trainer.config import Loss
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyImport("torch")
 
-#: A loss is the mean over structures of weight times squared error, hartree^2. The functions compute the
-#: weights, (n,), from the numbers of atoms, (n,).
-LOSS_WEIGHTS: Final[Mapping[Loss, Callable[[Tensor], Tensor]]] = {
-    "mse": torch.ones_like,
+
+@dataclass(frozen=True)
+class LossFunction:
+    """The mean over structures of weight times squared error, hartree^2.
+
+    Attributes
+    ----------
+    summary : what it is, for the description of the setting
+    weights : computes the weights, (n,), from the numbers of atoms, (n,)
+    """
+
+    summary: str
+    weights: Callable[[Tensor], Tensor]
+
+
+LOSSES: Final[Mapping[str, LossFunction]] = {
+    "mse": LossFunction("squared error", lambda atoms: torch.ones_like(atoms)),
     # The error of a sum of N atoms grows like sqrt(N): this way large structures do not outweigh small ones.
-    "mse_per_sqrt_atoms": torch.rsqrt,
+    "mse_per_sqrt_atoms": LossFunction(
+        "squared error over the square root of the number of atoms", lambda atoms: torch.rsqrt(atoms)
+    ),
 }

@@ -1,30 +1,38 @@
-"""Optimizers by name."""
+"""Optimizers by name. It imports no torch before one is used: their names are the choices of a setting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import Tensor
+from trainer.lazy_import import LazyImport
 
-from trainer.config import Optimizer, TrainConfig
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-#: Weight decay is an L2 term of the loss in adam, and a separate shrinking of the weights in adamw.
-OPTIMIZERS: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    from trainer.config import TrainConfig
+else:
+    torch = LazyImport("torch")
+
+#: Functions that make an optimizer from a list of weights, with the keywords ``lr``, ``weight_decay`` and
+#: ``capturable`` (whether a CUDA graph captures its step). Weight decay is an L2 term of the loss in adam,
+#: and a separate shrinking of the weights in adamw.
+OPTIMIZERS: Final[Mapping[str, Callable[..., torch.optim.Optimizer]]] = {
+    "adam": lambda weights, **settings: torch.optim.Adam(weights, fused=True, **settings),
+    "adamw": lambda weights, **settings: torch.optim.AdamW(weights, fused=True, **settings),
 }
 
 
 def make_optimizer(config: TrainConfig, weights: torch.nn.Parameter) -> torch.optim.Optimizer:
-    """Create the configured optimizer of ``weights`` (P,), with one fused pass over them per step.
+    """Create the configured optimizer of ``weights`` (P,).
 
     On a GPU its learning rate is a tensor there, so that a captured step follows its changes.
     """
     on_gpu = weights.is_cuda
     rate = torch.tensor(config.learning_rate, device=weights.device) if on_gpu else config.learning_rate
     return OPTIMIZERS[config.optimizer](
-        [weights], lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+        [weights], lr=rate, weight_decay=config.weight_decay, capturable=on_gpu
     )
 
 
@@ -46,9 +54,11 @@ def step_together(optimizers: Sequence[torch.optim.Optimizer], gradients: Sequen
     """
     for optimizer, gradient in zip(optimizers, gradients, strict=True):
         optimizer.param_groups[0]["params"][0].grad = gradient
-    if not all(optimizer.state for optimizer in optimizers):
+    fused = {torch.optim.Adam: torch._fused_adam_, torch.optim.AdamW: torch._fused_adamw_}
+    # The first step creates the state.
+    if not all(optimizer.state and type(optimizer) in fused for optimizer in optimizers):
         for optimizer in optimizers:
-            optimizer.step()  # the first step creates the state
+            optimizer.step()
         return
     groups = [optimizer.param_groups[0] for optimizer in optimizers]
     weights = [group["params"][0] for group in groups]
@@ -57,8 +67,7 @@ def step_together(optimizers: Sequence[torch.optim.Optimizer], gradients: Sequen
     for optimizer, group, some, state, gradient in zip(
         optimizers, groups, weights, states, gradients, strict=True
     ):
-        step = torch._fused_adamw_ if isinstance(optimizer, torch.optim.AdamW) else torch._fused_adam_
-        step(
+        fused[type(optimizer)](
             [some.detach()],
             [gradient],
             [state["exp_avg"]],

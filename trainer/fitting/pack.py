@@ -35,7 +35,6 @@ class Pack:
 
     On the CPU, where that gains nothing, they take turns. Each training has its own weights, rates, schedule,
     random numbers, history and checkpoint. It depends on the others only through the rounding of sums.
-    of sums.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import torch
 
 from trainer.fitting.devices import exhausted_memory, release_memory
+from trainer.fitting.grouped_jobs import KERNEL_ACTIVATIONS
 from trainer.fitting.pack import Leave, Pack
 from trainer.fitting.training import Training
 
@@ -259,6 +260,7 @@ def _shared(training: Training) -> tuple[object, ...]:
         config.loss,
         config.precision,
         config.threads,
+        config.activation in KERNEL_ACTIVATIONS,  # one without a kernel slows down the others of its pack
     )
 
 

@@ -7,12 +7,29 @@ so that a resumed training continues with the same rates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from trainer.config import Schedule, TrainConfig
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
 
 #: Epochs without a better validation MAE after which the plateau schedule halves the rate.
 PLATEAU_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule of the learning rate.
+
+    Attributes
+    ----------
+    summary : what it does, for the description of the setting
+    rate : returns the rate of the epoch after those with some validation MAEs
+    """
+
+    summary: str
+    rate: Callable[[TrainConfig, Sequence[float]], float]
 
 
 def _constant(config: TrainConfig, val_maes: Sequence[float]) -> float:
@@ -37,13 +54,13 @@ def _cosine(config: TrainConfig, val_maes: Sequence[float]) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * len(val_maes) / config.epochs)) / 2
 
 
-SCHEDULES: dict[Schedule, Callable[[TrainConfig, Sequence[float]], float]] = {
-    "constant": _constant,
-    "plateau": _plateau,
-    "cosine": _cosine,
+SCHEDULES: Final[Mapping[str, Schedule]] = {
+    "constant": Schedule("constant", _constant),
+    "plateau": Schedule("halved on a plateau", _plateau),
+    "cosine": Schedule("cosine to zero", _cosine),
 }
 
 
 def next_learning_rate(config: TrainConfig, val_maes: Sequence[float]) -> float:
     """Return the rate of the epoch after those with validation MAEs ``val_maes``."""
-    return SCHEDULES[config.schedule](config, val_maes)
+    return SCHEDULES[config.schedule].rate(config, val_maes)

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.config import Loss, TrainConfig, dump_config
+from trainer.config import SAME_TRAINING, Loss, TrainConfig, compared_settings, dump_config
 from trainer.errors import ConfigError, TrainingFailed
 from trainer.evaluation.evaluate import predict
+from trainer.evaluation.metrics import epoch_metric_names, measure_epoch
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
 from trainer.features.micro_batches import SubsetFeatures
 from trainer.features.static_batches import DeviceFeatures
@@ -23,7 +24,7 @@ from trainer.fitting.checkpoints import Checkpoint, Identity, weights_precision
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.devices import find_device
 from trainer.fitting.gradients import OPERAND_DTYPES
-from trainer.fitting.losses import LOSS_WEIGHTS
+from trainer.fitting.losses import LOSSES
 from trainer.fitting.optimizers import make_optimizer, set_rate
 from trainer.fitting.randomness import first_permutation
 from trainer.fitting.schedules import next_learning_rate
@@ -68,7 +69,7 @@ class Subset:
             self._features = task.features.subset(structures, aev_dtype or dtype, batch_size)
         self.targets = torch.from_numpy(task.energies[structures]).to(device, dtype)
         atoms = np.array([m.atoms for m in task.dataset.molecules])[task.dataset.molecule_of(structures)]
-        self.weights = LOSS_WEIGHTS[loss](torch.from_numpy(atoms).to(device, dtype))
+        self.weights = LOSSES[loss].weights(torch.from_numpy(atoms).to(device, dtype))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -90,12 +91,11 @@ class Subset:
 
         Returns
         -------
-        Loss (hartree^2), MAE, RMSE and largest error (hartree), each (K,) float64.
+        Loss (hartree^2) and the metrics of an epoch (hartree), each (K,) float64.
         """
         errors = (predicted - self.targets[:, None]).double()
-        squares, sizes = errors.square(), errors.abs()
-        loss = (squares * self.weights[:, None]).mean(0)
-        return loss, sizes.mean(0), squares.mean(0).sqrt(), sizes.amax(0)
+        loss = (errors.square() * self.weights[:, None]).mean(0)
+        return loss, *measure_epoch(errors)
 
 
 class Training:
@@ -244,9 +244,10 @@ class Training:
             order=permutation,
             train_loss=losses[0],
             val_loss=losses[1],
-            val_mae=losses[2] * HARTREE_TO_KCALMOL,
-            val_rmse=losses[3] * HARTREE_TO_KCALMOL,
-            val_max_error=losses[4] * HARTREE_TO_KCALMOL,
+            val_errors={
+                name: error * HARTREE_TO_KCALMOL
+                for name, error in zip(epoch_metric_names(), losses[2:], strict=True)
+            },
             learning_rate=self._rate,
             seconds=time.perf_counter() - started,
             finished_at=time.time(),
@@ -258,8 +259,8 @@ class Training:
     def snapshot(self) -> Checkpoint:
         """Return a checkpoint of everything that the following epochs depend on."""
         tensors = self._own_tensors()
-        (state,) = self.optimizer.state_dict()["state"].values()
-        tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
+        for state in self.optimizer.state_dict()["state"].values():
+            tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         compact = self.weights.compact
         on_cpu = {name: (compact(t) if t.ndim else t).detach().cpu() for name, t in tensors.items()}
         return Checkpoint(self.identity, self.history, on_cpu)
@@ -315,10 +316,8 @@ def training_identity(task: Task, config: TrainConfig, warm_start: Path | None) 
     ConfigError
         if the warm start cannot be read.
     """
-    settings = dump_config(config)
-    # Device and checkpoint interval do not decide what is trained. Nor does the precision of operands:
-    # another device that continues the training may not support it.
-    del settings["device"], settings["checkpoint_seconds"]
+    settings = compared_settings(dump_config(config), SAME_TRAINING)
+    # Another device that continues the training may not support the precision of the operands.
     settings["precision"] = weights_precision(config.precision)
     started_from = {}
     if warm_start is not None:

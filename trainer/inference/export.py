@@ -76,7 +76,8 @@ def export_model(ensemble: Ensemble, to: Format, out: Path, structures: Sequence
     Raises
     ------
     ExportError
-        if the energies differ by more than ``TOLERANCE``; then nothing is written.
+        if the energies differ by more than ``TOLERANCE``, or the loader for torchani lacks an activation;
+        then nothing is written.
     OutputError
         if it cannot be written.
     """
@@ -98,6 +99,9 @@ def export_model(ensemble: Ensemble, to: Format, out: Path, structures: Sequence
 
 
 def _write_torchani(ensemble: Ensemble, path: Path) -> None:
+    for name in {member.model.config.activation for member in ensemble.members}:
+        if name not in torchani_loader.ACTIVATIONS:
+            raise ExportError(f"{LOADER} has no activation {name}: use --to torch-export")
     record = json.dumps(describe(ensemble))
     path.write_bytes(safetensors.torch.save(weights_of(ensemble), {"torchani": record}))
 

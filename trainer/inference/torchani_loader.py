@@ -41,7 +41,7 @@ class ActivatedNetwork(AtomicNetwork):  # type: ignore[misc]
         return self.activation(super().forward(features))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, nn.Module] = {
     "relu": nn.ReLU(),
     "sigmoid": nn.Sigmoid(),
     "tanh": nn.Tanh(),
@@ -85,7 +85,9 @@ def _parameters(record: dict[str, Any]) -> int:
     return kinds * each
 
 
-def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:
+def build_model(
+    record: dict[str, Any], weights: dict[str, Tensor], activations: dict[str, nn.Module] = ACTIVATIONS
+) -> ANI:
     """Build the model with this description and these weights, in evaluation mode."""
     symbols, aev = record["symbols"], record["aev"]
     computer = AEVComputer.from_constants(
@@ -103,7 +105,7 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor]) -> ANI:
     for member in record["members"]:
         kind = ActivatedNetwork if member["activate_output"] else AtomicNetwork
         dims = (computer.out_dim, *member["hidden"], 1)
-        activation = ACTIVATIONS[member["activation"]]
+        activation = activations[member["activation"]]
         members.append(
             ANINetworks({symbol: kind(dims, activation=activation, bias=True) for symbol in symbols})
         )

@@ -9,19 +9,21 @@ from torch import Tensor
 
 from trainer.config import dump_config
 from trainer.inference.ensemble import Ensemble
-from trainer.networks.torchani_bridge import to_torchani
+from trainer.networks.torchani_bridge import NamedActivation, to_torchani
 
 with warnings.catch_warnings():
     # torchani warns that its CUDA extensions were not compiled; they are not used here.
     warnings.filterwarnings("ignore", message="The extensions", category=UserWarning)
     from torchani.arch import ANI
 
-    from trainer.inference.torchani_loader import build_model
+    from trainer.inference.torchani_loader import ACTIVATIONS, build_model
 
 
 def as_torchani(ensemble: Ensemble) -> ANI:
     """Return the ensemble as a torchani model in float64: total energies in hartree for coordinates in Å."""
-    return build_model(describe(ensemble), weights_of(ensemble))
+    names = {member.model.config.activation for member in ensemble.members} - ACTIVATIONS.keys()
+    others = {name: NamedActivation(name) for name in names}
+    return build_model(describe(ensemble), weights_of(ensemble), ACTIVATIONS | others)
 
 
 def describe(ensemble: Ensemble) -> dict[str, Any]:

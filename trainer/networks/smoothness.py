@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
 
-KINKED: Final = ("relu",)
-"""Activations with a kink: forces jump where a structure crosses it."""
+from trainer.networks.activations import ACTIVATIONS
 
 
 def kink_warning(activations: Collection[str]) -> str | None:
     """Return what is wrong with a model with these activations, to follow "has"; None if it is smooth."""
-    kinked = sorted(set(activations) & set(KINKED))
+    kinked = sorted(name for name in {*activations} if name in ACTIVATIONS and ACTIVATIONS[name].kinked)
     if not kinked:
         return None
     return (
