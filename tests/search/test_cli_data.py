@@ -46,7 +46,9 @@ def file(tmp_path: Path) -> Path:
 def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
     heavy = ("torch", "torchani", "h5py", "numpy", "httpx", "optuna", "mlflow", "sqlalchemy", "pyscf")
     program = f"import sys, search.cli.data; print([m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+    )
     assert done.stdout.strip() == "[]"
 
 
