@@ -12,19 +12,23 @@ These functions and the commands work on the same studies: a study that was begu
 
 from __future__ import annotations
 
-from search.api.models import Model, predict
-from search.api.studies import (
-    BestTrial,
-    LearningCurve,
-    PromotedModel,
-    Study,
-    create,
-    learning_curve,
-    open,
-    promote,
-    run,
-)
-from search.api.training import TrainedNetwork, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search.api.models import Model, predict
+    from search.api.studies import (
+        BestTrial,
+        LearningCurve,
+        PromotedModel,
+        Study,
+        create,
+        learning_curve,
+        open,
+        promote,
+        run,
+    )
+    from search.api.training import TrainedNetwork, train
 
 __all__ = [
     "BestTrial",
@@ -41,3 +45,31 @@ __all__ = [
     "run",
     "train",
 ]
+
+_MODULES = {
+    "search.api.models": ("Model", "predict"),
+    "search.api.studies": (
+        "BestTrial",
+        "LearningCurve",
+        "PromotedModel",
+        "Study",
+        "create",
+        "learning_curve",
+        "open",
+        "promote",
+        "run",
+    ),
+    "search.api.training": ("TrainedNetwork", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used, so that ``import anitune`` is fast."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

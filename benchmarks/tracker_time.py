@@ -107,7 +107,7 @@ def run_naive(study: Path, folder: Path) -> TrackerTime:
 
 def run_ours(file: Path, folder: Path) -> TrackerTime:
     """Train the rows with our worker, and run the relay afterwards, so that both can be timed separately."""
-    from search.cli.output import watch
+    from search.cli.progress import watch
     from search.cli.relay import note_writer
     from search.study import load_study
     from search.work.stopping import StopRequest

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import plotly.graph_objects as go
 
 from dashboards.chart import BLUE, COLORS, ERROR, GREY, ORANGE, PURPLE, Chart, make_chart, set_axes
+from dashboards.importance import importances
 from dashboards.parallel import parallel
 from dashboards.ranking import pareto_front
 from dashboards.record import CURVES, StudyRecord, architecture_of, name_of
@@ -125,8 +126,6 @@ def cost(records: Sequence[StudyRecord], against: Cost = "parameters") -> Chart:
 
 def importance(record: StudyRecord) -> Chart:
     """How much each searched setting decides whether a trial is among the best (PED-ANOVA of Optuna)."""
-    from dashboards.importance import importances
-
     found = importances(record.complete)
     names = [name.replace("_", " ") for name in found][::-1]
     values = list(found.values())[::-1]

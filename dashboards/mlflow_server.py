@@ -3,6 +3,9 @@
 It runs as a process of its own. The locations come from the environment, as for ``mlflow server``:
 MLFLOW_BACKEND_STORE_URI, which may hold a password, and MLFLOW_ARTIFACTS_DESTINATION. MLflow's own checks of
 Host and Origin are off, because they match patterns and trust every page of localhost.
+
+``mlflow server`` starts MLflow's application with private parts of ``mlflow.server``. This module does the
+same, as they are in MLflow 3.17.2. ``tests/dashboards/test_private_parts.py`` fails first when they change.
 """
 
 from __future__ import annotations

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dashboards import figures
 from dashboards.errors import DashboardError
 from dashboards.formatting import format_noise
 from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of, read_curves, read_study
+from dashboards.report.trial_table import trials_table
 from storage.blobs.place import open_blobs
 from storage.database import Database, open_database
 from storage.settings import Settings, load_settings
 from storage.trials.views import TrialRow
+from trainer.files import MODEL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +30,6 @@ if TYPE_CHECKING:
     from trainer.inference.ensemble import Ensemble
 
 T = TypeVar("T")
-
-MODEL = "model.safetensors"
 
 
 class NoResultError(DashboardError):
@@ -61,9 +62,7 @@ class NotebookStudy:
         reference
             Whether to include the rows of the reference study, in their places.
         """
-        import pandas as pd
-
-        from dashboards.report.trial_table import trials_table
+        import pandas as pd  # takes half a second, and the other methods do not need it
 
         return pd.DataFrame(trials_table([self.record()], reference)).set_index("trial")
 
@@ -112,7 +111,7 @@ class NotebookStudy:
         NoResultError, BlobMissingError, ModelFileError
             if there is no complete trial, or its file is not here or cannot be read.
         """
-        from trainer.inference.ensemble import Ensemble
+        from trainer.inference.ensemble import Ensemble  # torch takes seconds
 
         return Ensemble.open(self.model_file())
 
@@ -128,8 +127,6 @@ class NotebookStudy:
 
     def chart(self, name: str) -> Chart:
         """The same figure with its title and its alternative text."""
-        from dashboards import figures
-
         if name == "curves":
             curves = self._read(lambda database: read_curves(database, read_study(database, self.name)))
             return figures.curves(self.record(), curves)

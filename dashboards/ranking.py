@@ -64,7 +64,7 @@ class Noise:
     @property
     def margin(self) -> float:
         """Two trials that differ by less than this cannot be told apart (95 %), kcal/mol."""
-        from scipy.special import stdtrit
+        from scipy.special import stdtrit  # takes a third of a second, and is seldom needed
 
         return float(stdtrit(self.freedom, 0.975)) * math.sqrt(2) * self.deviation
 

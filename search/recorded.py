@@ -62,3 +62,11 @@ def record_of(database: Database, name: str) -> Mapping[str, Any] | None:
         return None
     study_from_record(record, name)
     return record
+
+
+def with_reference(study: Study) -> list[tuple[Study, StudyConfig]]:
+    """Return a study and, before it, its reference study, if it has one."""
+    config = recorded_config(study)
+    if config.reference is None:
+        return [(study, config)]
+    return [(open_study(study.database, config.reference.name), config.reference), (study, config)]

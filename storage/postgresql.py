@@ -225,7 +225,7 @@ class PostgreSQL:
 
     def _answers(self) -> bool:
         """Whether a server runs and accepts connections; waits while it starts, recovers or shuts down."""
-        import psycopg
+        import psycopg  # in the extra postgres
 
         deadline = time.monotonic() + PATIENCE_SECONDS
         check_socket_folder(str(self._socket_folder))
@@ -243,7 +243,7 @@ class PostgreSQL:
         return False
 
     def _make_databases(self) -> None:
-        import psycopg
+        import psycopg  # in the extra postgres
 
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             there = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}

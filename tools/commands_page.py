@@ -67,7 +67,7 @@ def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
     groups = [name for name, each in shown.items() if hasattr(each, "commands")]
     for name in groups:
         yield from _commands(shown[name], f"{path} {name}")
-    yield from ((f"{path} {name}", each) for name, each in shown.items() if name not in groups)
+    yield from ((f"{path} {name}", each.load()) for name, each in shown.items() if name not in groups)
 
 
 def _usage(command: Any) -> Iterator[str]:

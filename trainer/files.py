@@ -7,8 +7,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from trainer.errors import OutputError
+
+MODEL: Final = "model.safetensors"
+"""Name of the file of the weights in the folder of a training."""
 
 
 def write_by_rename(path: Path, content: bytes) -> None:

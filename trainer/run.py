@@ -15,7 +15,7 @@ from trainer.config import TrainConfig, dump_config
 from trainer.csv_text import csv_text
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metrics import measure
-from trainer.files import write_by_rename
+from trainer.files import MODEL, write_by_rename
 from trainer.fitting.devices import (
     current_device,
     device_errors_explained,
@@ -35,9 +35,8 @@ from trainer.task import Task
 
 logger = logging.getLogger("anitune")
 
-#: Names of the files of a training that other modules read.
-MODEL: Final = "model.safetensors"
 HISTORY: Final = "history.csv"
+"""Name of the file of the metrics of each epoch."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from urllib.parse import quote
 from dashboards.record import read_curves, read_study
 from dashboards.report.contents import Source, make_report
 from dashboards.report.data import read_data
+from dashboards.report.html import report_html
 from dashboards.report.learning_curve import learning_curve_sections
 from dashboards.report.promotions import promotion_sections
+from dashboards.report.trial_table import trials_csv
 from storage.database import Database
 from trainer.files import write_by_rename
 
@@ -42,8 +44,6 @@ def write_report(
         more = f"-and-{len(records) - 1}-more" if len(records) > 1 else ""
         out = database.settings.home / "reports" / f"{records[0].name}{more}.{form}"
     if form == "csv":
-        from dashboards.report.trial_table import trials_csv
-
         write_by_rename(out, trials_csv(records).encode())
         return out
     sources = [
@@ -57,10 +57,9 @@ def write_report(
     ]
     report = make_report(sources, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     if form == "html":
-        from dashboards.report.html import report_html
-
         write_by_rename(out, report_html(report).encode())
         return out
+    # Imported late: matplotlib takes a second, and only this form needs it.
     from dashboards.report.markdown import report_markdown
 
     folder = out.with_name(f"{out.stem}_files")

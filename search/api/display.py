@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from html import escape
-from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
 
 from dashboards.printable import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from search.cli.output import make_console
 
 
 class Shown:
@@ -24,8 +24,6 @@ class Shown:
         self._parts = parts
 
     def __repr__(self) -> str:
-        from search.cli.output import make_console
-
         text = io.StringIO()
         console = make_console(file=text)
         console.width = make_console().width
@@ -52,6 +50,4 @@ def _html_table(table: Table) -> str:
 
 
 def _html(markup: object) -> str:
-    from rich.text import Text
-
     return escape(printable(Text.from_markup(str(markup)).plain))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from ase import Atoms
+from ase import Atoms
 
-    from search.cli.predict import PredictedEnergies
-    from trainer.inference.ase_calculator import AnituneCalculator
-    from trainer.inference.ensemble import Ensemble
-    from trainer.inference.structures import Structure
+from search.cli.models import open_model as open_ensemble
+from search.cli.predict import Place, PredictedEnergies, Unit, predict_energies
+from trainer.errors import ConfigError, DataError
+from trainer.inference.ase_calculator import AnituneCalculator
+from trainer.inference.ensemble import Ensemble
+from trainer.inference.files import read_structures
+from trainer.inference.structures import Structure, make_structure
 
 Structures: TypeAlias = "Atoms | Structure | str | Path | Iterable[Atoms | Structure | str | Path]"
 """``ase.Atoms``, structures, paths of files, or several of these."""
@@ -53,8 +55,6 @@ def predict(
 
 def open_model(model: str | Path) -> Model:
     """Open the model at a path, or at an address in MLflow's registry."""
-    from search.cli.models import open_model as open_ensemble
-
     return Model(open_ensemble(str(model)))
 
 
@@ -83,10 +83,6 @@ class Model:
         self, structures: Structures, *, unit: str = "hartree", any_composition: bool = False
     ) -> PredictedEnergies:
         """Predict the total energies of structures. The parameters are those of :func:`predict`."""
-        from search.cli.predict import Place, Unit, predict_energies
-        from trainer.errors import ConfigError
-        from trainer.inference.files import read_structures
-
         try:
             chosen = Unit(unit)
         except ValueError:
@@ -107,23 +103,14 @@ class Model:
 
     def calculator(self) -> AnituneCalculator:
         """Make an ASE calculator of energies and forces, for optimizations and dynamics."""
-        from trainer.inference.ase_calculator import AnituneCalculator
-
         return AnituneCalculator(self.ensemble)
 
 
 def _is_one(structures: Any) -> bool:
-    from ase import Atoms
-
-    from trainer.inference.structures import Structure
-
     return isinstance(structures, Atoms | Structure | str | Path)
 
 
 def _structure_of(atoms: Any, number: int) -> Structure:
-    from trainer.errors import DataError
-    from trainer.inference.structures import Structure, make_structure
-
     if isinstance(atoms, Structure):
         return atoms
     where = f"structure {number} (from 0)"

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from search.work.stopping import Stopped
+
 
 @contextmanager
 def said_if_stopped(raises: bool = False) -> Iterator[None]:
@@ -15,8 +17,6 @@ def said_if_stopped(raises: bool = False) -> Iterator[None]:
     ----------
     raises : whether to raise KeyboardInterrupt afterwards, as there is no result to return yet
     """
-    from search.work.stopping import Stopped
-
     try:
         yield
     except Stopped as stopped:

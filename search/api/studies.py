@@ -1,6 +1,7 @@
 """Studies in notebooks and programs: ``anitune study`` and ``anitune promote`` as functions.
 
-Heavy modules are imported where they are used, so that ``import anitune`` is fast.
+What imports torch is imported where it is used, because :func:`run` first starts the fork server, which
+imports torch at the same time.
 """
 
 from __future__ import annotations
@@ -10,20 +11,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
+from dashboards import figures
+from dashboards.learning_curve import curve_sentences
+from dashboards.notebook import NotebookStudy
+from dashboards.record import architecture_of
 from search.api.display import Shown
+from search.api.figure import Figure
 from search.api.stopping import said_if_stopped
+from search.cli.opening import load_settings_for, open_home, opened_study
+from search.cli.output import leaderboard, summary_lines
+from search.recorded import config_of_file, with_reference
+from search.study import StudyFile, read_study
+from search.work.forkserver import start_forkserver
+from storage.evaluations import evaluations_on_test_set
+from storage.learning_curves import RecordedCurve
+from storage.promotions import Promotion
+from storage.settings import Settings, load_settings
+from storage.trials.views import TrialRow
+from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dashboards.notebook import NotebookStudy
-    from search.api.figure import Figure
     from search.api.models import Model
-    from search.study import StudyFile
-    from storage.learning_curves import RecordedCurve
-    from storage.promotions import Promotion
-    from storage.settings import Settings
-    from storage.trials.views import TrialRow
 
 
 # tqdm, which optuna and mlflow import, warns in a notebook without ipywidgets. We show progress without them.
@@ -56,19 +68,15 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
     ConfigError, StudyFileError, DataError, StudyExistsError
         with a line that says what is wrong.
     """
-    from search.work.forkserver import start_forkserver
-
     if pack != 1:
         start_forkserver()
-    from search.cli.study import load_settings_for, run_study
-    from search.recorded import config_of_file
-    from storage.database import open_database
+    from search.cli.work import run_study
 
     if not settings and not _is_file(study):
         return open(str(study)).run(pack=pack)
     file = _study_file(study, settings)
     places = load_settings_for(file.config())
-    with open_database(places) as database, said_if_stopped():
+    with open_home(places) as database, said_if_stopped():
         config = config_of_file(database, file)
         run_study(database, config, pack)
     return Study(config.name, places)
@@ -76,13 +84,11 @@ def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> St
 
 def create(study: str | Path, /, **settings: Any) -> Study:
     """Create a study, so that workers can train its trials. See :func:`run` for parameters and errors."""
-    from search.cli.study import create_studies, load_settings_for
-    from search.recorded import config_of_file
-    from storage.database import open_database
+    from search.cli.create import create_studies
 
     file = _study_file(study, settings)
     places = load_settings_for(file.config())
-    with open_database(places) as database:
+    with open_home(places) as database:
         config = config_of_file(database, file)
         create_studies(database, config)
     return Study(config.name, places)
@@ -101,8 +107,6 @@ def open(study: str, *, storage: str | None = None, tracking: str | None = None)
     StudyNotFoundError
         if there is no study of that name.
     """
-    from storage.settings import load_settings
-
     return Study(study, load_settings(storage, tracking))
 
 
@@ -139,24 +143,19 @@ def promote(
     SearchError
         if there is nothing to promote.
     """
-    from search.work.forkserver import start_forkserver
-
     start_forkserver()
     from search.cli.promote import promote_study, result_lines, results_table
     from search.promote.plan import Options
-    from storage.database import open_database
-    from storage.evaluations import evaluations_on_test_set
-    from storage.studies import open_study
 
     opened = study if isinstance(study, Study) else open(study)
-    with open_database(opened.settings) as database, said_if_stopped(raises=True):
-        record = open_study(database, opened.name)
-        promoter, promotion = promote_study(
-            database, record, Options(top, seeds, folds, ensemble), again, quiet=True
-        )
+    with opened_study(opened.name, opened.settings) as record, said_if_stopped(raises=True):
+        promoter, promotion = promote_study(record, Options(top, seeds, folds, ensemble), again, quiet=True)
         table = results_table(promotion, promoter.plan, promoter.decisive)
         lines = result_lines(
-            promotion, promoter.plan, evaluations_on_test_set(database, record), opened.settings.tracking_uri
+            promotion,
+            promoter.plan,
+            evaluations_on_test_set(record.database, record),
+            opened.settings.tracking_uri,
         )
     return PromotedModel(promotion, opened.settings, Shown(table, *lines))
 
@@ -178,18 +177,13 @@ def learning_curve(study: Study | str, *, top: int = 3, seeds: int = 3) -> Learn
     SearchError
         if no trial is complete, or the training set is too small to be divided.
     """
-    from search.work.forkserver import start_forkserver
-
     start_forkserver()
     from search.cli.learning_curve import measure_learning_curve
     from search.curve.learning_curve import Options
-    from storage.database import open_database
-    from storage.studies import open_study
 
     opened = study if isinstance(study, Study) else open(study)
-    with open_database(opened.settings) as database, said_if_stopped(raises=True):
-        record = open_study(database, opened.name)
-        return LearningCurve(measure_learning_curve(database, record, Options(top, seeds), quiet=True))
+    with opened_study(opened.name, opened.settings) as record, said_if_stopped(raises=True):
+        return LearningCurve(measure_learning_curve(record, Options(top, seeds), quiet=True))
 
 
 class Study:
@@ -203,8 +197,6 @@ class Study:
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
-        from dashboards.notebook import NotebookStudy
-
         self.name = name
         self.settings = settings
         self._records: NotebookStudy = NotebookStudy(name, settings)
@@ -213,23 +205,16 @@ class Study:
         return repr(self._records)
 
     def _repr_html_(self) -> str:
-        from rich.markup import escape
-
-        from search.cli.output import summary_lines
-
         lines = map(escape, summary_lines(self._records.record().summary))
         head = Shown(f"[bold]{self.name}[/]", *lines)
         return f"{head._repr_html_()}{self.leaderboard()._repr_html_()}"
 
     def run(self, *, pack: int | None = None) -> Study:
         """Train the remaining trials of the study in this process. See :func:`run`."""
-        from search.cli.study import train_studies
-        from search.cli.worker import with_reference
-        from storage.database import open_database
-        from storage.studies import open_study
+        from search.cli.work import train_studies
 
-        with open_database(self.settings) as database, said_if_stopped():
-            train_studies(database, with_reference(database, open_study(database, self.name)), pack)
+        with opened_study(self.name, self.settings) as study, said_if_stopped():
+            train_studies(study.database, with_reference(study), pack)
         return self
 
     def promote(self, **options: Any) -> PromotedModel:
@@ -242,8 +227,6 @@ class Study:
 
     def leaderboard(self) -> Shown:
         """Rank the trials, the best first, with those of the reference study among them; in kcal/mol."""
-        from search.cli.output import leaderboard
-
         record = self._records.record()
         return Shown(leaderboard(record.trials, record.rows))
 
@@ -265,8 +248,6 @@ class Study:
         NoResultError
             if there is no figure of that name; the message lists the names.
         """
-        from search.api.figure import Figure
-
         return Figure(self._records.chart(name))
 
     def noise(self) -> str:
@@ -305,8 +286,6 @@ class BestTrial:
     """
 
     def __init__(self, records: NotebookStudy) -> None:
-        from dashboards.record import architecture_of
-
         trial: TrialRow = records.best_trial()
         self._records = records
         self.number = trial.number
@@ -388,9 +367,6 @@ class LearningCurve:
     """
 
     def __init__(self, curve: RecordedCurve) -> None:
-        from rich.markup import escape
-
-        from dashboards.learning_curve import curve_sentences
         from search.cli.learning_curve import curve_table
 
         self.values = curve.values
@@ -405,9 +381,6 @@ class LearningCurve:
     @property
     def figure(self) -> Figure:
         """The errors against the size of the training set, with the power laws."""
-        from dashboards import figures
-        from search.api.figure import Figure
-
         return Figure(figures.learning_curve(self.values))
 
 
@@ -417,9 +390,6 @@ def _is_file(study: str | Path) -> bool:
 
 def _study_file(study: str | Path, settings: Mapping[str, Any]) -> StudyFile:
     """Read a study file, or make one of a name and the keys of a study file."""
-    from search.study import StudyFile, read_study
-    from trainer.errors import ConfigError
-
     if not _is_file(study):
         values = {"name": study, **plain_settings(settings)}
         return StudyFile(values, f"study {study!r}", Path.cwd())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from search.api.models import Model, open_model
 from search.api.stopping import said_if_stopped
 from search.api.studies import plain_settings
-
-if TYPE_CHECKING:
-    from search.api.models import Model
-    from trainer.run import TrainingResult
+from search.cli.train import (
+    own_folder,
+    read_training,
+    result_text,
+    train_network,
+    training_from_settings,
+)
+from storage.settings import load_settings
+from trainer.errors import ConfigError
+from trainer.run import TrainingResult
 
 
 def train(
@@ -47,10 +54,6 @@ def train(
     ConfigError, DataError
         with a line that says what is wrong.
     """
-    from search.cli.train import own_folder, read_training, train_network, training_from_settings
-    from storage.settings import load_settings
-    from trainer.errors import ConfigError
-
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         run = training_from_settings(plain_settings(settings), f"training {str(name)!r}", Path.cwd())
@@ -80,13 +83,9 @@ class TrainedNetwork:
         self.folder = folder
 
     def __repr__(self) -> str:
-        from search.cli.train import result_text
-
         return result_text(self.result, self.folder)
 
     @property
     def model(self) -> Model:
         """The network, which predicts energies of structures."""
-        from search.api.models import open_model
-
         return open_model(self.folder)

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from search.cli.study import Json, Name
+from search.cli.opening import opened_study
+from search.cli.options import Json, Name
+from search.cli.output import working
+from search.cli.relay import note_writer
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from storage.audit import Audit
+from storage.audit import Audit
+from storage.audit import verify as compare
+from storage.repair import repair as repair_study
 
 
 def verify(name: Name, as_json: Json = False) -> None:
     """Check that SQL, Optuna and MLflow agree about a study, and list every difference."""
-    from search.cli.output import working
-    from storage.audit import verify as compare
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.studies import open_study
-
-    with open_database(load_settings()) as database:
-        study = open_study(database, name)
-        with working(f"{name}: comparing SQL, Optuna and MLflow"):
-            audit = compare(study)
+    with opened_study(name) as study, working(f"{name}: comparing SQL, Optuna and MLflow"):
+        audit = compare(study)
     if as_json:
         typer.echo(json.dumps(_values(name, audit), indent=2))
     else:
@@ -39,17 +34,8 @@ def verify(name: Name, as_json: Json = False) -> None:
 
 def repair(name: Name) -> None:
     """Repair what verify lists. The record in SQL wins, also over changes made in a dashboard."""
-    from search.cli.output import working
-    from search.cli.relay import note_writer
-    from storage.database import open_database
-    from storage.repair import repair as repair_study
-    from storage.settings import load_settings
-    from storage.studies import open_study
-
-    with open_database(load_settings()) as database:
-        study = open_study(database, name)
-        with working(f"{name}: comparing and repairing"):
-            result = repair_study(study, note_writer(study))
+    with opened_study(name) as study, working(f"{name}: comparing and repairing"):
+        result = repair_study(study, note_writer(study))
     for difference in result.repaired:
         echo(f"repaired: {difference}")
     for difference, reason in result.left.items():

@@ -9,15 +9,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from dashboards import links
+from dashboards.optuna_notes import write_optuna_figures, write_optuna_notes
+from dashboards.record import read_study
+from dashboards.servers import DashboardAddresses, run_dashboards
+from search.cli.opening import open_home
 from search.cli.output import make_console, working
-
-if TYPE_CHECKING:
-    from dashboards.servers import DashboardAddresses
-    from storage.studies import Study
+from storage.read_only import looked_at
+from storage.studies import Study, open_study, summarize_study
+from storage.tracking.process import start_relay
+from storage.tracking.relay import undelivered
+from storage.trials.views import complete_trials, trial_rows
 
 logger = logging.getLogger("anitune")
 
@@ -61,18 +67,8 @@ def dashboards(
 
     The printed links hold a secret of this start. Without it, nobody gets in.
     """
-    from dashboards.optuna_notes import write_optuna_figures, write_optuna_notes
-    from dashboards.record import read_study
-    from dashboards.servers import run_dashboards
-    from storage.database import open_database
-    from storage.read_only import looked_at
-    from storage.settings import load_settings
-    from storage.studies import open_study
-    from storage.tracking.process import start_relay
-    from storage.tracking.relay import undelivered
-
     signal.signal(signal.SIGTERM, _interrupt)
-    with open_database(load_settings()) as database, ExitStack() as stack:
+    with open_home() as database, ExitStack() as stack:
         shown = open_study(database, study) if study is not None else None
         settings = database.settings
         if database.read_only:
@@ -110,8 +106,6 @@ def dashboards(
 
 
 def _front_pages(addresses: DashboardAddresses) -> dict[str, str]:
-    from dashboards import links
-
     return {
         "page": links.first_page(addresses.optuna),
         "mlflow": links.mlflow_experiments(addresses.mlflow),
@@ -120,10 +114,6 @@ def _front_pages(addresses: DashboardAddresses) -> dict[str, str]:
 
 
 def _study_pages(addresses: DashboardAddresses, study: Study | None) -> dict[str, str]:
-    from dashboards import links
-    from storage.studies import summarize_study
-    from storage.trials.views import complete_trials, trial_rows
-
     if study is None:
         return {}
     pages = {

@@ -5,26 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
+from search.cli.options import Json
+from search.cli.output import make_console
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from trainer.config import DataConfig
-    from trainer.data.dataset import Dataset
-    from trainer.data.summary import DatasetSummary
-
-data_app = typer.Typer(help="Inspect, compute or download data files, and prepare their features.")
+from storage.settings import load_settings
+from trainer.config import DataConfig
+from trainer.data.convert import refuse_existing, write_ani1
+from trainer.data.dataset import Dataset
+from trainer.data.fetch import fetch_ani1
+from trainer.data.readers import read_data
+from trainer.data.sample import SHIPPED_COUNTS, SHIPPED_SEED, generate_sample, sample_plan
+from trainer.data.summary import DatasetSummary, summarize
 
 Files = Annotated[
     list[str],
@@ -37,7 +42,6 @@ LinksOutside = Annotated[
     bool,
     typer.Option("--links-outside", help="Follow links to HDF5 files outside the folder of a data file."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Duplicates(StrEnum):
@@ -159,8 +163,6 @@ def _data_config(
     unusual: UnusualValues = Unusual.REFUSE,
 ) -> DataConfig:
     """Build the data configuration from the options of a command."""
-    from trainer.config import DataConfig
-
     values: dict[str, Any] = {
         "high_energy": high_energy,
         "self_energies": None if self_energies is None else self_energies.value,
@@ -197,28 +199,21 @@ def reads_data(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a function as keyword-only, with their annotations resolved to types."""
-    types = get_type_hints(function, localns={"DataConfig": object}, include_extras=True)
+    types = get_type_hints(function, include_extras=True)
     return {
         name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=types[name])
         for name, each in inspect.signature(function).parameters.items()
     }
 
 
-@data_app.command("info", hidden=True)
-@data_app.command("describe")
 @reads_data
 def describe(data: DataConfig, as_json: Json = False) -> None:
     """Count molecules, structures and atoms, and show the range of the energies."""
-    from trainer.data.summary import summarize
-
     dataset = read_files(data)
     summary = summarize(dataset)
     if as_json:
         typer.echo(json.dumps(asdict(summary), indent=2))
         return
-    from rich.markup import escape
-
-    from search.cli.output import make_console
 
     console = make_console()
     console.print(
@@ -270,17 +265,11 @@ def _isolated_atom_lines(summary: DatasetSummary) -> list[str]:
 
 def read_files(data: DataConfig) -> Dataset:
     """Read data files with a progress bar."""
-    from storage.settings import load_settings
-    from trainer.data.readers import read_data
-
     with progress_bar() as progress:
         return read_data(data, progress, load_settings().features)
 
 
 def _by_heavy_atoms(summary: DatasetSummary) -> Table:
-    from rich import box
-    from rich.table import Table
-
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="energies in hartree; span: the largest within one molecule, in kcal/mol",
@@ -300,15 +289,12 @@ def _by_heavy_atoms(summary: DatasetSummary) -> Table:
     return table
 
 
-@data_app.command()
 @reads_data
 def convert(
     data: DataConfig,
     out: Annotated[Path, typer.Option("--out", metavar="OUT.h5", help="The file to write.")],
 ) -> None:
     """Write data files of any format as one HDF5 file in the layout of ANI-1."""
-    from trainer.data.convert import refuse_existing, write_ani1
-
     refuse_existing(out)
     dataset = read_files(data)
     with progress_bar() as progress:
@@ -316,7 +302,6 @@ def convert(
     echo(f"{out}: {len(dataset.molecules):,} molecules, {dataset.structures:,} structures")
 
 
-@data_app.command()
 def sample(
     output: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to write.")],
     structures: Annotated[
@@ -342,10 +327,6 @@ def sample(
 
     To continue a stopped run, start it again with the same options.
     """
-    import os
-
-    from trainer.data.sample import SHIPPED_COUNTS, SHIPPED_SEED, generate_sample, sample_plan
-
     counts = SHIPPED_COUNTS if not structures else dict(_count(text) for text in structures)
     plan = sample_plan(counts, SHIPPED_SEED if seed is None else seed, molecule)
     with progress_bar() as progress:
@@ -366,37 +347,12 @@ def _count(text: str) -> tuple[int, int]:
         ) from None
 
 
-@data_app.command()
 def fetch(
     archive: Annotated[Archive, typer.Argument(metavar="ani1", help="The data set.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to download into.")],
 ) -> None:
     """Download an official archive (ani1: about 4.6 GB) and check it; resume a partial download."""
-    from trainer.data.fetch import fetch_ani1
-
     with progress_bar("bytes") as progress:
         file = fetch_ani1(to, progress)
     unpack = shlex.join(["tar", "-xzf", str(file), "-C", str(to)])
     echo(f"{file}: complete and checked; unpack it with: {unpack}")
-
-
-@data_app.command()
-@reads_data
-def features(
-    data: DataConfig,
-    limit_gib: Annotated[
-        float, typer.Option(min=0, metavar="GIB", help="Refuse to store more than this many GiB.")
-    ] = 32.0,
-) -> None:
-    """Compute the atomic environment vectors of data files once for all trials, or check stored ones."""
-    from storage.settings import load_settings
-    from trainer.config import FeatureConfig
-    from trainer.features.source import StoredFeatures, open_features
-
-    dataset = read_files(data)
-    root = load_settings().features
-    with progress_bar() as progress:
-        config = FeatureConfig(store_limit_gib=limit_gib)
-        source = open_features(dataset, config, root, progress, check=True)
-    if isinstance(source, StoredFeatures):
-        echo(f"{root}: the features of {dataset.structures:,} structures are stored")

@@ -10,6 +10,9 @@ import typer
 
 from search.cli.models import Model, open_model
 from search.cli.terminal import echo
+from trainer.errors import ConfigError
+from trainer.inference.export import LOADER, export_model, sample_structures
+from trainer.inference.files import read_structures
 
 
 class ExportFormat(StrEnum):
@@ -35,12 +38,8 @@ def export(
 
     For torchani, load_torchani.py is written next to the file; it loads the model without anitune.
     """
-    from trainer.errors import ConfigError
-
     if out.suffix != _ENDINGS[to]:
         raise ConfigError(f"--out {out}: for {to.value} the name must end in {_ENDINGS[to]}")
-    from trainer.inference.export import LOADER, export_model, sample_structures
-    from trainer.inference.files import read_structures
 
     ensemble = open_model(model)
     structures = read_structures(check) if check else sample_structures(ensemble)

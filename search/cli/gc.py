@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from search.cli.opening import open_home
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from storage.database import Database
+from storage.database import Database
+from storage.garbage import find_garbage, remove
+from storage.studies import list_studies, open_study
+from trainer.features.stores import remove_store, unneeded_stores
+from trainer.fitting.checkpoints import CHECKPOINT
 
 
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
     """Delete checkpoints, artifacts and feature stores that no study needs. Workers may keep running."""
-    from storage.database import open_database
-    from storage.garbage import find_garbage, remove
-    from storage.settings import load_settings
-    from trainer.features.stores import remove_store, unneeded_stores
-    from trainer.fitting.checkpoints import CHECKPOINT
-
     total = 0
 
     def report_deleted(kind: str, path: object, size: int) -> None:
@@ -29,7 +26,7 @@ def gc(
         total += size
         echo(f"{'would delete' if dry_run else 'deleted'}  {kind:<10}  {format_bytes(size):>9}  {path}")
 
-    with open_database(load_settings()) as database:
+    with open_home() as database:
         garbage = find_garbage(database, CHECKPOINT)
         stores = unneeded_stores(database.settings.features, _needed_features(database))
         for each in garbage if dry_run else remove(database, garbage):
@@ -41,8 +38,6 @@ def gc(
 
 
 def _needed_features(database: Database) -> set[tuple[str, str]]:
-    from storage.studies import list_studies, open_study
-
     facts = [open_study(database, summary.name).facts for summary in list_studies(database)]
     return {(each["data"], each["features"]) for each in facts if {"data", "features"} <= each.keys()}
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from search.cli.data import read_files, reads_data
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from trainer.config import DataConfig
+from search.template import study_name, study_template
+from trainer.config import DataConfig
+from trainer.data.convert import refuse_existing
+from trainer.data.shipped import SAMPLE
+from trainer.files import write_by_rename
 
 
 @reads_data
@@ -27,10 +29,6 @@ def init(
     ] = None,
 ) -> None:
     """Write a study file that suits the data, with the reason for each setting."""
-    from search.template import study_name, study_template
-    from trainer.data.convert import refuse_existing
-    from trainer.files import write_by_rename
-
     called = name or study_name(data.files[0])
     path = out or Path(f"{called}.yaml")
     refuse_existing(path)
@@ -42,8 +40,6 @@ def init(
 
 def _path_in(file: str, folder: Path) -> str:
     """Return the path of a data file as a study file in that folder names it."""
-    from trainer.data.shipped import SAMPLE
-
     if file == SAMPLE:
         return file
     absolute = Path(file).absolute()

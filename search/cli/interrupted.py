@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from search.cli.terminal import echo
+from search.work.stopping import Stopped
 
 
 @contextmanager
@@ -18,8 +19,6 @@ def exit_if_stopped(command: str) -> Iterator[None]:
     ----------
     command : command that continues the work, for the message
     """
-    from search.work.stopping import Stopped
-
     try:
         yield
     except KeyboardInterrupt:

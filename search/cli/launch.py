@@ -11,9 +11,17 @@ from typing import Annotated
 
 import typer
 
+from search.cli.opening import opened_study
+from search.cli.options import Pack
 from search.cli.terminal import echo
-from search.cli.worker import Pack
+from search.launch.config import LaunchConfig, load_launch
+from search.launch.launcher import launch as start
 from search.launch.places import PLACES
+from search.launch.plan import LaunchPlan
+from search.work.stopping import stop_on_signals
+from storage.errors import SettingsError
+from storage.settings import load_settings
+from storage.workers import live_workers
 
 DETACHED_VARIABLE = "ANITUNE_LAUNCH"
 """Environment variable that passes the name of the launch to a launcher in the background."""
@@ -54,20 +62,10 @@ def launch(
 
     On Ctrl-C or SIGTERM the workers hand their trials back. See docs/launching.md.
     """
-    from search.launch.config import LaunchConfig, load_launch
-    from search.launch.launcher import launch as start
-    from search.launch.plan import LaunchPlan
-    from search.work.stopping import stop_on_signals
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.studies import open_study
-    from storage.workers import live_workers
-
     config = load_launch(file) if file is not None else LaunchConfig()
     settings = load_settings()
-    with open_database(settings) as database:
-        opened = open_study(database, study)
-        _refuse_sqlite(database.engine.dialect.name, nodes * max(1, gpus_per_node))
+    with opened_study(study, settings) as opened:
+        _refuse_sqlite(opened.database.engine.dialect.name, nodes * max(1, gpus_per_node))
         plan = LaunchPlan(
             name=os.environ.pop(DETACHED_VARIABLE, "") or f"{opened.name}-{time.strftime('%Y%m%d-%H%M%S')}",
             gpus_per_node=gpus_per_node,
@@ -84,7 +82,7 @@ def launch(
         echo(f"{plan.name}: logs in {plan.folder}", err=True)
 
         def left() -> int:
-            return sum(worker.name in plan.workers for worker in live_workers(database))
+            return sum(worker.name in plan.workers for worker in live_workers(opened.database))
 
         with stop_on_signals() as stop:
             start(plan, on, stop, left)
@@ -94,8 +92,6 @@ def launch(
 
 
 def _refuse_sqlite(dialect: str, workers: int) -> None:
-    from storage.errors import SettingsError
-
     if dialect == "sqlite" and workers > 1:
         raise SettingsError(
             "several workers need PostgreSQL: start one with `anitune up`, or set ANITUNE_STORAGE_URL"

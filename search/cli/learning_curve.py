@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from dashboards.formatting import duration
 from dashboards.learning_curve import CAPTION, curve_headings, curve_rows, curve_sentences
 from search.cli.interrupted import exit_if_stopped
+from search.cli.opening import opened_study
+from search.cli.options import Json
 from search.cli.output import make_console
 from search.cli.progress import progress_bar
 from search.cli.promote import recorded_task
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from search.curve.learning_curve import LearningCurve, Options
-    from storage.database import Database
-    from storage.learning_curves import RecordedCurve
-    from storage.studies import Study
+from search.curve.learning_curve import LearningCurve, Options
+from search.work.forkserver import start_forkserver
+from search.work.stopping import stop_on_signals
+from storage.learning_curves import RecordedCurve
+from storage.studies import Study
 
 
 def learning_curve(
@@ -31,7 +33,7 @@ def learning_curve(
     seeds: Annotated[
         int, typer.Option(min=2, help="Number of seeds of each configuration on each share of the data.")
     ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train the best configurations on shares of the data, to tell what more data or a larger network gives.
 
@@ -40,19 +42,12 @@ def learning_curve(
 
     To continue a learning curve that was stopped or killed, run the command again.
     """
-    from search.work.forkserver import start_forkserver
-
     start_forkserver()
-    from search.curve.learning_curve import Options
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.studies import open_study
-
     options = Options(top, seeds)
     given = "".join(f" --{name} {value}" for name, value in asdict(options).items())
     command = f"anitune learning-curve {study}{given}"
-    with open_database(load_settings()) as database, exit_if_stopped(command):
-        curve = measure_learning_curve(database, open_study(database, study), options, quiet=as_json)
+    with opened_study(study) as opened, exit_if_stopped(command):
+        curve = measure_learning_curve(opened, options, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(curve.values, indent=2))
         return
@@ -62,9 +57,7 @@ def learning_curve(
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def measure_learning_curve(
-    database: Database, study: Study, options: Options, quiet: bool = False
-) -> RecordedCurve:
+def measure_learning_curve(study: Study, options: Options, quiet: bool = False) -> RecordedCurve:
     """Print the plan of a learning curve, and train all that remains of it.
 
     Parameters
@@ -76,11 +69,8 @@ def measure_learning_curve(
     Stopped, KeyboardInterrupt
         if a signal stopped the work; the next call continues it.
     """
-    from search.curve.learning_curve import LearningCurve
-    from search.work.stopping import stop_on_signals
-
-    config, task = recorded_task(database, study)
-    curve = LearningCurve(database, study, config, task, options)
+    config, task = recorded_task(study)
+    curve = LearningCurve(study.database, study, config, task, options)
     for line in _plan_lines(curve):
         echo(line, err=quiet)
     with progress_bar() as progress, stop_on_signals() as stop:
@@ -100,10 +90,6 @@ def _plan_lines(curve: LearningCurve) -> list[str]:
 
 def curve_table(curve: RecordedCurve) -> Table:
     """Tabulate the errors of all configurations by the size of the training set."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION)
     for heading in curve_headings(curve.values):
         table.add_column(heading)

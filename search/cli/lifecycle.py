@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from dashboards.formatting import format_budget
+from search.cli.opening import open_home, opened_study
+from search.cli.options import Name
+from search.cli.output import summary_lines, working
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from storage.database import Database
-    from storage.studies import Study, StudyState
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
-
-
-def lifecycle_commands(study_app: typer.Typer) -> None:
-    """Add the commands of this file to ``anitune study``."""
-    for command in (enqueue, extend, pause, resume, stop, archive, delete):
-        study_app.command()(command)
+from search.documents import read_document
+from search.propose.enqueued import enqueued, params_from_settings, setting_value
+from search.propose.samplers import trial_limit
+from search.study import study_from_record
+from storage.database import Database
+from storage.deletion import delete_study
+from storage.errors import StudyNotFoundError
+from storage.lifecycle import change_state, extend_budget
+from storage.studies import Budget, Study, StudyState, open_study, summarize_study
+from trainer.errors import ConfigError
 
 
 def enqueue(
@@ -34,13 +36,6 @@ def enqueue(
     ] = None,
 ) -> None:
     """Enqueue a configuration as the next trial. The sampler proposes the settings that it leaves open."""
-    from search.documents import read_document
-    from search.propose.enqueued import enqueued, params_from_settings, setting_value
-    from search.study import study_from_record
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.studies import open_study, summarize_study
-
     document = read_document(file) if file is not None else None
     values: dict[str, Any] = dict(document.values) if document is not None else {}
     for word in setting or ():
@@ -48,13 +43,12 @@ def enqueue(
         if not equals:
             raise typer.BadParameter(f"write KEY=VALUE (got {word!r})", param_hint="--set")
         values[key] = setting_value(key, text)
-    with open_database(load_settings()) as database:
-        study = open_study(database, name)
+    with opened_study(name) as study:
         config = study_from_record(study.config, name)
         lines = document.lines if document is not None else None
         params = params_from_settings(config, values, str(file or "--set"), lines)
         enqueued(study, params)
-        summary = summarize_study(database, study)
+        summary = summarize_study(study.database, study)
     echo(f"{name}: enqueued {', '.join(f'{key} {value}' for key, value in params.items())}")
     if summary.budget.trials is not None and sum(summary.trials.values()) >= summary.budget.trials:
         echo(f"All trials of its budget have started; add one with: anitune study extend {name} --trials 1")
@@ -76,25 +70,15 @@ def extend(
 
     `study run FILE` keeps the new limits until a limit in the file is edited.
     """
-    from dashboards.formatting import format_budget
-    from search.propose.samplers import trial_limit
-    from search.study import study_from_record
-    from storage.database import open_database
-    from storage.lifecycle import extend_budget
-    from storage.settings import load_settings
-    from storage.studies import Budget, open_study
-    from trainer.errors import ConfigError
-
     if trials is None and hours is None and epochs is None:
         raise typer.BadParameter("give --trials, --hours or --epochs")
     more = Budget(trials=trials, seconds=hours * 3600 if hours is not None else None, epochs=epochs)
-    with open_database(load_settings()) as database:
-        study = open_study(database, name)
+    with opened_study(name) as study:
         most = trial_limit(study_from_record(study.config, name))
         # The recorded study has no limits, so `most` counts the rows or grid points, if there are any.
         if most is not None and trials is not None and (study.budget.trials or 0) + trials > most:
             raise ConfigError(f"--trials: study {name!r} has one trial per row or grid point, {most} in all")
-        budget = extend_budget(database, study, more)
+        budget = extend_budget(study.database, study, more)
     echo(f"{name}: the limit is now {format_budget(budget)}")
 
 
@@ -132,13 +116,7 @@ def delete(
     name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False
 ) -> None:
     """Delete a study with its reference rows: records, MLflow runs, checkpoints and artifacts."""
-    from search.cli.output import summary_lines, working
-    from storage.database import open_database
-    from storage.deletion import delete_study
-    from storage.settings import load_settings
-    from storage.studies import summarize_study
-
-    with open_database(load_settings()) as database:
+    with open_home() as database:
         studies = _with_rows(database, name)[::-1]
         if not yes:
             for study in studies:
@@ -152,10 +130,6 @@ def delete(
 
 def _with_rows(database: Database, name: str) -> list[Study]:
     """Return the reference study of a study, unless it was deleted, and the study."""
-    from search.study import study_from_record
-    from storage.errors import StudyNotFoundError
-    from storage.studies import open_study
-
     study = open_study(database, name)
     reference = study_from_record(study.config, name).reference
     try:
@@ -166,11 +140,7 @@ def _with_rows(database: Database, name: str) -> list[Study]:
 
 def _change(name: str, to: StudyState, *, of: Collection[StudyState]) -> None:
     """Change the state of a study and of its reference study."""
-    from storage.database import open_database
-    from storage.lifecycle import change_state
-    from storage.settings import load_settings
-
-    with open_database(load_settings()) as database:
+    with open_home() as database:
         # The study itself comes first: its state decides whether the change is allowed.
         for study in reversed(_with_rows(database, name)):
             change_state(database, study, to, of=of)

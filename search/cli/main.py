@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.request import getproxies
 
@@ -13,29 +14,17 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from dashboards.errors import AddressError, DashboardError
-from search.cli.audit import repair, verify
-from search.cli.dashboards import dashboards
-from search.cli.data import data_app
-from search.cli.export import export
-from search.cli.gc import gc
-from search.cli.init import init
-from search.cli.launch import launch
-from search.cli.learning_curve import learning_curve
-from search.cli.lifecycle import lifecycle_commands
-from search.cli.migrate import migrate
-from search.cli.predict import predict
-from search.cli.promote import promote
-from search.cli.relay import relay, sync
-from search.cli.report import report
-from search.cli.reproduce import reproduce
-from search.cli.study import study_app
+from search.cli.lazy import LazyCommand
 from search.cli.terminal import StandardError, echo, printable_usage_errors, show_traceback
-from search.cli.train import train
-from search.cli.up import down, up
-from search.cli.worker import worker
-from search.cli.workers import workers
 from search.errors import SearchError, StudyFileError
-from storage.addresses import LOOPBACK, WithoutSecrets, has_password, without_secrets
+from storage.addresses import (
+    LOOPBACK,
+    WithoutSecrets,
+    has_password,
+    storage_address,
+    tracking_address,
+    without_secrets,
+)
 from storage.errors import (
     AlreadyEvaluatedError,
     FactsChangedError,
@@ -68,8 +57,112 @@ _CAUSED_BY_INPUT = (
 )
 
 
+COMMANDS = {
+    "train:train": "Train one network, and write its metrics, plots and weights into a folder.",
+    "predict:predict": (
+        "Predict the total energies of structures, with an uncertainty if the model is an ensemble."
+    ),
+    "export:export": (
+        "Write a model as a file for torchani or torch.export, after checking that its energies are the same."
+    ),
+    "worker:worker": "Train trials of a study until it is done, or of all open studies by priority and age.",
+    "learning_curve:learning_curve": (
+        "Train the best configurations on shares of the data, to tell what more data or a larger network"
+        " gives."
+    ),
+    "promote:promote": (
+        "Compare the best configurations on folds, choose one, test it once, and register an ensemble of it."
+    ),
+    "reproduce:reproduce": "Train a trial again from its record alone, and compare the losses of all epochs.",
+    "launch:launch": "Start workers for a study, each pinned to a GPU, and wait until the study is done.",
+    "workers:workers": (
+        "List the running workers: host, GPU, trials, epochs, speed, time since the last heartbeat."
+    ),
+    "relay:sync": "Deliver to MLflow now everything about a study that it does not have yet.",
+    "gc:gc": (
+        "Delete checkpoints, artifacts and feature stores that no study needs. Workers may keep running."
+    ),
+    "dashboards:dashboards": (
+        "Serve a page with leaderboards, the MLflow UI and the Optuna dashboard until Ctrl-C."
+    ),
+    "report:report": (
+        "Write a report of one study, or a comparison of several, as one page that needs no network."
+    ),
+    "up:up": "Start PostgreSQL and MLflow on this machine, for all later commands with this home folder.",
+    "up:down": "Stop the servers of `anitune up`. Their data is kept for the next `anitune up`.",
+    "migrate:migrate": "Migrate the tables of anitune, Optuna and MLflow after an upgrade.",
+}
+DATA_COMMANDS = {
+    "data:describe": "Count molecules, structures and atoms, and show the range of the energies.",
+    "data:convert": "Write data files of any format as one HDF5 file in the layout of ANI-1.",
+    "data:sample": "Compute structures and omegaB97X/6-31G(d) energies of small molecules (extra: dft).",
+    "data:fetch": (
+        "Download an official archive (ani1: about 4.6 GB) and check it; resume a partial download."
+    ),
+    "features:features": (
+        "Compute the atomic environment vectors of data files once for all trials, or check stored ones."
+    ),
+}
+STUDY_COMMANDS = {
+    "create:create": "Create a study, so that workers can train its trials.",
+    "run:run": "Create or continue a study, train all its trials in this process, and report the results.",
+    "study:list_": "Show all studies that are not archived.",
+    "study:show": (
+        "Show the state of a study: trials by state, the best one, time spent, epochs saved by pruning."
+    ),
+    "study:best": "Show the best trial of a study: its settings, validation MAE, MLflow run and weights.",
+    "init:init": "Write a study file that suits the data, with the reason for each setting.",
+    "audit:verify": "Check that SQL, Optuna and MLflow agree about a study, and list every difference.",
+    "audit:repair": (
+        "Repair what verify lists. The record in SQL wins, also over changes made in a dashboard."
+    ),
+    "lifecycle:enqueue": (
+        "Enqueue a configuration as the next trial. The sampler proposes the settings that it leaves open."
+    ),
+    "lifecycle:extend": "Raise the limits of a study.",
+    "lifecycle:pause": "Begin no new trials. Running trials continue, and the workers wait.",
+    "lifecycle:resume": "Begin trials again after pause or stop.",
+    "lifecycle:stop": "Stop the workers: they hand their trials back at the end of an epoch and exit.",
+    "lifecycle:archive": "Stop a study, and hide it from lists.",
+    "lifecycle:delete": (
+        "Delete a study with its reference rows: records, MLflow runs, checkpoints and artifacts."
+    ),
+}
+"""Each command: the name of its file and of its function, and the first paragraph of the docstring there."""
+
+
+def _commands(summaries: Mapping[str, str]) -> list[LazyCommand]:
+    return [LazyCommand(f"search.cli.{function}", summary) for function, summary in summaries.items()]
+
+
 class _Commands(TyperGroup):
-    """A command group that prints errors as one readable line."""
+    """The group of all commands, which prints errors as one readable line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        data = TyperGroup(
+            name="data",
+            help="Inspect, compute or download data files, and prepare their features.",
+            commands=[
+                *_commands(DATA_COMMANDS),
+                LazyCommand("search.cli.data:describe", name="info", hidden=True),  # its earlier name
+            ],
+            rich_markup_mode=self.rich_markup_mode,
+        )
+        study = TyperGroup(
+            name="study",
+            help="Create and run studies, and show their results.",
+            commands=_commands(STUDY_COMMANDS),
+            no_args_is_help=True,
+            rich_markup_mode=self.rich_markup_mode,
+        )
+        for command in (
+            *_commands(COMMANDS),
+            LazyCommand("search.cli.relay:relay", hidden=True),
+            data,
+            study,
+        ):
+            self.add_command(command)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with printable_usage_errors():
@@ -104,29 +197,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-study_app.command()(init)
-study_app.command()(verify)
-study_app.command()(repair)
-app.add_typer(data_app, name="data")
-lifecycle_commands(study_app)
-app.add_typer(study_app, name="study")
-app.command()(train)
-app.command()(predict)
-app.command()(export)
-app.command()(worker)
-app.command()(learning_curve)
-app.command()(promote)
-app.command()(reproduce)
-app.command()(launch)
-app.command()(workers)
-app.command()(sync)
-app.command()(gc)
-app.command()(dashboards)
-app.command()(report)
-app.command()(up)
-app.command()(down)
-app.command()(migrate)
-app.command(hidden=True)(relay)
 
 
 @app.callback()
@@ -143,7 +213,7 @@ def options(
 ) -> None:
     """Find the best neural-network potential of the ANI kind for a data set."""
     if storage is not None or tracking is not None:
-        from storage.addresses import storage_address, tracking_address
+        # Imported only now, because SQLAlchemy and pydantic would triple the time of `anitune --help`.
         from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
         _refuse_password("--storage", storage, STORAGE_VARIABLE)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dashboards.local_servers import with_postgresql
+from search.cli.options import Json
+from search.cli.output import working
 from search.cli.terminal import echo
+from storage.database import Migration, migrate_database
+from storage.settings import Settings, is_of_anitune_up, load_settings
+from storage.tracking.mlflow_runs import alone_with
+from storage.tracking.mlflow_tables import is_database, migrate_tables
 
-if TYPE_CHECKING:
-    from storage.database import Migration
-    from storage.settings import Settings
 
-
-def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def migrate(as_json: Json = False) -> None:
     """Migrate the tables of anitune, Optuna and MLflow after an upgrade.
 
     Stop the workers and make a backup first (docs/backup.md).
     """
-    from search.cli.output import working
-    from storage.settings import load_settings
-
     settings = load_settings()
     with working("migrating the tables"):
         migrations = _migrate(settings)
@@ -36,12 +35,6 @@ def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _migrate(settings: Settings) -> list[Migration]:
-    from dashboards.local_servers import with_postgresql
-    from storage.database import migrate_database
-    from storage.settings import is_of_anitune_up
-    from storage.tracking.mlflow_runs import alone_with
-    from storage.tracking.mlflow_tables import is_database, migrate_tables
-
     if is_of_anitune_up(settings.storage_url, settings.home):
         with with_postgresql(settings.home) as mlflow:
             return [*migrate_database(settings), migrate_tables(mlflow)]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.inference.ensemble import Ensemble
+
 if TYPE_CHECKING:
     from storage.settings import Settings
-    from trainer.inference.ensemble import Ensemble
 
 Model = Annotated[
     str,
@@ -28,10 +29,9 @@ def open_model(model: str, settings: Settings | None = None) -> Ensemble:
     ----------
     settings : where MLflow is; None: settings from the environment
     """
-    from trainer.inference.ensemble import Ensemble
-
     if not model.startswith("models:/"):
         return Ensemble.open(model)
+    # Imported only now, because most models are files, which need no database.
     from storage.settings import load_settings
     from storage.tracking.downloads import download_model
 

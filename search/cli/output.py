@@ -1,4 +1,4 @@
-"""Output for people: the progress of a study, its leaderboard, and why published figures differ."""
+"""Output for people: the state of a study, its leaderboard, and why published figures differ."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from dashboards.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
-    from rich.progress import Progress, TaskID
     from rich.segment import Segment
 
     from search.study import StudyConfig
-    from search.work.worker import TrialNews, Watcher
+    from search.work.worker import TrialNews
     from storage.studies import StudyProgress, StudySummary
     from storage.trials.views import TrialRow
 
@@ -61,33 +60,6 @@ def print_value(console: Console, name: str, value: str) -> None:
 
 
 @contextmanager
-def watch() -> Iterator[Watcher]:
-    """Show the progress of a study: as bars on a terminal and in a notebook, else as one line per trial."""
-    console = make_console(stderr=True)
-    if console.is_jupyter:
-        from search.cli.jupyter import CellWatcher
-
-        yield CellWatcher()
-        return
-    if not console.is_terminal:
-        yield _Lines(console)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[best]}", markup=False),
-        console=console,
-        transient=True,
-    ) as bars:
-        yield _Bars(console, bars)
-
-
-@contextmanager
 def working(what: str) -> Iterator[None]:
     """Print what the program waits for, with a spinner on a terminal."""
     console = make_console(stderr=True)
@@ -97,65 +69,6 @@ def working(what: str) -> Iterator[None]:
     else:
         console.print(f"{what} ...", markup=False)
         yield
-
-
-class _Lines:
-    """Prints a line for each finished trial, and a last one for the study."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        pass
-
-    def epoch(self, number: int, done: int) -> None:
-        pass
-
-    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
-        self._console.print(trial_line(news, progress), soft_wrap=True, markup=False)
-
-    def left(self, progress: StudyProgress) -> None:
-        self._console.print(study_line(progress), soft_wrap=True, markup=False)
-
-
-class _Bars(_Lines):
-    """Prints the same lines and, below them, a bar for the study and one for each running trial."""
-
-    def __init__(self, console: Console, bars: Progress) -> None:
-        super().__init__(console)
-        self._bars = bars
-        self._studies: dict[str, TaskID] = {}
-        self._trials: dict[int, TaskID] = {}
-
-    def begun(self, news: TrialNews, progress: StudyProgress) -> None:
-        self._show_study(progress)
-        self._trials[news.number] = self._bars.add_task(
-            trial_title(news), total=news.planned_epochs, unit="epochs", best=""
-        )
-
-    def epoch(self, number: int, done: int) -> None:
-        self._bars.update(self._trials[number], completed=done)
-
-    def ended(self, news: TrialNews, progress: StudyProgress) -> None:
-        super().ended(news, progress)
-        self._show_study(progress)
-        if news.number in self._trials:  # a trial can fail before it begins
-            self._bars.remove_task(self._trials.pop(news.number))
-
-    def left(self, progress: StudyProgress) -> None:
-        super().left(progress)
-        self._show_study(progress)
-
-    def _show_study(self, progress: StudyProgress) -> None:
-        if progress.name not in self._studies:
-            self._studies[progress.name] = self._bars.add_task(progress.name, unit="trials", best="")
-        best = f"best {progress.best_value:.3f} kcal/mol" if progress.best_value is not None else ""
-        self._bars.update(
-            self._studies[progress.name],
-            completed=progress.ended,
-            total=progress.budget.trials,
-            best=best,
-        )
 
 
 def trial_line(news: TrialNews, progress: StudyProgress) -> str:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from dashboards.formatting import duration
 from search.cli.interrupted import exit_if_stopped
+from search.cli.opening import opened_study
+from search.cli.options import Json
 from search.cli.output import make_console
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from search.promote.plan import Options, PromotionPlan
-    from search.promote.promotion import Promoter
-    from search.study import StudyConfig
-    from storage.database import Database
-    from storage.evaluations import EvaluationOnTestSet
-    from storage.promotions import Promotion
-    from storage.studies import Study
-    from trainer.task import Task
+from search.promote.plan import Options, PromotionPlan
+from search.promote.promotion import Promoter
+from search.recorded import recorded_config
+from search.study import StudyConfig
+from search.work.forkserver import start_forkserver
+from search.work.stopping import stop_on_signals
+from storage.addresses import redacted
+from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
+from storage.promotions import Promotion
+from storage.settings import home_folder
+from storage.studies import Study
+from storage.tokens import local_token_file
+from storage.tracking.registry import CHAMPION
+from trainer.networks.smoothness import kink_warning
+from trainer.task import Task, prepare_task
 
 
 def promote(
@@ -48,29 +56,20 @@ def promote(
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate on the test set even if it was evaluated on before.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare the best configurations on folds, choose one, test it once, and register an ensemble of it.
 
     To continue a promotion that was stopped or killed, start it again.
     """
-    from search.work.forkserver import start_forkserver
-
     start_forkserver()
-    from search.promote.plan import Options
-    from storage.database import open_database
-    from storage.evaluations import evaluations_on_test_set
-    from storage.settings import load_settings
-    from storage.studies import open_study
-
     options = Options(top, seeds, folds, ensemble)
     given = "".join(f" --{name} {value}" for name, value in asdict(options).items())
-    with open_database(load_settings()) as database:
-        opened = open_study(database, study)
+    with opened_study(study) as opened:
         with exit_if_stopped(f"anitune promote {study}{given}{' --again' if again else ''}"):
-            promoter, promotion = promote_study(database, opened, options, again, quiet=as_json)
-        opened_before = evaluations_on_test_set(database, opened)
-        tracking = database.settings.tracking_uri
+            promoter, promotion = promote_study(opened, options, again, quiet=as_json)
+        opened_before = evaluations_on_test_set(opened.database, opened)
+        tracking = opened.database.settings.tracking_uri
     if as_json:
         typer.echo(json.dumps(_values(promotion, opened_before), indent=2))
         return
@@ -81,7 +80,7 @@ def promote(
 
 
 def promote_study(
-    database: Database, study: Study, options: Options, again: bool, quiet: bool = False
+    study: Study, options: Options, again: bool, quiet: bool = False
 ) -> tuple[Promoter, Promotion]:
     """Print the plan of a promotion, and run all its remaining steps.
 
@@ -95,18 +94,15 @@ def promote_study(
     Stopped, KeyboardInterrupt
         if a signal stopped the work; the next call continues it.
     """
-    from search.promote.promotion import Promoter
-    from search.work.stopping import stop_on_signals
-
-    config, task = recorded_task(database, study)
-    promoter = Promoter(database, study, config, task, options, again=again)
+    config, task = recorded_task(study)
+    promoter = Promoter(study.database, study, config, task, options, again=again)
     for line in _plan_lines(promoter):
         echo(line, err=quiet)
     with progress_bar() as progress, stop_on_signals() as stop:
         return promoter, promoter.run(stop, progress)
 
 
-def recorded_task(database: Database, study: Study) -> tuple[StudyConfig, Task]:
+def recorded_task(study: Study) -> tuple[StudyConfig, Task]:
     """Return the recorded configuration of a study, and the task that its trials were trained on.
 
     Raises
@@ -114,12 +110,9 @@ def recorded_task(database: Database, study: Study) -> tuple[StudyConfig, Task]:
     FactsChangedError
         if the data is not what they were trained on: other trainings would say nothing about them.
     """
-    from search.recorded import recorded_config
-    from trainer.task import prepare_task
-
-    config = recorded_config(study)
+    config, features = recorded_config(study), study.database.settings.features
     with progress_bar() as progress:
-        task = prepare_task(config.data, config.split, config.features, database.settings.features, progress)
+        task = prepare_task(config.data, config.split, config.features, features, progress)
     study.set_facts(task.fingerprints)
     return config, task
 
@@ -142,10 +135,6 @@ def _plan_lines(promoter: Promoter) -> list[str]:
 
 def results_table(promotion: Promotion, plan: PromotionPlan, decisive: str) -> Table:
     """Tabulate the candidates and their errors on folds, with the chosen one marked."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.caption = (
         f"MAE in kcal/mol: mean ± standard deviation over runs, difference from the best on {decisive} folds"
@@ -195,12 +184,6 @@ def result_lines(
 def _result_lines(
     promotion: Promotion, opened: list[EvaluationOnTestSet], tracking: str, activation: str
 ) -> list[str]:
-    from rich.markup import escape
-
-    from storage.addresses import redacted
-    from storage.tracking.registry import CHAMPION
-    from trainer.networks.smoothness import kink_warning
-
     test = promotion.test or {}
     name, version = escape(str(promotion.model_name)), escape(str(promotion.model_version))
     # These lines are pasted into Python, where a JSON string is a valid literal.
@@ -227,9 +210,6 @@ def _result_lines(
 
 def _sign_in_lines(tracking: str) -> list[str]:
     """Return the lines with which a program signs in to a local server, if that needs a secret."""
-    from storage.settings import home_folder
-    from storage.tokens import local_token_file
-
     file = local_token_file(home_folder(), tracking)
     if file is None:
         return []

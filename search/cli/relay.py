@@ -7,16 +7,30 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dashboards import links
+from dashboards.notes import mlflow_study_note, mlflow_trial_note
+from dashboards.optuna_notes import write_optuna_figures, write_optuna_notes
 from dashboards.printable import PrintableFormatter
+from dashboards.record import read_study
+from dashboards.study_files import study_files
+from search.cli.opening import opened_study
+from search.cli.options import Json
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from storage.studies import Study
-    from storage.tracking.relay import FileWriter, NoteWriter
+from search.errors import SearchError
+from search.work.relay_metrics import serve_relay_metrics
+from storage.errors import TrackingUnavailableError
+from storage.settings import load_settings
+from storage.studies import Study, summarize_study
+from storage.tracking.health import RelayHealth
+from storage.tracking.process import run_relay
+from storage.tracking.process import sync as deliver
+from storage.tracking.redelivery import reset_deliveries
+from storage.tracking.relay import FileWriter, NoteWriter
+from storage.trials.views import trial_row, trial_rows
 
 log = logging.getLogger("anitune")
 
@@ -24,7 +38,6 @@ NICENESS = 10
 """Niceness of the relay process, so that training has priority."""
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def relay(
@@ -49,22 +62,12 @@ def relay(
     ] = "127.0.0.1",
 ) -> None:
     """Deliver a study to MLflow until no worker is left. Workers start this command themselves."""
-    from search.errors import SearchError
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.studies import open_study
-    from storage.tracking.health import RelayHealth
-    from storage.tracking.process import run_relay
-
     settings = load_settings()
     os.nice(NICENESS)
     _log_with_time()
-    with open_database(settings) as database, ExitStack() as stack:
-        opened = open_study(database, study)
+    with opened_study(study, settings) as opened, ExitStack() as stack:
         health = RelayHealth()
         if metrics_port is not None:
-            from search.work.relay_metrics import serve_relay_metrics
-
             try:
                 stack.enter_context(serve_relay_metrics(metrics_host, metrics_port, opened, health))
             except SearchError as error:  # such as two relays with one port: both must deliver
@@ -80,15 +83,7 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Deliver to MLflow now everything about a study that it does not have yet."""
-    from storage.database import open_database
-    from storage.errors import TrackingUnavailableError
-    from storage.settings import load_settings
-    from storage.studies import open_study
-    from storage.tracking.process import sync as deliver
-    from storage.tracking.redelivery import reset_deliveries
-
-    with open_database(load_settings()) as database:
-        opened = open_study(database, study)
+    with opened_study(study) as opened:
         if again:
             reset_deliveries(opened)
         try:
@@ -110,12 +105,6 @@ def note_writer(study: Study) -> NoteWriter:
 
     With the note of the study it also updates those in Optuna.
     """
-    from dashboards import links
-    from dashboards.notes import mlflow_study_note, mlflow_trial_note
-    from dashboards.optuna_notes import write_optuna_notes
-    from storage.studies import summarize_study
-    from storage.trials.views import trial_row, trial_rows
-
     server = links.usual_address(study.database.settings)
 
     def write(number: int | None) -> str:
@@ -135,10 +124,6 @@ def file_writer(study: Study) -> FileWriter:
     """Return a function that draws the plots of the study's run in MLflow, and updates Optuna's figures."""
 
     def write() -> Mapping[str, bytes]:
-        # Imported late: the plotting modules take seconds to load, and a new study does not need them yet.
-        from dashboards.optuna_notes import write_optuna_figures
-        from dashboards.record import read_study
-        from dashboards.study_files import study_files
 
         record = read_study(study.database, study.name)
         write_optuna_figures(study, record)

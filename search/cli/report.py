@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from dashboards.report.write import write_report
+from search.cli.opening import open_home
+from search.cli.output import working
 from search.cli.terminal import echo
 
 
@@ -32,13 +35,8 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the path as JSON.")] = False,
 ) -> None:
     """Write a report of one study, or a comparison of several, as one page that needs no network."""
-    from dashboards.report.write import write_report
-    from search.cli.output import working
-    from storage.database import open_database
-    from storage.settings import load_settings
-
     ends: dict[str, Literal["html", "md", "csv"]] = {".md": "md", ".csv": "csv"}
     chosen = form or (ends.get(out.suffix, "html") if out is not None else "html")
-    with open_database(load_settings()) as database, working("writing the report"):
+    with open_home() as database, working("writing the report"):
         path = write_report(database, studies, chosen, out)
     echo(json.dumps({"report": str(path)}) if as_json else str(path))

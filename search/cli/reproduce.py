@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from search.cli.opening import opened_study
+from search.cli.options import Json
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from search.work.reproduce import Place, RecordedTrial, Reproduction
+from search.recorded import recorded_config
+from search.work.reproduce import (
+    Place,
+    RecordedTrial,
+    Reproduction,
+    default_tolerance,
+    recorded_trial,
+    reproduce_trial,
+)
+from storage.trials.views import trial_rows
+from trainer.task import prepare_task
 
 DIFFERENT = 1
 """Exit code if the losses differ."""
@@ -30,22 +40,14 @@ def reproduce(
             " different kinds of device or in different precisions.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a trial again from its record alone, and compare the losses of all epochs.
 
     The exit code is 1 if they differ.
     """
-    from search.recorded import recorded_config
-    from search.work.reproduce import default_tolerance, recorded_trial, reproduce_trial
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.studies import open_study
-    from storage.trials.views import trial_rows
-    from trainer.task import prepare_task
-
-    with open_database(load_settings()) as database:
-        opened = open_study(database, study)
+    with opened_study(study) as opened:
+        database = opened.database
         recorded = recorded_trial(database, opened, trial_rows(database, opened), trial)
         config = recorded_config(opened)
         with progress_bar() as progress:

@@ -6,20 +6,22 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from search.cli.interrupted import exit_if_stopped
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
+from search.documents import read_document
+from search.study import with_absolute_paths
+from search.work.stopping import StopRequest, stop_on_signals
+from storage.settings import load_settings
+from trainer.config import RunConfig, load_config
+from trainer.config_faults import KeyPath
 from trainer.reporting import SilentReporter
-
-if TYPE_CHECKING:
-    from search.work.stopping import StopRequest
-    from trainer.config import RunConfig
-    from trainer.config_faults import KeyPath
-    from trainer.run import TrainingResult
+from trainer.run import TrainingResult, run_training
+from trainer.task import prepare_task
 
 
 def train(
@@ -39,8 +41,6 @@ def train(
 
     A training that was stopped or killed continues from its last checkpoint when it is started again.
     """
-    from storage.settings import load_settings
-
     run = read_training(config)
     folder = out or own_folder(load_settings().home / "trainings", config)
     options = {"--out": out, "--warm-start": warm_start}
@@ -67,11 +67,6 @@ def train_network(run: RunConfig, folder: Path, warm_start: Path | None = None) 
     Stopped, KeyboardInterrupt
         if a signal stopped the training; the next call with this folder continues from the last checkpoint.
     """
-    from search.work.stopping import stop_on_signals
-    from storage.settings import load_settings
-    from trainer.run import run_training
-    from trainer.task import prepare_task
-
     cache = load_settings().features
     with progress_bar() as progress:
         task = prepare_task(run.data, run.split, run.features, cache, progress, run.fold, run.train_share)
@@ -105,8 +100,6 @@ class _Stoppable(SilentReporter):
 
 def read_training(path: Path) -> RunConfig:
     """Read the settings of a training; relative paths of data files start from the folder of the file."""
-    from search.documents import read_document
-
     document = read_document(path)
     return training_from_settings(document.values, str(path), path.parent, document.lines)
 
@@ -121,8 +114,5 @@ def training_from_settings(
     where : the file that they come from, for messages
     folder : where relative paths of data files start
     """
-    from search.study import with_absolute_paths
-    from trainer.config import RunConfig, load_config
-
     run = load_config(RunConfig, settings, where, lines)
     return dataclasses.replace(run, data=with_absolute_paths(run.data, folder))

@@ -6,20 +6,20 @@ import json
 import logging
 import os
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from dashboards.local_servers import LocalServers, start_servers, stop_servers
+from search.cli.opening import open_home
+from search.cli.options import Json
 from search.cli.output import make_console, working
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dashboards.local_servers import LocalServers
+from storage.errors import StorageError
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded, home_folder, read_addresses
+from storage.studies import list_studies
 
 logger = logging.getLogger("anitune")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def up(
@@ -39,9 +39,6 @@ def up(
     They run until `anitune down`. If they run already, their addresses are shown. The link to MLflow holds
     a secret of this start. Without it, nobody gets in.
     """
-    from dashboards.local_servers import start_servers
-    from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, home_folder, read_addresses
-
     home = home_folder()
     first = read_addresses(home / "servers") is None
     with working("starting PostgreSQL and MLflow"):
@@ -61,9 +58,6 @@ def up(
 
 def down() -> None:
     """Stop the servers of `anitune up`. Their data is kept for the next `anitune up`."""
-    from dashboards.local_servers import stop_servers
-    from storage.settings import home_folder
-
     with working("stopping MLflow and PostgreSQL"):
         stopped = stop_servers(home_folder())
     typer.echo("Stopped. Start them again with: anitune up" if stopped else "No servers are running.")
@@ -103,16 +97,11 @@ def _print(home: Path, servers: LocalServers, began: bool) -> None:
 
 
 def _explain_sqlite(home: Path) -> None:
-    from storage.database import open_database
-    from storage.errors import StorageError
-    from storage.settings import embedded
-    from storage.studies import list_studies
-
     settings = embedded(home)
     if not (home / "anitune.db").exists():
         return
     try:
-        with open_database(settings) as database:
+        with open_home(settings) as database:
             if not list_studies(database):
                 return
     except StorageError:

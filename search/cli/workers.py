@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
+from search.cli.opening import open_home
+from search.cli.options import Json
+from search.cli.output import make_console
 from search.cli.terminal import echo
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from storage.workers import LiveWorker
+from storage.workers import LiveWorker, live_workers
 
 
 def workers(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the running workers: host, GPU, trials, epochs, speed, time since the last heartbeat."""
-    from search.cli.output import make_console
-    from storage.database import open_database
-    from storage.settings import load_settings
-    from storage.workers import live_workers
-
-    with open_database(load_settings()) as database:
+    with open_home() as database:
         found = live_workers(database)
     if as_json:
         typer.echo(json.dumps([asdict(worker) for worker in found], indent=2))
@@ -37,10 +33,6 @@ def workers(
 
 def workers_table(found: list[LiveWorker]) -> Table:
     """List all workers, one per line."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("worker", "host", "device", "GPU", "study"):
         table.add_column(heading, overflow="fold")

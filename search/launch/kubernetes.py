@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.errors import LaunchError
 from search.launch.shell import GRACE_SECONDS
+from storage.settings import ARTIFACTS_VARIABLE, HOME_VARIABLE
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ def kubernetes_provider(plan: LaunchPlan) -> ExecutionProvider:
     except ModuleNotFoundError:
         raise LaunchError("Kubernetes needs one more package: pip install 'anitune[kubernetes]'") from None
     from parsl.providers import KubernetesProvider
-
-    from storage.settings import ARTIFACTS_VARIABLE, HOME_VARIABLE
 
     gpus = {wanted.gpu_resource: str(plan.gpus_per_node)} if plan.gpus_per_node else {}
     try:
@@ -78,7 +77,7 @@ class _CompletePods:
         return getattr(self._api, name)
 
     def create_namespaced_pod(self, namespace: str, body: Any) -> Any:
-        from kubernetes import client
+        from kubernetes import client  # of the extra kubernetes
 
         body.spec.restart_policy = "Never"  # Parsl replaces a pod that ended
         body.spec.termination_grace_period_seconds = GRACE_SECONDS

@@ -98,7 +98,7 @@ def _is_plain(path: Path) -> bool:
 @contextmanager
 def _parsl(plan: LaunchPlan, place: str) -> Iterator[DataFlowKernel]:
     try:
-        import parsl
+        import parsl  # in the extra launch
     except ModuleNotFoundError:
         raise LaunchError("Launching needs one more package: pip install 'anitune[launch]'") from None
     from parsl.addresses import address_by_hostname

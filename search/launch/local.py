@@ -22,6 +22,7 @@ def local_provider(plan: LaunchPlan) -> ExecutionProvider:
     ConfigError
         if more than one node is wanted.
     """
+    # Parsl is in the extra launch; the command line names the places without it.
     from parsl.launchers import SimpleLauncher
     from parsl.providers import LocalProvider
 

@@ -25,6 +25,7 @@ def slurm_provider(plan: LaunchPlan) -> ExecutionProvider:
     LaunchError
         if this machine has no Slurm.
     """
+    # Parsl is in the extra launch; the command line names the places without it.
     from parsl.launchers import SimpleLauncher
     from parsl.providers import SlurmProvider
 

@@ -20,9 +20,10 @@ from storage.errors import PromotionBusyError
 from storage.studies import Study
 from storage.trainings import RecordedTraining, failures, record_failure, record_training, trainings
 from trainer.errors import DeviceError, TrainingCutOff, TrainingFailed
+from trainer.files import MODEL
 from trainer.fitting.checkpoints import CHECKPOINT
 from trainer.progress import Progress
-from trainer.run import MODEL, TrainingResult
+from trainer.run import TrainingResult
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SearchError
+from storage.optuna_private import SamplerStudy
 from storage.trials.optuna_rows import PAUSED
 
 SHOWN = 1_000
@@ -27,7 +27,7 @@ BEST = 100
 model of the others any sample is enough."""
 
 
-class ShownStudy(Study):
+class ShownStudy(SamplerStudy):
     """A study as a sampler sees it when it proposes a trial.
 
     Trials that other programs have added to Optuna's tables with another space are left out, because a
@@ -43,8 +43,7 @@ class ShownStudy(Study):
         space: Mapping[str, BaseDistribution],
         read_trials: Callable[[], Sequence[FrozenTrial]],
     ) -> None:
-        super().__init__(study_name=name, storage=storage, sampler=sampler)
-        self._storage = cast(BaseStorage, _Unmarked(storage, sampler))
+        super().__init__(name, storage, sampler, written=_Unmarked(storage, sampler))
         self._number = number
         self._space = space
         self._read_trials = read_trials
@@ -58,11 +57,9 @@ class ShownStudy(Study):
             if is_of_space(trial, self._space) or not (trial.distributions or trial.state.is_finished())
         ]
 
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        # Optuna's samplers read the trials through this method.
-        return [trial for trial in self._shown if states is None or trial.state in states]
+    def trials_for_samplers(self) -> Sequence[FrozenTrial]:
+        """Return the trials from which the sampler proposes."""
+        return self._shown
 
 
 def is_of_space(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:

@@ -19,12 +19,13 @@ from storage.studies import Study
 from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow, device_kind, metric_history
 from trainer.config import TrainConfig, load_config
+from trainer.files import MODEL
 from trainer.fitting.devices import find_device, resolve_precision
 from trainer.fitting.scheduler import GivenPermutations
 from trainer.networks.files import same_weights
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, SilentReporter, epoch_metrics
-from trainer.run import HISTORY, MODEL, run_training
+from trainer.run import HISTORY, run_training
 from trainer.task import Task
 
 TIMES: Final = ("train/epoch_seconds",)

@@ -52,6 +52,7 @@ from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, 
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import SAME_NUMBERS, TrainConfig, compared_settings, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
+from trainer.files import MODEL
 from trainer.fingerprints import digest_of
 from trainer.fitting.checkpoints import CHECKPOINT, saved_epoch
 from trainer.fitting.devices import (
@@ -60,7 +61,7 @@ from trainer.fitting.devices import (
     find_device,
 )
 from trainer.fitting.scheduler import PackScheduler
-from trainer.run import MODEL, TrainingResult, run_training
+from trainer.run import TrainingResult, run_training
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")

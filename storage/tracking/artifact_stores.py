@@ -2,6 +2,8 @@
 
 The address of the files is part of the run, and anybody who can write to the tracking server can set it.
 MLflow's client would follow it to any folder of this machine, or with our password to any host.
+
+MLflow takes seconds to import, so the functions that need it do so.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from storage.errors import TrackingRefusedError
 
 if TYPE_CHECKING:
     from mlflow.entities import RunInfo
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+    from storage.tracking.mlflow_private import ArtifactRepository
 
 _PROXIED: Final = "mlflow-artifacts"
 """Scheme of files that the server stores on the client's behalf."""
@@ -43,8 +46,7 @@ def open_store(run: RunInfo, tracking_uri: str, root: Path) -> ArtifactRepositor
     TrackingRefusedError, OutsideFolderError
         if the files are in any other place.
     """
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+    from storage.tracking.mlflow_private import LocalArtifactRepository, MlflowArtifactsRepository
 
     uri = str(run.artifact_uri)
     parts = urlsplit(uri)
@@ -76,7 +78,7 @@ def upload(store: ArtifactRepository, files: Mapping[str, Path]) -> None:
     OutsideFolderError
         if the store is a folder of this machine and a link is in the way.
     """
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from storage.tracking.mlflow_private import LocalArtifactRepository
 
     if isinstance(store, LocalArtifactRepository):
         for path in files:

@@ -31,18 +31,9 @@ def use_tokens(tracking_uri: str) -> None:
 
 @cache
 def _register() -> None:
-    from mlflow.tracking.request_auth import registry
-    from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestAuthProvider
+    from storage.tracking.mlflow_private import sign_requests  # MLflow takes seconds to import
 
-    class Provider(RequestAuthProvider):
-        def get_name(self) -> str:
-            return _NAME
-
-        def get_auth(self) -> object:
-            return _sign_in
-
-    # The entry point "mlflow.request_auth_provider" does the same, but only if the package is installed.
-    registry._request_auth_provider_registry.register(Provider)  # type: ignore[no-untyped-call]
+    sign_requests(_NAME, _sign_in)
 
 
 def _sign_in(request: Any) -> Any:

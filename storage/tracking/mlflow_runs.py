@@ -1,6 +1,7 @@
 """Client of MLflow with idempotent calls: a repeated call has the same result as a single one.
 
 The first :class:`MlflowRuns` imports MLflow, which takes seconds; make it in a process that does not train.
+The functions that need MLflow import it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from storage.tracking.outbox import MetricRow
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+    from storage.tracking.mlflow_private import ArtifactRepository
 
 R = TypeVar("R")
 
@@ -60,7 +62,6 @@ _ENVIRONMENT = {
 _ALL = 3
 """MLflow's ViewType.ALL, which includes deleted runs."""
 
-_BULK = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 _RUNS_IN_BULK, _ROWS_IN_BULK = 100, 25_000
 """The server's own limits: it returns no more rows, and does not say that it left some out."""
 
@@ -348,18 +349,9 @@ class MlflowRuns:
         return self._histories(runs[:half], metric) + self._histories(runs[half:], metric)
 
     def _bulk(self, runs: Sequence[str], metric: str) -> list[tuple[str, MetricRow]]:
-        """Request a metric of many runs at once, since MLflow's client asks run by run."""
-        from mlflow.utils.rest_utils import http_request, verify_rest_response
+        from storage.tracking.mlflow_private import metric_points
 
-        store: Any = self._client._tracking_client.store
-        if hasattr(store, "get_metric_history_bulk"):  # a database
-            points = [point.to_dict() for point in store.get_metric_history_bulk(runs, metric, _ROWS_IN_BULK)]
-        else:
-            asked = {"run_id": runs, "metric_key": metric, "max_results": _ROWS_IN_BULK}
-            answer = http_request(  # type: ignore[no-untyped-call]
-                store.get_host_creds(), _BULK, "GET", params=asked
-            )
-            points = verify_rest_response(answer, _BULK).json()["metrics"]
+        points = metric_points(self._client, runs, metric, _ROWS_IN_BULK)
         return [
             (point["run_id"], MetricRow(metric, point["step"], point["value"], point["timestamp"]))
             for point in points

@@ -164,7 +164,7 @@ def migrate_tables(tracking_uri: str) -> Migration:
     before = _version(tracking_uri)
     head, _ = _known()
     if before != head:
-        from mlflow.db import upgrade
+        from storage.tracking.mlflow_private import upgrade  # MLflow takes seconds to import
 
         with plain_errors(tracking_uri, Path()):
             engine = create_engine(tracking_uri)

@@ -1,4 +1,7 @@
-"""MLflow's model registry: a promoted model becomes the next version of the model of its study."""
+"""MLflow's model registry: a promoted model becomes the next version of the model of its study.
+
+MLflow takes seconds to import, so the functions that need it do so.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A saved view of an experiment: by default MLflow shows neither architectures nor errors, and curves last.
 
 MLflow stores shared views as tags of the experiment. Their format is not documented; the one used here is
-that of MLflow 3.17, and a browser test notices when it changes.
+that of MLflow 3.17.2. ``tests/storage/test_private_parts.py`` fails first when it changes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any, Final
 
 from optuna.distributions import json_to_distribution
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import (
     Connection,
@@ -33,21 +32,23 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StudyNotFoundError
+from storage.optuna_private import (
+    ENQUEUED_KEY,
+    INTERMEDIATE_VALUES,
+    PARAMS,
+    RESULTS,
+    RUNG_PREFIX,
+    STUDIES,
+    SYSTEM_ATTRIBUTES,
+    TRIALS,
+    USER_ATTRIBUTES,
+    read_result,
+    stored_result,
+)
 from storage.records.tables import trials as our_trials
-
-_studies: Table = models.StudyModel.__table__
-_trials: Table = models.TrialModel.__table__
-_attributes: Table = models.TrialSystemAttributeModel.__table__
-_user_attributes: Table = models.TrialUserAttributeModel.__table__
-_values: Table = models.TrialIntermediateValueModel.__table__
-_results: Table = models.TrialValueModel.__table__
-_params: Table = models.TrialParamModel.__table__
 
 PAUSED = "paused"
 """User attribute that marks a paused trial."""
-
-_PRUNER_PREFIX = "completed_rung_"
-"""Prefix of the attributes in which asha and hyperband record the rungs that a trial has passed."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,15 @@ class OptunaTrial:
 def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, OptunaTrial]:
     """Every trial of a study by its number, read from the tables and not from Optuna's cache."""
     query = (
-        select(_trials.c.number, _trials.c.trial_id, _trials.c.state, _results.c.value, _results.c.value_type)
-        .join_from(_trials, _results, _trials.c.trial_id == _results.c.trial_id, isouter=True)
-        .where(_trials.c.study_id == optuna_study_id)
+        select(TRIALS.c.number, TRIALS.c.trial_id, TRIALS.c.state, RESULTS.c.value, RESULTS.c.value_type)
+        .join_from(TRIALS, RESULTS, TRIALS.c.trial_id == RESULTS.c.trial_id, isouter=True)
+        .where(TRIALS.c.study_id == optuna_study_id)
     )
-    read = models.TrialValueModel.stored_repr_to_value
     return {
         row.number: OptunaTrial(
-            row.trial_id, row.state, None if row.value_type is None else read(row.value, row.value_type)
+            row.trial_id,
+            row.state,
+            None if row.value_type is None else read_result(row.value, row.value_type),
         )
         for row in connection.execute(query)
     }
@@ -77,9 +79,9 @@ def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, Optuna
 
 def set_state(connection: Connection, optuna_trial_id: int, state: TrialState) -> None:
     """Set the state of a trial and drop its value, also after its end, which Optuna itself refuses."""
-    this = _trials.c.trial_id == optuna_trial_id
-    connection.execute(delete(_results).where(_results.c.trial_id == optuna_trial_id))
-    connection.execute(update(_trials).where(this).values(state=state, datetime_complete=None))
+    this = TRIALS.c.trial_id == optuna_trial_id
+    connection.execute(delete(RESULTS).where(RESULTS.c.trial_id == optuna_trial_id))
+    connection.execute(update(TRIALS).where(this).values(state=state, datetime_complete=None))
 
 
 def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int, Any]:
@@ -112,8 +114,8 @@ def asked_for(connection: Connection, optuna_trial_id: int) -> Any:
 
     It is not validated: Optuna, its dashboard, and anybody with access to the database can write such trials.
     """
-    query = select(_attributes.c.value_json).where(
-        _attributes.c.trial_id == optuna_trial_id, _attributes.c.key == "fixed_params"
+    query = select(SYSTEM_ATTRIBUTES.c.value_json).where(
+        SYSTEM_ATTRIBUTES.c.trial_id == optuna_trial_id, SYSTEM_ATTRIBUTES.c.key == ENQUEUED_KEY
     )
     text = connection.execute(query).scalar()
     try:
@@ -122,7 +124,7 @@ def asked_for(connection: Connection, optuna_trial_id: int) -> Any:
         return text
     if not isinstance(fixed, dict):
         return fixed
-    rows = connection.execute(select(_params).where(_params.c.trial_id == optuna_trial_id))
+    rows = connection.execute(select(PARAMS).where(PARAMS.c.trial_id == optuna_trial_id))
     return {row.param_name: _value(row) for row in rows} | fixed
 
 
@@ -145,10 +147,10 @@ def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str
     state = _locked_state(connection, optuna_trial_id)
     if state is None or state.is_finished():
         return False
-    connection.execute(delete(_params).where(_params.c.trial_id == optuna_trial_id))
+    connection.execute(delete(PARAMS).where(PARAMS.c.trial_id == optuna_trial_id))
     if params:
         connection.execute(
-            insert(_params),
+            insert(PARAMS),
             [
                 {
                     "trial_id": optuna_trial_id,
@@ -183,7 +185,7 @@ def end_trial(
     if now is None or now.is_finished():
         return now is not None
     dialect = connection.dialect.name
-    for table, values in ((_user_attributes, user), (_attributes, system)):
+    for table, values in ((USER_ATTRIBUTES, user), (SYSTEM_ATTRIBUTES, system)):
         if values:
             connection.execute(
                 _set(table, dialect),
@@ -193,9 +195,9 @@ def end_trial(
                 ],
             )
     if value is not None:
-        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        stored, kind = stored_result(value)
         row = {"trial_id": optuna_trial_id, "objective": 0, "value": stored, "value_type": kind}
-        connection.execute(_added(_results, dialect), row)
+        connection.execute(_added(RESULTS, dialect), row)
     ended = {"of_trial": optuna_trial_id, "state": state, "datetime_complete": _now()}
     connection.execute(_UPDATED, ended)
     return True
@@ -212,15 +214,15 @@ def mark_paused(connection: Connection, optuna_trial_id: int, words: str) -> boo
     if state is None or state.is_finished():
         return False
     row = {"trial_id": optuna_trial_id, "key": PAUSED, "value_json": json.dumps(words)}
-    connection.execute(_set(_user_attributes, connection.dialect.name), row)
+    connection.execute(_set(USER_ATTRIBUTES, connection.dialect.name), row)
     return True
 
 
 def unmark_paused(connection: Connection, optuna_trial_id: int) -> bool:
     """Undo :func:`mark_paused`; return whether the trial exists in Optuna and has not ended."""
     state = _locked_state(connection, optuna_trial_id)
-    this = (_user_attributes.c.trial_id == optuna_trial_id, _user_attributes.c.key == PAUSED)
-    connection.execute(delete(_user_attributes).where(*this))
+    this = (USER_ATTRIBUTES.c.trial_id == optuna_trial_id, USER_ATTRIBUTES.c.key == PAUSED)
+    connection.execute(delete(USER_ATTRIBUTES).where(*this))
     return state is not None and not state.is_finished()
 
 
@@ -231,17 +233,21 @@ def copy_reports(connection: Connection, source: int, target: int) -> None:
     hyperband depend on the number of a trial.
     """
     columns = ("step", "intermediate_value", "intermediate_value_type")
-    reported = select(literal(target), *(_values.c[name] for name in columns)).where(
-        _values.c.trial_id == source,
-        _values.c.step.not_in(select(_values.c.step).where(_values.c.trial_id == target)),
+    reported = select(literal(target), *(INTERMEDIATE_VALUES.c[name] for name in columns)).where(
+        INTERMEDIATE_VALUES.c.trial_id == source,
+        INTERMEDIATE_VALUES.c.step.not_in(
+            select(INTERMEDIATE_VALUES.c.step).where(INTERMEDIATE_VALUES.c.trial_id == target)
+        ),
     )
-    connection.execute(insert(_values).from_select(["trial_id", *columns], reported))
+    connection.execute(insert(INTERMEDIATE_VALUES).from_select(["trial_id", *columns], reported))
 
 
 def pruner_attributes(connection: Connection, optuna_trial_id: int) -> list[str]:
     """Names of the attributes by which the pruner has marked rungs as passed."""
     query = (
-        select(_attributes.c.key).where(*_pruner_attributes_of(optuna_trial_id)).order_by(_attributes.c.key)
+        select(SYSTEM_ATTRIBUTES.c.key)
+        .where(*_pruner_attributes_of(optuna_trial_id))
+        .order_by(SYSTEM_ATTRIBUTES.c.key)
     )
     return list(connection.execute(query).scalars())
 
@@ -249,7 +255,9 @@ def pruner_attributes(connection: Connection, optuna_trial_id: int) -> list[str]
 def drop_pruner_attributes(connection: Connection, optuna_trial_id: int, keep: Collection[str]) -> None:
     """Remove the pruner's attributes of a rung without a recorded decision, so that it decides again."""
     connection.execute(
-        delete(_attributes).where(*_pruner_attributes_of(optuna_trial_id), _attributes.c.key.not_in(keep))
+        delete(SYSTEM_ATTRIBUTES).where(
+            *_pruner_attributes_of(optuna_trial_id), SYSTEM_ATTRIBUTES.c.key.not_in(keep)
+        )
     )
 
 
@@ -266,8 +274,8 @@ def _now() -> datetime:
 
 def _pruner_attributes_of(optuna_trial_id: int) -> tuple[Any, ...]:
     return (
-        _attributes.c.trial_id == optuna_trial_id,
-        _attributes.c.key.startswith(_PRUNER_PREFIX, autoescape=True),
+        SYSTEM_ATTRIBUTES.c.trial_id == optuna_trial_id,
+        SYSTEM_ATTRIBUTES.c.key.startswith(RUNG_PREFIX, autoescape=True),
     )
 
 
@@ -291,24 +299,24 @@ def _insert(table: Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
 
 
 # These statements run for each trial, so they are made once: see storage.records.keys.
-_OURS: Final = _trials.c.study_id == bindparam("of_study")
-_THIS: Final = _trials.c.trial_id == bindparam("of_trial")
+_OURS: Final = TRIALS.c.study_id == bindparam("of_study")
+_THIS: Final = TRIALS.c.trial_id == bindparam("of_trial")
 _LOCKED_STUDY: Final = (  # the lock that Optuna itself takes to number a trial
-    select(_studies.c.study_id).where(_studies.c.study_id == bindparam("of_study")).with_for_update()
+    select(STUDIES.c.study_id).where(STUDIES.c.study_id == bindparam("of_study")).with_for_update()
 )
 _FIRST_WAITING: Final = (
-    select(_trials.c.number, _trials.c.trial_id)
+    select(TRIALS.c.number, TRIALS.c.trial_id)
     # A trial that has begun can be set back to waiting by hand; exclude those that we have.
     .where(
         _OURS,
-        _trials.c.state == TrialState.WAITING,
-        ~select(our_trials.c.number).where(our_trials.c.optuna_trial_id == _trials.c.trial_id).exists(),
+        TRIALS.c.state == TrialState.WAITING,
+        ~select(our_trials.c.number).where(our_trials.c.optuna_trial_id == TRIALS.c.trial_id).exists(),
     )
-    .order_by(_trials.c.number)
+    .order_by(TRIALS.c.number)
     .limit(1)
     .with_for_update()
 )
-_COUNTED: Final = select(func.count()).select_from(_trials).where(_OURS)
-_NEW: Final = insert(_trials).returning(_trials.c.trial_id)
-_UPDATED: Final = update(_trials).where(_THIS)
-_LOCKED_STATE: Final = select(_trials.c.state).where(_THIS).with_for_update()
+_COUNTED: Final = select(func.count()).select_from(TRIALS).where(_OURS)
+_NEW: Final = insert(TRIALS).returning(TRIALS.c.trial_id)
+_UPDATED: Final = update(TRIALS).where(_THIS)
+_LOCKED_STATE: Final = select(TRIALS.c.state).where(_THIS).with_for_update()

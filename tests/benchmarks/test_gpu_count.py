@@ -65,6 +65,7 @@ print(json.dumps(vars(counts)))
                 check=True,
                 capture_output=True,
                 text=True,
+                timeout=300,
             ).stdout
         )
         for number in ("1", "8")

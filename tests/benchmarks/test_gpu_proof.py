@@ -171,7 +171,12 @@ sys.exit(Runner(bench, report, 1.0, "proof").run(parts))
 def test_a_part_that_hangs_ends_the_run_in_time(tmp_path: Path) -> None:
     started = time.monotonic()
     child = subprocess.run(
-        [sys.executable, "-c", HANGING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", HANGING, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert child.returncode == ENDED_EARLY
     assert time.monotonic() - started < 50
@@ -277,7 +282,7 @@ def test_outcomes_are_read_from_what_pytest_writes(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no", "-k", ""]
     text = subprocess.run(
-        [*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
     ).stdout
     outcomes, failures = read_outcomes(text)
     assert outcomes == ["PASSED", "FAILED", "SKIPPED"]
@@ -324,7 +329,12 @@ def test_the_process_that_makes_sets_ends_with_the_proof(tmp_path: Path) -> None
         "print(sets._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     child = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     status = Path(f"/proc/{child.stdout.strip()}/status")
     until = time.monotonic() + 60
@@ -338,7 +348,7 @@ def test_there_is_no_proof_without_a_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     command = [sys.executable, "-m", "benchmarks.gpu_proof", "--out", str(tmp_path / "out")]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert child.returncode == 2
     assert child.stderr == "torch sees no NVIDIA GPU here.\n"
     assert not (tmp_path / "out").exists()
@@ -346,12 +356,14 @@ def test_there_is_no_proof_without_a_gpu(tmp_path: Path) -> None:
 
 def test_make_takes_arguments_and_needs_a_torch_with_cuda() -> None:
     make = ["make", "--no-print-directory", "gpu-proof", "GPU_PROOF_ARGS=--parts smoke epoch"]
-    told = subprocess.run([*make, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [*make, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+    )
     assert told.stdout == "sh tools/gpu_proof.sh --parts smoke epoch\n"
     if torch.version.cuda is not None:
         return
     make.append(f"PYTHON={sys.executable}")
-    refused = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert refused.returncode == 2
     assert refused.stderr.startswith("No Python here has a torch with CUDA.")
 
@@ -366,7 +378,7 @@ def test_it_needs_no_packages_but_those_that_its_script_installs() -> None:
     # torch uses some of these where they are installed, and needs some.
     others = [name for name in others if name not in ("torch", *TORCH_NEEDS)]
     code = f"import sys; sys.modules |= dict.fromkeys({others}); import benchmarks.gpu_proof"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
 
 
 @pytest.fixture
@@ -375,7 +387,9 @@ def emulated_device() -> list[str]:
     build = ROOT / "tools" / "emulated_cuda" / "build.py"
     if not build.exists():
         pytest.skip("the emulated CUDA device is not here")
-    if subprocess.run([sys.executable, "-m", "tools.emulated_cuda.build"], cwd=ROOT, check=False).returncode:
+    if subprocess.run(
+        [sys.executable, "-m", "tools.emulated_cuda.build"], cwd=ROOT, check=False, timeout=600
+    ).returncode:
         pytest.skip("no C++ compiler")
     return [sys.executable, "-m", "tools.emulated_cuda", "-m"]
 

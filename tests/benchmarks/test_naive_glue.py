@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).resolve().parents[2] / "examples" / "naive_glue.py"
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from select import select
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -188,8 +189,9 @@ def shown(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterat
         text=True,
     )
     assert process.stdout is not None
+    assert select([process.stdout], [], [], 120)[0], "the dashboards print no links"
     line = process.stdout.readline()
-    assert line, process.communicate()
+    assert line, process.communicate(timeout=60)
     yield Shown(name, json.loads(line), trials)
     process.send_signal(signal.SIGTERM)
     _, complained = process.communicate(timeout=60)

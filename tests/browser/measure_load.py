@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from select import select
 
 import pytest
 from playwright.sync_api import Browser
@@ -132,6 +133,7 @@ def test_measure(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> 
     with anitune(settings, "dashboards", "--study", NAME, "--json") as servers:
         try:
             assert servers.stdout is not None
+            assert select([servers.stdout], [], [], 120)[0], "the dashboards print no links"
             links = json.loads(servers.stdout.readline())
             pages = {title: (links[link], content) for title, (link, content) in PAGES.items()}
             pages["report"] = (out.as_uri(), "#figure-9 .main-svg")

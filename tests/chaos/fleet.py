@@ -139,7 +139,7 @@ class Fleet:
         """Kill the remaining workers."""
         for worker in self._workers.values():
             worker.kill()
-            worker.wait()
+            worker.wait(60)
         self.reap()
 
 

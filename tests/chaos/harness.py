@@ -64,6 +64,9 @@ HASTE = 0.6
 PATIENCE = 1800.0
 """Time after which a study that does not end is given up, s."""
 
+SERVER_SECONDS = 120.0
+"""Time after which a server that was killed and started again must answer, s."""
+
 
 def run_chaos(plan: FaultPlan) -> ChaosReport:
     """Run the plan in a temporary folder."""
@@ -272,7 +275,10 @@ class _Chaos:
 
     def _measure(self, began: float) -> ChaosReport:
         self._wire.kill_at_next_delivery(None)
+        deadline = time.monotonic() + SERVER_SECONDS
         while not self._mlflow.answers():
+            if time.monotonic() > deadline:
+                raise SearchError(f"MLflow does not answer within {SERVER_SECONDS:.0f} s")
             time.sleep(0.5)
         _anitune(self._environment, "sync", self._study.name)
         verified = json.loads(
@@ -348,10 +354,13 @@ class _Chaos:
 
 def _patiently(action: Callable[[], R]) -> R:
     """Repeat an action until PostgreSQL is back."""
+    deadline = time.monotonic() + SERVER_SECONDS
     while True:
         try:
             return action()
-        except DatabaseError:
+        except DatabaseError as error:
+            if time.monotonic() > deadline:
+                raise SearchError(f"PostgreSQL is not back within {SERVER_SECONDS:.0f} s: {error}") from error
             time.sleep(0.2)
 
 
@@ -373,6 +382,7 @@ def _anitune(environment: dict[str, str], *arguments: str, fails: bool = False) 
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     if answer.returncode not in ((0, 1) if fails else (0,)):
         raise SearchError(f"anitune {' '.join(arguments)}: {answer.stderr.strip()}")

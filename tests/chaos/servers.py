@@ -106,7 +106,7 @@ class MlflowServer:
         """Kill all processes of the server at once."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._process.wait(60)
             self._process = None
 
 

@@ -221,6 +221,7 @@ def _import(engine: Engine, root: Path) -> None:
             stdin=tar.stdout,
             stdout=subprocess.DEVNULL,
             check=True,
+            timeout=600,
         )
     assert tar.returncode == 0
 
@@ -263,14 +264,14 @@ def _engine_of_our_own() -> Iterator[dict[str, str]]:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=120)
             if bridge.exists() and not there_before:
-                subprocess.run(["ip", "link", "delete", bridge.name], check=False)
+                subprocess.run(["ip", "link", "delete", bridge.name], check=False, timeout=300)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 def _compose() -> tuple[str, ...] | None:
     if shutil.which("docker") is not None:
-        asked = subprocess.run(["docker", "compose", "version"], capture_output=True)
+        asked = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=300)
         if asked.returncode == 0:
             return ("docker", "compose")
     return ("docker-compose",) if shutil.which("docker-compose") is not None else None
@@ -279,7 +280,7 @@ def _compose() -> tuple[str, ...] | None:
 def _answers(environment: Mapping[str, str]) -> bool:
     if shutil.which("docker") is None:
         return False
-    asked = subprocess.run(["docker", "version"], env=dict(environment), capture_output=True)
+    asked = subprocess.run(["docker", "version"], env=dict(environment), capture_output=True, timeout=300)
     return asked.returncode == 0
 
 
@@ -299,6 +300,7 @@ def _run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=1200,
     )
     assert not check or done.returncode == 0, (
         f"{' '.join(command)}: {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"

@@ -132,5 +132,7 @@ def test_a_figure_cannot_end_the_element_that_holds_it(
 def test_figures_need_no_torch() -> None:
     look = "import sys, dashboards.figures, dashboards.study_files, dashboards.optuna_notes, search.cli.relay"
     look += "; print([m for m in ('torch', 'sklearn', 'mlflow') if m in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=300
+    )
     assert told.stdout == "[]\n"

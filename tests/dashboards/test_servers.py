@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from select import select as has_output
 
 import httpx
 import pytest
@@ -159,8 +160,9 @@ def start_command(settings: Settings, *arguments: str) -> tuple[subprocess.Popen
         text=True,
     )
     assert process.stdout is not None
+    assert has_output([process.stdout], [], [], 120)[0], "the dashboards print no links"
     line = process.stdout.readline()
-    assert line, process.communicate()
+    assert line, process.communicate(timeout=60)
     return process, json.loads(line)
 
 

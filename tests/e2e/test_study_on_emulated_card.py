@@ -85,7 +85,7 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> No
     """Wait for what the process must bring about."""
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
         assert time.monotonic() < deadline, "the process did not do what is waited for within 120 s"
         time.sleep(0.02)
 

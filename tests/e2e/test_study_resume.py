@@ -31,7 +31,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
     """Wait for what the process must bring about."""
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
         assert time.monotonic() < deadline, "not within 120 s"
         time.sleep(0.02)
 

@@ -55,7 +55,7 @@ class Training:
         process = self.start()
         deadline = time.monotonic() + 120
         while self._written_at() == before:
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.communicate(timeout=60)
             assert time.monotonic() < deadline, "no checkpoint is written"
             time.sleep(0.002)
         process.send_signal(by)

@@ -96,7 +96,7 @@ def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
     worker = machines.start(machines.one, "study", "run", str(file), "--pack", "1")
     deadline = time.monotonic() + 120
     while not kept_epochs(database):
-        assert worker.poll() is None, worker.communicate()
+        assert worker.poll() is None, worker.communicate(timeout=60)
         assert time.monotonic() < deadline, "no checkpoint is kept in the database"
         time.sleep(0.02)
     worker.send_signal(signal.SIGKILL)

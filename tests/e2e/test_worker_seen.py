@@ -58,7 +58,7 @@ def test_a_worker_is_seen_by_people_and_monitors_and_may_be_asked_twice_to_end(
     )
 
     def trains() -> bool:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
         try:
             lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
         except httpx.ConnectError:
@@ -98,7 +98,7 @@ def test_a_worker_of_all_studies_is_seen_by_monitors(tmp_path: Path, data_file: 
     )
 
     def found() -> str:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
         try:
             return httpx.get(f"http://127.0.0.1:{port}/metrics").text
         except httpx.ConnectError:

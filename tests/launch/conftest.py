@@ -127,7 +127,7 @@ class Place:
         """Wait for what a process must bring about."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert process is None or process.poll() is None, (process.communicate(), self.logs())
+            assert process is None or process.poll() is None, (process.communicate(timeout=60), self.logs())
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.2)
 
@@ -245,7 +245,11 @@ def slurm() -> Iterator[dict[str, str]]:
 
         def idle() -> bool:
             answer = subprocess.run(
-                ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True
+                ["sinfo", "--noheader", "--format=%T"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             return answer.stdout.strip() == "idle"
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slurm
 def jobs(variables: dict[str, str]) -> list[str]:
     """The jobs that run."""
     command = ["squeue", "--noheader", "--states=RUNNING", "--format=%i"]
-    answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=300)
     return answer.stdout.split()
 
 
@@ -65,7 +65,7 @@ def test_a_job_that_ends_in_the_middle_loses_nothing(
     place.until(both_train, launcher)
     assert set(gpus) == {"0", "1"}  # each job has one of them
     first, _ = jobs(slurm)
-    subprocess.run([*scancel, first], env=slurm, check=True)
+    subprocess.run([*scancel, first], env=slurm, check=True, timeout=300)
     place.until(lambda: first not in jobs(slurm), launcher)
     _, said = launcher.communicate(timeout=300)
 
@@ -98,7 +98,7 @@ def test_a_job_at_its_walltime_is_replaced_by_another(
     launcher = place.launch("--on", "slurm")
     place.until(lambda: any(worker.trials for worker in place.workers()), launcher)
     (job,) = jobs(slurm)
-    subprocess.run(["scancel", "--batch", "--signal=TERM", job], env=slurm, check=True)
+    subprocess.run(["scancel", "--batch", "--signal=TERM", job], env=slurm, check=True, timeout=300)
     place.until(lambda: place.trials()[0].state == "interrupted", launcher)
     _, said = launcher.communicate(timeout=400)
 

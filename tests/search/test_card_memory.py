@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from select import select
 
 import pytest
 import torch
@@ -97,6 +98,7 @@ def test_a_worker_that_was_killed_leaves_nothing_behind(make: Make, tmp_path: Pa
         make() as mine,
     ):
         assert worker.stdout is not None
+        assert select([worker.stdout], [], [], 60)[0], "the worker announces nothing"
         assert worker.stdout.readline() == b"announced\n"
         assert others(mine) == 1000  # it waited for the other one to have planned
         worker.send_signal(signal.SIGKILL)
@@ -115,7 +117,7 @@ def test_one_plans_after_the_other(make: Make) -> None:
                 time.sleep(0.05)
                 memory.announce(mine)
             concurrent_trials.append(mine)
-            planned.wait()
+            planned.wait(60)
 
     planned = threading.Barrier(3, timeout=60)
     threads = [threading.Thread(target=plan) for _ in range(3)]

@@ -25,14 +25,7 @@ def anitune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         ["study"],
         ["study", "run"],
         ["worker"],
-        ["workers"],
-        ["promote"],
-        ["learning-curve"],
-        ["predict"],
-        ["export"],
-        ["launch"],
         ["data"],
-        ["report"],
     ],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:

@@ -11,9 +11,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from search.cli import work
 from search.cli.main import app
 from search.work.worker import Worker
-from storage import lifecycle
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachableError
 from storage.ownership import own_study_folder
@@ -160,7 +160,7 @@ def test_a_worker_of_all_studies_leaves_when_there_is_nothing(anitune: Anitune) 
 
 def test_a_worker_starts_once_the_database_is_back(anitune: Anitune, monkeypatch: pytest.MonkeyPatch) -> None:
     away = [
-        (lifecycle, "study_state"),
+        (work, "study_state"),
         (WorkerHeartbeat, "__enter__"),
         (Study, "set_facts"),
         (WorkerHeartbeat, "set_structures"),

@@ -228,7 +228,7 @@ def test_a_worker_of_all_studies_takes_no_other_one(
 @pytest.fixture
 def command(tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a command on a study of this name in a home of its own."""
-    monkeypatch.setattr("storage.tracking.process.start_relay", lambda study: None)
+    monkeypatch.setattr("search.cli.work.start_relay", lambda study: None)
     home = tmp_path / "cli"
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -201,10 +202,13 @@ def read_only(project: Path, tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() == 0:  # who may write whatever the rights say
         home.mkdir()
         for options in (["--bind", project / "home", home], ["-o", "remount,bind,ro", home]):
-            if subprocess.run(["mount", *map(str, options)], capture_output=True).returncode != 0:
+            if (
+                subprocess.run(["mount", *map(str, options)], capture_output=True, timeout=300).returncode
+                != 0
+            ):
                 pytest.skip("this machine lets nobody mount")
         yield home
-        subprocess.run(["umount", str(home)], check=True)
+        subprocess.run(["umount", str(home)], check=True, timeout=300)
         return
     shutil.copytree(project / "home", home)
     folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
@@ -250,6 +254,7 @@ def test_dashboards_show_such_a_home(place: str, project: Path, request: pytest.
     ) as process:
         try:
             assert process.stdout is not None
+            assert select([process.stdout], [], [], 120)[0], "the dashboards print no links"
             pages = json.loads(process.stdout.readline())
             with httpx.Client(follow_redirects=True, trust_env=False, timeout=60) as browser:
                 page = browser.get(pages["study"])

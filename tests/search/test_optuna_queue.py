@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import update
 
@@ -20,6 +19,7 @@ from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
 from storage.database import Database, open_database
+from storage.optuna_private import SYSTEM_ATTRIBUTES, TRIALS
 from storage.records.tables import studies
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
@@ -149,7 +149,7 @@ def test_an_attribute_that_is_no_mapping_fails_its_trial_alone(
 ) -> None:
     study = begin(database, config)
     study.optuna.enqueue_trial({"layers": 1})
-    attributes = models.TrialSystemAttributeModel.__table__
+    attributes = SYSTEM_ATTRIBUTES
     with database.writing() as connection:
         connection.execute(
             update(attributes).where(attributes.c.key == "fixed_params").values(value_json=text)
@@ -220,7 +220,7 @@ def test_a_trial_that_was_set_back_by_hand_is_not_begun_twice(
     worker = WorkerInfo("w1", "here", 1, "cpu", {})
     first = claim_trial(database, study, worker)
     assert first is not None
-    rows = models.TrialModel.__table__
+    rows = TRIALS
     with database.writing() as connection:
         connection.execute(update(rows).values(state=TrialState.WAITING))
     second = claim_trial(database, study, worker)

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from search.cli.output import _Bars, _Lines, studies_table, summary_lines
+from search.cli.output import studies_table, summary_lines
+from search.cli.progress import _Bars, _Lines
 from search.work.worker import TrialNews
 from storage.studies import Budget, StudySummary
 

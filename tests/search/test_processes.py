@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -137,7 +138,12 @@ def worker(task: Task, feature_root: Path, tmp_path: Path) -> Iterator[subproces
 def next_epoch(worker: subprocess.Popen[str]) -> int:
     """Wait for an epoch: the id of the process that trains."""
     assert worker.stdout is not None
-    return int(worker.stdout.readline())
+    watchdog = threading.Timer(120, worker.kill)
+    watchdog.start()
+    line = worker.stdout.readline()
+    watchdog.cancel()
+    assert line, "the worker ended, or trained no epoch within 120 s"
+    return int(line)
 
 
 def test_a_training_does_not_outlive_its_worker(worker: subprocess.Popen[str]) -> None:

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -168,8 +169,11 @@ class Promoted:
 def promoted(place: Place) -> Promoted:
     with place.start("promote", "tiny", *OPTIONS) as process:
         assert process.stderr is not None
+        watchdog = threading.Timer(300, process.kill)
+        watchdog.start()
         while not (line := process.stderr.readline()).startswith(f"tiny 3/{ON_FOLDS}"):
-            assert line, "it ended too early"
+            assert line, "it ended too early, or did not train three networks within 300 s"
+        watchdog.cancel()
         process.kill()
     with open_database(embedded(place.home)) as database:
         before = frozenset(trainings(database, open_study(database, "tiny")))

@@ -112,7 +112,7 @@ def test_a_real_relay_serves_them_when_its_environment_says_so(study: Study) -> 
     )
 
     def delivered() -> bool:
-        assert relay.poll() is None, relay.communicate()
+        assert relay.poll() is None, relay.communicate(timeout=60)
         try:
             return values(port)["delivered_rows_total"] == 2
         except httpx.ConnectError:

@@ -42,12 +42,13 @@ from storage.trials.queue import CRASHES_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from trainer.config import FeatureConfig, dump_config
 from trainer.errors import OutputError, TrainingFailed
+from trainer.files import MODEL
 from trainer.fingerprints import digest_of
 from trainer.fitting import pack
 from trainer.fitting.checkpoints import CHECKPOINT, Checkpoint, _digest, save_checkpoint
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord
-from trainer.run import MODEL, TrainingResult, run_training
+from trainer.run import TrainingResult, run_training
 from trainer.task import Task, prepare_task
 
 EPOCHS = 4

@@ -570,7 +570,7 @@ def test_two_processes_may_sync_an_end_at_once(
     meeting = threading.Barrier(4, timeout=60)
 
     def sync_to_optuna(_: int) -> None:
-        meeting.wait()
+        meeting.wait(60)
         finalize.sync_to_optuna(database, study, claim.number)
 
     with ThreadPoolExecutor(4) as pool:

@@ -19,6 +19,7 @@ from storage.blobs.folder import FolderBlobs
 from storage.database import Database, open_database
 from storage.errors import LeaseLostError, RelayBusyError
 from storage.garbage import find_garbage, remove
+from storage.optuna_private import RESULTS, TRIALS
 from storage.records.tables import artifacts, attempts, now, outbox, studies, trials
 from storage.repair import repair
 from storage.settings import Settings
@@ -327,7 +328,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "trial 3: it is COMPLETE in Optuna, RUNNING in the record",
     ),
     "value changed in Optuna": (
-        lambda p: p.sql(update(optuna_rows._results).values(value=0.5)),
+        lambda p: p.sql(update(RESULTS).values(value=0.5)),
         "trial 0: its value is 0.5 in Optuna, 2.5 in the record",
     ),
     "trial of nobody in Optuna": (
@@ -394,7 +395,7 @@ def test_what_cannot_be_repaired_is_said_with_the_reason(place: Place) -> None:
     place.artifact().unlink()
     place.blob().unlink()
     trial = place.running.claim.optuna_trial_id
-    place.sql(delete(optuna_rows._trials).where(optuna_rows._trials.c.trial_id == trial))
+    place.sql(delete(TRIALS).where(TRIALS.c.trial_id == trial))
     place.sql(update(studies).values(budget_trials=3))
 
     left = repair(place.study, write_note).left

@@ -43,7 +43,7 @@ def claim_all(settings: Settings, name: str, host: str, barrier: object, taken: 
     with open_database(settings) as database:
         study = open_study(database, "widths")
         worker = WorkerInfo(name=name, host=host, pid=1, device="cpu", versions={})
-        barrier.wait()  # type: ignore[attr-defined]
+        barrier.wait(60)  # type: ignore[attr-defined]
         while (claim := claim_trial(database, study, worker)) is not None:
             taken.put(claim.number)  # type: ignore[attr-defined]
             Attempt(database, study, claim).finish("complete", value=1.0)

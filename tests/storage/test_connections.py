@@ -97,15 +97,15 @@ def test_threads_keep_one_together(database: Database, connected: Callable[[], i
 
     def work() -> None:
         with database.reading():
-            together.wait()
-            together.wait()
+            together.wait(60)
+            together.wait(60)
 
     wait_until_none(connected)
     with ThreadPoolExecutor(6) as pool:
         working = [pool.submit(work) for _ in range(6)]
-        together.wait()
+        together.wait(60)
         assert connected() == 6
-        together.wait()
+        together.wait(60)
         for each in working:
             each.result()
     wait_until_none(connected)

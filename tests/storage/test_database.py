@@ -51,7 +51,7 @@ def sqlite_settings(home: Path) -> Settings:
 
 
 def open_and_count(settings: Settings, barrier: object, counts: object) -> None:
-    barrier.wait()  # type: ignore[attr-defined]
+    barrier.wait(60)  # type: ignore[attr-defined]
     with open_database(settings) as database:
         counts.put(len(list_studies(database)))  # type: ignore[attr-defined]
 
@@ -192,8 +192,10 @@ def test_a_server_that_recovers_is_waited_for(public_folder: Path, caplog: pytes
         settings = Settings(public_folder, url, "http://mlflow")
         with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO, "anitune"):
             started = pool.submit(start_slowly, server)
+            deadline = time.monotonic() + 60
             while not recovers(server):
                 assert not started.done(), "it came up without having to recover"
+                assert time.monotonic() < deadline, "the server does not begin to recover"
                 time.sleep(0.02)
             with open_database(settings) as database:
                 assert list_studies(database) == []

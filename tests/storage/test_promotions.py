@@ -120,7 +120,7 @@ def test_of_two_that_open_at_once_one_is_refused(
     barrier = threading.Barrier(len(ids), timeout=60)
 
     def open_it(study: Study, promotion: int) -> None:
-        barrier.wait()
+        barrier.wait(60)
         try:
             look(study, promotion)
         except AlreadyEvaluatedError:

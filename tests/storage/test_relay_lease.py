@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from select import select
 
 import pytest
 from sqlalchemy import update
@@ -101,6 +102,7 @@ def sleeper() -> Iterator[Callable[..., int]]:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE)
         started.append(process)
         assert process.stdout is not None
+        assert select([process.stdout], [], [], 60)[0], "the process does not start"
         process.stdout.readline()
         return process.pid
 

@@ -21,7 +21,9 @@ def test_the_wheel_is_whole_and_works_without_the_repository(tmp_path: Path) -> 
     programs = dist.install(wheel, tmp_path / "environment")
     (tmp_path / "empty").mkdir()
     code = "import anitune, trainer; print(anitune.__file__); print(trainer.__file__)"
-    found = subprocess.run([programs / "python", "-c", code], cwd=tmp_path / "empty", capture_output=True)
+    found = subprocess.run(
+        [programs / "python", "-c", code], cwd=tmp_path / "empty", capture_output=True, timeout=300
+    )
     assert all(line.startswith(str(tmp_path / "environment")) for line in found.stdout.decode().split())
     said = dist.try_it(programs, tmp_path / "empty")
     assert "study tried: 1 complete" in said

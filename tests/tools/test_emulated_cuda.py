@@ -81,7 +81,7 @@ def test_all_programs_are_listed(found: dict[str, str]) -> None:
 
 def test_make_test_runs_the_tests_of_the_gpu_or_says_why_not() -> None:
     command = ["make", "--dry-run", "--always-make", "test"]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
     assert "python -m tools.emulated_cuda.build; then" in lines
     assert "python -m pytest -p tools.emulated_cuda.plugin tests/gpu " in lines
     found, missing = (

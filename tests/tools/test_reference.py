@@ -10,9 +10,11 @@ import typer.main
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from search.cli.lazy import LazyCommand
 from search.cli.main import app
 from search.study import StudyConfig
 from tools.commands_page import commands_page
+from tools.markdown import paragraphs
 from tools.reference import PAGES, ROOT
 from tools.study_file_page import SECTIONS, study_file_page
 
@@ -77,8 +79,17 @@ def shown_commands() -> list[tuple[str, Any]]:
             for each in (
                 below(command, f"{path} {name}")
                 if hasattr(command, "commands")
-                else [(f"{path} {name}", command)]
+                else [(f"{path} {name}", command.load())]
             )
         ]
 
     return below(typer.main.get_command(app), "anitune")
+
+
+def test_a_list_of_commands_shows_the_first_paragraph_of_their_help() -> None:
+    main: Any = typer.main.get_command(app)
+    for group in (main, *main.commands.values()):
+        for command in getattr(group, "commands", {}).values():
+            if isinstance(command, LazyCommand) and not command.hidden:
+                (first, *_) = paragraphs(command.load().help)
+                assert command.help == first, f"{command.name}: copy this paragraph to search/cli/main.py"

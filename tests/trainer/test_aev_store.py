@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from select import select
 
 import numpy as np
 import pytest
@@ -85,6 +86,7 @@ def start_builder(data_file: Path, root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILDER, data_file, root]
     builder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert builder.stdout is not None
+    assert select([builder.stdout], [], [], 120)[0], "no part of the store is written"
     assert builder.stdout.readline() == "computing\n"
     return builder
 
@@ -391,6 +393,6 @@ print((peak() - before) / 2**20, store_bytes(many, AEVConfig()) / 2**20)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of the memory is known")
 def test_building_stays_within_its_memory(data_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURED_BUILD, data_file, tmp_path]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     taken, stored = map(float, printed.split())
     assert taken < 128 < 147 < stored

@@ -84,7 +84,7 @@ def fit_at_once(
     scheduler, barrier = PackScheduler(), threading.Barrier(len(configs), timeout=60)
 
     def run(number: int) -> FitResult | BaseException:
-        barrier.wait()
+        barrier.wait(60)
         try:
             return fit(task, configs[number], folder / str(number), reporter(number), scheduler=scheduler)
         except Exception as error:

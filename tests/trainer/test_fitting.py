@@ -603,6 +603,7 @@ def test_a_training_that_the_system_gives_too_little_memory_says_so(
         [sys.executable, "-c", TRAINING_WITH_LITTLE_MEMORY, data_file, feature_root, tmp_path],
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert "out of memory on cpu with batch size 32 and widths 4096-4096" in said.stdout, said.stderr
 

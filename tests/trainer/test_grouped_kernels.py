@@ -32,7 +32,7 @@ def test_kernels_do_what_plain_torch_does() -> None:
     # Triton decides when it is imported whether it interprets.
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     differences = json.loads(done.stdout)
@@ -141,7 +141,7 @@ def compile_kernel(
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = subprocess.run(
-            [tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True
+            [tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True, timeout=300
         ).stdout
     found = re.search(r"STACK:(\d+)", usage)
     assert found is not None, usage

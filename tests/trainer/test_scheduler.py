@@ -50,7 +50,7 @@ def fit_together(task: Task, configs: list[TrainConfig], root: Path) -> list[Fit
     barrier = threading.Barrier(len(configs), timeout=60)
 
     def run(number: int) -> FitResult:
-        barrier.wait()
+        barrier.wait(60)
         folder = root / str(number)
         return fit(task, configs[number], folder, SilentReporter(), scheduler=scheduler)
 

@@ -1,4 +1,7 @@
-"""ASE databases, and other files that ASE reads as structures with energies: trajectories, outputs."""
+"""ASE databases, and other files that ASE reads as structures with energies: trajectories, outputs.
+
+ASE takes half a second to import, so the functions that need it do so.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Density-functional theory with PySCF (extra ``dft``): energies, optimized geometries, Hessians."""
+"""Density-functional theory with PySCF (extra ``dft``): energies, optimized geometries, Hessians.
+
+Functions import what is in that extra, so that anitune can be installed without it.
+"""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dft import initial_geometry, optimized_modes, provenance, single_point
 from trainer.data.normal_modes import FloatArray, NormalModes, sample_structure
 from trainer.errors import DataError, MissingExtraError, TrainerError
 from trainer.evaluation.units import HARTREE_TO_KCALMOL
@@ -120,8 +121,6 @@ def generate_sample(
     if output.exists():
         raise DataError(f"{output} exists: choose another name, or delete it")
     try:
-        from trainer.data.dft import provenance
-
         level = provenance()
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -230,8 +229,6 @@ def _prepare_molecule(work: Path, index: int, smiles: str) -> None:
     path = work / f"molecule-{index}.npz"
     if path.exists():
         return
-    from trainer.data.dft import initial_geometry, optimized_modes, single_point
-
     symbols, start = initial_geometry(smiles)
     try:
         modes = optimized_modes(symbols, start)
@@ -253,8 +250,6 @@ def _compute_task(work: Path, plan: SamplePlan, molecule: int, first: int, end: 
     path = work / f"energies-{molecule}-{first}.npz"
     if path.exists():
         return
-    from trainer.data.dft import single_point
-
     prepared = _arrays(work / f"molecule-{molecule}.npz")
     symbols = tuple(s.decode() for s in prepared["symbols"])
     modes = NormalModes(prepared["equilibrium"], prepared["displacements"], prepared["force_constants"])

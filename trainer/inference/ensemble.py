@@ -23,7 +23,7 @@ from trainer.data.stoichiometry import balance_text, broken
 from trainer.errors import ConfigError, DataError, ModelFileError
 from trainer.features.aev import MoleculeFeatures, aev_length, make_aev_computer
 from trainer.features.batches import AtomBatch, EqualStructures
-from trainer.files import cannot_be_written, partial_name
+from trainer.files import MODEL, cannot_be_written, partial_name
 from trainer.inference.domain import TrainingDomain
 from trainer.inference.structures import Structure, group_alike
 from trainer.networks.files import CPU, SavedModel, load_model, save_model
@@ -48,7 +48,6 @@ class _Record:
 
 
 #: File of the network in the folder of a training.
-OF_TRAINING: Final = "model.safetensors"
 
 #: Numbers of the AEVs that are in memory at once: 64 MiB.
 MOST_NUMBERS: Final = 2**24
@@ -137,9 +136,9 @@ class Ensemble:
             return cls([load_model(path)])
         if (path / RECORD).exists():
             return cls._open_folder(path)
-        if (path / OF_TRAINING).exists():
-            return cls([load_model(path / OF_TRAINING)])
-        raise ModelFileError(f"{path}: there is neither {RECORD} nor {OF_TRAINING} in this folder")
+        if (path / MODEL).exists():
+            return cls([load_model(path / MODEL)])
+        raise ModelFileError(f"{path}: there is neither {RECORD} nor {MODEL} in this folder")
 
     @classmethod
     def _open_folder(cls, folder: Path) -> Ensemble:
