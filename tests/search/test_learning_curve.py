@@ -131,8 +131,11 @@ def measured(place: Place) -> Measured:
         process.kill()
     with open_database(embedded(place.home)) as database:
         before = frozenset(trainings(database, open_study(database, "tiny")))
-    again = place.start("learning-curve", "tiny", *OPTIONS, "--json")
-    stdout, stderr = again.communicate(timeout=300)
+    with place.start("learning-curve", "tiny", *OPTIONS, "--json") as again:
+        try:
+            stdout, stderr = again.communicate(timeout=500)
+        finally:
+            again.kill()
     assert again.returncode == 0, stderr
     return Measured(before, json.loads(stdout), stderr)
 
