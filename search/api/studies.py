@@ -6,7 +6,6 @@ imports torch at the same time.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from search.api.models import Model
-
-
-# tqdm, which optuna and mlflow import, warns in a notebook without ipywidgets. We show progress without them.
-warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def run(study: str | Path, /, *, pack: int | None = None, **settings: Any) -> Study:

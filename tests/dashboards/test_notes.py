@@ -123,7 +123,7 @@ def test_an_optuna_trial_shows_its_plots_and_leads_to_its_run() -> None:
 def test_a_study_is_ranked_by_what_complete_trials_reached() -> None:
     note = optuna_study_note(3, SUMMARY, [SECOND, PRUNED, FAILED, BEST])
     assert "Best: `384-128-64-1 silu`, validation MAE **0.832 kcal/mol** (trial 12)" in note
-    assert "4 of 20 trials begun (2 complete, 1 pruned, 1 failed)" in note
+    assert "4 of 20 trials started (2 complete, 1 pruned, 1 failed)" in note
     assert "1,234 epochs trained, 72 saved by pruning" in note
     rows = [line.split(" | ") for line in note.splitlines() if line.startswith("| ")][2:]
     assert [row[1] for row in rows] == [

@@ -278,7 +278,7 @@ def test_a_server_elsewhere_that_is_away_is_said(
 def test_the_end_of_a_server_is_reported_with_its_last_words(settings: Settings) -> None:
     settings.home.mkdir()
     (settings.home / "anitune.db").write_text("This is no database.\n" * 100)
-    words = r"Optuna dashboard ended .* file is not a database; .*\.log"
+    words = r"Optuna dashboard has ended .* file is not a database; .*\.log"
     with pytest.raises(ServerEndedError, match=words), run_dashboards(settings):
         pytest.fail("it cannot have come up")
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from search.cli.study import create_studies
+from search.cli.create import create_studies
 from search.study import load_study
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker

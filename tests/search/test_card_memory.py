@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_used_disturbs_no_worker(
         announce(memory, 10)
         assert others(memory) == 0
     assert any("is not known" in message for message in caplog.messages)
-    assert any("cannot be told" in message for message in caplog.messages)
+    assert any("cannot be announced" in message for message in caplog.messages)
 
 
 def test_the_cpu_is_not_shared_so(tmp_path: Path) -> None:

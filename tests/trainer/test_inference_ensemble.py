@@ -126,7 +126,7 @@ def test_a_model_file_and_the_folder_of_a_training_are_models_too(task: Task, tm
 def test_an_unknown_element_is_refused(ensemble: Ensemble) -> None:
     for symbol in ("S", "N"):  # there are networks for nitrogen, but no training data
         structure = make_structure(["H", symbol], [[0, 0, 0], [0, 0, 1]], "here")
-        with pytest.raises(DataError, match=rf"structure 0 .* there is {symbol}, .* on H, C, O only"):
+        with pytest.raises(DataError, match=rf"structure 0 .* contains {symbol}, .* on H, C, O only"):
             ensemble.predict([structure])
 
 
