@@ -12,6 +12,7 @@ These functions and the commands work on the same studies: a study that was begu
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
         run,
     )
     from search.api.training import TrainedNetwork, train
+
+# tqdm, which optuna and mlflow import, warns in a notebook without ipywidgets. We show progress without them.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __all__ = [
     "BestTrial",
