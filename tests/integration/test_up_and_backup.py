@@ -255,7 +255,6 @@ def test_the_servers_of_a_home(
     assert other.anitune("down").stdout == "No servers are running.\n"
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_a_home_with_sqlite(homes: tuple[Home, Home], study_file: str, tmp_path: Path) -> None:
     home, other = homes
     home.anitune("study", "run", study_file)

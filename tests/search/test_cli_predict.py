@@ -23,7 +23,6 @@ from trainer.task import Task
 # Of the versions that MLflow stands on.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
 WATERS = """3

@@ -13,7 +13,6 @@ from storage.tracking.mlflow_tables import follow_folder
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
 

@@ -21,7 +21,6 @@ from storage.tracking import saved_view
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,6 @@ from storage.tracking.mlflow_tables import check_tables, migrate_tables
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
 HEAD = ScriptDirectory(str(schema.MIGRATIONS)).get_current_head()
