@@ -33,7 +33,7 @@ class Sampler:
         point of a grid with its number. A new one is made for each proposal, so it may keep nothing except
         in the trials themselves, and is refused if it writes attributes of a trial.
     learns : whether it proposes at random until ``startup_trials`` have ended, and learns from then on
-    needs_values : whether it learns from complete trials only, so that no pruner may stop them
+    needs_values : whether it learns from complete trials only, so that no pruner may stop one for good
     """
 
     make: Callable[[StudyConfig, int], BaseSampler] | None

@@ -292,9 +292,9 @@ def _check_search(config: StudyConfig) -> None:
         if setting in config.training:
             raise ValueError(f"space.{name} and training.{setting} exclude each other")
     stops = PRUNERS[config.pruner.kind].stops
-    if SAMPLERS[config.sampler.kind].needs_values and stops:
+    if SAMPLERS[config.sampler.kind].needs_values and stops and not config.pruner.pauses:
         raise ValueError(
-            f"sampler {config.sampler.kind} learns nothing from pruned trials: set pruner: {{kind: none}}, or"
+            f"sampler {config.sampler.kind} learns nothing from pruned trials: set pruner: {{kind: asha}}, or"
             " sampler: {kind: tpe}"
         )
     if stops and config.pruner.min_epochs is not None and config.pruner.min_epochs >= config.epochs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SearchError
 from storage.optuna_private import SamplerStudy
-from storage.trials.optuna_rows import PAUSED
 
 SHOWN = 1_000
 """Maximum number of trials that a sampler sees, besides the running ones."""
@@ -50,7 +48,7 @@ class ShownStudy(SamplerStudy):
 
     @cached_property
     def _shown(self) -> Sequence[FrozenTrial]:
-        known = shown([_paused_as_pruned(trial) for trial in self._read_trials()], self._number)
+        known = shown(self._read_trials(), self._number)
         return [
             trial
             for trial in known
@@ -67,15 +65,6 @@ def is_of_space(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bo
     return bool(trial.distributions) and all(
         space.get(name) == known for name, known in trial.distributions.items()
     )
-
-
-def _paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
-    """Show a paused trial, which is running for Optuna, to the sampler as a pruned one."""
-    if trial.state != TrialState.RUNNING or PAUSED not in trial.user_attrs:
-        return trial
-    paused = copy(trial)
-    paused.state = TrialState.PRUNED
-    return paused
 
 
 class _Unmarked:

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.methods import SAMPLERS
 from search.propose.history import ShownStudy, is_of_space
+from search.propose.predicted import with_predicted_errors
 from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
 from search.propose.space import distributions, finite_points, grid_points, is_finite, used_params
@@ -168,7 +169,9 @@ def _drawing(
             " somebody has created trials in Optuna"
         )
     space = distributions(config)
-    study = ShownStudy(config.name, storage, sampler, number, space, trials)
+    pauses = config.pruner is not None and config.pruner.pauses
+    read = (lambda: with_predicted_errors(trials(), config.epochs)) if pauses else trials
+    study = ShownStudy(config.name, storage, sampler, number, space, read)
     new = create_trial(state=TrialState.RUNNING)
     new.number = number
     sampler.before_trial(study, new)

@@ -62,7 +62,10 @@ FAULTS = {
         HEAD + "sampler: {kind: cmaes}\n",
         "sampler.kind (line 3): input should be 'tpe', 'gp'",
     ),
-    "gp with a pruner": (HEAD + "sampler: {kind: gp}\n", "sampler gp learns nothing from pruned trials"),
+    "gp with a pruner": (
+        HEAD + "sampler: {kind: gp}\npruner: {kind: hyperband}\n",
+        "sampler gp learns nothing from pruned trials",
+    ),
     "grid of a range": (
         HEAD + "sampler: {kind: grid}\n",
         "sampler grid needs choices, or a range with a step, for:",

@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from search.propose.history import ShownStudy
-from search.propose.samplers import make_sampler, trial_limit
-from search.propose.space import distributions
-from search.study import StudyConfig, study_from_values
+from search.propose.samplers import propose, trial_limit
+from search.study import SamplerConfig, StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.database import Database, open_database
@@ -192,19 +190,22 @@ def test_a_stopped_study_keeps_its_paused_trials_and_comes_to_the_same_end(
         assert curves(database, config) == curves_of_whole
 
 
-def test_samplers_learn_from_paused_trials_as_from_pruned_ones(
-    config: StudyConfig, task: Task, tmp_path: Path
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_samplers_learn_from_paused_trials(
+    kind: str, config: StudyConfig, task: Task, tmp_path: Path
 ) -> None:
+    def proposed(startup_trials: int) -> float:
+        sampler = SamplerConfig(kind=kind, startup_trials=startup_trials)
+        learning_rate = propose(database.optuna, replace(config, sampler=sampler), 4).params["learning_rate"]
+        assert isinstance(learning_rate, float)
+        return learning_rate
+
+    config = replace(config, pruner=replace(config.pruner, reduction_factor=8))  # type: ignore[type-var]
     with home(tmp_path) as database:
         stop = StopRequest()
-        work(database, config, task, Watching(stop, after=2), stop)
-        study = begin(database, config)
-        sampler = make_sampler(config, 2)
-        seen = ShownStudy(
-            config.name, database.optuna, sampler, 2, distributions(config), study.optuna.get_trials
-        )
-        assert [t.state for t in seen.get_trials()] == [TrialState.PRUNED] * 2
-        assert [list(t.intermediate_values) for t in seen.get_trials()] == [[1], [1]]
+        trials = work(database, config, task, Watching(stop, after=4), stop)
+        assert [trial.state for trial in trials] == ["paused"] * 4
+        assert proposed(startup_trials=4) != proposed(startup_trials=5), "the latter is at random"
 
 
 def test_of_many_paused_trials_the_least_promising_end_as_pruned(
