@@ -332,8 +332,11 @@ class DataConfig:
     ] = None
     duplicates: Annotated[
         Literal["refuse", "drop", "keep"],
-        Field(description="structures that occur more than once: an error, left out, or used as they are"),
-    ] = "refuse"
+        Field(
+            description="structures that occur more than once: an error, left out except for the first, or "
+            "used as they are"
+        ),
+    ] = "drop"
     links_outside: Annotated[
         bool, Field(description="follow links to HDF5 files outside the folder of a data file")
     ] = False

@@ -14,7 +14,7 @@ from typing import Any, Final
 from dashboards.printable import printable
 from dashboards.record import StudyRecord
 from search.documents import write_document
-from trainer.config import ISOLATED_ATOMS
+from trainer.config import ISOLATED_ATOMS, DataConfig, dump_config
 
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{7,64}")
 
@@ -54,9 +54,9 @@ def commands(record: StudyRecord) -> str:
 
 def _options(record: StudyRecord) -> list[str]:
     """Options to read the data files as the study did, where they differ from the defaults of the command."""
-    data, found = record.config["data"], list[str]()
+    data, usual, found = record.config["data"], dump_config(DataConfig()), list[str]()
     for name in ("energy", "unit", "length_unit", "molecule", "duplicates", "unusual"):
-        if data.get(name) not in (None, "refuse"):
+        if data.get(name, usual[name]) != usual[name]:
             found += [f"--{name.replace('_', '-')}", shell_word(str(data[name]))]
     if data.get("self_energies") == ISOLATED_ATOMS:
         found += ["--self-energies", ISOLATED_ATOMS]

@@ -53,7 +53,8 @@ class Duplicates(StrEnum):
 
 
 SecondTimes = Annotated[
-    Duplicates, typer.Option(help="Whether duplicate structures are an error, left out, or kept.")
+    Duplicates,
+    typer.Option(help="Whether duplicate structures are an error, left out except for the first, or kept."),
 ]
 
 
@@ -152,7 +153,7 @@ def _data_config(
     files: Files,
     high_energy: HighEnergy = False,
     self_energies: SelfEnergiesOf = None,
-    duplicates: SecondTimes = Duplicates.REFUSE,
+    duplicates: SecondTimes = Duplicates.DROP,
     links_outside: LinksOutside = False,
     energy: Energy = None,
     unit: InUnit = None,
@@ -222,7 +223,11 @@ def describe(data: DataConfig, as_json: Json = False) -> None:
         f"elements {escape(' '.join(summary.elements))}"
     )
     console.print(_by_heavy_atoms(summary))
-    for line in (*_outlier_lines(summary), *_isolated_atom_lines(summary)):
+    for line in (
+        *_duplicate_lines(summary.duplicates),
+        *_outlier_lines(summary),
+        *_isolated_atom_lines(summary),
+    ):
         echo(line)
     if summary.balances:
         console.print(
@@ -233,6 +238,13 @@ def describe(data: DataConfig, as_json: Json = False) -> None:
 
 OUTLIERS = 10
 """Number of structures with an unusual energy that are listed."""
+
+
+def _duplicate_lines(count: int) -> list[str]:
+    if not count:
+        return []
+    structures = "1 duplicate structure is" if count == 1 else f"{count:,} duplicate structures are"
+    return [f"{structures} left out and not counted (see --duplicates)"]
 
 
 def _outlier_lines(summary: DatasetSummary) -> list[str]:

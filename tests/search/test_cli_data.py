@@ -101,11 +101,14 @@ def test_structures_that_are_there_twice(
         opened["again"] = h5py.ExternalLink("copy.h5", "/s02")
     shutil.copy(file, tmp_path / "copy.h5")
     with pytest.raises(DataError, match="3 of 10 structures are duplicates"):
-        anitune_data(command, file)
+        anitune_data(command, file, "--duplicates", "refuse")
     with caplog.at_level(logging.WARNING, logger="anitune"):
         for choice, structures in (("drop", 7), ("keep", 10)):
             result = anitune_data(command, file, "--duplicates", choice)
             assert f"{structures} structures" in result.stdout
+        assert (
+            anitune_data(command, file).stdout == anitune_data(command, file, "--duplicates", "drop").stdout
+        )
     assert anitune_data(command, file, "--duplicates", "perhaps").exit_code == 2
 
 

@@ -142,6 +142,7 @@ def test_an_older_study_keeps_what_was_the_default(folder: Path) -> None:
     assert anitune("study", "create", "study.yaml").exit_code == 0
 
     def make_other(config: dict[str, Any]) -> None:
+        config["data"]["duplicates"] = "refuse"
         config["pruner"] |= {"kind": "hyperband", "reduction_factor": 3}
         config["training"]["optimizer"] = "adam"
         config["space"]["dropout"] = {"low": 0.0, "high": 0.5, "log": False, "step": None}
@@ -149,8 +150,11 @@ def test_an_older_study_keeps_what_was_the_default(folder: Path) -> None:
     older = change_record(make_other)
     result = anitune("study", "create", "study.yaml")
     assert result.exit_code == 0, result.stderr
-    kept = 'pruner.kind: "hyperband", pruner.reduction_factor: 3, space.dropout.high: 0.5'
-    assert f'keeps what its file leaves open: {kept}, training.optimizer: "adam"\n' in result.stderr
+    kept = 'data.duplicates: "refuse", pruner.kind: "hyperband", pruner.reduction_factor: 3'
+    assert (
+        f'keeps what its file leaves open: {kept}, space.dropout.high: 0.5, training.optimizer: "adam"\n'
+        in result.stderr
+    )
     assert record() == older
     (folder / "study.yaml").write_text(STUDY.replace("molecule", "structure") + "pruner: {kind: none}\n")
     assert 'pruner.kind: "hyperband" there, "none" here' in anitune("study", "create", "study.yaml").stderr

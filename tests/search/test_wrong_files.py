@@ -1,8 +1,9 @@
-"""Ten wrong data files, made as people make them: each has its one line, and nothing else is said."""
+"""Wrong data files, made as people make them: each has its one line, and nothing else is said."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,17 @@ def doubles(path: Path) -> None:
     write(path, [*found, turned])
 
 
+def of_two_methods(path: Path) -> None:
+    """Three structures again, with energies in which the atoms of another method are 0.1 eV higher."""
+    found = frames()
+    for atoms in found[20:23]:
+        again = atoms.copy()
+        energy = atoms.get_potential_energy() + 0.1 * len(atoms)
+        again.calc = SinglePointCalculator(again, energy=energy)
+        found.append(again)
+    write(path, found)
+
+
 def without_energy(path: Path) -> None:
     found = frames()
     found[3].calc = None
@@ -109,13 +121,15 @@ def unknown_element(path: Path) -> None:
 WRONG: dict[Callable[[Path], None], tuple[str, list[str]]] = {
     in_hartree: ("these look like hartree; set data.unit: hartree (--unit hartree)", ["--unit", "hartree"]),
     in_bohr: ("these look like bohr; set data.length_unit: bohr", ["--length-unit", "bohr"]),
-    relative_to_the_lowest: ("if they have another zero", ["--unusual", "keep"]),
+    relative_to_the_lowest: (
+        "if they have another zero, as formation energies do, set data.unusual: keep (--unusual keep)",
+        ["--unusual", "keep"],
+    ),
     mixed_charges: (
         "30 of 480 structures are charged (the first is number 10, from 0)",
         ["--leave-out", "charged"],
     ),
     periodic: ("480 of 480 structures are periodic (the first is number 0, from 0)", []),
-    doubles: ("1 of 481 structures is a duplicate", ["--duplicates", "drop"]),
     without_energy: (
         "1 of 480 structures is without an energy (the first is number 3, from 0)",
         ["--leave-out", "without_energy"],
@@ -144,3 +158,33 @@ def test_a_wrong_file_has_its_one_line(wrong: Callable[[Path], None], tmp_path: 
     assert said in line
     if options:
         assert describe(*options).exit_code == 0
+
+
+def test_of_a_structure_that_is_there_twice_one_is_kept_and_the_others_are_counted(tmp_path: Path) -> None:
+    path, turned = tmp_path / "a.extxyz", tmp_path / "b.extxyz"
+    doubles(path)
+    write(turned, frames()[3:5])
+    data = ["data", "describe", str(path), str(turned)]
+    described = CliRunner().invoke(app, data)
+    assert described.exit_code == 0, described.output
+    assert " 480 structures" in described.stdout
+    assert "3 duplicate structures are left out and not counted (see --duplicates)" in described.stdout
+    (line,) = described.stderr.splitlines()
+    assert "3 of 483 structures are duplicates: " in line
+    assert f"{path}, structure 480 (from 0) has the same structure as {path}, structure 7 (from 0)" in line
+    assert json.loads(CliRunner().invoke(app, [*data, "--json"]).stdout)["duplicates"] == 3
+    refused = CliRunner().invoke(app, [*data, "--duplicates", "refuse"])
+    assert refused.exit_code == 2
+    assert "leave out the later ones with data.duplicates: drop (--duplicates drop)" in refused.stderr
+    converted = CliRunner().invoke(app, ["data", "convert", *data[2:], "--out", str(tmp_path / "once.h5")])
+    assert converted.stdout.endswith(", 480 structures\n")
+
+
+def test_a_structure_with_two_energies_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.extxyz"
+    of_two_methods(path)
+    described = CliRunner().invoke(app, ["data", "describe", str(path)])
+    assert " 483 structures" in described.stdout
+    (line,) = described.stderr.splitlines()
+    assert "3 of 483 structures have the geometry of another one but a different energy: " in line
+    assert re.search(r"structure 2[012] \(from 0\) and \S+, structure 48[012] \(from 0\) are ", line)

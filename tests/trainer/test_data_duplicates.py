@@ -14,10 +14,11 @@ from scipy.spatial.transform import Rotation
 
 from trainer.data import duplicates
 from trainer.data.dataset import Molecule
-from trainer.data.duplicates import find_duplicates
+from trainer.data.duplicates import OTHER_ENERGY, find_contradictions, find_duplicates
 from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.data.readers import read_dataset
 from trainer.errors import DataError
+from trainer.evaluation.units import HARTREE_TO_KCALMOL
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ani_gdb_s01.h5"
 
@@ -79,19 +80,40 @@ def test_half_of_a_real_file_in_another_release(
     halves = [moved(m, np.arange(0, m.structures, 2), noise=1e-5) for m in real.molecules]
     other = write(tmp_path / "older.h5", *halves, energies=energies)
     with pytest.raises(DataError) as caught:
-        read_dataset([REAL, other])
+        read_dataset([REAL, other], duplicates="refuse")
     line = str(caught.value)
     assert line.startswith("5,400 of 16,200 structures are duplicates: ")
     assert f"{other}, group /m0, structure 0 (from 0)" in line
     assert f"{REAL}, group /gdb11_s01/gdb11_s01-0, structure 0 (from 0)" in line
     assert "--duplicates drop" in line
-    assert read_dataset([REAL, other], duplicates="drop").fingerprint == real.fingerprint
+    once = read_dataset([REAL, other])
+    assert (once.fingerprint, once.duplicates) == (real.fingerprint, 5_400)
     assert "the later ones are left out" in caplog.text
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the file of the ANI-1 release is not here")
 def test_no_structure_of_a_real_file_is_taken_for_another() -> None:
-    assert not len(find_duplicates(read_dataset([REAL]).molecules).second)
+    molecules = read_dataset([REAL]).molecules
+    assert not len(find_duplicates(molecules).second)
+    assert not len(find_contradictions(molecules).second)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the file of the ANI-1 release is not here")
+def test_a_real_file_in_another_method_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rotated, and with energies that are 2 kcal/mol higher: every second structure of one molecule."""
+    real = read_dataset([REAL])
+    some = moved(real.molecules[1], np.arange(0, real.molecules[1].structures, 2), noise=1e-6)
+    some.energies[:] += 2 / HARTREE_TO_KCALMOL
+    other = write(tmp_path / "other.h5", some)
+    with caplog.at_level(logging.WARNING, "anitune"):
+        both = read_dataset([REAL, other])
+    assert (both.structures, both.duplicates) == (real.structures + some.structures, 0)
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"{some.structures:,} of {both.structures:,} structures have the geometry of another"
+    )
+    assert f"(from 0) and {other}, group /m0, structure " in line
+    assert "(from 0) are 2 kcal/mol apart" in line
 
 
 def test_within_one_file_and_one_group() -> None:
@@ -162,8 +184,35 @@ def test_what_is_kept_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, logger="anitune"):
         assert read_dataset([path], duplicates="keep").structures == 6
     assert "1 of 6 structures is a duplicate" in caplog.text
-    kept = read_dataset([path], duplicates="drop")
+    kept = read_dataset([path])
     assert [m.name for m in kept.molecules] == ["m0"]  # of m1 nothing is left
+    assert kept.duplicates == 1
+
+
+@pytest.mark.parametrize(("apart", "found"), [(0.9 * OTHER_ENERGY, 0), (1.1 * OTHER_ENERGY, 1)])
+def test_forces_explain_small_differences_between_energies(apart: float, found: int) -> None:
+    water = structures("OHH", WATER, 50)
+    again = moved(water, np.array([7]))
+    again.energies[:] += apart
+    contradictions = find_contradictions([water, again])
+    assert contradictions.second.tolist() == [50][:found]
+    assert contradictions.first.tolist() == [7][:found]
+
+
+@pytest.mark.parametrize("energies", [[-76.0, -76.1, -76.2, -76.3], [-76.0, -76.1, -76.0, -76.1]])
+def test_many_energies_of_one_geometry(energies: list[float]) -> None:
+    water = structures("OHH", WATER, 30)
+    again = moved(water, np.array([4, 4, 4, 4]))
+    again.energies[:] = energies
+    found = find_contradictions([again, water])
+    assert found.second.tolist() == [1, 2, 3, 8]
+    assert found.first.tolist() == [0] * 4
+
+
+def test_isolated_atoms_with_two_energies_contradict_each_other() -> None:
+    atoms = np.zeros((2, 1, 3), np.float32)
+    states = Molecule("O", "", np.array([8], np.uint8), atoms, np.array([-75.06, -74.99]))
+    assert find_contradictions([states]).second.tolist() == [1]
 
 
 def test_energies_that_tell_no_structures_apart_are_said_and_the_data_are_used(
@@ -197,6 +246,6 @@ def test_copies_of_one_structure_have_one_energy_and_can_be_left_out(tmp_path: P
     copies.energies[:] = one.energies[0]
     path = write(tmp_path / "a.h5", copies, structures("OHH", WATER, 5, seed=1))
     with pytest.raises(DataError, match="duplicate"):
-        read_dataset([path])
-    assert read_dataset([path], duplicates="drop").structures == 6
+        read_dataset([path], duplicates="refuse")
+    assert read_dataset([path]).structures == 6
     assert read_dataset([path], duplicates="keep").structures == 9

@@ -253,8 +253,7 @@ def test_an_external_link_to_a_dataset(tmp_path: Path) -> None:
         file["own/energies"] = h5py.ExternalLink("part.h5", "/g/a/energies")
         file["own/coordinates"] = h5py.SoftLink("/door/a/coordinates")
         file["door"] = h5py.ExternalLink("part.h5", "/g")
-    with pytest.raises(DataError, match="6 of 18 structures are duplicates"):
-        names(path)
+    assert read_dataset([path]).duplicates == 6
     (own, *_) = read_dataset([path], duplicates="keep").molecules
     np.testing.assert_array_equal(own.energies, _some("a")["energies"])
 

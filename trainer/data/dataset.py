@@ -88,11 +88,13 @@ class Dataset:
     told_apart_by : how molecules without SMILES are distinguished: by bonds, or by the names of their groups
     isolated_atoms : structures of one atom whose energies are the self-energies; ``molecules`` does not
         include them
+    duplicates : number of duplicate structures that the files held and that are left out
     """
 
     molecules: tuple[Molecule, ...]
     told_apart_by: Literal["bonds", "names"] = "bonds"
     isolated_atoms: tuple[Molecule, ...] = ()
+    duplicates: int = 0
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from trainer.config import ISOLATED_ATOMS, DataConfig
 from trainer.data.ani1 import ANI1, TORCHANI
 from trainer.data.ani1x import ANI1X
 from trainer.data.dataset import Dataset, Molecule
-from trainer.data.duplicates import Duplicates, find_duplicates
+from trainer.data.duplicates import find_contradictions, find_duplicates
 from trainer.data.formats import HDF5, find_format, read_other
 from trainer.data.hdf5 import DataFile, Group, open_hdf5
 from trainer.data.isolated_atoms import take_isolated_atoms
@@ -87,18 +87,26 @@ def read_dataset(
     atoms: tuple[Molecule, ...] = ()
     if data.self_energies == ISOLATED_ATOMS:
         atoms, readings = take_isolated_atoms(readings)
-    readings = _without_outliers(_without_duplicates(readings, data), data)
+    readings, duplicates = _without_duplicates(readings, data)
+    readings = _without_outliers(readings, data)
     progress("checking structures", 2, 2)
-    return Dataset(tuple(reading.molecule for reading in readings), isolated_atoms=atoms)
+    molecules = tuple(reading.molecule for reading in readings)
+    return Dataset(molecules, isolated_atoms=atoms, duplicates=duplicates)
 
 
-def _without_duplicates(readings: list[Reading], data: DataConfig) -> list[Reading]:
-    """Return the readings, without duplicate structures unless the settings keep them."""
+def _without_duplicates(readings: list[Reading], data: DataConfig) -> tuple[list[Reading], int]:
+    """Return the readings without duplicates, unless the settings keep them, and how many are left out."""
     found = find_duplicates([reading.molecule for reading in readings])
-    if not len(found.second):
+    count = len(found.second)
+    if not count:
+        _warn_of_contradictions(readings)
         refuse_equal_energies(readings)
-        return readings
-    line = _duplicates_line(found, readings)
+        return readings, 0
+    are_duplicates = "is a duplicate" if count == 1 else "are duplicates"
+    line = (
+        f"{count:,} of {found.structures:,} structures {are_duplicates}: "
+        f"{_place(readings, found.second[0])} has the same structure as {_place(readings, found.first[0])}"
+    )
     if data.duplicates == "refuse":
         raise DataError(
             f"{line}: give them once, or leave out the later ones with data.duplicates: drop "
@@ -107,12 +115,33 @@ def _without_duplicates(readings: list[Reading], data: DataConfig) -> list[Readi
     kept = np.ones(found.structures, bool)
     kept[found.second] = False
     once = _those(readings, kept)
+    _warn_of_contradictions(once)
     refuse_equal_energies(once)
     if data.duplicates == "keep":
         logger.warning("%s: they can be in the training and the validation set at once", line)
-        return readings
-    logger.warning("%s: the later ones are left out", line)
-    return once
+        return readings, 0
+    logger.warning("%s: %s left out", line, "it is" if count == 1 else "the later ones are")
+    return once, count
+
+
+def _warn_of_contradictions(readings: list[Reading]) -> None:
+    """Warn of structures with the geometry of another one and a different energy; expects no duplicates."""
+    found = find_contradictions([reading.molecule for reading in readings])
+    if not (count := len(found.second)):
+        return
+    energies = np.concatenate([reading.molecule.energies for reading in readings])
+    apart = np.abs(energies[found.first] - energies[found.second]) * HARTREE_TO_KCALMOL
+    largest = int(apart.argmax())
+    logger.warning(
+        "%s of %s structures %s the geometry of another one but a different energy: %s and %s are %.3g "
+        "kcal/mol apart; all are used: remove those of another level of theory or without convergence",
+        f"{count:,}",
+        f"{found.structures:,}",
+        "has" if count == 1 else "have",
+        _place(readings, found.first[largest]),
+        _place(readings, found.second[largest]),
+        apart[largest],
+    )
 
 
 def _without_outliers(readings: list[Reading], data: DataConfig) -> list[Reading]:
@@ -273,17 +302,8 @@ def _unknown_layout(file: DataFile, energy: str | None) -> DataError:
     return DataError(f"{file.path}: no group contains a molecule in a known layout ({known})")
 
 
-def _duplicates_line(found: Duplicates, readings: Sequence[Reading]) -> str:
-    """Describe how many duplicate structures there are, and one pair of them."""
+def _place(readings: Sequence[Reading], index: int) -> str:
+    """Return where the structure with this index among all is, for messages."""
     offsets = np.cumsum([0, *(reading.molecule.structures for reading in readings)])
-
-    def place(index: int) -> str:
-        owner = int(np.searchsorted(offsets, index, side="right")) - 1
-        return readings[owner].place(index - int(offsets[owner]))
-
-    count = len(found.second)
-    return (
-        f"{count:,} of {found.structures:,} structures"
-        f" {'is a duplicate' if count == 1 else 'are duplicates'}: {place(found.second[0])} has the same"
-        f" structure as {place(found.first[0])}"
-    )
+    owner = int(np.searchsorted(offsets, index, side="right")) - 1
+    return readings[owner].place(index - int(offsets[owner]))

@@ -51,7 +51,8 @@ class DatasetSummary:
     ``atoms`` counts the atoms of all structures. ``balances`` are equations that hold for every composition,
     like ``H = 2 O``: energies by element are then not determined. ``isolated_atoms`` counts the structures of
     one atom that are trained on, by element. ``self_energies_hartree`` are the energies of the isolated atoms
-    that are the self-energies instead; empty if there are none.
+    that are the self-energies instead; empty if there are none. ``duplicates`` counts the duplicate
+    structures of the files that are left out.
     """
 
     fingerprint: str
@@ -67,6 +68,7 @@ class DatasetSummary:
     outliers: tuple[Outlier, ...]
     isolated_atoms: dict[str, int]
     self_energies_hartree: dict[str, float]
+    duplicates: int
 
 
 def summarize(dataset: Dataset) -> DatasetSummary:
@@ -97,6 +99,7 @@ def summarize(dataset: Dataset) -> DatasetSummary:
         ),
         isolated_atoms=_isolated_atoms(dataset),
         self_energies_hartree=dataset.isolated_energies,
+        duplicates=dataset.duplicates,
     )
 
 
