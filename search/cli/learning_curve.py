@@ -17,12 +17,9 @@ from search.cli.interrupted import exit_if_stopped
 from search.cli.opening import opened_study
 from search.cli.options import Json
 from search.cli.output import make_console
-from search.cli.progress import progress_bar
-from search.cli.promote import recorded_task
-from search.cli.terminal import echo
+from search.cli.planned import recorded_task, run_planned
 from search.curve.learning_curve import LearningCurve, Options
 from search.work.forkserver import start_forkserver
-from search.work.stopping import stop_on_signals
 from storage.learning_curves import RecordedCurve
 from storage.studies import Study
 
@@ -58,23 +55,9 @@ def learning_curve(
 
 
 def measure_learning_curve(study: Study, options: Options, quiet: bool = False) -> RecordedCurve:
-    """Print the plan of a learning curve, and train all that remains of it.
-
-    Parameters
-    ----------
-    quiet : keep standard output free for the result
-
-    Raises
-    ------
-    Stopped, KeyboardInterrupt
-        if a signal stopped the work; the next call continues it.
-    """
-    config, task = recorded_task(study)
-    curve = LearningCurve(study.database, study, config, task, options)
-    for line in _plan_lines(curve):
-        echo(line, err=quiet)
-    with progress_bar() as progress, stop_on_signals() as stop:
-        return curve.run(stop, progress)
+    """Print the plan of a learning curve, and train all that remains of it; see :func:`run_planned`."""
+    curve = LearningCurve(study.database, study, *recorded_task(study), options)
+    return run_planned(curve, _plan_lines(curve), quiet)
 
 
 def _plan_lines(curve: LearningCurve) -> list[str]:

@@ -16,14 +16,10 @@ from search.cli.interrupted import exit_if_stopped
 from search.cli.opening import opened_study
 from search.cli.options import Json
 from search.cli.output import make_console
-from search.cli.progress import progress_bar
-from search.cli.terminal import echo
+from search.cli.planned import recorded_task, run_planned
 from search.promote.plan import Options, PromotionPlan
 from search.promote.promotion import Promoter
-from search.recorded import recorded_config
-from search.study import StudyConfig
 from search.work.forkserver import start_forkserver
-from search.work.stopping import stop_on_signals
 from storage.addresses import redacted
 from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
 from storage.promotions import Promotion
@@ -32,7 +28,6 @@ from storage.studies import Study
 from storage.tokens import local_token_file
 from storage.tracking.registry import CHAMPION
 from trainer.networks.smoothness import kink_warning
-from trainer.task import Task, prepare_task
 
 
 def promote(
@@ -82,39 +77,14 @@ def promote(
 def promote_study(
     study: Study, options: Options, again: bool, quiet: bool = False
 ) -> tuple[Promoter, Promotion]:
-    """Print the plan of a promotion, and run all its remaining steps.
+    """Print the plan of a promotion, and run all its remaining steps; see :func:`run_planned`.
 
     Parameters
     ----------
     again : whether to evaluate on the test set even if it was evaluated on before
-    quiet : keep standard output free for the result
-
-    Raises
-    ------
-    Stopped, KeyboardInterrupt
-        if a signal stopped the work; the next call continues it.
     """
-    config, task = recorded_task(study)
-    promoter = Promoter(study.database, study, config, task, options, again=again)
-    for line in _plan_lines(promoter):
-        echo(line, err=quiet)
-    with progress_bar() as progress, stop_on_signals() as stop:
-        return promoter, promoter.run(stop, progress)
-
-
-def recorded_task(study: Study) -> tuple[StudyConfig, Task]:
-    """Return the recorded configuration of a study, and the task that its trials were trained on.
-
-    Raises
-    ------
-    FactsChangedError
-        if the data is not what they were trained on: other trainings would say nothing about them.
-    """
-    config, features = recorded_config(study), study.database.settings.features
-    with progress_bar() as progress:
-        task = prepare_task(config.data, config.split, config.features, features, progress)
-    study.set_facts(task.fingerprints)
-    return config, task
+    promoter = Promoter(study.database, study, *recorded_task(study), options, again=again)
+    return promoter, run_planned(promoter, _plan_lines(promoter), quiet)
 
 
 def _plan_lines(promoter: Promoter) -> list[str]:
@@ -224,5 +194,5 @@ def _values(promotion: Promotion, opened: list[EvaluationOnTestSet]) -> dict[str
         "reason": promotion.reason,
         "test": promotion.test,
         "model": {"name": promotion.model_name, "version": promotion.model_version},
-        "openings": [asdict(each) for each in opened],
+        "evaluations": [asdict(each) for each in opened],
     }
