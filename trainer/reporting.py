@@ -25,8 +25,6 @@ class EpochRecord:
     settings and the data, the epoch can be reproduced. Losses are in hartree^2 (of the configured loss).
     ``val_errors`` are the metrics of the validation set by their names in ``METRICS``, in kcal/mol, of the
     weights that would be exported; an epoch that an earlier version trained may lack some.
-
-    Another measurement that is added later needs the default None: epochs of older checkpoints lack it.
     """
 
     epoch: Count
@@ -86,15 +84,11 @@ class SilentReporter:
 
 
 def epoch_metrics(record: EpochRecord) -> dict[str, float]:
-    """Return the numbers of an epoch by the names that files and trackers use; the step is the epoch.
-
-    Those that were not measured are left out.
-    """
-    measured = {
+    """Return the numbers of an epoch by the names that files and trackers use; the step is the epoch."""
+    return {
         "train/loss": record.train_loss,
         "val/loss": record.val_loss,
         **{f"val/{name}": value for name, value in record.val_errors.items()},
         "train/learning_rate": record.learning_rate,
         "train/epoch_seconds": record.seconds,
     }
-    return {name: value for name, value in measured.items() if value is not None}

@@ -53,7 +53,7 @@ limits: {trials: 8}
 PAUSED, INTERRUPTED, TRIALS = 4, 4, 8
 
 #: What stands in which file, and what the newer version has there. One more setting of a training, sampler,
-#: metric of an epoch and metric of a trial, and other defaults.
+#: and metric of epochs and trials, and other defaults.
 CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
     "trainer/config.py": (
         (
@@ -69,23 +69,10 @@ CHANGES: Mapping[str, Sequence[tuple[str, str]]] = {
         (
             '    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),\n',
             '    "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),\n'
-            '    "median_error_kcalmol": Metric(lambda errors: float(np.median(np.abs(errors)))),\n',
-        ),
-    ),
-    "trainer/reporting.py": (
-        (
-            "    # Checked when a record is read from a file, not when it is measured.\n",
-            "    val_ratio: Measured | None = None\n",
-        ),
-        (
-            '        "val/loss": record.val_loss,\n',
-            '        "val/loss": record.val_loss,\n        "val/ratio": record.val_ratio,\n',
-        ),
-    ),
-    "trainer/fitting/training.py": (
-        (
-            "            epoch=epoch,\n",
-            "            epoch=epoch,\n            val_ratio=losses[3] / losses[2],\n",
+            '    "median_error_kcalmol": Metric(\n'
+            "        lambda errors: float(np.median(np.abs(errors))),\n"
+            "        lambda errors: errors.abs().median(0).values,\n"
+            "    ),\n",
         ),
     ),
     "search/study.py": (
@@ -288,7 +275,7 @@ def _goes_on(newer: NewerVersion, record: Mapping[str, Any], before: Sequence[Tr
     # With a rejected checkpoint, a trial would be trained again from the start.
     assert all(trial.trained_epochs == trial.epochs for trial in ended)
     assert measured[INTERRUPTED]["val/mae_kcalmol"][0] == 1
-    assert measured[INTERRUPTED]["val/ratio"][0] == before[INTERRUPTED].epochs + 1 == 2
+    assert measured[INTERRUPTED]["val/median_error_kcalmol"][0] == before[INTERRUPTED].epochs + 1 == 2
 
 
 if __name__ == "__main__":
