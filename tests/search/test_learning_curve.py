@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from dashboards.report.write import write_report
-from search.cli.main import app
 from search.curve import learning_curve as curve_steps
 from search.curve.larger import larger_hidden
 from search.curve.learning_curve import LearningCurve, Options, same_steps, sizes_of
@@ -31,10 +25,11 @@ from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.evaluations import evaluations_on_test_set
 from storage.learning_curves import latest_learning_curve
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
+from storage.settings import embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.trainings import trainings
 from storage.trials.views import trial_rows
+from tests.search.killed_commands import Continued, Place
 from trainer.config import Choices, DataConfig, FeatureConfig, Range, SplitConfig, TrainConfig, dump_config
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import VALIDATION, Split
@@ -55,29 +50,6 @@ SEARCH = {
     "pruner": {"kind": "none"},
     "seed": 3,
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """A home folder with the study ``tiny``."""
-
-    home: Path
-    data: Path
-
-    def run(self, *arguments: str) -> Any:
-        """A command in this process."""
-        places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
-        return CliRunner(env={**places, "ANITUNE_HOME": str(self.home)}).invoke(app, list(arguments))
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command in a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "search.cli.main", *arguments],
-            env={**os.environ, "ANITUNE_HOME": str(self.home)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
 
 def prepare(config: StudyConfig, place: Place) -> Task:
@@ -113,34 +85,12 @@ def study(database: Database) -> Study:
     return open_study(database, "tiny")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was recorded when a learning curve was killed, and what it said when it had gone on to its end."""
-
-    before: frozenset[str]
-    values: dict[str, Any]
-    stderr: str
-
-
 @pytest.fixture(scope="module")
-def measured(place: Place) -> Measured:
-    with place.start("learning-curve", "tiny", *OPTIONS) as process:
-        assert process.stderr is not None
-        while not (line := process.stderr.readline()).startswith(f"tiny 3/{ON_SHARES}"):
-            assert line, "it ended too early"
-        process.kill()
-    with open_database(embedded(place.home)) as database:
-        before = frozenset(trainings(database, open_study(database, "tiny")))
-    with place.start("learning-curve", "tiny", *OPTIONS, "--json") as again:
-        try:
-            stdout, stderr = again.communicate(timeout=500)
-        finally:
-            again.kill()
-    assert again.returncode == 0, stderr
-    return Measured(before, json.loads(stdout), stderr)
+def measured(place: Place) -> Continued:
+    return place.kill_and_continue("learning-curve", "tiny", *OPTIONS, trainings_of_all=ON_SHARES)
 
 
-def test_a_killed_learning_curve_goes_on(measured: Measured, study: Study) -> None:
+def test_a_killed_learning_curve_goes_on(measured: Continued, study: Study) -> None:
     assert 3 <= len(measured.before) < ON_SHARES
     left = ON_SHARES - len(measured.before)
     told = [line for line in measured.stderr.splitlines() if " kcal/mol" in line]
@@ -155,7 +105,7 @@ def test_a_killed_learning_curve_goes_on(measured: Measured, study: Study) -> No
     assert len(kept) == 2 * 2
 
 
-def test_the_values_are_those_of_the_trainings(measured: Measured, study: Study) -> None:
+def test_the_values_are_those_of_the_trainings(measured: Continued, study: Study) -> None:
     values = measured.values
     curve = latest_learning_curve(study.database, study)
     assert curve is not None

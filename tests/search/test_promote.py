@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +20,7 @@ import numpy as np
 import pytest
 import torch
 from sqlalchemy import update
-from typer.testing import CliRunner
 
-from search.cli.main import app
 from search.cli.promote import _result_lines, _sign_in_lines
 from search.errors import SearchError
 from search.promote import ensemble as promotion_ensemble
@@ -46,12 +42,13 @@ from storage.evaluations import evaluations_on_test_set
 from storage.promotions import Promotion, promotions
 from storage.records.tables import metrics
 from storage.records.tables import promotion_trainings as training_rows
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, embedded
+from storage.settings import embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tokens import make_token
 from storage.tracking.registry import RegisteredModel
 from storage.trainings import failures, trainings
 from storage.trials.views import metric_history, trial_rows
+from tests.search.killed_commands import Continued, Place
 from trainer.config import dump_config
 from trainer.errors import DataError, DeviceError, TrainingCutOff, TrainingFailed
 from trainer.fingerprints import digest_of
@@ -105,29 +102,6 @@ print(json.dumps({
 """
 
 
-@dataclass(frozen=True)
-class Place:
-    """A home folder with the study ``tiny`` and the rows ``rows``."""
-
-    home: Path
-    data: Path
-
-    def run(self, *arguments: str) -> Any:
-        """A command in this process."""
-        places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
-        return CliRunner(env={**places, "ANITUNE_HOME": str(self.home)}).invoke(app, list(arguments))
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command in a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "search.cli.main", *arguments],
-            env={**os.environ, "ANITUNE_HOME": str(self.home)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-
 def train(database: Database, values: dict[str, Any], data: Path, features: Path, trials: int) -> None:
     config = study_from_values({**values, "data": {"files": [str(data)]}}, "test")
     study = create_study(database, config.name, dump_config(config), Budget(trials=trials))
@@ -156,34 +130,12 @@ def study(database: Database) -> Study:
     return open_study(database, "tiny")
 
 
-@dataclass(frozen=True)
-class Promoted:
-    """What was recorded when a promotion was killed, and what it said when it had gone on to its end."""
-
-    before: frozenset[str]
-    values: dict[str, Any]
-    stderr: str
-
-
 @pytest.fixture(scope="module")
-def promoted(place: Place) -> Promoted:
-    with place.start("promote", "tiny", *OPTIONS) as process:
-        assert process.stderr is not None
-        watchdog = threading.Timer(300, process.kill)
-        watchdog.start()
-        while not (line := process.stderr.readline()).startswith(f"tiny 3/{ON_FOLDS}"):
-            assert line, "it ended too early, or did not train three networks within 300 s"
-        watchdog.cancel()
-        process.kill()
-    with open_database(embedded(place.home)) as database:
-        before = frozenset(trainings(database, open_study(database, "tiny")))
-    again = place.start("promote", "tiny", *OPTIONS, "--json")
-    stdout, stderr = again.communicate(timeout=300)
-    assert again.returncode == 0, stderr
-    return Promoted(before, json.loads(stdout), stderr)
+def promoted(place: Place) -> Continued:
+    return place.kill_and_continue("promote", "tiny", *OPTIONS, trainings_of_all=ON_FOLDS)
 
 
-def test_a_killed_promotion_goes_on(promoted: Promoted, study: Study) -> None:
+def test_a_killed_promotion_goes_on(promoted: Continued, study: Study) -> None:
     assert 3 <= len(promoted.before) < ON_FOLDS
     left = ON_FOLDS - len(promoted.before)
     told = [line for line in promoted.stderr.splitlines() if " kcal/mol" in line and " fold " in line]
@@ -198,7 +150,7 @@ def test_a_killed_promotion_goes_on(promoted: Promoted, study: Study) -> None:
     assert kept == {each.key[:32] for each in done.values() if each.kind == "member"}
 
 
-def test_the_choice_is_recorded_with_its_reasons(promoted: Promoted, study: Study) -> None:
+def test_the_choice_is_recorded_with_its_reasons(promoted: Continued, study: Study) -> None:
     (promotion,) = promotions(study.database, study)
     assert promotion.ended is not None
     assert promotion.results == promoted.values["candidates"]
@@ -219,7 +171,7 @@ def test_the_choice_is_recorded_with_its_reasons(promoted: Promoted, study: Stud
     assert {each.trial for each in candidates} == {result["trial"] for result in promotion.results or []}
 
 
-def test_the_test_error_is_that_of_the_ensemble(promoted: Promoted, place: Place, study: Study) -> None:
+def test_the_test_error_is_that_of_the_ensemble(promoted: Continued, place: Place, study: Study) -> None:
     config = study_from_values(study.config, "test")
     task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
     (promotion,) = promotions(study.database, study)
@@ -247,7 +199,7 @@ def structures(place: Place, numbers: np.ndarray) -> list[dict[str, Any]]:
 
 
 def test_a_fresh_process_loads_the_model_and_is_told_where_it_comes_from(
-    promoted: Promoted, place: Place, study: Study
+    promoted: Continued, place: Place, study: Study
 ) -> None:
     rows = structures(place, np.array([0, 50, 1, 119]))
     xyz = place.home / "some.xyz"
