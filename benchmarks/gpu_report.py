@@ -58,12 +58,12 @@ class Run:
     Attributes
     ----------
     sizes : sizes of the measurements
-    pretended : whether the device is emulated, so that figures which need a real card are left out
+    emulated : whether the device is emulated, so that figures which need a real card are left out
     """
 
     machine: Machine
     sizes: Mapping[str, Any]
-    pretended: bool
+    emulated: bool
 
 
 class GPUReport:
@@ -80,7 +80,7 @@ class GPUReport:
     def __init__(self, folder: Path, order: Sequence[str], run: Run) -> None:
         self.folder = folder
         self._order = order
-        self._emulated = run.pretended
+        self._emulated = run.emulated
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._started = time.monotonic()
         # In the form in which they are read from the file: lists in place of tuples.
@@ -154,7 +154,7 @@ def table_of(values: Mapping[str, Any]) -> str:
         f"Measured {values['started_at']} in {values['seconds']:.0f} s on {machine['gpu']}; "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; {versions}.",
         "",
-        *([EMULATED, ""] if values["pretended"] else []),
+        *([EMULATED, ""] if values["emulated"] else []),
         f"| {' | '.join(HEADINGS)} |",
         f"|{' --- |' * len(HEADINGS)}",
     ]

@@ -204,7 +204,7 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
         select(
             outbox.c.number,
             func.count().label("rows"),
-            func.max(outbox.c.parked).label("refused"),
+            func.max(outbox.c.rejected).label("refused"),
         )
         .where(outbox.c.study_id == study.id, outbox.c.delivered_at.is_(None))
         .group_by(outbox.c.number)

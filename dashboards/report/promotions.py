@@ -87,6 +87,6 @@ def _evaluations(record: StudyRecord, opened: list[EvaluationOnTestSet]) -> Sect
         "Evaluations on the test set",
         (text,),
         Table(
-            f"openings-{record.name}", ("no.", "when, by whom, and with which error"), rows, frozenset({0})
+            f"evaluations-{record.name}", ("no.", "when, by whom, and with which error"), rows, frozenset({0})
         ),
     )

@@ -62,6 +62,7 @@ def _in_one_line(name: str, audit: Audit) -> str:
 def _values(name: str, audit: Audit) -> dict[str, Any]:
     values = asdict(audit)
     values["differences"] = [
-        {"trial": found.number, "difference": found.text, "mend": found.action} for found in audit.differences
+        {"trial": found.number, "difference": found.text, "repair": found.action}
+        for found in audit.differences
     ]
     return {"study": name, "agree": not audit.differences, **values}

@@ -93,7 +93,7 @@ def sync(
                 f"{error}. Nothing is lost; try again later with: anitune sync {study}"
             ) from None
     if as_json:
-        typer.echo(json.dumps({"study": study, "delivered": result.delivered, "parked": result.rejected}))
+        typer.echo(json.dumps({"study": study, "delivered": result.delivered, "rejected": result.rejected}))
     else:
         echo(f"{study}: {result.delivered} messages delivered, {result.rejected} rejected")
     if result.rejected:

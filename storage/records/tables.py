@@ -256,7 +256,7 @@ outbox = Table(
     Column("payload", PlainJSON, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("delivered_at", Double),
-    Column("parked", Text),  # why the tracking server rejected it for good
+    Column("parked", Text, key="rejected"),  # why the tracking server rejected it for good
 )
 Index(
     "ix_anitune_outbox_open",

@@ -22,7 +22,7 @@ def reset_deliveries(study: Study) -> None:
     lease = wait_for_lease(study)
     with lease.writing() as connection:
         connection.execute(
-            update(outbox).where(outbox.c.study_id == study.id).values(delivered_at=None, parked=None)
+            update(outbox).where(outbox.c.study_id == study.id).values(delivered_at=None, rejected=None)
         )
         connection.execute(update(trials).where(trials.c.study_id == study.id).values(mlflow_run_id=None))
         connection.execute(

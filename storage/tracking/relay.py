@@ -254,7 +254,7 @@ class Relay:
                 select(outbox.c.number)
                 .where(*_undelivered(self.study))
                 .group_by(outbox.c.number)
-                .having(func.count(outbox.c.parked) == 0)
+                .having(func.count(outbox.c.rejected) == 0)
                 .order_by(func.min(outbox.c.id))
             ).all()
         return sorted(numbers, key=lambda number: (number is not None, self._failed.get(number, 0.0)))
@@ -379,7 +379,7 @@ class Relay:
             "%s: no more updates of %s are sent to MLflow: %s", self.study.name, _names([number]), reason
         )
         with self.lease.writing() as connection:
-            connection.execute(update(outbox).where(outbox.c.id == row.id).values(parked=reason))
+            connection.execute(update(outbox).where(outbox.c.id == row.id).values(rejected=reason))
 
     def _trial_run_key(self, number: int) -> str:
         return f"{self._run_key}/{number}"
@@ -420,7 +420,7 @@ def study_run_key(study: Study) -> str:
 def retry_rejected(study: Study) -> None:
     """Clear the rejections of rows, so that they are tried again, for example after the cause is removed."""
     with study.database.writing() as connection:
-        connection.execute(update(outbox).where(*_undelivered(study)).values(parked=None))
+        connection.execute(update(outbox).where(*_undelivered(study)).values(rejected=None))
 
 
 @dataclass(frozen=True)
@@ -441,7 +441,7 @@ class Backlog:
 
 def backlog(study: Study) -> Backlog:
     """Count the undelivered rows of a study."""
-    query = select(func.count(), func.count(outbox.c.parked)).where(*_undelivered(study))
+    query = select(func.count(), func.count(outbox.c.rejected)).where(*_undelivered(study))
     with study.database.reading() as connection:
         rows, rejected = connection.execute(query).one()
     return Backlog(waiting=rows - rejected, rejected=rejected)

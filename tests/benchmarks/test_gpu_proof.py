@@ -38,9 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def run() -> Run:
-    return Run(
-        dataclasses.replace(describe_machine("cpu"), gpu="NVIDIA Test"), {"full": 100}, pretended=False
-    )
+    return Run(dataclasses.replace(describe_machine("cpu"), gpu="NVIDIA Test"), {"full": 100}, emulated=False)
 
 
 @pytest.fixture
@@ -234,7 +232,7 @@ def test_what_an_earlier_run_measured_stays(tmp_path: Path, run: Run) -> None:
 
 
 def test_an_emulated_device_has_no_figures_of_speed(tmp_path: Path, run: Run) -> None:
-    report = GPUReport(tmp_path, ["one"], dataclasses.replace(run, pretended=True))
+    report = GPUReport(tmp_path, ["one"], dataclasses.replace(run, emulated=True))
     figures = [plain("gpu", "an epoch", "ms", [12.5], Goal("below", 15), "12.5 ms"), *counts(None)]  # type: ignore[arg-type]
     report.add(PartResult("one", "done", figures=figures))
     table = (tmp_path / TABLE).read_text()

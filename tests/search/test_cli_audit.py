@@ -1,4 +1,4 @@
-"""What the commands that compare and mend say, and how they exit."""
+"""What the commands that compare and repair print, and how they exit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_verify_and_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         shown = json.loads(anitune("verify", "tiny", "--json").stdout)
         assert shown["agree"] is False
         assert shown["differences"] == [
-            {"trial": 0, "difference": "it is FAIL in Optuna, COMPLETE in the record", "mend": "finalize"}
+            {"trial": 0, "difference": "it is FAIL in Optuna, COMPLETE in the record", "repair": "finalize"}
         ]
 
         repaired = anitune("repair", "tiny")

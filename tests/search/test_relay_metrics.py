@@ -72,7 +72,7 @@ def test_a_relay_tells_what_it_does_and_whether_it_may(study: Study) -> None:
         status, said = get_health(port)
         assert (status, said["well"]) == (200, True)
         with health.lease.writing() as connection:
-            connection.execute(update(outbox).where(outbox.c.id == 1).values(parked="refused"))
+            connection.execute(update(outbox).where(outbox.c.id == 1).values(rejected="refused"))
         health.failed()
         health.passed(5)
         health.passed(0)

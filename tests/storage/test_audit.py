@@ -345,7 +345,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "refused": (
         lambda p: p.sql(
-            update(outbox).where(outbox.c.number == COMPLETE).values(delivered_at=None, parked="no room")
+            update(outbox).where(outbox.c.number == COMPLETE).values(delivered_at=None, rejected="no room")
         ),
         "trial 0: 4 messages are not delivered to MLflow yet, which refused: no room",
     ),

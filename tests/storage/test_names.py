@@ -150,7 +150,7 @@ def test_one_that_somebody_wrote_into_the_outbox_is_rejected_and_leaves_nothing_
         retry_rejected(attempt.study)
         relay.deliver()
         with database.reading() as connection:
-            query = select(outbox.c.parked).where(outbox.c.kind == "artifact")
+            query = select(outbox.c.rejected).where(outbox.c.kind == "artifact")
             assert "is not a valid name of an artifact" in connection.execute(query).scalar_one()
         with pytest.raises(TrackingRefusedError, match="is not a valid name of an artifact"):
             open_runs(settings).fetch("0" * 32, name, tmp_path)
@@ -172,7 +172,7 @@ def test_bytes_that_were_changed_are_not_delivered(
     assert lease is not None
     Relay(lease, lambda number: "a note", Event()).deliver()
     with database.reading() as connection:
-        query = select(outbox.c.parked).where(outbox.c.kind == "artifact")
+        query = select(outbox.c.rejected).where(outbox.c.kind == "artifact")
         assert "damaged, its content has the digest" in connection.execute(query).scalar_one()
 
 

@@ -21,7 +21,7 @@ def told(database: Database, make_study: Callable[..., Study], worker: WorkerInf
     study = make_study()
     claim_trial(database, study, worker)
     with database.writing() as connection:
-        connection.execute(update(outbox).values(delivered_at=now(), parked="refused"))
+        connection.execute(update(outbox).values(delivered_at=now(), rejected="refused"))
         connection.execute(update(trials).values(mlflow_run_id="a"))
         connection.execute(update(studies).values(mlflow_experiment_id="1", mlflow_run_id="b"))
     return study
@@ -31,7 +31,7 @@ def test_nothing_counts_as_delivered_any_more(told: Study, database: Database) -
     assert undelivered(told) == 0
     reset_deliveries(told)
     with database.reading() as connection:
-        rows = connection.execute(select(outbox.c.delivered_at, outbox.c.parked)).all()
+        rows = connection.execute(select(outbox.c.delivered_at, outbox.c.rejected)).all()
         study = connection.execute(select(studies.c.mlflow_experiment_id, studies.c.mlflow_run_id)).one()
         runs = connection.scalars(select(trials.c.mlflow_run_id)).all()
     assert rows == [(None, None)] * len(rows) != []

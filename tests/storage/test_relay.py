@@ -131,8 +131,10 @@ class Recorder:
 
     def rejected(self) -> dict[int | None, str]:
         with self.db.reading() as connection:
-            rows = connection.execute(select(outbox.c.number, outbox.c.parked).where(outbox.c.parked != ""))
-            return {row.number: row.parked for row in rows}
+            rows = connection.execute(
+                select(outbox.c.number, outbox.c.rejected).where(outbox.c.rejected != "")
+            )
+            return {row.number: row.rejected for row in rows}
 
     def forget_acknowledgements(self) -> None:
         """As if the relay had been killed each time between MLflow's answer and our own record."""
