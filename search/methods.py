@@ -31,14 +31,16 @@ class Sampler:
     ----------
     make : makes Optuna's sampler, given the study and the seed of one proposal; None: each trial has the
         point of a grid with its number. A new one is made for each proposal, so it may keep nothing except
-        in the trials themselves, and is refused if it writes attributes of a trial.
+        in the trials themselves, and is refused if it writes other attributes of a trial than ``keeps``.
     learns : whether it proposes at random until ``startup_trials`` have ended, and learns from then on
     needs_values : whether it learns from complete trials only, so that no pruner may stop one for good
+    keeps : the system attribute in which it keeps its state, and which is recorded with a proposal
     """
 
     make: Callable[[StudyConfig, int], BaseSampler] | None
     learns: bool = False
     needs_values: bool = False
+    keeps: str | None = None
 
 
 def _startup(config: StudyConfig) -> int:
@@ -47,7 +49,10 @@ def _startup(config: StudyConfig) -> int:
 
 SAMPLERS: Final[Mapping[str, Sampler]] = {
     "tpe": Sampler(
-        lambda config, seed: optuna.samplers.TPESampler(n_startup_trials=_startup(config), seed=seed),
+        # Joint also for several objectives, for which Optuna's default is to draw each parameter by itself.
+        lambda config, seed: optuna.samplers.TPESampler(
+            n_startup_trials=_startup(config), multivariate=True, seed=seed
+        ),
         learns=True,
     ),
     "gp": Sampler(
@@ -56,6 +61,12 @@ SAMPLERS: Final[Mapping[str, Sampler]] = {
         ),
         learns=True,
         needs_values=True,
+    ),
+    # A generation has 50 trials, and the first one is random.
+    "nsgaii": Sampler(
+        lambda config, seed: optuna.samplers.NSGAIISampler(seed=seed),
+        needs_values=True,
+        keeps="NSGAIISampler:generation",
     ),
     "random": Sampler(lambda config, seed: optuna.samplers.RandomSampler(seed=seed)),
     # The whole study has one sequence, of which each trial takes the next point.

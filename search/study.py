@@ -17,6 +17,7 @@ from search.documents import read_document, resolve_path
 from search.methods import PRUNERS, SAMPLERS
 from storage.addresses import has_password, storage_address, tracking_address
 from storage.errors import SettingsError
+from storage.objectives import ERROR, OBJECTIVES
 from trainer.config import (
     STRICT,
     DataConfig,
@@ -37,9 +38,11 @@ from trainer.errors import ConfigError
 if TYPE_CHECKING:
     SamplerName: TypeAlias = str
     PrunerName: TypeAlias = str
+    ObjectiveName: TypeAlias = str
 else:
     SamplerName = Literal[tuple(SAMPLERS)]
     PrunerName = Literal[tuple(PRUNERS)]
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
 
 _LEARN = " and ".join(name for name, sampler in SAMPLERS.items() if sampler.learns)
 
@@ -147,6 +150,20 @@ class PrunerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Bound:
+    """A limit of a number that is known before a training."""
+
+    at_most: Annotated[int, Field(ge=1, description="largest number that is allowed")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Constraints:
+    """What every trained configuration obeys: one that does not is neither proposed nor trained."""
+
+    parameters: Annotated[Bound | None, Field(description="weights and biases of all networks")] = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Limits:
     """When a study begins no more trials: at the limit that is reached first."""
 
@@ -209,6 +226,11 @@ class StudyConfig:
         ),
         Unit("structures"),
     ] = None
+    objectives: Annotated[
+        tuple[ObjectiveName, ...],
+        Field(min_length=1, description=f"what is minimized, {ERROR} first: {', '.join(OBJECTIVES)}"),
+    ] = (ERROR,)
+    constraints: Constraints = dataclasses.field(default_factory=Constraints)
     sampler: Annotated[SamplerConfig | None, BeforeValidator(_no_word)] = None
     pruner: Annotated[PrunerConfig | None, BeforeValidator(_no_word)] = None
     repeats: Annotated[
@@ -245,6 +267,10 @@ class StudyConfig:
             raise ValueError(
                 "repeats: replicate and training.seed exclude each other: replicates have seeds of their own"
             )
+        if self.objectives[0] != ERROR:
+            raise ValueError(f"objectives: {ERROR} must be the first")
+        if twice := [name for name in OBJECTIVES if self.objectives.count(name) > 1]:
+            raise ValueError(f"objectives: {twice[0]} is given twice")
         if self.rows is not None:
             _check_rows(self)
         else:
@@ -292,6 +318,11 @@ def _check_search(config: StudyConfig) -> None:
         if setting in config.training:
             raise ValueError(f"space.{name} and training.{setting} exclude each other")
     stops = PRUNERS[config.pruner.kind].stops
+    if stops and len(config.objectives) > 1:
+        raise ValueError(
+            f"pruner {config.pruner.kind} compares trials by {ERROR} alone: with several objectives set"
+            " pruner: {kind: none}"
+        )
     if SAMPLERS[config.sampler.kind].needs_values and stops and not config.pruner.pauses:
         raise ValueError(
             f"sampler {config.sampler.kind} learns nothing from pruned trials: set pruner: {{kind: asha}}, or"
@@ -490,7 +521,9 @@ def _completed(values: Mapping[str, Any]) -> dict[str, Any]:
     completed = dict(values)
     if completed.get("rows") is None:
         completed["sampler"] = completed.get("sampler") or {}
-        completed["pruner"] = completed.get("pruner") or {}
+        # No pruner by default if there are several objectives: rungs show the error only.
+        several = isinstance(named := completed.get("objectives"), list | tuple) and len(named) > 1
+        completed["pruner"] = completed.get("pruner") or ({"kind": "none"} if several else {})
     if isinstance(training := completed.get("training") or {}, Mapping):
         taken = named_settings(completed) | {"seed"}  # the seed of a training follows from that of the study
         fixed = {name: value for name, value in default_settings().items() if name not in taken}

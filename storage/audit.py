@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ from sqlalchemy import Connection, Row, func, select
 
 from storage.blobs.place import open_blobs
 from storage.errors import BlobDamagedError, BlobMissingError
+from storage.objectives import objectives_of
 from storage.records.tables import artifacts, attempts, metrics, now, outbox, studies, trials
 from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.mlflow_runs import FoundRun, MlflowRuns, open_runs
 from storage.tracking.outbox import TrialEndMessage
-from storage.trials.finalize import OPTUNA_STATES
+from storage.trials.finalize import OPTUNA_STATES, results
 from storage.trials.optuna_rows import OptunaTrial, all_trials
 
 RepairAction = Literal[
@@ -240,8 +241,13 @@ def _of_trials(record: _Record) -> Iterator[Difference]:
             )
 
 
+def _values_text(values: Sequence[float]) -> str:
+    return ", ".join(map(str, values)) or "None"
+
+
 def _of_optuna(record: _Record) -> Iterator[Difference]:
     known = set()
+    objectives = objectives_of(record.study.config)
     for trial in record.trials:
         known.add(trial.number)
         there = record.optuna.get(trial.number)
@@ -249,12 +255,14 @@ def _of_optuna(record: _Record) -> Iterator[Difference]:
             yield Difference(trial.number, "Optuna does not have it, and it cannot be added", None)
             continue
         state = OPTUNA_STATES.get(trial.state, TrialState.RUNNING)
-        value = trial.value if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+        values = results(trial, objectives)
         if there.state != state:
             text = f"it is {there.state.name} in Optuna, {state.name} in the record"
             yield Difference(trial.number, text, "finalize")
-        elif there.value != value:
-            text = f"its value is {there.value} in Optuna, {value} in the record"
+        elif there.values != values:
+            text = (
+                f"its value is {_values_text(there.values)} in Optuna, {_values_text(values)} in the record"
+            )
             yield Difference(trial.number, text, "finalize")
     for number, there in record.optuna.items():
         if number not in known and there.state not in _HARMLESS:

@@ -6,6 +6,7 @@ Other modules import them from here. ``tests/storage/test_private_parts.py`` fai
   write to Optuna's tables, because Optuna commits every call separately.
 - ``Study._get_trials`` and ``Study._storage``, through which samplers read trials and write attributes.
 - ``FrozenTrial._trial_id``, the key of a trial in all tables.
+- ``optuna.study._multi_objective._fast_non_domination_rank``, by which samplers sort trials.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Final, cast
 
+import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.storages._rdb import models
 from optuna.study import Study
+from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Table
 
@@ -39,6 +42,11 @@ ENQUEUED_KEY: Final = "fixed_params"
 
 RUNG_PREFIX: Final = "completed_rung_"
 """Prefix of the system attributes in which asha and hyperband record the rungs that a trial has passed."""
+
+
+def non_domination_ranks(values: Sequence[Sequence[float]]) -> list[int]:
+    """Return the rank of each point: 0 on the Pareto front, 1 on that of the others, and so on."""
+    return [int(rank) for rank in _fast_non_domination_rank(np.asarray(values, dtype=float))]
 
 
 def trial_id(trial: FrozenTrial) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +14,20 @@ from typing import Any, Final, Literal
 from optuna import Study as OptunaStudy
 from optuna import Trial as OptunaTrial
 from optuna import create_study as create_optuna_study
+from optuna import delete_study as delete_optuna_study
 from optuna import load_study as load_optuna_study
 from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
 from sqlalchemy import Connection, Row, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.addresses import redacted
 from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
+from storage.objectives import ERROR, OBJECTIVES, objectives_of
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, seconds_spent, studies, trials
 from storage.tracking.outbox import StudyMessage, enqueue
-
-METRIC_NAME = "val MAE, kcal/mol"
-"""What Optuna calls the objective of every study; smaller is better."""
 
 StudyState = Literal["open", "paused", "stopped", "archived"]
 """Whether workers begin trials of a study: see :mod:`storage.lifecycle`."""
@@ -64,6 +64,11 @@ class Study:
     optuna_study_id: int
     config: dict[str, Any]
     budget: Budget
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what its trials are judged by, see :mod:`storage.objectives`."""
+        return objectives_of(self.config)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -162,6 +167,7 @@ class StudySummary(StudyProgress):
     epochs_saved: int
     mlflow_experiment_id: str | None
     mlflow_run_id: str | None
+    objectives: tuple[str, ...] = (ERROR,)
 
 
 def create_study(
@@ -192,7 +198,7 @@ def create_study(
         )
     plain = json.loads(json.dumps(config))
     if not _exists(database, name):
-        optuna_study_id = _create_in_optuna(database, name)
+        optuna_study_id = _create_in_optuna(database, name, objectives_of(plain))
         try:
             with database.writing() as connection:
                 _insert(connection, name, optuna_study_id, plain, budget)
@@ -293,17 +299,25 @@ def _exists(database: Database, name: str) -> bool:
         return connection.execute(select(studies.c.id).where(studies.c.name == name)).first() is not None
 
 
-def _create_in_optuna(database: Database, name: str) -> int:
+def _create_in_optuna(database: Database, name: str, objectives: Sequence[str]) -> int:
+    def create() -> OptunaStudy:
+        directions = [StudyDirection.MINIMIZE] * len(objectives)
+        return create_optuna_study(
+            study_name=name, storage=database.optuna, directions=directions, load_if_exists=True
+        )
+
     with database.plain_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        made = create_optuna_study(
-            study_name=name, storage=database.optuna, direction="minimize", load_if_exists=True
-        )
+        made = create()
         if made.get_trials(deepcopy=False) and not _exists(database, name):
             raise StudyExistsError(
                 f"Optuna has a study {name!r} in this database that anitune did not make: choose another name"
             )
-        made.set_metric_names([METRIC_NAME])
+        if len(made.directions) != len(objectives) and not _exists(database, name):
+            # It is left from a creation with other objectives that was interrupted.
+            delete_optuna_study(study_name=name, storage=database.optuna)
+            made = create()
+        made.set_metric_names([OBJECTIVES[objective].label for objective in objectives])
         return database.optuna.get_study_id_from_name(name)
 
 
@@ -457,4 +471,5 @@ def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
         epochs_saved=int(connection.execute(saved).scalar_one()),
         mlflow_experiment_id=row.mlflow_experiment_id,
         mlflow_run_id=row.mlflow_run_id,
+        objectives=objectives_of(row.config),
     )

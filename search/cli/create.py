@@ -10,6 +10,7 @@ from search.cli.opening import load_settings_for, open_home
 from search.cli.options import File
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
+from search.propose.constraints import check_constraints
 from search.propose.samplers import trial_limit
 from search.recorded import config_of_file, record_of
 from search.study import StudyConfig, read_study, study_from_record
@@ -50,6 +51,8 @@ def create_studies(
     Both studies, and the data if it was read.
     """
     wanted = [each for each in (config.reference, config) if each is not None]
+    for each in wanted:
+        check_constraints(each)
     # A recorded study is permanent, so first check that all names are free and the data can be trained on.
     values = {each.name: _as_recorded(database, each) for each in wanted}
     moved = [each for each in wanted if has_other_files(database, each.name, values[each.name])]

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from search.documents import read_value
+from search.propose.constraints import refuse_enqueued
 from search.propose.rows import WIDTH, architecture, flat_settings
 from search.propose.space import distributions, extreme_configs
 from search.study import StudyConfig
@@ -92,6 +93,7 @@ def _in_space(config: StudyConfig, flat: Mapping[str, Any], where: str) -> dict[
             raise ConfigError(
                 f"{where}: {name}: is {fixed[name]!r} in all trials of study {config.name!r} {got}"
             )
+    refuse_enqueued(config, params, where)
     return params
 
 

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SearchError
-from storage.optuna_private import SamplerStudy
+from storage.optuna_private import SamplerStudy, non_domination_ranks
 
 SHOWN = 1_000
 """Maximum number of trials that a sampler sees, besides the running ones."""
@@ -30,6 +30,10 @@ class ShownStudy(SamplerStudy):
 
     Trials that other programs have added to Optuna's tables with another space are left out, because a
     sampler would restrict itself to the parameters that all trials have in common.
+
+    Parameters
+    ----------
+    keeps : the attribute in which the sampler keeps its state. Such a sampler sees all trials
     """
 
     def __init__(
@@ -40,15 +44,20 @@ class ShownStudy(SamplerStudy):
         number: int,
         space: Mapping[str, BaseDistribution],
         read_trials: Callable[[], Sequence[FrozenTrial]],
+        keeps: str | None = None,
     ) -> None:
-        super().__init__(name, storage, sampler, written=_Unmarked(storage, sampler))
+        self._written = _Unmarked(storage, sampler, keeps)
+        super().__init__(name, storage, sampler, written=self._written)
+        self._keeps = keeps
         self._number = number
         self._space = space
         self._read_trials = read_trials
 
     @cached_property
     def _shown(self) -> Sequence[FrozenTrial]:
-        known = shown(self._read_trials(), self._number)
+        known = self._read_trials()
+        if self._keeps is None:
+            known = shown(known, self._number)
         return [
             trial
             for trial in known
@@ -59,6 +68,11 @@ class ShownStudy(SamplerStudy):
         """Return the trials from which the sampler proposes."""
         return self._shown
 
+    @property
+    def sampler_state(self) -> Mapping[str, Any]:
+        """The attributes of the new trial in which the sampler keeps its state, once it has proposed."""
+        return self._written.kept
+
 
 def is_of_space(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
     """Whether a trial has parameters, and all of them belong to this space."""
@@ -68,12 +82,14 @@ def is_of_space(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bo
 
 
 class _Unmarked:
-    """A storage in which a sampler cannot write attributes of a trial.
+    """A storage in which a sampler cannot write attributes of a trial, except the one that keeps its state.
 
     Parameters are recorded all at once, so tpe and gp need no marks of what they drew together.
     """
 
-    def __init__(self, storage: BaseStorage, sampler: BaseSampler) -> None:
+    def __init__(self, storage: BaseStorage, sampler: BaseSampler, keeps: str | None) -> None:
+        self.kept: dict[str, Any] = {}
+        self._keeps = keeps
         self._storage = storage
         self._sampler = type(sampler).__name__
 
@@ -81,7 +97,9 @@ class _Unmarked:
         return getattr(self._storage, name)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if not key.startswith(("tpe:relative_params:", "gp:relative_params:")):
+        if key == self._keeps:
+            self.kept[key] = value
+        elif not key.startswith(("tpe:relative_params:", "gp:relative_params:")):
             raise SearchError(
                 f"{self._sampler} keeps its state in the attribute {key!r} of a trial, which is not recorded:"
                 " it would learn nothing"
@@ -97,10 +115,22 @@ def shown(trials: Sequence[FrozenTrial], number: int) -> Sequence[FrozenTrial]:
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) <= SHOWN:
         return trials
-    kept = {trial.number for trial in heapq.nsmallest(BEST, ended, key=_rank)}
+    kept = {trial.number for trial in heapq.nsmallest(BEST, ended, key=_rank_among(ended))}
     others = [trial.number for trial in ended if trial.number not in kept]
     kept.update(np.random.default_rng(number).choice(others, SHOWN - BEST, replace=False).tolist())
     return [trial for trial in trials if trial.number in kept or not trial.state.is_finished()]
+
+
+def _rank_among(
+    ended: Sequence[FrozenTrial],
+) -> Callable[[FrozenTrial], tuple[bool, int, float]]:
+    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    if not complete or len(complete[0].values) == 1:
+        return _rank
+    ranks = non_domination_ranks([trial.values for trial in complete])
+    of_trial = {trial.number: rank for trial, rank in zip(complete, ranks, strict=True)}
+    # Studies of several objectives have no pruner; all others can only have been ended by hand.
+    return lambda trial: (trial.number not in of_trial, of_trial.get(trial.number, 0), 0.0)
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, int, float]:

@@ -30,6 +30,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.methods import SAMPLERS
+from search.propose.constraints import allowed_points, network_params, obeys, shrunk
 from search.propose.history import ShownStudy, is_of_space
 from search.propose.predicted import with_predicted_errors
 from search.propose.rows import row_params
@@ -40,6 +41,10 @@ from trainer.errors import ConfigError
 
 DRAWS = 10
 """How often a sampler may draw before the untried configuration nearest to the last draw is taken."""
+
+DRAWS_WITHIN = 20
+"""How often a sampler may draw networks that break a constraint before the last one is shrunk. It is shrunk
+at once if the sampler draws the same network again, as gp does."""
 
 
 class PointsSampler(BaseSampler):
@@ -73,7 +78,7 @@ def make_sampler(config: StudyConfig, number: int) -> BaseSampler:
     assert config.sampler is not None
     make = SAMPLERS[config.sampler.kind].make
     if make is None:
-        return PointsSampler(grid_points(config))
+        return PointsSampler(allowed_points(config, grid_points(config)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # qmc, since Optuna 3.0
         return make(config, sampler_seed(config.seed, number))
@@ -86,7 +91,7 @@ def trial_limit(config: StudyConfig) -> int | None:
     assert config.sampler is not None
     if not config.sampler.has_points:
         return config.limits.trials
-    size = len(grid_points(config))
+    size = len(allowed_points(config, grid_points(config)))
     return size if config.limits.trials is None else min(size, config.limits.trials)
 
 
@@ -104,6 +109,7 @@ class Proposal:
 
     params: dict[str, Any]
     stored: dict[str, tuple[float, str]]
+    sampler_state: dict[str, Any]
     used_up: bool = False
 
 
@@ -114,11 +120,12 @@ def propose(
 
     The sampler sees the trials that :func:`search.propose.history.shown` selects, from all brackets; Optuna's
     hyperband would let it learn from one bracket only. In a space of finitely many points, a configuration
-    that was tried is not proposed again while there is an untried one.
+    that was tried is not proposed again while there is an untried one. No proposal breaks a constraint of the
+    study: the sampler draws again, and if that does not help, the network is shrunk.
 
     Parameters
     ----------
-    asked_for : enqueued parameters, which belong to the space of the study
+    asked_for : enqueued parameters, which belong to the space of the study and can obey its constraints
 
     Raises
     ------
@@ -127,7 +134,7 @@ def propose(
     """
     study_id = storage.get_study_id_from_name(config.name)
     trials = cache(lambda: storage.get_all_trials(study_id, deepcopy=False))  # read only where it is needed
-    draw = _drawing(storage, config, number, trials)
+    draw = _within_constraints(config, _drawing(storage, config, number, trials))
     trial = draw(asked_for or {})
     if asked_for or config.repeats != "take" or _has_points(config) or not is_finite(config):
         return _proposal(trial)
@@ -142,7 +149,7 @@ def propose(
     points = finite_points(config)
     if _point(trial.params) not in tried or points is None:
         return _proposal(trial)
-    untried = [point for point in points if _point(point) not in tried]
+    untried = [point for point in allowed_points(config, points) if _point(point) not in tried]
     if not untried:
         return dataclasses.replace(_proposal(trial), used_up=True)
     drawn = trial.params
@@ -151,6 +158,24 @@ def propose(
     nearest = [point for point, n in zip(untried, differing, strict=True) if n == least]
     chosen = np.random.default_rng(sampler_seed(config.seed, number)).integers(len(nearest))
     return _proposal(draw(nearest[chosen]))
+
+
+def _within_constraints(
+    config: StudyConfig, draw: Callable[[Mapping[str, Any]], FrozenTrial]
+) -> Callable[[Mapping[str, Any]], FrozenTrial]:
+    """Return a function that draws as ``draw`` does, and only what obeys the constraints of the study."""
+
+    def drawn(wanted: Mapping[str, Any]) -> FrozenTrial:
+        trial, refused = draw(wanted), None
+        for _ in range(DRAWS_WITHIN):
+            if _has_points(config) or obeys(config, trial.params):
+                return trial
+            if (network := network_params(trial.params)) == refused:
+                break
+            trial, refused = draw(wanted), network
+        return draw(shrunk(config, trial.params, wanted))
+
+    return drawn
 
 
 def _drawing(
@@ -171,7 +196,8 @@ def _drawing(
     space = distributions(config)
     pauses = config.pruner is not None and config.pruner.pauses
     read = (lambda: with_predicted_errors(trials(), config.epochs)) if pauses else trials
-    study = ShownStudy(config.name, storage, sampler, number, space, read)
+    keeps = SAMPLERS[config.sampler.kind].keeps if config.sampler is not None else None
+    study = ShownStudy(config.name, storage, sampler, number, space, read, keeps)
     new = create_trial(state=TrialState.RUNNING)
     new.number = number
     sampler.before_trial(study, new)
@@ -192,6 +218,7 @@ def _drawing(
                 value = sampler.sample_independent(study, trial, name, distribution)
             trial.params[name] = value
             trial.distributions[name] = distribution
+        trial.system_attrs.update(study.sampler_state)
         return trial
 
     return draw
@@ -204,6 +231,7 @@ def _proposal(trial: FrozenTrial) -> Proposal:
             name: (distribution.to_internal_repr(trial.params[name]), distribution_to_json(distribution))
             for name, distribution in trial.distributions.items()
         },
+        dict(trial.system_attrs),
     )
 
 

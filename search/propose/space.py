@@ -32,7 +32,7 @@ def distributions(config: StudyConfig) -> dict[str, BaseDistribution]:
     with parameters that only some trials have.
     """
     if config.rows is None:
-        return {name: _distribution(dimension) for name, dimension in _searched(config).items()}
+        return {name: _distribution(dimension) for name, dimension in searched(config).items()}
     points = [row_params(config, row) for row in config.rows]
     names = dict.fromkeys(name for point in points for name in point)
     return {
@@ -89,7 +89,7 @@ def extreme_configs(config: StudyConfig) -> list[TrainConfig]:
     """
     if config.rows is not None:
         return example_configs(config, len(config.rows))
-    ends = {name: _ends(name, dimension) for name, dimension in _searched(config).items()}
+    ends = {name: _ends(name, dimension) for name, dimension in searched(config).items()}
     largest = {name: high for name, (_, high) in ends.items()}
     batches = [{"batch_size": size} for size in ends.get("batch_size", ())] or [{}]
     return [train_config(config, largest | batch, 0) for batch in batches]
@@ -110,7 +110,7 @@ def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
     ConfigError
         if there are more than :data:`LARGEST_GRID` points.
     """
-    values = {name: _grid_values(dimension) for name, dimension in _searched(config).items()}
+    values = {name: _grid_values(dimension) for name, dimension in searched(config).items()}
     depths = values.get("layers")
     # Each depth has its own grid, because a network does not use the widths of further layers.
     grids = [used_params(values | {"layers": n}) | {"layers": [n]} for n in depths] if depths else [values]
@@ -129,7 +129,7 @@ def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
 
 def is_finite(config: StudyConfig) -> bool:
     """Whether the space has finitely many points: choices, and ranges with a step."""
-    return not any(isinstance(d, Range) and d.step is None for d in _searched(config).values())
+    return not any(isinstance(d, Range) and d.step is None for d in searched(config).values())
 
 
 def finite_points(config: StudyConfig) -> list[dict[str, Any]] | None:
@@ -157,7 +157,8 @@ def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
     return {"layers": space.pop("layers")} | {f"{WIDTH}{n}": width for n in range(1, deepest + 1)} | space
 
 
-def _searched(config: StudyConfig) -> dict[str, Range[Any] | Choices[Any]]:
+def searched(config: StudyConfig) -> dict[str, Range[Any] | Choices[Any]]:
+    """Return the parameters of a search with what each is searched over."""
     return {name: d for name, d in _dimensions(config).items() if isinstance(d, Range | Choices)}
 
 

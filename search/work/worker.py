@@ -427,6 +427,7 @@ class Worker:
                 },
                 settings=self._settings_digest(asked, claim.number),
                 proposed=proposal.stored,
+                sampler_state=proposal.sampler_state,
                 ran_on=(info.device, config.precision),
             )
             if proposal.used_up:

@@ -117,6 +117,7 @@ class Attempt:
         tags: Mapping[str, str] | None = None,
         settings: str | None = None,
         proposed: Mapping[str, tuple[float, str]] | None = None,
+        sampler_state: Mapping[str, Any] | None = None,
         ran_on: tuple[str, str] | None = None,
     ) -> None:
         """Record the proposed configuration of the trial; the first attempt that gets this far does it once.
@@ -136,6 +137,8 @@ class Attempt:
             None if the trial is trained in any case.
         proposed
             The parameters as Optuna stores them: value and distribution (JSON) by name.
+        sampler_state
+            System attributes in which the sampler keeps its state.
         ran_on
             The arguments of :meth:`record_device`, to record them in the same transaction.
 
@@ -150,7 +153,10 @@ class Attempt:
             if trial.config is not None:
                 assert trial.config == json.loads(json.dumps(config)), "a trial has one configuration"
                 return
-            if not optuna_rows.set_params(connection, trial.optuna_trial_id, proposed or {}):
+            params_written = optuna_rows.set_params(
+                connection, trial.optuna_trial_id, proposed or {}, sampler_state or {}
+            )
+            if not params_written:
                 raise self._closed()
             worker = self._record_device(connection, *ran_on) if ran_on is not None else self.claim.worker
             tags = dict(tags or {})

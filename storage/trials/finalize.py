@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 
 from storage.blobs.place import open_blobs
 from storage.database import Database
+from storage.objectives import objective_values
 from storage.records.keys import of_study, of_trial, study_key, trial_key
 from storage.records.tables import artifacts, attempts, now, seconds_spent, trials
 from storage.settings import attempt_logs
@@ -53,6 +54,19 @@ class TrialResult:
     reason: str | None = None
     summary: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def results(trial: Row[Any], objectives: Sequence[str]) -> tuple[float, ...]:
+    """The values of the objectives that Optuna has of a trial (a row of ``anitune_trials``), if it has any.
+
+    Parameters
+    ----------
+    objectives
+        Those of the study.
+    """
+    if trial.state not in ("complete", "pruned") or trial.value is None:
+        return ()
+    return objective_values(objectives, trial.value, trial.summary)
 
 
 def record(connection: Connection, trial: Row[Any], result: TrialResult) -> None:
@@ -93,7 +107,6 @@ def sync_to_optuna(database: Database, study: Study, number: int) -> None:
         attributes = _user_attributes(connection, trial)
         rows = [row for row in _artifact_rows(connection, trial) if is_image(row.path)]
     images = dict(shown for row in rows if (shown := show_image(database, row)) is not None)
-    value = None if trial.state == "failed" else trial.value
     # The logs are stored here, because the last worker may have died before it could store them.
     logs = attempt_logs(database.settings.attempt_folder(study.name, number, trial.attempt))
     with trial_artifacts.stored(database, logs) as kept, database.writing() as connection:
@@ -101,7 +114,12 @@ def sync_to_optuna(database: Database, study: Study, number: int) -> None:
         connection.execute(_LOCKED, this)
         trial_artifacts.record(connection, study.id, number, trial.attempt, kept)
         known = optuna_rows.end_trial(
-            connection, trial.optuna_trial_id, OPTUNA_STATES[trial.state], value, attributes, images
+            connection,
+            trial.optuna_trial_id,
+            OPTUNA_STATES[trial.state],
+            results(trial, study.objectives),
+            attributes,
+            images,
         )
         connection.execute(_UPDATED, this | {"told": True})
         elsewhere = database.settings.artifacts_elsewhere

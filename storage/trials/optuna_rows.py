@@ -8,10 +8,11 @@ acknowledgement creates a second trial.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from itertools import groupby
 from typing import Any, Final
 
 from optuna.distributions import json_to_distribution
@@ -53,11 +54,11 @@ PAUSED = "paused"
 
 @dataclass(frozen=True)
 class OptunaTrial:
-    """A trial in Optuna. ``value`` is its objective."""
+    """A trial in Optuna. ``values`` are its objectives, none if it has no result."""
 
     id: int
     state: TrialState
-    value: float | None
+    values: tuple[float, ...]
 
 
 def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, OptunaTrial]:
@@ -66,14 +67,16 @@ def all_trials(connection: Connection, optuna_study_id: int) -> dict[int, Optuna
         select(TRIALS.c.number, TRIALS.c.trial_id, TRIALS.c.state, RESULTS.c.value, RESULTS.c.value_type)
         .join_from(TRIALS, RESULTS, TRIALS.c.trial_id == RESULTS.c.trial_id, isouter=True)
         .where(TRIALS.c.study_id == optuna_study_id)
+        .order_by(TRIALS.c.number, RESULTS.c.objective)
     )
     return {
-        row.number: OptunaTrial(
-            row.trial_id,
-            row.state,
-            None if row.value_type is None else read_result(row.value, row.value_type),
+        number: OptunaTrial(
+            rows[0].trial_id,
+            rows[0].state,
+            tuple(read_result(row.value, row.value_type) for row in rows if row.value_type is not None),
         )
-        for row in connection.execute(query)
+        for number, group in groupby(connection.execute(query), key=lambda row: row.number)
+        if (rows := list(group))
     }
 
 
@@ -136,13 +139,20 @@ def _value(row: Row[Any]) -> Any:
         return row.param_value
 
 
-def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str, tuple[float, str]]) -> bool:
+def set_params(
+    connection: Connection,
+    optuna_trial_id: int,
+    params: Mapping[str, tuple[float, str]],
+    attributes: Mapping[str, Any],
+) -> bool:
     """Replace all parameters of a trial; return whether the trial exists in Optuna and has not ended.
 
     Parameters
     ----------
     params
         Value and distribution (JSON) by name, as Optuna stores them.
+    attributes
+        System attributes in which the sampler keeps its state, as plain JSON values by key.
     """
     state = _locked_state(connection, optuna_trial_id)
     if state is None or state.is_finished():
@@ -161,6 +171,7 @@ def set_params(connection: Connection, optuna_trial_id: int, params: Mapping[str
                 for name, (value, distribution) in params.items()
             ],
         )
+    _set_attributes(connection, SYSTEM_ATTRIBUTES, optuna_trial_id, attributes)
     return True
 
 
@@ -168,36 +179,30 @@ def end_trial(
     connection: Connection,
     optuna_trial_id: int,
     state: TrialState,
-    value: float | None,
+    values: Sequence[float],
     user: Mapping[str, Any],
     system: Mapping[str, Any],
 ) -> bool:
-    """End a trial with its objective and attributes; return whether it exists. An earlier end stays.
+    """End a trial with its objectives and attributes; return whether it exists. An earlier end stays.
 
     Parameters
     ----------
-    value
-        The objective; None if the trial has none.
+    values
+        The objectives; empty if the trial has none.
     user, system
         The two kinds of attributes, as plain JSON values by key.
     """
     now = _locked_state(connection, optuna_trial_id)
     if now is None or now.is_finished():
         return now is not None
-    dialect = connection.dialect.name
-    for table, values in ((USER_ATTRIBUTES, user), (SYSTEM_ATTRIBUTES, system)):
-        if values:
-            connection.execute(
-                _set(table, dialect),
-                [
-                    {"trial_id": optuna_trial_id, "key": key, "value_json": json.dumps(value)}
-                    for key, value in values.items()
-                ],
-            )
-    if value is not None:
-        stored, kind = stored_result(value)
-        row = {"trial_id": optuna_trial_id, "objective": 0, "value": stored, "value_type": kind}
-        connection.execute(_added(RESULTS, dialect), row)
+    for table, attributes in ((USER_ATTRIBUTES, user), (SYSTEM_ATTRIBUTES, system)):
+        _set_attributes(connection, table, optuna_trial_id, attributes)
+    rows = [
+        {"trial_id": optuna_trial_id, "objective": objective, "value": stored, "value_type": kind}
+        for objective, (stored, kind) in enumerate(map(stored_result, values))
+    ]
+    if rows:
+        connection.execute(_added(RESULTS, connection.dialect.name), rows)
     ended = {"of_trial": optuna_trial_id, "state": state, "datetime_complete": _now()}
     connection.execute(_UPDATED, ended)
     return True
@@ -259,6 +264,17 @@ def drop_pruner_attributes(connection: Connection, optuna_trial_id: int, keep: C
             *_pruner_attributes_of(optuna_trial_id), SYSTEM_ATTRIBUTES.c.key.not_in(keep)
         )
     )
+
+
+def _set_attributes(
+    connection: Connection, table: Table, optuna_trial_id: int, attributes: Mapping[str, Any]
+) -> None:
+    if attributes:
+        rows = [
+            {"trial_id": optuna_trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+        connection.execute(_set(table, connection.dialect.name), rows)
 
 
 def _locked_state(connection: Connection, optuna_trial_id: int) -> TrialState | None:

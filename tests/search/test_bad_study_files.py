@@ -114,6 +114,36 @@ FAULTS = {
         HEAD + "space: &a {width: *a}\n",
         "line 3: an alias (*) is inside its own anchor",
     ),
+    "unknown objective": (
+        HEAD + "objectives: [val_mae, forces]\n",
+        "objectives.1 (line 3): input should be 'val_mae'",
+    ),
+    "objective twice": (
+        HEAD + "objectives: [val_mae, parameters, parameters]\n",
+        "objectives: parameters is given twice",
+    ),
+    "error is not the first objective": (
+        HEAD + "objectives: [parameters, val_mae]\n",
+        "objectives: val_mae must be the first",
+    ),
+    "no objective": (HEAD + "objectives: []\n", "objectives (line 3): a list of 1 or more is needed"),
+    "one word for objectives": (HEAD + "objectives: val_mae\n", "objectives (line 3): "),
+    "several objectives with a pruner": (
+        HEAD + "objectives: [val_mae, parameters]\npruner: {kind: asha}\n",
+        "pruner asha compares trials by val_mae alone: with several objectives set pruner: {kind: none}",
+    ),
+    "unknown constraint": (
+        HEAD + "constraints: {val_mae: {at_most: 1}}\n",
+        "constraints.val_mae (line 3): no such setting",
+    ),
+    "constraint without its limit": (
+        HEAD + "constraints: {parameters: {below: 1}}\n",
+        "constraints.parameters.below (line 3): no such setting",
+    ),
+    "constraint that is no number": (
+        HEAD + "constraints:\n  parameters: {at_most: few}\n",
+        "constraints.parameters.at_most (line 4): input should be a whole number",
+    ),
     "no validation set": (
         HEAD + "split: {fractions: [0.9, 0, 0.1]}\n",
         "split.fractions: trials are judged on the validation set",

@@ -40,14 +40,16 @@ def storage() -> BaseStorage:
 def make(kind: str, storage: BaseStorage, **values: Any) -> StudyConfig:
     """A study of its own."""
     sampler = {"kind": kind} | ({"startup_trials": STARTUP} if kind in ("tpe", "gp") else {})
-    pruner = {"kind": "none" if kind == "gp" else "hyperband"}
+    several = len(values.get("objectives", ())) > 1
+    pruner = {"kind": "none" if SAMPLERS[kind].needs_values or several else "hyperband"}
     space = {"space": STEPPED} if kind == "grid" else {}
     name = f"{kind}-{len(storage.get_all_studies())}"
     config = study_from_values(
         {"name": name, "sampler": sampler, "pruner": pruner, "limits": {"trials": 20}, **space, **values},
         "test",
     )
-    optuna.create_study(study_name=name, storage=storage)
+    directions = ["minimize"] * len(config.objectives)
+    optuna.create_study(study_name=name, storage=storage, directions=directions)
     return config
 
 
@@ -56,6 +58,8 @@ def propose_and_keep(storage: BaseStorage, config: StudyConfig, trial: optuna.Tr
     proposal = propose(storage, config, trial.number)
     for name, (value, distribution) in proposal.stored.items():
         storage.set_trial_param(trial._trial_id, name, value, json_to_distribution(distribution))
+    for key, state in proposal.sampler_state.items():
+        storage.set_trial_system_attr(trial._trial_id, key, state)
     return proposal.params
 
 
@@ -69,7 +73,7 @@ def search(storage: BaseStorage, config: StudyConfig, trials: int = TRIALS) -> l
         found.append(params)
         trained = train_config(config, params, trial.number)
         value = sum(trained.hidden) / 64 + abs(trained.learning_rate - 1e-2)
-        study.tell(trial, value)
+        study.tell(trial, [value, float(len(trained.hidden))][: len(config.objectives)])
     return found
 
 

@@ -10,7 +10,7 @@ from storage.database import Database
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
 from storage.lifecycle import extend_budget
 from storage.records.tables import outbox
-from storage.studies import METRIC_NAME, Budget, Study, create_study, list_studies, open_study
+from storage.studies import Budget, Study, create_study, list_studies, open_study
 from storage.tracking.outbox import StudyMessage, read_message
 
 CONFIG = {"sampler": "tpe", "space": {"dropout": [0.0, 0.3]}, "split": ("a", 1)}
@@ -72,7 +72,7 @@ def test_a_study_that_was_only_begun_in_optuna_is_begun_in_full(database: Databa
 
     study = create_study(database, "widths", CONFIG, Budget())
     assert study.optuna.direction is optuna.study.StudyDirection.MINIMIZE
-    assert study.optuna.metric_names == [METRIC_NAME]
+    assert study.optuna.metric_names == ["val MAE, kcal/mol"]
 
 
 @pytest.mark.parametrize("name", ["", "../widths", "a/b", ".hidden", "two words", "x" * 101])
