@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from dashboards.chart import BLUE, COLORS, ERROR, GREY, ORANGE, PURPLE, Chart, make_chart, set_axes
 from dashboards.importance import importances
 from dashboards.parallel import parallel
-from dashboards.ranking import pareto_front
 from dashboards.record import CURVES, StudyRecord, architecture_of, name_of
+from storage.trials.front import pareto_front
 from storage.trials.views import TrialRow, error_of
 
 Cost = Literal["parameters", "structures_per_second", "seconds"]
@@ -107,6 +107,17 @@ def cost(records: Sequence[StudyRecord], against: Cost = "parameters") -> Chart:
             marker={"size": 9, "symbol": "circle-open", "line": {"width": 2}},
             **_hover(front),
         )
+        if record.front is not None and (knee := record.front.knee) in complete:
+            assert knee is not None
+            figure.add_scatter(
+                x=[knee.summary[against]],
+                y=[knee.value],
+                mode="markers",
+                name=f"{prefix}knee",
+                marker={"color": ORANGE, "size": 15, "symbol": "star", "line": {"width": 1}},
+                **_hover([knee]),
+            )
+            words.append(f"{prefix}knee {name_of(knee)}")
         if front:
             words.append(
                 prefix
@@ -331,7 +342,7 @@ def _along(
 
 def _front(trials: Sequence[TrialRow], against: Cost) -> list[TrialRow]:
     sign = -1.0 if against == "structures_per_second" else 1.0
-    return pareto_front(trials, {trial.number: sign * trial.summary[against] for trial in trials})
+    return pareto_front(trials, lambda trial: (error_of(trial), sign * trial.summary[against]))
 
 
 def _hover(trials: Sequence[TrialRow]) -> dict[str, Any]:

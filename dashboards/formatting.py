@@ -6,10 +6,14 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from dashboards.printable import printable
+from storage.objectives import OBJECTIVES, objective_values
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dashboards.ranking import Leaderboard, Noise
     from storage.studies import Budget, StudySummary
+    from storage.trials.front import Front
     from storage.trials.views import TrialRow
 
 _MARKUP: Final = re.compile(r"([\\`*_\[\]<>|#~&$])")
@@ -86,6 +90,22 @@ def _is_spent(summary: StudySummary) -> bool:
         (summary.epochs, budget.epochs),
     )
     return any(limit is not None and amount >= limit for amount, limit in spent)
+
+
+def format_front(front: Front, objectives: Sequence[str]) -> str:
+    """The Pareto front of a study of several objectives in a sentence, with the trial at its knee."""
+    names = " and ".join(OBJECTIVES[name].label for name in objectives)
+    if (knee := front.knee) is None:
+        return f"Pareto front of {names}: empty, as no trial is complete yet."
+    assert knee.value is not None
+    values = objective_values(objectives[1:], knee.value, knee.summary)
+    costs = "".join(
+        f", {value:,.6g} {OBJECTIVES[name].label}" for name, value in zip(objectives[1:], values, strict=True)
+    )
+    return (
+        f"Pareto front of {names}: {len(front.trials)} trials; its knee is trial {knee.number} with"
+        f" {knee.value:.3f} kcal/mol{costs}."
+    )
 
 
 def format_noise(board: Leaderboard) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dashboards import links
+from dashboards.formatting import format_front, trained_on
 from dashboards.formatting import markdown_code as _code
 from dashboards.formatting import markdown_text as _text
-from dashboards.formatting import trained_on
 from dashboards.ranking import FEW_COMPLETE
 from storage.studies import StudySummary
+from storage.trials.front import front_of_several
 from storage.trials.views import TrialRow
 
 PLACES = 20
@@ -68,7 +69,9 @@ def mlflow_study_note(summary: StudySummary, trials: Sequence[TrialRow], back: s
 
     leaderboard = f" · [leaderboard]({back})" if back is not None else ""
     best = f"{_best(summary, trials)}{leaderboard}"
-    return _joined([best, "", _state_line(summary), "", *_ranked(trials, link)])
+    return _joined(
+        [best, "", *_front(summary, trials), _state_line(summary), "", *_ranked(summary, trials, link)]
+    )
 
 
 def optuna_trial_note(
@@ -110,8 +113,8 @@ def optuna_study_note(study: int, summary: StudySummary, trials: Sequence[TrialR
         pages["Runs in MLflow, best first"] = links.mlflow_leaderboard(links.MLFLOW_VIA_OPTUNA, experiment)
         pages["Loss curves of the best"] = links.mlflow_curves(links.MLFLOW_VIA_OPTUNA, experiment)
     note += [", ".join(f"[{title}]({url})" for title, url in pages.items()), ""]
-    note += [_best(summary, trials), "", _state_line(summary), ""]
-    note += _ranked(trials, lambda trial: links.optuna_trial("", study, trial.number))
+    note += [_best(summary, trials), "", *_front(summary, trials), _state_line(summary), ""]
+    note += _ranked(summary, trials, lambda trial: links.optuna_trial("", study, trial.number))
     if (count := summary.trials["complete"]) < FEW_COMPLETE:
         note += [f"With {count} complete trials only, much of what the importance plot shows is chance."]
     return _joined(note)
@@ -122,6 +125,12 @@ def _best(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
     if best is None:
         return "No trial is complete yet."
     return f"Best: {_name(best)}, validation MAE **{best.value:.3f} kcal/mol** (trial {best.number})"
+
+
+def _front(summary: StudySummary, trials: Sequence[TrialRow]) -> list[str]:
+    """The Pareto front and its knee, for a study of several objectives."""
+    front = front_of_several(trials, summary.objectives)
+    return [format_front(front, summary.objectives), ""] if front is not None else []
 
 
 def _state_line(summary: StudySummary) -> str:
@@ -182,24 +191,32 @@ def _errors(trial: TrialRow) -> list[str]:
     return _table(("heavy atoms", "val MAE, kcal/mol", "val RMSE, kcal/mol"), rows)
 
 
-def _ranked(trials: Sequence[TrialRow], link: Callable[[TrialRow], str | None]) -> list[str]:
-    """The best complete trials, one row each."""
+def _ranked(
+    summary: StudySummary, trials: Sequence[TrialRow], link: Callable[[TrialRow], str | None]
+) -> list[str]:
+    """The best complete trials, one row each; all of the Pareto front if there are several objectives."""
+    front = front_of_several(trials, summary.objectives)
     complete = sorted(
         ((trial.value, trial) for trial in trials if trial.state == "complete" and trial.value is not None),
         key=lambda pair: pair[0],
     )
     rows = []
-    for rank, (value, trial) in enumerate(complete[:PLACES], start=1):
+    for rank, (value, trial) in enumerate(complete, start=1):
+        mark = front.mark(trial) if front is not None else ""
+        if rank > PLACES and not mark:
+            continue
         url = link(trial)
         number = f"[{trial.number}]({url})" if url is not None else str(trial.number)
         config: Mapping[str, object] = trial.config or {}
         cells = [str(rank), number, _name(trial), f"**{value:.3f}**"]
         cells += [f"{trial.summary['parameters']:,.0f}" if "parameters" in trial.summary else ""]
         cells += [_value(config[name]) if name in config else "" for name in _SETTINGS]
-        rows.append((*cells, f"{trial.seconds:,.0f}"))
-    headings = ("rank", "trial", "architecture", "val MAE, kcal/mol", "parameters")
-    more = [f"{len(complete) - PLACES} more complete trials.", ""] if len(complete) > PLACES else []
-    return [*_table((*headings, *(name.replace("_", " ") for name in _SETTINGS), "time, s"), rows), *more]
+        rows.append((*cells, f"{trial.seconds:,.0f}", *((mark,) if front is not None else ())))
+    headings = ["rank", "trial", "architecture", "val MAE, kcal/mol", "parameters"]
+    headings += [*(name.replace("_", " ") for name in _SETTINGS), "time, s"]
+    headings += ["front"] if front is not None else []
+    left = len(complete) - len(rows)
+    return [*_table(headings, rows), *([f"{left} more complete trials.", ""] if left else [])]
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -83,6 +83,8 @@ class Place:
         Half the width of the 95 % confidence interval, which comes from the finite validation set, kcal/mol.
     in_noise
         Whether the trial is complete, and no more above the best than chance explains.
+    front
+        ``front`` or ``knee`` if it is on the Pareto front of a study of several objectives, else empty.
     """
 
     trial: TrialRow
@@ -90,6 +92,7 @@ class Place:
     spread: Spread | None
     interval: float | None
     in_noise: bool
+    front: str
 
 
 @dataclass(frozen=True)
@@ -142,26 +145,11 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
                 and noise is not None
                 and error_of(trial) - error_of(best) <= noise.margin
             ),
+            front=record.front.mark(trial) if record.front is not None else "",
         )
 
     trials = leaderboard_order([*record.trials, *record.rows])
     return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
-
-
-def pareto_front(trials: Sequence[TrialRow], cost: Mapping[int, float]) -> list[TrialRow]:
-    """Trials that no other beats in both error and cost, the cheapest first.
-
-    Parameters
-    ----------
-    cost
-        Cost by trial number; less is better. Trials without a cost are left out.
-    """
-    front: list[TrialRow] = []
-    known = [trial for trial in trials if trial.number in cost]
-    for trial in sorted(known, key=lambda trial: (cost[trial.number], error_of(trial))):
-        if not front or error_of(trial) < error_of(front[-1]):
-            front.append(trial)
-    return front
 
 
 def validation_structures(record: StudyRecord) -> int | None:

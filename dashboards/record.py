@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from storage.database import Database
@@ -11,6 +12,7 @@ from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
 from storage.promotions import Promotion, promotions
 from storage.studies import StudySummary, open_study, summarize_study
 from storage.trainings import RecordedTraining, trainings
+from storage.trials.front import Front, front_of_several
 from storage.trials.views import TrialRow, complete_trials, metric_curves, trial_rows
 
 CURVES: Final = 5
@@ -57,6 +59,11 @@ class StudyRecord:
     def complete(self) -> list[TrialRow]:
         """The complete trials, the best first."""
         return complete_trials(self.trials)
+
+    @cached_property
+    def front(self) -> Front | None:
+        """The Pareto front of the complete trials; None if the study has one objective only."""
+        return front_of_several(self.trials, self.summary.objectives)
 
     @property
     def promoted(self) -> Promotion | None:

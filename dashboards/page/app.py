@@ -19,7 +19,14 @@ from flask import Flask, Response, render_template, request
 
 from dashboards import figures, links
 from dashboards.chart import Chart, figure_json
-from dashboards.formatting import duration, format_budget, format_noise, format_number, study_state_line
+from dashboards.formatting import (
+    duration,
+    format_budget,
+    format_front,
+    format_noise,
+    format_number,
+    study_state_line,
+)
 from dashboards.page.coalescing import Coalescing
 from dashboards.ranking import Leaderboard, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of, read_study
@@ -130,6 +137,7 @@ def _study(database: Database, name: str) -> str:
         budget=format_budget(record.summary.budget),
         board=board,
         noise=format_noise(board),
+        front=format_front(record.front, record.summary.objectives) if record.front is not None else None,
         rough=smoothness_warning(record),
         tied=_tied(board),
         charts=charts(record),

@@ -8,14 +8,16 @@ from typing import Final
 
 from dashboards import figures
 from dashboards.chart import Chart
-from dashboards.formatting import duration, format_budget, format_noise, format_number
+from dashboards.formatting import duration, format_budget, format_front, format_noise, format_number
 from dashboards.parallel import parallel
-from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard, pareto_front
+from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of
 from dashboards.report.data import StudyData
 from dashboards.report.machines import format_versions, machines_table
 from dashboards.report.reproduce import commands, study_file
 from dashboards.winner import format_promoted, smoothness_warning
+from storage.objectives import ERROR
+from storage.trials.front import study_front
 from storage.trials.views import error_of
 from trainer.config import ISOLATED_ATOMS
 
@@ -164,6 +166,8 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
         f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
+    if record.front is not None:
+        text.append(format_front(record.front, record.summary.objectives))
     if (rough := smoothness_warning(record)) is not None:
         text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
@@ -257,6 +261,7 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
         "epochs",
         "s",
         "state",
+        *(("front",) if record.front is not None else ()),
     )
     shown = [
         place
@@ -280,6 +285,7 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
             f"{place.trial.epochs:,}",
             f"{place.trial.seconds:,.0f}",
             place.trial.state,
+            *((place.front,) if record.front is not None else ()),
         )
         for place in shown
     )
@@ -293,6 +299,12 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
         " mean, standard deviation and number of trainings of equal settings with several seeds, by trials or"
         " by a promotion. ≈: within the noise of the best."
     ]
+    if record.front is not None:
+        text.append(
+            "Front: trials that no other beats in all objectives of the study; the knee is the one farthest"
+            " from the line between the ends of the front (error, and costs by their logarithms, scaled to"
+            " between 0 and 1)."
+        )
     if len(board.places) > len(shown):
         text.append(f"The first {len(shown)} of {len(board.places):,}; the table of all trials has the rest.")
     if record.rows:
@@ -383,9 +395,8 @@ def _comparison(sources: Sequence[Source]) -> Section:
     for record in records:
         board = leaderboard(record)
         best = _first(board) if record.complete else None
-        front = pareto_front(
-            record.complete, {t.number: t.summary["parameters"] for t in record.complete if t.summary}
-        )
+        measured = [trial for trial in record.trials if "parameters" in trial.summary]
+        front = study_front(measured, (ERROR, "parameters")).trials
         rows.append(
             (
                 record.name,

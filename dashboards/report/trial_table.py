@@ -45,6 +45,7 @@ def trials_table(records: Sequence[StudyRecord], reference: bool = True) -> list
                     "seeds_deviation_kcalmol": spread.deviation if spread is not None else None,
                     "seeds": spread.count if spread is not None else None,
                     "in_noise_of_best": place.in_noise,
+                    **({"front": place.front} if home.front is not None else {}),
                     **_of_trial(place.trial),
                 }
             )

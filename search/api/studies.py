@@ -223,7 +223,7 @@ class Study:
     def leaderboard(self) -> Shown:
         """Rank the trials, the best first, with those of the reference study among them; in kcal/mol."""
         record = self._records.record()
-        return Shown(leaderboard(record.trials, record.rows))
+        return Shown(leaderboard(record.trials, record.rows, record.summary.objectives))
 
     def frame(self, reference: bool = False) -> pd.DataFrame:
         """Return a DataFrame with one row per trial, the best first; errors in kcal/mol, times in seconds.

@@ -109,13 +109,17 @@ def _outcome(news: TrialNews, progress: StudyProgress) -> str:
     return f"{news.state} after {epochs} epochs, val MAE {news.value:.3f} kcal/mol{best}"
 
 
-def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) -> Table:
+def leaderboard(
+    trials: Sequence[TrialRow], reference: Sequence[TrialRow] = (), objectives: Sequence[str] = ()
+) -> Table:
     """Rank all trials: by state, complete ones first, and by validation MAE within a state.
 
     Parameters
     ----------
     reference : trials of the reference study, sorted among the others but without a rank
+    objectives : those of the study; of several, the table says which trials are on the Pareto front
     """
+    from storage.trials.front import front_of_several
     from storage.trials.views import complete_trials, leaderboard_order
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
@@ -125,16 +129,27 @@ def leaderboard(trials: Sequence[TrialRow], reference: Sequence[TrialRow] = ()) 
     for heading in ("val MAE", "params", "lr", "batch", "decay", "dropout", "epochs", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
+    if (front := front_of_several(trials, objectives)) is not None:
+        table.add_column("front", no_wrap=True)
     ranks = {id(trial): rank for rank, trial in enumerate(complete_trials(trials), start=1)}
     places = leaderboard_order([*trials, *reference])
-    for trial in places[:PLACES]:
+    shown = [
+        trial
+        for place, trial in enumerate(places)
+        if place < PLACES or (front is not None and front.mark(trial))
+    ]
+    for trial in shown:
         row = trial.tags.get("row")
         rank = str(ranks.get(id(trial), "")) if row is None else ""
         style = "bold green" if rank == "1" else "cyan" if row is not None else "dim" if not rank else ""
         table.add_row(
-            rank, str(trial.number) if row is None else f"row {escape(row)}", *_cells(trial), style=style
+            rank,
+            str(trial.number) if row is None else f"row {escape(row)}",
+            *_cells(trial),
+            *((front.mark(trial),) if front is not None else ()),
+            style=style,
         )
-    more = f"; {len(places) - PLACES} more" if len(places) > PLACES else ""
+    more = f"; {len(places) - len(shown)} more" if len(places) > len(shown) else ""
     table.caption = (
         f"val MAE in kcal/mol{', row: configuration of the reference study' if reference else ''}{more}"
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from dashboards.formatting import format_front
 from search.cli.opening import open_home, opened_study
 from search.cli.options import Json, Name
 from search.cli.output import leaderboard, make_console, rows_table, studies_table, summary_lines
@@ -16,6 +17,7 @@ from search.errors import SearchError
 from search.recorded import with_reference
 from storage.blobs.place import open_blobs
 from storage.studies import Study, StudySummary, list_studies, summarize_study
+from storage.trials.front import front_of_several
 from storage.trials.views import TrialRow, complete_trials, trial_rows
 from trainer.files import MODEL
 
@@ -44,15 +46,23 @@ def show(name: Name, as_json: Json = False) -> None:
         trials = trial_rows(study.database, study)
         *references, (_, config) = with_reference(study)
         reference = [row for other, _ in references for row in trial_rows(study.database, other)]
+    front = front_of_several(trials, summary.objectives)
     if as_json:
-        values = _summary_values(summary) | {"rows": [_trial_values(trial) for trial in trials]}
+        if front is not None:
+            knee = front.knee.number if front.knee is not None else None
+            of_front = {"front": [trial.number for trial in front.trials], "knee": knee}
+        else:
+            of_front = {}
+        values = _summary_values(summary) | of_front | {"rows": [_trial_values(trial) for trial in trials]}
         typer.echo(json.dumps(values, indent=2))
         return
     console = make_console()
     console.print(f"[bold]{escape(name)}[/]")
     for line in summary_lines(summary):
         console.print(line, markup=False)
-    console.print(leaderboard(trials, reference))
+    console.print(leaderboard(trials, reference, summary.objectives))
+    if front is not None:
+        console.print(format_front(front, summary.objectives), markup=False)
     if config.rows is not None:
         console.print(rows_table(config, trials))
 
@@ -100,6 +110,7 @@ def _summary_values(summary: StudySummary) -> dict[str, Any]:
             "seconds": summary.budget.seconds,
             "epochs": summary.budget.epochs,
         },
+        "objectives": list(summary.objectives),
         "trials": summary.trials,
         "best_trial": summary.best_number,
         "best_val_mae_kcalmol": summary.best_value,

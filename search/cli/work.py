@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from dashboards.formatting import format_front
 from dashboards.optuna_notes import write_optuna_notes
 from dashboards.report.write import write_report
 from search.cli.create import anitune_with_places, create_studies
@@ -39,6 +40,7 @@ from storage.errors import TrackingUnavailableError
 from storage.lifecycle import CLOSED, study_state, wrong_state
 from storage.studies import Study
 from storage.tracking.process import start_relay, sync
+from storage.trials.front import front_of_several
 from storage.trials.views import complete_trials, trial_rows
 from storage.workers import WorkerHeartbeat
 from trainer.config import TrainConfig
@@ -221,7 +223,9 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
     *references, (study, config) = studies
     trials = trial_rows(database, study)
     reference = [row for other, _ in references for row in trial_rows(database, other)]
-    console.print(leaderboard(trials, reference))
+    console.print(leaderboard(trials, reference, study.objectives))
+    if (front := front_of_several(trials, study.objectives)) is not None:
+        console.print(format_front(front, study.objectives), markup=False)
     for other, rows in studies:
         if rows.rows is not None:
             console.print(rows_table(rows, trial_rows(database, other)))

@@ -28,6 +28,17 @@ class Front:
     trials: tuple[TrialRow, ...]
     knee: TrialRow | None
 
+    def mark(self, trial: TrialRow) -> str:
+        """What a trial is, for a column of a table: ``knee``, ``front``, or nothing."""
+        if trial is self.knee:
+            return "knee"
+        return "front" if any(trial is each for each in self.trials) else ""
+
+
+def front_of_several(trials: Iterable[TrialRow], objectives: Sequence[str]) -> Front | None:
+    """The :func:`study_front`; None for a study of one objective, which has a best trial and no front."""
+    return study_front(trials, objectives) if len(objectives) > 1 else None
+
 
 def study_front(trials: Iterable[TrialRow], objectives: Sequence[str]) -> Front:
     """The Pareto front of the complete trials of a study in its objectives, with the knee."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from dashboards.formatting import format_noise
-from dashboards.ranking import leaderboard, pareto_front, validation_structures
+from dashboards.ranking import leaderboard, validation_structures
 from dashboards.record import StudyRecord
 from search.cli.output import leaderboard as printed_leaderboard
 from search.promote.plan import find_candidates
@@ -165,13 +165,6 @@ def test_without_replicates_the_size_of_the_validation_set_limits_what_can_be_sa
     assert board.places[0].interval == pytest.approx(1.96 * error)
     assert [place.in_noise for place in board.places] == [True, True, False]
     assert "not known" in format_noise(board)
-
-
-def test_a_front_is_what_no_other_trial_beats_in_error_and_cost(make_trial: MakeTrial) -> None:
-    trials = [make_trial(n, value) for n, value in enumerate((3.0, 2.0, 2.5, 1.0, 2.0))]
-    costs = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 2.0}
-    assert [trial.number for trial in pareto_front(trials, costs)] == [0, 1, 3]
-    assert pareto_front(trials, {}) == []
 
 
 def test_nothing_is_promised_where_nothing_is_known(make_trial: MakeTrial, make_record: MakeRecord) -> None:

@@ -136,6 +136,12 @@ def test_the_knee_is_farthest_from_the_line_between_the_ends() -> None:
     assert knee([], [False, True]) is None
 
 
+def test_a_front_is_what_no_other_beats_in_error_and_cost() -> None:
+    points = [(3.0, 1.0), (2.0, 2.0), (2.5, 3.0), (1.0, 4.0), (2.0, 2.0)]
+    assert pareto_front(points, lambda point: point) == [points[0], points[1], points[3]]
+    assert pareto_front([], lambda point: point) == []
+
+
 def test_a_front_of_three_objectives() -> None:
     points = [(1.0, 5.0, 5.0), (2.0, 2.0, 6.0), (2.0, 6.0, 2.0), (2.0, 6.0, 6.0), (1.0, 5.0, 5.0)]
     assert pareto_front(points, lambda point: point) == [points[1], points[0], points[2]]
