@@ -112,6 +112,7 @@ def promote(
     seeds: int = 5,
     folds: int = 5,
     ensemble: int = 8,
+    at_most_parameters: int | None = None,
     again: bool = False,
 ) -> PromotedModel:
     """Compare the best configurations on folds, choose one, test it once, and register an ensemble of it.
@@ -128,6 +129,9 @@ def promote(
         Number of folds by structure, and of folds by molecule, of all data except the test set.
     ensemble
         Number of networks in the registered ensemble.
+    at_most_parameters
+        Maximum number of weights and biases of a candidate; None: with several objectives as many as the knee
+        of the Pareto front has, else any.
     again
         Evaluate on the test set even if it was evaluated on before.
 
@@ -144,7 +148,8 @@ def promote(
 
     opened = study if isinstance(study, Study) else open(study)
     with opened_study(opened.name, opened.settings) as record, said_if_stopped(raises=True):
-        promoter, promotion = promote_study(record, Options(top, seeds, folds, ensemble), again, quiet=True)
+        options = Options(top, seeds, folds, ensemble, at_most_parameters)
+        promoter, promotion = promote_study(record, options, again, quiet=True)
         table = results_table(promotion, promoter.plan, promoter.decisive)
         lines = result_lines(
             promotion,

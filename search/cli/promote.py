@@ -48,6 +48,15 @@ def promote(
         ),
     ] = 5,
     ensemble: Annotated[int, typer.Option(min=1, help="Number of networks in the registered ensemble.")] = 8,
+    at_most_parameters: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Compare networks of at most N parameters. Default: with several objectives as many as the"
+            " knee of the Pareto front has, else any.",
+        ),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate on the test set even if it was evaluated on before.")
     ] = False,
@@ -58,8 +67,8 @@ def promote(
     To continue a promotion that was stopped or killed, start it again.
     """
     start_forkserver()
-    options = Options(top, seeds, folds, ensemble)
-    given = "".join(f" --{name} {value}" for name, value in asdict(options).items())
+    options = Options(top, seeds, folds, ensemble, at_most_parameters)
+    given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.values().items())
     with opened_study(study) as opened:
         with exit_if_stopped(f"anitune promote {study}{given}{' --again' if again else ''}"):
             promoter, promotion = promote_study(opened, options, again, quiet=as_json)
@@ -94,8 +103,10 @@ def _plan_lines(promoter: Promoter) -> list[str]:
         f"{plan.runs[kind]} runs on {number} {kind} folds" for kind, number in plan.folds.items()
     )
     missing = [f"             no {kind} folds: {reason}" for kind, reason in plan.missing.items()]
+    most = max(each.parameters for each in plan.candidates)
     return [
-        f"candidates   trials {', '.join(str(each.trial) for each in plan.candidates)}",
+        f"candidates   trials {', '.join(str(each.trial) for each in plan.candidates)},"
+        f" of at most {most:,} parameters",
         f"each         {runs}; {promoter.decisive} folds decide, as the study is split",
         *missing,
         f"ensemble     {plan.options.ensemble} networks of the chosen one",

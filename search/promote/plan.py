@@ -13,8 +13,10 @@ import numpy as np
 from search.errors import SearchError
 from search.promote.choice import FoldKind
 from search.propose.seeds import fold_seed, member_seed
+from storage.objectives import objective_values
 from storage.trainings import TrainingKind
-from storage.trials.views import TrialRow, complete_trials
+from storage.trials.front import front_of_several
+from storage.trials.views import TrialRow, complete_trials, error_of
 from trainer.config import (
     SAME_CONFIGURATION,
     SAME_NUMBERS,
@@ -46,12 +48,18 @@ class Options:
     seeds, folds : numbers of seeds and folds for each kind of folds; run i of a candidate uses fold i and
         seed i, both counted cyclically
     ensemble : number of members of the ensemble
+    at_most_parameters : candidates have no more weights and biases; None: see :func:`affordable_trials`
     """
 
     top: int = 5
     seeds: int = 5
     folds: int = 5
     ensemble: int = 8
+    at_most_parameters: int | None = None
+
+    def values(self) -> dict[str, int]:
+        """Return the options that are set, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class PromotionPlan:
     def values(self) -> dict[str, Any]:
         """Return the recorded values, which distinguish this plan from others."""
         return {
-            **dataclasses.asdict(self.options),
+            **self.options.values(),
             "candidates": [each.trial for each in self.candidates],
             "folds_by_kind": dict(self.folds),
             "runs_by_kind": dict(self.runs),
@@ -127,6 +135,47 @@ class PromotionPlan:
     def candidate(self, trial: int) -> Candidate:
         """Return the candidate of a trial."""
         return next(each for each in self.candidates if each.trial == trial)
+
+
+def affordable_trials(
+    trials: Sequence[TrialRow], objectives: Sequence[str], at_most_parameters: int | None
+) -> list[TrialRow]:
+    """Return the trials of a study that cost no more than the point of the Pareto front that is promoted.
+
+    Parameters
+    ----------
+    objectives : those of the study
+    at_most_parameters : maximum number of weights and biases; None: of a study of several objectives, trials
+        may cost as much as the knee of its front, and all trials are returned of a study of one
+
+    Raises
+    ------
+    SearchError
+        if all complete trials have more parameters.
+    """
+    complete = complete_trials(trials)
+    if at_most_parameters is not None:
+        found = [trial for trial in complete if trial.summary["parameters"] <= at_most_parameters]
+        if complete and not found:
+            least = min(trial.summary["parameters"] for trial in complete)
+            raise SearchError(
+                f"no complete trial has at most {at_most_parameters:,} parameters: the smallest network has"
+                f" {least:,.0f}"
+            )
+        return found
+    front = front_of_several(complete, objectives)
+    if front is None or front.knee is None:
+        return list(trials)
+    most = _costs(front.knee, objectives)
+    return [
+        trial
+        for trial in complete
+        if all(cost <= limit for cost, limit in zip(_costs(trial, objectives), most, strict=True))
+    ]
+
+
+def _costs(trial: TrialRow, objectives: Sequence[str]) -> tuple[float, ...]:
+    return objective_values(objectives, error_of(trial), trial.summary)[1:]
 
 
 def find_candidates(trials: Sequence[TrialRow], top: int) -> list[Candidate]:

@@ -22,6 +22,7 @@ from search.promote.plan import (
     Candidate,
     Options,
     PlannedTraining,
+    affordable_trials,
     find_candidates,
     make_plan,
     members,
@@ -111,7 +112,8 @@ class Promoter:
                 f"{study.name}: its split has no test set (split.fractions): the error of a promoted model"
                 " could not be measured"
             )
-        candidates = find_candidates(trial_rows(database, study), options.top)
+        trials = affordable_trials(trial_rows(database, study), study.objectives, options.at_most_parameters)
+        candidates = find_candidates(trials, options.top)
         self.plan = make_plan(candidates, task, config.seed, options)
         own = unfinished_promotion(database, study, self.plan.values())
         others = [
