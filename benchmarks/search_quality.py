@@ -141,12 +141,14 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
 
 
 @cache
-def _table(path: Path) -> Trainings:
+def table_of(path: Path) -> Trainings:
+    """Read the trainings of a table once."""
     return Trainings(read_table(path))
 
 
 @cache
-def _task(features: Path) -> Task:
+def read_task(features: Path) -> Task:
+    """Prepare the task of the table's study once."""
     data, split = DataConfig(), SplitConfig(**STUDY["split"])
     return prepare_task(data, split, FeatureConfig(), features, no_progress)
 
@@ -160,8 +162,8 @@ def replay(name: str, table: Path, features: Path, seed: int, workers: int) -> l
     """Run one search, and return the points of its history at which the choice changed."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("anitune").setLevel(logging.ERROR)
-    trainings = _table(table)
-    return searches()[name](trainings, _task(features), seed, limit(trainings), workers).changes
+    trainings = table_of(table)
+    return searches()[name](trainings, read_task(features), seed, limit(trainings), workers).changes
 
 
 def replay_all(
@@ -175,7 +177,7 @@ def replay_all(
     """
     if not chosen:
         return
-    _task(features)  # computes the features once, before the processes need them
+    read_task(features)  # computes the features once, before the processes need them
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the processes, which have a core each
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         jobs = {
@@ -399,7 +401,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.table.exists():
         parser.error(f"{arguments.table} does not exist; create it with make search-table")
-    table = _table(arguments.table)
+    table = table_of(arguments.table)
     histories = read_histories(arguments.json, arguments.table, arguments.seeds)
     if arguments.redraw and not histories:
         parser.error(f"{arguments.json} has no histories of this table with {arguments.seeds} seeds")

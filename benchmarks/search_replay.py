@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from benchmarks.search_table import EPOCHS, SEARCHED, STUDY, Cell, Training, full_grid, settings_of
@@ -116,6 +117,10 @@ class Trainings:
         rows = self._rows[settings_of(settings)]
         return sum(row.error for row in rows) / len(rows)
 
+    def parameters(self, settings: Any) -> float:
+        """Number of weights and biases of a configuration."""
+        return float(self._rows[settings_of(settings)][0].parameters or 0)
+
     @property
     def choices(self) -> dict[str, list[Any]]:
         """The values of each setting, by its name."""
@@ -192,7 +197,13 @@ def taken_after(history: Sequence[Point], epochs: float) -> float:
 
 
 def replay_ours(
-    trainings: Trainings, task: Task, changes: Mapping[str, Any], seed: int, epochs: int, workers: int
+    trainings: Trainings,
+    task: Task,
+    changes: Mapping[str, Any],
+    seed: int,
+    epochs: int,
+    workers: int,
+    history: SearchHistory | None = None,
 ) -> SearchHistory:
     """Run one of our studies until it has spent its epochs.
 
@@ -202,9 +213,11 @@ def replay_ours(
         Sections of the study file that replace those of the table.
     epochs
         Limit of the study; trials that have begun are finished.
+    history
+        The history to which the search is added; None: a new one.
     """
     config = _study(trainings, changes, seed, epochs)
-    clock, history = VirtualClock(), SearchHistory(trainings)
+    clock, history = VirtualClock(), history or SearchHistory(trainings)
     with (
         tempfile.TemporaryDirectory(dir=_memory()) as home,
         open_database(home_settings(Path(home))) as database,
@@ -235,7 +248,13 @@ def _memory() -> str | None:
 
 
 def replay_optuna(
-    trainings: Trainings, sampler: BaseSampler, pruner: BasePruner | None, epochs: int, workers: int
+    trainings: Trainings,
+    sampler: BaseSampler,
+    pruner: BasePruner | None,
+    epochs: int,
+    workers: int,
+    history: SearchHistory | None = None,
+    objectives: Literal[1, 2] = 1,
 ) -> SearchHistory:
     """Run plain Optuna, as its tutorials use it, until it has spent its epochs.
 
@@ -243,12 +262,17 @@ def replay_optuna(
     ----------
     pruner
         Receives the validation MAE of every epoch; None: Optuna receives only the result.
+    history
+        The history to which the search is added; None: a new one.
+    objectives
+        1: the validation MAE; 2: the number of parameters too.
     """
-    clock, history = VirtualClock(), SearchHistory(trainings)
-    study = optuna.create_study(sampler=sampler, pruner=pruner or NopPruner())
+    clock, found = VirtualClock(), history or SearchHistory(trainings)
+    directions = [StudyDirection.MINIMIZE] * objectives
+    study = optuna.create_study(sampler=sampler, pruner=pruner or NopPruner(), directions=directions)
 
     def work() -> None:
-        while history.epochs < epochs:
+        while found.epochs < epochs:
             trial = study.ask()
             chosen = {
                 name: values[trial.suggest_categorical(name, list(range(len(values))))]
@@ -258,7 +282,7 @@ def replay_optuna(
             for epoch, mae in enumerate(row.val_mae, start=1):
                 clock.sleep(row.seconds or 1.0)
                 best = min(row.val_mae[:epoch])
-                history.report(cell, trial.number, epoch, best, clock.now)
+                found.report(cell, trial.number, epoch, best, clock.now)
                 if pruner is not None:
                     trial.report(mae, epoch)
                     if trial.should_prune():
@@ -266,13 +290,13 @@ def replay_optuna(
                         break
             else:
                 if row.failure is None:
-                    study.tell(trial, row.error)
+                    study.tell(trial, [row.error, trainings.parameters(cell)][:objectives])
                 else:
-                    history.failed(cell, trial.number)
+                    found.failed(cell, trial.number)
                     study.tell(trial, state=TrialState.FAIL)
 
     clock.run([work] * workers)
-    return history
+    return found
 
 
 def _study(trainings: Trainings, changes: Mapping[str, Any], seed: int, epochs: int) -> StudyConfig:
@@ -336,7 +360,8 @@ def _replay(
             break
     best_epoch = min(range(len(records)), key=lambda n: records[n].val_mae) + 1
     outcome: Outcome = "pruned" if pruned else "finished"
-    return TrainingResult(outcome, best, best_epoch, len(records), {}, tuple(records), ())
+    metrics = {"parameters": history.trainings.parameters(config)}
+    return TrainingResult(outcome, best, best_epoch, len(records), metrics, tuple(records), ())
 
 
 def _record(epoch: int, mae: float, now: float) -> EpochRecord:

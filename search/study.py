@@ -228,7 +228,11 @@ class StudyConfig:
     ] = None
     objectives: Annotated[
         tuple[ObjectiveName, ...],
-        Field(min_length=1, description=f"what is minimized, {ERROR} first: {', '.join(OBJECTIVES)}"),
+        Field(
+            min_length=1,
+            description=f"what is minimized, {ERROR} first. "
+            + "; ".join(f"{name}: {each.meaning}" for name, each in OBJECTIVES.items()),
+        ),
     ] = (ERROR,)
     constraints: Constraints = dataclasses.field(default_factory=Constraints)
     sampler: Annotated[SamplerConfig | None, BeforeValidator(_no_word)] = None

@@ -18,6 +18,8 @@ class Objective:
     ----------
     label
         Its name with the unit, as Optuna shows it.
+    meaning
+        What it is, for people.
     metric
         Key of its value among the numbers of a trial; None: it is the result of the trial.
     log
@@ -25,13 +27,21 @@ class Objective:
     """
 
     label: str
+    meaning: str
     metric: str | None
     log: bool = True
 
 
 OBJECTIVES: Final[Mapping[str, Objective]] = {
-    ERROR: Objective("val MAE, kcal/mol", None, log=False),
-    "parameters": Objective("parameters", "parameters"),
+    ERROR: Objective(
+        "val MAE, kcal/mol", "best validation MAE over the epochs, in kcal/mol", None, log=False
+    ),
+    "parameters": Objective("parameters", "weights and biases of all networks", "parameters"),
+    "inference_time": Objective(
+        "inference time, µs per atom",
+        "processor time of a prediction from AEVs in one thread of a CPU, in µs per atom",
+        "inference_us_per_atom",
+    ),
 }
 
 

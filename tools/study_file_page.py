@@ -13,6 +13,8 @@ from pydantic_core import PydanticUndefined
 
 from search.dimensions import MAX_LAYERS, default_dimensions
 from search.study import (
+    Bound,
+    Constraints,
     Limits,
     PrunerConfig,
     Row,
@@ -38,11 +40,16 @@ SECTIONS: Mapping[str, type] = {
     "features.aev": AEVConfig,
     "training": TrainConfig,
     "rows": Row,
+    "constraints": Constraints,
+    "constraints.parameters": Bound,
     "sampler": SamplerConfig,
     "pruner": PrunerConfig,
     "limits": Limits,
 }
 """Sections of a study file, in the order of the page; ``space`` is described separately."""
+
+OF_CONSTRAINTS = """\
+[Error and cost](objectives.md) describes several objectives, constraints, and what a study shows of them."""
 
 LINKS: Mapping[str, str] = {name: name for name in (*SECTIONS, "space")} | {"rows.training": "training"}
 """The section that describes what a setting may hold."""
@@ -115,6 +122,8 @@ def study_file_page() -> str:
         parts += [f"## `{name}`", _first_sentence(kind), _fields_table(kind, f"{name}.")]
         if name == "training":
             parts.append(OF_TRAINING)
+        if name == "constraints":
+            parts.append(OF_CONSTRAINTS)
     shared = ", ".join(f"[`{field.name}`](#{anchor(field.name)})" for field in dataclasses.fields(RunConfig))
     parts += ["## The file of `anitune train`", OF_TRAIN.format(sections=shared)]
     parts += ["### `fold`", _first_sentence(FoldConfig), _fields_table(FoldConfig, "fold.")]

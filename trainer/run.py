@@ -14,6 +14,7 @@ from typing import Any, Final
 from trainer.config import TrainConfig, dump_config
 from trainer.csv_text import csv_text
 from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.inference_time import inference_time
 from trainer.evaluation.metrics import measure
 from trainer.files import MODEL, write_by_rename
 from trainer.fitting.devices import (
@@ -150,6 +151,7 @@ def _run_metrics(
     seconds = sum(record.seconds for record in result.history)
     return {
         "parameters": model.parameter_count,
+        "inference_us_per_atom": inference_time(model, task),
         "structures_per_second": len(result.history) * len(task.split.train) / seconds,
         "seconds": seconds,
         "peak_memory_mib": peak,

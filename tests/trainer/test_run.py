@@ -11,9 +11,11 @@ import pytest
 from trainer.config import DataConfig, FeatureConfig, RunConfig, SplitConfig, TrainConfig, load_config
 from trainer.errors import DataError
 from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.inference_time import inference_time
 from trainer.evaluation.metrics import METRICS, measure
 from trainer.fitting.devices import resolve_precision
 from trainer.networks.files import load_model
+from trainer.networks.model import ElementNetworks
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.run import TrainingResult, run_training
@@ -76,12 +78,20 @@ def test_the_model_file_gives_the_metrics(task: Task, result: TrainingResult, fo
 def test_metrics_are_by_kind_of_molecule_and_of_the_run(result: TrainingResult, folder: Path) -> None:
     # Water, methane, methanol.
     groups = ("", "_heavy_1", "_heavy_2", "_elements_HO", "_elements_CH", "_elements_CHO")
-    of_run = {"parameters", "structures_per_second", "seconds", "peak_memory_mib", "threads"}
+    of_run = {
+        "parameters",
+        "inference_us_per_atom",
+        "structures_per_second",
+        "seconds",
+        "peak_memory_mib",
+        "threads",
+    }
     assert set(result.metrics) == {f"val/{name}{group}" for name in METRICS for group in groups} | of_run
     assert result.metrics["parameters"] == 4 * (384 * 16 + 16 + 16 + 1)
     assert result.metrics["seconds"] == pytest.approx(sum(record.seconds for record in result.history))
     assert result.metrics["structures_per_second"] == pytest.approx(96 * 5 / result.metrics["seconds"])
     assert 50 < result.metrics["peak_memory_mib"] < 20_000
+    assert 0.01 < result.metrics["inference_us_per_atom"] < 1000
     written = json.loads((folder / "metrics.json").read_text())
     assert written["metrics"] == result.metrics
     assert written["best_val_mae_kcalmol"] == result.best_val_mae
@@ -178,3 +188,12 @@ def test_the_first_file_of_the_release_is_trained_on(tmp_path: Path) -> None:
     result = run_training(task, config, tmp_path, SilentReporter())
     untrained = np.abs(task.energies[task.split.validation]).mean() * 627.5094738898777
     assert result.best_val_mae < 0.5 * untrained
+
+
+def test_a_large_network_takes_longer_to_predict_than_a_small_one(task: Task) -> None:
+    def measured(*hidden: int) -> float:
+        config = TrainConfig(hidden=hidden, precision="float32")
+        return inference_time(ElementNetworks(config, task.aev.elements, task.features.length), task)
+
+    # Sixty times the operations, so that a loaded machine does not matter.
+    assert measured(8) < measured(512, 512, 512)
