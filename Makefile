@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
-	bench-quickstart gpu-proof bench-scale bench-search search-table dist reference notebook secrets lock clean
+	bench-quickstart gpu-proof bench-scale bench-search bench-fronts search-table dist reference notebook secrets lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 - /'
@@ -89,6 +89,9 @@ bench-scale: install-dev ## run 10,000 trials in 16 processes on PostgreSQL, aga
 
 bench-search: $(VENV)/.installed-peers ## replay searches of anitune and of others on the search table (long the first time)
 	$(BIN)/python -m benchmarks.search_quality $(BENCH_ARGS)
+
+bench-fronts: install-dev ## replay searches of two objectives on the search table: the fronts of anitune, NSGA-II and random search
+	$(BIN)/python -m benchmarks.search_fronts $(BENCH_ARGS)
 
 search-table: install-dev ## train the table by which searches are judged: hours; continues where it stopped
 	nice -n 19 $(BIN)/python -m benchmarks.search_table $(SEARCH_TABLE_ARGS)

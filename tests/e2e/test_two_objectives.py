@@ -15,6 +15,11 @@ from typing import Any
 
 import pytest
 
+from storage.tracking.mlflow_runs import MlflowRuns
+
+# MLflow uses what is deprecated elsewhere; our own warnings stay errors.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+
 LIMIT = 60_000
 STUDY = f"""
 name: two
@@ -39,6 +44,9 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder / "home", folder / "study.yaml"
         self.file.write_text(STUDY)
+        self.folder.mkdir()
+        # MLflow takes seconds to make an empty tracking database, and the relay would do so at low priority.
+        MlflowRuns(f"sqlite:///{self.folder / 'mlflow.db'}", self.folder)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -51,7 +59,7 @@ class Home:
 
     def run(self, *arguments: str, code: int = 0) -> str:
         process = self.start(*arguments)
-        out, said = process.communicate(timeout=300)
+        out, said = process.communicate(timeout=600)
         assert process.returncode == code, said
         return out if code == 0 else said
 
