@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from search.methods import SAMPLERS
 from search.propose import samplers as samplers_module
 from search.propose.constraints import check_constraints, parameter_count
-from search.propose.enqueued import params_from_settings
+from search.propose.enqueued import params_from_queue, params_from_settings
 from search.propose.history import shown
 from search.propose.samplers import propose, trial_limit
 from search.propose.space import train_config
@@ -170,6 +170,8 @@ def test_an_enqueued_configuration_obeys_the_constraints() -> None:
     config = make(constraints={"parameters": {"at_most": LIMIT}})
     with pytest.raises(ConfigError, match=r"^--set: the network has at least .* is 100,000$"):
         params_from_settings(config, {"hidden": [256, 256]}, "--set")
+    with pytest.raises(ConfigError, match=r"^Optuna's queue: the network has at least .* is 100,000$"):
+        params_from_queue(config, {"layers": 1, "width_1": 256})
     params = params_from_settings(config, {"hidden": [64]}, "--set")
     storage = InMemoryStorage()
     search(storage, config, 1)
