@@ -39,7 +39,7 @@ def front(
 
     def anitune(*arguments: str) -> str:
         command = [sys.executable, "-m", "search.cli.main", *arguments]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert answer.returncode == 0, answer.stderr
         return answer.stdout
 
