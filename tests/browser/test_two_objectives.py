@@ -84,7 +84,7 @@ def test_the_optuna_dashboard_shows_both_objectives_and_our_note(
 ) -> None:
     page.goto(shown.links["optuna"])
     page.get_by_text("front", exact=True).first.click()
-    for heading in ("Pareto-front Plot", "val MAE, kcal/mol"):
+    for heading in ("Pareto Front", "val MAE, kcal/mol"):
         expect(page.get_by_text(heading).first).to_be_visible()
     page.locator(".js-plotly-plot .scatterlayer .point").first.wait_for()
     page.screenshot(path=screenshots / "optuna-front.png", full_page=True)
