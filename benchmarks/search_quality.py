@@ -34,7 +34,15 @@ from benchmarks.machine import describe_machine
 from benchmarks.report import markdown_table, put_part
 from benchmarks.search_peers import SCHEDULERS, SYNE_TUNE, has_syne_tune, replay_syne_tune
 from benchmarks.search_plot import draw_interactive, draw_static
-from benchmarks.search_replay import Point, SearchHistory, Trainings, replay_optuna, replay_ours, taken_after
+from benchmarks.search_replay import (
+    Point,
+    SearchHistory,
+    Trainings,
+    replay_learning,
+    replay_optuna,
+    replay_ours,
+    taken_after,
+)
 from benchmarks.search_table import EPOCHS, STUDY, TABLE, read_table
 from trainer.config import DataConfig, FeatureConfig, SplitConfig
 from trainer.progress import no_progress
@@ -60,6 +68,15 @@ OURS: Final[dict[str, dict[str, Any]]] = {
     "anitune, no pruner": {"pruner": {"kind": "none"}},
 }
 """Changes to the study file's defaults for each of our searches. The goals are for the first one."""
+
+LEARNING: Final[dict[str, dict[str, Any]]] = {
+    "anitune, learning from all": {},
+    "anitune, learning from a part": {
+        "learning_rate": {"choices": [0.004, 0.01]},
+        "batch_size": {"choices": [64, 256]},
+    },
+}
+"""Our searches that learn from an earlier study: the choices of the earlier one, where they are fewer."""
 
 PLAIN_OPTUNA: Final = "Optuna"
 
@@ -125,6 +142,11 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
     ) -> SearchHistory:
         return replay_ours(trainings, task, changes, seed, epochs, workers)
 
+    def learning(
+        space: dict[str, Any], trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
+    ) -> SearchHistory:
+        return replay_learning(trainings, task, space, seed, epochs, workers)
+
     def syne_tune(
         name: str, trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
     ) -> SearchHistory:
@@ -132,6 +154,7 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
 
     return {
         **{name: partial(ours, changes) for name, changes in OURS.items()},
+        **{name: partial(learning, space) for name, space in LEARNING.items()},
         "random search": _optuna(RandomSampler, None),
         PLAIN_OPTUNA: _optuna(TPESampler, None),
         "Optuna, median": _optuna(TPESampler, MedianPruner),
@@ -410,7 +433,7 @@ def main() -> None:
         (name, count)
         for name in ([] if arguments.redraw else arguments.only or searches())
         for count in arguments.workers
-        if arguments.only or name in OURS or (name, count) not in histories
+        if arguments.only or name in {**OURS, **LEARNING} or (name, count) not in histories
     ]
     if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
         parser.error(

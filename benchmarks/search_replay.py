@@ -11,12 +11,13 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner
@@ -26,12 +27,13 @@ from optuna.trial import TrialState
 
 from benchmarks.search_table import EPOCHS, SEARCHED, STUDY, Cell, Training, full_grid, settings_of
 from benchmarks.tracker_time import home_settings
+from search.propose.earlier import copy_of
 from search.propose.samplers import trial_limit
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
-from storage.database import open_database
-from storage.studies import Budget, create_study
+from storage.database import Database, open_database
+from storage.studies import Budget, create_study, open_study
 from trainer.config import TrainConfig, dump_config
 from trainer.errors import TrainingFailed
 from trainer.evaluation.metrics import MAE
@@ -39,6 +41,9 @@ from trainer.fitting.loop import Outcome
 from trainer.reporting import EpochRecord, Reporter
 from trainer.run import TrainingResult
 from trainer.task import Task
+
+EARLIER_SEED: Final = 1_000
+"""The seed of an earlier study is that of the study that learns from it plus this."""
 
 
 class VirtualClock:
@@ -217,28 +222,66 @@ def replay_ours(
         The history to which the search is added; None: a new one.
     """
     config = _study(trainings, changes, seed, epochs)
-    clock, history = VirtualClock(), history or SearchHistory(trainings)
+    with _new_database() as database:
+        return _replay_study(database, trainings, task, config, workers, history)
+
+
+def replay_learning(
+    trainings: Trainings, task: Task, space: Mapping[str, Any], seed: int, epochs: int, workers: int
+) -> SearchHistory:
+    """Run an earlier study, and then one that learns from it; return the history of the second.
+
+    Parameters
+    ----------
+    space
+        Choices of the earlier study that replace those of the table.
+    epochs
+        Limit of each of the two studies.
+    """
+    everything = {name: {"choices": values} for name, values in trainings.choices.items()} | {"dropout": 0.0}
+    first = _study(trainings, {"name": "earlier", "space": everything | space}, seed + EARLIER_SEED, epochs)
+    second = _study(trainings, {"learn_from": [first.name]}, seed, epochs)
+    with _new_database() as database:
+        _replay_study(database, trainings, task, first, workers)
+        return _replay_study(database, trainings, task, second, workers)
+
+
+@contextmanager
+def _new_database() -> Iterator[Database]:
     with (
         tempfile.TemporaryDirectory(dir=_memory()) as home,
         open_database(home_settings(Path(home))) as database,
     ):
-        budget = Budget(trials=trial_limit(config), epochs=config.limits.epochs)
-        study = create_study(database, config.name, dump_config(config), budget)
-        clock.run(
-            [
-                _Replaying(
-                    database,
-                    study,
-                    config,
-                    task,
-                    SilentWatcher(),
-                    _VirtualStop(clock),
-                    start_relay=lambda study: None,
-                    name=f"virtual-{n}",
-                ).replaying(clock, history)
-                for n in range(workers)
-            ]
-        )
+        yield database
+
+
+def _replay_study(
+    database: Database,
+    trainings: Trainings,
+    task: Task,
+    config: StudyConfig,
+    workers: int,
+    history: SearchHistory | None = None,
+) -> SearchHistory:
+    clock, history = VirtualClock(), history or SearchHistory(trainings)
+    budget = Budget(trials=trial_limit(config), epochs=config.limits.epochs)
+    earlier = [copy_of(config, open_study(database, name)) for name in config.learn_from or ()]
+    study = create_study(database, config.name, dump_config(config), budget, earlier=earlier)
+    clock.run(
+        [
+            _Replaying(
+                database,
+                study,
+                config,
+                task,
+                SilentWatcher(),
+                _VirtualStop(clock),
+                start_relay=lambda study: None,
+                name=f"virtual-{n}",
+            ).replaying(clock, history)
+            for n in range(workers)
+        ]
+    )
     return history
 
 

@@ -9,9 +9,10 @@ from dashboards.printable import printable
 from storage.objectives import OBJECTIVES, objective_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dashboards.ranking import Leaderboard, Noise
+    from storage.earlier_studies import EarlierStudy
     from storage.studies import Budget, StudySummary
     from storage.trials.front import Front
     from storage.trials.views import TrialRow
@@ -68,6 +69,22 @@ def format_budget(budget: Budget) -> str:
     limits += [duration(budget.seconds)] if budget.seconds is not None else []
     limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
     return ", ".join(limits) or "none"
+
+
+def format_earlier(earlier: EarlierStudy, facts: Mapping[str, str] | None = None) -> str:
+    """What a study has learned from an earlier one, and from which copy of its results.
+
+    Parameters
+    ----------
+    facts
+        Fingerprints of the data and the split of the study that learns; None or empty: not known yet.
+    """
+    others = [name for name, fact in earlier.facts.items() if (facts or {}).get(name, fact) != fact]
+    where = f", on another {' and '.join(others)}" if others else ""
+    return (
+        f"{earlier.name}: {len(earlier.results):,} of its {earlier.trials:,} trials{where}"
+        f" (copy {earlier.digest[:12]})"
+    )
 
 
 def study_state_line(summary: StudySummary) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from storage.database import Database
+from storage.earlier_studies import EarlierStudy, earlier_studies
 from storage.errors import StudyNotFoundError
 from storage.evaluations import EvaluationOnTestSet, evaluations_on_test_set
 from storage.promotions import Promotion, promotions
@@ -42,6 +43,8 @@ class StudyRecord:
         Trainings of the settings of a trial with other seeds, on the subsets of the study.
     reference
         The study of listed configurations that are trained beside it, if any.
+    earlier
+        Copies of the results of the studies that it learns from.
     """
 
     name: str
@@ -54,6 +57,7 @@ class StudyRecord:
     evaluations: tuple[EvaluationOnTestSet, ...]
     members: tuple[RecordedTraining, ...]
     reference: StudyRecord | None
+    earlier: tuple[EarlierStudy, ...] = ()
 
     @property
     def complete(self) -> list[TrialRow]:
@@ -103,6 +107,7 @@ def read_study(database: Database, name: str) -> StudyRecord:
         promotions=tuple(promotions(database, study)),
         evaluations=tuple(evaluations_on_test_set(database, study)),
         members=tuple(each for each in trainings(database, study).values() if each.kind == "member"),
+        earlier=tuple(earlier_studies(database, study)),
         reference=_read_reference(database, reference["name"]) if reference else None,
     )
 

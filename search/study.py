@@ -244,6 +244,15 @@ class StudyConfig:
             " another seed (replicate)"
         ),
     ] = "take"
+    learn_from: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            min_length=1,
+            max_length=10,
+            description="names of earlier studies: their best configurations are tried first, and the sampler"
+            " learns from their trials",
+        ),
+    ] = None
     priority: Annotated[
         int, Field(exclude=True, description="workers of all studies serve the highest first")
     ] = 0
@@ -288,7 +297,7 @@ class StudyConfig:
 
 def _check_rows(config: StudyConfig) -> None:
     assert config.rows is not None
-    for name in ("space", "sampler", "pruner", "reference"):
+    for name in ("space", "sampler", "pruner", "reference", "learn_from"):
         if getattr(config, name) is not None:
             raise ValueError(f"{name} and rows exclude each other: all rows are trained as given")
     if config.limits.trials is not None:
@@ -334,6 +343,8 @@ def _check_search(config: StudyConfig) -> None:
         )
     if stops and config.pruner.min_epochs is not None and config.pruner.min_epochs >= config.epochs:
         raise ValueError(f"pruner.min_epochs must be below training.epochs = {config.epochs}")
+    if config.learn_from is not None:
+        _check_earlier(config.name, config.learn_from, config.sampler)
     if config.sampler.has_points:
         endless = [name for name, d in config.space.items() if isinstance(d, Range) and d.step is None]
         if endless:
@@ -341,6 +352,15 @@ def _check_search(config: StudyConfig) -> None:
                 f"sampler {config.sampler.kind} needs choices, or a range with a step, for:"
                 f" {', '.join(endless)}"
             )
+
+
+def _check_earlier(name: str, earlier: tuple[str, ...], sampler: SamplerConfig) -> None:
+    if sampler.has_points:
+        raise ValueError(f"learn_from: the trials of sampler {sampler.kind} are given by the space")
+    if name in earlier:
+        raise ValueError(f"learn_from: {name} is this study itself; name earlier ones")
+    if len({*earlier}) < len(earlier):
+        raise ValueError("learn_from: a study is named twice")
 
 
 @dataclasses.dataclass(frozen=True)

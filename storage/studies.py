@@ -23,6 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from storage.addresses import redacted
 from storage.database import Database
+from storage.earlier_studies import EarlierStudy, record_earlier_studies
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
 from storage.objectives import ERROR, OBJECTIVES, objectives_of
 from storage.records.keys import of_study, study_key
@@ -171,7 +172,12 @@ class StudySummary(StudyProgress):
 
 
 def create_study(
-    database: Database, name: str, config: Mapping[str, Any], budget: Budget, priority: int = 0
+    database: Database,
+    name: str,
+    config: Mapping[str, Any],
+    budget: Budget,
+    priority: int = 0,
+    earlier: Sequence[EarlierStudy] = (),
 ) -> Study:
     """Begin a study, or continue the one with that name and configuration.
 
@@ -183,6 +189,8 @@ def create_study(
     priority
         Workers that serve all studies take trials from the study with the highest priority first. A later
         call may change it.
+    earlier
+        What a new study learns from; a study that exists keeps the copies that it has.
 
     Raises
     ------
@@ -201,7 +209,7 @@ def create_study(
         optuna_study_id = _create_in_optuna(database, name, objectives_of(plain))
         try:
             with database.writing() as connection:
-                _insert(connection, name, optuna_study_id, plain, budget)
+                _insert(connection, name, optuna_study_id, plain, budget, earlier)
         except StudyExistsError:
             pass  # begun by another process at this moment
     with database.writing() as connection:
@@ -374,7 +382,12 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
 
 
 def _insert(
-    connection: Connection, name: str, optuna_study_id: int, config: dict[str, Any], budget: Budget
+    connection: Connection,
+    name: str,
+    optuna_study_id: int,
+    config: dict[str, Any],
+    budget: Budget,
+    earlier: Sequence[EarlierStudy],
 ) -> None:
     values = {
         "name": name,
@@ -389,6 +402,7 @@ def _insert(
         study_id = connection.execute(insert(studies).values(values).returning(studies.c.id)).scalar_one()
     except IntegrityError as error:
         raise StudyExistsError(f"study {name!r} exists") from error
+    record_earlier_studies(connection, study_id, earlier)
     enqueue(connection, study_id, None, [StudyMessage(config=config, tags={})])
 
 

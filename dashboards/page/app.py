@@ -22,6 +22,7 @@ from dashboards.chart import Chart, figure_json
 from dashboards.formatting import (
     duration,
     format_budget,
+    format_earlier,
     format_front,
     format_noise,
     format_number,
@@ -135,6 +136,7 @@ def _study(database: Database, name: str) -> str:
         summary=record.summary,
         state_line=study_state_line(record.summary),
         budget=format_budget(record.summary.budget),
+        earlier=[format_earlier(each, record.facts) for each in record.earlier],
         board=board,
         noise=format_noise(board),
         front=format_front(record.front, record.summary.objectives) if record.front is not None else None,

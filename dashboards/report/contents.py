@@ -8,7 +8,14 @@ from typing import Final
 
 from dashboards import figures
 from dashboards.chart import Chart
-from dashboards.formatting import duration, format_budget, format_front, format_noise, format_number
+from dashboards.formatting import (
+    duration,
+    format_budget,
+    format_earlier,
+    format_front,
+    format_noise,
+    format_number,
+)
 from dashboards.parallel import parallel
 from dashboards.ranking import FEW_COMPLETE, Leaderboard, Place, leaderboard
 from dashboards.record import StudyRecord, architecture_of, name_of
@@ -118,6 +125,8 @@ def _study(source: Source) -> list[Section]:
             charts=(figures.history([record]), figures.history([record], "seconds")),
         ),
     ]
+    if record.earlier:
+        sections.append(_earlier(record))
     if record.complete:
         sections += [
             _settings(record),
@@ -321,6 +330,20 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
     )
 
 
+def _earlier(record: StudyRecord) -> Section:
+    tried = [trial for trial in record.trials if "learned_from" in trial.tags]
+    text = [
+        f"It learns from {'; '.join(format_earlier(each, record.facts) for each in record.earlier)}. The"
+        " copies were made when this study was created, so that what became of those studies later changes"
+        " nothing here. Their errors are not comparable with those of this study, so only the order of their"
+        " trials counts."
+    ]
+    if tried:
+        words = ", ".join(f"{name_of(trial)} ({trial.tags['learned_from']})" for trial in tried)
+        text.append(f"These configurations were tried first: {words}.")
+    return Section("Earlier studies", tuple(text))
+
+
 def _settings(record: StudyRecord) -> Section:
     count = len(record.complete)
     text = [
@@ -383,7 +406,12 @@ def _reproduce(record: StudyRecord) -> Section:
             " trial, each training can be reproduced bit for bit on the CPU, nearly on a GPU, and to a few"
             " percent if its attempts ran on different kinds of device or in different precisions. The"
             " trials that a study proposes depend on which trials have ended before: with one worker that"
-            " trains one trial at a time they are the same every time.",
+            " trains one trial at a time they are the same every time."
+            + (
+                " They also depend on the earlier studies that it learns from, as these were at its creation."
+                if record.earlier
+                else ""
+            ),
         ),
         copied=(commands(record), study_file(record)),
     )

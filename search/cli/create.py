@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from typing import Any
 
+from dashboards.formatting import format_earlier
 from search.cli.opening import load_settings_for, open_home
 from search.cli.options import File
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
 from search.propose.constraints import check_constraints
+from search.propose.earlier import copy_of
 from search.propose.samplers import trial_limit
 from search.recorded import config_of_file, record_of
 from search.study import StudyConfig, read_study, study_from_record
 from storage.database import Database
+from storage.earlier_studies import EarlierStudy
+from storage.errors import StudyNotFoundError
 from storage.lifecycle import add_files, has_other_files
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
-from storage.studies import Budget, Study, create_study, is_begun, refuse_other_settings, with_files
+from storage.studies import (
+    Budget,
+    Study,
+    create_study,
+    is_begun,
+    open_study,
+    refuse_other_settings,
+    with_files,
+)
 from trainer.config import dump_config
+from trainer.errors import ConfigError
 from trainer.task import TaskData, prepare_data
+
+logger = logging.getLogger("anitune")
 
 
 def create(file: File) -> None:
@@ -56,9 +72,12 @@ def create_studies(
     # A recorded study is permanent, so first check that all names are free and the data can be trained on.
     values = {each.name: _as_recorded(database, each) for each in wanted}
     moved = [each for each in wanted if has_other_files(database, each.name, values[each.name])]
-    begun = [is_begun(database, each.name, values[each.name]) for each in wanted if each not in moved]
+    new = [
+        each for each in wanted if each not in moved and not is_begun(database, each.name, values[each.name])
+    ]
+    earlier = {each.name: _copied(database, each) for each in new}
     data = None
-    if moved or not all(begun):
+    if moved or new:
         with progress_bar() as progress:
             data = prepare_data(
                 config.data, config.split, config.features, progress, cache=database.settings.features
@@ -74,9 +93,30 @@ def create_studies(
             epochs=each.limits.epochs,
         )
         # The reference study has the priority of the study.
-        study = create_study(database, each.name, values[each.name], budget, config.priority)
+        study = create_study(
+            database, each.name, values[each.name], budget, config.priority, earlier.get(each.name, ())
+        )
         studies.append((study, each))
     return studies, data
+
+
+def _copied(database: Database, config: StudyConfig) -> list[EarlierStudy]:
+    """Copy the results of the studies that a new study learns from.
+
+    Raises
+    ------
+    ConfigError
+        with a line that names a study that does not exist, or has no result that lies in the space.
+    """
+    copies = []
+    for name in config.learn_from or ():
+        try:
+            study = open_study(database, name)
+        except StudyNotFoundError as error:
+            raise ConfigError(f"{config.name}: learn_from: {error}") from None
+        copies.append(copy_of(config, study))
+        logger.info("%s learns from %s", config.name, format_earlier(copies[-1]))
+    return copies
 
 
 def _as_recorded(database: Database, config: StudyConfig) -> dict[str, Any]:

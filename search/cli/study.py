@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dashboards.formatting import format_front
+from dashboards.formatting import format_earlier, format_front
 from search.cli.opening import open_home, opened_study
 from search.cli.options import Json, Name
 from search.cli.output import leaderboard, make_console, rows_table, studies_table, summary_lines
@@ -16,6 +16,7 @@ from search.cli.terminal import echo
 from search.errors import SearchError
 from search.recorded import with_reference
 from storage.blobs.place import open_blobs
+from storage.earlier_studies import EarlierStudy, earlier_studies
 from storage.studies import Study, StudySummary, list_studies, summarize_study
 from storage.trials.front import front_of_several
 from storage.trials.views import TrialRow, complete_trials, trial_rows
@@ -44,6 +45,8 @@ def show(name: Name, as_json: Json = False) -> None:
     with opened_study(name) as study:
         summary = summarize_study(study.database, study)
         trials = trial_rows(study.database, study)
+        earlier = earlier_studies(study.database, study)
+        facts = study.facts
         *references, (_, config) = with_reference(study)
         reference = [row for other, _ in references for row in trial_rows(study.database, other)]
     front = front_of_several(trials, summary.objectives)
@@ -53,13 +56,17 @@ def show(name: Name, as_json: Json = False) -> None:
             of_front = {"front": [trial.number for trial in front.trials], "knee": knee}
         else:
             of_front = {}
-        values = _summary_values(summary) | of_front | {"rows": [_trial_values(trial) for trial in trials]}
+        values = _summary_values(summary) | of_front
+        values |= {"learned_from": [_earlier_values(each) for each in earlier]}
+        values |= {"rows": [_trial_values(trial) for trial in trials]}
         typer.echo(json.dumps(values, indent=2))
         return
     console = make_console()
     console.print(f"[bold]{escape(name)}[/]")
     for line in summary_lines(summary):
         console.print(line, markup=False)
+    for each in earlier:
+        console.print(f"learns from  {format_earlier(each, facts)}", markup=False)
     console.print(leaderboard(trials, reference, summary.objectives))
     if front is not None:
         console.print(format_front(front, summary.objectives), markup=False)
@@ -117,6 +124,15 @@ def _summary_values(summary: StudySummary) -> dict[str, Any]:
         "seconds": summary.seconds,
         "epochs": summary.epochs,
         "epochs_saved_by_pruning": summary.epochs_saved,
+    }
+
+
+def _earlier_values(earlier: EarlierStudy) -> dict[str, Any]:
+    return {
+        "study": earlier.name,
+        "trials": earlier.trials,
+        "trials_used": len(earlier.results),
+        "digest": earlier.digest,
     }
 
 

@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SearchError
+from search.propose.earlier import joined
 from storage.optuna_private import SamplerStudy, non_domination_ranks
 
 SHOWN = 1_000
@@ -45,6 +46,7 @@ class ShownStudy(SamplerStudy):
         space: Mapping[str, BaseDistribution],
         read_trials: Callable[[], Sequence[FrozenTrial]],
         keeps: str | None = None,
+        earlier: Sequence[FrozenTrial] = (),
     ) -> None:
         self._written = _Unmarked(storage, sampler, keeps)
         super().__init__(name, storage, sampler, written=self._written)
@@ -52,6 +54,7 @@ class ShownStudy(SamplerStudy):
         self._number = number
         self._space = space
         self._read_trials = read_trials
+        self._earlier = earlier
 
     @cached_property
     def _shown(self) -> Sequence[FrozenTrial]:
@@ -65,8 +68,12 @@ class ShownStudy(SamplerStudy):
         ]
 
     def trials_for_samplers(self) -> Sequence[FrozenTrial]:
-        """Return the trials from which the sampler proposes."""
-        return self._shown
+        """Return the trials from which the sampler proposes, those of earlier studies first."""
+        return self._joined
+
+    @cached_property
+    def _joined(self) -> Sequence[FrozenTrial]:
+        return joined(self._earlier, self._shown, _rank)
 
     @property
     def sampler_state(self) -> Mapping[str, Any]:

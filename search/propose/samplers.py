@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.methods import SAMPLERS
 from search.propose.constraints import allowed_points, network_params, obeys, shrunk
+from search.propose.earlier import NOTHING, EarlierTrials
 from search.propose.history import ShownStudy, is_of_space
 from search.propose.predicted import with_predicted_errors
 from search.propose.rows import row_params
@@ -105,16 +106,22 @@ class Proposal:
     stored : all parameters, also those that the network does not use, as Optuna stores them: value and
         distribution (JSON) by name
     used_up : whether every point of the space was tried before
+    learned_from : study and trial of a configuration of an earlier study, as text
     """
 
     params: dict[str, Any]
     stored: dict[str, tuple[float, str]]
     sampler_state: dict[str, Any]
     used_up: bool = False
+    learned_from: str | None = None
 
 
 def propose(
-    storage: BaseStorage, config: StudyConfig, number: int, asked_for: Mapping[str, Any] | None = None
+    storage: BaseStorage,
+    config: StudyConfig,
+    number: int,
+    asked_for: Mapping[str, Any] | None = None,
+    earlier: EarlierTrials = NOTHING,
 ) -> Proposal:
     """Choose the parameters of a trial that Optuna already counts as running, without writing them.
 
@@ -126,6 +133,7 @@ def propose(
     Parameters
     ----------
     asked_for : enqueued parameters, which belong to the space of the study and can obey its constraints
+    earlier : what the study learns from earlier ones
 
     Raises
     ------
@@ -134,7 +142,9 @@ def propose(
     """
     study_id = storage.get_study_id_from_name(config.name)
     trials = cache(lambda: storage.get_all_trials(study_id, deepcopy=False))  # read only where it is needed
-    draw = _within_constraints(config, _drawing(storage, config, number, trials))
+    draw = _within_constraints(config, _drawing(storage, config, number, trials, earlier.trials))
+    if not asked_for and (first := earlier.next_first(number, trials)) is not None:
+        return dataclasses.replace(_proposal(draw(first.params)), learned_from=first.source)
     trial = draw(asked_for or {})
     if asked_for or config.repeats != "take" or _has_points(config) or not is_finite(config):
         return _proposal(trial)
@@ -179,7 +189,11 @@ def _within_constraints(
 
 
 def _drawing(
-    storage: BaseStorage, config: StudyConfig, number: int, trials: Callable[[], Sequence[FrozenTrial]]
+    storage: BaseStorage,
+    config: StudyConfig,
+    number: int,
+    trials: Callable[[], Sequence[FrozenTrial]],
+    earlier: Sequence[FrozenTrial],
 ) -> Callable[[Mapping[str, Any]], FrozenTrial]:
     """Return a function that draws the parameters of a trial.
 
@@ -197,9 +211,9 @@ def _drawing(
     pauses = config.pruner is not None and config.pruner.pauses
     read = (lambda: with_predicted_errors(trials(), config.epochs)) if pauses else trials
     keeps = SAMPLERS[config.sampler.kind].keeps if config.sampler is not None else None
-    study = ShownStudy(config.name, storage, sampler, number, space, read, keeps)
+    study = ShownStudy(config.name, storage, sampler, number, space, read, keeps, earlier)
     new = create_trial(state=TrialState.RUNNING)
-    new.number = number
+    new.number = len(earlier) + number  # as the study numbers it
     sampler.before_trial(study, new)
     joint_space = sampler.infer_relative_search_space(study, new)
 

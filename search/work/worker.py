@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol, TypeVar
@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeVar
 from optuna.trial import FrozenTrial
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from search.propose.earlier import EarlierTrials, learned
 from search.propose.enqueued import params_from_queue
 from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
@@ -32,6 +33,7 @@ from search.work.stopping import StopRequest
 from search.work.trial_log import TrialLog
 from storage.blobs.place import open_blobs, resolve_artifact_location
 from storage.database import Database
+from storage.earlier_studies import earlier_studies
 from storage.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -410,7 +412,7 @@ class Worker:
 
         def choose() -> Proposal:
             with self._database.plain_errors():
-                return propose(self._database.optuna, self._config, claim.number, asked_for)
+                return propose(self._database.optuna, self._config, claim.number, asked_for, self._earlier)
 
         # One proposal at a time, so that the sampler knows the previous ones, whose trials still run.
         with self._proposing:
@@ -424,6 +426,7 @@ class Worker:
                 tags={
                     "arch": architecture(asked, self._task.features.length),
                     **self._row_tags(claim.number),
+                    **({"learned_from": proposal.learned_from} if proposal.learned_from else {}),
                 },
                 settings=self._settings_digest(asked, claim.number),
                 proposed=proposal.stored,
@@ -434,6 +437,10 @@ class Worker:
                 patiently(lambda: limit_to_begun(self._database, self._study))
                 logger.info("%s: every configuration of its space was tried", self._study.name)
         return config, info
+
+    @cached_property
+    def _earlier(self) -> EarlierTrials:
+        return learned(self._config, earlier_studies(self._database, self._study))
 
     def _resolved(self, asked: TrainConfig, claim: Claim) -> tuple[TrainConfig, WorkerInfo]:
         config, info = resolve_attempt(asked, self._info, claim)

@@ -343,6 +343,18 @@ learning_curves = Table(
     Column("ended_at", Double, nullable=False),
 )
 
+earlier_studies = Table(  # copies, made when the study was created: see storage.earlier_studies
+    "anitune_earlier_studies",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.id), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),  # in the study file, from 0
+    Column("name", String(100), nullable=False),
+    Column("trials", Integer, nullable=False),  # with a result
+    Column("facts", PlainJSON, nullable=False),  # fingerprints of its data and its split
+    Column("results", PlainJSON, nullable=False),  # the best first: see search.propose.earlier
+    Column("digest", String(64), nullable=False),  # sha256 of the copy, hexadecimal
+)
+
 evaluations = Table(
     "anitune_test_openings",
     metadata,

@@ -101,6 +101,23 @@ FAULTS = {
         HEAD + "tracking: postgresql://host/db?password=secret\n",
         "do not put a password",
     ),
+    "learning from one name": (
+        HEAD + "learn_from: water\n",
+        "learn_from (line 3): input should be a list: write ['water']",
+    ),
+    "learning from itself": (
+        HEAD + "learn_from: [tiny]\n",
+        "learn_from: tiny is this study itself; name earlier ones",
+    ),
+    "learning twice": (HEAD + "learn_from: [a, a]\n", "learn_from: a study is named twice"),
+    "a grid that learns": (
+        HEAD + "learn_from: [a]\nsampler: {kind: grid}\n",
+        "learn_from: the trials of sampler grid are given by the space",
+    ),
+    "rows that learn": (
+        "name: r\nrows: [{label: a}]\nlearn_from: [b]\n",
+        "learn_from and rows exclude each other",
+    ),
     "missing reference": (HEAD + "reference: nosuch.yaml\n", "nosuch.yaml: cannot be read: No such file"),
     "key twice": (HEAD + "seed: 1\nseed: 2\n", "line 4: seed is already set in line 3"),
     "broken YAML": (HEAD + "space: {layers: [1, 2\n", "study.yaml, line 4: "),

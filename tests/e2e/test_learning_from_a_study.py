@@ -1,0 +1,94 @@
+"""A real study that learns from another one, whose worker is killed and whose teacher is deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUDY = """
+name: {name}
+data: {{files: [{data}]}}
+training: {{epochs: {epochs}, device: cpu, checkpoint_seconds: 0}}
+space:
+  hidden: {{choices: [[4], [8], [8, 4]]}}
+  activation: {{choices: [celu, silu]}}
+  batch_size: 16
+  dropout: 0.0
+  weight_decay: 0.0
+pruner: {{kind: none}}
+limits: {{trials: 3}}
+"""
+
+
+class Home:
+    """A home folder, and real processes that work there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "search.cli.main", *arguments],
+            env={
+                **os.environ,
+                "ANITUNE_HOME": str(self.folder / "home"),
+                "OMP_NUM_THREADS": "1",
+                "ANITUNE_LEASE_SECONDS": "3",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        process = self.start(*arguments)
+        answer, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return answer
+
+    def trials(self, name: str) -> dict[int, dict[str, Any]]:
+        shown = json.loads(self.run("study", "show", name, "--json"))
+        return {trial["trial"]: trial for trial in shown["rows"]}
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_without_the_study_that_it_learned_from(
+    tmp_path: Path, data_file: Path
+) -> None:
+    home = Home(tmp_path)
+    (tmp_path / "water.yaml").write_text(STUDY.format(name="water", data=data_file, epochs=3))
+    home.run("study", "run", str(tmp_path / "water.yaml"), "--pack", "1")
+    best = min(home.trials("water").values(), key=lambda trial: float(trial["val_mae_kcalmol"]))
+
+    file = tmp_path / "methanol.yaml"
+    file.write_text(STUDY.format(name="methanol", data=data_file, epochs=150) + "learn_from: [water]\n")
+    process = home.start("study", "run", str(file), "--pack", "1")
+    checkpoint = tmp_path / "home/trials/methanol/00000/attempt-1/checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate(timeout=60)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+
+    home.run("study", "delete", "water", "--yes")
+    home.run("study", "run", str(file), "--pack", "1")
+    first = home.trials("methanol")[0]
+    assert (first["state"], first["attempt"]) == ("complete", 2)
+    assert first["parameters"] == {**best["parameters"], "epochs": 150, "seed": first["parameters"]["seed"]}
+    shown = home.run("study", "show", "methanol")
+    assert "learns from  water: 3 of its 3 trials (copy " in shown
+    home.run("study", "verify", "methanol")
+    assert "reproduced, bit for bit" in home.run("reproduce", "methanol", "0")
+    assert "learns from water: 3 of its 3 trials" in Path(
+        home.run("report", "methanol", "--format", "md").strip().rpartition(" ")[2]
+    ).read_text().replace("It learns", "learns")
