@@ -68,7 +68,20 @@ def format_budget(budget: Budget) -> str:
     limits = [f"{budget.trials:,} trials"] if budget.trials is not None else []
     limits += [duration(budget.seconds)] if budget.seconds is not None else []
     limits += [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
+    limits += ["until no gain is expected"] if budget.until_no_gain else []
     return ", ".join(limits) or "none"
+
+
+def format_gain(summary: StudySummary) -> str | None:
+    """How much better the best trial could become, and whether the study ended for that; None: not known."""
+    gain = summary.gain
+    if gain is None:
+        return None
+    ended = ", so the study ends" if gain.is_noise and summary.budget.until_no_gain else ""
+    return (
+        f"at most {gain.gain:.3f} kcal/mol (estimated from {gain.results} trials trained in full; less than"
+        f" {gain.margin:.3f} kcal/mol cannot be told from chance{ended})"
+    )
 
 
 def format_earlier(earlier: EarlierStudy, facts: Mapping[str, str] | None = None) -> str:

@@ -21,12 +21,10 @@ from dashboards.record import StudyRecord
 from storage.trials.duplicate_configs import DUPLICATE_TAG
 from storage.trials.views import TrialRow, error_of, leaderboard_order
 from trainer.config import SAME_CONFIGURATION, compared_settings, default_settings
+from trainer.evaluation.noise import NEAR, mae_standard_error, noise_margin, pooled_deviation
 
 CONFIDENCE: Final = 1.96
 """Standard errors on each side of a 95 % interval."""
-
-NEAR: Final = 1.5
-"""Replicates whose mean is above the best error by more than this factor do not count for the noise."""
 
 FEW_COMPLETE: Final = 30
 """With fewer complete trials the importance of a setting is mostly chance."""
@@ -64,9 +62,7 @@ class Noise:
     @property
     def margin(self) -> float:
         """Two trials that differ by less than this cannot be told apart (95 %), kcal/mol."""
-        from scipy.special import stdtrit  # takes a third of a second, and is seldom needed
-
-        return float(stdtrit(self.freedom, 0.975)) * math.sqrt(2) * self.deviation
+        return noise_margin(self.deviation, self.freedom)
 
 
 @dataclass(frozen=True)
@@ -175,7 +171,7 @@ def standard_error(trial: TrialRow, structures: int | None) -> float | None:
     mae, rmse = trial.summary.get("val/mae_kcalmol"), trial.summary.get("val/rmse_kcalmol")
     if structures is None or mae is None or rmse is None:
         return None
-    return math.sqrt(max(0.0, rmse**2 - mae**2) / structures)
+    return mae_standard_error(mae, rmse, structures)
 
 
 def _spreads(record: StudyRecord) -> dict[str, Spread]:
@@ -200,10 +196,10 @@ def _noise(record: StudyRecord, spreads: Mapping[str, Spread], structures: int |
     if not record.complete:
         return None
     best = record.complete[0]
-    if near := [spread for spread in spreads.values() if spread.mean <= NEAR * error_of(best)]:
-        freedom = sum(spread.count - 1 for spread in near)
-        squares = sum((spread.count - 1) * spread.deviation**2 for spread in near)
-        return Noise("seeds", math.sqrt(squares / freedom), len(near), freedom)
+    near = [spread for spread in spreads.values() if spread.mean <= NEAR * error_of(best)]
+    if (of_seeds := pooled_deviation((spread.deviation, spread.count) for spread in near)) is not None:
+        deviation, freedom = of_seeds
+        return Noise("seeds", deviation, len(near), freedom)
     error = standard_error(best, structures)
     return Noise("structures", error) if error is not None else None
 

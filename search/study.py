@@ -174,6 +174,13 @@ class Limits:
     epochs: Annotated[
         int | None, Field(ge=1, description="trained in all trials together"), Unit("epochs")
     ] = None
+    until_no_gain: Annotated[
+        bool,
+        Field(
+            description="the study ends when the expected gain of going on is within the noise of the error;"
+            " it needs another limit beside it, as the gain may stay above"
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -302,6 +309,8 @@ def _check_rows(config: StudyConfig) -> None:
             raise ValueError(f"{name} and rows exclude each other: all rows are trained as given")
     if config.limits.trials is not None:
         raise ValueError("limits.trials and rows exclude each other: each row is one trial")
+    if config.limits.until_no_gain:
+        raise ValueError("limits.until_no_gain and rows exclude each other: all rows are trained")
     widths: dict[str, Any] = {}
     for row in config.rows:
         if row.label in widths:
@@ -397,7 +406,7 @@ class StudyFile:
         values = dict(self.settings)
         reference = values.pop("reference", None)
         config = self._config(values, record_of)
-        if config.rows is None and config.limits == Limits():
+        if config.rows is None and config.limits in (Limits(), Limits(until_no_gain=True)):
             raise ConfigError(f"{self.where}: limits: set trials, hours or epochs, so that the study ends")
         if reference is None:
             return config

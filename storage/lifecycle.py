@@ -9,6 +9,7 @@ of studies.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, select, update
@@ -17,7 +18,7 @@ from storage.database import Database
 from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, studies, trials
-from storage.studies import Budget, Study, StudyState, budget_of, budget_values, with_files
+from storage.studies import Budget, ExpectedGain, Study, StudyState, budget_of, budget_values, with_files
 
 CLOSED: frozenset[StudyState] = frozenset({"stopped", "archived"})
 """No worker serves a study in these states."""
@@ -109,6 +110,7 @@ def extend_budget(database: Database, study: Study, more: Budget) -> Budget:
         values = {
             name: _sum(study, name.removeprefix("budget_"), limit, budget_values(more)[name])
             for name, limit in budget_values(budget).items()
+            if not isinstance(limit, bool)
         }
         connection.execute(update(studies).where(studies.c.id == study.id).values(values))
         return budget_of(locked_row(connection, study))
@@ -118,8 +120,50 @@ def limit_to_begun(database: Database, study: Study) -> None:
     """Limit the budget to the trials that have begun: no configuration is left to try."""
     with database.writing() as connection:
         locked_row(connection, study)
-        begun = select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
-        connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun))
+        _limit_to_begun(connection, study)
+
+
+def results_without_gain(database: Database, study: Study) -> int | None:
+    """Number of results of full trainings, if the expected gain was not estimated from them yet; else None.
+
+    A duplicate configuration is no result of its own.
+    """
+    results = select(func.count()).where(
+        trials.c.study_id == study.id, trials.c.state == "complete", trials.c.same_as.is_(None)
+    )
+    query = select(studies.c.gain, results.scalar_subquery().label("results")).where(
+        studies.c.id == study.id, studies.c.budget_until_no_gain
+    )
+    with database.reading() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None or (row.gain is not None and row.gain["results"] >= row.results):
+        return None
+    return int(row.results)
+
+
+def record_gain(database: Database, study: Study, gain: ExpectedGain) -> bool:
+    """Record how much could be left to gain, and end the study if that is within the noise.
+
+    From then on no trial begins; running and paused ones end as with any other limit.
+
+    Returns
+    -------
+    Whether the study ends.
+    """
+    with database.writing() as connection:
+        row = locked_row(connection, study)
+        if row.gain is not None and row.gain["results"] > gain.results:
+            return False  # another worker knows more
+        connection.execute(update(studies).where(studies.c.id == study.id).values(gain=asdict(gain)))
+        ends = bool(row.budget_until_no_gain) and gain.is_noise
+        if ends:
+            _limit_to_begun(connection, study)
+    return ends
+
+
+def _limit_to_begun(connection: Connection, study: Study) -> None:
+    begun = select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
+    connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun))
 
 
 def lease_holders(connection: Connection, study: Study) -> list[str]:

@@ -48,11 +48,39 @@ class Budget:
         Total time of all attempts, s, without the time between Ctrl-C and the next start.
     epochs
         Total epochs trained in all attempts.
+    until_no_gain
+        Whether the study ends when the expected gain of going on is within the noise of the error. It then
+        gets the number of trials that have begun as its limit.
     """
 
     trials: int | None = None
     seconds: float | None = None
     epochs: int | None = None
+    until_no_gain: bool = False
+
+
+@dataclass(frozen=True)
+class ExpectedGain:
+    """How much better the best trial of a study could become if the study goes on, kcal/mol.
+
+    Attributes
+    ----------
+    results
+        Number of results of full trainings that it was estimated from.
+    gain
+        Upper bound of the difference between the best error so far and that of the best configuration.
+    margin
+        Difference below which two errors near the best cannot be told apart (95 %).
+    """
+
+    results: int
+    gain: float
+    margin: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether going on is not worth it: nobody could tell what is gained from chance."""
+        return self.gain < self.margin
 
 
 @dataclass(frozen=True)
@@ -159,6 +187,8 @@ class StudySummary(StudyProgress):
         Epochs that were planned for pruned trials and not trained.
     mlflow_experiment_id, mlflow_run_id
         The study's experiment and run in MLflow, once they have been created there.
+    gain
+        What could be left to gain; None if it was not estimated.
     """
 
     state: StudyState
@@ -169,6 +199,7 @@ class StudySummary(StudyProgress):
     mlflow_experiment_id: str | None
     mlflow_run_id: str | None
     objectives: tuple[str, ...] = (ERROR,)
+    gain: ExpectedGain | None = None
 
 
 def create_study(
@@ -290,7 +321,12 @@ def study_progress(database: Database, study: Study) -> StudyProgress:
 
 def budget_of(row: Row[Any]) -> Budget:
     """The budget in a row of ``anitune_studies``."""
-    return Budget(trials=row.budget_trials, seconds=row.budget_seconds, epochs=row.budget_epochs)
+    return Budget(
+        trials=row.budget_trials,
+        seconds=row.budget_seconds,
+        epochs=row.budget_epochs,
+        until_no_gain=row.budget_until_no_gain,
+    )
 
 
 def budget_values(budget: Budget) -> dict[str, Any]:
@@ -299,6 +335,7 @@ def budget_values(budget: Budget) -> dict[str, Any]:
         "budget_trials": budget.trials,
         "budget_seconds": budget.seconds,
         "budget_epochs": budget.epochs,
+        "budget_until_no_gain": budget.until_no_gain,
     }
 
 
@@ -486,4 +523,5 @@ def _summary(connection: Connection, row: Row[Any]) -> StudySummary:
         mlflow_experiment_id=row.mlflow_experiment_id,
         mlflow_run_id=row.mlflow_run_id,
         objectives=objectives_of(row.config),
+        gain=ExpectedGain(**row.gain) if row.gain is not None else None,
     )

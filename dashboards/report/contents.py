@@ -13,6 +13,7 @@ from dashboards.formatting import (
     format_budget,
     format_earlier,
     format_front,
+    format_gain,
     format_noise,
     format_number,
 )
@@ -189,6 +190,8 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
             f" {cheapest.trial.summary.get('parameters', 0):,.0f} parameters and"
             f" {error_of(cheapest.trial):.3f} kcal/mol."
         )
+    if (gain := format_gain(summary)) is not None:
+        text.append(f"A longer search could make the best trial better by {gain}.")
     rows = [trial for trial in record.rows if trial.state == "complete"]
     if rows:
         row = min(rows, key=error_of)

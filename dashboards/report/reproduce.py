@@ -26,6 +26,7 @@ def study_file(record: StudyRecord) -> str:
         "trials": budget.trials if record.config.get("rows") is None else None,
         "hours": budget.seconds / 3600 if budget.seconds is not None else None,
         "epochs": budget.epochs,
+        "until_no_gain": budget.until_no_gain or None,
     }
     given = {name: value for name, value in limits.items() if value is not None}
     values = _said(record.config) | ({"limits": given} if given else {})

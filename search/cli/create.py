@@ -91,6 +91,7 @@ def create_studies(
             trials=trial_limit(each),
             seconds=hours * 3600 if hours is not None else None,
             epochs=each.limits.epochs,
+            until_no_gain=each.limits.until_no_gain,
         )
         # The reference study has the priority of the study.
         study = create_study(

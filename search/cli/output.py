@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import duration, format_budget, study_state_line
+from dashboards.formatting import duration, format_budget, format_gain, study_state_line
 from dashboards.printable import printable
 
 if TYPE_CHECKING:
@@ -250,10 +250,12 @@ def summary_lines(summary: StudySummary) -> list[str]:
         if summary.best_value is not None
         else "no complete trial yet"
     )
+    gain = format_gain(summary)
     return [
         f"state        {study_state_line(summary)}",
         f"trials       {states}; limit: {format_budget(summary.budget)}",
         f"best         {best}",
+        *([f"could gain   {gain}"] if gain is not None else []),
         f"time spent   {duration(summary.seconds)}, {summary.epochs:,} epochs",
         f"pruning      saved {summary.epochs_saved:,} epochs{share}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -116,8 +117,10 @@ def _summary_values(summary: StudySummary) -> dict[str, Any]:
             "trials": summary.budget.trials,
             "seconds": summary.budget.seconds,
             "epochs": summary.budget.epochs,
+            "until_no_gain": summary.budget.until_no_gain,
         },
         "objectives": list(summary.objectives),
+        "expected_gain": asdict(summary.gain) if summary.gain is not None else None,
         "trials": summary.trials,
         "best_trial": summary.best_number,
         "best_val_mae_kcalmol": summary.best_value,

@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from search.propose.earlier import EarlierTrials, learned
 from search.propose.enqueued import params_from_queue
+from search.propose.gain import FEWEST, expected_gain
 from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose
@@ -42,7 +43,14 @@ from storage.errors import (
     StorageError,
     TrialClosedError,
 )
-from storage.lifecycle import CLOSED, limit_to_begun, study_state, wrong_state
+from storage.lifecycle import (
+    CLOSED,
+    limit_to_begun,
+    record_gain,
+    results_without_gain,
+    study_state,
+    wrong_state,
+)
 from storage.ownership import own_study_folder
 from storage.settings import attempt_logs
 from storage.studies import Study, StudyProgress, study_progress
@@ -264,6 +272,8 @@ class Worker:
             if any(claim.last_chance for claim in in_hand.values()):
                 return None, True
             early = self._early_rows()
+            if self._study.budget.until_no_gain:
+                patiently(self._end_without_gain)
             claim = patiently(
                 lambda: claim_trial(
                     self._database,
@@ -280,6 +290,23 @@ class Worker:
                 self._said = None
                 return claim, True
             return None, self._may_come(in_hand)
+
+    def _end_without_gain(self) -> None:
+        """End the study if going on is not worth it, judged by the results that it has now."""
+        results = results_without_gain(self._database, self._study)
+        if results is None or results < FEWEST:
+            return
+        with self._database.plain_errors():
+            trials = self._study.optuna.get_trials(deepcopy=False)
+        gain = expected_gain(self._config, trials, len(self._task.split.validation))
+        if gain is not None and record_gain(self._database, self._study, gain):
+            logger.info(
+                "%s: ends, because going on could make the best trial better by at most %.3f kcal/mol, and"
+                " less than %.3f kcal/mol cannot be told from chance",
+                self._study.name,
+                gain.gain,
+                gain.margin,
+            )
 
     def _may_come(self, in_hand: Collection[int]) -> bool:
         """Whether there may be a trial later, given that there is none now."""

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     case,
+    false,
     func,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -100,6 +101,8 @@ studies = Table(
     Column("budget_trials", Integer),
     Column("budget_seconds", Double),
     Column("budget_epochs", Integer),
+    Column("budget_until_no_gain", Boolean, nullable=False, server_default=false()),
+    Column("gain", PlainJSON),  # the fields of ExpectedGain; null: not estimated
     Column("asked", PlainJSON),  # the limits in the study file when it was last read
     Column("facts", PlainJSON, nullable=False),
     Column("state", String(16), nullable=False, server_default="open"),  # see storage.lifecycle

@@ -47,10 +47,12 @@ class Metric:
 MAE: Final = "mae_kcalmol"
 """The metric that a study minimizes."""
 
+RMSE: Final = "rmse_kcalmol"
+
 #: Every entry is recorded, shown and reported under its name, in kcal/mol.
 METRICS: Final[Mapping[str, Metric]] = {
     MAE: Metric(mean_absolute_error, lambda errors: errors.abs().mean(0)),
-    "rmse_kcalmol": Metric(root_mean_square_error, lambda errors: errors.square().mean(0).sqrt()),
+    RMSE: Metric(root_mean_square_error, lambda errors: errors.square().mean(0).sqrt()),
     "max_error_kcalmol": Metric(max_error, lambda errors: errors.abs().amax(0)),
 }
 
