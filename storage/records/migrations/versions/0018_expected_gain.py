@@ -12,8 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    limit = sa.Column("budget_until_no_gain", sa.Boolean(), server_default=sa.false(), nullable=False)
-    op.add_column("anitune_studies", limit)
+    op.add_column(
+        "anitune_studies",
+        sa.Column("budget_until_no_gain", sa.Boolean(), server_default=sa.false(), nullable=False),
+    )
     op.add_column("anitune_studies", sa.Column("gain", sa.Text()))
 
 
