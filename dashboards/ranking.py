@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from dashboards.record import StudyRecord
 from storage.trials.duplicate_configs import DUPLICATE_TAG
-from storage.trials.views import TrialRow, error_of, leaderboard_order
+from storage.trials.views import TrialRow, error_of, leaderboard_order, mean_errors
 from trainer.config import SAME_CONFIGURATION, compared_settings, default_settings
 from trainer.evaluation.noise import NEAR, mae_standard_error, noise_margin, pooled_deviation
 
@@ -112,7 +112,8 @@ class Leaderboard:
 def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboard:
     """Rank all trials, together with the rows of the reference.
 
-    Complete trials come first, by validation MAE, then pruned ones by theirs, then the rest.
+    Complete trials come first, by validation MAE, then pruned ones by theirs, then the rest. A trial with
+    replicates is ranked by the mean over its seeds, and they follow it without a rank.
 
     Parameters
     ----------
@@ -126,6 +127,8 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
     best = record.complete[0] if record.complete else None
     ranks = {trial.number: rank for rank, trial in enumerate(record.complete, start=1)}
     own = {id(trial) for trial in record.trials}
+    trials = [*record.trials, *record.rows]
+    ranked_by = mean_errors(trials)
 
     def place(trial: TrialRow) -> Place:
         complete = trial.state == "complete"
@@ -139,13 +142,12 @@ def leaderboard(record: StudyRecord, structures: int | None = None) -> Leaderboa
                 complete
                 and best is not None
                 and noise is not None
-                and error_of(trial) - error_of(best) <= noise.margin
+                and ranked_by(trial) - ranked_by(best) <= noise.margin
             ),
             front=record.front.mark(trial) if record.front is not None else "",
         )
 
-    trials = leaderboard_order([*record.trials, *record.rows])
-    return Leaderboard(tuple(place(trial) for trial in trials), noise, by_molecule)
+    return Leaderboard(tuple(place(trial) for trial in leaderboard_order(trials)), noise, by_molecule)
 
 
 def validation_structures(record: StudyRecord) -> int | None:

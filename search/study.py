@@ -184,6 +184,23 @@ class Limits:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FinalistsConfig:
+    """Further seeds for the best configurations, once nothing else is left to train."""
+
+    seeds: Annotated[
+        int, Field(ge=2, le=20, description="trainings of each finalist, with the one that it has")
+    ] = 3
+    most: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=20,
+            description="maximum number of finalists: the best two, and others within the noise of the best",
+        ),
+    ] = 3
+
+
+@dataclass(frozen=True, config=STRICT)
 class Row:
     """A configuration that is trained as given."""
 
@@ -244,6 +261,7 @@ class StudyConfig:
     constraints: Constraints = dataclasses.field(default_factory=Constraints)
     sampler: Annotated[SamplerConfig | None, BeforeValidator(_no_word)] = None
     pruner: Annotated[PrunerConfig | None, BeforeValidator(_no_word)] = None
+    finalists: Annotated[FinalistsConfig | None, BeforeValidator(_no_word)] = None
     repeats: Annotated[
         Literal["take", "replicate"],
         Field(
@@ -304,7 +322,7 @@ class StudyConfig:
 
 def _check_rows(config: StudyConfig) -> None:
     assert config.rows is not None
-    for name in ("space", "sampler", "pruner", "reference", "learn_from"):
+    for name in ("space", "sampler", "pruner", "reference", "learn_from", "finalists"):
         if getattr(config, name) is not None:
             raise ValueError(f"{name} and rows exclude each other: all rows are trained as given")
     if config.limits.trials is not None:
@@ -354,6 +372,8 @@ def _check_search(config: StudyConfig) -> None:
         raise ValueError(f"pruner.min_epochs must be below training.epochs = {config.epochs}")
     if config.learn_from is not None:
         _check_earlier(config.name, config.learn_from, config.sampler)
+    if config.finalists is not None:
+        _check_finalists(config, config.sampler)
     if config.sampler.has_points:
         endless = [name for name, d in config.space.items() if isinstance(d, Range) and d.step is None]
         if endless:
@@ -361,6 +381,13 @@ def _check_search(config: StudyConfig) -> None:
                 f"sampler {config.sampler.kind} needs choices, or a range with a step, for:"
                 f" {', '.join(endless)}"
             )
+
+
+def _check_finalists(config: StudyConfig, sampler: SamplerConfig) -> None:
+    if "seed" in config.training:
+        raise ValueError("finalists and training.seed exclude each other: finalists get seeds of their own")
+    if sampler.has_points:
+        raise ValueError(f"finalists: each trial of sampler {sampler.kind} is a point of the space")
 
 
 def _check_earlier(name: str, earlier: tuple[str, ...], sampler: SamplerConfig) -> None:
@@ -464,7 +491,7 @@ def _reference_file(path: Path, main: StudyConfig) -> StudyFile:
 
 
 #: Sections whose settings a file may leave open one by one.
-_SECTIONS: Final = ("data", "split", "features", "aev", "training", "space", "sampler", "pruner")
+_SECTIONS: Final = ("data", "split", "features", "aev", "training", "space", "sampler", "pruner", "finalists")
 
 #: Values that leave a section open as a whole.
 _OPEN: Final[Mapping[str, tuple[Any, ...]]] = {

@@ -158,7 +158,8 @@ class StudyProgress:
         Number of trials by state: running, interrupted (no worker has it now), paused, complete, pruned,
         failed.
     best_number, best_value
-        The complete trial with the smallest validation MAE (kcal/mol), if there is one.
+        The complete trial with the smallest validation MAE (kcal/mol), if there is one. For a trial with
+        replicates this is the mean over the seeds.
     """
 
     name: str
@@ -472,6 +473,24 @@ def _progress_query() -> Select[Any]:
         silent.scalar_subquery().label("interrupted"),
         best.with_only_columns(trials.c.number).scalar_subquery().label("best_number"),
         best.with_only_columns(trials.c.value).scalar_subquery().label("best_value"),
+        select(trials.c.number)
+        .where(ours, trials.c.replicate_of.is_not(None))
+        .limit(1)
+        .scalar_subquery()
+        .label("replicate"),
+    )
+
+
+def _best_mean_query() -> Select[Any]:
+    """Which trial is the best, by the mean over its seeds."""
+    original = func.coalesce(trials.c.replicate_of, trials.c.number)
+    mean = func.avg(trials.c.value)
+    return (
+        select(original.label("number"), mean.label("value"))
+        .where(of_study(trials.c.study_id), trials.c.state == "complete")
+        .group_by(original)
+        .order_by(mean, original)
+        .limit(1)
     )
 
 
@@ -479,11 +498,15 @@ def _progress_query() -> Select[Any]:
 _STUDY: Final = select(studies).where(of_study())
 _FACTS: Final = select(studies.c.facts).where(of_study())
 _PROGRESS: Final = _progress_query()
+_BEST_MEAN: Final = _best_mean_query()
 
 
 def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
     """The fields of :class:`StudyProgress`."""
     found = connection.execute(_PROGRESS, study_key(row.id)).one()
+    best: tuple[int | None, float | None] = (found.best_number, found.best_value)
+    if found.replicate is not None and (mean := connection.execute(_BEST_MEAN, study_key(row.id)).first()):
+        best = (mean.number, mean.value)
     return {
         "name": row.name,
         "budget": budget_of(row),
@@ -495,8 +518,8 @@ def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
             "pruned": found.pruned,
             "failed": found.failed,
         },
-        "best_number": found.best_number,
-        "best_value": found.best_value,
+        "best_number": best[0],
+        "best_value": best[1],
     }
 
 

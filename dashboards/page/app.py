@@ -140,6 +140,8 @@ def _study(database: Database, name: str) -> str:
         gain=format_gain(record.summary),
         earlier=[format_earlier(each, record.facts) for each in record.earlier],
         board=board,
+        first=next((place for place in board.places if place.rank == 1), None),
+        replicates=any(trial.replicate_of is not None for trial in record.trials),
         noise=format_noise(board),
         front=format_front(record.front, record.summary.objectives) if record.front is not None else None,
         rough=smoothness_warning(record),

@@ -178,6 +178,11 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
     )
     if record.front is not None:
         text.append(format_front(record.front, record.summary.objectives))
+    if best.spread is not None:
+        text.append(
+            f"Over {best.spread.count} seeds, this configuration has {best.spread.mean:.3f} ±"
+            f" {best.spread.deviation:.3f} kcal/mol (mean and standard deviation)."
+        )
     if (rough := smoothness_warning(record)) is not None:
         text.append(rough)
     tied = [place for place in board.places if place.in_noise and place.rank is not None]
@@ -316,6 +321,11 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
             "Front: trials that no other beats in all objectives of the study; the knee is the one farthest"
             " from the line between the ends of the front (error, and costs by their logarithms, scaled to"
             " between 0 and 1)."
+        )
+    if any(trial.replicate_of is not None for trial in record.trials):
+        text.append(
+            "The finalists were trained with further seeds. They are ranked by the mean over their seeds; the"
+            " further trainings follow them without a rank."
         )
     if len(board.places) > len(shown):
         text.append(f"The first {len(shown)} of {len(board.places):,}; the table of all trials has the rest.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -120,7 +121,7 @@ def leaderboard(
     objectives : those of the study; of several, the table says which trials are on the Pareto front
     """
     from storage.trials.front import front_of_several
-    from storage.trials.views import complete_trials, leaderboard_order
+    from storage.trials.views import complete_trials, errors_over_seeds, leaderboard_order
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     for heading in ("rank", "trial"):
@@ -133,6 +134,7 @@ def leaderboard(
         table.add_column("front", no_wrap=True)
     ranks = {id(trial): rank for rank, trial in enumerate(complete_trials(trials), start=1)}
     places = leaderboard_order([*trials, *reference])
+    errors = errors_over_seeds(places)
     shown = [
         trial
         for place, trial in enumerate(places)
@@ -145,18 +147,27 @@ def leaderboard(
         table.add_row(
             rank,
             str(trial.number) if row is None else f"row {escape(row)}",
-            *_cells(trial),
+            *_cells(trial, errors(trial)),
             *((front.mark(trial),) if front is not None else ()),
             style=style,
         )
     more = f"; {len(places) - len(shown)} more" if len(places) > len(shown) else ""
-    table.caption = (
-        f"val MAE in kcal/mol{', row: configuration of the reference study' if reference else ''}{more}"
+    seeds = (
+        "; mean ± standard deviation (number of seeds)"
+        if any(trial.replicate_of is not None for trial in trials)
+        else ""
     )
+    rows = ", row: configuration of the reference study" if reference else ""
+    table.caption = f"val MAE in kcal/mol{seeds}{rows}{more}"
     return table
 
 
-def _cells(trial: TrialRow) -> list[str]:
+def _cells(trial: TrialRow, errors: Sequence[float]) -> list[str]:
+    """Cells of a trial, given its errors over seeds."""
+    value = f"{trial.value:.3f}" if trial.value is not None else ""
+    if len(errors) > 1 and trial.replicate_of is None:
+        value = f"{statistics.fmean(errors):.3f} ± {statistics.stdev(errors):.3f} ({len(errors)})"
+    state = trial.state if trial.replicate_of is None else f"{trial.state}, seed of {trial.replicate_of}"
     config = trial.config or {}
 
     def number(name: str, form: str) -> str:
@@ -164,7 +175,7 @@ def _cells(trial: TrialRow) -> list[str]:
 
     return [
         escape(trial.tags.get("arch", "")),
-        f"{trial.value:.3f}" if trial.value is not None else "",
+        value,
         f"{trial.summary['parameters']:,.0f}" if "parameters" in trial.summary else "",
         number("learning_rate", ".2g"),
         number("batch_size", "d"),
@@ -172,7 +183,7 @@ def _cells(trial: TrialRow) -> list[str]:
         number("dropout", ".2g"),
         str(trial.epochs),
         f"{trial.seconds:.0f}",
-        trial.state,
+        state,
     ]
 
 

@@ -193,6 +193,7 @@ def _has_result(trial: TrialRow) -> bool:
         and trial.value is not None
         and trial.config is not None
         and DUPLICATE_TAG not in trial.tags
+        and trial.replicate_of is None
     )
 
 

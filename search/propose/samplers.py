@@ -188,6 +188,11 @@ def _within_constraints(
     return drawn
 
 
+def repeated(trial: FrozenTrial) -> Proposal:
+    """Propose the parameters of another trial again, for a training with another seed."""
+    return _proposal(trial)
+
+
 def _drawing(
     storage: BaseStorage,
     config: StudyConfig,

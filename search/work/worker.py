@@ -16,10 +16,11 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from search.propose.earlier import EarlierTrials, learned
 from search.propose.enqueued import params_from_queue
+from search.propose.finalists import missing_replicates
 from search.propose.gain import FEWEST, expected_gain
 from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
-from search.propose.samplers import Proposal, propose
+from search.propose.samplers import Proposal, propose, repeated
 from search.propose.seeds import training_seed
 from search.propose.space import train_config
 from search.study import StudyConfig, named_settings
@@ -58,7 +59,7 @@ from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.duplicate_configs import OriginalTrial
 from storage.trials.heartbeat import Heartbeat
 from storage.trials.paused import rung_results
-from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, claim_trial, open_trials
+from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, add_replicates, claim_trial, open_trials
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import SAME_NUMBERS, TrainConfig, compared_settings, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
@@ -274,8 +275,9 @@ class Worker:
             early = self._early_rows()
             if self._study.budget.until_no_gain:
                 patiently(self._end_without_gain)
-            claim = patiently(
-                lambda: claim_trial(
+
+            def next_trial() -> Claim | None:
+                return claim_trial(
                     self._database,
                     self._study,
                     self._info,
@@ -283,13 +285,26 @@ class Worker:
                     early=early,
                     promotion=self._promotion,
                 )
-            )
+
+            claim = patiently(next_trial)
+            if claim is None and not in_hand and patiently(self._add_replicates):
+                claim = patiently(next_trial)
             if claim is not None:
                 self._in_hand[claim.number] = claim
                 self._claims += 1
                 self._said = None
                 return claim, True
             return None, self._may_come(in_hand)
+
+    def _add_replicates(self) -> bool:
+        """Add further seeds of the finalists, if nothing else is left to train; return whether it did so."""
+        if self._config.finalists is None:
+            return False
+        trials = trial_rows(self._database, self._study)
+        missing = missing_replicates(self._config, trials, len(self._task.split.validation))
+        return bool(missing) and add_replicates(
+            self._database, self._study, self._info, missing, known_trials=len(trials)
+        )
 
     def _end_without_gain(self) -> None:
         """End the study if going on is not worth it, judged by the results that it has now."""
@@ -323,7 +338,8 @@ class Worker:
                 f"{self._study.name}: waiting for {len(waited_for)} trials of other workers; a dead worker"
                 f" loses its trials within {LEASE_SECONDS:.0f} s"
             )
-        return bool(waited_for)
+        # The trials of this worker may be the last before the finalists get further seeds.
+        return bool(waited_for) or (bool(in_hand) and self._config.finalists is not None)
 
     def _say(self, why: str) -> None:
         if why != self._said:
@@ -387,7 +403,8 @@ class Worker:
                         config,
                         folder,
                         reporter,
-                        rungs=self._rungs,
+                        # A replicate is trained in full, and no other trial is compared with it.
+                        rungs=self._rungs if attempt.claim.replicate_of is None else (),
                         warm_start=warm_start,
                         progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
                     ),
@@ -439,6 +456,8 @@ class Worker:
 
         def choose() -> Proposal:
             with self._database.plain_errors():
+                if claim.replicate_of is not None:
+                    return repeated(self._study.optuna.get_trials(deepcopy=False)[claim.replicate_of])
                 return propose(self._database.optuna, self._config, claim.number, asked_for, self._earlier)
 
         # One proposal at a time, so that the sampler knows the previous ones, whose trials still run.
@@ -454,8 +473,13 @@ class Worker:
                     "arch": architecture(asked, self._task.features.length),
                     **self._row_tags(claim.number),
                     **({"learned_from": proposal.learned_from} if proposal.learned_from else {}),
+                    **(
+                        {"replicate_of": f"trial {claim.replicate_of}"}
+                        if claim.replicate_of is not None
+                        else {}
+                    ),
                 },
-                settings=self._settings_digest(asked, claim.number),
+                settings=self._settings_digest(asked, claim),
                 proposed=proposal.stored,
                 sampler_state=proposal.sampler_state,
                 ran_on=(info.device, config.precision),
@@ -482,17 +506,17 @@ class Worker:
             )
         return config, info
 
-    def _settings_digest(self, config: TrainConfig, number: int) -> str | None:
+    def _settings_digest(self, config: TrainConfig, claim: Claim) -> str | None:
         """Digest the settings; equal for duplicate configurations, which may differ in the derived seed."""
-        if self._config.repeats == "replicate":
+        if self._config.repeats == "replicate" or claim.replicate_of is not None:
             return None
         compared = compared_settings(dump_config(config), SAME_NUMBERS)
-        if config.seed == training_seed(self._config.seed, number):
+        if config.seed == training_seed(self._config.seed, claim.number):
             del compared["seed"]
         # A setting that the study's record lacks was added later, and is the same in all trials of the study.
         recorded = named_settings(self._study.config) | {"seed"}
         compared = {name: value for name, value in compared.items() if name in recorded}
-        return digest_of(compared | {"start_from": self._starts.get(number)})
+        return digest_of(compared | {"start_from": self._starts.get(claim.number)})
 
     def _reuse_result(self, attempt: Attempt, original: OriginalTrial, news: TrialNews) -> TrialNews:
         if original.state == "running":

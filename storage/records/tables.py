@@ -134,6 +134,7 @@ trials = Table(
     # Digest of everything that determines the result, except the trial's own seed; null: not compared
     Column("settings", String(64)),
     Column("same_as", Integer),  # number of the original with equal settings, whose result it takes
+    Column("replicate_of", Integer),  # number of the trial whose configuration it trains with another seed
 )
 Index("ix_anitune_trials_settings", trials.c.study_id, trials.c.settings)
 Index("ix_anitune_trials_best", trials.c.study_id, trials.c.state, trials.c.value, trials.c.number)

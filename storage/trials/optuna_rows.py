@@ -107,9 +107,17 @@ def begin_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int,
     if waiting is not None:
         connection.execute(_UPDATED, {"of_trial": waiting.trial_id, **running})
         return waiting.number, waiting.trial_id, asked_for(connection, waiting.trial_id)
-    number = connection.execute(_COUNTED, this).scalar_one()
-    new = {"study_id": optuna_study_id, "number": number, **running}
-    return number, connection.execute(_NEW, new).scalar_one(), {}
+    return *new_trial(connection, optuna_study_id), {}
+
+
+def new_trial(connection: Connection, optuna_study_id: int) -> tuple[int, int]:
+    """Begin a new trial, whatever waits in Optuna's queue; return its number and its id."""
+    connection.execute(_LOCKED_STUDY, {"of_study": optuna_study_id})
+    number = connection.execute(_COUNTED, {"of_study": optuna_study_id}).scalar_one()
+    running = {"state": TrialState.RUNNING, "datetime_start": _now()}
+    return number, connection.execute(
+        _NEW, {"study_id": optuna_study_id, "number": number, **running}
+    ).scalar_one()
 
 
 def asked_for(connection: Connection, optuna_trial_id: int) -> Any:

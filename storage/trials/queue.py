@@ -92,6 +92,8 @@ class Claim:
         queue without validation.
     ran_on
         Device and precision of each earlier attempt that has recorded them.
+    replicate_of
+        Number of the trial whose configuration this one trains with another seed; None: it has its own.
     """
 
     number: int
@@ -105,6 +107,7 @@ class Claim:
     last_chance: bool = False
     asked_for: Any = field(default_factory=dict)
     ran_on: tuple[tuple[str, str], ...] = ()
+    replicate_of: int | None = None
 
 
 def claim_trial(
@@ -152,6 +155,54 @@ def claim_trial(
     for number in pending:
         finalize.sync_to_optuna(database, study, number)
     return claim
+
+
+def add_replicates(
+    database: Database, study: Study, worker: WorkerInfo, of: Sequence[int], known_trials: int
+) -> bool:
+    """Add trials that train configurations of others with other seeds, once nothing else is left to train.
+
+    They come on top of the limits of the study, and any worker may claim them.
+
+    Parameters
+    ----------
+    of
+        Number of the original of each new trial.
+    known_trials
+        Number of trials from which the originals were chosen.
+
+    Returns
+    -------
+    Whether they were added: not if a trial runs, is paused, may begin, or has been added meanwhile.
+    """
+    this = study_key(study.id)
+    with database.writing() as connection:
+        row = locked_row(connection, study)
+        count = connection.execute(
+            select(func.count()).select_from(trials).where(trials.c.study_id == study.id)
+        ).scalar_one()
+        if (
+            row.state != "open"
+            or count != known_trials
+            or connection.execute(_RUNNING, this).first() is not None
+            or paused.any_paused(connection, study.id)
+            or connection.execute(_WITHIN_BUDGET, this).first() is not None
+        ):
+            return False
+        for original in of:
+            number, optuna_trial_id = optuna_rows.new_trial(connection, study.optuna_study_id)
+            _record_new_trial(connection, study, number, optuna_trial_id, replicate_of=original)
+            _begin_attempt(connection, study, number, 1, worker, lease_seconds=0)
+            # No worker has it yet: it is claimed like a trial that was handed back.
+            connection.execute(
+                update(attempts)
+                .where(attempts.c.study_id == study.id, attempts.c.number == number)
+                .values(ended_at=now(), outcome="handed_back", reason=f"another seed of trial {original}")
+            )
+        if row.budget_trials is not None:
+            more = row.budget_trials + len(of)
+            connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=more))
+    return True
 
 
 def open_trials(database: Database, study: Study) -> set[int]:
@@ -285,19 +336,7 @@ def _in_state(state: str) -> Select[Any]:
 
 def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_seconds: float) -> Claim:
     number, optuna_trial_id, asked_for = optuna_rows.begin_trial(connection, study.optuna_study_id)
-    connection.execute(
-        _NEW_TRIAL,
-        {
-            "study_id": study.id,
-            "number": number,
-            "optuna_trial_id": optuna_trial_id,
-            "state": "running",
-            "attempt": 1,
-            "summary": {},
-            "tags": {},
-            "told": False,
-        },
-    )
+    _record_new_trial(connection, study, number, optuna_trial_id)
     token = _begin_attempt(connection, study, number, 1, worker, lease_seconds)
     return Claim(
         number,
@@ -309,6 +348,29 @@ def _begin(connection: Connection, study: Study, worker: WorkerInfo, lease_secon
         config=None,
         params=None,
         asked_for=asked_for,
+    )
+
+
+def _record_new_trial(
+    connection: Connection,
+    study: Study,
+    number: int,
+    optuna_trial_id: int,
+    replicate_of: int | None = None,
+) -> None:
+    connection.execute(
+        _NEW_TRIAL,
+        {
+            "study_id": study.id,
+            "number": number,
+            "optuna_trial_id": optuna_trial_id,
+            "state": "running",
+            "attempt": 1,
+            "summary": {},
+            "tags": {},
+            "told": False,
+            "replicate_of": replicate_of,
+        },
     )
 
 
@@ -368,6 +430,7 @@ def _go_on(
         last_chance=last_chance,
         asked_for=optuna_rows.asked_for(connection, trial.optuna_trial_id),
         ran_on=_ran_on(connection, trial),
+        replicate_of=trial.replicate_of,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -74,6 +75,8 @@ class TrialRow:
         Total over all attempts; more than ``epochs`` if some were repeated after a crash.
     attempts
         The attempts that trained at least one epoch.
+    replicate_of
+        Number of the trial whose configuration it trains with another seed; None: it has its own.
     """
 
     number: int
@@ -96,6 +99,7 @@ class TrialRow:
     mlflow_run_id: str | None
     artifacts: tuple[ArtifactRow, ...]
     attempts: tuple[AttemptRow, ...] = ()
+    replicate_of: int | None = None
 
 
 _PLACES: Final = {state: place for place, state in enumerate(get_args(TrialState))}
@@ -106,17 +110,52 @@ def error_of(trial: TrialRow) -> float:
     return trial.value if trial.value is not None else math.inf
 
 
+def errors_over_seeds(trials: Iterable[TrialRow]) -> Callable[[TrialRow], Sequence[float]]:
+    """Return a function that gives the errors of a complete trial and its replicates, kcal/mol.
+
+    For trials that are not complete it gives nothing.
+    """
+    values: defaultdict[tuple[int, bool], list[float]] = defaultdict(list)
+    for trial in trials:
+        if trial.state == "complete" and trial.value is not None:
+            values[_configuration(trial)].append(trial.value)
+    return lambda trial: values[_configuration(trial)] if trial.state == "complete" else ()
+
+
+def mean_errors(trials: Iterable[TrialRow]) -> Callable[[TrialRow], float]:
+    """Return a function that gives the error by which a trial is ranked: the mean over seeds, kcal/mol."""
+    errors = errors_over_seeds(trials)
+
+    def ranked_by(trial: TrialRow) -> float:
+        found = errors(trial)
+        return statistics.fmean(found) if found else error_of(trial)
+
+    return ranked_by
+
+
+def _configuration(trial: TrialRow) -> tuple[int, bool]:
+    """Number of the trial that a configuration comes from, and whether it is a row of the reference study."""
+    return (trial.number if trial.replicate_of is None else trial.replicate_of, "row" in trial.tags)
+
+
 def leaderboard_order(trials: Iterable[TrialRow]) -> list[TrialRow]:
     """Order trials, the best first: complete ones, then those of each other state, by validation MAE.
 
-    Trials with the same error keep their order, which is usually that of their numbers.
+    Trials of one configuration with several seeds are ranked by the mean, next to each other. Trials with the
+    same error keep their order, which is usually that of their numbers.
     """
-    return sorted(trials, key=lambda trial: (_PLACES[trial.state], error_of(trial)))
+    known = list(trials)
+    ranked_by = mean_errors(known)
+    return sorted(known, key=lambda trial: (_PLACES[trial.state], ranked_by(trial)))
 
 
 def complete_trials(trials: Iterable[TrialRow]) -> list[TrialRow]:
-    """Return the complete trials, the best first: the rank of a trial is its place among them."""
-    return [trial for trial in leaderboard_order(trials) if trial.state == "complete"]
+    """Return the complete trials, the best first: the rank of a trial is its place among them.
+
+    Replicates are not among them: they count for the place of the trial that they repeat.
+    """
+    ordered = leaderboard_order(trials)
+    return [trial for trial in ordered if trial.state == "complete" and trial.replicate_of is None]
 
 
 def trial_rows(database: Database, study: Study) -> list[TrialRow]:
@@ -274,4 +313,5 @@ def _trial(row: Row[Any], files: tuple[ArtifactRow, ...], earlier: tuple[Attempt
         mlflow_run_id=row.mlflow_run_id,
         artifacts=files,
         attempts=(*earlier, *latest),
+        replicate_of=row.replicate_of,
     )
