@@ -78,6 +78,10 @@ LEARNING: Final[dict[str, dict[str, Any]]] = {
 }
 """Our searches that learn from an earlier study: the choices of the earlier one, where they are fewer."""
 
+STOPPING: Final = "anitune, no pruner, until no gain"
+"""Our search that ends when nothing is left to gain. It may train the whole table. With a pruner, all its
+configurations are tried before twenty are trained in full, so there is nothing to decide."""
+
 PLAIN_OPTUNA: Final = "Optuna"
 
 Histories = dict[tuple[str, int], list[list[Point]]]
@@ -147,6 +151,10 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
     ) -> SearchHistory:
         return replay_learning(trainings, task, space, seed, epochs, workers)
 
+    def stopping(trainings: Trainings, task: Task, seed: int, epochs: int, workers: int) -> SearchHistory:
+        changes = {"pruner": {"kind": "none"}, "limits": {"until_no_gain": True}}
+        return replay_ours(trainings, task, changes, seed, trainings.epochs, workers)
+
     def syne_tune(
         name: str, trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
     ) -> SearchHistory:
@@ -155,6 +163,7 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
     return {
         **{name: partial(ours, changes) for name, changes in OURS.items()},
         **{name: partial(learning, space) for name, space in LEARNING.items()},
+        STOPPING: stopping,
         "random search": _optuna(RandomSampler, None),
         PLAIN_OPTUNA: _optuna(TPESampler, None),
         "Optuna, median": _optuna(TPESampler, MedianPruner),
@@ -182,11 +191,12 @@ def limit(table: Trainings) -> int:
 
 
 def replay(name: str, table: Path, features: Path, seed: int, workers: int) -> list[Point]:
-    """Run one search, and return the points of its history at which the choice changed."""
+    """Run one search; return the points of its history at which the choice changed, and its last point."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("anitune").setLevel(logging.ERROR)
     trainings = table_of(table)
-    return searches()[name](trainings, read_task(features), seed, limit(trainings), workers).changes
+    history = searches()[name](trainings, read_task(features), seed, limit(trainings), workers)
+    return [*history.changes, *history.points[-1:]]
 
 
 def replay_all(
@@ -233,6 +243,59 @@ def judge(name: str, workers: int, histories: Sequence[Sequence[Point]], table: 
 def judge_all(histories: Histories, table: Trainings) -> list[Result]:
     """Results of all searches, in their order."""
     return [judge(name, count, found, table) for (name, count), found in histories.items()]
+
+
+def learning_table(results: Sequence[Result], epochs: int) -> list[str]:
+    """A table of the epochs that our searches save by learning from an earlier study.
+
+    Parameters
+    ----------
+    epochs : the cost of training the whole table
+    """
+    headings = ("search", "workers", f"epochs until within {CLOSE:.0%}", "saved", "seeds that arrived")
+    rows = []
+    for each in results:
+        alone = next((r for r in results if (r.name, r.workers) == (next(iter(OURS)), each.workers)), None)
+        if alone is None or (each is not alone and each.name not in LEARNING):
+            continue
+        needed, without = statistics.median(each.arrived), statistics.median(alone.arrived)
+        known = max(needed, without) < math.inf
+        rows.append(
+            [
+                each.name,
+                str(each.workers),
+                f"{needed:,.0f}" if needed < math.inf else "",
+                f"{1 - needed / without:.0%}" if known and each is not alone else "",
+                f"{sum(found < math.inf for found in each.arrived)} of {len(each.arrived)}",
+            ]
+        )
+    return markdown_table(headings, rows)
+
+
+def stopping_table(histories: Histories, table: Trainings) -> list[str]:
+    """A table of how often our search ends for lack of gain, how often too early, and what that saves.
+
+    It has ended too early if its choice is not within 5 % of the table's best.
+    """
+    headings = ("search", "workers", "seeds that ended early", "too early", "epochs spent", "saved")
+    enough = table.ranked()[0][0] * (1 + CLOSE)
+    rows = []
+    for (name, workers), found in histories.items():
+        if name == STOPPING:
+            spent = [history[-1][0] for history in found]
+            early = [history[-1][2] for history in found if history[-1][0] < table.epochs]
+            median = statistics.median(spent)
+            rows.append(
+                [
+                    name,
+                    str(workers),
+                    f"{len(early)} of {len(found)}",
+                    f"{sum(taken > enough for taken in early)}",
+                    f"{median:,.0f} ({min(spent):,} to {max(spent):,})",
+                    f"{1 - median / table.epochs:.0%}",
+                ]
+            )
+    return markdown_table(headings, rows)
 
 
 def _arrived(history: Sequence[Point], error: float) -> float:
@@ -433,7 +496,7 @@ def main() -> None:
         (name, count)
         for name in ([] if arguments.redraw else arguments.only or searches())
         for count in arguments.workers
-        if arguments.only or name in {**OURS, **LEARNING} or (name, count) not in histories
+        if arguments.only or name in (*OURS, *LEARNING, STOPPING) or (name, count) not in histories
     ]
     if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
         parser.error(
@@ -448,12 +511,13 @@ def main() -> None:
 
     results = judge_all(histories, table)
     goals = verdicts(results, limit(table))
-    parts = {"the figures": figures_table(results, table.epochs), "the goals": goals_table(goals)}
+    parts = _parts(histories, results, goals, table)
     for lines in parts.values():
         print("\n" + "\n".join(lines))
-    best = table.ranked()[0][0]
-    draw_interactive(histories, best, limit(table), arguments.json.with_suffix(".html"))
-    draw_static(histories, best, limit(table), arguments.json.with_suffix(".svg"))
+    best, drawn = table.ranked()[0][0], _drawn(histories)
+    if drawn:
+        draw_interactive(drawn, best, limit(table), arguments.json.with_suffix(".html"))
+        draw_static(drawn, best, limit(table), arguments.json.with_suffix(".svg"))
     if arguments.write_docs:
         _write_docs(histories, table, arguments.seeds, parts)
 
@@ -464,19 +528,42 @@ def _in_order(histories: Histories) -> Histories:
     return dict(sorted(histories.items(), key=lambda each: (names.index(each[0][0]), each[0][1])))
 
 
+def _drawn(histories: Histories) -> Histories:
+    """The histories of searches without the help of an earlier study, and with equal budgets."""
+    return {key: each for key, each in histories.items() if key[0] not in (*LEARNING, STOPPING)}
+
+
+def _parts(
+    histories: Histories, results: Sequence[Result], goals: Sequence[Verdict], table: Trainings
+) -> dict[str, list[str]]:
+    """The tables for which all searches were replayed, by the name of their part of the page."""
+    names = {name for name, _ in histories}
+    parts = {}
+    if PLAIN_OPTUNA in names:
+        compared = [each for each in results if (each.name, each.workers) in _drawn(histories)]
+        parts |= {"the goals": goals_table(goals), "the figures": figures_table(compared, table.epochs)}
+    if names >= {next(iter(OURS)), *LEARNING}:
+        parts["the learning"] = learning_table(results, table.epochs)
+    if STOPPING in names:
+        parts["the stopping"] = stopping_table(histories, table)
+    return parts
+
+
 def _write_docs(histories: Histories, table: Trainings, seeds: int, parts: Mapping[str, list[str]]) -> None:
-    best = table.ranked()[0][0]
-    draw_interactive(histories, best, limit(table), DOCS / "search-quality.html")
-    draw_static(histories, best, limit(table), DOCS / "images" / "search-quality.svg")
     words = ", ".join(f"{name} {number}" for name, number in versions().items())
     made = [
         f"A table of {table.count} configurations ({table.epochs:,} epochs in all), {seeds} seeds; {words}.",
         "",
     ]
-    picture = "![Median regret of all searches against the epochs that they have spent]"
     page = DOCS / "search-quality.md"
-    put_part(page, "the goals", [*made, *parts["the goals"]])
-    put_part(page, "the figures", parts["the figures"])
+    for name, lines in parts.items():
+        put_part(page, name, lines if name == "the figures" else [*made, *lines])
+    if "the figures" not in parts:
+        return
+    best, drawn = table.ranked()[0][0], _drawn(histories)
+    draw_interactive(drawn, best, limit(table), DOCS / "search-quality.html")
+    draw_static(drawn, best, limit(table), DOCS / "images" / "search-quality.svg")
+    picture = "![Median regret of all searches against the epochs that they have spent]"
     put_part(
         page,
         "the plot",

@@ -15,6 +15,7 @@ from search.dimensions import MAX_LAYERS, default_dimensions
 from search.study import (
     Bound,
     Constraints,
+    FinalistsConfig,
     Limits,
     PrunerConfig,
     Row,
@@ -44,6 +45,7 @@ SECTIONS: Mapping[str, type] = {
     "constraints.parameters": Bound,
     "sampler": SamplerConfig,
     "pruner": PrunerConfig,
+    "finalists": FinalistsConfig,
     "limits": Limits,
 }
 """Sections of a study file, in the order of the page; ``space`` is described separately."""

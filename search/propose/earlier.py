@@ -23,9 +23,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.propose.enqueued import params_from_settings
+from search.propose.predicted import with_predicted_errors
 from search.propose.rows import WIDTH
 from search.propose.space import distributions
-from search.study import StudyConfig
+from search.study import StudyConfig, study_from_record
 from storage.earlier_studies import EarlierStudy
 from storage.optuna_private import ENQUEUED_KEY
 from storage.studies import Study
@@ -112,7 +113,10 @@ def copy_of(config: StudyConfig, study: Study) -> EarlierStudy:
         if there is no such result.
     """
     where = f"{config.name}: learn_from"
-    ranked = sorted(filter(_has_result, trial_rows(study.database, study)), key=_rank)
+    errors = _errors(study)
+    ranked = sorted(
+        filter(_has_result, trial_rows(study.database, study)), key=lambda trial: _rank(trial, errors)
+    )
     if not ranked:
         raise ConfigError(f"{where}: study {study.name!r} has no trial with a result yet")
     inside = [
@@ -197,10 +201,26 @@ def _has_result(trial: TrialRow) -> bool:
     )
 
 
-def _rank(trial: TrialRow) -> tuple[bool, int, float, int]:
-    """Rank as the sampler does, smaller is better: complete trials, then the others, the longest first."""
-    complete = trial.state == "complete"
-    return (not complete, 0 if complete else -trial.epochs, error_of(trial), trial.number)
+def _errors(study: Study) -> dict[int, float]:
+    """Return the errors of a study's trials after a full training, kcal/mol, predicted for paused ones.
+
+    They are those that its own sampler learns from. A study whose pruner stops trials for good has none for
+    them.
+    """
+    config = study_from_record(study.config, study.name)
+    if config.pruner is None or not config.pruner.pauses:
+        return {}
+    with study.database.plain_errors():
+        trials = study.optuna.get_trials(deepcopy=False)
+    predicted = with_predicted_errors(trials, config.epochs)
+    return {trial.number: trial.value for trial in predicted if trial.state == TrialState.COMPLETE}
+
+
+def _rank(trial: TrialRow, errors: Mapping[int, float]) -> tuple[bool, int, float, int]:
+    """Rank as the sampler does, smaller is better: by error; trials without one last, the longest first."""
+    if trial.state == "complete" or trial.number in errors:
+        return (False, 0, errors.get(trial.number, error_of(trial)), trial.number)
+    return (True, -trial.epochs, error_of(trial), trial.number)
 
 
 def _searchable(settings: Mapping[str, Any]) -> dict[str, Any]:

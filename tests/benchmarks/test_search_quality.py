@@ -108,6 +108,34 @@ def test_a_search_that_never_arrived_decides_what_it_can(ours: float, peer: floa
     assert found[0].measured == "nothing taken"
 
 
+def test_what_learning_saves_is_relative_to_the_same_search_without_it() -> None:
+    results = [
+        result("anitune", 0.04, 200),
+        result("anitune, learning from all", 0.04, 50),
+        result("anitune, learning from a part", 0.04, math.inf),
+        result("Optuna", 0.04, 100),
+    ]
+    lines = search_quality.learning_table(results, 10_000)
+    assert [[cell.strip() for cell in line.split("|")[1:5]] for line in lines[2:]] == [
+        ["anitune", "4", "200", ""],
+        ["anitune, learning from all", "4", "50", "75%"],
+        ["anitune, learning from a part", "4", "", ""],
+    ]
+
+
+def test_a_search_that_ends_with_a_poor_choice_has_ended_too_early(table: Trainings) -> None:
+    quarter = table.epochs // 4
+    found = [
+        history(table, (10, 30), (quarter, 0)),
+        history(table, (10, 30), (quarter, 30)),
+        history(table, (10, 0), (table.epochs, 0)),
+    ]
+    lines = search_quality.stopping_table({(search_quality.STOPPING, 1): found, ("anitune", 1): found}, table)
+    cells = [cell.strip() for cell in lines[2].split("|")[3:7]]
+    assert cells == ["2 of 3", "1", f"{quarter:,} ({quarter:,} to {table.epochs:,})", "75%"]
+    assert len(lines) == 3
+
+
 def test_plain_optuna_repeats_by_its_seed(table: Trainings) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     first, again, other = (

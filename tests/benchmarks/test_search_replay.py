@@ -15,6 +15,7 @@ from benchmarks.search_replay import (
     SearchHistory,
     Trainings,
     VirtualClock,
+    replay_learning,
     replay_optuna,
     replay_ours,
 )
@@ -164,3 +165,18 @@ def test_a_person_takes_what_was_trained_longest(trainings: Trainings) -> None:
     taken = [point[2] for point in history.points]
     assert taken[: 2 * EPOCHS - 1] == [trainings.error(bad)] * (2 * EPOCHS - 1)
     assert taken[2 * EPOCHS - 1 :] == [trainings.error(good)] * 2
+
+
+def test_a_study_that_learns_begins_with_the_best_of_the_earlier_one(
+    trainings: Trainings, task: Task
+) -> None:
+    history = replay_learning(trainings, task, {}, seed=1, epochs=400, workers=1)
+    best = trainings.ranked()[0][0]
+    assert history.points[0][2] < best * 1.3, "the first configuration is a good one"
+    assert history.points == replay_learning(trainings, task, {}, 1, 400, 1).points
+
+
+def test_a_study_that_ends_for_lack_of_gain_spends_less(trainings: Trainings, task: Task) -> None:
+    changes = {"pruner": {"kind": "none"}, "limits": {"until_no_gain": True}}
+    history = replay_ours(trainings, task, changes, 0, trainings.epochs, 1)
+    assert 20 * EPOCHS <= history.epochs < trainings.epochs

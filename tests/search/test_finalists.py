@@ -20,6 +20,7 @@ from storage.database import Database, open_database
 from storage.lifecycle import extend_budget
 from storage.settings import Settings
 from storage.studies import Budget, Study, open_study, summarize_study
+from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, add_replicates, claim_trial
 from storage.trials.views import TrialRow, complete_trials, leaderboard_order, trial_rows
 from trainer.task import Task
@@ -191,15 +192,19 @@ def begin(database: Database, data_file: Path) -> Study:
 
 
 def test_replicates_are_added_once_and_only_when_nothing_else_is_left(
-    database: Database, data_file: Path, task: Task
+    database: Database, data_file: Path
 ) -> None:
     made = begin(database, data_file)
     assert not add_replicates(database, made, WORKER, [0], known_trials=0), "a trial may begin"
     claim = claim_trial(database, made, WORKER)
     assert claim is not None
     assert not add_replicates(database, made, WORKER, [0], known_trials=1), "a trial runs"
-    work(database, replace(study(data_file, limits={"trials": 1}), finalists=None), task)
-    assert trial_rows(database, made)[0].state == "running", "it is this worker's"
+    Attempt(database, made, claim).finish("failed", reason="for a test")
+    assert not add_replicates(database, made, WORKER, [0], known_trials=2), "a trial was added meanwhile"
+    assert add_replicates(database, made, WORKER, [0, 0], known_trials=1)
+    assert not add_replicates(database, made, WORKER, [0, 0], known_trials=1), "another worker was faster"
+    claims = [claim_trial(database, made, WORKER) for _ in range(3)]
+    assert [each and (each.number, each.replicate_of) for each in claims] == [(1, 0), (2, 0), None]
 
 
 def test_an_extended_study_searches_on(database: Database, data_file: Path, task: Task) -> None:
