@@ -538,7 +538,7 @@ def _parts(
 ) -> dict[str, list[str]]:
     """The tables for which all searches were replayed, by the name of their part of the page."""
     names = {name for name, _ in histories}
-    parts = {}
+    parts: dict[str, list[str]] = {}
     if PLAIN_OPTUNA in names:
         compared = [each for each in results if (each.name, each.workers) in _drawn(histories)]
         parts |= {"the goals": goals_table(goals), "the figures": figures_table(compared, table.epochs)}

@@ -213,7 +213,7 @@ def _errors(study: Study) -> dict[int, float]:
     with study.database.plain_errors():
         trials = study.optuna.get_trials(deepcopy=False)
     predicted = with_predicted_errors(trials, config.epochs)
-    return {trial.number: trial.value for trial in predicted if trial.state == TrialState.COMPLETE}
+    return {trial.number: trial.value for trial in predicted if trial.value is not None}
 
 
 def _rank(trial: TrialRow, errors: Mapping[int, float]) -> tuple[bool, int, float, int]:
