@@ -357,6 +357,8 @@ def _check_search(config: StudyConfig) -> None:
         setting = "hidden" if name in ("layers", "width") else name
         if setting in config.training:
             raise ValueError(f"space.{name} and training.{setting} exclude each other")
+    if len(config.objectives) > 1:
+        _refuse_ranking_by_error(config)
     stops = PRUNERS[config.pruner.kind].stops
     if stops and len(config.objectives) > 1:
         raise ValueError(
@@ -381,6 +383,17 @@ def _check_search(config: StudyConfig) -> None:
                 f"sampler {config.sampler.kind} needs choices, or a range with a step, for:"
                 f" {', '.join(endless)}"
             )
+
+
+def _refuse_ranking_by_error(config: StudyConfig) -> None:
+    """Raise if a study with several objectives has a setting that compares trials by their error alone."""
+    given = {
+        "learn_from": config.learn_from is not None,
+        "finalists": config.finalists is not None,
+        "limits.until_no_gain": config.limits.until_no_gain,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ValueError(f"{name} compares trials by {ERROR} alone: leave it out with several objectives")
 
 
 def _check_finalists(config: StudyConfig, sampler: SamplerConfig) -> None:

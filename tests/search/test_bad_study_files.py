@@ -118,6 +118,34 @@ FAULTS = {
         "name: r\nrows: [{label: a}]\nlearn_from: [b]\n",
         "learn_from and rows exclude each other",
     ),
+    "learning for several objectives": (
+        HEAD + "objectives: [val_mae, parameters]\nlearn_from: [a]\n",
+        "learn_from compares trials by val_mae alone",
+    ),
+    "a limit of the error for several objectives": (
+        "name: tiny\nlimits: {trials: 3, until_no_gain: true}\nobjectives: [val_mae, parameters]\n",
+        "limits.until_no_gain compares trials by val_mae alone",
+    ),
+    "finalists for several objectives": (
+        HEAD + "objectives: [val_mae, parameters]\nfinalists: {}\n",
+        "finalists compares trials by val_mae alone",
+    ),
+    "finalists with one seed": (
+        HEAD + "finalists: {seeds: 1}\n",
+        "finalists.seeds (line 3): input should be",
+    ),
+    "finalists with a fixed seed": (
+        HEAD + "finalists: {}\ntraining: {seed: 1}\n",
+        "finalists and training.seed exclude each other",
+    ),
+    "finalists of a grid": (
+        HEAD + "finalists: {}\nsampler: {kind: grid}\n",
+        "finalists: each trial of sampler grid is a point of the space",
+    ),
+    "no end of rows": (
+        "name: r\nrows: [{label: a}]\nlimits: {until_no_gain: true}\n",
+        "limits.until_no_gain and rows exclude each other",
+    ),
     "missing reference": (HEAD + "reference: nosuch.yaml\n", "nosuch.yaml: cannot be read: No such file"),
     "key twice": (HEAD + "seed: 1\nseed: 2\n", "line 4: seed is already set in line 3"),
     "broken YAML": (HEAD + "space: {layers: [1, 2\n", "study.yaml, line 4: "),
