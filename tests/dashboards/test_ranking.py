@@ -43,6 +43,21 @@ def test_complete_trials_are_ranked_and_rows_stand_in_their_places_without_a_ran
     ]
 
 
+def test_finalists_are_ranked_by_the_mean_over_their_seeds(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    record = make_record(
+        make_trial(0, 0.5, hidden=(8,)),
+        make_trial(1, 0.58, hidden=(16,)),
+        replace(make_trial(2, 0.7, hidden=(8,)), replicate_of=0),
+        replace(make_trial(3, 0.6, hidden=(16,)), replicate_of=1),
+    )
+    places = leaderboard(record).places
+    assert [(place.rank, place.trial.number) for place in places] == [(1, 1), (None, 3), (2, 0), (None, 2)]
+    assert [place.spread.mean for place in places if place.spread] == pytest.approx([0.59, 0.59, 0.6, 0.6])
+    assert [each.trial for each in find_candidates(record.trials, 5)] == [1, 0]
+
+
 def test_command_line_report_and_promotion_have_the_same_order(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
