@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -44,19 +43,27 @@ class Home:
             "ANITUNE_LEASE_SECONDS": "3",
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "search.cli.main", *arguments],
-            env={**os.environ, **self._environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def _process(self, file: Path) -> tuple[list[str], dict[str, str]]:
+        command = [sys.executable, "-m", "search.cli.main", "study", "run", str(file), "--pack", "1"]
+        return command, {**os.environ, **self._environment}
 
     def train(self, file: Path) -> None:
-        process = self.start("study", "run", str(file), "--pack", "1")
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+        command, environment = self._process(file)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    def train_and_kill(self, file: Path, checkpoint: Path) -> None:
+        """Train until there is a checkpoint, and kill the process."""
+        command, environment = self._process(file)
+        with subprocess.Popen(command, env=environment) as process:
+            try:
+                deadline = time.monotonic() + 120
+                while not checkpoint.exists():
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+            finally:
+                process.kill()
 
     def run(self, *arguments: str) -> str:
         places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
@@ -80,15 +87,7 @@ def test_a_killed_study_goes_on_without_the_study_that_it_learned_from(
 
     file = tmp_path / "methanol.yaml"
     file.write_text(STUDY.format(name="methanol", data=data_file, epochs=60) + END)
-    process = home.start("study", "run", str(file), "--pack", "1")
-    checkpoint = tmp_path / "home/trials/methanol/00000/attempt-1/checkpoint.safetensors"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists():
-        assert process.poll() is None, process.communicate(timeout=60)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    home.train_and_kill(file, tmp_path / "home/trials/methanol/00000/attempt-1/checkpoint.safetensors")
 
     home.run("study", "delete", "water", "--yes")
     home.train(file)
