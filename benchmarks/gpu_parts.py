@@ -38,6 +38,7 @@ from trainer.features.aev import aev_length
 from trainer.fitting.devices import find_device, release_memory
 from trainer.fitting.loop import fit
 from trainer.fitting.scheduler import PackScheduler
+from trainer.networks.widths import widest
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
 
@@ -293,7 +294,7 @@ def measure_ceilings(bench: Bench) -> Iterator[Figure]:
         rates = [2 * 4 * numbers / s / 1e9 for s in seconds]
         yield _figure(f"copy of {4 * numbers:,} bytes, {place}", "GB/s", rates, note="read and written")
     del source, target
-    inputs, width = aev_length(AEVConfig()), CONFIG.hidden[0]
+    inputs, width = aev_length(AEVConfig()), widest(CONFIG.hidden)[0]
     for rows in bench.sizes.rows:
         for precision in EPOCH_PRECISIONS:
             dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -37,6 +37,7 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, open_study
 from tests.chaos.servers import PostgreSQL
 from trainer.config import TrainConfig
+from trainer.networks.widths import widest
 from trainer.progress import no_progress
 from trainer.run import TrainingResult
 from trainer.task import Task, prepare_task
@@ -264,7 +265,7 @@ class _Counted(SilentWatcher):
 
 
 def _train_nothing(config: TrainConfig, folder: Path, reporter: object, **_: object) -> TrainingResult:
-    error = _error(config.hidden, config.learning_rate)
+    error = _error(widest(config.hidden), config.learning_rate)
     return TrainingResult("finished", error, 1, 1, {}, (), ())
 
 

@@ -29,6 +29,7 @@ from trainer.features.compositions import find_compositions
 from trainer.features.source import GPU_SHARE, StoredFeatures
 from trainer.fitting.devices import find_device, resolve_precision
 from trainer.fitting.loop import fit
+from trainer.networks.widths import widest, widths_text
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
 from trainer.task import Task, prepare_task
@@ -116,7 +117,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
     sides["reference"] = partial(train_reference, reference_file, plan.device, reference_epochs)
     if _on_gpu(plan.device):
         sides["streamed"] = partial(fit_capped, file, folder, config, plan.capped_gib)
-    sides["products"] = partial(product_rates, plan.device, config.hidden[0])
+    sides["products"] = partial(product_rates, plan.device, widest(config.hidden)[0])
     results = take_turns(sides, plan.repeats, plan.threads)
     reference = Samples("structures/s", tuple(results["reference"]))
     figures = []
@@ -225,7 +226,7 @@ def _product_operations(task: Task, config: TrainConfig) -> float:
     compositions = find_compositions(task.dataset, task.aev)
     numbers = np.array([sum(some.row_lengths) for some in compositions.each])
     molecules = task.dataset.molecule_of(task.split.train)
-    return 2 * config.hidden[0] * float(numbers[compositions.of_molecule[molecules]].mean())
+    return 2 * widest(config.hidden)[0] * float(numbers[compositions.of_molecule[molecules]].mean())
 
 
 def fit_on_each_core(file: Path, folder: Path, config: TrainConfig, cores: int) -> float | str:
@@ -288,7 +289,7 @@ def time_reference(
         for part in reference_loop.load_subsets(file)
     )
     torch.manual_seed(0)
-    model = reference_loop.Potential(CONFIG.hidden).to(device)
+    model = reference_loop.Potential(widest(CONFIG.hidden)).to(device)
     # A step that warms the process up; its gradient is not used.
     model(training[0].species, training[0].coordinates).sum().backward()
     with tempfile.TemporaryDirectory() as place:
@@ -352,7 +353,7 @@ def _precision_figures(
 ) -> list[Figure]:
     """Figures of a precision: the ratio to the reference, and on a GPU the time of an epoch."""
     on_gpu = _on_gpu(plan.device)
-    widths = "-".join(map(str, config.hidden))
+    widths = widths_text(config.hidden)
     name = f"384-{widths}-1, batch {config.batch_size}, {precision}, {plan.device}"
     goal = GPU_GOAL if on_gpu else CPU_GOALS.get(precision)
     done = [times for times in fits if isinstance(times, FitTimes)]

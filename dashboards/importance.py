@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from storage.trials.views import TrialRow
 from trainer.config import default_settings, searchable_fields
+from trainer.networks.widths import neurons, widest
 
 _LOG: Final = ("learning_rate", "weight_decay")
 
@@ -19,8 +20,8 @@ _LOG: Final = ("learning_rate", "weight_decay")
 def searched_settings(trials: Sequence[TrialRow]) -> dict[str, list[Any]]:
     """Values of each setting in these trials, by name; only searchable settings that vary.
 
-    A network is described by the number of its ``layers`` and the sum of its widths (``neurons``), because
-    the width of a third layer means nothing for a network with two.
+    A network is described by the number of its ``layers`` and the sum of its widths (``neurons``, or
+    ``neurons of H``), because the width of a third layer means nothing for a network with two.
     """
     columns: dict[str, list[Any]] = {}
     for name in searchable_fields():
@@ -28,11 +29,22 @@ def searched_settings(trials: Sequence[TrialRow]) -> dict[str, list[Any]]:
         usual = default_settings()[name]
         values = [trial.config.get(name, usual) if trial.config else None for trial in trials]
         if name == "hidden":
-            columns["layers"] = [len(widths) if widths else None for widths in values]
-            columns["neurons"] = [sum(widths) if widths else None for widths in values]
+            columns["layers"] = [len(widest(widths)) if widths else None for widths in values]
+            columns |= _neurons(values)
         else:
             columns[name] = values
     return {name: values for name, values in columns.items() if len({str(value) for value in values}) > 1}
+
+
+def _neurons(values: Sequence[Any]) -> dict[str, list[Any]]:
+    """One column for each element if all networks have widths by element, else the mean of the elements."""
+    known = [widths for widths in values if widths]
+    if known and all(isinstance(widths, Mapping) for widths in known):
+        return {
+            f"neurons of {element}": [sum(widths[element]) if widths else None for widths in values]
+            for element in known[0]
+        }
+    return {"neurons": [neurons(widths) if widths else None for widths in values]}
 
 
 def importances(trials: Sequence[TrialRow]) -> dict[str, float]:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Discriminator, Field, GetPydanticSchema, Tag
+from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError, core_schema
 
-from trainer.config import Choices, Range, SearchWidths, TrainConfig, searchable_fields
+from trainer.config import STRICT, Choices, Range, SearchWidths, TrainConfig, Width, searchable_fields
 
 MAX_LAYERS = 4
 """Maximum number of hidden layers in a search."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ElementRange(Range[int]):
+    """A range of widths, from which each layer of each element's network has its own."""
+
+    low: Width
+    high: Width
+    per_element: Literal[True] = True
+
+
+@dataclass(frozen=True, config=STRICT)
+class ElementChoices(Choices[int]):
+    """Choices of widths, from which each layer of each element's network has its own."""
+
+    choices: Annotated[tuple[Width, ...], Field(min_length=1)]
+    per_element: Literal[True] = True
+
 
 Dimension = Range[Any] | Choices[Any] | int | float | str | bool
 """Search range of a setting: a range, choices, or a single value, which is then not searched."""
@@ -35,24 +54,43 @@ def _form(value: object) -> str:
     return "<choices>" if isinstance(value, Choices | Mapping) else "<value>"
 
 
+def _form_of_width(value: object) -> str:
+    by_element = isinstance(value, ElementRange | ElementChoices) or (
+        isinstance(value, Mapping) and "per_element" in value
+    )
+    return f"<element {_form(value)[1:]}" if by_element else _form(value)
+
+
 def _dimension_type(name: str) -> Any:
     """Return the type of the dimension of a setting; its values obey the bounds of the setting itself."""
     hints = get_type_hints(TrainConfig, include_extras=True)
-    if name == "layers":
-        of: Any = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-    elif name == "width":
-        of = get_args(get_args(hints["hidden"])[0])[0]
-    else:
-        of = hints[name]
+    of: Any = {"layers": Annotated[int, Field(ge=1, le=MAX_LAYERS)], "width": Width}.get(name) or hints[name]
     default = default_dimensions()[name]
     forms: Any = Annotated[Choices[of], Tag("<choices>")] | Annotated[of, Tag("<value>")]
     if get_args(of)[0] in (int, float):
         forms = Annotated[Range[of], Tag("<range>")] | forms
+    form = _form
+    if name == "width":
+        forms |= Annotated[ElementRange, Tag("<element range>")]
+        forms |= Annotated[ElementChoices, Tag("<element choices>")]
+        form = _form_of_width
     return Annotated[
         forms,
-        Discriminator(_form, custom_error_type="form", custom_error_message="give choices, or one value"),
-        BeforeValidator(lambda value: dataclasses.asdict(default) if value == "default" else _no_list(value)),
+        Discriminator(form, custom_error_type="form", custom_error_message="give choices, or one value"),
+        BeforeValidator(lambda value: _no_list(_with_default(value, dataclasses.asdict(default)))),
     ]
+
+
+def _with_default(value: object, default: Mapping[str, Any]) -> object:
+    """Fill in the default range of a dimension that leaves its range open."""
+    if value == "default":
+        return default
+    if isinstance(value, Mapping) and "per_element" in value:
+        if not isinstance(value["per_element"], bool):
+            raise PydanticCustomError("form", "per_element is true or false")
+        said = {name: each for name, each in value.items() if name != "per_element" or each}
+        return said if said.keys() - {"per_element"} else {**default, **said}
+    return value
 
 
 def _no_list(value: object) -> object:

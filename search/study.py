@@ -12,7 +12,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from search.dimensions import Space, TrainSettings, default_dimensions
+from search.dimensions import (
+    ElementChoices,
+    ElementRange,
+    Space,
+    TrainSettings,
+    default_dimensions,
+)
 from search.documents import read_document, resolve_path
 from search.methods import PRUNERS, SAMPLERS
 from storage.addresses import has_password, storage_address, tracking_address
@@ -20,6 +26,7 @@ from storage.errors import SettingsError
 from storage.objectives import ERROR, OBJECTIVES
 from trainer.config import (
     STRICT,
+    Choices,
     DataConfig,
     FeatureConfig,
     Range,
@@ -33,6 +40,7 @@ from trainer.config import (
 from trainer.config_faults import KeyPath
 from trainer.data.shipped import SAMPLE
 from trainer.errors import ConfigError
+from trainer.networks.widths import other_elements, widths_text
 
 # These settings name an entry of a mapping, and an entry there is all that a new choice needs.
 if TYPE_CHECKING:
@@ -309,15 +317,36 @@ class StudyConfig:
             raise ValueError(f"objectives: {ERROR} must be the first")
         if twice := [name for name in OBJECTIVES if self.objectives.count(name) > 1]:
             raise ValueError(f"objectives: {twice[0]} is given twice")
+        _check_widths(self)
         if self.rows is not None:
             _check_rows(self)
         else:
             _check_search(self)
 
     @property
+    def elements_with_widths(self) -> tuple[str, ...]:
+        """Elements for whose networks widths are searched one by one; none if all share the same widths."""
+        by_element = isinstance((self.space or {}).get("width"), ElementRange | ElementChoices)
+        return self.features.aev.elements if by_element else ()
+
+    @property
     def epochs(self) -> int:
         """Number of epochs of a trial that is not pruned."""
         return int(self.training.get("epochs", TrainConfig.epochs))
+
+
+def _check_widths(config: StudyConfig) -> None:
+    given = {"training.hidden": config.training.get("hidden", TrainConfig.hidden)}
+    given |= {
+        f"rows: {row.label}: hidden": row.training["hidden"]
+        for row in config.rows or ()
+        if "hidden" in row.training
+    }
+    if isinstance(listed := (config.space or {}).get("hidden"), Choices):
+        given |= {f"space.hidden: {widths_text(each)}": each for each in listed.choices}
+    for where, hidden in given.items():
+        if fault := other_elements(hidden, config.features.aev.elements):
+            raise ValueError(f"{where}: {fault}")
 
 
 def _check_rows(config: StudyConfig) -> None:
@@ -523,13 +552,23 @@ def _over_record(values: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     known = {name: value for name, value in record.items() if name not in ("rows", "reference")}
     space = known.get("space") or {}
     if isinstance(said.get("space"), Mapping):
-        said["space"] = {k: v for k, v in said["space"].items() if v != "default" or k not in space}
+        said["space"] = {
+            name: value
+            for name, value in said["space"].items()
+            if name not in space or not _leaves_range_open(value, space[name])
+        }
     given = named_settings(said)
     for section in ("training", "space"):
         known[section] = {k: v for k, v in (known.get(section) or {}).items() if k not in given} or None
     if isinstance(said.get("reference"), Mapping) and record.get("reference"):
         said["reference"] = _over_record(said["reference"], record["reference"])
     return _merged(known, said)
+
+
+def _leaves_range_open(value: Any, recorded: Any) -> bool:
+    """Whether a dimension of a file gives no range, so that it has the recorded one."""
+    by_element = {"per_element": True}
+    return value == "default" or (value == by_element and dict(recorded).items() >= by_element.items())
 
 
 def _merged(known: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
@@ -35,6 +35,7 @@ from trainer.fitting.losses import LOSSES
 from trainer.fitting.optimizers import OPTIMIZERS
 from trainer.fitting.schedules import SCHEDULES
 from trainer.networks.activations import ACTIVATIONS
+from trainer.networks.widths import other_elements
 
 T = TypeVar("T")
 N = TypeVar("N")
@@ -65,6 +66,30 @@ ISOLATED_ATOMS: Final = "isolated_atoms"
 SelfEnergies = Annotated[
     Annotated[dict[str, float], Tag("<by element>")] | Annotated[Literal["isolated_atoms"], Tag("<word>")],
     Discriminator(lambda value: "<word>" if isinstance(value, str) else "<by element>"),
+]
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+"""Number of neurons of a hidden layer."""
+
+_Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)]
+
+
+def _of_elements(hidden: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    if not hidden:
+        raise ValueError("give the widths of each element, or one list for all of them")
+    if unknown := [element for element in hidden if element not in ATOMIC_NUMBERS]:
+        raise ValueError(f"{', '.join(unknown):.80} is not the symbol of an element")
+    layers = {element: len(widths) for element, widths in hidden.items()}
+    if len({*layers.values()}) > 1:
+        counts = ", ".join(f"{element} {count}" for element, count in layers.items())
+        raise ValueError(f"all elements need the same number of layers (got {counts})")
+    return dict(sorted(hidden.items(), key=lambda item: ATOMIC_NUMBERS[item[0]]))
+
+
+_Hidden = Annotated[
+    Annotated[_Widths, Tag("<widths>")]
+    | Annotated[dict[str, _Widths], AfterValidator(_of_elements), Tag("<by element>")],
+    Discriminator(lambda value: "<by element>" if isinstance(value, Mapping) else "<widths>"),
 ]
 
 
@@ -113,7 +138,7 @@ class Choices(Generic[N]):
     choices: Annotated[tuple[N, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
-        if len(set(self.choices)) < len(self.choices):
+        if any(choice in self.choices[:place] for place, choice in enumerate(self.choices)):
             raise ValueError("a choice is listed twice")
 
 
@@ -153,9 +178,10 @@ class TrainConfig:
     """All settings of a training on given data, split and features."""
 
     hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=4096)], ...],
+        _Hidden,
         Field(
-            min_length=1, max_length=8, description="widths of the hidden layers of each element's network"
+            description="widths of the hidden layers of each element's network: a list, or a list for each"
+            " element"
         ),
         Unit("neurons"),
         SearchWidths(layers=Range(1, 4, step=1), width=Range(32, 256, step=32)),
@@ -455,6 +481,10 @@ class RunConfig:
             description="share of the training set to train on; larger shares contain smaller ones",
         ),
     ] = 1.0
+
+    def __post_init__(self) -> None:
+        if fault := other_elements(self.training.hidden, self.features.aev.elements):
+            raise ValueError(f"training.hidden: {fault}")
 
 
 def load_config(

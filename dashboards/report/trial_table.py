@@ -10,6 +10,7 @@ from dashboards.ranking import leaderboard
 from dashboards.record import StudyRecord, architecture_of
 from storage.trials.views import TrialRow
 from trainer.csv_text import csv_text
+from trainer.networks.widths import widths_text
 
 
 def trials_table(records: Sequence[StudyRecord], reference: bool = True) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def trials_csv(records: Sequence[StudyRecord]) -> str:
 def _of_trial(trial: TrialRow) -> dict[str, Any]:
     config = dict(trial.config or {})
     if (hidden := config.get("hidden")) is not None:
-        config["hidden"] = "-".join(map(str, hidden))
+        config["hidden"] = widths_text(hidden)
     return {
         "epochs": trial.epochs,
         "planned_epochs": trial.planned_epochs,

@@ -15,6 +15,7 @@ from trainer.inference.ase_calculator import AnituneCalculator
 from trainer.inference.ensemble import Ensemble
 from trainer.inference.files import read_structures
 from trainer.inference.structures import Structure, make_structure
+from trainer.networks.widths import widths_text
 
 Structures: TypeAlias = "Atoms | Structure | str | Path | Iterable[Atoms | Structure | str | Path]"
 """``ase.Atoms``, structures, paths of files, or several of these."""
@@ -73,7 +74,7 @@ class Model:
     def __repr__(self) -> str:
         count = len(self.ensemble.members)
         config = self.ensemble.members[0].model.config
-        widths = "-".join(map(str, config.hidden))
+        widths = widths_text(config.hidden)
         what = f"ensemble of {count} networks" if count > 1 else "network"
         return (
             f"{what} with hidden layers {widths} {config.activation} for {', '.join(self.ensemble.elements)}"

@@ -82,6 +82,8 @@ def create_studies(
             data = prepare_data(
                 config.data, config.split, config.features, progress, cache=database.settings.features
             )
+        for each in wanted:
+            _refuse_useless_widths(each, data)
         for each in moved:
             add_files(database, each.name, list(each.data.files), data.fingerprints["data"])
     studies = []
@@ -118,6 +120,23 @@ def _copied(database: Database, config: StudyConfig) -> list[EarlierStudy]:
         copies.append(copy_of(config, study))
         logger.info("%s learns from %s", config.name, format_earlier(copies[-1]))
     return copies
+
+
+def _refuse_useless_widths(config: StudyConfig, data: TaskData) -> None:
+    """Refuse to search widths of elements that the data lack, as no error depends on them.
+
+    Raises
+    ------
+    ConfigError
+        that names the elements.
+    """
+    present = data.dataset.elements
+    if useless := [element for element in config.elements_with_widths if element not in present]:
+        elements = ", ".join(element for element in config.features.aev.elements if element in present)
+        raise ConfigError(
+            f"{config.name}: space.width.per_element: the data have no {', '.join(useless)}, so these widths"
+            f" would be searched in vain: add features: {{aev: {{elements: [{elements}]}}}} to the file"
+        )
 
 
 def _as_recorded(database: Database, config: StudyConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from search.dimensions import Dimension
 from trainer.config import Choices, Range
+from trainer.networks.widths import Hidden, Widths, neurons
 
 GROWTH: Final = 1.5
 """How much wider a layer becomes if the space has no larger width."""
@@ -16,11 +17,11 @@ MULTIPLE: Final = 32
 """Such a width is rounded up to a multiple of this number of neurons."""
 
 
-def larger_hidden(space: Mapping[str, Dimension] | None, hidden: tuple[int, ...]) -> tuple[int, ...]:
+def larger_hidden(space: Mapping[str, Dimension] | None, hidden: Hidden) -> Hidden:
     """Return the widths of the next larger network of a space.
 
     If the space lists whole architectures, it is the one with the next larger number of neurons; else each
-    layer has the next larger width. Where the space ends, layers are wider by half.
+    layer, of each element, has the next larger width. Where the space ends, layers are wider by half.
 
     Parameters
     ----------
@@ -29,10 +30,17 @@ def larger_hidden(space: Mapping[str, Dimension] | None, hidden: tuple[int, ...]
     """
     dimensions = space or {}
     if isinstance(listed := dimensions.get("hidden"), Choices):
-        more = [tuple(each) for each in listed.choices if sum(each) > sum(hidden)]
+        more = [each for each in listed.choices if neurons(each) > neurons(hidden)]
         if more:
-            return min(more, key=sum)
-    return tuple(_next_width(width, dimensions.get("width")) for width in hidden)
+            found: Hidden = min(more, key=neurons)
+            return found
+    if isinstance(hidden, dict):
+        return {element: _next_widths(widths, dimensions) for element, widths in hidden.items()}
+    return _next_widths(hidden, dimensions)
+
+
+def _next_widths(widths: Widths, dimensions: Mapping[str, Dimension]) -> Widths:
+    return tuple(_next_width(width, dimensions.get("width")) for width in widths)
 
 
 def _next_width(width: int, dimension: Dimension | None) -> int:

@@ -33,6 +33,7 @@ from trainer.config import SplitConfig, TrainConfig, load_config
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import share_training
 from trainer.errors import DataError
+from trainer.networks.widths import Hidden, widths_text
 from trainer.progress import Progress
 from trainer.task import Task
 
@@ -251,7 +252,7 @@ class LearningCurve:
         for each in members(best, self._task, self._config.seed, self.options.seeds):
             config = dataclasses.replace(each.config, hidden=self._larger(best))
             key = training_key(config, self._task.fingerprints)
-            widths = "-".join(map(str, config.hidden))
+            widths = widths_text(config.hidden)
             what = f"trial {best.trial} with the larger network {widths}, seed {each.run + 1}"
             planned.append(dataclasses.replace(each, key=key, kind="curve", config=config, description=what))
         return planned
@@ -259,7 +260,7 @@ class LearningCurve:
     def _candidate(self, trial: int) -> Candidate:
         return next(each for each in self.candidates if each.trial == trial)
 
-    def _larger(self, best: Candidate) -> tuple[int, ...]:
+    def _larger(self, best: Candidate) -> Hidden:
         return larger_hidden(self._config.space, best.config.hidden)
 
     def _larger_architecture(self, trial: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +12,14 @@ from optuna.trial import TrialState, create_trial
 
 from search.documents import read_value
 from search.propose.constraints import refuse_enqueued
-from search.propose.rows import WIDTH, architecture, flat_settings
+from search.propose.rows import flat_settings, layer_of
 from search.propose.space import distributions, extreme_configs
 from search.study import StudyConfig
 from storage.studies import Study
 from trainer.config import TrainConfig, load_config
 from trainer.config_faults import KeyPath
 from trainer.errors import ConfigError
+from trainer.networks.widths import by_element, other_elements, widths_text
 
 
 def params_from_settings(
@@ -41,12 +43,17 @@ def params_from_settings(
     _refuse_points(config, where)
     if not values:
         raise ConfigError(f"{where}: sets nothing")
-    flat = flat_settings(load_config(TrainConfig, values, where, lines))
+    training = load_config(TrainConfig, values, where, lines)
+    if elements := config.elements_with_widths:
+        if fault := other_elements(training.hidden, elements):
+            raise ConfigError(f"{where}: hidden: {fault}")
+        training = dataclasses.replace(training, hidden=by_element(training.hidden, elements))
+    flat = flat_settings(training)
     named = {name for name in flat if name in values}
     if "hidden" in values:
-        named |= {name for name in flat if name == "layers" or name.startswith(WIDTH)}
+        named |= {name for name in flat if name == "layers" or layer_of(name) is not None}
     if "hidden" in values and "hidden" in distributions(config):
-        flat, named = flat | {"hidden": architecture(values["hidden"])}, {*values}
+        flat, named = flat | {"hidden": widths_text(training.hidden)}, {*values}
     return _in_space(config, {name: flat[name] for name in flat if name in named}, where)
 
 
@@ -106,7 +113,7 @@ def setting_value(name: str, text: str) -> Any:
         if the text is not a value.
     """
     is_list = isinstance(getattr(TrainConfig, name, None), tuple)
-    return read_value(f"[{text}]" if is_list and not text.lstrip().startswith("[") else text)
+    return read_value(f"[{text}]" if is_list and not text.lstrip().startswith(("[", "{")) else text)
 
 
 def enqueued(study: Study, params: Mapping[str, Any]) -> None:

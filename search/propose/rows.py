@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from search.study import Row, StudyConfig
 from trainer.config import TrainConfig, load_config, searchable_fields
+from trainer.networks.widths import widest
 
 logger = logging.getLogger("anitune")
 
 WIDTH = "width_"
-"""Prefix of the parameter that holds the width of a layer; layers count from 1."""
+"""Prefix of the parameters that hold the width of a layer: ``width_2``, or by element ``width_H_2``."""
 
 
-def architecture(hidden: Sequence[int]) -> str:
-    """Join the widths of hidden layers into one text, as Optuna cannot choose among lists."""
-    return "-".join(map(str, hidden))
+def width_parameter(layer: int, element: str | None = None) -> str:
+    """Return the name of the parameter of a layer's width, from layer 1; None: of all elements."""
+    return f"{WIDTH}{layer}" if element is None else f"{WIDTH}{element}_{layer}"
 
 
-def hidden_widths(architecture: str) -> tuple[int, ...]:
-    """Split a text that :func:`architecture` joined into widths."""
-    return tuple(map(int, architecture.split("-")))
+def layer_of(parameter: str) -> int | None:
+    """Invert :func:`width_parameter`; None if the parameter is no width."""
+    return int(parameter.rpartition("_")[2]) if parameter.startswith(WIDTH) else None
 
 
 def flat_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings of a training with layers and widths instead of ``hidden``, as in a search."""
     settings = dataclasses.asdict(config)
     hidden = settings.pop("hidden")
-    return {"layers": len(hidden)} | {f"{WIDTH}{n}": w for n, w in enumerate(hidden, start=1)} | settings
+    of_elements = hidden if isinstance(hidden, dict) else {None: hidden}
+    widths = {
+        width_parameter(layer, element): width
+        for element, each in of_elements.items()
+        for layer, width in enumerate(each, start=1)
+    }
+    return {"layers": len(widest(hidden))} | widths | settings
 
 
 def row_settings(config: StudyConfig, row: Row) -> dict[str, Any]:
@@ -42,7 +48,7 @@ def row_params(config: StudyConfig, row: Row) -> dict[str, Any]:
     """Return the searchable settings of a row, by the names that they have in a search."""
     settings = load_config(TrainConfig, row_settings(config, row), config.name)
     params = flat_settings(settings)
-    widths = [name for name in params if name.startswith(WIDTH)]
+    widths = [name for name in params if layer_of(name) is not None]
     return {name: params[name] for name in ("layers", *widths, *searchable_fields()) if name in params}
 
 

@@ -14,11 +14,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.dimensions import Dimension
-from search.propose.rows import WIDTH, architecture, hidden_widths, row_params, row_settings
+from search.propose.rows import layer_of, row_params, row_settings, width_parameter
 from search.propose.seeds import training_seed
 from search.study import StudyConfig
 from trainer.config import Choices, Range, TrainConfig, load_config
 from trainer.errors import ConfigError
+from trainer.networks.widths import Hidden, Widths, neurons, widths_from_text, widths_text
 
 LARGEST_GRID = 100_000
 """Maximum number of points of a grid."""
@@ -44,11 +45,7 @@ def distributions(config: StudyConfig) -> dict[str, BaseDistribution]:
 def used_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the widths of layers that the network does not have."""
     layers = params.get("layers", math.inf)
-    return {
-        name: value
-        for name, value in params.items()
-        if not name.startswith(WIDTH) or int(name.removeprefix(WIDTH)) <= layers
-    }
+    return {name: value for name, value in params.items() if (layer_of(name) or 0) <= layers}
 
 
 def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) -> TrainConfig:
@@ -65,12 +62,20 @@ def train_config(config: StudyConfig, params: Mapping[str, Any], number: int) ->
     fixed = {name: d for name, d in _dimensions(config).items() if not isinstance(d, Range | Choices)}
     chosen: dict[str, Any] = fixed | dict(params)
     if "layers" in chosen:
-        chosen["hidden"] = tuple(chosen[f"{WIDTH}{layer}"] for layer in range(1, chosen["layers"] + 1))
+        chosen["hidden"] = _chosen_widths(config, chosen)
     elif "hidden" in chosen:
-        chosen["hidden"] = hidden_widths(chosen["hidden"])
+        chosen["hidden"] = widths_from_text(chosen["hidden"])
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in chosen.items() if name in settings}
     return load_config(TrainConfig, seed | config.training | chosen, config.name)
+
+
+def _chosen_widths(config: StudyConfig, chosen: Mapping[str, Any]) -> Hidden:
+    def widths(element: str | None) -> Widths:
+        return tuple(chosen[width_parameter(layer, element)] for layer in range(1, chosen["layers"] + 1))
+
+    elements = config.elements_with_widths
+    return {element: widths(element) for element in elements} if elements else widths(None)
 
 
 def example_configs(config: StudyConfig, count: int) -> list[TrainConfig]:
@@ -98,8 +103,8 @@ def extreme_configs(config: StudyConfig) -> list[TrainConfig]:
 def _ends(name: str, dimension: Range[Any] | Choices[Any]) -> tuple[Any, Any]:
     if isinstance(dimension, Range):
         return dimension.low, dimension.high
-    neurons = (lambda choice: sum(hidden_widths(choice))) if name == "hidden" else None
-    return min(dimension.choices, key=neurons), max(dimension.choices, key=neurons)
+    size = (lambda choice: neurons(widths_from_text(choice))) if name == "hidden" else None
+    return min(dimension.choices, key=size), max(dimension.choices, key=size)
 
 
 def grid_points(config: StudyConfig) -> list[dict[str, Any]]:
@@ -147,14 +152,20 @@ def _dimensions(config: StudyConfig) -> dict[str, Dimension]:
     assert config.space is not None
     space = dict(config.space)
     if isinstance(architectures := space.get("hidden"), Choices):
-        space["hidden"] = Choices(tuple(map(architecture, architectures.choices)))
+        # Optuna cannot choose among lists.
+        space["hidden"] = Choices(tuple(map(widths_text, architectures.choices)))
     if "layers" not in space:
         return space
     layers, width = space["layers"], space.pop("width")
     deepest = max(layers.choices) if isinstance(layers, Choices) else layers
     deepest = deepest.high if isinstance(deepest, Range) else deepest
     assert isinstance(deepest, int)
-    return {"layers": space.pop("layers")} | {f"{WIDTH}{n}": width for n in range(1, deepest + 1)} | space
+    widths = {
+        width_parameter(layer, element): width
+        for element in config.elements_with_widths or (None,)
+        for layer in range(1, deepest + 1)
+    }
+    return {"layers": space.pop("layers")} | widths | space
 
 
 def searched(config: StudyConfig) -> dict[str, Range[Any] | Choices[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -36,7 +35,8 @@ from trainer.fitting.devices import (
 from trainer.fitting.gradients import OPERAND_DTYPES
 from trainer.fitting.scheduler import make_packs
 from trainer.fitting.training import Training
-from trainer.networks.model import WEIGHT_DTYPES
+from trainer.networks.model import WEIGHT_DTYPES, weight_shapes
+from trainer.networks.widths import widest
 from trainer.task import Task
 
 logger = logging.getLogger("anitune")
@@ -300,14 +300,13 @@ def _little(task: Task, structures: int) -> Task:
 def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float:
     """Estimate from above the memory that a training needs for itself, GiB."""
     inputs = task.features.length
-    sizes = (inputs, *config.hidden, 1)
-    weights = len(task.features.elements) * sum((i + 1) * o for i, o in itertools.pairwise(sizes))
+    weights = sum(map(math.prod, weight_shapes(config, task.features.elements, inputs).values()))
     numbers = weights * (STATES + THREAD_STATES * config.threads)
     # On the CPU a batch is processed in micro-batches; on a GPU as a whole, also in evaluation.
     on_gpu = device.type == "cuda"
     structures = max(config.batch_size, BATCH) if on_gpu else min(config.batch_size, WHOLE) * config.threads
     atoms = sum(m.structures * m.atoms for m in task.dataset.molecules) / task.dataset.structures
-    numbers += math.ceil(structures * atoms) * (inputs + NEURON_STATES * sum(config.hidden))
+    numbers += math.ceil(structures * atoms) * (inputs + NEURON_STATES * sum(widest(config.hidden)))
     gib = numbers * WEIGHT_DTYPES[config.precision].itemsize / 2**30
     return gib if on_gpu else gib + _dense_gib(task, config, atoms)
 

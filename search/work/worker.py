@@ -72,6 +72,7 @@ from trainer.fitting.devices import (
     find_device,
 )
 from trainer.fitting.scheduler import PackScheduler
+from trainer.networks.widths import widths_text
 from trainer.run import TrainingResult, run_training
 from trainer.task import Task
 
@@ -624,9 +625,14 @@ class Worker:
 
 
 def architecture(config: TrainConfig, inputs: int) -> str:
-    """Describe a network by its layer sizes and activation, such as ``384-128-64-1 silu``."""
+    """Describe a network by its layer sizes and activation, such as ``384-128-64-1 silu``.
+
+    Where widths differ by element, only hidden layers are described: ``H 160-96 | C 144-96 silu``.
+    """
     output = " (output too)" if config.activate_output else ""
-    return f"{'-'.join(map(str, (inputs, *config.hidden, 1)))} {config.activation}{output}"
+    hidden = config.hidden
+    sizes = widths_text(hidden if isinstance(hidden, dict) else (inputs, *hidden, 1))
+    return f"{sizes} {config.activation}{output}"
 
 
 def patiently(action: Callable[[], R]) -> R:

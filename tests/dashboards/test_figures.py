@@ -96,6 +96,17 @@ def test_a_setting_that_decides_is_important(make_trial: MakeTrial, make_record:
     assert figures.importance(make_record(*trials[:1])).figure.data[0].y == ()
 
 
+def test_widths_by_element_are_compared_by_element(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    trials = [
+        make_trial(n, 1.0 + n % 4, config={"hidden": {"H": [32 * (n % 4 + 1)], "O": [64 + 32 * (n % 3)]}})
+        for n in range(40)
+    ]
+    (bar,) = figures.importance(make_record(*trials)).figure.data
+    shares = dict(zip(bar.y, bar.x, strict=True))
+    assert set(shares) == {"neurons of H", "neurons of O"}
+    assert shares["neurons of H"] > 0.8
+
+
 def test_curves_of_the_best_stand_out_of_the_rest(record: StudyRecord) -> None:
     histories = {number: [(1, 9.0), (2, 9.0 / (number + 1))] for number in range(5)}
     figure = figures.curves(record, histories).figure

@@ -28,6 +28,7 @@ from trainer.fitting.loop import FitResult, fit
 from trainer.fitting.pack import Pack
 from trainer.fitting.scheduler import PackScheduler
 from trainer.fitting.training import Training
+from trainer.networks.widths import Hidden
 from trainer.progress import no_progress
 from trainer.reporting import EpochRecord, SilentReporter
 from trainer.task import Task
@@ -45,6 +46,7 @@ CONFIG = TrainConfig(
     device="cuda",
     seed=3,
 )
+BY_ELEMENT: Hidden = {"H": (24, 12), "C": (8, 20), "N": (5, 5), "O": (17, 16)}
 PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "tf32", "bfloat16")
 
 #: Largest relative difference of a loss in the first epoch from that of the CPU, in float64 for float64 and
@@ -137,8 +139,9 @@ def test_a_batch_beyond_the_usual_capacities(task: Task, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_gpu_computes_what_the_cpu_does(task: Task, precision: Precision) -> None:
-    config = dataclasses.replace(CONFIG, precision=precision)
+@pytest.mark.parametrize("hidden", [CONFIG.hidden, BY_ELEMENT], ids=["shared", "by element"])
+def test_a_gpu_computes_what_the_cpu_does(task: Task, hidden: Hidden, precision: Precision) -> None:
+    config = dataclasses.replace(CONFIG, hidden=hidden, precision=precision)
     (found,) = train(task, [config], 1)
     on_cpu: Precision = "float64" if precision == "float64" else "float32"
     (wanted,) = train(task, [dataclasses.replace(config, device="cpu", precision=on_cpu)], 1)
@@ -188,15 +191,15 @@ def test_in_a_pack_each_training_is_what_it_is_alone(task: Task) -> None:
         dataclasses.replace(
             CONFIG,
             seed=n,
-            hidden=((8,), (16, 8), (16, 8), (5, 4, 3))[n],
-            activation=("celu", "gelu", "relu", "silu")[n],
+            hidden=((8,), (16, 8), (16, 8), (5, 4, 3), BY_ELEMENT)[n],
+            activation=("celu", "gelu", "relu", "silu", "celu")[n],
             dropout=0.2 * (n % 2),
             optimizer=("adam", "adamw")[n % 2],
             learning_rate=1e-3 * (1 + n),
             weight_decay=1e-4 * n,
             ema_decay=(None, 0.9)[n % 2],
         )
-        for n in range(4)
+        for n in range(5)
     ]
     for config, together in zip(configs, train(task, configs), strict=True):
         (alone,) = train(task, [config])

@@ -193,6 +193,9 @@ def test_the_next_larger_network_is_of_the_space_where_that_has_one() -> None:
     assert larger_hidden(listed, (128, 64)) == (192, 96)
     assert larger_hidden({"width": Range(8, 64)}, (8,)) == (32,)
     assert larger_hidden(None, (128,)) == (192,)
+    assert larger_hidden(steps, {"H": (64, 128), "C": (160, 96)}) == {"H": (96, 160), "C": (256, 128)}
+    widths = {"H": (16,), "C": (64,)}
+    assert larger_hidden({"hidden": Choices(((32,), widths))}, (32,)) == widths
 
 
 def test_bad_input_gets_one_line(place: Place, database: Database) -> None:

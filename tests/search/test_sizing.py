@@ -65,7 +65,14 @@ def test_on_the_cpu_it_follows_from_cores_threads_and_memory(
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 @pytest.mark.parametrize(
-    "larger", [{"hidden": (2048,)}, {"hidden": (8, 2048)}, {"batch_size": 8192, "hidden": (64,)}], ids=str
+    "larger",
+    [
+        {"hidden": (2048,)},
+        {"hidden": (8, 2048)},
+        {"hidden": {"H": (2048,), "C": (8,), "N": (8,), "O": (8,)}},
+        {"batch_size": 8192, "hidden": (64,)},
+    ],
+    ids=str,
 )
 def test_larger_trainings_are_taken_to_need_more(
     task: Task, larger: Mapping[str, Any], device: torch.device

@@ -58,6 +58,7 @@ def with_dropout(model: ElementNetworks, batch: AtomBatch, seed: int) -> Tensor:
         {"hidden": (6, 3), "activate_output": True},
         {"hidden": (6, 3), "dropout": 0.4},
         {"hidden": (6,), "dropout": 0.4, "activate_output": True},
+        {"hidden": {"H": (6, 3), "C": (4, 5), "N": (3, 3), "O": (5, 2)}, "dropout": 0.4},
     ],
     ids=str,
 )

@@ -159,12 +159,13 @@ def interpret() -> None:
     repair_interpreter()
     names = KERNEL_ACTIVATIONS
     few = {"capacities": (64, 0, 64), "atoms": (40, 0, 60)}
-    several = [{**shape, "activation": name} for shape, name in zip(SHAPES, names[:4], strict=True)]
-    others = [{**shape, "activation": name} for shape, name in zip(SHAPES, names[4:], strict=True)]
+    shapes, by_element = SHAPES[:4], [{**shape, "activation": "celu"} for shape in SHAPES[4:]]
+    several = [{**shape, "activation": name} for shape, name in zip(shapes, names[:4], strict=True)]
+    others = [{**shape, "activation": name} for shape, name in zip(shapes, names[4:], strict=True)]
     splits = [{"hidden": (32, 16), "dropout": 0.2}, {"hidden": (16,)}]
     cases: list[tuple[Precision, list[dict[str, object]], dict[str, Any], bool, int]] = [
-        ("float32", several, few, False, LARGE_BATCH),
-        ("tf32", others, few, True, 0),
+        ("float32", [*several, *by_element], few, False, LARGE_BATCH),
+        ("tf32", [*others, *by_element], few, True, 0),
         ("bfloat16", splits, {"features": 48, "capacities": (640, 64, 64)}, False, 0),
     ]
     found = {}

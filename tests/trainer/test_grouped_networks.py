@@ -83,7 +83,7 @@ class Case:
         for e, x in enumerate(torch.split(self.source[self.rows.long()], self.capacities)):
             column, row = 0, sum(self.capacities[:e])
             *_, output = layers = model.layers(e)
-            for layer in layers:
+            for depth, layer in enumerate(layers):
                 x = layer(x)
                 if layer is output and not model.config.activate_output:
                     continue
@@ -91,7 +91,8 @@ class Case:
                     width, keep = x.shape[1], 1 - model.config.dropout
                     noise = self.networks.noise[dropped.index(k)][row : row + len(x), column : column + width]
                     x = torch.where(noise < keep, x / keep, 0)
-                    column += -(-width // 16) * 16
+                    widest = max(model.layers(each)[depth].out_features for each in range(len(ELEMENTS)))
+                    column += -(-widest // 16) * 16
                 x = function(model.config.activation)(x)
             energies.append(x)
         together = torch.cat(energies).squeeze(1)
@@ -104,6 +105,8 @@ SHAPES: tuple[dict[str, object], ...] = (
     {"hidden": (16, 9, 5), "dropout": 0.3},
     {"hidden": (7, 33), "activate_output": True},
     {"hidden": (20, 16, 11, 6), "activate_output": True, "dropout": 0.5},
+    {"hidden": {"H": (40, 24), "C": (9, 9), "O": (17, 30)}, "dropout": 0.2},
+    {"hidden": {"H": (16,), "C": (16,), "O": (40,)}, "activate_output": True},
 )
 
 
@@ -134,7 +137,7 @@ def test_an_activation_without_a_kernel_is_computed_in_plain_torch(monkeypatch: 
 
 def test_sums_over_several_splits() -> None:
     case = Case(SHAPES, features=16, capacities=(1216, 64, 640), atoms=(1200, 64, 600))
-    assert [job.splits for job in case.networks._plan.sums] == [3, 2] * 4
+    assert [job.splits for job in case.networks._plan.sums] == [3, 2] * len(SHAPES)
     check(case)
     before = [gradient.clone() for gradient in case.networks.gradients]
     case.grad_outputs *= 2
@@ -162,7 +165,7 @@ def test_a_network_does_not_depend_on_the_others(precision: Precision) -> None:
         assert torch.equal(gradients[k], own_gradients[0])
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("tf32", 1e-6, 1e-3), ("bfloat16", 1e-5, 1e-2)])
+@pytest.mark.parametrize(("precision", "least", "most"), [("tf32", 1e-6, 2e-3), ("bfloat16", 1e-5, 2e-2)])
 def test_products_of_low_precision(precision: Precision, least: float, most: float) -> None:
     exact = Case(SHAPES, "float32").run()
     rounded = Case(SHAPES, precision).run()

@@ -53,6 +53,22 @@ def test_a_file_gives_back_the_network_and_what_belongs_to_it(model_file: Path) 
         assert torch.equal(ours, loaded)
 
 
+def test_widths_may_differ_by_element(tmp_path: Path) -> None:
+    hidden = {"H": (16, 8), "C": (9, 7), "N": (5, 4), "O": (6, 3)}
+    model = networks(replace(CONFIG, hidden=hidden))
+    assert model.parameter_count == sum(385 * a + (a + 1) * b + b + 1 for a, b in hidden.values())
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, AEV, SELF_ENERGIES)
+    saved = load_model(path).model
+    assert saved.config.hidden == hidden
+    assert torch.equal(saved.layers(1)[1].weight, model.layers(1)[1].weight)
+    with pytest.raises(ConfigError, match=r"its hidden widths are H 16-8 \| C 9-7 .* this training 16-8"):
+        warm_start(networks(), AEV, path)
+    rewrite(path, lambda tensors, record: record["training"]["hidden"].pop("N"))  # type: ignore[index]
+    with pytest.raises(ModelFileError, match="no widths of N"):
+        load_model(path)
+
+
 def test_weights_keep_their_precision(tmp_path: Path) -> None:
     model = networks(replace(CONFIG, precision="float64"))
     with torch.no_grad():

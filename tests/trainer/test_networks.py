@@ -15,6 +15,7 @@ from trainer.features.batches import AtomBatch, CountedStructures, EqualStructur
 from trainer.features.compositions import atom_counts
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
+from trainer.networks.widths import Hidden
 
 ELEMENTS = ("H", "C", "N", "O")
 MOLECULES = ((8, 1, 1), (6, 1, 1, 1, 1), (1, 7, 8), (7, 7))
@@ -63,8 +64,11 @@ def reference_energies(model: ElementNetworks, batch: AtomBatch) -> Tensor:
     return energies
 
 
-@pytest.mark.parametrize("hidden", [(5,), (7, 3, 4)])
-def test_energies_are_sums_over_the_atoms_of_each_structure(hidden: tuple[int, ...]) -> None:
+BY_ELEMENT: Hidden = {"H": (7, 3), "C": (4, 5), "N": (3, 3), "O": (5, 2)}
+
+
+@pytest.mark.parametrize("hidden", [(5,), (7, 3, 4), BY_ELEMENT], ids=str)
+def test_energies_are_sums_over_the_atoms_of_each_structure(hidden: Hidden) -> None:
     model, batch = (
         networks(hidden=hidden, activation="tanh", precision="float64"),
         batch_of(MOLECULES, torch.float64),

@@ -17,6 +17,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, DeviceError, TrainerError, TrainingCutOff
+from trainer.networks.widths import widths_text
 
 #: In smaller batches the products on a CPU are so small that rounding their operands costs what it saves.
 BFLOAT16_FROM: Final = 512
@@ -190,7 +191,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError, DeviceError) as error:
         if exhausted_memory(error) is None:
             raise
-        widths = "-".join(map(str, config.hidden))
+        widths = widths_text(config.hidden)
         raise TrainingCutOff(
             f"out of memory on {find_device(config.device)} "
             f"with batch size {config.batch_size} and widths {widths}: "

@@ -17,6 +17,7 @@ from trainer.features.static_batches import ROWS
 from trainer.fitting.weights import parameter_offsets
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
+from trainer.networks.widths import Widths, widest, widths_of
 
 #: The columns of a hidden layer are padded to a multiple of this.
 COLUMNS: Final = 16
@@ -148,13 +149,17 @@ def make_plan(
     column = 0
     partials = sum(gradients)
     for k, (model, (offsets, length)) in enumerate(zip(models, layouts, strict=True)):
-        widths = _widths(model)
-        columns = list(itertools.accumulate((-(-w // COLUMNS) * COLUMNS for w in widths), initial=column))
+        # Elements own different rows, so their layers of one depth share the columns of the widest.
+        width_of_columns = _with_output(model, widest(model.config.hidden))
+        columns = list(
+            itertools.accumulate((-(-w // COLUMNS) * COLUMNS for w in width_of_columns), initial=column)
+        )
         noise_width = columns[-1] - column if training and model.config.dropout else 0
         noise_start = noise[-1][1] if noise else 0
         if noise_width:
             noise.append((noise_start, noise_start + batch * noise_width))
-        ends = (*offsets[:: 2 * (len(model.config.hidden) + 1)], length)
+        layers_of_element = len(widest(model.config.hidden)) + 1
+        ends = (*offsets[:: 2 * layers_of_element], length)
         for e, (row, rows) in enumerate(
             zip(itertools.accumulate(capacities, initial=0), capacities, strict=False)
         ):
@@ -168,7 +173,8 @@ def make_plan(
                 partial = partials
                 sums.append(SumJob(target, partial, size, splits))
                 partials += splits * size
-            first = 2 * e * (len(model.config.hidden) + 1)
+            first = 2 * e * layers_of_element
+            widths = _with_output(model, widths_of(model.config.hidden, model.elements[e]))
             for depth, (inputs, width) in enumerate(itertools.pairwise((model.input_size, *widths, 1))):
                 is_output = depth == len(widths)
                 constant = is_output and model.config.activate_output
@@ -221,13 +227,13 @@ def sum_jobs(numbers: Sequence[int]) -> list[SumJob]:
     return [SumJob(*some) for some in zip(*[iter(numbers)] * len(SumJob._fields), strict=True)]
 
 
-def _widths(model: ElementNetworks) -> tuple[int, ...]:
-    """Return the hidden widths. An activated output is one of width 1, before a constant output layer."""
-    return (*model.config.hidden, 1) if model.config.activate_output else model.config.hidden
+def _with_output(model: ElementNetworks, widths: Widths) -> Widths:
+    """Add an activated output: a hidden layer of width 1, before a constant output layer."""
+    return (*widths, 1) if model.config.activate_output else widths
 
 
 def _depth(model: ElementNetworks) -> int:
-    return len(_widths(model))
+    return len(_with_output(model, widest(model.config.hidden)))
 
 
 def _splits(rows: int, batch: int, size: int) -> tuple[int, int]:

@@ -78,11 +78,20 @@ def _parameters(record: dict[str, Any]) -> int:
     aev, kinds = record["aev"], len(record["symbols"])
     angular = len(aev["angular_shifts"]) * aev["angle_sections"]
     features: int = kinds * len(aev["radial_shifts"]) + kinds * (kinds + 1) // 2 * angular
-    sizes: list[tuple[int, ...]] = [(features, *member["hidden"], 1) for member in record["members"]]
-    if not all(type(size) is int and size > 0 for member in sizes for size in member):
+    networks = [
+        (features, *_widths(member, symbol), 1)
+        for member in record["members"]
+        for symbol in record["symbols"]
+    ]
+    if not all(type(size) is int and size > 0 for sizes in networks for size in sizes):
         return -1
-    each: int = sum((i + 1) * o for member in sizes for i, o in itertools.pairwise(member))
-    return kinds * each
+    return sum((i + 1) * o for sizes in networks for i, o in itertools.pairwise(sizes))
+
+
+def _widths(member: dict[str, Any], symbol: str) -> list[int]:
+    """Return the widths of the hidden layers of an element's network; they may differ by element."""
+    hidden = member["hidden"]
+    return list(hidden[symbol] if isinstance(hidden, dict) else hidden)
 
 
 def build_model(
@@ -104,11 +113,12 @@ def build_model(
     members = []
     for member in record["members"]:
         kind = ActivatedNetwork if member["activate_output"] else AtomicNetwork
-        dims = (computer.out_dim, *member["hidden"], 1)
         activation = activations[member["activation"]]
-        members.append(
-            ANINetworks({symbol: kind(dims, activation=activation, bias=True) for symbol in symbols})
-        )
+        networks_by_symbol = {}
+        for symbol in symbols:
+            dims = (computer.out_dim, *_widths(member, symbol), 1)
+            networks_by_symbol[symbol] = kind(dims, activation=activation, bias=True)
+        members.append(ANINetworks(networks_by_symbol))
     networks = Ensemble(members)
     networks.load_state_dict(weights)
     energies = [math.nan if energy is None else energy for energy in record["self_energies"]]

@@ -36,7 +36,7 @@ def describe(ensemble: Ensemble) -> dict[str, Any]:
         "self_energies": known,
         "members": [
             {
-                "hidden": list(each.model.config.hidden),
+                "hidden": dump_config(each.model.config)["hidden"],
                 "activation": each.model.config.activation,
                 "activate_output": each.model.config.activate_output,
             }

@@ -19,6 +19,7 @@ from trainer.errors import ConfigError, ModelFileError
 from trainer.features.aev import aev_length
 from trainer.files import write_by_rename
 from trainer.networks.model import WEIGHT_DTYPES, ElementNetworks, weight_shapes
+from trainer.networks.widths import by_element, other_elements, widths_text
 from trainer.strict_json import parse_json
 from trainer.tensor_files import TensorKind, misfit, tensor_kinds
 
@@ -127,6 +128,8 @@ def _settings(text: str, where: str) -> tuple[TrainConfig, AEVConfig, dict[str, 
     aev = load_config(AEVConfig, record["aev"], where)
     energies = load_config(dict[str, FiniteFloat], record["self_energies"], f"{where}: self_energies")
     balances = load_config(tuple[Balance, ...], record.get("balances", ()), f"{where}: balances")
+    if fault := other_elements(config.hidden, aev.elements):
+        raise ValueError(fault)
     if config.precision == "auto":  # files record the resolved precision
         raise ValueError("it does not say in which precision its weights are")
     return config, aev, energies, balances
@@ -156,13 +159,10 @@ def warm_start(model: ElementNetworks, aev: AEVConfig, path: Path) -> None:
         raise ConfigError(
             f"warm start from {path}: its features differ in {', '.join(differing)}; use its features.aev"
         )
-    if saved.model.config.hidden != model.config.hidden:
+    ours, theirs = (by_element(each.config.hidden, aev.elements) for each in (model, saved.model))
+    if ours != theirs:
         raise ConfigError(
-            f"warm start from {path}: its hidden widths are {_widths(saved.model)}, those of this training "
-            f"{_widths(model)}; set training.hidden to the same"
+            f"warm start from {path}: its hidden widths are {widths_text(saved.model.config.hidden)},"
+            f" those of this training {widths_text(model.config.hidden)}; set training.hidden to the same"
         )
     model.load_state_dict(saved.model.state_dict())
-
-
-def _widths(model: ElementNetworks) -> str:
-    return "-".join(map(str, model.config.hidden))

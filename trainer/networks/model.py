@@ -15,6 +15,7 @@ from torch.nn import functional
 from trainer.config import Precision, TrainConfig
 from trainer.features.batches import AtomBatch
 from trainer.networks.activations import ACTIVATIONS
+from trainer.networks.widths import by_element, widths_of
 
 #: Types of the weights, by ``TrainConfig.precision``.
 WEIGHT_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
@@ -29,9 +30,9 @@ def weight_shapes(
     config: TrainConfig, elements: tuple[str, ...], input_size: int
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights of :class:`ElementNetworks` by name, without allocating them."""
-    sizes = (input_size, *config.hidden, 1)
     shapes: dict[str, tuple[int, ...]] = {}
     for element in elements:
+        sizes = (input_size, *widths_of(config.hidden, element), 1)
         for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             shapes[f"networks.{element}.{layer}.weight"] = (outputs, inputs)
             shapes[f"networks.{element}.{layer}.bias"] = (outputs,)
@@ -65,11 +66,12 @@ class ElementNetworks(nn.Module):
         self.elements = elements
         self.input_size = input_size
         generator = torch.Generator().manual_seed(_weights_seed(config.seed))
-        sizes = (input_size, *config.hidden, 1)
         self.networks = nn.ModuleDict(
             {
-                element: nn.ModuleList(_linear(*shape, generator) for shape in itertools.pairwise(sizes))
-                for element in elements
+                element: nn.ModuleList(
+                    _linear(*shape, generator) for shape in itertools.pairwise((input_size, *widths, 1))
+                )
+                for element, widths in by_element(config.hidden, elements).items()
             }
         )
         self.to(device, WEIGHT_DTYPES[config.precision])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.config import Activation
 from trainer.networks.activations import ACTIVATIONS
 from trainer.networks.model import ElementNetworks
+from trainer.networks.widths import widths_of
 
 with warnings.catch_warnings():
     # torchani warns that its CUDA extensions were not compiled; they are not used here.
@@ -44,9 +45,9 @@ def to_torchani(model: ElementNetworks) -> ANINetworks:
     Its energies are in hartree, self-energies not included.
     """
     kind = ActivatedNetwork if model.config.activate_output else AtomicNetwork
-    dims = (model.input_size, *model.config.hidden, 1)
     atomics = {}
     for element, layers in model.networks.items():
+        dims = (model.input_size, *widths_of(model.config.hidden, element), 1)
         atomic = kind(dims, activation=NamedActivation(model.config.activation), bias=True)
         for ours, theirs in zip(layers.children(), (*atomic.layers, atomic.final_layer), strict=True):
             weights = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
