@@ -106,7 +106,21 @@ FORMS = (
 LAYERS = f"""\
 `layers` and `width` stand for `training.hidden`: the number of hidden layers, {MAX_LAYERS} at most, and their
 widths. Each layer has a width of its own. To choose among whole architectures instead, list them:
-`hidden: {{choices: [[128], [256, 128], [160, 128, 96]]}}`."""
+`hidden: {{choices: [[128], [256, 128], [160, 128, 96]]}}`.
+
+With `per_element: true`, the network of each element has widths of its own, as in ANI-1x and ANI-2x; all of
+them have the same number of layers. `width: {{per_element: true}}` searches the default range for each, and
+`width: {{low: 64, high: 192, step: 32, per_element: true}}` another one. The elements are those of
+`features.aev.elements`, which must all be in the data. Four elements and three layers have twelve widths to
+search, which takes more trials than three. To fix the widths, or list whole networks of this kind,
+give a mapping in place of a list, with all elements of `features.aev.elements`:
+
+```yaml
+training:
+  hidden: {{H: [160, 128, 96], C: [144, 112, 96], N: [128, 112, 96], O: [128, 112, 96]}} # ANI-1x
+```
+
+Such a network is shown as `H 160-128-96 | C 144-112-96 | N 128-112-96 | O 128-112-96 celu`."""
 
 HEADINGS = ("setting", "value", "default", "unit", "meaning")
 

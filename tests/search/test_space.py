@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +8,10 @@ from optuna.distributions import CategoricalDistribution
 
 from search.propose.rows import scale_batches
 from search.propose.space import distributions, extreme_configs, grid_points, train_config, used_params
-from search.study import StudyConfig, study_from_values
-from trainer.config import TrainConfig
+from search.study import StudyConfig, StudyFile, study_from_values
+from trainer.config import TrainConfig, dump_config
 from trainer.errors import ConfigError
+from trainer.networks.activations import ACTIVATIONS
 
 
 def study(**values: Any) -> StudyConfig:
@@ -45,6 +47,20 @@ def test_hidden_can_be_fixed() -> None:
     config = study(training={"hidden": [8, 4]}, space=FIXED)
     assert set(distributions(config)) == {"activation"}
     assert train_config(config, {"activation": "relu"}, number=0).hidden == (8, 4)
+
+
+def test_activations_with_a_kink_are_searched_where_they_are_named() -> None:
+    by_default = distributions(study())["activation"].choices  # type: ignore[attr-defined]
+    assert by_default == tuple(name for name in ACTIVATIONS if name != "relu")
+    named = study(space={"activation": {"choices": ["relu", "celu"]}})
+    assert distributions(named)["activation"].choices == ("relu", "celu")  # type: ignore[attr-defined]
+    assert train_config(study(training={"activation": "relu"}), {}, 0).activation == "relu"
+    # A study that began with a version that searched relu by default still does.
+    record = dump_config(study(space={"activation": {"choices": list(ACTIVATIONS)}}))
+    for space in ({}, {"activation": "default"}):
+        file = StudyFile({"name": "tiny", "limits": {"trials": 10}, "space": space}, "test", Path())
+        again = file.config(lambda name: record)
+        assert distributions(again)["activation"].choices == tuple(ACTIVATIONS)  # type: ignore[attr-defined]
 
 
 def test_seeds_differ_by_trial_and_study_and_can_be_fixed() -> None:

@@ -27,7 +27,8 @@ class ActivationFunction:
     value : computes y from x; may overwrite x if ``backward`` does not need it
     backward : computes the gradient with respect to x from that with respect to y, x and y, with torch's own
         kernels where they exist; may overwrite the gradient with respect to y
-    kinked : whether its slope jumps, so that forces jump where a structure crosses the kink
+    kinked : whether its slope jumps, so that forces jump where a structure crosses the kink; such an
+        activation is not searched by default
     """
 
     value: Callable[[Tensor], Tensor]
@@ -40,7 +41,7 @@ def gaussian(x: Tensor) -> Tensor:
     return torch.exp(-x * x)
 
 
-#: Every entry can be chosen, and is searched by default.
+#: Every entry can be chosen; the smooth ones are searched by default.
 ACTIVATIONS: Final[Mapping[str, ActivationFunction]] = {
     "relu": ActivationFunction(
         lambda x: torch.relu_(x),
