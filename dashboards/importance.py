@@ -24,7 +24,7 @@ def searched_settings(trials: Sequence[TrialRow]) -> dict[str, list[Any]]:
     ``neurons of H``), because the width of a third layer means nothing for a network with two.
     """
     columns: dict[str, list[Any]] = {}
-    for name in searchable_fields():
+    for name in (*searchable_fields(), "features"):
         # A trial that lacks a setting is older than the setting, and had its default.
         usual = default_settings()[name]
         values = [trial.config.get(name, usual) if trial.config else None for trial in trials]

@@ -128,7 +128,12 @@ TrainSettings = Annotated[dict[str, Any], _settings_schema(get_type_hints(TrainC
 def _space_types() -> dict[str, Any]:
     architectures: Any = get_type_hints(TrainConfig, include_extras=True)["hidden"]
     listed = {"hidden": Annotated[Choices[architectures], BeforeValidator(_no_architecture)]}
-    return listed | {name: _dimension_type(name) for name in default_dimensions()}
+    names = Annotated[
+        Annotated[Choices[str], Tag("<choices>")] | Annotated[str, Tag("<value>")],
+        Discriminator(_form, custom_error_type="form", custom_error_message="give choices, or one value"),
+        BeforeValidator(_no_list),
+    ]
+    return listed | {"features": names} | {name: _dimension_type(name) for name in default_dimensions()}
 
 
 Space = Annotated[dict[str, Dimension], _settings_schema(_space_types())]

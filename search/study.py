@@ -318,6 +318,7 @@ class StudyConfig:
         if twice := [name for name in OBJECTIVES if self.objectives.count(name) > 1]:
             raise ValueError(f"objectives: {twice[0]} is given twice")
         _check_widths(self)
+        _check_features(self)
         if self.rows is not None:
             _check_rows(self)
         else:
@@ -346,6 +347,24 @@ def _check_widths(config: StudyConfig) -> None:
         given |= {f"space.hidden: {widths_text(each)}": each for each in listed.choices}
     for where, hidden in given.items():
         if fault := other_elements(hidden, config.features.aev.elements):
+            raise ValueError(f"{where}: {fault}")
+
+
+def _check_features(config: StudyConfig) -> None:
+    searched = (config.space or {}).get("features")
+    if config.rows is not None:
+        shared = config.training.get("features")
+        given = [
+            (f"rows: {row.label}: features", row.training.get("features", shared)) for row in config.rows
+        ]
+    elif isinstance(searched, Choices):
+        given = [("space.features", name) for name in searched.choices]
+    elif searched is not None:
+        given = [("space.features", searched)]
+    else:
+        given = [("training.features", config.training.get("features"))]
+    for where, name in given:
+        if fault := config.features.fault(name):
             raise ValueError(f"{where}: {fault}")
 
 
@@ -613,9 +632,20 @@ def study_from_values(
     space = filled.get("space")
     if filled.get("rows") is None and (space in (None, "default") or isinstance(space, Mapping)):
         taken = named_settings(filled)
-        free = {name: "default" for name in default_dimensions() if name not in taken}
+        free: dict[str, Any] = {name: "default" for name in default_dimensions() if name not in taken}
+        if "features" not in taken and (names := _named_features(filled)):
+            free["features"] = {"choices": names}
         filled["space"] = free | dict(space if isinstance(space, Mapping) else {})
     return _study(filled, where, lines, folder)
+
+
+def _named_features(values: Mapping[str, Any]) -> list[str]:
+    """Return the names of the AEV constants that a study chooses among, in unchecked values."""
+    features = values.get("features")
+    choices = features.choices if isinstance(features, FeatureConfig) else None
+    if isinstance(features, Mapping):
+        choices = features.get("choices")
+    return [*choices] if isinstance(choices, Mapping) else []
 
 
 def _study(

@@ -62,6 +62,7 @@ KINDS: Mapping[Any, str] = {
     str: "text",
     bool: "`true` or `false`",
     StudyConfig: "path",
+    AEVConfig: "settings of [`features.aev`](#featuresaev)",
 }
 
 INTRODUCTION = """\
@@ -104,6 +105,9 @@ FORMS = (
 )
 
 LAYERS = f"""\
+Activations with a kink (`relu`) are not in the default range, because the forces of such a network jump and
+molecular dynamics with it does not conserve energy. A study that names them searches them.
+
 `layers` and `width` stand for `training.hidden`: the number of hidden layers, {MAX_LAYERS} at most, and their
 widths. Each layer has a width of its own. To choose among whole architectures instead, list them:
 `hidden: {{choices: [[128], [256, 128], [160, 128, 96]]}}`.
@@ -121,6 +125,29 @@ training:
 ```
 
 Such a network is shown as `H 160-128-96 | C 144-112-96 | N 128-112-96 | O 128-112-96 celu`."""
+
+CHOICES = """\
+### Searching among features
+
+`features.choices` gives names to AEV constants, and a study searches for the best ones with the network:
+
+```yaml
+features:
+  aev: {elements: [H, C, O]}
+  choices:
+    ani: {}
+    near: {radial_cutoff: 4.2, radial_shifts: [0.9, 1.4, 1.9, 2.4, 2.9, 3.4], angular_cutoff: 3.1}
+```
+
+Each choice says what differs from `features.aev`, which sets the elements of all of them; shifts must be
+below their cutoff. Each has one store, built before the first trial and shared by all trials. A trial
+has a setting `features` with the name of its choice, which is shown with the architecture and in MLflow, and
+model files hold the constants themselves. `space: {features: {choices: [ani]}}` searches some of the names;
+`features` under `training` fixes one, and each row needs one. Trials on a GPU share batches only with trials
+of the same features.
+
+The constants of a potential are hyperparameters like any other: XPOT (J. Chem. Phys. 159, 024803) searches
+them in the same way."""
 
 HEADINGS = ("setting", "value", "default", "unit", "meaning")
 
@@ -140,6 +167,8 @@ def study_file_page() -> str:
             parts.append(OF_TRAINING)
         if name == "constraints":
             parts.append(OF_CONSTRAINTS)
+        if name == "features.aev":
+            parts.append(CHOICES)
     shared = ", ".join(f"[`{field.name}`](#{anchor(field.name)})" for field in dataclasses.fields(RunConfig))
     parts += ["## The file of `anitune train`", OF_TRAIN.format(sections=shared)]
     parts += ["### `fold`", _first_sentence(FoldConfig), _fields_table(FoldConfig, "fold.")]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
 from typing import (
@@ -25,7 +27,16 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from trainer.config_faults import KeyPath, faults_of, in_one_line, mistaken_kinds
@@ -61,6 +72,8 @@ Unusable = Literal["without_energy", "periodic", "charged", "open_shell"]
 
 #: Value of ``data.self_energies``: those of the structures of one atom.
 ISOLATED_ATOMS: Final = "isolated_atoms"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 # The tags make a message name the key alone, and only the form that was meant.
 SelfEnergies = Annotated[
@@ -243,6 +256,10 @@ class TrainConfig:
             description="decay per step of the average of the weights that is evaluated; null: no average",
         ),
     ] = None
+    features: Annotated[
+        str | None,
+        Field(description="name of the AEV constants, one of features.choices; null: those of features.aev"),
+    ] = None
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="initial weights, dropout and order of the data"), Role.RUN
     ] = 0
@@ -323,6 +340,13 @@ class FeatureConfig:
     """How features are computed and stored."""
 
     aev: AEVConfig = dataclasses.field(default_factory=AEVConfig)
+    choices: Annotated[
+        dict[str, AEVConfig] | None,
+        Field(
+            description="AEV constants by name, each with what differs from features.aev: a search chooses"
+            " among them; null: all trainings use features.aev"
+        ),
+    ] = None
     store_limit_gib: Annotated[
         float,
         Field(ge=0, description="a larger feature store is not built: AEVs are computed batch by batch"),
@@ -333,6 +357,52 @@ class FeatureConfig:
         Field(gt=0, description="memory that building the store may take; it bounds the number of threads"),
         Unit("GiB"),
     ] = 0.5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_choices(cls, values: Any) -> Any:
+        """Fill in the constants that a choice leaves open from ``aev``."""
+        if not isinstance(values, Mapping) or not isinstance(choices := values.get("choices"), Mapping):
+            return values
+        aev = values.get("aev") or {}
+        shared = aev if isinstance(aev, Mapping) else dump_config(aev)
+        completed = {
+            name: {**shared, **each} if isinstance(each, Mapping) else each for name, each in choices.items()
+        }
+        return {**values, "choices": completed}
+
+    def __post_init__(self) -> None:
+        if self.choices is None:
+            return
+        if not self.choices:
+            raise ValueError("choices: name AEV constants, or leave the setting out")
+        if wrong := [name for name in self.choices if not _NAME.fullmatch(name)]:
+            said = "is no name: up to 40 letters, digits, dots, dashes and underscores are"
+            raise ValueError(f"choices: {wrong[0]!r:.50} {said}")
+        for name, aev in self.choices.items():
+            if aev.elements != self.aev.elements:
+                raise ValueError(f"choices.{name}.elements: set the elements of all choices in features.aev")
+            for kind in ("radial", "angular"):
+                cutoff, shifts = getattr(aev, f"{kind}_cutoff"), getattr(aev, f"{kind}_shifts")
+                if max(shifts) >= cutoff:
+                    far = f"{max(shifts):g} is not below {kind}_cutoff = {cutoff:g}"
+                    raise ValueError(f"choices.{name}.{kind}_shifts: {far}")
+        names = list(self.choices)
+        for place, name in enumerate(names):
+            if same := [other for other in names[:place] if self.choices[other] == self.choices[name]]:
+                raise ValueError(f"choices.{name}: has the same constants as {same[0]}")
+
+    def named(self, name: str | None) -> AEVConfig:
+        """Return the constants of a name, as in ``training.features``."""
+        return self.choices[name] if self.choices is not None and name is not None else self.aev
+
+    def fault(self, name: str | None) -> str | None:
+        """Return what is wrong with a value of ``training.features``; None if nothing is."""
+        if name in (self.choices or (None,)):
+            return None
+        if self.choices is None:
+            return f"{name!r:.50} needs features.choices, which names AEV constants"
+        return f"must be one of features.choices: {', '.join(self.choices)} (got {json.dumps(name):.50})"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -486,6 +556,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if fault := other_elements(self.training.hidden, self.features.aev.elements):
             raise ValueError(f"training.hidden: {fault}")
+        if fault := self.features.fault(self.training.features):
+            raise ValueError(f"training.features: {fault}")
 
 
 def load_config(

@@ -83,6 +83,7 @@ def run_training(
 
     Parameters and errors are those of :func:`trainer.fitting.loop.fit`.
     """
+    task = task.of(config)
     asked_for, config = config.precision, resolve_precision(config)
     device = find_device(config.device)
     if asked_for not in ("auto", config.precision):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from trainer.config import (
     FeatureConfig,
     FoldConfig,
     SplitConfig,
+    TrainConfig,
     dump_config,
 )
 from trainer.data.dataset import Dataset
@@ -67,9 +70,21 @@ class Task(TaskData):
     Attributes
     ----------
     features : source of the AEVs of any structures
+    choices : the same task with each of ``features.choices``; then this one has the features of the first,
+        and :meth:`of` gives that of a training
     """
 
     features: FeatureSource
+    choices: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+
+    def of(self, config: TrainConfig) -> Task:
+        """Return the task with the features of a training."""
+        return self.choices[config.features] if config.features is not None and self.choices else self
+
+    def with_split(self, split: Split) -> Task:
+        """Return the task with another division of the data."""
+        choices = {name: each.with_split(split) for name, each in self.choices.items()}
+        return replace(self, split=split, choices=choices)
 
 
 def prepare_task(
@@ -164,7 +179,7 @@ def prepare_data(
         settings=settings,
         dataset=dataset,
         split=labels,
-        aev=features.aev,
+        aev=next(iter((features.choices or {"": features.aev}).values())),
         self_energies=self_energies,
         energies=subtract(dataset, self_energies),
         fingerprints={
@@ -172,7 +187,7 @@ def prepare_data(
             "split": labels.fingerprint,
             # Fitted energies follow from data and split; their last bits depend on the machine.
             "self_energies": digest_of(given) if given else "fitted",
-            "features": digest_of(dump_config(features.aev)),
+            "features": _features_fingerprint(features),
         },
         balances=known,
     )
@@ -186,4 +201,18 @@ def add_features(data: TaskData, features: FeatureConfig, cache: Path, progress:
     FeatureStoreError
         if the features can be neither read nor computed.
     """
-    return Task(**vars(data), features=open_features(data.dataset, features, cache, progress))
+    if features.choices is None:
+        return Task(**vars(data), features=open_features(data.dataset, features, cache, progress))
+    choices = {}
+    for name, aev in features.choices.items():
+        of_choice = replace(features, aev=aev, choices=None)
+        source = open_features(data.dataset, of_choice, cache, progress)
+        prints = data.fingerprints | {"features": _features_fingerprint(of_choice)}
+        choices[name] = Task(**(vars(data) | {"aev": aev, "fingerprints": prints}), features=source)
+    return Task(**vars(data), features=next(iter(choices.values())).features, choices=choices)
+
+
+def _features_fingerprint(features: FeatureConfig) -> str:
+    if features.choices is None:
+        return digest_of(dump_config(features.aev))
+    return digest_of({name: dump_config(aev) for name, aev in features.choices.items()})

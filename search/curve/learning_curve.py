@@ -238,7 +238,8 @@ class LearningCurve:
             what = f"trial {candidate.trial}, {where} the training structures, seed {each.run + 1}"
             if size.share < 1:
                 config = same_steps(each.config, whole, size.structures)
-                key = training_key(config, self._task.fingerprints | {"split": size.fingerprint})
+                task = self._task.of(config)
+                key = training_key(config, task.fingerprints | {"split": size.fingerprint})
                 each = dataclasses.replace(
                     each, key=key, kind="curve", config=config, share=float(size.share)
                 )
@@ -251,7 +252,7 @@ class LearningCurve:
         planned = []
         for each in members(best, self._task, self._config.seed, self.options.seeds):
             config = dataclasses.replace(each.config, hidden=self._larger(best))
-            key = training_key(config, self._task.fingerprints)
+            key = training_key(config, self._task.of(config).fingerprints)
             widths = widths_text(config.hidden)
             what = f"trial {best.trial} with the larger network {widths}, seed {each.run + 1}"
             planned.append(dataclasses.replace(each, key=key, kind="curve", config=config, description=what))
@@ -266,7 +267,7 @@ class LearningCurve:
     def _larger_architecture(self, trial: int) -> str:
         best = self._candidate(trial)
         config = dataclasses.replace(best.config, hidden=self._larger(best))
-        return architecture(config, self._task.features.length)
+        return architecture(config, self._task)
 
     def _configurations(self) -> tuple[Configuration, ...]:
         """Read the results of all configurations, the best first."""

@@ -249,7 +249,7 @@ def members(candidate: Candidate, task: Task, study_seed: int, count: int) -> li
     planned = []
     for number in range(count):
         config = dataclasses.replace(candidate.config, seed=member_seed(study_seed, number))
-        key = training_key(config, task.fingerprints)
+        key = training_key(config, task.of(config).fingerprints)
         what = f"trial {candidate.trial}, member {number + 1} of the ensemble"
         planned.append(PlannedTraining(key, candidate.trial, "member", number, config, what))
     return planned
@@ -290,7 +290,7 @@ def _on_fold(
     fold = _fold_config(task, kind, folds, run % folds)
     config = dataclasses.replace(candidate.config, seed=fold_seed(study_seed, run % seeds))
     what = f"trial {candidate.trial}, {kind} fold {fold.fold + 1} of {folds}, run {run + 1}"
-    key = training_key(config, task.fingerprints, fold)
+    key = training_key(config, task.of(config).fingerprints, fold)
     return PlannedTraining(key, candidate.trial, kind, run, config, what, fold)
 
 
@@ -299,11 +299,13 @@ def training_key(config: TrainConfig, fingerprints: Mapping[str, str], fold: Fol
 
     Parameters
     ----------
-    fingerprints : those of the task
+    fingerprints : those of the task with the features of the training
     """
+    settings = compared_settings(dump_config(config), SAME_NUMBERS)
+    del settings["features"]  # a name; what it stands for is in the fingerprints
     return digest_of(
         {
-            "training": compared_settings(dump_config(config), SAME_NUMBERS),
+            "training": settings,
             "task": dict(fingerprints),
             "fold": dump_config(fold) if fold is not None else None,
             "versions": {name: version(name) for name in PACKAGES},

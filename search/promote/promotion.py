@@ -171,7 +171,8 @@ class Promoter:
         chosen = self.plan.candidate(promotion.choice)
         folder = self._ensemble(promotion.id)
         if self._evaluation(promotion.id) is None:
-            build_ensemble(self._train_members(chosen, stop, progress), self._task, folder)
+            task = self._task.of(chosen.config)
+            build_ensemble(self._train_members(chosen, stop, progress), task, folder)
         if promotion.test is None:
             self._open(promotion.id, chosen, folder)
         model = self._register(self._recorded(promotion.id), chosen, folder)
@@ -272,7 +273,7 @@ class Promoter:
             self._study.name,
             f"{study_run_key(self._study)}/promotion/{promotion.id}",
             model_files(folder, self._task),
-            tags=lineage(self._study, promotion, self._task),
+            tags=lineage(self._study, promotion, self._task.of(chosen.config)),
             metrics=metrics(promotion.test),
             description=description(
                 self._study, promotion, chosen, looks, self._task.dataset.isolated_energies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ STEPS: Final = 64
 
 def parameter_count(config: StudyConfig, trained: TrainConfig) -> int:
     """Return the number of weights and biases of all networks of a trial, without making them."""
-    aev = config.features.aev
+    aev = config.features.named(trained.features)
     return sum(map(math.prod, weight_shapes(trained, aev.elements, aev_length(aev)).values()))
 
 
@@ -81,7 +81,7 @@ def allowed_points(config: StudyConfig, points: Sequence[dict[str, Any]]) -> lis
 def network_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return those parameters that decide the size of the network."""
     used = used_params(params)
-    return {name: used[name] for name in used if name in ("layers", "hidden") or name.startswith(WIDTH)}
+    return {name: used[name] for name in used if _decides_size(name)}
 
 
 def shrunk(config: StudyConfig, params: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +113,17 @@ def _sizes(config: StudyConfig) -> dict[str, list[Any]]:
         if isinstance(dimension, Choices)
         else list(range(dimension.low, dimension.high + 1, dimension.step or 1))
         for name, dimension in searched(config).items()
-        if name in ("layers", "hidden") or name.startswith(WIDTH)
+        if _decides_size(name)
     }
-    return {
-        name: sorted(each, key=(lambda one: _count(config, {"hidden": one})) if name == "hidden" else None)
-        for name, each in values.items()
+    names: Mapping[str, Callable[[Any], int]] = {
+        "hidden": lambda architecture: _count(config, {"hidden": architecture}),
+        "features": lambda name: aev_length(config.features.named(name)),
     }
+    return {name: sorted(each, key=names.get(name)) for name, each in values.items()}
+
+
+def _decides_size(parameter: str) -> bool:
+    return parameter in ("layers", "hidden", "features") or parameter.startswith(WIDTH)
 
 
 def _count(config: StudyConfig, params: Mapping[str, Any]) -> int:

@@ -49,7 +49,9 @@ def row_params(config: StudyConfig, row: Row) -> dict[str, Any]:
     settings = load_config(TrainConfig, row_settings(config, row), config.name)
     params = flat_settings(settings)
     widths = [name for name in params if layer_of(name) is not None]
-    return {name: params[name] for name in ("layers", *widths, *searchable_fields()) if name in params}
+    features = ("features",) if settings.features is not None else ()
+    names = ("layers", *widths, *searchable_fields(), *features)
+    return {name: params[name] for name in names if name in params}
 
 
 def scale_batches(config: StudyConfig, train_structures: int) -> StudyConfig:

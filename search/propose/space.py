@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -94,17 +95,31 @@ def extreme_configs(config: StudyConfig) -> list[TrainConfig]:
     """
     if config.rows is not None:
         return example_configs(config, len(config.rows))
-    ends = {name: _ends(name, dimension) for name, dimension in searched(config).items()}
+    ends = {name: _ends(config, name, dimension) for name, dimension in searched(config).items()}
     largest = {name: high for name, (_, high) in ends.items()}
     batches = [{"batch_size": size} for size in ends.get("batch_size", ())] or [{}]
     return [train_config(config, largest | batch, 0) for batch in batches]
 
 
-def _ends(name: str, dimension: Range[Any] | Choices[Any]) -> tuple[Any, Any]:
+def _ends(config: StudyConfig, name: str, dimension: Range[Any] | Choices[Any]) -> tuple[Any, Any]:
     if isinstance(dimension, Range):
         return dimension.low, dimension.high
-    size = (lambda choice: neurons(widths_from_text(choice))) if name == "hidden" else None
+    size = partial(_SIZES.get(name, lambda config, choice: choice), config)
     return min(dimension.choices, key=size), max(dimension.choices, key=size)
+
+
+def _neurons(config: StudyConfig, choice: str) -> float:
+    return neurons(widths_from_text(choice))
+
+
+def _features(config: StudyConfig, choice: str) -> int:
+    from trainer.features.aev import aev_length  # late, because it imports torch
+
+    return aev_length(config.features.named(choice))
+
+
+#: How much memory a choice takes, where choices are names.
+_SIZES: Final[Mapping[str, Callable[[StudyConfig, Any], Any]]] = {"hidden": _neurons, "features": _features}
 
 
 def grid_points(config: StudyConfig) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -201,7 +201,8 @@ def _room_on_gpu(
         # The features, which all trainings share, are loaded before the rest of the memory is divided.
         fits = True
         try:
-            Training(task, configs[-1], None)
+            for each in task.choices.values() or (task,):
+                Training(each, configs[-1], None)
         except BaseException as error:
             if exhausted_memory(error) != "device":
                 raise
@@ -294,11 +295,12 @@ def _little(task: Task, structures: int) -> Task:
         (VALIDATION, task.split.validation, math.ceil(structures / 8)),
     ):
         labels[random.permutation(indices)[:count]] = label
-    return replace(task, split=Split(labels))
+    return task.with_split(Split(labels))
 
 
 def training_gib(task: Task, config: TrainConfig, device: torch.device) -> float:
     """Estimate from above the memory that a training needs for itself, GiB."""
+    task = task.of(config)
     inputs = task.features.length
     weights = sum(map(math.prod, weight_shapes(config, task.features.elements, inputs).values()))
     numbers = weights * (STATES + THREAD_STATES * config.threads)

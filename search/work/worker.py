@@ -368,7 +368,7 @@ class Worker:
             config, info = self._settings(attempt)
             news = replace(
                 news,
-                architecture=architecture(config, self._task.features.length),
+                architecture=architecture(config, self._task),
                 planned_epochs=config.epochs,
             )
             if (original := attempt.find_original()) is not None:
@@ -471,7 +471,7 @@ class Worker:
                 compared_settings(flat_settings(asked), SAME_NUMBERS),
                 planned_epochs=asked.epochs,
                 tags={
-                    "arch": architecture(asked, self._task.features.length),
+                    "arch": architecture(asked, self._task),
                     **self._row_tags(claim.number),
                     **({"learned_from": proposal.learned_from} if proposal.learned_from else {}),
                     **(
@@ -624,15 +624,16 @@ class Worker:
         return patiently(lambda: study_progress(self._database, self._study))
 
 
-def architecture(config: TrainConfig, inputs: int) -> str:
-    """Describe a network by its layer sizes and activation, such as ``384-128-64-1 silu``.
+def architecture(config: TrainConfig, task: Task) -> str:
+    """Describe a network by its layer sizes, activation and features, such as ``384-128-64-1 silu``.
 
     Where widths differ by element, only hidden layers are described: ``H 160-96 | C 144-96 silu``.
     """
     output = " (output too)" if config.activate_output else ""
-    hidden = config.hidden
+    hidden, inputs = config.hidden, task.of(config).features.length
     sizes = widths_text(hidden if isinstance(hidden, dict) else (inputs, *hidden, 1))
-    return f"{sizes} {config.activation}{output}"
+    features = f", features {config.features}" if config.features is not None else ""
+    return f"{sizes} {config.activation}{output}{features}"
 
 
 def patiently(action: Callable[[], R]) -> R:

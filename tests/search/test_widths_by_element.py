@@ -25,6 +25,7 @@ from storage.settings import Settings
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import ConfigError
 from trainer.fingerprints import digest_of
+from trainer.task import Task
 
 ANI_1X: dict[str, Any] = {"H": [160, 128, 96], "C": [144, 112, 96], "N": [128, 112, 96], "O": [128, 112, 96]}
 WATER = {"aev": {"elements": ["H", "O"]}}
@@ -75,7 +76,7 @@ def test_a_record_keeps_the_range_that_the_file_leaves_open() -> None:
     assert again.space["width"] == ElementRange(64, 128, step=64)
 
 
-def test_widths_of_the_literature_can_be_fixed_listed_and_given_to_rows() -> None:
+def test_widths_of_the_literature_can_be_fixed_listed_and_given_to_rows(task: Task) -> None:
     expected = load_config(TrainConfig, {"hidden": ANI_1X}, "test").hidden
     fixed = study(training={"hidden": ANI_1X})
     assert train_config(fixed, {}, 0).hidden == expected
@@ -85,14 +86,14 @@ def test_widths_of_the_literature_can_be_fixed_listed_and_given_to_rows() -> Non
     assert train_config(listed, {"hidden": text}, 0).hidden == expected
     rows = study(rows=[{"label": "ANI-1x", "training": {"hidden": ANI_1X}}])
     assert distributions(rows)["width_C_2"].choices == (112,)  # type: ignore[attr-defined]
-    assert architecture(train_config(rows, {}, 0), 384) == f"{text} celu"
+    assert architecture(train_config(rows, {}, 0), task) == f"{text} celu"
 
 
-def test_shared_widths_have_the_records_and_digests_that_they_had() -> None:
+def test_shared_widths_have_the_records_and_digests_that_they_had(task: Task) -> None:
     values = dump_config(TrainConfig(hidden=(128, 64)))
     assert values["hidden"] == [128, 64]
     assert digest_of(values["hidden"]) == digest_of([128, 64])
-    assert architecture(TrainConfig(hidden=(128, 64)), 384) == "384-128-64-1 celu"
+    assert architecture(TrainConfig(hidden=(128, 64)), task) == "384-128-64-1 celu"
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,13 @@ def test_every_setting_has_its_row() -> None:
             assert f"\n| `{field.name}` | " in page
 
 
+WIDTHS = "list of whole numbers from 1 to 4096, 1 to 8 of them"
+
+
 @pytest.mark.parametrize(
     ("setting", "cells"),
     [
-        ("hidden", ["list of whole numbers from 1 to 4096, 1 to 8 of them", "`[128]`", "neurons"]),
+        ("hidden", [f"{WIDTHS}, or mapping of text to {WIDTHS}", "`[128]`", "neurons"]),
         ("dropout", ["number from 0, below 1", "`0`", ""]),
         ("patience", ["whole number from 1 on, or `null`", "`null`", "epochs"]),
         ("self_energies", ["mapping of text to number, or `isolated_atoms`, or `null`", "`null`", "hartree"]),

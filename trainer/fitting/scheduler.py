@@ -254,7 +254,8 @@ def _shared(training: Training) -> tuple[object, ...]:
     """Return what trainings must have in common to share batches."""
     config = training.config
     return (
-        id(training.task),
+        id(training.task.split),
+        id(training.task.features),
         training.device,
         config.batch_size,
         config.loss,

@@ -118,6 +118,7 @@ class Training:
     """
 
     def __init__(self, task: Task, config: TrainConfig, warm_start: Path | None) -> None:
+        task = task.of(config)
         self.identity = training_identity(task, config, warm_start)
         self.history: tuple[EpochRecord, ...] = ()
         self.config = config
