@@ -61,7 +61,10 @@ def relay(
         ),
     ] = "127.0.0.1",
 ) -> None:
-    """Deliver a study to MLflow until no worker is left. Workers start this command themselves."""
+    """Deliver a study to MLflow until no worker is left. Workers start this command themselves.
+
+    The exit code is 1 if the run of the study in MLflow may lack the final state of the study.
+    """
     settings = load_settings()
     os.nice(NICENESS)
     _log_with_time()
@@ -72,7 +75,8 @@ def relay(
                 stack.enter_context(serve_relay_metrics(metrics_host, metrics_port, opened, health))
             except SearchError as error:  # such as two relays with one port: both must deliver
                 log.warning("%s: the metrics of this relay are not served: %s", study, error)
-        run_relay(opened, note_writer(opened), health=health, write_files=file_writer(opened))
+        if not run_relay(opened, note_writer(opened), health=health, write_files=file_writer(opened)):
+            raise typer.Exit(1)
 
 
 def sync(

@@ -40,6 +40,7 @@ from storage.records.tables import attempts, now
 from storage.studies import Study
 from storage.tracking.health import RelayHealth
 from storage.tracking.lease import (
+    Holder,
     RelayLease,
     is_relay_running,
     last_error,
@@ -54,7 +55,7 @@ log = logging.getLogger("anitune")
 POLL_SECONDS = 0.5
 """Interval at which the relay checks the outbox, s."""
 
-SYNC_POLL_SECONDS = 0.1
+SYNC_POLL_SECONDS = 0.25
 """Interval at which ``sync`` checks whether the relay is done, s; short, since a person waits."""
 
 IDLE_SECONDS = 20.0
@@ -70,6 +71,9 @@ SAY_SECONDS = 2.0
 """After this time ``sync`` reports which relay it waits for."""
 
 SYNC_TRIES = 4
+
+END_PATIENCE = 20.0
+"""How long ``sync`` waits for a relay that it ends, s; a relay has low priority, and may starve."""
 
 LEASE_VARIABLE = "ANITUNE_RELAY_LEASE"
 """Passes to a relay the lease that was taken for it, so that no second relay starts meanwhile."""
@@ -139,10 +143,14 @@ def run_relay(
     idle_seconds: float = IDLE_SECONDS,
     health: RelayHealth | None = None,
     write_files: FileWriter | None = None,
-) -> None:
+) -> bool:
     """Deliver a study until no worker works on it and nothing is left, or until SIGTERM.
 
     It returns at once if another relay delivers. Call it in the main thread, because it handles signals.
+
+    Returns
+    -------
+    Whether the study's run has the final state of the study.
 
     Parameters
     ----------
@@ -158,15 +166,17 @@ def run_relay(
         lease = RelayLease(study, token) if token is not None else patiently(take_lease, study)
         if lease is None:
             log.info("%s: another relay delivers", study.name)
-            return
+            return False
         health.lease = lease
         relay = patiently(Relay, lease, write_note, stopping, write_files)
+        synced = False
         log.info("%s: relay to %s starts", study.name, redacted(study.database.settings.tracking_uri))
         try:
             with suppress(*_PASSING):  # stopped by a signal, or gave up
                 _deliver_while_open(relay, health, trouble, patiently, stopping, idle_seconds)
             with suppress(*_PASSING):  # the next relay syncs it
                 relay.sync_study()
+                synced = True
             with suppress(*_AWAY):  # the lease ends with this process
                 lease.release()
                 log.info("%s: relay ends, %d rows left", study.name, undelivered(study))
@@ -175,13 +185,16 @@ def run_relay(
             with suppress(*_PASSING):
                 if undelivered(study):  # late writes may have made rows undelivered after the new relay ended
                     start_relay(study)
+            return False
+        return synced
 
 
 def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = None) -> SyncResult:
     """Deliver all outbox rows of a study now, and retry rejected ones.
 
     If a relay is delivering, wait for it; but take over at once from a relay that delivers to another
-    address, or with other proxies or passwords.
+    address, or with other proxies or passwords. A relay that this process started is ended, unless a worker
+    works on the study.
 
     Raises
     ------
@@ -218,7 +231,8 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             notified = True
         if left == 0:
             # The relay may not have synced the study's run yet. Doing it twice is harmless.
-            patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).sync_study)
+            if holder is None or not _end_own_relay(study, holder):
+                patiently(Relay(RelayLease(study, token=""), write_note, never, write_files).sync_study)
             return SyncResult(delivered=before, rejected=0)
         time.sleep(SYNC_POLL_SECONDS)
         _forget_ended()
@@ -234,6 +248,20 @@ def sync(study: Study, write_note: NoteWriter, write_files: FileWriter | None = 
             start_relay(study)
     left = undelivered(study)
     return SyncResult(delivered=before - left, rejected=left)
+
+
+def _end_own_relay(study: Study, holder: Holder) -> bool:
+    """End a relay that this process started; return whether it has synced the study's run.
+
+    It has imported MLflow and what draws the plots, which would take this process some seconds.
+    """
+    relay = next((each for each in _started if each.pid == holder.pid), None)
+    if relay is None or holder.host != socket.gethostname() or _is_worked_on(study):
+        return False
+    relay.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        return relay.wait(END_PATIENCE) == 0
+    return False
 
 
 def _forget_ended() -> None:

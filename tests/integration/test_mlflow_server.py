@@ -358,3 +358,28 @@ def test_a_relay_outlasts_a_server_that_is_away_and_ends_on_request(
         recorded = set(connection.scalars(select(trials.c.mlflow_run_id)))
     assert recorded == {shown["trial 0"]["id"], shown["trial 1"]["id"]}
     assert take_lease(study) is not None, "a relay that was told to end gives its lease back"
+
+
+def test_sync_leaves_the_rest_to_the_relay_that_this_process_started(
+    study: Study, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has imported MLflow and what draws the plots, for which this process would need seconds."""
+    monkeypatch.setattr("storage.tracking.process.END_PATIENCE", DELIVERY_SECONDS)
+    record_trial(study)
+    relay = start_relay(study)
+    assert relay is not None
+
+    def write_nothing(number: int | None) -> str:
+        raise AssertionError("the relay writes the notes")
+
+    try:
+        wait_until(lambda: undelivered(study) == 0, DELIVERY_SECONDS)
+        sync(study, write_nothing)
+        assert relay.poll() == 0, "it has ended"
+    finally:
+        relay.kill()
+        relay.wait(DELIVERY_SECONDS)
+    shown = everything(study, server)
+    assert_whole(shown["trial 0"], 0)
+    assert shown[study.name]["status"][0] == "FINISHED"
+    assert take_lease(study) is not None
