@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from search.cli.main import app
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 
 EPOCHS = 150
 STUDY = """
@@ -54,8 +58,9 @@ class Place:
         )
 
     def show(self) -> dict[str, Any]:
-        answer, _ = self.start("study", "show", "tiny", "--json").communicate(timeout=60)
-        shown: dict[str, Any] = json.loads(answer)
+        places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
+        runner = CliRunner(env={**places, "ANITUNE_HOME": str(self.home)})
+        shown: dict[str, Any] = json.loads(runner.invoke(app, ["study", "show", "tiny", "--json"]).stdout)
         return shown
 
     def checkpoint(self, number: int) -> Path:

@@ -21,8 +21,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from search.cli.main import app
 from storage.postgresql import PostgreSQL
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 from storage.tokens import read_token
 from storage.tracking.mlflow_runs import MlflowRuns
 
@@ -79,9 +82,16 @@ class Home:
 
     def record(self) -> tuple[dict[str, Any], str]:
         """What the records say of the study, and the digest of the best weights."""
-        weights = Path(self.json("study", "best", "tiny")["weights"])
+        weights = Path(self._read("best")["weights"])
         assert weights.is_relative_to(self.path)
-        return self.json("study", "show", "tiny"), hashlib.sha256(weights.read_bytes()).hexdigest()
+        return self._read("show"), hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    def _read(self, command: str) -> dict[str, Any]:
+        """Output of a command of ``anitune study``, in this process: it ends before the servers do."""
+        places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
+        runner = CliRunner(env={**places, "ANITUNE_HOME": str(self.path)})
+        found: dict[str, Any] = json.loads(runner.invoke(app, ["study", command, "tiny", "--json"]).stdout)
+        return found
 
     def kill_servers(self) -> None:
         """End the first process of each without a warning; the others of MLflow's hold its port."""

@@ -60,7 +60,7 @@ def test_ctrl_c_hands_the_trials_back(make_place: Callable[..., Any]) -> None:
 
 @pytest.mark.slow
 def test_workers_outlive_a_launcher_that_is_killed(make_place: Callable[..., Any]) -> None:
-    place = make_place(dict(os.environ), trials=1, epochs=500)
+    place = make_place(dict(os.environ), trials=1, epochs=150)
 
     launcher = place.launch("--on", "local")
     place.until(lambda: any(worker.trials for worker in place.workers()), launcher)
