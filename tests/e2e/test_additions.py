@@ -131,4 +131,4 @@ def test_what_is_added_in_one_place_can_be_used_everywhere(tmp_path: Path, data_
     assert (found["differences"], found["compared"] > 0) == (0, True)
     no_loader, no_sampler = found["refused"]
     assert no_loader == "load_torchani.py has no activation softsign: use --to torch-export"
-    assert "input should be 'tpe', 'gp', 'random', 'qmc', 'grid' or 'dice'" in no_sampler
+    assert "input should be 'tpe', 'gp', 'nsgaii', 'random', 'qmc', 'grid' or 'dice'" in no_sampler

@@ -193,8 +193,9 @@ def digests(home: Path) -> dict[int, str]:
         return {row.number: row.settings for row in rows}
 
 
-def digest_without_new_setting(trial: TrialRow) -> str:
-    unlike = ("label_noise", "checkpoint_seconds", "seed")
+def digest_without_new_settings(trial: TrialRow, record: Mapping[str, Any]) -> str:
+    new = {"label_noise", "features"} - record["training"].keys()  # the first version had no features either
+    unlike = {*new, "checkpoint_seconds", "seed"}
     compared = {name: value for name, value in (trial.config or {}).items() if name not in unlike}
     return digest_of(compared | {"start_from": None})
 
@@ -272,7 +273,9 @@ def _goes_on(newer: NewerVersion, record: Mapping[str, Any], before: Sequence[Tr
     assert {(trial.config or {})["schedule"] for trial in ended} == {"cosine"}
     assert {trial.state for trial in ended} == {"complete", "pruned"}
     # So a new trial takes the result of an older one with the same settings.
-    assert digests(newer.home) == {trial.number: digest_without_new_setting(trial) for trial in ended}
+    assert digests(newer.home) == {
+        trial.number: digest_without_new_settings(trial, record) for trial in ended
+    }
     # With a rejected checkpoint, a trial would be trained again from the start.
     assert all(trial.trained_epochs == trial.epochs for trial in ended)
     assert measured[INTERRUPTED]["val/mae_kcalmol"][0] == 1
