@@ -120,6 +120,8 @@ search, which takes more trials than three. To fix the widths, or list whole net
 give a mapping in place of a list, with all elements of `features.aev.elements`:
 
 ```yaml
+name: ani-1x-shape
+data: {{files: [molecules.h5]}}
 training:
   hidden: {{H: [160, 128, 96], C: [144, 112, 96], N: [128, 112, 96], O: [128, 112, 96]}} # ANI-1x
 ```
@@ -132,6 +134,8 @@ CHOICES = """\
 `features.choices` gives names to AEV constants, and a study searches for the best ones with the network:
 
 ```yaml
+name: descriptors
+data: {files: [molecules.h5]}
 features:
   aev: {elements: [H, C, O]}
   choices:

@@ -466,7 +466,7 @@ def test_only_trainings_with_the_same_numbers_are_taken_over(place: Place, study
     # The key that 0.1.0 recorded: another one would train every promotion from the start.
     planned = members(candidate, task, 0, 1)[0]
     settings = dump_config(planned.config)
-    del settings["checkpoint_seconds"]
+    del settings["checkpoint_seconds"], settings["features"]
     versions = {name: version(name) for name in ("anitune", "torch", "torchani")}
     recorded = {"training": settings, "task": dict(task.fingerprints), "fold": None, "versions": versions}
     assert planned.key == digest_of(recorded)

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Tolerance of the norm of the difference to plain torch, over the norm.
-TOLERANCES = {"float32": 1e-6, "tf32": 1e-5, "bfloat16": 3e-4}
+#: Tolerance of the norm of the difference to plain torch, over the norm. Sums in another order differ in the
+#: last bit of float32, and some of them are then rounded to the other neighbor in tf32.
+TOLERANCES = {"float32": 1e-6, "tf32": 3e-5, "bfloat16": 3e-4}
 
 
 @pytest.mark.slow
