@@ -122,6 +122,7 @@ give a mapping in place of a list, with all elements of `features.aev.elements`:
 ```yaml
 name: ani-1x-shape
 data: {{files: [molecules.h5]}}
+limits: {{trials: 40}}
 training:
   hidden: {{H: [160, 128, 96], C: [144, 112, 96], N: [128, 112, 96], O: [128, 112, 96]}} # ANI-1x
 ```
@@ -136,6 +137,7 @@ CHOICES = """\
 ```yaml
 name: descriptors
 data: {files: [molecules.h5]}
+limits: {trials: 40}
 features:
   aev: {elements: [H, C, O]}
   choices:
