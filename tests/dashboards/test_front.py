@@ -47,7 +47,7 @@ def one(record: StudyRecord) -> StudyRecord:
     return replace(record, summary=replace(record.summary, objectives=("val_mae",)))
 
 
-def test_a_leaderboard_marks_the_front_and_its_knee(record: StudyRecord, one: StudyRecord) -> None:
+def test_a_leaderboard_shows_the_front_and_its_knee(record: StudyRecord, one: StudyRecord) -> None:
     places = {place.trial.number: place.front for place in leaderboard(record).places}
     assert places == {0: "", 1: "front", 2: "", KNEE: "knee", 4: "front"}
     assert [place.rank for place in leaderboard(record).places] == [1, 2, 3, 4, 5], "ranks are by error"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from storage.records.tables import trials as trial_table
 from storage.settings import Settings
 from storage.studies import Study, list_studies, open_study
 from storage.trials.views import TrialRow, complete_trials, trial_rows
+from tests.search.stopped_work import StopAt
 from trainer.errors import ConfigError
 from trainer.task import Task
 
@@ -75,18 +75,6 @@ def work(
         start_relay=lambda study: None,
     ).work()
     return trial_rows(database, made)
-
-
-class StopAt(SilentWatcher):
-    """Stops the work in the middle of a trial."""
-
-    def __init__(self, number: int) -> None:
-        self.stop = StopRequest()
-        self._number = number
-
-    def epoch(self, number: int, done: int) -> None:
-        if number == self._number and done == 2:
-            self.stop.ask(signal.SIGINT)
 
 
 def open_home(folder: Path) -> Any:

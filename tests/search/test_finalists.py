@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from storage.studies import Budget, Study, open_study, summarize_study
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, add_replicates, claim_trial
 from storage.trials.views import TrialRow, complete_trials, leaderboard_order, trial_rows
+from tests.search.stopped_work import StopAt
 from trainer.task import Task
 
 WORKER = WorkerInfo("w", "host", 1, "cpu", {})
@@ -115,18 +115,6 @@ def database(tmp_path: Path) -> Any:
     home = tmp_path / "home"
     with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
         yield database
-
-
-class StopAt(SilentWatcher):
-    """Stops the work in the middle of a trial."""
-
-    def __init__(self, number: int) -> None:
-        self.stop = StopRequest()
-        self._number = number
-
-    def epoch(self, number: int, done: int) -> None:
-        if number == self._number and done == 2:
-            self.stop.ask(signal.SIGINT)
 
 
 def work(
