@@ -35,6 +35,7 @@ class ShownStudy(SamplerStudy):
     Parameters
     ----------
     keeps : the attribute in which the sampler keeps its state. Such a sampler sees all trials
+    earlier : trials of earlier studies, with normal scores
     """
 
     def __init__(
@@ -61,19 +62,16 @@ class ShownStudy(SamplerStudy):
         known = self._read_trials()
         if self._keeps is None:
             known = shown(known, self._number)
-        return [
+        of_space = [
             trial
             for trial in known
             if is_of_space(trial, self._space) or not (trial.distributions or trial.state.is_finished())
         ]
+        return joined(self._earlier, of_space, _rank)
 
     def trials_for_samplers(self) -> Sequence[FrozenTrial]:
         """Return the trials from which the sampler proposes, those of earlier studies first."""
-        return self._joined
-
-    @cached_property
-    def _joined(self) -> Sequence[FrozenTrial]:
-        return joined(self._earlier, self._shown, _rank)
+        return self._shown
 
     @property
     def sampler_state(self) -> Mapping[str, Any]:
