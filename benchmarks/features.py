@@ -17,7 +17,7 @@ from benchmarks.figures import Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.made_sets import made_set
 from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import peak_memory, take_turns
-from trainer.config import AEVConfig, DataConfig, FeatureConfig, SplitConfig
+from trainer.config import AEVConfig, DataConfig, FeatureConfig, TaskConfig
 from trainer.data.dataset import Dataset
 from trainer.data.elements import ATOMIC_NUMBERS
 from trainer.data.readers import read_dataset
@@ -142,7 +142,7 @@ def open_store(file: Path, folder: Path) -> float:
     """Prepare what a training needs from the file and its store, s."""
     started = time.perf_counter()
     data = DataConfig(files=(str(file),))
-    prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    prepare_task(TaskConfig(data), folder / "features", no_progress)
     return time.perf_counter() - started
 
 

@@ -15,7 +15,7 @@ from benchmarks.figures import Figure, Goal, plain
 from benchmarks.made_sets import made_set
 from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import peak_memory, take_turns
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
+from trainer.config import DataConfig, TaskConfig, TrainConfig
 from trainer.fitting.loop import fit
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
@@ -108,10 +108,9 @@ def run_full(file: Path, folder: Path, config: TrainConfig) -> FullRun:
     swapped = swapped_out()
     with tempfile.TemporaryDirectory(dir=folder) as place:
         started = time.perf_counter()
-        features = FeatureConfig()
-        data = prepare_data(DataConfig(files=(str(file),)), SplitConfig(), features, no_progress)
+        data = prepare_data(TaskConfig(DataConfig(files=(str(file),))), no_progress)
         read = time.perf_counter()
-        task = add_features(data, features, Path(place) / "features", no_progress)
+        task = add_features(data, Path(place) / "features", no_progress)
         built = time.perf_counter()
         store = sum(p.stat().st_size for p in (Path(place) / "features").rglob("*") if p.is_file())
         result = fit(task, config, Path(place) / "training", SilentReporter())

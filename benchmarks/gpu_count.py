@@ -22,7 +22,7 @@ from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from benchmarks.training import CONFIG, EPOCH_STRUCTURES
 from benchmarks.trial_networks import trial_network
-from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
+from trainer.config import DataConfig, Precision, TaskConfig, TrainConfig
 from trainer.fitting.device_epochs import DeviceEpochs
 from trainer.fitting.device_predictions import BATCH
 from trainer.fitting.gradients import OPERAND_DTYPES
@@ -130,9 +130,7 @@ def count_on_emulated_device(file: Path, folder: Path, configs: Sequence[TrainCo
 
     install()
     OF_DEVICE.update(TRAFFIC)
-    task = prepare_task(
-        DataConfig(files=(str(file),)), SplitConfig(), FeatureConfig(), folder / "features", no_progress
-    )
+    task = prepare_task(TaskConfig(DataConfig(files=(str(file),))), folder / "features", no_progress)
     return count_epochs(task, configs)
 
 

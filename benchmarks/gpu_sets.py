@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu_report import write_whole
 from benchmarks.made_sets import made_set
-from trainer.config import DataConfig, FeatureConfig, SplitConfig
+from trainer.config import DataConfig, TaskConfig
 from trainer.features.aev_store import store_bytes
 from trainer.progress import no_progress
 from trainer.task import add_features, prepare_data
@@ -118,14 +118,13 @@ def make(folder: Path, structures: int) -> SetTimes:
     started = time.perf_counter()
     file = made_set(folder, structures)
     made = time.perf_counter()
-    features = FeatureConfig()
-    data = prepare_data(DataConfig(files=(str(file),)), SplitConfig(), features, no_progress)
-    add_features(data, features, folder / "features", no_progress)
+    data = prepare_data(TaskConfig(DataConfig(files=(str(file),))), no_progress)
+    add_features(data, folder / "features", no_progress)
     return SetTimes(
         structures=structures,
         make_seconds=made - started,
         build_seconds=time.perf_counter() - made,
-        store_gib=store_bytes(data.dataset, features.aev) / 2**30,
+        store_gib=store_bytes(data.dataset, data.aev) / 2**30,
     )
 
 

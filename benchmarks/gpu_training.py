@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
+from trainer.config import DataConfig, Precision, TaskConfig, TrainConfig
 from trainer.features import source
 from trainer.features.streaming import Streamed
 from trainer.fitting.device_epochs import DeviceEpochs
@@ -27,7 +27,7 @@ def is_emulated() -> bool:
 def open_task(folder: Path, file: Path | None) -> Task:
     """The task of a file, or of the shipped sample, with its features in ``folder / "features"``."""
     data = DataConfig() if file is None else DataConfig(files=(str(file),))
-    return prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    return prepare_task(TaskConfig(data), folder / "features", no_progress)
 
 
 class Epochs:

@@ -18,7 +18,7 @@ from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
 from benchmarks.trial_networks import trial_network
 from search.work.processes import TrainingProcess
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
+from trainer.config import TaskConfig, TrainConfig
 from trainer.fitting.loop import fit
 from trainer.fitting.scheduler import PackScheduler
 from trainer.progress import no_progress
@@ -97,7 +97,7 @@ def train_in_processes(configs: Sequence[TrainConfig], folder: Path, count: int)
             free.put(process)
 
         for _ in range(count):
-            free.put(stack.enter_context(TrainingProcess(task.settings, folder / "features")))
+            free.put(stack.enter_context(TrainingProcess(task.config, folder / "features")))
         # A process starts with its first training.
         list(pool.map(train, range(-count, 0), [replace(configs[0], epochs=1)] * count))
         started = time.perf_counter()
@@ -121,4 +121,4 @@ def train_side_by_side(configs: Sequence[TrainConfig], folder: Path) -> float:
 
 def open_task(folder: Path) -> Task:
     """The task of the shipped sample."""
-    return prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    return prepare_task(TaskConfig(), folder / "features", no_progress)

@@ -12,7 +12,7 @@ from typing import Final
 from benchmarks.figures import Figure, Goal, Samples, plain
 from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import take_turns
-from trainer.config import DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
+from trainer.config import Precision, TaskConfig, TrainConfig
 from trainer.fitting.devices import resolve_precision
 from trainer.fitting.loop import fit
 from trainer.progress import no_progress
@@ -58,7 +58,7 @@ def measure(plan: BenchmarkPlan, folder: Path) -> list[Figure]:
 
 def train_seeds(config: TrainConfig, seeds: int, folder: Path) -> list[float]:
     """Least validation MAE of one training for each seed, kcal/mol."""
-    task = prepare_task(DataConfig(), SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    task = prepare_task(TaskConfig(), folder / "features", no_progress)
     errors = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -199,7 +199,7 @@ def _study(sampler: str, count: int) -> dict[str, Any]:
 
 
 def _task(config: StudyConfig, settings: Settings) -> Task:
-    return prepare_task(config.data, config.split, config.features, settings.features, no_progress)
+    return prepare_task(config.task, settings.features, no_progress)
 
 
 def _start(

@@ -44,7 +44,7 @@ from benchmarks.search_replay import (
     taken_after,
 )
 from benchmarks.search_table import EPOCHS, STUDY, TABLE, read_table
-from trainer.config import DataConfig, FeatureConfig, SplitConfig
+from trainer.config import DataConfig, SplitConfig, TaskConfig
 from trainer.progress import no_progress
 from trainer.task import Task, prepare_task
 
@@ -182,7 +182,7 @@ def table_of(path: Path) -> Trainings:
 def read_task(features: Path) -> Task:
     """Prepare the task of the table's study once."""
     data, split = DataConfig(), SplitConfig(**STUDY["split"])
-    return prepare_task(data, split, FeatureConfig(), features, no_progress)
+    return prepare_task(TaskConfig(data, split), features, no_progress)
 
 
 def limit(table: Trainings) -> int:

@@ -129,7 +129,7 @@ def run_ours(file: Path, folder: Path) -> TrackerTime:
             database, config.name, dump_config(config), Budget(trials=len(config.rows or ()))
         )
         features = database.settings.features
-        task = prepare_task(config.data, config.split, config.features, features, no_progress)
+        task = prepare_task(config.task, features, no_progress)
         study.set_facts(task.fingerprints)
         started = time.perf_counter()
         with watch() as watcher:

@@ -22,7 +22,13 @@ from benchmarks.figures import RATIO, Figure, Goal, Samples, plain, rate_ratio
 from benchmarks.made_sets import made_set
 from benchmarks.plan import BenchmarkPlan
 from benchmarks.sides import SideTask, take_turns
-from trainer.config import AEVConfig, DataConfig, FeatureConfig, Precision, SplitConfig, TrainConfig
+from trainer.config import (
+    AEVConfig,
+    DataConfig,
+    Precision,
+    TaskConfig,
+    TrainConfig,
+)
 from trainer.errors import ConfigError
 from trainer.features.aev import aev_length
 from trainer.features.compositions import find_compositions
@@ -174,7 +180,7 @@ def fit_once(
     The times, or why this machine cannot train in this way.
     """
     data = DataConfig(files=(str(file),))
-    task = prepare_task(data, SplitConfig(), FeatureConfig(), folder / "features", no_progress)
+    task = prepare_task(TaskConfig(data), folder / "features", no_progress)
     if config.precision not in ("auto", resolve_precision(config).precision):
         return f"there is no {config.precision} on {config.device} here"
     try:
@@ -206,9 +212,7 @@ def fit_capped(file: Path, folder: Path, config: TrainConfig, gib: float) -> Fit
     The times, or why nothing is streamed.
     """
     device = find_device(config.device)
-    task = prepare_task(
-        DataConfig(files=(str(file),)), SplitConfig(), FeatureConfig(), folder / "features", no_progress
-    )
+    task = prepare_task(TaskConfig(DataConfig(files=(str(file),))), folder / "features", no_progress)
     assert isinstance(task.features, StoredFeatures)
     needed = task.features.stored_subset(task.split.train).atoms * task.features.length * 4 / 2**30
     if needed <= GPU_SHARE * gib:

@@ -31,6 +31,7 @@ from trainer.config import (
     FeatureConfig,
     Range,
     SplitConfig,
+    TaskConfig,
     TrainConfig,
     Unit,
     default_settings,
@@ -329,6 +330,11 @@ class StudyConfig:
         """Elements for whose networks widths are searched one by one; none if all share the same widths."""
         by_element = isinstance((self.space or {}).get("width"), ElementRange | ElementChoices)
         return self.features.aev.elements if by_element else ()
+
+    @property
+    def task(self) -> TaskConfig:
+        """The settings of the data and features that all trials share."""
+        return TaskConfig(self.data, self.split, self.features)
 
     @property
     def epochs(self) -> int:

@@ -104,12 +104,12 @@ def feature_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def task(data_file: Path, feature_root: Path) -> Task:
     """The task of ``data_file``: 96 structures to train on, 12 to validate, 12 to test."""
-    from trainer.config import DataConfig, FeatureConfig, SplitConfig
+    from trainer.config import DataConfig, TaskConfig
     from trainer.progress import no_progress
     from trainer.task import prepare_task
 
     data = DataConfig(files=(str(data_file),))
-    return prepare_task(data, SplitConfig(), FeatureConfig(), feature_root, no_progress)
+    return prepare_task(TaskConfig(data), feature_root, no_progress)
 
 
 @pytest.fixture(scope="session")

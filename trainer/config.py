@@ -531,13 +531,12 @@ class FoldConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class RunConfig:
-    """Settings of one training without a search: the file of ``anitune train``."""
+class TaskConfig:
+    """Settings of the data and features that networks are trained on."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
-    training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     fold: Annotated[
         FoldConfig | None,
         Field(
@@ -552,6 +551,13 @@ class RunConfig:
             description="share of the training set to train on; larger shares contain smaller ones",
         ),
     ] = 1.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig(TaskConfig):
+    """Settings of one training without a search: the file of ``anitune train``."""
+
+    training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         if fault := other_elements(self.training.hidden, self.features.aev.elements):

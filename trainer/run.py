@@ -127,7 +127,7 @@ def run_training(
             "metrics": metrics,
         }
         files = {
-            "config.json": _json({**task.settings, "training": dump_config(config)}),
+            "config.json": _json({**dump_config(task.config), "training": dump_config(config)}),
             "metrics.json": _json(summary),
             HISTORY: _csv(result.history),
         } | {f"plots/{name}": png for name, png in draw_plots(result.history, evaluation).items()}

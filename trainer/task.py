@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,8 @@ import numpy.typing as npt
 from trainer.config import (
     ISOLATED_ATOMS,
     AEVConfig,
-    DataConfig,
     FeatureConfig,
-    FoldConfig,
-    SplitConfig,
+    TaskConfig,
     TrainConfig,
     dump_config,
 )
@@ -42,8 +39,7 @@ class TaskData:
 
     Attributes
     ----------
-    settings : the sections ``data``, ``split``, ``features``, and ``fold`` and ``train_share`` if they are
-        used, of the settings of a run, as plain JSON values
+    config : the settings that it was prepared from
     dataset : all structures, S
     split : the subset of each structure
     aev : the constants of the features
@@ -53,7 +49,7 @@ class TaskData:
     balances : what all compositions of the training set have in common: no other composition can be predicted
     """
 
-    settings: dict[str, Any]
+    config: TaskConfig
     dataset: Dataset
     split: Split
     aev: AEVConfig
@@ -87,21 +83,8 @@ class Task(TaskData):
         return replace(self, split=split, choices=choices)
 
 
-def prepare_task(
-    data: DataConfig,
-    split: SplitConfig,
-    features: FeatureConfig,
-    cache: Path,
-    progress: Progress,
-    fold: FoldConfig | None = None,
-    train_share: float = 1.0,
-) -> Task:
+def prepare_task(config: TaskConfig, cache: Path, progress: Progress) -> Task:
     """Read the data, divide it, and open the features, which are computed if ``cache`` does not hold them.
-
-    Parameters
-    ----------
-    fold : train and validate on a fold of the structures outside the test set; None: the subsets of ``split``
-    train_share : share of the training set to train on
 
     Raises
     ------
@@ -110,32 +93,22 @@ def prepare_task(
     FeatureStoreError
         if the features can be neither read nor computed.
     """
-    prepared = prepare_data(data, split, features, progress, fold, cache, train_share)
-    return add_features(prepared, features, cache, progress)
+    return add_features(prepare_data(config, progress, cache), cache, progress)
 
 
-def prepare_data(
-    data: DataConfig,
-    split: SplitConfig,
-    features: FeatureConfig,
-    progress: Progress,
-    fold: FoldConfig | None = None,
-    cache: Path | None = None,
-    train_share: float = 1.0,
-) -> TaskData:
+def prepare_data(config: TaskConfig, progress: Progress, cache: Path | None = None) -> TaskData:
     """Read the data and divide it. :func:`add_features` completes the result for training.
 
     Parameters
     ----------
-    fold : train and validate on a fold of the structures outside the test set; None: the subsets of ``split``
     cache : folder of the features, where arrays of large files are cached too; None: no cache
-    train_share : share of the training set to train on
 
     Raises
     ------
     DataError
         if the data cannot be used as it is, or is too small for a training and a validation set.
     """
+    data, split, features = config.data, config.split, config.features
     files = ", ".join(data.files)
     dataset = replace(read_data(data, progress, cache), told_apart_by=split.molecules)
     if dataset.structures < 2:
@@ -145,17 +118,10 @@ def prepare_data(
     except DataError as error:
         raise DataError(f"{files}: {error}") from error
     labels = split_dataset(dataset, split)
-    settings: dict[str, Any] = {
-        "data": dump_config(data),
-        "split": dump_config(split),
-        "features": dump_config(features),
-    }
-    if fold is not None:
-        labels = split_fold(dataset, labels, fold)
-        settings["fold"] = dump_config(fold)
-    if train_share < 1:
-        labels = share_training(dataset, labels, split, train_share)
-        settings["train_share"] = train_share
+    if config.fold is not None:
+        labels = split_fold(dataset, labels, config.fold)
+    if config.train_share < 1:
+        labels = share_training(dataset, labels, split, config.train_share)
     if not len(labels.train) or not len(labels.validation):
         empty = "validation" if len(labels.train) else "training"
         raise DataError(
@@ -176,7 +142,7 @@ def prepare_data(
             " and ".join(map(balance_text, known)),
         )
     return TaskData(
-        settings=settings,
+        config=config,
         dataset=dataset,
         split=labels,
         aev=next(iter((features.choices or {"": features.aev}).values())),
@@ -193,7 +159,7 @@ def prepare_data(
     )
 
 
-def add_features(data: TaskData, features: FeatureConfig, cache: Path, progress: Progress) -> Task:
+def add_features(data: TaskData, cache: Path, progress: Progress) -> Task:
     """Open the features that ``data`` was prepared for; they are computed if ``cache`` does not hold them.
 
     Raises
@@ -201,6 +167,7 @@ def add_features(data: TaskData, features: FeatureConfig, cache: Path, progress:
     FeatureStoreError
         if the features can be neither read nor computed.
     """
+    features = data.config.features
     if features.choices is None:
         return Task(**vars(data), features=open_features(data.dataset, features, cache, progress))
     choices = {}

@@ -79,9 +79,7 @@ def create_studies(
     data = None
     if moved or new:
         with progress_bar() as progress:
-            data = prepare_data(
-                config.data, config.split, config.features, progress, cache=database.settings.features
-            )
+            data = prepare_data(config.task, progress, database.settings.features)
         for each in wanted:
             _refuse_useless_widths(each, data)
         for each in moved:

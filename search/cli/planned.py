@@ -35,7 +35,7 @@ def recorded_task(study: Study) -> tuple[StudyConfig, Task]:
     """
     config, features = recorded_config(study), study.database.settings.features
     with progress_bar() as progress:
-        task = prepare_task(config.data, config.split, config.features, features, progress)
+        task = prepare_task(config.task, features, progress)
     study.set_facts(task.fingerprints)
     return config, task
 

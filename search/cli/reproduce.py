@@ -51,9 +51,7 @@ def reproduce(
         recorded = recorded_trial(database, opened, trial_rows(database, opened), trial)
         config = recorded_config(opened)
         with progress_bar() as progress:
-            task = prepare_task(
-                config.data, config.split, config.features, database.settings.features, progress
-            )
+            task = prepare_task(config.task, database.settings.features, progress)
             opened.set_facts(task.fingerprints)  # other data would give other numbers
             reproduction = reproduce_trial(task, recorded, progress)
     if tolerance is None:

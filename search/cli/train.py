@@ -69,7 +69,7 @@ def train_network(run: RunConfig, folder: Path, warm_start: Path | None = None) 
     """
     cache = load_settings().features
     with progress_bar() as progress:
-        task = prepare_task(run.data, run.split, run.features, cache, progress, run.fold, run.train_share)
+        task = prepare_task(run, cache, progress)
         with stop_on_signals() as stop:
             result = run_training(
                 task, run.training, folder, _Stoppable(stop), warm_start=warm_start, progress=progress

@@ -149,8 +149,8 @@ def work_on(
         patiently(lambda: stack.enter_context(sign))
         with progress_bar() as progress:
             cache = database.settings.features
-            data = data or prepare_data(config.data, config.split, config.features, progress, cache=cache)
-            task = add_features(data, config.features, cache, progress)
+            data = data or prepare_data(config.task, progress, cache)
+            task = add_features(data, cache, progress)
         for study, _ in studies:
             patiently(partial(study.set_facts, task.fingerprints))
         patiently(lambda: sign.set_structures(len(task.split.train)))

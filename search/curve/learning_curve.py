@@ -29,7 +29,7 @@ from storage.learning_curves import RecordedCurve, record_learning_curve
 from storage.studies import Study
 from storage.trainings import RecordedTraining
 from storage.trials.views import trial_rows
-from trainer.config import SplitConfig, TrainConfig, load_config
+from trainer.config import TrainConfig
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import share_training
 from trainer.errors import DataError
@@ -307,11 +307,10 @@ def sizes_of(task: Task, study: str) -> tuple[Size, ...]:
     SearchError
         if a share leaves out an element, is too small, or is not larger than the one before.
     """
-    split = load_config(SplitConfig, task.settings["split"], "split")
     sizes = []
     for share in SHARES:
         try:
-            labels = share_training(task.dataset, task.split, split, float(share))
+            labels = share_training(task.dataset, task.split, task.config.split, float(share))
             fit_self_energies(task.dataset, labels, task.aev.elements)
         except DataError as error:
             raise SearchError(

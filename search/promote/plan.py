@@ -281,7 +281,7 @@ def _folds(task: Task, kind: FoldKind, wanted: int) -> int:
 
 
 def _fold_config(task: Task, kind: FoldKind, folds: int, fold: int) -> FoldConfig:
-    return FoldConfig(kind, folds, fold, seed=int(task.settings["split"]["seed"]))
+    return FoldConfig(kind, folds, fold, seed=task.config.split.seed)
 
 
 def _on_fold(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from search.promote.plan import PlannedTraining
 from search.work.card_memory import shared_memory_of
@@ -16,7 +16,7 @@ from search.work.concurrent import run_concurrently
 from search.work.processes import TrainingProcess
 from search.work.sizing import concurrent_trials_by_memory
 from search.work.stopping import StopRequest
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, dump_config, load_config
+from trainer.config import TaskConfig
 from trainer.errors import TrainingCutOff, TrainingFailed
 from trainer.fitting.devices import find_device
 from trainer.fitting.scheduler import PackScheduler
@@ -144,25 +144,16 @@ class _Course(SilentReporter):
 
 def _work_in_processes(course: _Course, waiting: deque[PlannedTraining], task: Task, cache: Path) -> None:
     while (planned := course.next(waiting)) is not None:
-        with TrainingProcess(_task_settings(task, planned), cache) as process:
+        with TrainingProcess(_own_config(task, planned), cache) as process:
             course.train_one(planned, process.train)
 
 
-def _task_settings(task: Task, planned: PlannedTraining) -> dict[str, Any]:
+def _own_config(task: Task, planned: PlannedTraining) -> TaskConfig:
     """Return the settings of the task of a training, given the task of the study."""
-    fold = {"fold": dump_config(planned.fold)} if planned.fold is not None else {}
-    return {**task.settings, **fold, "train_share": planned.share}
+    return replace(task.config, fold=planned.fold, train_share=planned.share)
 
 
 def _own_task(task: Task, planned: PlannedTraining, cache: Path) -> Task:
     if planned.fold is None and planned.share == 1:
         return task
-    return prepare_task(
-        load_config(DataConfig, task.settings["data"], "data"),
-        load_config(SplitConfig, task.settings["split"], "split"),
-        load_config(FeatureConfig, task.settings["features"], "features"),
-        cache,
-        no_progress,
-        planned.fold,
-        planned.share,
-    )
+    return prepare_task(_own_config(task, planned), cache, no_progress)

@@ -11,7 +11,6 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -20,7 +19,7 @@ from typing import Any, Final, Self
 
 from search.work.forkserver import forkserver_context, main_hidden
 from storage.settings import attempt_log
-from trainer.config import DataConfig, FeatureConfig, FoldConfig, SplitConfig, TrainConfig, load_config
+from trainer.config import TaskConfig, TrainConfig
 from trainer.errors import TrainerError, TrainingCutOff
 from trainer.progress import Progress, no_progress
 from trainer.reporting import EpochRecord, Reporter
@@ -73,11 +72,11 @@ class TrainingProcess:
 
     Parameters
     ----------
-    task : settings that all trainings share: see :attr:`trainer.task.TaskData.settings`
+    task : settings of the data and features that all trainings share
     cache : folder of the stored features
     """
 
-    def __init__(self, task: Mapping[str, Any], cache: Path) -> None:
+    def __init__(self, task: TaskConfig, cache: Path) -> None:
         self._task = task
         self._cache = cache
         self._running: tuple[Any, Connection] | None = None
@@ -143,7 +142,7 @@ class TrainingProcess:
     def _start(self) -> tuple[Any, Connection]:
         context = forkserver_context()
         connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, dict(self._task), self._cache))
+        process = context.Process(target=_serve, args=(theirs, self._task, self._cache))
         with main_hidden():
             process.start()
         theirs.close()
@@ -191,7 +190,7 @@ class _PipeReporter:
         self._ask(_Progress(stage, done, total))
 
 
-def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
+def _serve(connection: Connection, task: TaskConfig, cache: Path) -> None:
     """Run trainings until the worker closes the pipe."""
     _end_with_worker()
     # A terminal sends its signals to all processes; only the worker handles them.
@@ -206,15 +205,7 @@ def _serve(connection: Connection, task: dict[str, Any], cache: Path) -> None:
             return
         try:
             _speak_into(attempt_log(order.folder))
-            prepared = prepared or prepare_task(
-                load_config(DataConfig, task["data"], "data"),
-                load_config(SplitConfig, task["split"], "split"),
-                load_config(FeatureConfig, task["features"], "features"),
-                cache,
-                no_progress,
-                load_config(FoldConfig, task["fold"], "fold") if "fold" in task else None,
-                task.get("train_share", 1.0),
-            )
+            prepared = prepared or prepare_task(task, cache, no_progress)
             end: TrainingResult | Exception = run_training(
                 prepared,
                 order.config,

@@ -14,7 +14,6 @@ from storage.database import Database
 from storage.errors import FactsChangedError, FolderTakenError, StudyNotFoundError
 from storage.studies import Study, open_study
 from storage.trials.queue import next_study
-from trainer.config import dump_config
 from trainer.errors import DeviceError, TrainerError
 from trainer.fitting.devices import find_device, release_memory
 from trainer.progress import no_progress
@@ -120,15 +119,8 @@ class Service:
             release_memory(find_device("auto"))
 
     def _prepare(self, config: StudyConfig) -> Task:
-        sections = {name: dump_config(getattr(config, name)) for name in ("data", "split", "features")}
-        if self._task is None or self._task.settings != sections:
+        if self._task is None or self._task.config != config.task:
             self._forget_task()  # before the next one is loaded
             logger.info("%s: reading its data and features", config.name)
-            self._task = prepare_task(
-                config.data,
-                config.split,
-                config.features,
-                self._database.settings.features,
-                no_progress,
-            )
+            self._task = prepare_task(config.task, self._database.settings.features, no_progress)
         return self._task

@@ -254,7 +254,7 @@ class Worker:
             self._train_claims(partial(run_training, self._task, scheduler=self._scheduler))
 
     def _work_in_process(self) -> None:
-        with TrainingProcess(self._task.settings, self._database.settings.features) as process:
+        with TrainingProcess(self._task.config, self._database.settings.features) as process:
             self._train_claims(process.train)
 
     def _train_claims(self, train: Train) -> None:

@@ -40,7 +40,7 @@ def _prepare(study: dict[str, Any], features: Path) -> None:
 
     global _task
     config = study_from_record(study, study["name"])
-    _task = prepare_task(config.data, config.split, config.features, features, no_progress)
+    _task = prepare_task(config.task, features, no_progress)
 
 
 def _comes_out_alike(trial: RecordedTrial) -> bool:

@@ -69,7 +69,7 @@ values = {"name": "added", "data": {"files": [data]}, "training": fixed,
           "space": {"activation": {"choices": ["softsign", "celu"]}}, "sampler": {"kind": "dice"},
           "pruner": {"kind": "percentile"}, "limits": {"trials": 2}}
 config = study_from_values(values, "test")
-task = prepare_task(config.data, config.split, config.features, home / "features", no_progress)
+task = prepare_task(config.task, home / "features", no_progress)
 settings = Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")
 with open_database(settings) as database:
     study = create_study(database, config.name, dump_config(config), Budget(trials=2))

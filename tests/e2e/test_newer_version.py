@@ -158,7 +158,7 @@ def write_home(folder: Path, data: Path) -> None:
     with opened(folder / "home") as database:
         ((study, config),), _ = create_studies(database, load_study(folder / "study.yaml"))
         features = database.settings.features
-        task = prepare_task(config.data, config.split, config.features, features, no_progress)
+        task = prepare_task(config.task, features, no_progress)
         study.set_facts(task.fingerprints)
         stop = StopRequest()
         watcher = StopWithin(stop, INTERRUPTED)

@@ -22,7 +22,7 @@ from trainer.config import (
     DataConfig,
     FeatureConfig,
     RunConfig,
-    SplitConfig,
+    TaskConfig,
     TrainConfig,
     dump_config,
     load_config,
@@ -52,7 +52,7 @@ def study(**values: Any) -> StudyConfig:
 def both(data_file: Path, feature_root: Path) -> Task:
     features = load_config(FeatureConfig, {"choices": CHOICES}, "test")
     return prepare_task(
-        DataConfig(files=(str(data_file),)), SplitConfig(), features, feature_root, no_progress
+        TaskConfig(DataConfig(files=(str(data_file),)), features=features), feature_root, no_progress
     )
 
 

@@ -30,7 +30,14 @@ from storage.studies import Budget, Study, create_study, open_study
 from storage.trainings import trainings
 from storage.trials.views import trial_rows
 from tests.search.killed_commands import Continued, Place
-from trainer.config import Choices, DataConfig, FeatureConfig, Range, SplitConfig, TrainConfig, dump_config
+from trainer.config import (
+    Choices,
+    DataConfig,
+    Range,
+    TaskConfig,
+    TrainConfig,
+    dump_config,
+)
 from trainer.data.self_energies import fit_self_energies
 from trainer.data.splits import VALIDATION, Split
 from trainer.errors import TrainingFailed
@@ -53,7 +60,7 @@ SEARCH = {
 
 
 def prepare(config: StudyConfig, place: Place) -> Task:
-    return prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    return prepare_task(config.task, place.home / "features", no_progress)
 
 
 def make(database: Database, place: Place, trials: int, **changed: Any) -> tuple[Study, StudyConfig, Task]:
@@ -164,8 +171,11 @@ def test_the_report_shows_it(place: Place, study: Study, database: Database) -> 
 
 
 def test_self_energies_are_those_of_the_share(data_file: Path, feature_root: Path) -> None:
-    data = DataConfig(files=(str(data_file),)), SplitConfig(), FeatureConfig(), feature_root, no_progress
-    whole, *tasks = (prepare_task(*data, train_share=share) for share in (1.0, 1 / 4, 1 / 8))
+    data = DataConfig(files=(str(data_file),))
+    whole, *tasks = (
+        prepare_task(TaskConfig(data, train_share=share), feature_root, no_progress)
+        for share in (1.0, 1 / 4, 1 / 8)
+    )
     for share, task in zip((4, 8), tasks, strict=True):
         assert len(task.split.train) == len(whole.split.train) / share
         assert set(task.split.train) < set(whole.split.train)

@@ -92,7 +92,7 @@ def make_older() -> dict[str, Any]:
 def identities(config: dict[str, Any]) -> int:
     """Number of molecules that the study of a record tells apart."""
     study = study_from_record(config, "tiny")
-    prepared = prepare_data(study.data, study.split, study.features, no_progress)
+    prepared = prepare_data(study.task, no_progress)
     return len(set(prepared.dataset.identities()))
 
 

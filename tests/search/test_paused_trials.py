@@ -20,7 +20,7 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study, summarize_study
 from storage.trials.paused import rung_results
 from storage.trials.views import TrialRow, metric_history, trial_rows
-from trainer.config import FeatureConfig, TrainConfig, dump_config, load_config
+from trainer.config import TrainConfig, dump_config, load_config
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
 from trainer.run import run_training
@@ -52,9 +52,7 @@ class Watching(SilentWatcher):
 @pytest.fixture(scope="module")
 def task(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
     config = study_from_values({"name": "x", "data": {"files": [str(data_file)]}}, "test")
-    return prepare_task(
-        config.data, config.split, FeatureConfig(), tmp_path_factory.mktemp("features"), no_progress
-    )
+    return prepare_task(config.task, tmp_path_factory.mktemp("features"), no_progress)
 
 
 @pytest.fixture

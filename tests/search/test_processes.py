@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -28,7 +27,7 @@ WORKER = """
 import json, multiprocessing, sys
 from pathlib import Path
 from search.work.processes import TrainingProcess
-from trainer.config import TrainConfig
+from trainer.config import DataConfig, TaskConfig, TrainConfig
 from trainer.progress import no_progress
 from trainer.reporting import SilentReporter
 
@@ -38,8 +37,8 @@ class Tells(SilentReporter):
         return False
 
 if __name__ == "__main__":
-    settings, cache, folder = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-    with TrainingProcess(settings, cache) as process:
+    data, cache, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    with TrainingProcess(TaskConfig(DataConfig(files=(data,))), cache) as process:
         config = TrainConfig(hidden=(8,), epochs=10**6, device="cpu")
         process.train(config, folder, Tells(), rungs=(), warm_start=None, progress=no_progress)
 """
@@ -47,7 +46,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def process(task: Task, feature_root: Path) -> Iterator[TrainingProcess]:
-    with TrainingProcess(task.settings, feature_root) as started:
+    with TrainingProcess(task.config, feature_root) as started:
         yield started
 
 
@@ -129,7 +128,7 @@ def test_a_process_that_dies_fails_its_training(process: TrainingProcess, tmp_pa
 def worker(task: Task, feature_root: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    command = [sys.executable, script, json.dumps(task.settings), feature_root, tmp_path / "trial"]
+    command = [sys.executable, script, *task.config.data.files, feature_root, tmp_path / "trial"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()

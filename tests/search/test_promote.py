@@ -105,7 +105,7 @@ print(json.dumps({
 def train(database: Database, values: dict[str, Any], data: Path, features: Path, trials: int) -> None:
     config = study_from_values({**values, "data": {"files": [str(data)]}}, "test")
     study = create_study(database, config.name, dump_config(config), Budget(trials=trials))
-    task = prepare_task(config.data, config.split, config.features, features, no_progress)
+    task = prepare_task(config.task, features, no_progress)
     study.set_facts(task.fingerprints)
     Worker(database, study, config, task, SilentWatcher(), StopRequest(), start_relay=lambda _: None).work()
 
@@ -173,7 +173,7 @@ def test_the_choice_is_recorded_with_its_reasons(promoted: Continued, study: Stu
 
 def test_the_test_error_is_that_of_the_ensemble(promoted: Continued, place: Place, study: Study) -> None:
     config = study_from_values(study.config, "test")
-    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    task = prepare_task(config.task, place.home / "features", no_progress)
     (promotion,) = promotions(study.database, study)
     folder = study.database.settings.promotion_folder("tiny") / str(promotion.id) / "ensemble"
     true = task.dataset.energies()[task.split.test]
@@ -271,7 +271,7 @@ def test_on_a_gpu_the_trainings_of_a_fold_go_through_the_data_together(
     place: Place, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from_values(study.config, "test")
-    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    task = prepare_task(config.task, place.home / "features", no_progress)
     candidates = find_candidates(trial_rows(study.database, study), 2)
     planned = make_plan(candidates, task, 0, Options(folds=3, seeds=1)).fold_trainings[:4]
     assert [each.fold.fold for each in planned if each.fold is not None] == [0, 0, 1, 1]
@@ -311,7 +311,7 @@ def alone(place: Place, database: Database, request: pytest.FixtureRequest) -> S
 def promote(alone: Study, place: Place, monkeypatch: pytest.MonkeyPatch) -> Promote:
     """Promotes it in this process; MLflow is not told."""
     config = study_from_values(alone.config, "test")
-    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    task = prepare_task(config.task, place.home / "features", no_progress)
     monkeypatch.setattr(promotion_trainings, "find_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(promotion_trainings, "concurrent_trials_by_memory", lambda *_: 1)
     registered = RegisteredModel(alone.name, "1", "run")
@@ -419,7 +419,7 @@ def test_only_the_structures_of_the_test_set_are_made(
     place: Place, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from_values(study.config, "test")
-    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    task = prepare_task(config.task, place.home / "features", no_progress)
     made: list[int] = []
     make = promotion_ensemble.structure_of
 
@@ -439,7 +439,7 @@ def test_trainings_of_other_versions_are_not_taken_over(
     place: Place, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from_values(study.config, "test")
-    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    task = prepare_task(config.task, place.home / "features", no_progress)
     candidates = find_candidates(trial_rows(study.database, study), 1)
 
     def keys() -> set[str]:
@@ -453,7 +453,7 @@ def test_trainings_of_other_versions_are_not_taken_over(
 
 def test_only_trainings_with_the_same_numbers_are_taken_over(place: Place, study: Study) -> None:
     config = study_from_values(study.config, "test")
-    task = prepare_task(config.data, config.split, config.features, place.home / "features", no_progress)
+    task = prepare_task(config.task, place.home / "features", no_progress)
     (candidate,) = find_candidates(trial_rows(study.database, study), 1)
 
     def key(**settings: Any) -> str:

@@ -21,7 +21,7 @@ from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import next_study
 from storage.trials.views import trial_rows
-from trainer.config import dump_config
+from trainer.config import TaskConfig, dump_config
 
 
 class Course(SilentWatcher):
@@ -171,9 +171,9 @@ def test_the_data_of_two_studies_is_read_once_where_it_is_the_same(
     read: list[Any] = []
     prepare_task = service_module.prepare_task
 
-    def prepare(*arguments: Any) -> Any:
-        read.append(arguments[1].seed)
-        return prepare_task(*arguments)
+    def prepare(config: TaskConfig, *arguments: Any) -> Any:
+        read.append(config.split.seed)
+        return prepare_task(config, *arguments)
 
     monkeypatch.setattr(service_module, "prepare_task", prepare)
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):

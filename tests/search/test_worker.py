@@ -40,7 +40,7 @@ from storage.trials import heartbeat
 from storage.trials.attempts import Attempt
 from storage.trials.queue import CRASHES_ALLOWED, WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, metric_history, trial_rows
-from trainer.config import FeatureConfig, dump_config
+from trainer.config import dump_config
 from trainer.errors import OutputError, TrainingFailed
 from trainer.files import MODEL
 from trainer.fingerprints import digest_of
@@ -85,9 +85,7 @@ def config(data_file: Path) -> StudyConfig:
 @pytest.fixture(scope="session")
 def task(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
     config = study_from_values({"name": "x", "data": {"files": [str(data_file)]}}, "test")
-    return prepare_task(
-        config.data, config.split, FeatureConfig(), tmp_path_factory.mktemp("features"), no_progress
-    )
+    return prepare_task(config.task, tmp_path_factory.mktemp("features"), no_progress)
 
 
 @pytest.fixture

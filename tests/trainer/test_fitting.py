@@ -585,7 +585,7 @@ from trainer.reporting import SilentReporter
 from trainer.task import prepare_task
 
 data, features, folder = sys.argv[1:]
-task = prepare_task(DataConfig(files=(data,)), SplitConfig(), FeatureConfig(), Path(features), no_progress)
+task = prepare_task(TaskConfig(DataConfig(files=(data,))), Path(features), no_progress)
 config = TrainConfig(hidden=(4096,) * 8, batch_size=32, device="cpu")
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))

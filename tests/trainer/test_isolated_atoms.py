@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from search.cli.main import app
 from search.study import load_study
-from trainer.config import DataConfig, FeatureConfig, RunConfig, SplitConfig, load_config
+from trainer.config import DataConfig, RunConfig, TaskConfig, load_config
 from trainer.data.readers import read_dataset
 from trainer.data.summary import summarize
 from trainer.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ def write(path: Path, *atoms: Atoms) -> None:
 
 
 def prepared(path: Path, **settings: Any) -> TaskData:
-    return prepare_data(DataConfig((str(path),), **settings), SplitConfig(), FeatureConfig(), no_progress)
+    return prepare_data(TaskConfig(DataConfig((str(path),), **settings)), no_progress)
 
 
 def test_their_energies_are_the_self_energies_and_they_are_not_trained_on(path: Path) -> None:

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from trainer.config import DataConfig, FeatureConfig, RunConfig, SplitConfig, TrainConfig, load_config
+from trainer.config import DataConfig, RunConfig, SplitConfig, TaskConfig, TrainConfig, load_config
 from trainer.errors import DataError
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.inference_time import inference_time
@@ -147,7 +147,7 @@ def test_given_self_energies_are_used_and_are_part_of_the_identity(
 ) -> None:
     given = {"H": -0.5, "C": -37.8, "N": -54.5, "O": -75.0}
     data = DataConfig(files=(str(data_file),), self_energies=given)
-    with_given = prepare_task(data, SplitConfig(), FeatureConfig(), feature_root, no_progress)
+    with_given = prepare_task(TaskConfig(data), feature_root, no_progress)
     assert with_given.self_energies == given
     water = task.dataset.molecules[0]
     np.testing.assert_allclose(with_given.energies[:40], water.energies - (-75.0 + 2 * -0.5))
@@ -167,13 +167,13 @@ def one_structure(path: Path) -> Path:
 def test_one_structure_is_too_few(tmp_path: Path) -> None:
     data = DataConfig(files=(str(one_structure(tmp_path / "one.h5")),))
     with pytest.raises(DataError, match=r"one\.h5: one structure only"):
-        prepare_task(data, SplitConfig(), FeatureConfig(), tmp_path, no_progress)
+        prepare_task(TaskConfig(data), tmp_path, no_progress)
 
 
 def test_without_a_validation_set_nothing_can_be_chosen(data_file: Path, tmp_path: Path) -> None:
     data, split = DataConfig(files=(str(data_file),)), SplitConfig(fractions=(0.9, 0.0, 0.1))
     with pytest.raises(DataError, match=r"validation set .* is empty: change split\.fractions"):
-        prepare_task(data, split, FeatureConfig(), tmp_path, no_progress)
+        prepare_task(TaskConfig(data, split), tmp_path, no_progress)
 
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ani_gdb_s01.h5"
@@ -182,7 +182,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "ani_gdb_s01.h5"
 @pytest.mark.skipif(not REAL.exists(), reason=f"the first file of the ANI-1 release is not at {REAL}")
 def test_the_first_file_of_the_release_is_trained_on(tmp_path: Path) -> None:
     data, split = DataConfig((str(REAL),)), SplitConfig(fractions=(0.2, 0.05, 0.75))
-    task = prepare_task(data, split, FeatureConfig(), tmp_path / "features", no_progress)
+    task = prepare_task(TaskConfig(data, split), tmp_path / "features", no_progress)
     assert task.dataset.structures == 10_800
     config = TrainConfig(hidden=(32,), batch_size=32, epochs=6, learning_rate=3e-3, device="cpu")
     result = run_training(task, config, tmp_path, SilentReporter())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import AEVConfig, DataConfig, FeatureConfig, SplitConfig, TrainConfig
+from trainer.config import AEVConfig, DataConfig, TaskConfig, TrainConfig
 from trainer.data.stoichiometry import balance_text, balances, broken
 from trainer.errors import DataError
 from trainer.features.aev import aev_length
@@ -66,7 +66,7 @@ def write(path: Path, *kinds: tuple[str, Any]) -> Path:
 
 
 def prepared(path: Path, **data: Any) -> Any:
-    return prepare_data(DataConfig((str(path),), **data), SplitConfig(), FeatureConfig(), no_progress)
+    return prepare_data(TaskConfig(DataConfig((str(path),), **data)), no_progress)
 
 
 def test_it_is_said_where_a_study_is_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

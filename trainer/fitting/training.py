@@ -125,7 +125,7 @@ class Training:
         self.device = find_device(config.device)
         # The number of threads changes the last bits of a sum, so it is a setting and part of the record.
         self.threads = Threads(config.threads)
-        self.split_seed = int(task.settings["split"]["seed"])
+        self.split_seed = task.config.split.seed
         self.task = task
         dtype = WEIGHT_DTYPES[config.precision]
         self.train = Subset(
