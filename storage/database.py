@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import optuna
 from alembic.migration import MigrationContext
@@ -166,7 +166,7 @@ def _open(settings: Settings) -> Database:
             _refuse_older(settings, "anitune", version, schema.head())
             rdb = _optuna_storage(settings, options, make_tables=False)
             try:
-                _refuse_older(settings, "Optuna", rdb.get_current_version(), rdb.get_head_version())
+                _refuse_older(settings, "Optuna", rdb.get_current_version(), _optuna_versions(rdb)[0])
             except SchemaTooOldError:
                 _dispose(rdb)
                 raise
@@ -198,7 +198,7 @@ def _migrate(settings: Settings) -> list[Migration]:
                 if ours is None:
                     _make_tables(settings, engine, options)
                 rdb = _optuna_storage(settings, options, make_tables=False)
-                if rdb.get_current_version() != rdb.get_head_version():
+                if rdb.get_current_version() != _optuna_versions(rdb)[0]:
                     rdb.upgrade()
                 optuna_now = rdb.get_current_version()
                 _dispose(rdb)
@@ -410,13 +410,23 @@ def _optuna_storage(settings: Settings, options: dict[str, Any], *, make_tables:
         skip_compatibility_check=True,
     )
     version = rdb.get_current_version()
-    if version not in rdb.get_all_versions():
+    if version not in _optuna_versions(rdb):
         _dispose(rdb)
         raise SchemaTooNewError(
             f"{redacted(settings.storage_url)}: its tables were made by a newer Optuna (version {version}):"
             " upgrade Optuna"
         )
     return rdb
+
+
+_known_to_optuna: Final[list[str]] = []
+
+
+def _optuna_versions(rdb: RDBStorage) -> list[str]:
+    """All versions of its tables that Optuna knows, the newest first. It runs each migration's file to tell."""
+    if not _known_to_optuna:
+        _known_to_optuna.extend(rdb.get_all_versions())
+    return _known_to_optuna
 
 
 def _dispose(rdb: RDBStorage) -> None:

@@ -6,6 +6,7 @@ A change of ``tables.py`` needs a migration; ``python -m storage.records.schema 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ def version(connection: Connection) -> str | None:
     """
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     found = context.get_current_revision()
-    known = {revision.revision for revision in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found is not None and found not in known:
+    if found is not None and found not in _versions(MIGRATIONS):
         raise SchemaTooNewError(
             f"the database was made by a newer anitune (its tables have version {found}): upgrade anitune"
         )
@@ -41,9 +41,13 @@ def version(connection: Connection) -> str | None:
 
 def head() -> str:
     """The version of this program's tables."""
-    newest = ScriptDirectory.from_config(_config()).get_current_head()
-    assert newest is not None, "there is a migration"
-    return newest
+    return _versions(MIGRATIONS)[0]
+
+
+@cache
+def _versions(migrations: Path) -> tuple[str, ...]:
+    """All versions that this program knows, the newest first. Alembic runs each migration's file to tell."""
+    return tuple(each.revision for each in ScriptDirectory(str(migrations)).walk_revisions())
 
 
 def upgrade(connection: Connection) -> None:
@@ -80,7 +84,7 @@ def _render(kind: str, item: Any, context: Any) -> str | bool:
 def _draft(message: str) -> None:
     with create_engine("sqlite://").begin() as connection:
         upgrade(connection)
-        number = len(list(ScriptDirectory.from_config(_config()).walk_revisions())) + 1
+        number = len(_versions(MIGRATIONS)) + 1
         alembic.command.revision(_config(connection), message, autogenerate=True, rev_id=f"{number:04d}")
 
 
