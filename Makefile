@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Files in the order of their names: the long ones come early. With three processes on two cores, parts of the GPU
 # proof on the emulated device run out of time.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# SQLite waits for the disk at each commit, and tests commit often: they write into memory where it has room.
+MEMORY := $(shell [ "$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1)" -gt 8000000 ] 2>/dev/null && echo /dev/shm)
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
@@ -49,6 +51,8 @@ check: install-dev ## check lint, names, types and import contracts
 	$(BIN)/python -m tools.check_names
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test test-browser: export TMPDIR := $(or $(TMPDIR),$(MEMORY),/tmp)
 
 test: check ## run all tests that need only Python, and the GPU tests on an emulated device
 	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)

@@ -423,7 +423,7 @@ _known_to_optuna: Final[list[str]] = []
 
 
 def _optuna_versions(rdb: RDBStorage) -> list[str]:
-    """All versions of its tables that Optuna knows, the newest first. It runs each migration's file to tell."""
+    """All versions of Optuna's tables, the newest first. Optuna runs the file of each migration to tell."""
     if not _known_to_optuna:
         _known_to_optuna.extend(rdb.get_all_versions())
     return _known_to_optuna

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from storage.database import Database
+    from storage.settings import Settings
     from trainer.task import Task
 
 # torch reads it at its first import, here and in the processes that tests start. Tests run side by side.
@@ -166,14 +171,95 @@ def _postgresql_database(make_postgresql_database: Callable[..., str]) -> str:
 @pytest.fixture
 def postgresql_url(_postgresql_database: str) -> str:
     """URL of an empty database."""
+    # Emptied, not created again: a database is 300 files, and some disks take a second to delete them.
+    _run_statements(_postgresql_database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    return _postgresql_database
+
+
+@pytest.fixture(scope="session")
+def _postgresql_database_with_tables(
+    make_postgresql_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    from storage.database import open_database
+    from storage.settings import Settings
+
+    url = make_postgresql_database()
+    open_database(Settings(tmp_path_factory.mktemp("home"), url, "http://mlflow")).close()
+    return url
+
+
+@pytest.fixture
+def postgresql_url_with_tables(_postgresql_database_with_tables: str) -> str:
+    """URL of a database as it is after it was opened for the first time."""
+    from optuna.storages._rdb.models import BaseModel
+
+    from storage.records.tables import identity, metadata
+
+    tables = {*metadata.tables, *BaseModel.metadata.tables} - {identity.name, "version_info"}
+    new = f"UPDATE {identity.name} SET mark = '{uuid.uuid4().hex}'"
+    _run_statements(_postgresql_database_with_tables, f"TRUNCATE {', '.join(tables)} RESTART IDENTITY", new)
+    return _postgresql_database_with_tables
+
+
+def _run_statements(url: str, *statements: str) -> None:
     import psycopg
 
-    # Emptied, not created again: a database is 300 files, and some disks take a second to delete them.
-    url = _postgresql_database.replace("postgresql+psycopg://", "postgresql://")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return _postgresql_database
+    with psycopg.connect(url.replace("postgresql+psycopg://", "postgresql://")) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database: MLflow takes seconds to make one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from storage.tracking.mlflow_runs import MlflowRuns
+
+        folder = tmp_path_factory.mktemp("mlflow")
+        MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def copy_tables(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Function that writes an SQLite file as it is after it was opened for the first time."""
+    from storage.database import open_database
+    from storage.records.tables import identity
+    from storage.settings import embedded
+
+    template = embedded(tmp_path_factory.mktemp("tables"))
+    open_database(template).close()
+
+    def copy(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(template.home / "anitune.db", file)
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute(f"UPDATE {identity.name} SET mark = ?", (uuid.uuid4().hex,))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def make_home(copy_tables: Callable[[Path], None], mlflow_template: Path) -> Callable[[Path], Settings]:
+    """Function that makes a home folder whose databases, ours and MLflow's, have their tables and no rows."""
+    from storage.settings import embedded
+
+    def make(home: Path) -> Settings:
+        copy_tables(home / "anitune.db")
+        shutil.copy(mlflow_template, home / "mlflow.db")
+        return embedded(home)
+
+    return make
+
+
+@pytest.fixture
+def database(tmp_path: Path, make_home: Callable[[Path], Settings]) -> Iterator[Database]:
+    """An SQLite database with tables and no rows, in the folder ``home`` of the test."""
+    from storage.database import open_database
+
+    with open_database(make_home(tmp_path / "home")) as opened:
+        yield opened
 
 
 @pytest.fixture

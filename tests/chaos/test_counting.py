@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.records.tables import attempts
-from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
@@ -32,15 +31,6 @@ trap 'exit 143' TERM
 echo "$WORDS"
 case "$WORDS" in "") while :; do sleep 0.05; done;; *) exit 1;; esac
 """
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    settings = Settings(
-        tmp_path, f"sqlite:///{tmp_path / 'anitune.db'}", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    )
-    with open_database(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -158,10 +158,9 @@ def make_record() -> MakeRecord:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """An empty home, which the environment names, too."""
-    home = tmp_path / "home"
-    settings = Settings(home, f"sqlite:///{home / 'anitune.db'}", f"sqlite:///{home / 'mlflow.db'}")
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Callable[[Path], Settings]) -> Settings:
+    """A home without a study, which the environment names, too."""
+    settings = make_home(tmp_path / "home")
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     return settings

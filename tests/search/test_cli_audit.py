@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from search.cli.main import app
 from storage.database import open_database
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings, load_settings
 from storage.studies import Budget, create_study
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
@@ -21,7 +22,10 @@ from storage.trials.queue import WorkerInfo, claim_trial
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")]
 
 
-def test_verify_and_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_and_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Callable[[Path], Settings]
+) -> None:
+    make_home(tmp_path)
     monkeypatch.setenv("ANITUNE_HOME", str(tmp_path))
     for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
         monkeypatch.delenv(variable, raising=False)

@@ -17,7 +17,7 @@ from search.work.worker import Worker
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachableError
 from storage.ownership import own_study_folder
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings, embedded
 from storage.studies import Study
 from storage.trials.queue import next_study
 from storage.workers import WorkerHeartbeat
@@ -35,8 +35,9 @@ Anitune = Callable[..., Result]
 
 
 @pytest.fixture
-def anitune(tmp_path: Path, data_file: Path) -> Anitune:
+def anitune(tmp_path: Path, data_file: Path, make_home: Callable[[Path], Settings]) -> Anitune:
     """Runs a command in this process, in a home where there are a study and its rows."""
+    make_home(tmp_path / "home")
     (tmp_path / "study.yaml").write_text(STUDY.format(data=data_file))
     (tmp_path / "rows.yaml").write_text(ROWS)
     places = dict.fromkeys((STORAGE_VARIABLE, TRACKING_VARIABLE))
@@ -50,9 +51,8 @@ def anitune(tmp_path: Path, data_file: Path) -> Anitune:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/anitune.db", f"sqlite:///{home}/m.db")) as opened:
+def database(anitune: Anitune, tmp_path: Path) -> Iterator[Database]:
+    with open_database(embedded(tmp_path / "home")) as opened:
         yield opened
 
 

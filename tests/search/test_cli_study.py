@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from search.cli.main import app
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings
 from trainer.networks.files import load_model
 
 STUDY = """
@@ -60,8 +61,11 @@ def anitune(ran: Ran, *arguments: str, **environment: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Ran:
+def ran(
+    tmp_path_factory: pytest.TempPathFactory, data_file: Path, make_home: Callable[[Path], Settings]
+) -> Ran:
     folder = tmp_path_factory.mktemp("study")
+    make_home(folder / "home")
     (folder / "rows.yaml").write_text(ROWS)
     ran = Ran(folder, "", "")
     ran.file.write_text(STUDY.format(data=data_file))

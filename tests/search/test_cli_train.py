@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -10,12 +11,14 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from search.cli.main import app
+from storage.settings import Settings
 
 TRAINING = {"hidden": [8], "epochs": 3, "batch_size": 16, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Callable[[Path], Settings]) -> Path:
+    make_home(tmp_path / "home")
     monkeypatch.setenv("ANITUNE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from search.cli.main import app
 from search.recorded import recorded_config
 from storage.database import open_database
 from storage.records.tables import outbox, studies
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings, load_settings
 from storage.studies import open_study
 
 STUDY = """
@@ -30,7 +30,12 @@ ROWS = "name: rows\ntraining: {epochs: 1, hidden: [8]}\nrows: [{label: first}]\n
 
 
 @pytest.fixture
-def folder(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    tmp_path: Path,
+    data_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_home: Callable[[Path], Settings],
+) -> Path:
     """The folders of two machines, each with the data and the study file, and of the home that they share."""
     for machine in ("one", "two"):
         (tmp_path / machine).mkdir()
@@ -38,6 +43,7 @@ def folder(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / machine / "study.yaml").write_text(STUDY)
         (tmp_path / machine / "rows.yaml").write_text(ROWS)
     monkeypatch.chdir(tmp_path)
+    make_home(tmp_path / "shared" / "home")
     monkeypatch.setenv("ANITUNE_HOME", str(tmp_path / "shared" / "home"))
     for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
         monkeypatch.delenv(variable, raising=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,8 @@ from search.work.card_faults import (
 from search.work.service import Service
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, TrialNews, Worker
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.records.tables import attempts
-from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
@@ -58,13 +57,6 @@ class Silent(SilentWatcher):
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self.news.append(news)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
 
 
 @pytest.fixture

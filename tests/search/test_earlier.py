@@ -81,12 +81,6 @@ def open_home(folder: Path) -> Any:
     return open_database(Settings(folder, f"sqlite:///{folder}/a.db", f"sqlite:///{folder}/m.db"))
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Any:
-    with open_home(tmp_path / "home") as database:
-        yield database
-
-
 def result(
     number: int, value: float, hidden: list[int], state: str = "complete", **settings: Any
 ) -> dict[str, Any]:

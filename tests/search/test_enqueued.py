@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +7,7 @@ import pytest
 from search.propose.enqueued import enqueued, params_from_settings
 from search.propose.samplers import propose
 from search.study import StudyConfig, study_from_values
-from storage.database import Database, open_database
-from storage.settings import Settings
+from storage.database import Database
 from storage.studies import Budget, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
 from trainer.config import dump_config
@@ -24,14 +21,6 @@ def study_config(**changes: Any) -> StudyConfig:
         "space": {"layers": {"low": 1, "high": 2}, "activation": {"choices": ["silu", "celu"]}},
     }
     return study_from_values(values | changes, "test")
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(
-        Settings(tmp_path, f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/m.db")
-    ) as opened:
-        yield opened
 
 
 def test_the_next_trial_is_the_one_that_was_enqueued(database: Database) -> None:

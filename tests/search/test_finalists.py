@@ -15,9 +15,8 @@ from search.study import StudyConfig, study_from_values
 from search.work.reproduce import recorded_trial, reproduce_trial
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.lifecycle import extend_budget
-from storage.settings import Settings
 from storage.studies import Budget, Study, open_study, summarize_study
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, add_replicates, claim_trial
@@ -108,13 +107,6 @@ def test_the_order_is_by_the_mean_over_seeds() -> None:
     trials = [row(0, 0.5), row(1, 0.58), row(2, 0.7, of=0), row(3, 0.6, of=1), row(4, 0.595)]
     assert [trial.number for trial in leaderboard_order(trials)] == [1, 3, 4, 0, 2]
     assert [trial.number for trial in complete_trials(trials)] == [1, 4, 0]
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Any:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
 
 
 def work(

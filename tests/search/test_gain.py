@@ -51,13 +51,6 @@ def study(data_file: Path | str = "x.h5", **values: Any) -> StudyConfig:
     return study_from_values(given | values, "test")
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Any:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
-
-
 def trained(
     config: StudyConfig,
     errors: Callable[[float], float],

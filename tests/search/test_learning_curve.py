@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from storage.database import Database, open_database
 from storage.deletion import delete_study
 from storage.evaluations import evaluations_on_test_set
 from storage.learning_curves import latest_learning_curve
-from storage.settings import embedded
+from storage.settings import Settings, embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.trainings import trainings
 from storage.trials.views import trial_rows
@@ -74,9 +74,11 @@ def make(database: Database, place: Place, trials: int, **changed: Any) -> tuple
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Place:
+def place(
+    tmp_path_factory: pytest.TempPathFactory, data_file: Path, make_home: Callable[[Path], Settings]
+) -> Place:
     place = Place(tmp_path_factory.mktemp("curve") / "home", data_file)
-    with open_database(embedded(place.home)) as database:
+    with open_database(make_home(place.home)) as database:
         make(database, place, 5)
     return place
 

@@ -19,6 +19,7 @@ from search.propose.history import shown
 from search.propose.samplers import propose, trial_limit
 from search.propose.space import train_config
 from search.study import StudyConfig, study_from_record, study_from_values
+from storage.database import Database
 from trainer.config import TrainConfig, dump_config
 from trainer.errors import ConfigError
 from trainer.networks.model import ElementNetworks
@@ -207,15 +208,11 @@ def test_of_a_long_study_the_sampler_sees_the_whole_front() -> None:
         assert front <= {trial.number for trial in shown(trials, number)}
 
 
-def test_a_study_whose_constraint_nothing_meets_is_not_created(data_file: Path, tmp_path: Path) -> None:
+def test_a_study_whose_constraint_nothing_meets_is_not_created(data_file: Path, database: Database) -> None:
     from search.cli.create import create_studies
-    from storage.database import open_database
-    from storage.settings import Settings
     from storage.studies import list_studies
 
-    home = tmp_path / "home"
     config = make(data={"files": [str(data_file)]}, constraints={"parameters": {"at_most": 1000}})
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        with pytest.raises(ConfigError, match="the smallest network of the space"):
-            create_studies(database, config)
-        assert list_studies(database) == []
+    with pytest.raises(ConfigError, match="the smallest network of the space"):
+        create_studies(database, config)
+    assert list_studies(database) == []

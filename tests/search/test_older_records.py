@@ -20,7 +20,7 @@ from search.study import study_from_record
 from storage.database import migrate_database, open_database
 from storage.records import schema
 from storage.records.tables import studies
-from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, load_settings
+from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE, Settings, load_settings
 from storage.studies import Budget, create_study, open_study
 from trainer.config import TrainConfig, default_settings
 from trainer.progress import no_progress
@@ -36,7 +36,7 @@ limits: {trials: 1}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Callable[[Path], Settings]) -> Path:
     """Five groups without SMILES: three of water, two of hydrogen peroxide."""
     random = np.random.default_rng(0)
     water = np.array([(0, 0, 0.12), (0, 0.76, -0.47), (0, -0.76, -0.47)])
@@ -49,6 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             group["energies"] = -76.0 + random.normal(scale=0.01, size=4)
     (tmp_path / "study.yaml").write_text(STUDY)
     monkeypatch.chdir(tmp_path)
+    make_home(tmp_path / "home")
     monkeypatch.setenv("ANITUNE_HOME", str(tmp_path / "home"))
     for variable in (STORAGE_VARIABLE, TRACKING_VARIABLE):
         monkeypatch.delenv(variable, raising=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from search.propose.space import distributions
 from search.study import StudyConfig, study_from_values
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, Worker
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.optuna_private import SYSTEM_ATTRIBUTES, TRIALS
 from storage.records.tables import studies
-from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, trial_rows
@@ -57,13 +55,6 @@ def study_config(data_file: Path, **changes: Any) -> StudyConfig:
 @pytest.fixture
 def config(data_file: Path) -> StudyConfig:
     return study_config(data_file)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
 
 
 class Untrained(Worker):

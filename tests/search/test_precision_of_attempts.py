@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +26,8 @@ from search.work.reproduce import (
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, TrialNews, Worker
 from storage.blobs.place import open_blobs
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.records.tables import attempts, outbox, trials
-from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, trial_rows
@@ -53,13 +52,6 @@ class StoppingAt(SilentWatcher):
 
     def ended(self, news: TrialNews, progress: StudyProgress) -> None:
         self.ended_news.append(news)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
 
 
 @pytest.fixture

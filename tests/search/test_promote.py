@@ -42,7 +42,7 @@ from storage.evaluations import evaluations_on_test_set
 from storage.promotions import Promotion, promotions
 from storage.records.tables import metrics
 from storage.records.tables import promotion_trainings as training_rows
-from storage.settings import embedded
+from storage.settings import Settings, embedded
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tokens import make_token
 from storage.tracking.registry import RegisteredModel
@@ -111,9 +111,11 @@ def train(database: Database, values: dict[str, Any], data: Path, features: Path
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Place:
+def place(
+    tmp_path_factory: pytest.TempPathFactory, data_file: Path, make_home: Callable[[Path], Settings]
+) -> Place:
     home = tmp_path_factory.mktemp("promote") / "home"
-    with open_database(embedded(home)) as database:
+    with open_database(make_home(home)) as database:
         train(database, SEARCH, data_file, home / "features", trials=6)
         train(database, ROWS, data_file, home / "features", trials=2)
     return Place(home, data_file)

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,9 +18,8 @@ import pytest
 from sqlalchemy import update
 
 from search.work.relay_metrics import serve_relay_metrics
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.records.tables import outbox
-from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
 from storage.tracking.health import RelayHealth
 from storage.tracking.lease import LEASE_SECONDS, take_lease
@@ -42,14 +40,6 @@ def values(port: int) -> dict[str, float]:
 def get_health(port: int) -> tuple[int, dict[str, Any]]:
     answer = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
     return answer.status_code, answer.json()
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    home = tmp_path / "home"
-    settings = Settings(home, f"sqlite:///{home / 'anitune.db'}", f"sqlite:///{home / 'mlflow.db'}")
-    with open_database(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

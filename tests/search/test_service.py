@@ -3,7 +3,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from search.work import service as service_module
 from search.work.service import Service
 from search.work.stopping import StopRequest
 from search.work.worker import SilentWatcher, TrialNews
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.errors import DatabaseUnreachableError
 from storage.ownership import STUDY_MARKER, write_marker
-from storage.settings import Settings
 from storage.studies import Budget, Study, StudyProgress, create_study
 from storage.trials.queue import next_study
 from storage.trials.views import trial_rows
@@ -37,12 +36,9 @@ class Course(SilentWatcher):
         self._at_end(news.study, news.number)
 
 
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "POLL_SECONDS", 0.05)
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
 
 
 @pytest.fixture

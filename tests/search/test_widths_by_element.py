@@ -20,8 +20,7 @@ from search.propose.space import (
 )
 from search.study import StudyConfig, StudyFile, study_from_record, study_from_values
 from search.work.worker import architecture
-from storage.database import open_database
-from storage.settings import Settings
+from storage.database import Database
 from trainer.config import TrainConfig, dump_config, load_config
 from trainer.errors import ConfigError
 from trainer.fingerprints import digest_of
@@ -131,12 +130,10 @@ def test_wrong_ranges_get_one_line(width: Any, said: str) -> None:
     assert said in str(raised.value)
 
 
-def test_widths_of_absent_elements_are_not_searched(tmp_path: Path, data_file: Path) -> None:
-    addresses = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/m.db"
-    with open_database(Settings(tmp_path, *addresses)) as database:
-        config = study(data={"files": [str(data_file)]}, space={"width": {"per_element": True}})
-        with pytest.raises(ConfigError) as raised:
-            create_studies(database, config)
+def test_widths_of_absent_elements_are_not_searched(database: Database, data_file: Path) -> None:
+    config = study(data={"files": [str(data_file)]}, space={"width": {"per_element": True}})
+    with pytest.raises(ConfigError) as raised:
+        create_studies(database, config)
     said = str(raised.value)
     assert "the data have no N" in said
     assert "elements: [H, C, O]" in said

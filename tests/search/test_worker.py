@@ -88,13 +88,6 @@ def task(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
     return prepare_task(config.task, tmp_path_factory.mktemp("features"), no_progress)
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Any:
-    home = tmp_path / "home"
-    with open_database(Settings(home, f"sqlite:///{home}/a.db", f"sqlite:///{home}/m.db")) as database:
-        yield database
-
-
 def logs_of(database: Database, trial: TrialRow) -> dict[str, str]:
     """What the attempts at a trial said, by the paths of their logs in the run."""
     blobs = open_blobs(database)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from storage.records.tables import artifacts, checkpoints, studies, trials
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.lease import take_lease
-from storage.tracking.mlflow_runs import MlflowRuns, open_runs
+from storage.tracking.mlflow_runs import open_runs
 from storage.tracking.relay import Relay
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
@@ -33,25 +32,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 WORKER = WorkerInfo("w1", "here", 1, "cpu", {})
 
 
-@pytest.fixture(scope="module")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database: MLflow takes seconds to make one."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def database(tmp_path: Path, mlflow_template: Path) -> Iterator[Database]:
+def database(tmp_path: Path, make_home: Callable[[Path], Settings]) -> Iterator[Database]:
     """A home on SQLite, with a file of a person beside it."""
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(mlflow_template, home / "mlflow.db")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis").write_text("years of work")
-    with open_database(
-        Settings(home, f"sqlite:///{home}/anitune.db", f"sqlite:///{home}/mlflow.db")
-    ) as opened:
+    with open_database(make_home(tmp_path / "home")) as opened:
         yield opened
 
 

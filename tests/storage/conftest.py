@@ -2,33 +2,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from storage.database import Database, open_database
-from storage.settings import Settings
+from storage.settings import Settings, embedded
 from storage.studies import Budget, Study, create_study
-from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.queue import WorkerInfo
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Where a test keeps its records: each runs on both databases."""
-    home = tmp_path / "home"
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{home / 'anitune.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    return Settings(home=home, storage_url=url, tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    """Where a test keeps its records: each runs on both databases. They have tables and no rows."""
+    settings = embedded(tmp_path / "home")
+    if request.param == "sqlite":
+        request.getfixturevalue("copy_tables")(settings.home / "anitune.db")
+        return settings
+    return replace(settings, storage_url=request.getfixturevalue("postgresql_url_with_tables"))
 
 
-@pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database: MLflow takes seconds to make one."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
-    return folder / "mlflow.db"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """As ``settings``, without tables."""
+    settings = embedded(tmp_path / "home")
+    if request.param == "sqlite":
+        return settings
+    return replace(settings, storage_url=request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from storage.repair import repair
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study
 from storage.tracking.lease import take_lease
-from storage.tracking.mlflow_runs import KEY_TAG, MlflowRuns
+from storage.tracking.mlflow_runs import KEY_TAG
 from storage.tracking.outbox import MetricRow
 from storage.tracking.process import sync
 from storage.trials import optuna_rows
@@ -96,20 +96,10 @@ class Place:
             connection.execute(statement)
 
 
-@pytest.fixture(scope="module")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database: MLflow takes seconds to make one."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
-    return folder / "mlflow.db"
-
-
 @contextmanager
-def make_place(settings: Settings, mlflow_template: Path) -> Iterator[Place]:
+def make_place(settings: Settings) -> Iterator[Place]:
     from mlflow import MlflowClient
 
-    settings.home.mkdir(exist_ok=True)
-    shutil.copy(mlflow_template, settings.home / "mlflow.db")
     with open_database(settings) as db:
         study = create_study(db, STUDY, {"seed": 7}, Budget(trials=10))
         for state in ("complete", "pruned"):
@@ -124,20 +114,18 @@ def make_place(settings: Settings, mlflow_template: Path) -> Iterator[Place]:
         yield Place(study, MlflowClient(settings.tracking_uri), running)
 
 
-def embedded(home: Path) -> Settings:
-    return Settings(home, f"sqlite:///{home / 'anitune.db'}", f"sqlite:///{home / 'mlflow.db'}")
-
-
 @pytest.fixture
-def place(tmp_path: Path, mlflow_template: Path) -> Iterator[Place]:
-    with make_place(embedded(tmp_path), mlflow_template) as place:
+def place(tmp_path: Path, make_home: Callable[[Path], Settings]) -> Iterator[Place]:
+    with make_place(make_home(tmp_path)) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
-def damaged_place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
+def damaged_place(
+    tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[Path], Settings]
+) -> Iterator[Place]:
     """One that all damages are done to, since each is repaired."""
-    with make_place(embedded(tmp_path_factory.mktemp("home")), mlflow_template) as place:
+    with make_place(make_home(tmp_path_factory.mktemp("home"))) as place:
         yield place
 
 
@@ -448,9 +436,9 @@ def test_histories_that_one_answer_does_not_hold_are_read_whole(
 
 
 def test_records_in_postgresql_are_compared_and_repaired_alike(
-    tmp_path: Path, postgresql_url: str, mlflow_template: Path
+    tmp_path: Path, postgresql_url_with_tables: str, make_home: Callable[[Path], Settings]
 ) -> None:
-    settings = replace(embedded(tmp_path), storage_url=postgresql_url)
+    settings = replace(make_home(tmp_path), storage_url=postgresql_url_with_tables)
     damages = (
         "metric lost",
         "parameter changed",
@@ -460,7 +448,7 @@ def test_records_in_postgresql_are_compared_and_repaired_alike(
         "worker silent",
         "refused",  # for good, since a parameter was changed
     )
-    with make_place(settings, mlflow_template) as place:
+    with make_place(settings) as place:
         assert verify(place.study).differences == ()
         for damage in damages:
             DAMAGES[damage][0](place)
@@ -474,9 +462,7 @@ def test_records_in_postgresql_are_compared_and_repaired_alike(
         assert listed(place) == []
 
 
-def test_a_study_that_mlflow_does_not_know_yet_says_so(tmp_path: Path, mlflow_template: Path) -> None:
-    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
-    with open_database(embedded(tmp_path)) as db:
-        study = create_study(db, "new", {}, Budget())
-        found = [str(difference) for difference in verify(study).differences]
-        assert found == ["study: 1 messages are not delivered to MLflow yet"]
+def test_a_study_that_mlflow_does_not_know_yet_says_so(database: Database) -> None:
+    study = create_study(database, "new", {}, Budget())
+    found = [str(difference) for difference in verify(study).differences]
+    assert found == ["study: 1 messages are not delivered to MLflow yet"]

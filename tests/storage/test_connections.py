@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from storage import connections
 from storage.database import Database, open_database
@@ -25,9 +25,9 @@ pytestmark = pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
 
 
 @pytest.fixture
-def connected(postgresql_url: str, postgresql_server: str) -> Iterator[Callable[[], int]]:
+def connected(settings: Settings, postgresql_server: str) -> Iterator[Callable[[], int]]:
     """Counts the connections to the database of the test."""
-    name = postgresql_url.rpartition("/")[2].partition("?")[0]
+    name = make_url(settings.storage_url).database
     with psycopg.connect(postgresql_server, autocommit=True) as connection:
 
         def count() -> int:

@@ -24,7 +24,6 @@ from storage.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseUnreachableError,
-    SchemaTooNewError,
     SettingsError,
 )
 from storage.postgresql import PostgreSQL
@@ -56,10 +55,12 @@ def open_and_count(settings: Settings, barrier: object, counts: object) -> None:
         counts.put(len(list_studies(database)))  # type: ignore[attr-defined]
 
 
-def test_many_processes_may_open_an_empty_database_at_once(settings: Settings) -> None:
+def test_many_processes_may_open_an_empty_database_at_once(empty_settings: Settings) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, counts = context.Barrier(3, timeout=60), context.Queue()
-    openers = [context.Process(target=open_and_count, args=(settings, barrier, counts)) for _ in range(3)]
+    openers = [
+        context.Process(target=open_and_count, args=(empty_settings, barrier, counts)) for _ in range(3)
+    ]
     for process in openers:
         process.start()
     found = [counts.get(timeout=60) for _ in openers]
@@ -138,14 +139,6 @@ def test_threads_claim_and_finish_trials_side_by_side(
         assert trial.value == trial.number
         assert trial.intermediate_values == {1: 1.0, 2: 0.5}
         assert list(trial.params) == ["x"]
-
-
-def test_tables_of_a_newer_program_are_left_alone(settings: Settings, database: Database) -> None:
-    with database.writing() as connection:
-        connection.exec_driver_sql("UPDATE anitune_alembic_version SET version_num = '9999'")
-    with pytest.raises(SchemaTooNewError, match=r"newer anitune.*9999") as error:
-        open_database(settings)
-    one_line(error)
 
 
 @pytest.mark.slow

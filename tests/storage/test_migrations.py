@@ -22,6 +22,11 @@ from storage.studies import Budget, Study, create_study, list_studies
 from storage.trials.queue import WorkerInfo
 
 
+@pytest.fixture
+def settings(empty_settings: Settings) -> Settings:
+    return empty_settings
+
+
 def ours(connection: Connection) -> set[str]:
     return {name for name in inspect(connection).get_table_names() if name.startswith("anitune_")}
 

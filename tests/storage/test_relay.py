@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -70,13 +69,8 @@ FAILED = TrialResult("failed", reason="loss became NaN")
 
 
 @pytest.fixture
-def settings(tmp_path: Path, mlflow_template: Path) -> Settings:
-    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
-    return Settings(
-        home=tmp_path,
-        storage_url=f"sqlite:///{tmp_path / 'anitune.db'}",
-        tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
-    )
+def settings(tmp_path: Path, make_home: Callable[[Path], Settings]) -> Settings:
+    return make_home(tmp_path)
 
 
 @pytest.fixture

@@ -56,6 +56,11 @@ def one_line(error: pytest.ExceptionInfo[DatabaseError]) -> str:
 
 
 @pytest.fixture
+def settings(empty_settings: Settings) -> Settings:
+    return empty_settings
+
+
+@pytest.fixture
 def next_program(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database of this program with a study, opened by the next one, which has a column more."""
     create_study(database, "widths", {}, Budget())
@@ -122,6 +127,14 @@ def test_tables_of_a_newer_optuna(settings: Settings, database: Database) -> Non
         with pytest.raises(SchemaTooNewError, match=r"newer Optuna .*v9.0.0.a.*upgrade Optuna") as error:
             use(settings)
         one_line(error)
+
+
+def test_tables_of_a_newer_program_are_left_alone(settings: Settings, database: Database) -> None:
+    with database.writing() as connection:
+        connection.exec_driver_sql("UPDATE anitune_alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaTooNewError, match=r"newer anitune.*9999") as error:
+        open_database(settings)
+    one_line(error)
 
 
 def test_tables_of_a_newer_anitune_are_not_migrated(settings: Settings, database: Database) -> None:
