@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from statistics import NormalDist
 from typing import Any, Final
@@ -100,7 +100,8 @@ def copy_of(config: StudyConfig, study: Study) -> EarlierStudy:
     """Copy the results of an earlier study that lie in the space of a study.
 
     A result is that of a complete, pruned or paused trial. It lies in the space if the searched settings do;
-    the others may differ.
+    the others may differ. Named AEV constants are compared by what they are, and have the name that the study
+    that learns gives them.
 
     Parameters
     ----------
@@ -113,7 +114,8 @@ def copy_of(config: StudyConfig, study: Study) -> EarlierStudy:
         if there is no such result.
     """
     where = f"{config.name}: learn_from"
-    errors = _errors(study)
+    earlier = study_from_record(study.config, study.name)
+    errors = _errors(study, earlier)
     ranked = sorted(
         filter(_has_result, trial_rows(study.database, study)), key=lambda trial: _rank(trial, errors)
     )
@@ -129,7 +131,7 @@ def copy_of(config: StudyConfig, study: Study) -> EarlierStudy:
             "settings": settings,
         }
         for place, trial in enumerate(ranked)
-        if _searched_params(config, settings := _searchable(trial.config or {})) is not None
+        if _searched_params(config, settings := _translated(trial.config or {}, earlier, config)) is not None
     ]
     if not inside:
         raise ConfigError(
@@ -201,13 +203,12 @@ def _has_result(trial: TrialRow) -> bool:
     )
 
 
-def _errors(study: Study) -> dict[int, float]:
+def _errors(study: Study, config: StudyConfig) -> dict[int, float]:
     """Return the errors of a study's trials after a full training, kcal/mol, predicted for paused ones.
 
     They are those that its own sampler learns from. A study whose pruner stops trials for good has none for
     them.
     """
-    config = study_from_record(study.config, study.name)
     if config.pruner is None or not config.pruner.pauses:
         return {}
     with study.database.plain_errors():
@@ -226,7 +227,22 @@ def _rank(trial: TrialRow, errors: Mapping[int, float]) -> tuple[bool, int, floa
 def _searchable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the searchable settings; one that a record lacks was added later, and has its default there."""
     complete = {**default_settings(), **settings}
-    return {name: complete[name] for name in searchable_fields()}
+    return {name: complete[name] for name in (*searchable_fields(), "features")}
+
+
+def _translated(settings: Mapping[str, Any], earlier: StudyConfig, config: StudyConfig) -> dict[str, Any]:
+    """Return the searchable settings of a trial of another study, with AEV constants named as in a study.
+
+    Constants without a name there are None. The elements may be others, because the data may be.
+    """
+    values = _searchable(settings)
+    aev = earlier.features.named(values["features"])
+    names = [
+        name
+        for name, each in (config.features.choices or {}).items()
+        if replace(each, elements=aev.elements) == aev
+    ]
+    return values | {"features": names[0] if names else None}
 
 
 def _searched_params(config: StudyConfig, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -12,11 +12,16 @@ from optuna.distributions import CategoricalDistribution
 
 from search.promote.plan import training_key
 from search.propose.constraints import obeys, shrunk
+from search.propose.earlier import copy_of
 from search.propose.enqueued import params_from_settings
 from search.propose.space import distributions, extreme_configs, train_config
 from search.study import StudyConfig, study_from_record, study_from_values
 from search.work.sizing import training_gib
-from search.work.worker import architecture
+from search.work.stopping import StopRequest
+from search.work.worker import SilentWatcher, Worker, architecture
+from storage.database import Database
+from storage.studies import Budget, create_study
+from storage.trials.views import trial_rows
 from trainer.config import (
     AEVConfig,
     DataConfig,
@@ -70,6 +75,32 @@ def test_a_study_searches_among_its_named_constants() -> None:
     assert params_from_settings(config, given, "test") == given
     with pytest.raises(ConfigError, match=r"features: the study searches ani, small \(got 'large'\)"):
         params_from_settings(config, {"features": "large"}, "test")
+
+
+def test_an_earlier_study_is_learned_from_by_the_constants_of_its_trials(
+    database: Database, data_file: Path, both: Task
+) -> None:
+    """Not by their names: one name may stand for different constants, and one of them needs no name."""
+    shared = {
+        "data": {"files": [str(data_file)]},
+        "training": {"hidden": [8], "epochs": 1, "device": "cpu"},
+        "space": {"activation": {"choices": ["celu", "silu"]}},
+    }
+    first = study(**shared, sampler={"kind": "random"}, limits={"trials": 6})
+    made = create_study(database, first.name, dump_config(first), Budget(trials=6))
+    Worker(database, made, first, both, SilentWatcher(), StopRequest(), start_relay=lambda _: None).work()
+    used = [(row.config or {})["features"] for row in trial_rows(database, made)]
+    assert set(used) == {"ani", "small"}
+
+    ours = {"choices": {"small": CHOICES["ani"], "tiny": CHOICES["small"], "ani": {"zeta": 8.0}}}
+    copy = copy_of(study(**shared, name="second", features=ours), made)
+    found = {each["trial"]: each["settings"]["features"] for each in copy.results}
+    assert [found[trial] for trial in range(6)] == [{"ani": "small", "small": "tiny"}[name] for name in used]
+    other = {"choices": {"small": CHOICES["ani"], "ani": {"zeta": 8.0}}}
+    copy = copy_of(study(**shared, name="third", features=other), made)
+    assert len(copy.results) == used.count("ani"), "the others have constants that this study cannot have"
+    single = copy_of(study(**shared, name="fourth", features={}), made)
+    assert {each["settings"]["features"] for each in single.results} == {None}
 
 
 def test_constraints_count_the_parameters_with_the_features_of_a_trial() -> None:
