@@ -228,7 +228,7 @@ def command(tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPa
     def run(*arguments: str, **variables: str) -> Any:
         environment = {
             "ANITUNE_HOME": str(home),
-            "ANITUNE_STORAGE_URL": f"sqlite:///{home}/a.db",
+            "ANITUNE_STORAGE_URL": f"sqlite:///{home}/anitune.db",
             "ANITUNE_TRACKING_URI": f"sqlite:///{home}/m.db",
             **variables,
         }

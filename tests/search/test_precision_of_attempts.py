@@ -229,7 +229,7 @@ def test_reproduce_tells_of_each_attempt(database: Database, config: StudyConfig
     be_of_a_gpu(database)
     work(database, config, task)
     home = database.settings.home
-    environment = {"ANITUNE_HOME": str(home), "ANITUNE_STORAGE_URL": f"sqlite:///{home}/a.db"}
+    environment = {"ANITUNE_HOME": str(home), "ANITUNE_STORAGE_URL": f"sqlite:///{home}/anitune.db"}
     said = CliRunner().invoke(main.app, ["reproduce", "tiny", "0"], env=environment)
     assert said.exit_code == 0, said.output
     assert "trained again on cpu (float32), recorded on cuda (tf32), then cpu (float32)" in said.output

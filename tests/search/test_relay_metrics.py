@@ -32,13 +32,13 @@ def free_port() -> int:
 
 
 def values(port: int) -> dict[str, float]:
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=60).text
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("anitune_relay_")]
     return {name.removeprefix("anitune_relay_").split("{")[0]: float(value) for name, value in lines}
 
 
 def get_health(port: int) -> tuple[int, dict[str, Any]]:
-    answer = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+    answer = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=60)
     return answer.status_code, answer.json()
 
 
@@ -76,7 +76,7 @@ def test_a_relay_tells_what_it_does_and_whether_it_may(study: Study) -> None:
         assert (status, said["well"]) == (503, False)
         assert said["lease_seconds"] > LEASE_SECONDS
         assert values(port)["lease_seconds"] > LEASE_SECONDS
-        assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 404
+        assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=60).status_code == 404
 
 
 def test_where_the_database_is_away_the_other_numbers_are_told(study: Study) -> None:
