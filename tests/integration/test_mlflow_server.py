@@ -37,6 +37,7 @@ from storage.tracking.process import start_relay, sync
 from storage.tracking.relay import Relay, undelivered
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
+from tests.mlflow_artifacts import artifact
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")]
@@ -231,7 +232,7 @@ def everything(study: Study, server: str) -> dict[str, Any]:
                 for key in run.data.metrics
             },
             "artifacts": {
-                path: Path(client.download_artifacts(run.info.run_id, path)).read_text()
+                path: artifact(client, run.info.run_id, path).decode()
                 for path in ("plots/loss.png", "model.safetensors")
                 if run.info.run_name != study.name
             },

@@ -28,6 +28,7 @@ from storage.postgresql import PostgreSQL
 from storage.settings import STORAGE_VARIABLE, TRACKING_VARIABLE
 from storage.tokens import read_token
 from storage.tracking.mlflow_runs import MlflowRuns
+from tests.mlflow_artifacts import artifact
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = [
@@ -167,8 +168,7 @@ def _files(client: Any, run: str, folder: str | None) -> Iterator[tuple[str, str
         if entry.is_dir:
             yield from _files(client, run, entry.path)
         else:
-            content = Path(client.download_artifacts(run, entry.path)).read_bytes()
-            yield entry.path, hashlib.sha256(content).hexdigest()
+            yield entry.path, hashlib.sha256(artifact(client, run, entry.path)).hexdigest()
 
 
 def assert_whole(shown: dict[str, Any]) -> None:

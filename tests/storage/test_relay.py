@@ -48,6 +48,7 @@ from storage.tracking.relay import Relay, undelivered
 from storage.trials.attempts import Attempt
 from storage.trials.finalize import TrialResult
 from storage.trials.queue import WorkerInfo, claim_trial
+from tests.mlflow_artifacts import artifact
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
@@ -193,9 +194,7 @@ class Shown:
             if entry.is_dir:
                 found |= self.artifacts(run, entry.path)
             else:
-                found[entry.path] = Path(
-                    self.client.download_artifacts(run.info.run_id, entry.path)
-                ).read_bytes()
+                found[entry.path] = artifact(self.client, run.info.run_id, entry.path)
         return found
 
     def everything(self) -> dict[str, Any]:
