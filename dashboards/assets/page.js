@@ -9,7 +9,7 @@ function sortTable(table, column, ascending) {
   const numeric = table.tHead.rows[0].cells[column].querySelector('button').dataset.sort === 'num';
   const value = row => {
     const cell = row.cells[column];
-    if (!numeric) return cell.textContent.trim();
+    if (!numeric) return cell.textContent.trim() || null;
     return cell.dataset.v === undefined ? null : Number(cell.dataset.v);
   };
   const rows = Array.from(body.rows, row => [value(row), row]);

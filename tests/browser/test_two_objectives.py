@@ -75,6 +75,8 @@ def test_our_page_shows_the_front_and_its_knee(
     expect(page.get_by_role("columnheader", name="front", exact=True)).to_have_attribute(
         "aria-sort", "ascending"
     )
+    sorted_marks = [row.locator("td").nth(-2).inner_text() for row in rows.all()]
+    assert all(sorted_marks[: len(front["front"])]), "trials on the front come first"
     expect(page.locator("#cost .legend")).to_contain_text("knee")
     page.screenshot(path=screenshots / "page-front.png", full_page=True)
     assert faults(page) == []

@@ -197,7 +197,7 @@ def test_mlflow_without_tables_or_behind_a_server(tmp_path: Path) -> None:
 
 
 def test_a_process_reads_the_known_versions_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alembic runs the file of each migration to tell them, which takes longer than the rest of an opening."""
+    """Alembic runs the file of each migration to tell them, longer than the rest of an opening takes."""
     open_database(settings).close()
 
     def run(*_: object) -> NoReturn:
