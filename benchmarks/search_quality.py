@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import multiprocessing
+import operator
 import os
 import statistics
 import time
@@ -78,9 +79,14 @@ LEARNING: Final[dict[str, dict[str, Any]]] = {
 }
 """Our searches that learn from an earlier study: the choices of the earlier one, where they are fewer."""
 
-STOPPING: Final = "anitune, no pruner, until no gain"
-"""Our search that ends when nothing is left to gain. It may train the whole table. With a pruner, all its
-configurations are tried before twenty are trained in full, so there is nothing to decide."""
+TO_THE_END: Final = "anitune, to the end"
+"""Our search without a limit of its epochs: it ends when it has tried all configurations of the table."""
+
+STOPPING: Final[dict[str, dict[str, Any]]] = {
+    "anitune, until no gain": {},
+    "anitune, no pruner, until no gain": {"pruner": {"kind": "none"}},
+}
+"""Our searches that end when nothing is left to gain; otherwise they, too, try the whole table."""
 
 PLAIN_OPTUNA: Final = "Optuna"
 
@@ -151,8 +157,9 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
     ) -> SearchHistory:
         return replay_learning(trainings, task, space, seed, epochs, workers)
 
-    def stopping(trainings: Trainings, task: Task, seed: int, epochs: int, workers: int) -> SearchHistory:
-        changes = {"pruner": {"kind": "none"}, "limits": {"until_no_gain": True}}
+    def unlimited(
+        changes: dict[str, Any], trainings: Trainings, task: Task, seed: int, epochs: int, workers: int
+    ) -> SearchHistory:
         return replay_ours(trainings, task, changes, seed, trainings.epochs, workers)
 
     def syne_tune(
@@ -163,7 +170,11 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
     return {
         **{name: partial(ours, changes) for name, changes in OURS.items()},
         **{name: partial(learning, space) for name, space in LEARNING.items()},
-        STOPPING: stopping,
+        TO_THE_END: partial(unlimited, {}),
+        **{
+            name: partial(unlimited, changes | {"limits": {"until_no_gain": True}})
+            for name, changes in STOPPING.items()
+        },
         "random search": _optuna(RandomSampler, None),
         PLAIN_OPTUNA: _optuna(TPESampler, None),
         "Optuna, median": _optuna(TPESampler, MedianPruner),
@@ -273,28 +284,35 @@ def learning_table(results: Sequence[Result], epochs: int) -> list[str]:
 
 
 def stopping_table(histories: Histories, table: Trainings) -> list[str]:
-    """A table of how often our search ends for lack of gain, how often too early, and what that saves.
+    """A table of how often our searches end for lack of gain, how often too early, and what that saves.
 
-    It has ended too early if its choice is not within 5 % of the table's best.
+    A search has ended too early if its choice is not within 5 % of the table's best. Savings are relative to
+    the same seed without this limit; without a pruner that is the cost of the whole table.
     """
     headings = ("search", "workers", "seeds that ended early", "too early", "epochs spent", "saved")
     enough = table.ranked()[0][0] * (1 + CLOSE)
     rows = []
     for (name, workers), found in histories.items():
-        if name == STOPPING:
-            spent = [history[-1][0] for history in found]
-            early = [history[-1][2] for history in found if history[-1][0] < table.epochs]
-            median = statistics.median(spent)
-            rows.append(
-                [
-                    name,
-                    str(workers),
-                    f"{len(early)} of {len(found)}",
-                    f"{sum(taken > enough for taken in early)}",
-                    f"{median:,.0f} ({min(spent):,} to {max(spent):,})",
-                    f"{1 - median / table.epochs:.0%}",
-                ]
-            )
+        if name not in STOPPING:
+            continue
+        whole = (
+            [[(table.epochs, 0.0, 0.0)] for _ in found] if STOPPING[name] else histories[TO_THE_END, workers]
+        )
+        spent = [history[-1][0] for history in found]
+        without = [history[-1][0] for history in whole]
+        early = [
+            history[-1][2] for history, most in zip(found, without, strict=True) if history[-1][0] < most
+        ]
+        rows.append(
+            [
+                name,
+                str(workers),
+                f"{len(early)} of {len(found)}",
+                f"{sum(taken > enough for taken in early)}",
+                f"{statistics.median(spent):,.0f} ({min(spent):,} to {max(spent):,})",
+                f"{1 - statistics.median(map(operator.truediv, spent, without)):.0%}",
+            ]
+        )
     return markdown_table(headings, rows)
 
 
@@ -496,7 +514,9 @@ def main() -> None:
         (name, count)
         for name in ([] if arguments.redraw else arguments.only or searches())
         for count in arguments.workers
-        if arguments.only or name in (*OURS, *LEARNING, STOPPING) or (name, count) not in histories
+        if arguments.only
+        or name in (*OURS, *LEARNING, TO_THE_END, *STOPPING)
+        or (name, count) not in histories
     ]
     if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
         parser.error(
@@ -530,7 +550,7 @@ def _in_order(histories: Histories) -> Histories:
 
 def _drawn(histories: Histories) -> Histories:
     """The histories of searches without the help of an earlier study, and with equal budgets."""
-    return {key: each for key, each in histories.items() if key[0] not in (*LEARNING, STOPPING)}
+    return {key: each for key, each in histories.items() if key[0] not in (*LEARNING, TO_THE_END, *STOPPING)}
 
 
 def _parts(
@@ -544,7 +564,7 @@ def _parts(
         parts |= {"the goals": goals_table(goals), "the figures": figures_table(compared, table.epochs)}
     if names >= {next(iter(OURS)), *LEARNING}:
         parts["the learning"] = learning_table(results, table.epochs)
-    if STOPPING in names:
+    if names >= {TO_THE_END, *STOPPING}:
         parts["the stopping"] = stopping_table(histories, table)
     return parts
 

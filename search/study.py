@@ -337,6 +337,11 @@ class StudyConfig:
         return TaskConfig(self.data, self.split, self.features)
 
     @property
+    def pauses(self) -> bool:
+        """Whether a trial that the pruner stops may be resumed."""
+        return self.pruner is not None and self.pruner.pauses
+
+    @property
     def epochs(self) -> int:
         """Number of epochs of a trial that is not pruned."""
         return int(self.training.get("epochs", TrainConfig.epochs))

@@ -123,13 +123,20 @@ def limit_to_begun(database: Database, study: Study) -> None:
         _limit_to_begun(connection, study)
 
 
-def results_without_gain(database: Database, study: Study) -> int | None:
-    """Number of results of full trainings, if the expected gain was not estimated from them yet; else None.
+def results_without_gain(database: Database, study: Study, states: Collection[str]) -> int | None:
+    """Number of results, if the expected gain was not estimated from them yet; else None.
 
     A duplicate configuration is no result of its own.
+
+    Parameters
+    ----------
+    states : the states of trials that are results
     """
     results = select(func.count()).where(
-        trials.c.study_id == study.id, trials.c.state == "complete", trials.c.same_as.is_(None)
+        trials.c.study_id == study.id,
+        trials.c.state.in_(states),
+        trials.c.value.is_not(None),
+        trials.c.same_as.is_(None),
     )
     query = select(studies.c.gain, results.scalar_subquery().label("results")).where(
         studies.c.id == study.id, studies.c.budget_until_no_gain

@@ -209,7 +209,7 @@ def _errors(study: Study, config: StudyConfig) -> dict[int, float]:
     They are those that its own sampler learns from. A study whose pruner stops trials for good has none for
     them.
     """
-    if config.pruner is None or not config.pruner.pauses:
+    if not config.pauses:
         return {}
     with study.database.plain_errors():
         trials = study.optuna.get_trials(deepcopy=False)

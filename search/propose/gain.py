@@ -23,11 +23,13 @@ from optuna.terminator import RegretBoundEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from search.propose.history import is_of_space
+from search.propose.predicted import with_predicted_errors
 from search.propose.seeds import sampler_seed
 from search.propose.space import distributions, used_params
 from search.study import StudyConfig
 from storage.studies import ExpectedGain
 from storage.trials.duplicate_configs import DUPLICATE_TAG
+from storage.trials.optuna_rows import PAUSED
 from trainer.evaluation.metrics import MAE, RMSE
 from trainer.evaluation.noise import NEAR, mae_standard_error, noise_margin, pooled_deviation
 
@@ -41,7 +43,8 @@ _RMSE: Final = f"val/{RMSE}"
 def expected_gain(config: StudyConfig, trials: Sequence[FrozenTrial], structures: int) -> ExpectedGain | None:
     """Estimate how much better the best trial of a study could become; None if it cannot be estimated yet.
 
-    Only full trainings are results: those that were pruned or are paused have no error to compare with.
+    Full trainings are results and, where the pruner pauses trials, also paused and pruned ones with the error
+    that they are predicted to have in the end, which the sampler learns from, too.
 
     Parameters
     ----------
@@ -49,14 +52,16 @@ def expected_gain(config: StudyConfig, trials: Sequence[FrozenTrial], structures
     structures : size of the validation set
     """
     space = distributions(config)
-    results = [
+    ours = [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE
+        if (trial.state != TrialState.RUNNING or PAUSED in trial.user_attrs)
         and is_of_space(trial, space)
         and DUPLICATE_TAG not in trial.user_attrs
     ]
-    deviation = _deviation(results, structures)
+    shown = with_predicted_errors(ours, config.epochs) if config.pauses else ours
+    results = [trial for trial in shown if trial.state == TrialState.COMPLETE]
+    deviation = _deviation([trial for trial in ours if trial.state == TrialState.COMPLETE], structures)
     if len(results) < FEWEST or deviation is None:
         return None
     with warnings.catch_warnings():
@@ -64,6 +69,11 @@ def expected_gain(config: StudyConfig, trials: Sequence[FrozenTrial], structures
         evaluator = RegretBoundEvaluator(seed=sampler_seed(config.seed, len(results)))
     bound = evaluator.evaluate(results, StudyDirection.MINIMIZE)
     return ExpectedGain(len(results), max(0.0, float(bound)), noise_margin(deviation))
+
+
+def states_of_results(config: StudyConfig) -> tuple[str, ...]:
+    """Return the states of trials that are results in a study."""
+    return ("complete", "paused", "pruned") if config.pauses else ("complete",)
 
 
 def _deviation(results: Sequence[FrozenTrial], structures: int) -> float | None:

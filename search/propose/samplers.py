@@ -213,8 +213,7 @@ def _drawing(
             " somebody has created trials in Optuna"
         )
     space = distributions(config)
-    pauses = config.pruner is not None and config.pruner.pauses
-    read = (lambda: with_predicted_errors(trials(), config.epochs)) if pauses else trials
+    read = (lambda: with_predicted_errors(trials(), config.epochs)) if config.pauses else trials
     keeps = SAMPLERS[config.sampler.kind].keeps if config.sampler is not None else None
     study = ShownStudy(config.name, storage, sampler, number, space, read, keeps, earlier)
     new = create_trial(state=TrialState.RUNNING)

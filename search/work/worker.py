@@ -17,7 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from search.propose.earlier import EarlierTrials, learned
 from search.propose.enqueued import params_from_queue
 from search.propose.finalists import missing_replicates
-from search.propose.gain import FEWEST, expected_gain
+from search.propose.gain import FEWEST, expected_gain, states_of_results
 from search.propose.pruners import promotion, rungs, stops
 from search.propose.rows import flat_settings, scale_batches
 from search.propose.samplers import Proposal, propose, repeated
@@ -309,7 +309,7 @@ class Worker:
 
     def _end_without_gain(self) -> None:
         """End the study if going on is not worth it, judged by the results that it has now."""
-        results = results_without_gain(self._database, self._study)
+        results = results_without_gain(self._database, self._study, states_of_results(self._config))
         if results is None or results < FEWEST:
             return
         with self._database.plain_errors():

@@ -130,10 +130,26 @@ def test_a_search_that_ends_with_a_poor_choice_has_ended_too_early(table: Traini
         history(table, (10, 30), (quarter, 30)),
         history(table, (10, 0), (table.epochs, 0)),
     ]
-    lines = search_quality.stopping_table({(search_quality.STOPPING, 1): found, ("anitune", 1): found}, table)
-    cells = [cell.strip() for cell in lines[2].split("|")[3:7]]
-    assert cells == ["2 of 3", "1", f"{quarter:,} ({quarter:,} to {table.epochs:,})", "75%"]
-    assert len(lines) == 3
+    pausing, plain = search_quality.STOPPING
+    whole = [
+        history(table, (2 * quarter, 0)),
+        history(table, (quarter, 0)),
+        history(table, (table.epochs, 0)),
+    ]
+    lines = search_quality.stopping_table(
+        {
+            ("anitune", 1): found,
+            (search_quality.TO_THE_END, 1): whole,
+            (pausing, 1): found,
+            (plain, 1): found,
+        },
+        table,
+    )
+    spent = f"{quarter:,} ({quarter:,} to {table.epochs:,})"
+    assert [[cell.strip() for cell in line.split("|")[1:7]] for line in lines[2:]] == [
+        [pausing, "1", "1 of 3", "0", spent, "0%"],
+        [plain, "1", "2 of 3", "1", spent, "75%"],
+    ]
 
 
 def test_plain_optuna_repeats_by_its_seed(table: Trainings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ SPACE = {
     "dropout": 0.0,
     "weight_decay": 0.0,
 }
+TRAINING = {"epochs": 1, "hidden": [4], "device": "cpu", "activation": "celu"}
 WORKER = WorkerInfo("w", "host", 1, "cpu", {})
 
 
@@ -43,7 +45,7 @@ def study(data_file: Path | str = "x.h5", **values: Any) -> StudyConfig:
     given = {
         "name": "water",
         "data": {"files": [str(data_file)]},
-        "training": {"epochs": 1, "hidden": [4], "device": "cpu", "activation": "celu"},
+        "training": TRAINING,
         "space": SPACE,
         "pruner": {"kind": "none"},
         "limits": {"trials": 100, "until_no_gain": True},
@@ -118,6 +120,31 @@ def test_only_full_trainings_count_and_a_few_are_too_few() -> None:
     assert found.results == FEWEST
 
 
+def test_paused_trials_count_with_the_error_that_they_are_predicted_to_have() -> None:
+    config = study(pruner={"kind": "asha"}, training=TRAINING | {"epochs": 27})
+    full = trained(config, valley, 3)
+    paused = trained(config, valley, 25, state=TrialState.RUNNING)
+    for number, trial in enumerate([*full, *paused]):
+        trial.number = number
+        # An error at epoch 9 is twice as large as the one at the end.
+        trial.intermediate_values = {9: 2 * valley(share_of(trial))}
+    assert expected_gain(config, [*full, *paused], STRUCTURES) is None, "they still run"
+    for trial in paused:
+        trial.user_attrs["paused"] = "not among the best of its rung"
+    gain = expected_gain(config, [*full, *paused], STRUCTURES)
+    assert gain is not None
+    assert gain.results == 28
+    as_full = expected_gain(config, [*full, *trained(config, valley, 25)], STRUCTURES)
+    assert as_full is not None
+    assert gain.gain == pytest.approx(as_full.gain, rel=1e-6)
+    stops = study(pruner={"kind": "asha", "stop": True}, training=TRAINING | {"epochs": 27})
+    assert expected_gain(stops, [*full, *paused], STRUCTURES) is None
+
+
+def share_of(trial: FrozenTrial) -> float:
+    return math.log10(trial.params["learning_rate"]) + 3
+
+
 def test_the_spread_over_seeds_counts_for_the_noise() -> None:
     config = study()
     trials = trained(config, valley, 25)
@@ -166,7 +193,7 @@ def test_no_trial_begins_after_the_end_and_running_ones_go_on(database: Database
 
 def test_a_study_without_this_limit_is_never_ended_by_it(database: Database) -> None:
     made = begin(database, study(), until_no_gain=False)
-    assert results_without_gain(database, made) is None
+    assert results_without_gain(database, made, ["complete"]) is None
     assert not record_gain(database, made, ExpectedGain(20, 0.0, 0.1))
     assert claim_trial(database, made, WORKER) is not None
 
