@@ -2,15 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Files in the order of their names: the long ones come early. With three processes on two cores, parts of the GPU
-# proof on the emulated device run out of time.
+# Files in the order of their names: the long ones come early. With three processes on two cores, tests that wait for
+# other processes run out of time.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # SQLite waits for the disk at each commit, and tests commit often: they write into memory where it has room.
 MEMORY := $(shell [ "$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1)" -gt 8000000 ] 2>/dev/null && echo /dev/shm)
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
+.PHONY: help install install-dev run test test-proofs test-gpu test-browser test-slurm test-system test-compose chaos check bench bench-full \
 	bench-quickstart gpu-proof bench-scale bench-search bench-fronts search-table dist reference notebook secrets lock clean
 
 help: ## show this list
@@ -52,11 +52,17 @@ check: install-dev ## check lint, names, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test test-browser: export TMPDIR := $(or $(TMPDIR),$(MEMORY),/tmp)
+test test-proofs test-browser: export TMPDIR := $(or $(TMPDIR),$(MEMORY),/tmp)
 
-test: check ## run all tests that need only Python, and the GPU tests on an emulated device
-	$(BIN)/python -m pytest -m "not browser and not slurm and not compose and not gpu" $(PYTEST_ARGS)
+# The tests that need only Python.
+PLAIN := not browser and not slurm and not compose and not gpu
+
+test: check ## run the tests that need only Python, and the GPU tests on an emulated device
+	$(BIN)/python -m pytest -m "$(PLAIN) and not proof" $(PYTEST_ARGS)
 	if $(BIN)/python -m tools.emulated_cuda.build; then $(BIN)/python -m pytest -p tools.emulated_cuda.plugin tests/gpu $(PYTEST_ARGS); fi
+
+test-proofs: install-dev ## run the tests that take a minute or more each: chaos, a full disk, the GPU proof on an emulated device ...
+	$(BIN)/python -m pytest -m "$(PLAIN) and proof" $(PYTEST_ARGS)
 
 test-gpu: install-dev ## run the GPU tests on an NVIDIA GPU
 	$(BIN)/python -m pytest -m "gpu"

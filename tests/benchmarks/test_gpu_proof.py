@@ -392,7 +392,7 @@ def emulated_device() -> list[str]:
     return [sys.executable, "-m", "tools.emulated_cuda", "-m"]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_all_parts_run_on_an_emulated_device(emulated_device: list[str], tmp_path: Path) -> None:
     environment = {
         **os.environ,

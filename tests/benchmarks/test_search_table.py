@@ -113,7 +113,7 @@ def test_the_grid_of_a_table_that_has_begun_is_full() -> None:
         assert len(full_grid([trained(cell) for cell in grid()[:count]])) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(
     not TABLE.exists(), reason="the table does not exist yet: create it with make search-table"
 )

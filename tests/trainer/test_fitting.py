@@ -577,7 +577,7 @@ def test_memory_that_does_not_suffice_names_batch_size_and_widths() -> None:
 TRAINING_WITH_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-from trainer.config import DataConfig, FeatureConfig, SplitConfig, TrainConfig
+from trainer.config import DataConfig, TaskConfig, TrainConfig
 from trainer.errors import TrainingFailed
 from trainer.fitting.loop import fit
 from trainer.progress import no_progress
