@@ -298,11 +298,18 @@ def learning_curve(values: Mapping[str, Any]) -> Chart:
             marker={"color": PURPLE, "size": 9, "symbol": "diamond", "opacity": 0.8},
             hovertemplate="larger network: %{y:.3f} kcal/mol<extra></extra>",
         )
+    set_axes(figure, "structures to train on", ERROR, log_x=True, log_y=True)
+    measured = [*sizes, twice]
+    figure.update_xaxes(
+        tickvals=measured,
+        ticktext=[f"{size:,}" for size in measured],
+        range=[math.log10(measured[0]) - 0.05, math.log10(twice) + 0.05],
+    )
     return make_chart(
         "learning_curve",
         "Error against the size of the training set",
         f"{ERROR}, against structures to train on, with power laws; they predict: {'; '.join(words)}.",
-        set_axes(figure, "structures to train on", ERROR, log_x=True, log_y=True),
+        figure,
     )
 
 
