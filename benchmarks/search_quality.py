@@ -82,11 +82,8 @@ LEARNING: Final[dict[str, dict[str, Any]]] = {
 TO_THE_END: Final = "anitune, to the end"
 """Our search without a limit of its epochs: it ends when it has tried all configurations of the table."""
 
-STOPPING: Final[dict[str, dict[str, Any]]] = {
-    "anitune, until no gain": {},
-    "anitune, no pruner, until no gain": {"pruner": {"kind": "none"}},
-}
-"""Our searches that end when nothing is left to gain; otherwise they, too, try the whole table."""
+STOPPING: Final = "anitune, until no gain"
+"""The same search, which ends also when nothing is left to gain."""
 
 PLAIN_OPTUNA: Final = "Optuna"
 
@@ -171,10 +168,7 @@ def searches() -> dict[str, Callable[..., SearchHistory]]:
         **{name: partial(ours, changes) for name, changes in OURS.items()},
         **{name: partial(learning, space) for name, space in LEARNING.items()},
         TO_THE_END: partial(unlimited, {}),
-        **{
-            name: partial(unlimited, changes | {"limits": {"until_no_gain": True}})
-            for name, changes in STOPPING.items()
-        },
+        STOPPING: partial(unlimited, {"limits": {"until_no_gain": True}}),
         "random search": _optuna(RandomSampler, None),
         PLAIN_OPTUNA: _optuna(TPESampler, None),
         "Optuna, median": _optuna(TPESampler, MedianPruner),
@@ -284,36 +278,39 @@ def learning_table(results: Sequence[Result], epochs: int) -> list[str]:
 
 
 def stopping_table(histories: Histories, table: Trainings) -> list[str]:
-    """A table of how often our searches end for lack of gain, how often too early, and what that saves.
+    """A table of how often our search ends for lack of gain, how often too early, and what that saves.
 
-    A search has ended too early if its choice is not within 5 % of the table's best. Savings are relative to
-    the same seed without this limit; without a pruner that is the cost of the whole table.
+    It has ended too early if its choice is not within 5 % of the table's best. Savings are relative to the
+    same seed without this limit.
     """
     headings = ("search", "workers", "seeds that ended early", "too early", "epochs spent", "saved")
     enough = table.ranked()[0][0] * (1 + CLOSE)
     rows = []
-    for (name, workers), found in histories.items():
-        if name not in STOPPING:
+    for (name, workers), whole in histories.items():
+        if name != TO_THE_END:
             continue
-        whole = (
-            [[(table.epochs, 0.0, 0.0)] for _ in found] if STOPPING[name] else histories[TO_THE_END, workers]
-        )
-        spent = [history[-1][0] for history in found]
-        without = [history[-1][0] for history in whole]
+        found = histories[STOPPING, workers]
+        spent, without = ([history[-1][0] for history in each] for each in (found, whole))
         early = [
-            history[-1][2] for history, most in zip(found, without, strict=True) if history[-1][0] < most
+            history[-1][2] for history, ours, most in zip(found, spent, without, strict=True) if ours < most
         ]
-        rows.append(
+        saved = 1 - statistics.median(map(operator.truediv, spent, without))
+        rows += [
+            [name, str(workers), "", "", _range(without), ""],
             [
-                name,
+                STOPPING,
                 str(workers),
                 f"{len(early)} of {len(found)}",
                 f"{sum(taken > enough for taken in early)}",
-                f"{statistics.median(spent):,.0f} ({min(spent):,} to {max(spent):,})",
-                f"{1 - statistics.median(map(operator.truediv, spent, without)):.0%}",
-            ]
-        )
+                _range(spent),
+                f"{saved:.0%}",
+            ],
+        ]
     return markdown_table(headings, rows)
+
+
+def _range(epochs: Sequence[int]) -> str:
+    return f"{statistics.median(epochs):,.0f} ({min(epochs):,} to {max(epochs):,})"
 
 
 def _arrived(history: Sequence[Point], error: float) -> float:
@@ -515,7 +512,7 @@ def main() -> None:
         for name in ([] if arguments.redraw else arguments.only or searches())
         for count in arguments.workers
         if arguments.only
-        or name in (*OURS, *LEARNING, TO_THE_END, *STOPPING)
+        or name in (*OURS, *LEARNING, TO_THE_END, STOPPING)
         or (name, count) not in histories
     ]
     if not has_syne_tune() and any(name.startswith(SYNE_TUNE) for name, _ in chosen):
@@ -550,7 +547,7 @@ def _in_order(histories: Histories) -> Histories:
 
 def _drawn(histories: Histories) -> Histories:
     """The histories of searches without the help of an earlier study, and with equal budgets."""
-    return {key: each for key, each in histories.items() if key[0] not in (*LEARNING, TO_THE_END, *STOPPING)}
+    return {key: each for key, each in histories.items() if key[0] not in (*LEARNING, TO_THE_END, STOPPING)}
 
 
 def _parts(
@@ -564,7 +561,7 @@ def _parts(
         parts |= {"the goals": goals_table(goals), "the figures": figures_table(compared, table.epochs)}
     if names >= {next(iter(OURS)), *LEARNING}:
         parts["the learning"] = learning_table(results, table.epochs)
-    if names >= {TO_THE_END, *STOPPING}:
+    if names >= {TO_THE_END, STOPPING}:
         parts["the stopping"] = stopping_table(histories, table)
     return parts
 
