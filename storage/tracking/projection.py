@@ -14,6 +14,9 @@ PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 COLOR_TAG = "mlflow.runColor"
 STATE_TAG = "optuna.state"
+FRONT_TAG = "front"
+"""Marks the trials on the Pareto front of a study of several objectives: ``front``, or ``knee``."""
+
 
 FINAL_METRIC = "final/val_mae_kcalmol"
 """Only complete trials have it: by the last step of a metric a pruned trial can beat a complete one."""

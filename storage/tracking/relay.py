@@ -49,6 +49,8 @@ from storage.tracking.outbox import (
     read_message,
 )
 from storage.tracking.saved_view import view_tags
+from storage.trials.front import study_front
+from storage.trials.views import complete_trials, trial_rows
 
 log = logging.getLogger("anitune")
 
@@ -111,6 +113,7 @@ class Relay:
         self._blobs = open_blobs(self._db)
         self._failed: dict[int | None, float] = {}  # time of the last failure, by time.monotonic()
         self._study_synced = float("-inf")  # time of the last sync, by time.monotonic()
+        self._marked: dict[int, str] = {}  # marks of trials by the Pareto front, as MLflow has them from here
         self._study_changed = True  # an earlier relay may have ended before its sync
         self._write_files = write_files
         self._files_synced = time.monotonic()  # a study that has just begun has nothing to draw
@@ -223,12 +226,25 @@ class Relay:
 
     def _sync_study_run(self, run: str, ended: float | None) -> None:
         self._files_changed = True
+        self._mark_front()
         self._runs.log(run, tags={projection.NOTE_TAG: self._write_note(None)})
         if ended is None:
             self._runs.set_status(run, "RUNNING")
         else:
             self._runs.set_status(run, "FINISHED", _milliseconds(ended))
         self._sync_study_files(run, at_rest=ended is not None)
+
+    def _mark_front(self) -> None:
+        """Mark the trials on the Pareto front, if there are several objectives, and unmark the others."""
+        if len(self.study.objectives) == 1:
+            return
+        complete = complete_trials(trial_rows(self._db, self.study))
+        front = study_front(complete, self.study.objectives)
+        for trial in complete:
+            mark = front.mark(trial)
+            if self._marked.get(trial.number) != mark and trial.mlflow_run_id is not None:
+                self._runs.log(trial.mlflow_run_id, tags={projection.FRONT_TAG: mark})
+                self._marked[trial.number] = mark
 
     def _sync_study_files(self, run: str, at_rest: bool) -> None:
         due = at_rest or time.monotonic() - self._files_synced > STUDY_FILES_SECONDS
@@ -317,7 +333,7 @@ class Relay:
         run = self._run_id(None)
         if run is None:
             try:
-                experiment = self._runs.experiment(self.study.name, view_tags(time_ms))
+                experiment = self._runs.experiment(self.study.name, view_tags(time_ms, self.study.objectives))
             except TrackingRefusedError as refusal:
                 raise TrackingRefusedError(
                     f"{refusal} and `anitune sync {self.study.name}`, or create another one with `anitune"

@@ -7,10 +7,11 @@ that of MLflow 3.17.2. ``tests/storage/test_private_parts.py`` fails first when 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from storage.tracking.projection import FINAL_METRIC, STATE_TAG
+from storage.tracking.projection import FINAL_METRIC, FRONT_TAG, STATE_TAG
 
 VIEW = "leaderboard"
 """Name of the view, in the menu of views and in addresses."""
@@ -32,14 +33,17 @@ _CURVES = ("val/mae_kcalmol", "val/loss", "train/loss", "train/learning_rate")
 _SECTION = "Curves"
 
 
-def view_tags(time_ms: int) -> dict[str, str]:
+def view_tags(time_ms: int, objectives: Sequence[str]) -> dict[str, str]:
     """The tag that gives an experiment the view; MLflow's limit is 5,000 characters.
 
     Parameters
     ----------
     time_ms
         Creation time recorded in the view: milliseconds since 1970-01-01 UTC.
+    objectives
+        Those of the study; with several, a column marks the trials on the Pareto front.
     """
+    widths = _WIDTHS | ({f"tags.`{FRONT_TAG}`": 80} if len(objectives) > 1 else {})
     state = {
         "searchFilter": "",
         "orderByKey": f"metrics.`{FINAL_METRIC}`",  # sorting also shows the child runs of the study's run
@@ -48,9 +52,9 @@ def view_tags(time_ms: int) -> dict[str, str]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": list(_WIDTHS),
-        "columnOrder": list(_WIDTHS),
-        "columnWidths": _WIDTHS,
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -320,6 +321,43 @@ def test_the_studys_run_is_running_until_its_last_trial_ended(
     assert study.info.status == "FINISHED"
     assert study.info.end_time == pytest.approx(trial.info.end_time, abs=50)
     assert study.data.tags["mlflow.note.content"] == "**the study**"
+
+
+def test_trials_on_the_front_of_several_objectives_are_marked(db: Database, shown: Shown) -> None:
+    study = create_study(db, STUDY, {"objectives": ["val_mae", "parameters"]}, Budget(trials=10))
+
+    def whole_trial(value: float, parameters: float) -> None:
+        claim = claim_trial(db, study, WORKER)
+        assert claim is not None
+        attempt = Attempt(db, study, claim)
+        attempt.record_config({"hidden": [8]}, PARAMS, planned_epochs=3)
+        end(attempt, TrialResult("complete", value=value, summary={"parameters": parameters}))
+
+    def marks() -> dict[str, str]:
+        runs = shown.runs().items()
+        return {name: run.data.tags.get("front", "") for name, run in runs if name != STUDY}
+
+    lease = take_lease(study)
+    assert lease is not None
+    relay = Relay(lease, write_note, stopping=Event())
+    for value, parameters in ((1.0, 1e5), (3.0, 1e4), (3.5, 5e4), (20.0, 1e3)):
+        whole_trial(value, parameters)
+    relay.deliver()
+    relay.sync_study()
+    assert marks() == {"trial 0": "front", "trial 1": "knee", "trial 2": "", "trial 3": "front"}
+
+    # One that is better than two of them; a relay that takes over finds what the first has marked.
+    whole_trial(0.9, 9e3)
+    later = Relay(lease, write_note, stopping=Event())
+    later.deliver()
+    later.sync_study()
+    assert marks() == {"trial 0": "", "trial 1": "", "trial 2": "", "trial 3": "front", "trial 4": "knee"}
+    (view,) = (
+        value
+        for key, value in shown.client.get_experiment_by_name(STUDY).tags.items()
+        if key.startswith("mlflow.sharedViewState")
+    )
+    assert "tags.`front`" in json.loads(json.loads(view)["state"])["selectedColumns"]
 
 
 def test_the_studys_run_holds_its_files_as_they_are_at_the_end(

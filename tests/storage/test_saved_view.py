@@ -6,7 +6,7 @@ from storage.tracking.saved_view import VIEW, view_tags
 
 
 def test_the_view_sorts_by_what_complete_trials_reached_and_begins_with_architectures() -> None:
-    ((key, value),) = view_tags(1_700_000_000_000).items()
+    ((key, value),) = view_tags(1_700_000_000_000, ["val_mae"]).items()
     assert key == f"mlflow.sharedViewState.{VIEW}"
     assert len(value) <= 5000  # what MLflow takes
     view = json.loads(value)
