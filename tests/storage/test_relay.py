@@ -333,7 +333,7 @@ def test_trials_on_the_front_of_several_objectives_are_marked(db: Database, show
         attempt.record_config({"hidden": [8]}, PARAMS, planned_epochs=3)
         end(attempt, TrialResult("complete", value=value, summary={"parameters": parameters}))
 
-    def marks() -> dict[str, str]:
+    def tags() -> dict[str, str]:
         runs = shown.runs().items()
         return {name: run.data.tags.get("front", "") for name, run in runs if name != STUDY}
 
@@ -344,14 +344,14 @@ def test_trials_on_the_front_of_several_objectives_are_marked(db: Database, show
         whole_trial(value, parameters)
     relay.deliver()
     relay.sync_study()
-    assert marks() == {"trial 0": "front", "trial 1": "knee", "trial 2": "", "trial 3": "front"}
+    assert tags() == {"trial 0": "front", "trial 1": "knee", "trial 2": "", "trial 3": "front"}
 
     # One that is better than two of them; a relay that takes over finds what the first has marked.
     whole_trial(0.9, 9e3)
     later = Relay(lease, write_note, stopping=Event())
     later.deliver()
     later.sync_study()
-    assert marks() == {"trial 0": "", "trial 1": "", "trial 2": "", "trial 3": "front", "trial 4": "knee"}
+    assert tags() == {"trial 0": "", "trial 1": "", "trial 2": "", "trial 3": "front", "trial 4": "knee"}
     (view,) = (
         value
         for key, value in shown.client.get_experiment_by_name(STUDY).tags.items()
