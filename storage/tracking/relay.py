@@ -242,9 +242,13 @@ class Relay:
         front = study_front(complete, self.study.objectives)
         for trial in complete:
             mark = front.mark(trial)
-            if self._marked.get(trial.number) != mark and trial.mlflow_run_id is not None:
+            if self._marked.get(trial.number) == mark or trial.mlflow_run_id is None:
+                continue
+            try:
                 self._runs.log(trial.mlflow_run_id, tags={projection.FRONT_TAG: mark})
-                self._marked[trial.number] = mark
+            except TrackingRefusedError as refusal:  # somebody may have deleted this run
+                log.warning("%s: trial %d has no tag front: %s", self.study.name, trial.number, refusal)
+            self._marked[trial.number] = mark
 
     def _sync_study_files(self, run: str, at_rest: bool) -> None:
         due = at_rest or time.monotonic() - self._files_synced > STUDY_FILES_SECONDS
