@@ -39,10 +39,12 @@ class Chart:
 
 def set_axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> go.Figure:
     """Name the axes of a figure, and give them a faint grid."""
-    kind = {True: "log", False: "-"}
     grid = {"gridcolor": _GRID, "zeroline": False, "linecolor": _GRID, "automargin": True}
-    figure.update_xaxes(title={"text": x}, type=kind[log_x], **grid)
-    figure.update_yaxes(title={"text": y}, type=kind[log_y], **grid)
+    # Without a format plotly labels the ticks between powers of ten with a single digit. With so few ticks it
+    # chooses 1, 2 and 5 times a power.
+    log = {"type": "log", "nticks": 3}
+    figure.update_xaxes(title={"text": x}, **(log | {"tickformat": "~s"} if log_x else {}), **grid)
+    figure.update_yaxes(title={"text": y}, **(log | {"tickformat": "~g"} if log_y else {}), **grid)
     return figure
 
 
