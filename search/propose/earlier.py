@@ -225,9 +225,13 @@ def _rank(trial: TrialRow, errors: Mapping[int, float]) -> tuple[bool, int, floa
 
 
 def _searchable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the searchable settings; one that a record lacks was added later, and has its default there."""
+    """Return the searchable settings; one that a record lacks was added later, and has its default there.
+
+    Named AEV constants have no default. Copies made by earlier versions lack them, and leave them open.
+    """
     complete = {**default_settings(), **settings}
-    return {name: complete[name] for name in (*searchable_fields(), "features")}
+    features = {"features": settings["features"]} if "features" in settings else {}
+    return {name: complete[name] for name in searchable_fields()} | features
 
 
 def _translated(settings: Mapping[str, Any], earlier: StudyConfig, config: StudyConfig) -> dict[str, Any]:
@@ -236,7 +240,7 @@ def _translated(settings: Mapping[str, Any], earlier: StudyConfig, config: Study
     Constants without a name there are None. The elements may be others, because the data may be.
     """
     values = _searchable(settings)
-    aev = earlier.features.named(values["features"])
+    aev = earlier.features.named(values.get("features"))
     names = [
         name
         for name, each in (config.features.choices or {}).items()

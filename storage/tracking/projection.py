@@ -17,7 +17,6 @@ STATE_TAG = "optuna.state"
 FRONT_TAG = "front"
 """Marks the trials on the Pareto front of a study of several objectives: ``front``, or ``knee``."""
 
-
 FINAL_METRIC = "final/val_mae_kcalmol"
 """Only complete trials have it: by the last step of a metric a pruned trial can beat a complete one."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from optuna.distributions import CategoricalDistribution
 
 from search.promote.plan import training_key
 from search.propose.constraints import obeys, shrunk
-from search.propose.earlier import copy_of
+from search.propose.earlier import copy_of, learned
 from search.propose.enqueued import params_from_settings
 from search.propose.space import distributions, extreme_configs, train_config
 from search.study import StudyConfig, study_from_record, study_from_values
@@ -99,8 +100,17 @@ def test_an_earlier_study_is_learned_from_by_the_constants_of_its_trials(
     other = {"choices": {"small": CHOICES["ani"], "ani": {"zeta": 8.0}}}
     copy = copy_of(study(**shared, name="third", features=other), made)
     assert len(copy.results) == used.count("ani"), "the others have constants that this study cannot have"
+    # A copy of an earlier version lacks the constants: they are open, as they were then.
+    old = [{**each, "settings": without_features(each["settings"])} for each in copy.results]
+    assert len(
+        learned(study(**shared, features=other), [dataclasses.replace(copy, results=old)]).trials
+    ) == len(old)
     single = copy_of(study(**shared, name="fourth", features={}), made)
     assert {each["settings"]["features"] for each in single.results} == {None}
+
+
+def without_features(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "features"}
 
 
 def test_constraints_count_the_parameters_with_the_features_of_a_trial() -> None:
