@@ -287,7 +287,7 @@ def stopping_table(histories: Histories, table: Trainings) -> list[str]:
     enough = table.ranked()[0][0] * (1 + CLOSE)
     rows = []
     for (name, workers), whole in histories.items():
-        if name != TO_THE_END:
+        if name != TO_THE_END or (STOPPING, workers) not in histories:
             continue
         found = histories[STOPPING, workers]
         spent, without = ([history[-1][0] for history in each] for each in (found, whole))
