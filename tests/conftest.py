@@ -254,11 +254,17 @@ def make_home(copy_tables: Callable[[Path], None], mlflow_template: Path) -> Cal
 
 
 @pytest.fixture
-def database(tmp_path: Path, make_home: Callable[[Path], Settings]) -> Iterator[Database]:
+def empty_home(tmp_path: Path, make_home: Callable[[Path], Settings]) -> Settings:
+    """The folder ``home`` of the test, whose databases, ours and MLflow's, have their tables and no rows."""
+    return make_home(tmp_path / "home")
+
+
+@pytest.fixture
+def database(empty_home: Settings) -> Iterator[Database]:
     """An SQLite database with tables and no rows, in the folder ``home`` of the test."""
     from storage.database import open_database
 
-    with open_database(make_home(tmp_path / "home")) as opened:
+    with open_database(empty_home) as opened:
         yield opened
 
 

@@ -23,6 +23,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
 
 from search.cli.main import app
+from storage.settings import Settings
 from tools.pages import ROOT, Block, Command, commands, pages
 from trainer.data.shipped import sample_file
 
@@ -179,12 +180,12 @@ def recipe_of_run() -> list[list[str]]:
 class Desk:
     """Where a person follows the pages: a folder with data and a home, and what was typed there so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
         self.trained: set[str] = set()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("ANITUNE_")},
-            "ANITUNE_HOME": str(folder / "anitune-data"),
+            "ANITUNE_HOME": str(home),
             "PYTHONPATH": str(ROOT),
         }
 
@@ -237,8 +238,10 @@ class Desk:
 
 
 def small(values: dict[str, Any]) -> dict[str, Any]:
-    """The same study with two trials of two epochs, or its first two rows."""
+    """The same study on a tenth of the shipped data, with two trials of two epochs, or its first two rows."""
     values = {**values, "training": {**values.get("training", {}), "epochs": 2, "device": "cpu"}}
+    if values.get("data") == {"files": ["sample"]}:
+        values["data"] = {"files": [str(Path("my_molecules.h5").resolve())]}
     if "rows" in values:
         return {**values, "rows": values["rows"][:2]}
     values["limits"] = {"trials": 2}
@@ -248,14 +251,15 @@ def small(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(tmp_path: Path, empty_home: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """The examples made small, data files by the names that the pages use, and one that is damaged."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").mkdir()
     for file in (ROOT / "examples").glob("*.yaml"):
         values = small(yaml.safe_load(file.read_text()))
         (tmp_path / "examples" / file.name).write_text(yaml.safe_dump(values))
     shutil.copy(ROOT / "examples" / "small-molecules.extxyz", tmp_path / "examples")
-    shutil.copy(sample_file(), tmp_path / "my_molecules.h5")
+    copy_tenth(sample_file(), tmp_path / "my_molecules.h5")
     for name, symbols in (("water", "OHH"), ("methane", "CHHHH")):
         ase.io.write(tmp_path / f"{name}.xyz", [structure(symbols, seed) for seed in range(3)])
     shutil.copy(tmp_path / "water.xyz", tmp_path / "molecules.xyz")
@@ -263,10 +267,22 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         broken["methane/species"] = np.array(list("CHHHH"), dtype="S1")
         broken["methane/coordinates"] = np.zeros((40, 5, 3), dtype=np.float32)
         broken["methane/energies"] = np.where(np.arange(40) == 7, np.nan, -40.0)
-    monkeypatch.chdir(tmp_path)
-    desk = Desk(tmp_path)
+    desk = Desk(tmp_path, empty_home.home)
     yield desk
     desk.clear()
+
+
+def copy_tenth(source: Path, target: Path) -> None:
+    """Copy every tenth structure of each molecule of a file in the ANI-1 layout."""
+
+    def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if name.endswith(("/coordinates", "/energies")):
+            few[name] = item[::10]
+        elif name.endswith(("/species", "/smiles")):
+            few[name] = item[()]
+
+    with h5py.File(source) as all_of_it, h5py.File(target, "w") as few:
+        all_of_it.visititems(copy)
 
 
 def structure(symbols: str, seed: int) -> ase.Atoms:

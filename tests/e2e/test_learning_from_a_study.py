@@ -77,6 +77,7 @@ class Home:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_home")
 def test_a_killed_study_goes_on_without_the_study_that_it_learned_from(
     tmp_path: Path, data_file: Path
 ) -> None:

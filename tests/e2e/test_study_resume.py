@@ -82,6 +82,7 @@ class Place:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_home")
 def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, data_file: Path) -> None:
     place = Place(tmp_path, STUDY.format(data=data_file, epochs=EPOCHS))
     file, start, show = place.file, place.start, place.show

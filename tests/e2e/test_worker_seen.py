@@ -42,6 +42,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_home")
 def test_a_worker_is_seen_by_people_and_monitors_and_may_be_asked_twice_to_end(
     tmp_path: Path, data_file: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_worker_is_seen_by_people_and_monitors_and_may_be_asked_twice_to_end(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_home")
 def test_a_worker_of_all_studies_is_seen_by_monitors(tmp_path: Path, data_file: Path) -> None:
     file, port = tmp_path / "study.yaml", free_port()
     file.write_text(STUDY.format(data=data_file).replace("epochs: 5000", "epochs: 2"))
