@@ -19,7 +19,16 @@ from sqlalchemy import Connection, Row, func, select
 from storage.blobs.place import open_blobs
 from storage.errors import BlobDamagedError, BlobMissingError
 from storage.objectives import objectives_of
-from storage.records.tables import artifacts, attempts, metrics, now, outbox, studies, trials
+from storage.records.tables import (
+    artifacts,
+    attempts,
+    metrics,
+    now,
+    of_latest_attempt,
+    outbox,
+    studies,
+    trials,
+)
 from storage.studies import Study
 from storage.tracking import projection
 from storage.tracking.mlflow_runs import FoundRun, MlflowRuns, open_runs
@@ -182,12 +191,7 @@ def _read_record(connection: Connection, study: Study, began: float) -> _Record:
     leased = (attempts.c.lease_until >= now()).label("leased")
     latest = (
         select(trials, attempts.c.ended_at.is_not(None).label("attempt_ended"), leased)
-        .join(
-            attempts,
-            (attempts.c.study_id == trials.c.study_id)
-            & (attempts.c.number == trials.c.number)
-            & (attempts.c.attempt == trials.c.attempt),
-        )
+        .join(attempts, of_latest_attempt)
         .where(trials.c.study_id == study.id)
         .order_by(trials.c.number)
     )

@@ -27,7 +27,7 @@ from storage.earlier_studies import EarlierStudy, record_earlier_studies
 from storage.errors import FactsChangedError, SettingsError, StudyExistsError, StudyNotFoundError
 from storage.objectives import ERROR, OBJECTIVES, objectives_of
 from storage.records.keys import of_study, study_key
-from storage.records.tables import attempts, now, seconds_spent, studies, trials
+from storage.records.tables import attempts, now, of_latest_attempt, seconds_spent, studies, trials
 from storage.tracking.outbox import StudyMessage, enqueue
 
 StudyState = Literal["open", "paused", "stopped", "archived"]
@@ -447,14 +447,9 @@ def _insert(
 def _progress_query() -> Select[Any]:
     """How many trials of a study are in each state, and which is the best."""
     ours = of_study(trials.c.study_id)
-    latest = (
-        (attempts.c.study_id == trials.c.study_id)
-        & (attempts.c.number == trials.c.number)
-        & (attempts.c.attempt == trials.c.attempt)
-    )
     silent = (
         select(func.count())
-        .select_from(trials.join(attempts, latest))
+        .select_from(trials.join(attempts, of_latest_attempt))
         .where(
             ours,
             trials.c.state == "running",

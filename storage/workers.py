@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from storage.database import Database
 from storage.errors import DatabaseError
-from storage.records.tables import attempts, metrics, now, studies, trials, workers
+from storage.records.tables import attempts, metrics, now, of_latest_attempt, studies, trials, workers
 from storage.trials.queue import LEASE_SECONDS, WorkerInfo
 
 EPOCH_SECONDS = "train/epoch_seconds"
@@ -196,12 +196,7 @@ def _trials_in_hand(
             seconds.label("seconds"),
         )
         .join(trials, trials.c.study_id == studies.c.id)
-        .join(
-            attempts,
-            (attempts.c.study_id == trials.c.study_id)
-            & (attempts.c.number == trials.c.number)
-            & (attempts.c.attempt == trials.c.attempt),
-        )
+        .join(attempts, of_latest_attempt)
         .where(attempts.c.ended_at.is_(None), attempts.c.lease_until >= now())
         .order_by(studies.c.name, trials.c.number)
     )

@@ -166,6 +166,12 @@ attempts = Table(
     Column("last_epoch", Integer, nullable=False),  # reached in this attempt; 0: none
     ForeignKeyConstraint(["study_id", "number"], [trials.c.study_id, trials.c.number]),
 )
+#: Joins a trial with its latest attempt.
+of_latest_attempt = (
+    (attempts.c.study_id == trials.c.study_id)
+    & (attempts.c.number == trials.c.number)
+    & (attempts.c.attempt == trials.c.attempt)
+)
 
 metrics = Table(
     "anitune_metrics",

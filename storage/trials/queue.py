@@ -26,7 +26,7 @@ from sqlalchemy import (
 from storage.database import Database
 from storage.lifecycle import locked_row
 from storage.records.keys import of_study, study_key
-from storage.records.tables import attempts, now, seconds_spent, studies, trials
+from storage.records.tables import attempts, now, of_latest_attempt, seconds_spent, studies, trials
 from storage.studies import Study
 from storage.tracking.outbox import TrialTagsMessage, enqueue
 from storage.trials import finalize, optuna_rows, paused
@@ -311,12 +311,7 @@ def _abandoned() -> Select[Any]:
     """Trials of a row of ``anitune_studies`` that no worker has, and that can be continued."""
     return (
         select(trials, attempts.c.ended_at.label("attempt_ended_at"))
-        .join(
-            attempts,
-            (attempts.c.study_id == trials.c.study_id)
-            & (attempts.c.number == trials.c.number)
-            & (attempts.c.attempt == trials.c.attempt),
-        )
+        .join(attempts, of_latest_attempt)
         .where(
             trials.c.study_id == studies.c.id,
             trials.c.state == "running",

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, get_args
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 
 from storage.database import Database
-from storage.records.tables import artifacts, attempts, metrics, now, seconds_spent, trials
+from storage.records.tables import artifacts, attempts, metrics, now, of_latest_attempt, seconds_spent, trials
 from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.queue import WorkerInfo
@@ -233,12 +233,7 @@ def _rows(connection: Connection, study: Study, number: int | None = None) -> li
             total.c.reached,
         )
         .join(total, total.c.number == trials.c.number)
-        .join(
-            attempts,
-            (attempts.c.study_id == trials.c.study_id)
-            & (attempts.c.number == trials.c.number)
-            & (attempts.c.attempt == trials.c.attempt),
-        )
+        .join(attempts, of_latest_attempt)
         .where(trials.c.study_id == study.id, *_only(trials, number))
         .order_by(trials.c.number)
     )
