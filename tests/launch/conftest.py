@@ -13,9 +13,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
@@ -254,7 +255,17 @@ def slurm() -> Iterator[dict[str, str]]:
             return answer.stdout.strip() == "idle"
 
         _until(idle, "slurmctld", folder / "slurmctld.log")
+        stack.callback(_kill_leftovers, environment["SLURM_CONF"])
         yield environment
+
+
+def _kill_leftovers(configuration: str) -> None:
+    """Kill what jobs left behind: where there are control groups, Slurm does it when a job ends."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            variables = process.environ()
+            if variables.get("SLURM_CONF") == configuration and "SLURM_JOB_ID" in variables:
+                process.kill()
 
 
 def _configure(folder: Path) -> None:
