@@ -79,7 +79,7 @@ def format_gain(summary: StudySummary) -> str | None:
         return None
     ended = ", so the study ends" if gain.is_noise and summary.budget.until_no_gain else ""
     return (
-        f"at most {gain.gain:.3f} kcal/mol (estimated from {gain.results} trials trained in full; less than"
+        f"at most {gain.gain:.3f} kcal/mol (estimated from the results of {gain.results} trials; less than"
         f" {gain.margin:.3f} kcal/mol cannot be told from chance{ended})"
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from search.documents import write_document
+from search.plural import count_of
 from trainer.config import AEVConfig, DataConfig, SplitConfig, dump_config
 from trainer.data.dataset import Dataset
 from trainer.data.splits import split_dataset
@@ -66,7 +67,7 @@ def study_template(dataset: Dataset, data: DataConfig, name: str) -> str:
     aev, features = _features(dataset)
     elements = " ".join(summary.elements)
     lines = [
-        f"# {summary.structures:,} structures of {_count(summary.molecules, 'molecule')} of {elements},"
+        f"# {summary.structures:,} structures of {count_of(summary.molecules, 'molecule')} of {elements},"
         f" {summary.atoms_per_structure:.1f} atoms each.",
         "# Written by `anitune study init`; docs/study-file.md describes every setting.",
         *_written({"name": name, "data": _not_default(data)}),
@@ -183,7 +184,3 @@ def _power_of_two(value: float, low: int, high: int) -> int:
 def _rounded(value: float, low: int, high: int) -> int:
     """Round to tens, within two bounds."""
     return int(min(high, max(low, round(value, -1))))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"

@@ -66,9 +66,10 @@ class ExpectedGain:
     Attributes
     ----------
     results
-        Number of results of full trainings that it was estimated from.
+        Number of results that it was estimated from: errors of full trainings, measured or predicted.
     gain
         Upper bound of the difference between the best error so far and that of the best configuration.
+        It is never above the best error, since no error is below zero.
     margin
         Difference below which two errors near the best cannot be told apart (95 %).
     """
@@ -160,6 +161,8 @@ class StudyProgress:
     best_number, best_value
         The complete trial with the smallest validation MAE (kcal/mol), if there is one. For a trial with
         replicates this is the mean over the seeds.
+    best_seeds
+        Number of trainings that this is the mean of.
     """
 
     name: str
@@ -167,6 +170,7 @@ class StudyProgress:
     trials: dict[str, int]
     best_number: int | None
     best_value: float | None
+    best_seeds: int = 1
 
     @property
     def ended(self) -> int:
@@ -481,7 +485,7 @@ def _best_mean_query() -> Select[Any]:
     original = func.coalesce(trials.c.replicate_of, trials.c.number)
     mean = func.avg(trials.c.value)
     return (
-        select(original.label("number"), mean.label("value"))
+        select(original.label("number"), mean.label("value"), func.count().label("seeds"))
         .where(of_study(trials.c.study_id), trials.c.state == "complete")
         .group_by(original)
         .order_by(mean, original)
@@ -499,9 +503,9 @@ _BEST_MEAN: Final = _best_mean_query()
 def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
     """The fields of :class:`StudyProgress`."""
     found = connection.execute(_PROGRESS, study_key(row.id)).one()
-    best: tuple[int | None, float | None] = (found.best_number, found.best_value)
+    best: tuple[int | None, float | None, int] = (found.best_number, found.best_value, 1)
     if found.replicate is not None and (mean := connection.execute(_BEST_MEAN, study_key(row.id)).first()):
-        best = (mean.number, mean.value)
+        best = (mean.number, mean.value, mean.seeds)
     return {
         "name": row.name,
         "budget": budget_of(row),
@@ -515,6 +519,7 @@ def _progress(connection: Connection, row: Row[Any]) -> dict[str, Any]:
         },
         "best_number": best[0],
         "best_value": best[1],
+        "best_seeds": best[2],
     }
 
 

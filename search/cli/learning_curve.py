@@ -19,6 +19,7 @@ from search.cli.options import Json
 from search.cli.output import make_console
 from search.cli.planned import recorded_task, run_planned
 from search.curve.learning_curve import LearningCurve, Options
+from search.plural import count_of, trials_named
 from search.work.forkserver import start_forkserver
 from storage.learning_curves import RecordedCurve
 from storage.studies import Study
@@ -64,10 +65,10 @@ def _plan_lines(curve: LearningCurve) -> list[str]:
     count, seconds = curve.estimate()
     sizes = ", ".join(f"{each.structures:,}" for each in curve.sizes)
     return [
-        f"trained      trials {', '.join(str(each.trial) for each in curve.candidates)}",
+        f"trained      {trials_named([each.trial for each in curve.candidates])}",
         f"each         on {sizes} training structures, with {curve.options.seeds} seeds",
         "larger       the best of them with the next larger network, on all",
-        f"to be done   {count} trainings, about {duration(seconds)}",
+        f"to be done   {count_of(count, 'training')}, about {duration(seconds)}",
     ]
 
 

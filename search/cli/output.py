@@ -256,8 +256,9 @@ def summary_lines(summary: StudySummary) -> list[str]:
     states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count) or "none yet"
     total = summary.epochs + summary.epochs_saved
     share = f" ({summary.epochs_saved / total:.0%} of the epochs that all trials would take)" if total else ""
+    of_seeds = f", mean over {summary.best_seeds} seeds" if summary.best_seeds > 1 else ""
     best = (
-        f"{summary.best_value:.3f} kcal/mol (validation MAE of trial {summary.best_number})"
+        f"{summary.best_value:.3f} kcal/mol (validation MAE of trial {summary.best_number}{of_seeds})"
         if summary.best_value is not None
         else "no complete trial yet"
     )

@@ -17,6 +17,7 @@ from search.cli.opening import opened_study
 from search.cli.options import Json
 from search.cli.output import make_console
 from search.cli.planned import recorded_task, run_planned
+from search.plural import count_of, trials_named
 from search.promote.plan import Options, PromotionPlan
 from search.promote.promotion import Promoter
 from search.work.forkserver import start_forkserver
@@ -100,17 +101,17 @@ def _plan_lines(promoter: Promoter) -> list[str]:
     plan = promoter.plan
     count, seconds = promoter.estimate()
     runs = " and ".join(
-        f"{plan.runs[kind]} runs on {number} {kind} folds" for kind, number in plan.folds.items()
+        f"{count_of(plan.runs[kind], 'run')} on {number} {kind} folds" for kind, number in plan.folds.items()
     )
     missing = [f"             no {kind} folds: {reason}" for kind, reason in plan.missing.items()]
     most = max(each.parameters for each in plan.candidates)
     return [
-        f"candidates   trials {', '.join(str(each.trial) for each in plan.candidates)},"
-        f" of at most {most:,} parameters",
+        f"candidates   {trials_named([each.trial for each in plan.candidates])};"
+        f" the largest network has {most:,} parameters",
         f"each         {runs}; {promoter.decisive} folds decide, as the study is split",
         *missing,
-        f"ensemble     {plan.options.ensemble} networks of the chosen one",
-        f"to be done   {count} trainings, about {duration(seconds)}",
+        f"ensemble     {count_of(plan.options.ensemble, 'network')} of the chosen one",
+        f"to be done   {count_of(count, 'training')}, about {duration(seconds)}",
     ]
 
 
@@ -122,12 +123,13 @@ def results_table(promotion: Promotion, plan: PromotionPlan, decisive: str) -> T
         " with its 95 % interval"
     )
     table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("architecture", no_wrap=True)
+    # The texts are wrapped where the line is too short, so that no number is cut off.
+    table.add_column("architecture", overflow="fold")
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("val MAE", justify="right", no_wrap=True)
     for kind in plan.folds:
         table.add_column(f"{kind} folds", justify="right", no_wrap=True)
-    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("difference", justify="right")
     table.add_column("")
     for result in promotion.results or []:
         chosen = result["trial"] == promotion.choice

@@ -12,6 +12,7 @@ from search.cli.opening import opened_study
 from search.cli.options import Json
 from search.cli.progress import progress_bar
 from search.cli.terminal import echo
+from search.plural import count_of
 from search.recorded import recorded_config
 from search.work.reproduce import (
     Place,
@@ -72,7 +73,7 @@ def _lines(
     reused = f" (whose result is that of trial {recorded.number})" if recorded.number != trial else ""
     allowed = f"within a relative {tolerance:g}" if tolerance else "bit for bit"
     lines = [
-        f"{study}: trial {trial}{reused}: {reproduction.epochs} epochs trained again on"
+        f"{study}: trial {trial}{reused}: {count_of(reproduction.epochs, 'epoch')} trained again on"
         f" {_place(reproduction.place)}, recorded on {', then '.join(map(_place, recorded.places))}"
     ]
     if recorded.places != (reproduction.place,):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from search.errors import SearchError
+from search.plural import trials_named
 from search.promote.statistics import Interval, paired_interval, spread
 
 FoldKind = Literal["structure", "molecule"]
@@ -135,8 +136,7 @@ def _reason(
             f"trial {best.trial} has the lowest error on {decisive} folds, and can be told apart from all"
             " others"
         )
-    numbers = [str(each.trial) for each in like_best if each is not best]
-    others = f"trial{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+    others = trials_named([each.trial for each in like_best if each is not best])
     cannot = (
         f"trial {best.trial} has the lowest error on {decisive} folds, but cannot be told apart from {others}"
     )

@@ -131,16 +131,16 @@ class Promoter:
         return by if by in self.plan.folds else next(iter(self.plan.folds))
 
     def estimate(self) -> tuple[int, float]:
-        """Estimate the number of remaining trainings, including the ensemble, and their time, s."""
+        """Estimate the number of remaining trainings, including the ensemble, and their time, s.
+
+        Until the candidate of the ensemble is known, these are the largest number and time of all candidates.
+        """
         waiting = self._trainings.waiting(self.plan.fold_trainings)
         seconds = sum(seconds_of(each, self.plan, self._task) for each in waiting)
-        if waiting:  # the candidate of the ensemble is not known yet
-            count = self.plan.options.ensemble
-            seconds += count * max(each.seconds for each in self.plan.candidates)
-        else:
-            chosen = self.plan.candidate(self._decide().number)
-            count = len(self._trainings.waiting(self._members(chosen)))
-            seconds += count * chosen.seconds
+        possible = self.plan.candidates if waiting else [self.plan.candidate(self._decide().number)]
+        missing = [(len(self._trainings.waiting(self._members(each))), each.seconds) for each in possible]
+        count = max(number for number, _ in missing)
+        seconds += max(number * each for number, each in missing)
         configs = [each.config for each in self.plan.candidates]
         at_once = concurrent_trials_by_memory(self._task, configs * len(self.plan.fold_trainings))
         return len(waiting) + count, seconds / at_once

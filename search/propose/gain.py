@@ -61,14 +61,16 @@ def expected_gain(config: StudyConfig, trials: Sequence[FrozenTrial], structures
     ]
     shown = with_predicted_errors(ours, config.epochs) if config.pauses else ours
     results = [trial for trial in shown if trial.state == TrialState.COMPLETE]
-    deviation = _deviation([trial for trial in ours if trial.state == TrialState.COMPLETE], structures)
+    full = [trial for trial in ours if trial.state == TrialState.COMPLETE]
+    deviation = _deviation(full, structures)
     if len(results) < FEWEST or deviation is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = RegretBoundEvaluator(seed=sampler_seed(config.seed, len(results)))
-    bound = evaluator.evaluate(results, StudyDirection.MINIMIZE)
-    return ExpectedGain(len(results), max(0.0, float(bound)), noise_margin(deviation))
+    bound = float(evaluator.evaluate(results, StudyDirection.MINIMIZE))
+    gain = min(max(0.0, bound), min(map(_error, full)))  # no error is below zero
+    return ExpectedGain(len(results), gain, noise_margin(deviation))
 
 
 def states_of_results(config: StudyConfig) -> tuple[str, ...]:

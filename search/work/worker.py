@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeVar
 from optuna.trial import FrozenTrial
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from search.plural import count_of
 from search.propose.earlier import EarlierTrials, learned
 from search.propose.enqueued import params_from_queue
 from search.propose.finalists import missing_replicates
@@ -335,8 +336,9 @@ class Worker:
             return True
         waited_for = patiently(lambda: open_trials(self._database, self._study)) - set(in_hand)
         if waited_for and not in_hand:
+            others = count_of(len(waited_for), "trial")
             self._say(
-                f"{self._study.name}: waiting for {len(waited_for)} trials of other workers; a dead worker"
+                f"{self._study.name}: waiting for {others} of other workers; a dead worker"
                 f" loses its trials within {LEASE_SECONDS:.0f} s"
             )
         # The trials of this worker may be the last before the finalists get further seeds.
@@ -410,7 +412,7 @@ class Worker:
                         progress=lambda stage, done, total: self._watcher.epoch(attempt.claim.number, done),
                     ),
                 )
-            log.say(f"{result.outcome} after {result.epochs} epochs")
+            log.say(f"{result.outcome} after {count_of(result.epochs, 'epoch')}")
             return self._end(attempt, folder, news, result)
         except (TrainingFailed, ConfigError, CheckpointError, TrialClosedError) as error:
             attempt.finish("failed", reason=str(error))
@@ -536,7 +538,7 @@ class Worker:
             return replace(news, state="interrupted")
         attempt.record_artifacts({file.relative_to(folder).as_posix(): file for file in result.artifacts})
         if result.outcome == "pruned":
-            reason = f"others were better after {result.epochs} epochs"
+            reason = f"others were better after {count_of(result.epochs, 'epoch')}"
             if self._config.pruner is not None and self._config.pruner.pauses:
                 most = self._config.pruner.max_paused
                 stays = attempt.pause(result.best_val_mae, reason, result.metrics, most)

@@ -100,6 +100,14 @@ def test_errors_that_follow_no_rule_leave_much_to_gain() -> None:
     assert not gain.is_noise
 
 
+def test_no_more_can_be_gained_than_the_best_error() -> None:
+    config = study()
+    found = trained(config, lambda share: 0.5 + 100 * ((7919 * round(29 * share)) % 31) / 31, 30)
+    gain = expected_gain(config, found, STRUCTURES)
+    assert gain is not None
+    assert gain.gain == min(trial.value for trial in found if trial.value is not None) == 0.5
+
+
 def test_the_same_results_give_the_same_estimate() -> None:
     config = study()
     one, other = (expected_gain(config, trained(config, valley, 25), STRUCTURES) for _ in range(2))

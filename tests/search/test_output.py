@@ -10,10 +10,14 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from search.cli.output import studies_table, summary_lines
+from search.cli.output import make_console, studies_table, summary_lines
 from search.cli.progress import _Bars, _Lines
+from search.cli.promote import results_table
+from search.promote.plan import FoldKind, Options, PromotionPlan
 from search.work.worker import TrialNews
+from storage.promotions import Promotion
 from storage.studies import Budget, StudySummary
+from storage.trials.queue import WorkerInfo
 
 
 def news(number: int, **changes: object) -> TrialNews:
@@ -61,6 +65,47 @@ def test_a_study_whose_limit_is_reached_is_not_called_open(changes: dict[str, An
     console.print(studies_table([study]))
     assert isinstance(console.file, io.StringIO)
     assert said in console.file.getvalue()
+
+
+def test_the_best_error_over_several_seeds_is_called_a_mean() -> None:
+    one = replace(summary(3), best_number=1, best_value=2.07)
+    assert "best         2.070 kcal/mol (validation MAE of trial 1)" in summary_lines(one)
+    best = "best         2.070 kcal/mol (validation MAE of trial 1, mean over 3 seeds)"
+    assert best in summary_lines(replace(one, best_seeds=3))
+
+
+def test_no_number_of_a_promotion_is_cut_off_where_architectures_are_long() -> None:
+    def folds(mean: float, difference: dict[str, float] | None) -> dict[str, Any]:
+        one = {"mean": mean, "spread": 0.25, "difference": difference, "told_apart": False}
+        return {"structure": one, "molecule": {**one, "mean": 10 * mean}}
+
+    long = "H 160-128-96 | C 144-112-96 | N 128-112-96 | O 128-112-96 celu, features near"
+    values = {"architecture": long, "parameters": 1_234_567, "val_mae": 2.125, "failed": None}
+    interval = {"mean": 1.875, "low": -30.5, "high": 34.25}
+    promotion = Promotion(
+        id=1,
+        plan={},
+        worker=WorkerInfo("w", "host", 1, "cpu", {}),
+        started=0.0,
+        ended=None,
+        results=[
+            {"trial": 31, "folds": folds(3.125, None), **values},
+            {"trial": 32, "folds": folds(5.375, interval), **values},
+        ],
+        choice=32,
+        reason=None,
+        test=None,
+        model_name=None,
+        model_version=None,
+    )
+    kinds: dict[FoldKind, int] = {"structure": 2, "molecule": 2}
+    plan = PromotionPlan(Options(), (), kinds, kinds, {}, ())
+    file = io.StringIO()
+    make_console(file=file).print(results_table(promotion, plan, "structure"))
+    shown = file.getvalue()
+    assert "…" not in shown
+    for number in ("31", "32", "2.125", "3.125 ± 0.250", "53.750 ± 0.250", "+1.875", "1,234,567", "chosen"):
+        assert number in shown
 
 
 def test_each_trial_that_is_trained_has_a_bar() -> None:
