@@ -273,6 +273,20 @@ def test_the_sampler_knows_from_the_beginning_what_was_good(kind: str) -> None:
     assert below[True] > 2 * below[False], rates_of
 
 
+def test_what_was_tried_first_is_not_drawn_again_by_the_seed_of_the_earlier_study() -> None:
+    config = study("methanol", sampler={"kind": "random"})
+    storage = InMemoryStorage()
+    made = optuna.create_study(study_name=config.name, storage=storage)
+    drawn = propose(storage, config, 1).params  # as in an earlier study with the same space and seed
+    hidden = [int(width) for width in drawn["hidden"].split("-")]
+    settings = {name: drawn[name] for name in ("activation", "learning_rate")}
+    known = learned(config, [copied(result(1, 0.5, hidden, **settings))])
+    first = propose(storage, config, 0, earlier=known)
+    assert first.params == drawn
+    made.add_trial(create_trial(value=1.0, params=dict(drawn), distributions=dict(distributions(config))))
+    assert propose(storage, config, 1, earlier=known).params["learning_rate"] != drawn["learning_rate"]
+
+
 def test_a_large_study_is_copied_in_part(database: Database) -> None:
     """The best are all kept, and the others keep their quantiles."""
     earlier = study("water", "sample", limits={"trials": 500})
