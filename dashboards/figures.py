@@ -73,7 +73,7 @@ def history(records: Sequence[StudyRecord], against: Literal["trials", "seconds"
 
 
 def cost(records: Sequence[StudyRecord], against: Cost = "parameters") -> Chart:
-    """Error against cost of the complete trials, with the Pareto front of trials that none beats in both."""
+    """Error against cost of the complete trials, with their Pareto front (storage/trials/front.py)."""
     figure = go.Figure()
     words = []
     for record, color in zip(records, _colors(records), strict=True):
@@ -129,8 +129,8 @@ def cost(records: Sequence[StudyRecord], against: Cost = "parameters") -> Chart:
     return make_chart(
         f"cost_{against}" if against != "parameters" else "cost",
         f"Error against {COSTS[against]}",
-        f"{ERROR}, against {COSTS[against]}. Trials that no other beats in both"
-        f" (Pareto front): {'; '.join(words) or 'none yet'}.",
+        f"{ERROR}, against {COSTS[against]}. Pareto front, of trials to"
+        f" which no other is at least as good in both: {'; '.join(words) or 'none yet'}.",
         set_axes(figure, COSTS[against], ERROR, log_x=True, log_y=True),
     )
 
@@ -189,9 +189,11 @@ def curves(
     figure.add_scatter(
         x=x,
         y=y,
-        mode="lines",
-        name=f"{len(rest)} others",
+        # A trial that was stopped after its first epoch has no line.
+        mode="lines+markers" if any(len(histories[number]) == 1 for number in rest) else "lines",
+        name=f"{len(rest)} other{'s' if len(rest) != 1 else ''}",
         line={"color": "rgba(140,148,160,0.35)", "width": 1},
+        marker={"size": 4},
         hoverinfo="skip",
     )
     for trial, color in zip(best, COLORS, strict=False):

@@ -124,7 +124,9 @@ def _best(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
     best = next((trial for trial in trials if trial.number == summary.best_number), None)
     if best is None:
         return "No trial is complete yet."
-    return f"Best: {_name(best)}, validation MAE **{best.value:.3f} kcal/mol** (trial {best.number})"
+    seeds = f", mean over {summary.best_seeds} seeds" if summary.best_seeds > 1 else ""
+    error = f"{summary.best_value:.3f} kcal/mol"
+    return f"Best: {_name(best)}, validation MAE **{error}** (trial {best.number}{seeds})"
 
 
 def _front(summary: StudySummary, trials: Sequence[TrialRow]) -> list[str]:

@@ -134,8 +134,9 @@ def _study(source: Source) -> list[Section]:
             Section(
                 "Error against cost",
                 (
-                    "A trial is on the Pareto front if no other is both more accurate and cheaper. Speed is"
-                    " that of training, on the machine and beside the other trainings that it ran with.",
+                    "A trial is on the Pareto front if no other is at least as good in both error and cost."
+                    " Speed is that of training, on the machine and beside the other trainings that it ran"
+                    " with.",
                 ),
                 charts=(figures.cost([record]), figures.cost([record], "structures_per_second")),
             ),
@@ -166,6 +167,8 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
     if not record.complete:
         return Section("Summary", (*text, "No trial is complete yet: there is no answer."))
     best = _first(board)
+    seeds = sum(trial.state == "complete" and trial.replicate_of is not None for trial in record.trials)
+    further = f"further seeds: {seeds}, " if seeds else ""
     head = "Answer"
     if (promoted := format_promoted(record)) is not None:
         text.append(f"Answer: {promoted}.")
@@ -174,7 +177,7 @@ def _summary(record: StudyRecord, board: Leaderboard, data: StudyData) -> Sectio
         f"{head}: {architecture_of(best.trial)} ({name_of(best.trial)}), with a validation MAE of"
         f" {error_of(best.trial):.3f}{_interval(best)} kcal/mol and"
         f" {best.trial.summary.get('parameters', 0):,.0f} parameters, the best of {len(record.complete)}"
-        f" complete trials (pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
+        f" complete trials ({further}pruned: {summary.trials['pruned']}, failed: {summary.trials['failed']})."
     )
     if record.front is not None:
         text.append(format_front(record.front, record.summary.objectives))
@@ -318,9 +321,9 @@ def _leaderboard(record: StudyRecord, board: Leaderboard) -> Section:
     ]
     if record.front is not None:
         text.append(
-            "Front: trials that no other beats in all objectives of the study; the knee is the one farthest"
-            " from the line between the ends of the front (error, and costs by their logarithms, scaled to"
-            " between 0 and 1)."
+            "Front: trials to which no other is at least as good in all objectives of the study; the knee is"
+            " the one farthest from the line between the ends of the front (error, and costs by their"
+            " logarithms, scaled to between 0 and 1)."
         )
     if any(trial.replicate_of is not None for trial in record.trials):
         text.append(

@@ -118,6 +118,16 @@ def test_curves_of_the_best_stand_out_of_the_rest(record: StudyRecord) -> None:
     ]
 
 
+def test_a_trial_that_was_stopped_after_one_epoch_can_be_seen(record: StudyRecord) -> None:
+    def modes(epochs: int) -> set[str]:
+        histories = {number: [(n + 1, 9.0 - n) for n in range(9)] for number in (0, 1, 4)}
+        figure = figures.curves(record, histories | {2: [(n + 1, 9.0) for n in range(epochs)]}).figure
+        return set(trace(figure, "1 other")["mode"].split("+"))
+
+    assert "markers" in modes(1)
+    assert modes(9) == {"lines"}
+
+
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_each_figure_can_be_shown_and_printed_also_of_an_empty_study(
     name: str, record: StudyRecord, make_record: MakeRecord

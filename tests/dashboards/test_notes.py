@@ -120,6 +120,11 @@ def test_an_optuna_trial_shows_its_plots_and_leads_to_its_run() -> None:
     assert "MLflow" not in optuna_trial_note(3, None, BEST, [])
 
 
+def test_the_best_of_the_finalists_has_its_mean() -> None:
+    note = optuna_study_note(3, replace(SUMMARY, best_value=0.9, best_seeds=3), [SECOND, BEST])
+    assert "validation MAE **0.900 kcal/mol** (trial 12, mean over 3 seeds)" in note
+
+
 def test_a_study_is_ranked_by_what_complete_trials_reached() -> None:
     note = optuna_study_note(3, SUMMARY, [SECOND, PRUNED, FAILED, BEST])
     assert "Best: `384-128-64-1 silu`, validation MAE **0.832 kcal/mol** (trial 12)" in note

@@ -146,6 +146,7 @@ def test_finalists_are_trained_with_further_seeds_also_after_an_interruption(
     best = complete_trials(trials)[0]
     of_best = [t.value or 0 for t in trials if best.number in (t.number, t.replicate_of)]
     assert (summary.best_number, summary.best_value) == (best.number, pytest.approx(sum(of_best) / 3))
+    assert summary.best_seeds == 3
     assert summary.budget.trials == len(trials) == summary.ended
     in_optuna = made.optuna.get_trials()
     assert in_optuna[3].params == in_optuna[trials[3].replicate_of or 0].params
