@@ -62,7 +62,8 @@ def main() -> None:
     atoms.calc.get_property("energy", atoms)
     results = atoms.calc.results
     print(f"minimum     {results['energy']:.4f} eV{'' if reached else ' (not reached)'}")
-    print(f"uncertainty {results['energy_spread']:.4f} eV; novelty {results['novelty']:.2f} (far above 1)")
+    print(f"uncertainty {results['energy_spread']:.4f} eV")
+    print(f"novelty     {results['novelty']:.2f} (above 1: far from the training data)")
     drift, departure, novelty = run_dynamics(atoms, options.picoseconds, options.kelvin, options.step)
     print(f"drift       {drift:+.4f} meV/atom/ps over {options.picoseconds:g} ps")
     print(f"departure   {departure:.4f} meV/atom at most")

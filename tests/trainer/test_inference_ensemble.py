@@ -160,6 +160,8 @@ def test_members_of_other_features_are_refused(task: Task) -> None:
 
 
 def test_what_is_no_model_is_named(task: Task, ensemble: Ensemble, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="artifact-uri models:/water@champion/artifacts/ensemble"):
+        Ensemble.open("models:/water@champion")
     with pytest.raises(ModelFileError, match="nowhere: cannot be read"):
         Ensemble.open(tmp_path / "nowhere")
     with pytest.raises(ModelFileError, match=r"neither ensemble\.json nor model\.safetensors"):

@@ -131,6 +131,11 @@ class Ensemble:
         ModelFileError
             if there is no model, or a file is damaged.
         """
+        if str(path).startswith("models:/"):
+            raise ModelFileError(
+                f"{path}: a folder is needed here: get it with"
+                f" `mlflow artifacts download --artifact-uri {path}/artifacts/ensemble --dst-path FOLDER`"
+            )
         path = Path(path)
         if not path.is_dir():
             return cls([load_model(path)])
