@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from storage.blobs.place import open_blobs
 from storage.earlier_studies import EarlierStudy, earlier_studies
 from storage.studies import Study, StudySummary, list_studies, summarize_study
 from storage.trials.front import front_of_several
-from storage.trials.views import TrialRow, complete_trials, trial_rows
+from storage.trials.views import TrialRow, complete_trials, errors_over_seeds, trial_rows
 from trainer.files import MODEL
 
 
@@ -78,10 +80,9 @@ def show(name: Name, as_json: Json = False) -> None:
 def best(name: Name, as_json: Json = False) -> None:
     """Show the best trial of a study: its settings, validation MAE, MLflow run and weights."""
     with opened_study(name) as study:
-        trial = next(iter(complete_trials(trial_rows(study.database, study))), None)
-        if trial is None:
-            raise SearchError(f"{name}: no trial is complete yet; see: anitune study show {name}")
-        values = best_values(study, trial)
+        values = best_values(study, trial_rows(study.database, study))
+    if values is None:
+        raise SearchError(f"{name}: no trial is complete yet; see: anitune study show {name}")
     if as_json:
         typer.echo(json.dumps(values, indent=2))
         return
@@ -89,8 +90,15 @@ def best(name: Name, as_json: Json = False) -> None:
         echo(f"{key:<20} {json.dumps(value) if isinstance(value, dict) else value}")
 
 
-def best_values(study: Study, trial: TrialRow) -> dict[str, Any]:
-    """Return what people want to know about the best trial of a study, by name."""
+def best_values(study: Study, trials: Sequence[TrialRow]) -> dict[str, Any] | None:
+    """Return what people want to know about the best trial of a study, by name, if a trial is complete.
+
+    The error of a finalist is the mean over its ``seeds``.
+    """
+    trial = next(iter(complete_trials(trials)), None)
+    if trial is None:
+        return None
+    errors = errors_over_seeds(trials)(trial)
     folder = study.database.settings.attempt_folder(study.name, trial.number, trial.attempt)
     weights = folder / MODEL
     if not weights.is_file():  # trained on another machine
@@ -100,7 +108,8 @@ def best_values(study: Study, trial: TrialRow) -> dict[str, Any]:
         "study": study.name,
         "trial": trial.number,
         "architecture": trial.tags["arch"],
-        "val_mae_kcalmol": trial.value,
+        "val_mae_kcalmol": statistics.fmean(errors),
+        "seeds": len(errors),
         "parameters": trial.params,
         "mlflow_run_id": trial.mlflow_run_id,
         "weights": str(weights),

@@ -41,7 +41,7 @@ from storage.lifecycle import CLOSED, study_state, wrong_state
 from storage.studies import Study
 from storage.tracking.process import start_relay, sync
 from storage.trials.front import front_of_several
-from storage.trials.views import complete_trials, trial_rows
+from storage.trials.views import trial_rows
 from storage.workers import WorkerHeartbeat
 from trainer.config import TrainConfig
 from trainer.errors import TrainerError
@@ -229,13 +229,13 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
     for other, rows in studies:
         if rows.rows is not None:
             console.print(rows_table(rows, trial_rows(database, other)))
-    trial = next(iter(complete_trials(trials)), None)
-    if trial is None:
+    values = best_values(study, trials)
+    if values is None:
         console.print(f"{study.name}: no trial is complete.", markup=False)
     else:
-        values = best_values(study, trial)
-        print_value(console, "Best architecture", f"{values['architecture']} (trial {trial.number})")
-        print_value(console, "Validation MAE", f"{trial.value:.3f} kcal/mol")
+        print_value(console, "Best architecture", f"{values['architecture']} (trial {values['trial']})")
+        of_seeds = f", mean over {values['seeds']} seeds" if values["seeds"] > 1 else ""
+        print_value(console, "Validation MAE", f"{values['val_mae_kcalmol']:.3f} kcal/mol{of_seeds}")
         print_value(console, "Plots", values["plots"])
     if (path := _write_report(database, study)) is not None:
         print_value(console, "Report", str(path))

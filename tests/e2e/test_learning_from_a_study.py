@@ -47,10 +47,11 @@ class Home:
         command = [sys.executable, "-m", "search.cli.main", "study", "run", str(file), "--pack", "1"]
         return command, {**os.environ, **self._environment}
 
-    def train(self, file: Path) -> None:
+    def train(self, file: Path) -> str:
         command, environment = self._process(file)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def train_and_kill(self, file: Path, checkpoint: Path) -> None:
         """Train until there is a checkpoint, and kill the process."""
@@ -91,7 +92,11 @@ def test_a_killed_study_goes_on_without_the_study_that_it_learned_from(
     home.train_and_kill(file, tmp_path / "home/trials/methanol/00000/attempt-1/checkpoint.safetensors")
 
     home.run("study", "delete", "water", "--yes")
-    home.train(file)
+    printed = home.train(file)
+    found = json.loads(home.run("study", "best", "methanol", "--json"))
+    assert f" {found['val_mae_kcalmol']:.3f} kcal/mol, mean over 2 seeds" in printed
+    assert f"(trial {found['trial']})" in printed
+    assert f" {found['val_mae_kcalmol']:.3f} kcal/mol (validation" in home.run("study", "show", "methanol")
     first = home.trials("methanol")[0]
     assert (first["state"], first["attempt"]) == ("complete", 2)
     assert first["parameters"] == {**best["parameters"], "epochs": 60, "seed": first["parameters"]["seed"]}
