@@ -438,6 +438,7 @@ def _insert(
         "facts": {},
         "created_at": now(),
         "asked": budget_values(budget),
+        "finalists_among": 0 if config.get("finalists") is not None else None,
         **budget_values(budget),
     }
     try:

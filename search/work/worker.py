@@ -60,7 +60,15 @@ from storage.trials.attempts import PATIENCE, Attempt
 from storage.trials.duplicate_configs import OriginalTrial
 from storage.trials.heartbeat import Heartbeat
 from storage.trials.paused import rung_results
-from storage.trials.queue import LEASE_SECONDS, Claim, WorkerInfo, add_replicates, claim_trial, open_trials
+from storage.trials.queue import (
+    LEASE_SECONDS,
+    Claim,
+    WorkerInfo,
+    add_replicates,
+    claim_trial,
+    may_choose_finalists,
+    open_trials,
+)
 from storage.trials.views import metric_history, trial_rows
 from trainer.config import SAME_NUMBERS, TrainConfig, compared_settings, dump_config, load_config
 from trainer.errors import CheckpointError, ConfigError, DeviceError, TrainerError, TrainingFailed
@@ -300,13 +308,11 @@ class Worker:
 
     def _add_replicates(self) -> bool:
         """Add further seeds of the finalists, if nothing else is left to train; return whether it did so."""
-        if self._config.finalists is None:
+        if not may_choose_finalists(self._database, self._study):
             return False
         trials = trial_rows(self._database, self._study)
         missing = missing_replicates(self._config, trials, len(self._task.split.validation))
-        return bool(missing) and add_replicates(
-            self._database, self._study, self._info, missing, known_trials=len(trials)
-        )
+        return add_replicates(self._database, self._study, self._info, missing, among=len(trials))
 
     def _end_without_gain(self) -> None:
         """End the study if going on is not worth it, judged by the results that it has now."""
@@ -341,8 +347,9 @@ class Worker:
                 f"{self._study.name}: waiting for {others} of other workers; a dead worker"
                 f" loses its trials within {LEASE_SECONDS:.0f} s"
             )
-        # The trials of this worker may be the last before the finalists get further seeds.
-        return bool(waited_for) or (bool(in_hand) and self._config.finalists is not None)
+        if in_hand:  # its other trials may be the last before the finalists get further seeds
+            return bool(waited_for) or self._config.finalists is not None
+        return bool(waited_for) or patiently(lambda: may_choose_finalists(self._database, self._study))
 
     def _say(self, why: str) -> None:
         if why != self._said:

@@ -103,6 +103,7 @@ studies = Table(
     Column("budget_epochs", Integer),
     Column("budget_until_no_gain", Boolean, nullable=False, server_default=false()),
     Column("gain", PlainJSON),  # the fields of ExpectedGain; null: not estimated
+    Column("finalists_among", Integer),  # number of trials when finalists were last chosen; null: it has none
     Column("asked", PlainJSON),  # the limits in the study file when it was last read
     Column("facts", PlainJSON, nullable=False),
     Column("state", String(16), nullable=False, server_default="open"),  # see storage.lifecycle

@@ -157,36 +157,37 @@ def claim_trial(
     return claim
 
 
-def add_replicates(
-    database: Database, study: Study, worker: WorkerInfo, of: Sequence[int], known_trials: int
-) -> bool:
-    """Add trials that train configurations of others with other seeds, once nothing else is left to train.
+def may_choose_finalists(database: Database, study: Study) -> bool:
+    """Whether nothing else is left to train, and the finalists were not chosen from all trials yet."""
+    with database.reading() as connection:
+        return connection.execute(_MAY_CHOOSE_FINALISTS, study_key(study.id)).first() is not None
 
-    They come on top of the limits of the study, and any worker may claim them.
+
+def add_replicates(
+    database: Database, study: Study, worker: WorkerInfo, of: Sequence[int], among: int
+) -> bool:
+    """Record that the finalists were chosen, and add the trials that they lack.
+
+    These train the configurations of finalists with other seeds. They come on top of the limits of the study,
+    and any worker may claim them. After them the finalists are chosen again.
 
     Parameters
     ----------
     of
         Number of the original of each new trial.
-    known_trials
-        Number of trials from which the originals were chosen.
+    among
+        Number of ended trials from which the finalists were chosen.
 
     Returns
     -------
-    Whether they were added: not if a trial runs, is paused, may begin, or has been added meanwhile.
+    Whether there is a new trial: not if another one runs, is paused, may begin, or has been added meanwhile.
     """
-    this = study_key(study.id)
     with database.writing() as connection:
         row = locked_row(connection, study)
-        count = connection.execute(
-            select(func.count()).select_from(trials).where(trials.c.study_id == study.id)
-        ).scalar_one()
+        this = study_key(study.id)
         if (
-            row.state != "open"
-            or count != known_trials
-            or connection.execute(_RUNNING, this).first() is not None
-            or paused.any_paused(connection, study.id)
-            or connection.execute(_WITHIN_BUDGET, this).first() is not None
+            connection.execute(_MAY_CHOOSE_FINALISTS, this).first() is None
+            or connection.execute(_BEGUN, this).scalar_one() != among
         ):
             return False
         for original in of:
@@ -199,10 +200,11 @@ def add_replicates(
                 .where(attempts.c.study_id == study.id, attempts.c.number == number)
                 .values(ended_at=now(), outcome="handed_back", reason=f"another seed of trial {original}")
             )
-        if row.budget_trials is not None:
-            more = row.budget_trials + len(of)
-            connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=more))
-    return True
+        more = {} if row.budget_trials is None else {"budget_trials": row.budget_trials + len(of)}
+        connection.execute(
+            update(studies).where(studies.c.id == study.id).values(finalists_among=among, **more)
+        )
+    return bool(of)
 
 
 def open_trials(database: Database, study: Study) -> set[int]:
@@ -229,7 +231,9 @@ def worker_tags(worker: WorkerInfo, attempt: int) -> dict[str, str]:
 
 
 def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
-    """Name of the first open study with a trial to claim, by priority, then by age.
+    """Name of the first open study with work for a worker now, by priority, then by age.
+
+    There is work if there is a trial to claim, or finalists are to be chosen.
 
     Parameters
     ----------
@@ -244,7 +248,8 @@ def next_study(database: Database, leave: Collection[str] = ()) -> str | None:
             # While other trials train, the next paused trial to promote is not known.
             _abandoned().exists()
             | (_in_state("paused").exists() & ~_in_state("running").exists())
-            | _within_budget(),
+            | _within_budget()
+            | _may_choose_finalists(),
         )
         .order_by(studies.c.priority.desc(), studies.c.id)
         .limit(1)
@@ -287,11 +292,27 @@ def _promote_or_begin(
 
 def _within_budget() -> ColumnElement[bool]:
     """Condition that a row of ``anitune_studies`` has budget left."""
-    begun = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
     return and_(
-        studies.c.budget_trials.is_(None) | (begun.scalar_subquery() < studies.c.budget_trials),
+        studies.c.budget_trials.is_(None) | (_begun() < studies.c.budget_trials),
         _within_effort(),
     )
+
+
+def _may_choose_finalists() -> ColumnElement[bool]:
+    """Condition that finalists of a row of ``anitune_studies`` are to be chosen, as nothing else is left."""
+    return and_(
+        studies.c.state == "open",
+        studies.c.finalists_among != _begun(),
+        ~_in_state("running").exists(),
+        ~_in_state("paused").exists(),
+        ~_within_budget(),
+    )
+
+
+def _begun() -> ScalarSelect[int]:
+    """Number of trials of a row of ``anitune_studies``."""
+    count = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
+    return count.scalar_subquery()
 
 
 def _within_effort() -> ColumnElement[bool]:
@@ -541,6 +562,8 @@ def _is(trial: Row[Any]) -> tuple[Any, ...]:
 
 _WITHIN_BUDGET: Final = select(studies.c.id).where(of_study(), _within_budget())
 _WITHIN_EFFORT: Final = select(studies.c.id).where(of_study(), _within_effort())
+_MAY_CHOOSE_FINALISTS: Final = select(studies.c.id).where(of_study(), _may_choose_finalists())
+_BEGUN: Final = select(_begun()).where(of_study())
 _RUNNING: Final = (
     select(trials.c.number)
     .where(of_study(trials.c.study_id), trials.c.state == "running", trials.c.told.is_(False))

@@ -176,14 +176,14 @@ def test_replicates_are_added_once_and_only_when_nothing_else_is_left(
     database: Database, data_file: Path
 ) -> None:
     made = begin(database, data_file)
-    assert not add_replicates(database, made, WORKER, [0], known_trials=0), "a trial may begin"
+    assert not add_replicates(database, made, WORKER, [0], among=0), "a trial may begin"
     claim = claim_trial(database, made, WORKER)
     assert claim is not None
-    assert not add_replicates(database, made, WORKER, [0], known_trials=1), "a trial runs"
+    assert not add_replicates(database, made, WORKER, [0], among=1), "a trial runs"
     Attempt(database, made, claim).finish("failed", reason="for a test")
-    assert not add_replicates(database, made, WORKER, [0], known_trials=2), "a trial was added meanwhile"
-    assert add_replicates(database, made, WORKER, [0, 0], known_trials=1)
-    assert not add_replicates(database, made, WORKER, [0, 0], known_trials=1), "another worker was faster"
+    assert not add_replicates(database, made, WORKER, [0], among=2), "a trial was added meanwhile"
+    assert add_replicates(database, made, WORKER, [0, 0], among=1)
+    assert not add_replicates(database, made, WORKER, [0, 0], among=1), "another worker was faster"
     claims = [claim_trial(database, made, WORKER) for _ in range(3)]
     assert [each and (each.number, each.replicate_of) for each in claims] == [(1, 0), (2, 0), None]
 

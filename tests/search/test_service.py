@@ -176,3 +176,34 @@ def test_the_data_of_two_studies_is_read_once_where_it_is_the_same(
         make(name, split={"seed": seed})
     serve(database, Course())
     assert read == [0, 1]
+
+
+SEEDS = {
+    "finalists": {"seeds": 2, "most": 2},
+    "space": {"learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
+}
+
+
+def test_finalists_get_their_seeds(database: Database, make: Callable[..., Study]) -> None:
+    study = make("seeds", **SEEDS)
+    course = Course()
+    serve(database, course)
+    assert course.ends == [("seeds", n) for n in range(4)]
+    assert sorted(t.replicate_of for t in trial_rows(database, study)[2:]) == [0, 1]
+    assert next_study(database) is None
+
+
+def test_finalists_get_their_seeds_though_the_last_worker_is_gone(
+    database: Database, make: Callable[..., Study]
+) -> None:
+    study, stop = make("seeds", **SEEDS), StopRequest()
+
+    def leave_after_the_last(study: str, number: int) -> None:
+        if number == 1:
+            stop.ask(signal.SIGTERM)
+
+    serve(database, Course(leave_after_the_last), stop=stop)
+    assert len(trial_rows(database, study)) == 2
+    course = Course()
+    serve(database, course)
+    assert course.ends == [("seeds", 2), ("seeds", 3)]

@@ -19,7 +19,8 @@ from storage.records import schema
 from storage.records.tables import VERSION_TABLE, metadata
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, list_studies
-from storage.trials.queue import WorkerInfo
+from storage.trials.attempts import Attempt
+from storage.trials.queue import WorkerInfo, claim_trial, next_study
 
 
 @pytest.fixture
@@ -101,6 +102,21 @@ def test_evaluations_stay_and_learn_of_which_test_set_they_are(
         assert connection.exec_driver_sql("SELECT number FROM anitune_openings").scalars().all() == [3]
         schema.upgrade(connection)
     assert evaluations_on_test_set(database, study) == [replace(before, ensemble=None)]
+
+
+def test_finalists_of_existing_studies_are_still_to_be_chosen(
+    database: Database, make_study: Callable[..., Study], worker: WorkerInfo
+) -> None:
+    plain = make_study("plain", trials=1)
+    seeds = create_study(database, "seeds", {"finalists": {"seeds": 2, "most": 2}}, Budget(trials=1))
+    with database.writing() as connection:
+        command.downgrade(schema._config(connection), "0019")
+        schema.upgrade(connection)
+    for study in (plain, seeds):
+        claim = claim_trial(database, study, worker)
+        assert claim is not None
+        Attempt(database, study, claim).finish("complete", value=1.0)
+    assert next_study(database) == "seeds"
 
 
 def test_each_database_has_a_marker_of_its_own(settings: Settings, tmp_path: Path) -> None:
