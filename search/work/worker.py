@@ -283,8 +283,7 @@ class Worker:
             if any(claim.last_chance for claim in in_hand.values()):
                 return None, True
             early = self._early_rows()
-            if self._study.budget.until_no_gain:
-                patiently(self._end_without_gain)
+            patiently(self._end_without_gain)
 
             def next_trial() -> Claim | None:
                 return claim_trial(
@@ -315,7 +314,7 @@ class Worker:
         return add_replicates(self._database, self._study, self._info, missing, among=len(trials))
 
     def _end_without_gain(self) -> None:
-        """End the study if going on is not worth it, judged by the results that it has now."""
+        """End the study if that is a limit of it and going on is not worth it, by the results that it has now."""
         results = results_without_gain(self._database, self._study, states_of_results(self._config))
         if results is None or results < FEWEST:
             return

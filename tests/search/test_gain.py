@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -207,10 +208,19 @@ def test_a_study_without_this_limit_is_never_ended_by_it(database: Database) -> 
 
 
 def work(
-    database: Database, config: StudyConfig, task: Task, leave_after: int | None = None
+    database: Database,
+    config: StudyConfig,
+    task: Task,
+    leave_after: int | None = None,
+    before: Callable[[int], object] = lambda begun: None,
 ) -> list[TrialRow]:
     ((made, _),), _ = create_studies(database, config)
-    begun = iter(range(leave_after or 10_000))
+    begun = itertools.count()
+
+    def leave() -> bool:
+        before(number := next(begun))
+        return number == leave_after
+
     Worker(
         database,
         open_study(database, made.name),
@@ -219,21 +229,26 @@ def work(
         SilentWatcher(),
         StopRequest(),
         start_relay=lambda study: None,
-        leave=lambda: next(begun, None) is None,
+        leave=leave,
     ).work()
     return trial_rows(database, made)
+
+
+def soon_known(data_file: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
+    """Return a study that ends after a few of its thirty trials."""
+    monkeypatch.setattr(gain_module, "FEWEST", 5)
+    monkeypatch.setattr(worker_module, "FEWEST", 5)
+    # With one seed for all trials the error is a smooth function of the learning rate.
+    training = {"epochs": 1, "hidden": [4], "device": "cpu", "activation": "celu", "seed": 1}
+    space = SPACE | {"learning_rate": {"low": 1e-3, "high": 2e-3}}
+    return study(data_file, training=training, space=space, limits={"trials": 30, "until_no_gain": True})
 
 
 def test_a_study_ends_at_the_same_trial_also_if_its_worker_was_replaced(
     tmp_path: Path, data_file: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that leaves right after the decisive result leaves the decision to the next one."""
-    monkeypatch.setattr(gain_module, "FEWEST", 5)
-    monkeypatch.setattr(worker_module, "FEWEST", 5)
-    # With one seed for all trials the error is a smooth function of the learning rate.
-    training = {"epochs": 1, "hidden": [4], "device": "cpu", "activation": "celu", "seed": 1}
-    space = SPACE | {"learning_rate": {"low": 1e-3, "high": 2e-3}}
-    config = study(data_file, training=training, space=space, limits={"trials": 30, "until_no_gain": True})
+    config = soon_known(data_file, monkeypatch)
     found = []
     for shifts in ((None,), (6, 1, None)):
         home = tmp_path / f"home-{len(shifts)}"
@@ -246,6 +261,21 @@ def test_a_study_ends_at_the_same_trial_also_if_its_worker_was_replaced(
             assert summary.gain.results == len(trials) == summary.budget.trials < 30
             found.append((summary.gain, [(trial.config, trial.value) for trial in trials]))
     assert found[0] == found[1]
+
+
+def test_a_running_worker_ends_a_study_whose_file_has_just_got_this_limit(
+    database: Database, data_file: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = soon_known(data_file, monkeypatch)
+
+    def edit(begun: int) -> None:
+        if begun == 20:
+            create_studies(database, config)
+
+    trials = work(
+        database, replace(config, limits=replace(config.limits, until_no_gain=False)), task, before=edit
+    )
+    assert len(trials) == 20
 
 
 def test_the_limit_may_change_later(database: Database, data_file: Path) -> None:
