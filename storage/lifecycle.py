@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, ScalarSelect, func, select, update
 
 from storage.database import Database
 from storage.errors import FactsChangedError, StudyNotFoundError, StudyStateError
@@ -151,7 +151,8 @@ def results_without_gain(database: Database, study: Study, states: Collection[st
 def record_gain(database: Database, study: Study, gain: ExpectedGain) -> bool:
     """Record how much could be left to gain, and end the study if that is within the noise.
 
-    From then on no trial begins; running and paused ones end as with any other limit.
+    From then on no trial begins; running and paused ones end as with any other limit. What they show later,
+    and the further seeds of finalists, does not replace the reason for which the study has ended.
 
     Returns
     -------
@@ -159,8 +160,12 @@ def record_gain(database: Database, study: Study, gain: ExpectedGain) -> bool:
     """
     with database.writing() as connection:
         row = locked_row(connection, study)
-        if row.gain is not None and row.gain["results"] > gain.results:
-            return False  # another worker knows more
+        if row.gain is not None:
+            known = ExpectedGain(**row.gain)
+            begun = connection.execute(select(_begun(study))).scalar_one()
+            has_ended = row.budget_until_no_gain and known.is_noise and begun == row.budget_trials
+            if known.results > gain.results or (has_ended and not gain.is_noise):
+                return False  # another worker knows more, or the study has ended
         connection.execute(update(studies).where(studies.c.id == study.id).values(gain=asdict(gain)))
         ends = bool(row.budget_until_no_gain) and gain.is_noise
         if ends:
@@ -169,8 +174,12 @@ def record_gain(database: Database, study: Study, gain: ExpectedGain) -> bool:
 
 
 def _limit_to_begun(connection: Connection, study: Study) -> None:
-    begun = select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
-    connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun))
+    connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=_begun(study)))
+
+
+def _begun(study: Study) -> ScalarSelect[int]:
+    """Number of trials of a study."""
+    return select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
 
 
 def lease_holders(connection: Connection, study: Study) -> list[str]:

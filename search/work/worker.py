@@ -314,7 +314,7 @@ class Worker:
         return add_replicates(self._database, self._study, self._info, missing, among=len(trials))
 
     def _end_without_gain(self) -> None:
-        """End the study if that is a limit of it and going on is not worth it, by the results that it has now."""
+        """End the study if that is a limit of it, and going on is not worth it by its results until now."""
         results = results_without_gain(self._database, self._study, states_of_results(self._config))
         if results is None or results < FEWEST:
             return

@@ -195,8 +195,13 @@ def test_no_trial_begins_after_the_end_and_running_ones_go_on(database: Database
     # A worker that knew fewer results changes nothing.
     assert not record_gain(database, made, ExpectedGain(20, 0.2, 0.1))
     assert summarize_study(database, made).gain == ExpectedGain(21, 0.05, 0.1)
+    # What the last trials show is not the reason of the end.
+    assert not record_gain(database, made, ExpectedGain(22, 0.2, 0.1))
+    assert summarize_study(database, made).gain == ExpectedGain(21, 0.05, 0.1)
     # A person may go on.
     assert extend_budget(database, made, Budget(trials=1)).until_no_gain
+    assert not record_gain(database, made, ExpectedGain(22, 0.2, 0.1))
+    assert summarize_study(database, made).gain == ExpectedGain(22, 0.2, 0.1)
     assert claim_trial(database, made, WORKER) is not None
 
 
