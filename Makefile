@@ -78,7 +78,7 @@ test-system: test-browser test-slurm ## run all tests that need system programs 
 test-compose: install-dev ## test the team server in containers (apt-get install docker.io docker-compose debootstrap)
 	ANITUNE_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -m "compose"
 
-chaos: install-dev ## kill the workers and servers of a real study for ten minutes, and report what was lost
+chaos: install-dev ## kill the workers and servers of two real studies, five minutes each, and report what was lost (CHAOS_ARGS=--help)
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 # This runs outside the virtual environment, because the machine may have its own torch for its GPU.

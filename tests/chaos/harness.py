@@ -16,18 +16,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 
+from search.cli.create import create_studies
 from search.errors import SearchError
+from search.recorded import recorded_config
+from search.study import study_from_values
 from search.work.reproduce import recorded_trial
-from storage.database import open_database
+from search.work.stopping import StopRequest
+from search.work.worker import SilentWatcher, Worker
+from storage.database import Database, open_database
+from storage.earlier_studies import earlier_studies
 from storage.errors import DatabaseError
 from storage.lifecycle import change_state
 from storage.records.tables import attempts, relays
 from storage.settings import Settings
-from storage.studies import Study, StudyState, open_study
+from storage.studies import Budget, Study, StudyState, create_study
 from storage.tokens import make_token
 from storage.trials.views import TrialRow, metric_history, trial_rows
 from tests.chaos.fleet import Fleet
@@ -35,26 +41,13 @@ from tests.chaos.paused_workers import PausedWorkers
 from tests.chaos.plan import DESCRIPTIONS, FaultPlan, Kind
 from tests.chaos.report import ChaosReport
 from tests.chaos.reproduce import differing
+from tests.chaos.rules import broken_rules, differing_files, ended_study
 from tests.chaos.servers import MlflowServer, PostgreSQL, Wire
+from tests.chaos.study_files import earlier_study_file, study_file
+from trainer.progress import no_progress
+from trainer.task import prepare_task
 
 logger = logging.getLogger("anitune")
-
-STUDY = """
-name: chaos
-data: {{files: [sample]}}
-space:
-  layers: {{low: 1, high: 2}}
-  width: {{low: 8, high: 16, step: 8}}
-  activation: {{choices: [celu, silu]}}
-  dropout: {{low: 0.0, high: 0.2}}
-  learning_rate: {{low: 1.0e-3, high: 3.0e-3, log: true}}
-  batch_size: {{choices: [64, 128]}}
-  weight_decay: 1.0e-6
-training: {{epochs: {epochs}, device: cpu, ema_decay: 0.9, checkpoint_seconds: 1}}
-sampler: {{kind: tpe, startup_trials: 8}}
-pruner: {{kind: asha, min_epochs: 8, reduction_factor: 3}}
-limits: {{trials: {trials}}}
-"""
 
 R = TypeVar("R")
 
@@ -89,11 +82,10 @@ def run_chaos(plan: FaultPlan) -> ChaosReport:
             "ANITUNE_LEASE_SECONDS": str(plan.lease),
             "OMP_NUM_THREADS": "1",
         }
-        file = folder / "study.yaml"
-        file.write_text(STUDY.format(epochs=plan.epochs, trials=plan.trials))
-        _anitune(environment, "study", "create", str(file))
         database = stack.enter_context(open_database(settings))
-        study = open_study(database, "chaos")
+        if plan.study == "finalists":
+            _train(_create(database, earlier_study_file()))
+        study = _create(database, study_file(plan.study, plan.trials, plan.epochs, plan.seeds))
         fleet = Fleet(study, plan.workers, folder / "logs", environment)
         stack.callback(fleet.end)
         return _Chaos(plan, study, fleet, postgresql, mlflow, wire, environment).run()
@@ -117,6 +109,7 @@ class _Chaos:
         self._mlflow = mlflow
         self._wire = wire
         self._environment = environment
+        self._learns_from = earlier_studies(study.database, study)
         self._chance = random.Random(plan.seed)
         self._injected: Counter[Kind] = Counter()
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -126,6 +119,7 @@ class _Chaos:
         self._mlflow_away = False
         self._last_of_server: Kind | None = None
         self._paused = False
+        self._may_end_early = False
 
     def run(self) -> ChaosReport:
         began = time.monotonic()
@@ -148,9 +142,12 @@ class _Chaos:
                     break
             if due is None and any(trial.epochs > 0 for trial in trials):
                 due = time.monotonic()  # the imports of the workers do not count
+            if not self._may_end_early and self._had_all_but_the_last():
+                _patiently(self._let_it_end_early)  # not before, as the study may end at the next trial
             while (
                 due is not None
                 and faults
+                and self._is_time_of(faults, trials)
                 and (time.monotonic() >= due + faults[0][0] or self._is_late(faults, trials))
             ):
                 delay, kind = faults.pop(0)
@@ -206,6 +203,23 @@ class _Chaos:
             missed.append(self._missed_relays.pop())
         return missed
 
+    def _had_all_but_the_last(self) -> bool:
+        """Whether all faults have had an effect but those that wait for the finalists."""
+        reached, late = self._reached(), self._plan.of_finalists
+        return all(reached[kind] >= count - late.get(kind, 0) for kind, count in self._plan.counts.items())
+
+    def _let_it_end_early(self) -> None:
+        """Let a study of one objective end without gain, as if its file had been edited."""
+        if len(self._study.objectives) == 1:
+            budget = Budget(self._plan.trials, until_no_gain=True)
+            create_study(self._study.database, self._study.name, self._study.config, budget)
+        self._may_end_early = True
+
+    def _is_time_of(self, faults: Sequence[object], trials: list[TrialRow]) -> bool:
+        """Whether the next of the remaining faults may come: the last ones wait for the finalists."""
+        late = sum(self._plan.of_finalists.values())
+        return len(faults) > late or any(trial.replicate_of is not None for trial in trials)
+
     def _reached(self) -> Counter[Kind]:
         return self._injected + self._fleet.reached + Counter[Kind]({"stop": self._paused_workers.overtaken})
 
@@ -245,7 +259,8 @@ class _Chaos:
         return _patiently(lambda: trial_rows(self._study.database, self._study))
 
     def _have_ended(self, trials: list[TrialRow]) -> bool:
-        return len(trials) >= self._plan.trials and all(trial.ended is not None for trial in trials)
+        """Whether nothing is left to train, as a worker that has ended found."""
+        return self._fleet.ends[0] > 0 and all(trial.ended is not None for trial in trials)
 
     def _is_late(self, faults: Sequence[object], trials: list[TrialRow]) -> bool:
         """Whether the study would end before the remaining faults have come."""
@@ -294,7 +309,13 @@ class _Chaos:
             for trial in trials
             if trial.state in ("complete", "pruned")
         ]
+        settings = self._study.database.settings
+        ended = ended_study(self._study, self._plan.trials, self._learns_from)
         logger.info("chaos: reproducing %d trials without faults", len(recorded))
+        features = settings.home / "features-again"
+        different = differing(self._study.config, features, recorded, os.cpu_count() or 1)
+        replicates = len(trials) - len(ended.searched)
+        asked = replicates + (len(ended.searched) if ended.without_gain else self._plan.trials)
         with self._study.database.reading() as connection:
             tried = connection.execute(
                 select(attempts).where(attempts.c.study_id == self._study.id).order_by(attempts.c.attempt)
@@ -307,14 +328,13 @@ class _Chaos:
             restarted += bool(reached[attempt.number] and from_the_start)
             reached[attempt.number] = max(reached[attempt.number], attempt.last_epoch)
         folders = {
-            trial.number: self._study.database.settings.attempt_folder(
-                self._study.name, trial.number, trial.attempt
-            )
+            trial.number: settings.attempt_folder(self._study.name, trial.number, trial.attempt)
             for trial in trials
         }
         keys = max((len(rows) for rows in history.values()), default=0)
         return ChaosReport(
             seed=self._plan.seed,
+            study=self._plan.study,
             seconds=time.monotonic() - began,
             faults={kind: faults[kind] for kind in DESCRIPTIONS},
             required={kind: self._plan.counts.get(kind, 0) for kind in DESCRIPTIONS},
@@ -324,18 +344,16 @@ class _Chaos:
             trials=dict(Counter(trial.state for trial in trials)),
             attempts=len(tried),
             metrics=sum(len(rows) for each in history.values() for rows in each.values()),
-            trials_lost=self._plan.trials - sum(trial.state in ("complete", "pruned") for trial in trials),
+            trials_lost=asked - sum(trial.state in ("complete", "pruned") for trial in trials),
             trials_duplicated=sum("another run" in line["difference"] for line in verified["differences"])
             + sum("Optuna has it" in line["difference"] for line in verified["differences"]),
             metrics_lost=sum(
                 trial.epochs * keys - sum(len(rows) for rows in history[trial.number].values())
                 for trial in trials
             ),
-            overshoot=max(0, len(trials) - self._plan.trials),
+            overshoot=max(0, len(ended.searched) - self._plan.trials),
             restarted=restarted,
-            differing=differing(
-                self._study.config, self._study.database.settings.features, recorded, os.cpu_count() or 1
-            ),
+            differing=different,
             stale_checkpoints=sum(
                 _epochs_of_checkpoint(folders[trial.number]) != trial.epochs for trial in trials
             ),
@@ -349,7 +367,23 @@ class _Chaos:
                 f"{'study' if line['trial'] is None else line['trial']}: {line['difference']}"
                 for line in verified["differences"]
             ],
+            broken_rules=broken_rules(ended, self._mlflow),
+            differing_features=differing_files(settings.features, features),
+            ended_without_gain=ended.without_gain,
         )
+
+
+def _create(database: Database, values: dict[str, Any]) -> Study:
+    """Create a study from the contents of a study file."""
+    ((study, _),), _ = create_studies(database, study_from_values(values, "the study of chaos"))
+    return study
+
+
+def _train(study: Study) -> None:
+    """Train a study undisturbed, and deliver nothing to MLflow."""
+    config = recorded_config(study)
+    task = prepare_task(config.task, study.database.settings.features, no_progress)
+    Worker(study.database, study, config, task, SilentWatcher(), StopRequest(), lambda _: None).work()
 
 
 def _patiently(action: Callable[[], R]) -> R:

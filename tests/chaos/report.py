@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.chaos.plan import DESCRIPTIONS, Kind
+from tests.chaos.study_files import StudyName
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,13 @@ class ChaosReport:
     awakened : folders written by workers that had lost their trial, which nobody reads
     woken_wrote : rows of the record that such workers added or changed
     differences : differences found by ``study verify``
+    broken_rules : what differs from what the settings of the study promise
+    differing_features : files of feature stores that differ from those that are computed undisturbed
+    ended_without_gain : whether the study ended because nothing was left to gain
     """
 
     seed: int
+    study: StudyName
     seconds: float
     faults: dict[str, int]
     required: dict[str, int]
@@ -51,6 +56,9 @@ class ChaosReport:
     awakened: int
     woken_wrote: int
     differences: list[str]
+    broken_rules: list[str]
+    differing_features: list[str]
+    ended_without_gain: bool
 
     @property
     def missing_faults(self) -> dict[str, int]:
@@ -71,6 +79,8 @@ class ChaosReport:
             or self.stale_checkpoints
             or self.woken_wrote
             or self.differences
+            or self.broken_rules
+            or self.differing_features
             or self.missing_faults
         )
 
@@ -79,11 +89,12 @@ class ChaosReport:
         ends = ", ".join(f"{code}: {count}" for code, count in self.worker_ends.items())
         states = ", ".join(f"{count} {state}" for state, count in self.trials.items())
         return [
-            f"chaos, seed {self.seed}: {self.seconds:.0f} s",
+            f"chaos, study {self.study}, seed {self.seed}: {self.seconds:.0f} s",
             *(self._fault_line(kind) for kind in DESCRIPTIONS),
             f"        workers ended with {ends}",
             *(f"        {words}" for words in self.last_words),
-            f"study: {states}; {self.attempts} attempts, {self.metrics:,} metric values",
+            f"study: {states}; {self.attempts} attempts, {self.metrics:,} metric values"
+            + (", nothing left to gain" if self.ended_without_gain else ""),
             f"  {self.trials_lost:>4}  trials lost",
             f"  {self.trials_duplicated:>4}  trials duplicated",
             f"  {self.metrics_lost:>4}  metrics lost",
@@ -95,6 +106,9 @@ class ChaosReport:
             f"  {self.woken_wrote:>4}  rows written by workers after their trial was taken over",
             f"  {len(self.differences):>4}  differences between SQL, Optuna and MLflow",
             *(f"        {line}" for line in self.differences),
+            f"  {len(self.differing_features):>4}  files of features that differ from ones computed again",
+            f"  {len(self.broken_rules):>4}  differences from what the study file asks for",
+            *(f"        {line}" for line in self.broken_rules),
             *(f"  MISSING: {count} x {DESCRIPTIONS[kind]}" for kind, count in self.missing_faults.items()),  # type: ignore[index]
         ]
 

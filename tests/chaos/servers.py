@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -101,6 +103,18 @@ class MlflowServer:
             return httpx.get(f"{self.url}/health", trust_env=False, timeout=2).status_code == 200
         except httpx.TransportError:
             return False
+
+    def values_of_metric(self, key: str) -> list[tuple[str, float]]:
+        """Run and value of each record of a metric, from the server's database."""
+        return self._read("SELECT run_uuid, value FROM metrics WHERE key = ?", key)
+
+    def values_of_tag(self, key: str) -> list[tuple[str, str]]:
+        """Run and value of each record of a tag, from the server's database."""
+        return self._read("SELECT run_uuid, value FROM tags WHERE key = ?", key)
+
+    def _read(self, query: str, key: str) -> list[tuple[str, Any]]:
+        with contextlib.closing(sqlite3.connect(self._folder / "mlflow.db")) as connection:
+            return connection.execute(query, (key,)).fetchall()
 
     def kill(self) -> None:
         """Kill all processes of the server at once."""

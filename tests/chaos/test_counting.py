@@ -187,9 +187,10 @@ def test_a_worker_that_had_ended_was_not_paused(
 
 
 def report(**faults: int) -> ChaosReport:
-    counts = {str(kind): count for kind, count in short_plan(1).counts.items()}
+    counts = {str(kind): count for kind, count in short_plan(1, "front").counts.items()}
     return ChaosReport(
         seed=1,
+        study="front",
         seconds=60.0,
         faults=counts | {kind.replace("_", " "): count for kind, count in faults.items()},
         required=counts,
@@ -209,6 +210,9 @@ def report(**faults: int) -> ChaosReport:
         awakened=0,
         woken_wrote=0,
         differences=[],
+        broken_rules=[],
+        differing_features=[],
+        ended_without_gain=False,
     )
 
 
