@@ -124,17 +124,20 @@ def _is_spent(summary: StudySummary) -> bool:
 
 def format_front(front: Front, objectives: Sequence[str]) -> str:
     """The Pareto front of a study of several objectives in a sentence, with the trial at its knee."""
-    names = " and ".join(OBJECTIVES[name].label for name in objectives)
+    labels = [OBJECTIVES[name].label.partition(", ") for name in objectives]
+    *others, last = [f"{label} ({unit})" if unit else label for label, _, unit in labels]
+    start = f"Pareto front of {', '.join(others)} and {last}"
     if (knee := front.knee) is None:
-        return f"Pareto front of {names}: empty, as no trial is complete yet."
+        return f"{start}: empty, as no trial is complete yet."
     assert knee.value is not None
     values = objective_values(objectives[1:], knee.value, knee.summary)
     costs = "".join(
-        f", {value:,.6g} {OBJECTIVES[name].label}" for name, value in zip(objectives[1:], values, strict=True)
+        f", {label} {value:.3g} {unit}" if unit else f", {value:,.0f} {label}"
+        for (label, _, unit), value in zip(labels[1:], values, strict=True)
     )
     return (
-        f"Pareto front of {names}: {len(front.trials)} trials; its knee is trial {knee.number} with"
-        f" {knee.value:.3f} kcal/mol{costs}."
+        f"{start}: {len(front.trials)} trial{'s' if len(front.trials) != 1 else ''}; its knee is trial"
+        f" {knee.number} with {knee.value:.3f} kcal/mol{costs}."
     )
 
 

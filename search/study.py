@@ -452,7 +452,9 @@ def _refuse_ranking_by_error(config: StudyConfig) -> None:
         "limits.until_no_gain": config.limits.until_no_gain,
     }
     for name in (name for name, is_given in given.items() if is_given):
-        raise ValueError(f"{name} compares trials by {ERROR} alone: leave it out with several objectives")
+        raise ValueError(
+            f"{name}: trials are compared by {ERROR} alone; leave it out with several objectives"
+        )
 
 
 def _check_finalists(config: StudyConfig, sampler: SamplerConfig) -> None:

@@ -21,6 +21,7 @@ from search.errors import SearchError
 from search.promote.plan import affordable_trials, find_candidates
 from storage.database import Database
 from storage.studies import Study
+from storage.trials.front import Front
 from storage.trials.views import TrialRow
 
 MakeTrial = Callable[..., TrialRow]
@@ -58,8 +59,15 @@ def test_a_leaderboard_shows_the_front_and_its_knee(record: StudyRecord, one: St
 def test_a_sentence_names_the_knee_with_its_values(record: StudyRecord) -> None:
     assert record.front is not None
     assert format_front(record.front, OBJECTIVES) == (
-        "Pareto front of val MAE, kcal/mol and parameters: 3 trials; its knee is trial 3 with 0.900 kcal/mol,"
-        " 49,280 parameters."
+        "Pareto front of val MAE (kcal/mol) and parameters: 3 trials; its knee is trial 3 with 0.900"
+        " kcal/mol, 49,280 parameters."
+    )
+    knee = record.front.knee
+    assert knee is not None
+    timed = replace(knee, summary={**knee.summary, "inference_us_per_atom": 1.70325})
+    assert format_front(Front((timed,), timed), (*OBJECTIVES, "inference_time")) == (
+        "Pareto front of val MAE (kcal/mol), parameters and inference time (µs per atom): 1 trial; its knee"
+        " is trial 3 with 0.900 kcal/mol, 49,280 parameters, inference time 1.7 µs per atom."
     )
 
 

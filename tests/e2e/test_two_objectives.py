@@ -105,7 +105,7 @@ def test_a_study_of_error_and_parameters_from_its_file_to_its_front(tmp_path: Pa
         connection.execute("UPDATE anitune_attempts SET lease_until = 0")  # nobody waits for a minute
         connection.commit()
     printed = home.train("study", "run", str(home.file), "--pack", "1")
-    assert "Pareto front of val MAE, kcal/mol and parameters:" in printed
+    assert "Pareto front of val MAE (kcal/mol) and parameters:" in printed
 
     shown: dict[str, Any] = json.loads(home.run("study", "show", "two", "--json"))
     assert shown["objectives"] == ["val_mae", "parameters"]

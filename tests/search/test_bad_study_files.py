@@ -120,15 +120,15 @@ FAULTS = {
     ),
     "learning for several objectives": (
         HEAD + "objectives: [val_mae, parameters]\nlearn_from: [a]\n",
-        "learn_from compares trials by val_mae alone",
+        "learn_from: trials are compared by val_mae alone",
     ),
     "a limit of the error for several objectives": (
         "name: tiny\nlimits: {trials: 3, until_no_gain: true}\nobjectives: [val_mae, parameters]\n",
-        "limits.until_no_gain compares trials by val_mae alone",
+        "limits.until_no_gain: trials are compared by val_mae alone",
     ),
     "finalists for several objectives": (
         HEAD + "objectives: [val_mae, parameters]\nfinalists: {}\n",
-        "finalists compares trials by val_mae alone",
+        "finalists: trials are compared by val_mae alone",
     ),
     "finalists with one seed": (
         HEAD + "finalists: {seeds: 1}\n",
