@@ -36,7 +36,7 @@ from search.propose.history import ShownStudy, is_of_space
 from search.propose.predicted import with_predicted_errors
 from search.propose.rows import row_params
 from search.propose.seeds import sampler_seed
-from search.propose.space import distributions, finite_points, grid_points, used_params
+from search.propose.space import distributions, finite_points, grid_points, is_finite, used_params
 from search.study import StudyConfig
 from trainer.errors import ConfigError
 
@@ -127,8 +127,8 @@ def propose(
 
     The sampler sees the trials that :func:`search.propose.history.shown` selects, from all brackets; Optuna's
     hyperband would let it learn from one bracket only. A configuration that was tried is not proposed again
-    while there is an untried one; also in an infinite space a random draw may repeat one, namely that of an
-    earlier study with the same seed, which was tried first here. No proposal breaks a constraint of the
+    while there is an untried one. In an infinite space a random draw repeats one only if it was tried first:
+    an earlier study with the same seed drew it as well. No proposal breaks a constraint of the
     study: the sampler draws again, and if that does not help, the network is shrunk.
 
     Parameters
@@ -148,6 +148,8 @@ def propose(
         return dataclasses.replace(_proposal(draw(first.params)), learned_from=first.source)
     trial = draw(asked_for or {})
     if asked_for or config.repeats != "take" or _has_points(config):
+        return _proposal(trial)
+    if not is_finite(config) and not earlier.first:
         return _proposal(trial)
     space = distributions(config)
     tried = {

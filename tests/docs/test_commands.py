@@ -93,6 +93,10 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "anitune export champion *",
         "python examples/md.py *",
     ),
+    "tests/search/test_cli_predict.py::test_the_champion_of_the_registry_is_a_model": (
+        "mlflow artifacts download *",
+        "mv downloaded/artifacts/ensemble champion",
+    ),
     # They need a GPU.
     "tests/benchmarks/test_gpu_proof.py::test_make_takes_arguments_and_needs_a_torch_with_cuda": (
         "make gpu-proof*",

@@ -109,7 +109,7 @@ def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
 
     # Nobody waits for the minute after which a silent worker has lost its trials.
     with database.writing() as connection:
-        connection.execute(update(attempts).values(lease_until=attempts.c.started_at))
+        connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
     machines.run(machines.two, "worker", "tiny", "--pack", "1")
 
     with database.reading() as connection:

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
 ]
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "using-the-model.md"
 WATERS = """3
 like in the training data
 O 0 0 0.12
@@ -223,6 +228,20 @@ def test_the_champion_of_the_registry_is_a_model(
         assert json.loads(result.stdout) == expected
     line = complaint(anitune("predict", "models:/water@nobody", waters))
     assert "`anitune promote` registers models" in line
+
+    # The folder of the ensemble, for ASE on another machine, as docs/using-the-model.md gets it.
+    (command,) = re.findall(r"^mlflow (artifacts download .*)", PAGE.read_text(), re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", *command.replace("quickstart", "water").split()],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/home/mlflow.db"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = tmp_path / "downloaded" / "artifacts" / "ensemble"
+    assert json.loads(anitune("predict", found, waters, "--json").stdout) == expected
 
 
 def test_a_composition_that_the_training_data_do_not_tell(task: Task, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def begin(database: Database, worker: WorkerInfo) -> Attempt:
 def silence(attempt: Attempt, database: Database) -> None:
     with database.writing() as connection:
         this = attempts.c.token == attempt.claim.token
-        connection.execute(update(attempts).where(this).values(lease_until=attempts.c.started_at))
+        connection.execute(update(attempts).where(this).values(lease_until=attempts.c.started_at - 1))
 
 
 def saved(folder: Path, epoch: int) -> SavedCheckpoint:

@@ -62,7 +62,7 @@ def take_over(database: Database, study: Study, worker: WorkerInfo, token: str) 
     """Another worker claims the trial, as after the silence of its first worker."""
     with database.writing() as connection:
         connection.execute(
-            update(attempts).where(attempts.c.token == token).values(lease_until=attempts.c.started_at)
+            update(attempts).where(attempts.c.token == token).values(lease_until=attempts.c.started_at - 1)
         )
     claimed = claim_trial(database, study, replace(worker, name="w2"))
     assert claimed is not None
@@ -416,7 +416,7 @@ def test_a_worker_may_die_between_any_two_writes(
         except Killed:
             crashes += 1
         with database.writing() as connection:
-            connection.execute(update(attempts).values(lease_until=attempts.c.started_at))
+            connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
         while run_trial(database, study, worker, plot):
             pass
 

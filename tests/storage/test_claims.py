@@ -35,7 +35,9 @@ def die(database: Database, study: Study, claim: Claim) -> None:
     """Let the lease of a claim run out, as if its worker had been killed some time ago."""
     with database.writing() as connection:
         connection.execute(
-            update(attempts).where(attempts.c.token == claim.token).values(lease_until=attempts.c.started_at)
+            update(attempts)
+            .where(attempts.c.token == claim.token)
+            .values(lease_until=attempts.c.started_at - 1)
         )
 
 

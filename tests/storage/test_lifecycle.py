@@ -74,7 +74,9 @@ def test_lease_holders_are_those_that_hold_a_lease(
     dead = claimed(database, study, replace(worker, name="dead"))
     with database.writing() as connection:
         connection.execute(
-            update(attempts).where(attempts.c.token == dead.token).values(lease_until=attempts.c.started_at)
+            update(attempts)
+            .where(attempts.c.token == dead.token)
+            .values(lease_until=attempts.c.started_at - 1)
         )
     other = make_study("other")
     claimed(database, other, replace(worker, name="elsewhere"))

@@ -105,7 +105,7 @@ def test_a_trial_whose_worker_lost_its_heartbeat_is_shown_as_interrupted(
     database: Database, study: Study
 ) -> None:
     with database.writing() as connection:
-        connection.execute(update(attempts).values(lease_until=attempts.c.started_at))
+        connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
     assert by_number(database, study)[3].state == "interrupted"
 
 

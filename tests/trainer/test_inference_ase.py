@@ -102,7 +102,7 @@ def test_molecular_dynamics_keep_the_energy(ensemble: Ensemble, methanol: Atoms,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    _, uncertainty, drift, departure, _ = done.stdout.splitlines()
+    _, uncertainty, _, drift, departure, _ = done.stdout.splitlines()
     assert float(uncertainty.split()[1]) > 0
     # Of the 39 meV an atom that move about: wrong forces lose as much within the first steps.
     assert abs(float(drift.split()[1])) < 5, drift  # meV/atom/ps
