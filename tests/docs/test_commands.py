@@ -86,7 +86,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     ),
     "tests/search/test_promote.py::test_a_trial_is_reproduced_from_its_record": ("anitune reproduce *",),
     "tests/search/test_learning_curve.py::test_the_values_are_those_of_the_trainings": (
-        "anitune learning-curve quickstart --*",
+        "anitune learning-curve * --*",
     ),
     "tests/search/test_docs_using_the_model.py::test_what_the_page_says_works": (
         "anitune predict champion *",
