@@ -72,6 +72,11 @@ def format_budget(budget: Budget) -> str:
     return ", ".join(limits) or "none"
 
 
+def format_seeds(seeds: int) -> str:
+    """What follows an error that is the mean over several seeds."""
+    return f", mean over {seeds} seeds" if seeds > 1 else ""
+
+
 def format_gain(summary: StudySummary) -> str | None:
     """How much better the best trial could become, and whether the study ended for that; None: not known."""
     gain = summary.gain

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dashboards import links
-from dashboards.formatting import format_front, trained_on
+from dashboards.formatting import format_front, format_seeds, trained_on
 from dashboards.formatting import markdown_code as _code
 from dashboards.formatting import markdown_text as _text
 from dashboards.ranking import FEW_COMPLETE
@@ -124,8 +124,7 @@ def _best(summary: StudySummary, trials: Sequence[TrialRow]) -> str:
     best = next((trial for trial in trials if trial.number == summary.best_number), None)
     if best is None:
         return "No trial is complete yet."
-    seeds = f", mean over {summary.best_seeds} seeds" if summary.best_seeds > 1 else ""
-    error = f"{summary.best_value:.3f} kcal/mol"
+    error, seeds = f"{summary.best_value:.3f} kcal/mol", format_seeds(summary.best_seeds)
     return f"Best: {_name(best)}, validation MAE **{error}** (trial {best.number}{seeds})"
 
 

@@ -162,7 +162,7 @@ def record_gain(database: Database, study: Study, gain: ExpectedGain) -> bool:
         row = locked_row(connection, study)
         if row.gain is not None:
             known = ExpectedGain(**row.gain)
-            begun = connection.execute(select(_begun(study))).scalar_one()
+            begun = connection.execute(select(begun_trials()).where(studies.c.id == study.id)).scalar_one()
             has_ended = row.budget_until_no_gain and known.is_noise and begun == row.budget_trials
             if known.results > gain.results or (has_ended and not gain.is_noise):
                 return False  # another worker knows more, or the study has ended
@@ -174,12 +174,13 @@ def record_gain(database: Database, study: Study, gain: ExpectedGain) -> bool:
 
 
 def _limit_to_begun(connection: Connection, study: Study) -> None:
-    connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=_begun(study)))
+    connection.execute(update(studies).where(studies.c.id == study.id).values(budget_trials=begun_trials()))
 
 
-def _begun(study: Study) -> ScalarSelect[int]:
-    """Number of trials of a study."""
-    return select(func.count()).where(trials.c.study_id == study.id).scalar_subquery()
+def begun_trials() -> ScalarSelect[int]:
+    """Number of trials of a row of ``anitune_studies``."""
+    count = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
+    return count.scalar_subquery()
 
 
 def lease_holders(connection: Connection, study: Study) -> list[str]:

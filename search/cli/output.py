@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import duration, format_budget, format_gain, study_state_line
+from dashboards.formatting import duration, format_budget, format_gain, format_seeds, study_state_line
 from dashboards.printable import printable
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def summary_lines(summary: StudySummary) -> list[str]:
     states = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count) or "none yet"
     total = summary.epochs + summary.epochs_saved
     share = f" ({summary.epochs_saved / total:.0%} of the epochs that all trials would take)" if total else ""
-    of_seeds = f", mean over {summary.best_seeds} seeds" if summary.best_seeds > 1 else ""
+    of_seeds = format_seeds(summary.best_seeds)
     best = (
         f"{summary.best_value:.3f} kcal/mol (validation MAE of trial {summary.best_number}{of_seeds})"
         if summary.best_value is not None

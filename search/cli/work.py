@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dashboards.formatting import format_front
+from dashboards.formatting import format_front, format_seeds
 from dashboards.optuna_notes import write_optuna_notes
 from dashboards.report.write import write_report
 from search.cli.create import anitune_with_places, create_studies
@@ -234,8 +234,8 @@ def _report(console: Console, database: Database, studies: list[tuple[Study, Stu
         console.print(f"{study.name}: no trial is complete.", markup=False)
     else:
         print_value(console, "Best architecture", f"{values['architecture']} (trial {values['trial']})")
-        of_seeds = f", mean over {values['seeds']} seeds" if values["seeds"] > 1 else ""
-        print_value(console, "Validation MAE", f"{values['val_mae_kcalmol']:.3f} kcal/mol{of_seeds}")
+        error = f"{values['val_mae_kcalmol']:.3f} kcal/mol{format_seeds(values['seeds'])}"
+        print_value(console, "Validation MAE", error)
         print_value(console, "Plots", values["plots"])
     if (path := _write_report(database, study)) is not None:
         print_value(console, "Report", str(path))

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 from storage.database import Database
-from storage.lifecycle import locked_row
+from storage.lifecycle import begun_trials, locked_row
 from storage.records.keys import of_study, study_key
 from storage.records.tables import attempts, now, of_latest_attempt, seconds_spent, studies, trials
 from storage.studies import Study
@@ -293,7 +293,7 @@ def _promote_or_begin(
 def _within_budget() -> ColumnElement[bool]:
     """Condition that a row of ``anitune_studies`` has budget left."""
     return and_(
-        studies.c.budget_trials.is_(None) | (_begun() < studies.c.budget_trials),
+        studies.c.budget_trials.is_(None) | (begun_trials() < studies.c.budget_trials),
         _within_effort(),
     )
 
@@ -302,17 +302,11 @@ def _may_choose_finalists() -> ColumnElement[bool]:
     """Condition that finalists of a row of ``anitune_studies`` are to be chosen, as nothing else is left."""
     return and_(
         studies.c.state == "open",
-        studies.c.finalists_among != _begun(),
+        studies.c.finalists_among != begun_trials(),
         ~_in_state("running").exists(),
         ~_in_state("paused").exists(),
         ~_within_budget(),
     )
-
-
-def _begun() -> ScalarSelect[int]:
-    """Number of trials of a row of ``anitune_studies``."""
-    count = select(func.count()).where(trials.c.study_id == studies.c.id).correlate(studies)
-    return count.scalar_subquery()
 
 
 def _within_effort() -> ColumnElement[bool]:
@@ -563,7 +557,7 @@ def _is(trial: Row[Any]) -> tuple[Any, ...]:
 _WITHIN_BUDGET: Final = select(studies.c.id).where(of_study(), _within_budget())
 _WITHIN_EFFORT: Final = select(studies.c.id).where(of_study(), _within_effort())
 _MAY_CHOOSE_FINALISTS: Final = select(studies.c.id).where(of_study(), _may_choose_finalists())
-_BEGUN: Final = select(_begun()).where(of_study())
+_BEGUN: Final = select(begun_trials()).where(of_study())
 _RUNNING: Final = (
     select(trials.c.number)
     .where(of_study(trials.c.study_id), trials.c.state == "running", trials.c.told.is_(False))

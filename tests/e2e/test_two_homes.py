@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from search.work.reproduce import recorded_trial
 from storage.blobs.place import open_blobs
@@ -25,6 +25,7 @@ from storage.studies import open_study
 from storage.tracking.mlflow_runs import MlflowRuns
 from storage.trials.views import trial_rows
 from tests.chaos.reproduce import differing
+from tests.leases import let_leases_run_out
 
 # MLflow uses what is deprecated elsewhere; our own warnings stay errors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
@@ -108,8 +109,7 @@ def test_a_machine_without_a_shared_folder_goes_on_where_the_lost_one_was(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # Nobody waits for the minute after which a silent worker has lost its trials.
-    with database.writing() as connection:
-        connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
+    let_leases_run_out(database)
     machines.run(machines.two, "worker", "tiny", "--pack", "1")
 
     with database.reading() as connection:

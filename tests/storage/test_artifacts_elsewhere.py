@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 
 from dashboards.optuna_images import TrialImages
 from storage.blobs.place import ARTIFACTS_MARKER, open_blobs, resolve_artifact_location
@@ -19,13 +19,14 @@ from storage.deletion import delete_study
 from storage.errors import BlobMissingError, FolderTakenError, LeaseLostError, SettingsError
 from storage.garbage import find_garbage, remove
 from storage.ownership import ownership_marker, write_marker
-from storage.records.tables import attempts, blobs, checkpoints, metrics
+from storage.records.tables import blobs, checkpoints, metrics
 from storage.settings import Settings
 from storage.studies import Budget, Study, create_study, open_study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.checkpoints import SavedCheckpoint
 from storage.trials.queue import WorkerInfo, claim_trial
+from tests.leases import let_leases_run_out
 
 OpenHome = Callable[..., Database]
 
@@ -77,12 +78,6 @@ def begin(database: Database, worker: WorkerInfo) -> Attempt:
     return Attempt(database, study, claim)
 
 
-def silence(attempt: Attempt, database: Database) -> None:
-    with database.writing() as connection:
-        this = attempts.c.token == attempt.claim.token
-        connection.execute(update(attempts).where(this).values(lease_until=attempts.c.started_at - 1))
-
-
 def saved(folder: Path, epoch: int) -> SavedCheckpoint:
     folder.mkdir(exist_ok=True)
     (folder / "checkpoint").write_bytes(b"state after epoch %d" % epoch)
@@ -124,7 +119,7 @@ def test_another_machine_fetches_the_checkpoint_unless_its_own_goes_as_far(
 ) -> None:
     first = begin(one, worker)
     first.record_metrics(loss(1, 2), saved(tmp_path, 2))
-    silence(first, one)
+    let_leases_run_out(one, first.claim.token)
     second = begin(two, replace(worker, name="w2"))
     assert second.claim.attempt == 2
 
@@ -142,7 +137,7 @@ def test_a_worker_that_wakes_up_replaces_neither_checkpoint_nor_metrics(
 ) -> None:
     zombie = begin(one, worker)
     zombie.record_metrics(loss(1), saved(tmp_path / "a", 1))
-    silence(zombie, one)
+    let_leases_run_out(one, zombie.claim.token)
     taker = begin(two, replace(worker, name="w2"))
     taker.record_metrics(loss(2), saved(tmp_path / "b", 2))
 
@@ -172,7 +167,7 @@ def test_a_lost_checkpoint_costs_no_trial(
 ) -> None:
     first = begin(one, worker)
     first.record_metrics(loss(1), saved(tmp_path, 1))
-    silence(first, one)
+    let_leases_run_out(one, first.claim.token)
     (blob,) = open_blobs(one).stored()
     open_blobs(one).delete(blob.name)
     second = begin(two, replace(worker, name="w2"))

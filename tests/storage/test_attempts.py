@@ -29,6 +29,7 @@ from storage.trials.attempts import Attempt
 from storage.trials.heartbeat import Heartbeat
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
 from storage.trials.views import metric_history, trial_row, trial_rows
+from tests.leases import let_leases_run_out
 
 MakeStudy = Callable[..., Study]
 AwayDatabase = Callable[[Database], AbstractContextManager[None]]
@@ -60,10 +61,7 @@ def plot(tmp_path: Path) -> Path:
 
 def take_over(database: Database, study: Study, worker: WorkerInfo, token: str) -> Claim:
     """Another worker claims the trial, as after the silence of its first worker."""
-    with database.writing() as connection:
-        connection.execute(
-            update(attempts).where(attempts.c.token == token).values(lease_until=attempts.c.started_at - 1)
-        )
+    let_leases_run_out(database, token)
     claimed = claim_trial(database, study, replace(worker, name="w2"))
     assert claimed is not None
     return claimed
@@ -415,8 +413,7 @@ def test_a_worker_may_die_between_any_two_writes(
             break
         except Killed:
             crashes += 1
-        with database.writing() as connection:
-            connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
+        let_leases_run_out(database)
         while run_trial(database, study, worker, plot):
             pass
 

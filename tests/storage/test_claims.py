@@ -21,24 +21,14 @@ from storage.trials.attempts import Attempt
 from storage.trials.queue import (
     CRASHES_ALLOWED,
     LOST_HEARTBEATS_ALLOWED,
-    Claim,
     WorkerInfo,
     claim_trial,
     next_study,
     open_trials,
 )
+from tests.leases import let_leases_run_out
 
 MakeStudy = Callable[..., Study]
-
-
-def die(database: Database, study: Study, claim: Claim) -> None:
-    """Let the lease of a claim run out, as if its worker had been killed some time ago."""
-    with database.writing() as connection:
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.token == claim.token)
-            .values(lease_until=attempts.c.started_at - 1)
-        )
 
 
 def claim_all(settings: Settings, name: str, host: str, barrier: object, taken: object) -> None:
@@ -144,7 +134,7 @@ def test_a_killed_workers_trial_goes_on_under_its_number_before_all_others(
     assert living is not None
     config = {"hidden": [64], "learning_rate": 1e-3}
     Attempt(database, study, dead).record_config(config, {"width": 64}, planned_epochs=9)
-    die(database, study, dead)
+    let_leases_run_out(database, dead.token)
     second = claim_trial(database, study, replace(worker, name="w2"))
 
     assert second is not None
@@ -162,7 +152,7 @@ def test_a_lease_that_is_renewed_is_not_taken(
     study = make_study(trials=1)
     claim = claim_trial(database, study, worker)
     assert claim is not None
-    die(database, study, claim)
+    let_leases_run_out(database, claim.token)
     Attempt(database, study, claim).renew()
 
     assert claim_trial(database, study, worker) is None
@@ -190,7 +180,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(
         claim = claim_trial(database, study, worker)
         assert claim is not None
         assert claim.attempt == attempt
-        die(database, study, claim)
+        let_leases_run_out(database, claim.token)
 
     assert claim_trial(database, study, worker) is None
     (told,) = study.optuna.get_trials()
@@ -210,7 +200,7 @@ def test_a_preemption_neither_counts_as_a_crash_nor_hides_those_before(
             Attempt(database, study, preempted).hand_back("SIGTERM")
         claim = claim_trial(database, study, worker)
         assert claim is not None
-        die(database, study, claim)
+        let_leases_run_out(database, claim.token)
 
     assert claim_trial(database, study, worker) is None
     assert study.optuna.get_trials()[0].state is optuna.trial.TrialState.FAIL
@@ -229,8 +219,8 @@ def test_a_lost_machine_does_not_count_against_the_trials_on_it(
         assert claim.last_chance is (attempt == LOST_HEARTBEATS_ALLOWED)
         assert beside is not None
         assert elsewhere is not None
-        die(database, study, claim)
-        die(database, other, beside)
+        let_leases_run_out(database, claim.token)
+        let_leases_run_out(database, beside.token)
         Attempt(database, other, elsewhere).renew()
 
     # It may be the trial that takes machines down.
@@ -248,7 +238,7 @@ def test_a_machine_on_which_another_worker_goes_on_was_not_lost(
         beside = claim_trial(database, other, replace(worker, pid=worker.pid + 1))
         assert claim is not None
         assert beside is not None
-        die(database, study, claim)
+        let_leases_run_out(database, claim.token)
         if sign == "ended":
             Attempt(database, other, beside).finish("complete", value=1.0)
         else:
@@ -266,7 +256,7 @@ def test_a_worker_takes_no_trial_from_itself_and_none_before_its_time(
     mine, early = claim_trial(database, study, worker), claim_trial(database, study, worker)
     assert mine is not None
     assert early is not None
-    die(database, study, mine)  # of the machine that slept, not of the worker
+    let_leases_run_out(database, mine.token)  # of the machine that slept, not of the worker
     Attempt(database, study, early).hand_back("too early")
 
     third = claim_trial(database, study, worker, in_hand={mine.number}, early={early.number})
@@ -287,7 +277,7 @@ def test_a_trial_on_its_last_chance_is_not_claimed_beside_others(
         claim = claim_trial(database, study, worker)
         assert claim is not None
         assert not claim.last_chance
-        die(database, study, claim)
+        let_leases_run_out(database, claim.token)
 
     other = claim_trial(database, study, worker, in_hand={7})
     assert other is not None
@@ -323,7 +313,7 @@ def test_a_trial_that_gets_on_is_never_given_up(
         claim = claim_trial(database, study, worker)
         assert claim is not None
         Attempt(database, study, claim).record_metrics([MetricRow("val/loss", epoch, 0.5, 1_000)])
-        die(database, study, claim)
+        let_leases_run_out(database, claim.token)
 
 
 @pytest.mark.parametrize("limit", [{"seconds": 5.0}, {"epochs": 3}])
@@ -421,7 +411,7 @@ def test_the_next_study_is_the_first_by_priority_and_age_that_has_a_trial(
     assert next_study(database) == "young"  # those of old are begun
     assert first is not None
     assert second is not None
-    die(database, old, first)
+    let_leases_run_out(database, first.token)
     assert next_study(database) == "old"
     change_state(database, old, "paused", of={"open"})
     change_state(database, young, "stopped", of={"open"})

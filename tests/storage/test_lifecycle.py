@@ -4,17 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 
 from storage.database import Database
 from storage.errors import StudyNotFoundError, StudyStateError
 from storage.lifecycle import change_state, extend_budget, lease_holders, study_state
-from storage.records.tables import attempts, outbox, studies
+from storage.records.tables import outbox, studies
 from storage.studies import Budget, Study, StudyState, list_studies
 from storage.trials import heartbeat
 from storage.trials.attempts import Attempt
 from storage.trials.heartbeat import Heartbeat
 from storage.trials.queue import Claim, WorkerInfo, claim_trial
+from tests.leases import let_leases_run_out
 
 MakeStudy = Callable[..., Study]
 ANY: tuple[StudyState, ...] = ("open", "paused", "stopped", "archived")
@@ -72,12 +73,7 @@ def test_lease_holders_are_those_that_hold_a_lease(
 ) -> None:
     study = make_study()
     dead = claimed(database, study, replace(worker, name="dead"))
-    with database.writing() as connection:
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.token == dead.token)
-            .values(lease_until=attempts.c.started_at - 1)
-        )
+    let_leases_run_out(database, dead.token)
     other = make_study("other")
     claimed(database, other, replace(worker, name="elsewhere"))
     claimed(database, study, worker)

@@ -14,6 +14,7 @@ from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.trials.views import TrialRow, trial_row, trial_rows
+from tests.leases import let_leases_run_out
 
 
 def epochs(first: int, last: int) -> list[MetricRow]:
@@ -104,8 +105,7 @@ def test_one_trial_is_read_as_among_all(database: Database, study: Study) -> Non
 def test_a_trial_whose_worker_lost_its_heartbeat_is_shown_as_interrupted(
     database: Database, study: Study
 ) -> None:
-    with database.writing() as connection:
-        connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
+    let_leases_run_out(database)
     assert by_number(database, study)[3].state == "interrupted"
 
 

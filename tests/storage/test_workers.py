@@ -10,12 +10,13 @@ from sqlalchemy import Connection, func, select, update
 
 from storage.database import Database
 from storage.errors import DatabaseUnreachableError
-from storage.records.tables import attempts, workers
+from storage.records.tables import workers
 from storage.studies import Study
 from storage.tracking.outbox import MetricRow
 from storage.trials.attempts import Attempt
 from storage.trials.queue import WorkerInfo, claim_trial
 from storage.workers import EPOCH_SECONDS, RETENTION_SECONDS, TrialInHand, WorkerHeartbeat, live_workers
+from tests.leases import let_leases_run_out
 
 
 def train(database: Database, study: Study, worker: WorkerInfo, epochs: int) -> Attempt:
@@ -70,8 +71,7 @@ def test_a_trial_whose_lease_has_lapsed_is_in_nobodys_hand(
 ) -> None:
     with WorkerHeartbeat(database, worker, "widths"):
         train(database, make_study(trials=1), worker, epochs=1)
-        with database.writing() as connection:
-            connection.execute(update(attempts).values(lease_until=attempts.c.started_at - 1))
+        let_leases_run_out(database)
         assert live_workers(database)[0].trials == ()
 
 
