@@ -238,17 +238,17 @@ def write_table(trainings: Iterable[Training], path: Path) -> None:
 def stages(rows: Mapping[Cell, Training]) -> Iterator[tuple[str, list[Cell]]]:
     """Names and trainings of the studies that make the table, in their order.
 
-    The best configurations of a stage get further seeds, so ``rows`` must contain a stage before the next
-    one is asked for. Half a grid with further seeds of its best says more than a whole grid with one seed.
+    The best configurations get further seeds, so ``rows`` must contain the first seeds of the whole grid before
+    the next stage is asked for.
     """
     cells = grid()
     for weight_decay in GRID["weight_decay"]:
         yield f"search-table-{weight_decay:g}", [cell for cell in cells if cell.weight_decay == weight_decay]
-        best = sorted((cell for cell in cells if cell in rows), key=lambda cell: rows[cell].error)
-        yield from _seeds(f"search-table-{weight_decay:g}-best", best[:FURTHER_SEEDS_BEST])
+    best = sorted((cell for cell in cells if cell in rows), key=lambda cell: rows[cell].error)
+    yield from _seeds("search-table-best", best[:FURTHER_SEEDS_BEST])
+    yield "search-table-schedules", other_schedules()
     share = random.Random(1).sample(cells, round(FURTHER_SEEDS_SHARE * len(cells)))
     yield from _seeds("search-table-share", share)
-    yield "search-table-schedules", other_schedules()
 
 
 def _seeds(name: str, cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
