@@ -9,7 +9,6 @@ and workers. The histories of all replays are kept, so that they can be judged a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import math
@@ -51,7 +50,7 @@ from trainer.task import Task, prepare_task
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 
-SHARES: Final = (0.01, 0.02, 0.03, 0.05, 0.1)
+SHARES: Final = (0.01, 0.02, 0.03, 0.04, 0.05)
 """Shares of the cost of training the whole table, at which searches are judged."""
 
 GOAL_SHARE: Final = 0.03
@@ -417,16 +416,12 @@ def _row(result: Result, epochs: int) -> list[str]:
     ]
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_histories(path: Path, table: Path, seeds: int) -> Histories:
+def read_histories(path: Path, table: Trainings, seeds: int) -> Histories:
     """Read the histories of a file; empty if they belong to another table, other seeds or other versions."""
     if not path.exists():
         return {}
     values = json.loads(path.read_text())
-    if (values["table"], values["seeds"], values["versions"]) != (_digest(table), seeds, versions()):
+    if (values["table"], values["seeds"], values["versions"]) != (table.digest, seeds, versions()):
         return {}
     return {
         (each["search"], each["workers"]): [
@@ -437,13 +432,8 @@ def read_histories(path: Path, table: Path, seeds: int) -> Histories:
     }
 
 
-def write_histories(path: Path, file: Path, seeds: int, histories: Histories, table: Trainings) -> None:
-    """Write all histories with their results. Infinite values become null.
-
-    Parameters
-    ----------
-    file : the file of the table
-    """
+def write_histories(path: Path, table: Trainings, seeds: int, histories: Histories) -> None:
+    """Write all histories with their results. Infinite values become null."""
     results = judge_all(histories, table)
     searches = [
         {
@@ -459,7 +449,7 @@ def write_histories(path: Path, file: Path, seeds: int, histories: Histories, ta
         for each in results
     ]
     values = {
-        "table": _digest(file),
+        "table": table.digest,
         "seeds": seeds,
         "versions": versions(),
         "goals": [asdict(each) for each in verdicts(results, limit(table))],
@@ -503,7 +493,7 @@ def main() -> None:
     if not arguments.table.exists():
         parser.error(f"{arguments.table} does not exist; create it with make search-table")
     table = table_of(arguments.table)
-    histories = read_histories(arguments.json, arguments.table, arguments.seeds)
+    histories = read_histories(arguments.json, table, arguments.seeds)
     if arguments.redraw and not histories:
         parser.error(f"{arguments.json} has no histories of this table with {arguments.seeds} seeds")
     # The peers depend only on the table, and some take long: they are replayed again only if they are named.
@@ -522,7 +512,7 @@ def main() -> None:
     began = time.perf_counter()
     for (name, count), found in replay_all(chosen, arguments.seeds, arguments.table, arguments.features):
         histories = _in_order({**histories, (name, count): found})
-        write_histories(arguments.json, arguments.table, arguments.seeds, histories, table)
+        write_histories(arguments.json, table, arguments.seeds, histories)
         result = judge(name, count, found, table)
         print(f"{time.perf_counter() - began:5.0f} s: {', '.join(_row(result, table.epochs))}", flush=True)
 

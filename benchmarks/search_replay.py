@@ -6,6 +6,7 @@ row of the table and a sleep on the virtual clock. Plain Optuna does what its tu
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import math
@@ -144,6 +145,16 @@ class Trainings:
     def shortest_epoch(self) -> float:
         """Duration of the shortest epoch of all trainings, s."""
         return min(row.seconds or 1.0 for rows in self._rows.values() for row in rows)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that a replay can read, in hexadecimal digits."""
+        read = [
+            (row.cell, row.val_mae, row.parameters, row.seconds, row.failure)
+            for rows in self._rows.values()
+            for row in rows
+        ]
+        return hashlib.sha256(repr(sorted(read, key=repr)).encode()).hexdigest()
 
     @property
     def count(self) -> int:

@@ -238,8 +238,8 @@ def write_table(trainings: Iterable[Training], path: Path) -> None:
 def stages(rows: Mapping[Cell, Training]) -> Iterator[tuple[str, list[Cell]]]:
     """Names and trainings of the studies that make the table, in their order.
 
-    The best configurations get further seeds, so ``rows`` must contain the first seeds of the whole grid before
-    the next stage is asked for.
+    The best configurations get further seeds, so ``rows`` must contain the first seeds of the whole grid
+    before the next stage is asked for.
     """
     cells = grid()
     for weight_decay in GRID["weight_decay"]:
